@@ -1,0 +1,17 @@
+"""The errors that a command prints as one line: what, why, and the next step."""
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one whole line: the thing, the reason, the next step."""
+
+
+class PictureError(UserError):
+    """A picture that cannot be read; the other pictures are not affected."""
+
+
+class ModelError(UserError):
+    """A model file or folder that is missing, damaged, or of another contract."""
+
+
+class EngineError(UserError):
+    """An inference engine that is not installed, or that cannot run this file."""
