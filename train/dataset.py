@@ -1,0 +1,305 @@
+"""Find the photos under a folder, tell their classes from the folders' names, and split them.
+
+Two layouts are read: a folder of class folders, or one that holds train/ and test/ (val/ optional), each a folder of
+class folders. A split that is not given is cut from the training photos.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runtime.errors import UserError
+from runtime.picture import SUFFIXES
+
+SPLITS = ("train", "val", "test")
+# What operating systems leave in folders; names that start with a dot are passed over as well.
+LITTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
+
+
+class PhotosError(UserError):
+    """A folder that cannot be trained on."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo: `path` is relative to the data set's root, with forward slashes; `sha256` is of the file's bytes."""
+
+    path: str
+    label: str
+    split: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file under the root that is not trained on, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The photos under `root`, each in one split. `synthetic` marks pictures that are drawn, not taken."""
+
+    root: Path
+    classes: tuple[str, ...]
+    photos: tuple[Photo, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    synthetic: bool = False
+
+    def split(self, name: str) -> tuple[Photo, ...]:
+        """The photos of the split `name`: train, val or test."""
+        return tuple(photo for photo in self.photos if photo.split == name)
+
+    @property
+    def sha256(self) -> str:
+        """One digest of every photo's split, label and bytes; where the files lie and what they are called is no part."""
+        lines = sorted(f"{photo.split}\t{photo.label}\t{photo.sha256}\n" for photo in self.photos)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def without(self, left_out: Iterable[LeftOut]) -> Dataset:
+        """This data set less the photos named, which turned out not to be readable."""
+        gone = tuple(left_out)
+        paths = {item.path for item in gone}
+        photos = tuple(photo for photo in self.photos if photo.path not in paths)
+        return checked(replace(self, photos=photos, left_out=(*self.left_out, *gone)))
+
+
+def find_photos(
+    root: Path,
+    *,
+    split_seed: int = 0,
+    val_share: float = 0.15,
+    test_share: float = 0.15,
+    limit: int | None = None,
+    synthetic: bool = False,
+) -> Dataset:
+    """Read the folder `root` into a Dataset.
+
+    A photo's place in a split that is not given depends on `split_seed` and its own bytes alone, so that adding photos
+    moves none of the others. `limit` keeps that many photos a class of each split that is given, chosen the same way.
+    Raises PhotosError for a folder that cannot be trained on: a wrong path, fewer than two classes, an empty class, the
+    same photo in two given splits.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise PhotosError(f"{root}: no such folder; give a folder that holds one folder of photos a class")
+    if not root.is_dir():
+        raise PhotosError(f"{root} is a file; give the folder that holds one folder of photos a class")
+    given, left_out = _given_splits(root)
+    photos: list[Photo] = []
+    for split, folder in given.items():
+        found, unfit = _read_split(root, folder, split)
+        photos += found
+        left_out += unfit
+    photos, unfit = _one_of_each(photos)
+    left_out += unfit
+    if limit is not None:
+        photos = _limited(photos, limit, split_seed)
+    cut = {"val": val_share, "test": test_share}
+    for split in given:
+        cut.pop(split, None)
+    photos = _cut_from_train(photos, cut, split_seed)
+    classes = tuple(sorted({photo.label for photo in photos if photo.split == "train"}))
+    return checked(
+        Dataset(
+            root.resolve(),
+            classes,
+            tuple(sorted(photos, key=lambda photo: photo.path)),
+            tuple(sorted(left_out, key=lambda item: item.path)),
+            synthetic,
+        )
+    )
+
+
+def checked(dataset: Dataset) -> Dataset:
+    """The data set itself when a classifier can be trained on it; raises PhotosError when not."""
+    train = Counter(photo.label for photo in dataset.split("train"))
+    for label in dataset.classes:
+        if not train[label]:
+            raise PhotosError(f"{dataset.root}: class {label} has no readable photo to train on; add some")
+    if len(dataset.classes) < 2:
+        raise PhotosError(
+            f"{dataset.root}: found {len(dataset.classes)} class with photos, at least 2 are needed; "
+            "put each class's photos in a folder of its own"
+        )
+    for photo in dataset.photos:
+        if photo.label not in dataset.classes:
+            raise PhotosError(f"{dataset.root}: class {photo.label} is in {photo.split}/ but not in train/")
+    return dataset
+
+
+def write_manifest(dataset: Dataset, folder: Path) -> None:
+    """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`."""
+    with (folder / "photos.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", "split", "sha256"])
+        writer.writerows((p.path, p.label, p.split, p.sha256) for p in dataset.photos)
+    with (folder / "left_out.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "reason"])
+        writer.writerows((item.path, item.reason) for item in dataset.left_out)
+
+
+def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic: bool = False) -> Dataset:
+    """The data set that write_manifest wrote into `folder`, its photos lying under `root`."""
+    with (folder / "photos.csv").open(newline="", encoding="utf-8") as file:
+        photos = tuple(Photo(**row) for row in csv.DictReader(file))
+    with (folder / "left_out.csv").open(newline="", encoding="utf-8") as file:
+        left_out = tuple(LeftOut(**row) for row in csv.DictReader(file))
+    return Dataset(root, classes, photos, left_out, synthetic)
+
+
+def _given_splits(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
+    """The folders of the splits that `root` holds; `root` itself is the training split when it holds none.
+
+    A class may be called "train" too: train/ is a split only when it holds folders and no picture.
+    """
+    train = root / "train"
+    if not train.is_dir() or not _folders(train) or any(_is_picture(path) for path in _visible(train)):
+        return {"train": root}, []
+    given = {split: root / split for split in SPLITS if (root / split).is_dir()}
+    left_out = [
+        LeftOut(f"{folder.name}/", "beside train/, but neither val/ nor test/")
+        for folder in _folders(root)
+        if folder.name not in given
+    ]
+    return given, left_out
+
+
+def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list[LeftOut]]:
+    """Every picture file in the class folders of `folder`, hashed, and the files that are none."""
+    pictures: list[tuple[Path, str]] = []
+    left_out: list[LeftOut] = []
+    for class_folder in _folders(folder):
+        label = unicodedata.normalize("NFC", class_folder.name)  # macOS spells é in two characters
+        before = len(pictures)
+        for path in _files(class_folder):
+            if _is_picture(path):
+                pictures.append((path, label))
+            else:
+                left_out.append(LeftOut(path.relative_to(root).as_posix(), "not a picture by its name"))
+        if len(pictures) == before:
+            raise PhotosError(f"{class_folder}: no photo in this class folder; add some or remove the folder")
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(_sha256, (path for path, _ in pictures)))
+    photos: list[Photo] = []
+    for (path, label), digest in zip(pictures, hashes, strict=True):
+        name = path.relative_to(root).as_posix()
+        if digest.startswith("!"):
+            left_out.append(LeftOut(name, digest[1:]))
+        else:
+            photos.append(Photo(name, label, split, digest))
+    return photos, left_out
+
+
+def _one_of_each(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
+    """Each photo once. The same bytes in two classes contradict each other, so that neither is kept."""
+    same: dict[str, list[Photo]] = defaultdict(list)
+    for photo in photos:
+        same[photo.sha256].append(photo)
+    kept: list[Photo] = []
+    left_out: list[LeftOut] = []
+    for first, *others in same.values():
+        for other in others:
+            if other.split != first.split:
+                raise PhotosError(
+                    f"{first.path} and {other.path} are the same photo in two splits; a model must not be tested on "
+                    "what it was trained on: remove one"
+                )
+        labels = {photo.label for photo in (first, *others)}
+        if len(labels) > 1:
+            reason = f"the same photo in several classes: {', '.join(sorted(labels))}"
+            left_out += [LeftOut(photo.path, reason) for photo in (first, *others)]
+        else:
+            kept.append(first)
+            left_out += [LeftOut(other.path, f"the same photo as {first.path}") for other in others]
+    return kept, left_out
+
+
+def _limited(photos: list[Photo], limit: int, seed: int) -> list[Photo]:
+    kept: list[Photo] = []
+    for group in _by_class(photos).values():
+        kept += sorted(group, key=lambda photo: _lot(photo, seed))[:limit]
+    return kept
+
+
+def _cut_from_train(photos: list[Photo], shares: dict[str, float], seed: int) -> list[Photo]:
+    """Move the shares named out of the training photos.
+
+    A photo's lot, a number in [0, 1) drawn from its bytes, decides alone. Only where that leaves a split of a class
+    empty does the photo with the nearest lot move over, as long as the class has one to spare.
+    """
+    result = [photo for photo in photos if photo.split != "train"]
+    for group in _by_class([photo for photo in photos if photo.split == "train"]).values():
+        rest = sorted(group, key=lambda photo: _lot(photo, seed))
+        bound, taken = 0.0, 0
+        for split, share in sorted(shares.items()):
+            bound += share
+            count = sum(_lot(photo, seed) < bound for photo in rest) - taken
+            count = max(0, min(max(count, 1 if share else 0), len(rest) - taken - 1))
+            result += [replace(photo, split=split) for photo in rest[taken : taken + count]]
+            taken += count
+        result += rest[taken:]
+    return result
+
+
+def _by_class(photos: list[Photo]) -> dict[tuple[str, str], list[Photo]]:
+    groups: dict[tuple[str, str], list[Photo]] = defaultdict(list)
+    for photo in photos:
+        groups[photo.split, photo.label].append(photo)
+    return groups
+
+
+def _lot(photo: Photo, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}:{photo.sha256}".encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
+
+
+def _sha256(path: Path) -> str:
+    """The hex digest of a file, or "!" and the reason why it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        return f"!{error.strerror or error}"
+    return digest.hexdigest()
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise PhotosError(f"{folder}: {error.strerror}; make the folder readable") from None
+    return [path for path in entries if not path.name.startswith(".") and path.name.lower() not in LITTER]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_dir()]
+
+
+def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Every visible file under `folder`, links followed; a link back to a folder above is not."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
+    for path in _visible(folder):
+        if path.is_dir():
+            yield from _files(path, above | {here})
+        else:
+            yield path
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()

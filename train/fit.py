@@ -1,0 +1,101 @@
+"""Train a head on features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from train.head import HEADS
+from train.progress import Progress
+from train.settings import Settings
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The head's layers with the weights of the best epoch, each epoch's figures, and whether Ctrl-C cut it short."""
+
+    layers: list[keras.layers.Layer]
+    model: keras.Model
+    history: list[Mapping[str, float]]
+    stopped: bool
+
+
+def fit(
+    train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], classes: int, settings: Settings
+) -> Fitted:
+    """Train the recipe's head on features [N, 7, 7, 512] and class indices [N].
+
+    The weights kept are those of the epoch with the lowest loss on `val` (on `train` when `val` is empty).
+    """
+    deterministic(settings.seed)
+    layers = HEADS[settings.recipe](classes, settings)
+    # The first layer has no weights: what it gives for a photo is the same in every epoch, so it runs once.
+    reduce, *rest = layers
+    train_x, val_x = _reduced(reduce, train[0]), _reduced(reduce, val[0])
+    model = keras.Sequential([keras.Input(train_x.shape[1:]), *rest])
+    steps = settings.epochs * -(-len(train_x) // settings.batch)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(
+            keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps),
+            weight_decay=settings.weight_decay,
+        ),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
+        metrics=["accuracy"],
+    )
+    best = keras.callbacks.EarlyStopping(
+        monitor="val_loss" if len(val_x) else "loss", patience=settings.epochs, restore_best_weights=True
+    )
+    epochs = EpochLog(settings.epochs)
+    stopped = False
+    try:
+        model.fit(
+            train_x,
+            keras.utils.to_categorical(train[1], classes),
+            validation_data=(val_x, keras.utils.to_categorical(val[1], classes)) if len(val_x) else None,
+            batch_size=settings.batch,
+            epochs=settings.epochs,
+            callbacks=[best, epochs],
+            verbose=0,
+        )
+    except KeyboardInterrupt:
+        stopped = True
+        if best.best_weights is not None:
+            model.set_weights(best.best_weights)
+    finally:
+        epochs.progress.__exit__(None, None, None)
+    return Fitted(layers, keras.Sequential([reduce, *rest]), epochs.rows, stopped)
+
+
+def deterministic(seed: int) -> None:
+    """Same seed, same data, same machine, CPU: the same numbers from here on."""
+    keras.utils.set_random_seed(seed)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
+
+        tensorflow.config.experimental.enable_op_determinism()
+
+
+class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
+    """Each epoch's figures, shown as they come."""
+
+    def __init__(self, epochs: int) -> None:
+        super().__init__()
+        self.rows: list[Mapping[str, float]] = []
+        self.progress = Progress("head", epochs, "epoch")
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
+        row = {name: float(value) for name, value in (logs or {}).items()}
+        self.rows.append({"epoch": epoch + 1, **row})
+        self.progress.step(1, ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
+
+
+def _reduced(layer: keras.layers.Layer, features: np.ndarray) -> np.ndarray:
+    """Float32 [N, …] of what the first layer gives, a bounded part at a time."""
+    parts = [
+        keras.ops.convert_to_numpy(layer(features[start : start + 256].astype(np.float32)))
+        for start in range(0, len(features), 256)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)

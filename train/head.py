@@ -1,0 +1,53 @@
+"""The layers that tell the classes apart, on top of block5_pool; a head is one function in HEADS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
+
+from train.backbone import Weights, base_layers, load_weights, picture_input
+from train.settings import Settings
+
+Head = Callable[[int, Settings], list[keras.layers.Layer]]
+
+
+def pooled(classes: int, settings: Settings) -> list[keras.layers.Layer]:
+    """Mean over positions, then one Dense layer: [N, 7, 7, 512] → [N, classes]."""
+    return [
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+        keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout"),
+        keras.layers.Dense(classes, name="logits"),
+        keras.layers.Softmax(name="probabilities"),
+    ]
+
+
+def article(classes: int, settings: Settings) -> list[keras.layers.Layer]:
+    """The article's head: [N, 7, 7, 512] → [N, 25088] → 256 → [N, classes]."""
+    return [
+        keras.layers.Flatten(name="flatten"),
+        keras.layers.Dense(256, activation="relu", name="hidden"),
+        keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout"),
+        keras.layers.Dense(classes, name="logits"),
+        keras.layers.Softmax(name="probabilities"),
+    ]
+
+
+HEADS: dict[str, Head] = {"pooled": pooled, "article": article}
+
+
+def classifier(weights: Weights, layers: list[keras.layers.Layer], name: str) -> keras.Model:
+    """The whole model, flat: a picture `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, classes].
+
+    `layers` are a trained head's; the model takes copies of them, so that none of them has two places.
+    """
+    image = picture_input()
+    x = base_layers(image)
+    copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in layers]
+    for copy in copies:
+        x = copy(x)
+    model = keras.Model(image, x, name=name)
+    load_weights(model, weights)
+    for layer, copy in zip(layers, copies, strict=True):
+        copy.set_weights(layer.get_weights())
+    return model

@@ -1,0 +1,54 @@
+"""How far long work has come: a bar on a terminal, a plain line now and then anywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+PLAIN_LINE_EVERY = 10.0  # seconds: enough to see that a log is alive, not enough to fill it
+
+
+class Progress:
+    """`with Progress("features", 500, "photo") as progress: progress.step(16)`"""
+
+    def __init__(self, what: str, total: int, unit: str) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.done = 0
+        self.note = ""
+        self.started = self.printed = time.monotonic()
+        self.bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+
+    def step(self, count: int, note: str = "") -> None:
+        """Add `count` to what is done; `note` is shown beside it."""
+        self.done += count
+        self.note = note
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(count)
+        elif time.monotonic() - self.printed >= PLAIN_LINE_EVERY:
+            self._line()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        else:
+            self._line()
+
+    def _line(self) -> None:
+        self.printed = time.monotonic()
+        seconds = max(self.printed - self.started, 1e-9)
+        rate = self.done / seconds
+        if self.done < self.total:
+            when = f"{tqdm.format_interval((self.total - self.done) / rate)} left" if rate else "starting"
+        else:
+            when = f"took {tqdm.format_interval(seconds)}"
+        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s, {rate:.1f} {self.unit}s/s, {when}"
+        print(f"{line}, {self.note}" if self.note else line, file=sys.stderr, flush=True)
