@@ -1,0 +1,256 @@
+"""A picture becomes pixels here and nowhere else: training, calibration, parity and the device all call this.
+
+Decode (large JPEGs at a reduced scale) → EXIF orientation → ICC profile to sRGB → RGB → bilinear,
+antialiased, stretched to the model's input. Whatever a phone, a camera or an attacker hands in either comes
+out as pixels or raises PictureError with one line.
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.errors import PictureError
+
+PICTURE_VERSION = (
+    1  # bumped whenever a picture's pixels change: caches of what was computed from them are keyed by it
+)
+
+# What counts as a picture in a folder. A file given by its own name is tried whatever it is called.
+SUFFIXES = frozenset(
+    {
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".mpo",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+    }
+    | {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"}
+)
+
+MAX_BYTES = 2**30
+MAX_JPEG_PIXELS = 250_000_000  # decoded at an eighth of that, see _DRAFT
+MAX_PIXELS = 89_000_000  # just under where Pillow itself warns of a decompression bomb
+MAX_ASPECT = 100
+MAX_ICC_BYTES = 4 * 2**20  # printers' CMYK profiles reach 3 MB
+
+# libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. It is asked for at least this many times the
+# size that the resize needs.
+_DRAFT = 2
+
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+def read_picture(
+    source: str | Path | bytes | BinaryIO, size: tuple[int, int] = (224, 224)
+) -> NDArray[np.uint8]:
+    """Reads a path, encoded bytes or a binary file into uint8 [H, W, 3], RGB, `size` being (H, W).
+
+    Raises PictureError: unreadable, not a picture, damaged, too large, or of a kind that needs another
+    package.
+    """
+    try:
+        image = _open(_read_bytes(source))
+        _check_size(image)
+        return _pixels(image, size)
+    except Exception as error:  # Pillow's plugins raise whatever the bytes made them stumble over
+        thing = f"{source}: " if isinstance(source, (str, Path)) else ""
+        raise PictureError(f"{thing}{_reason(error)}") from None
+
+
+def _read_bytes(source: str | Path | bytes | BinaryIO) -> bytes:
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        data = bytes(source)
+    elif isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.is_dir():
+            raise PictureError("is a folder, not a picture")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    else:
+        data = source.read(MAX_BYTES + 1)
+    if not data:
+        raise PictureError("is empty")
+    if len(data) > MAX_BYTES:
+        raise PictureError(f"is over {MAX_BYTES >> 20:,} MiB, more than a picture can be")
+    return data
+
+
+def _open(data: bytes) -> Image.Image:
+    """Opens by the first bytes, not by the name, and only kinds on this list.
+
+    Calling the plugin rather than Image.open keeps Pillow's own, global, pixel limit out of it, spares the
+    import of every other plugin, and leaves alone the kinds that run another program (EPS).
+    """
+    for matches, opener in _KINDS:
+        if matches(data[:16]):
+            return opener(io.BytesIO(data))
+    raise PictureError("is not a picture of a kind that is known here")
+
+
+def _plugin(module: str, name: str) -> Callable[[BinaryIO], Image.Image]:
+    def opener(file: BinaryIO) -> Image.Image:
+        from importlib import import_module
+
+        try:
+            plugin = import_module(f"PIL.{module}")
+        except ImportError:
+            raise PictureError(f"needs a newer Pillow ({name})") from None
+        image: Image.Image = getattr(plugin, name)(file)
+        return image
+
+    return opener
+
+
+def _open_heif(file: BinaryIO) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        raise PictureError("is HEIC, which needs pillow-heif: pip install 'vgg-edge[heic]'") from None
+    image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
+    return image
+
+
+def _starts(*magic: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head.startswith(magic)
+
+
+def _brand(*brands: bytes) -> Callable[[bytes], bool]:
+    return lambda head: head[4:8] == b"ftyp" and head[8:12] in brands
+
+
+_KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Image.Image]], ...] = (
+    # Also the first picture of an MPO, which is a JPEG with more of them behind it.
+    (_starts(b"\xff\xd8\xff"), _plugin("JpegImagePlugin", "JpegImageFile")),
+    (_starts(b"\x89PNG\r\n\x1a\n"), _plugin("PngImagePlugin", "PngImageFile")),
+    (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", _plugin("WebPImagePlugin", "WebPImageFile")),
+    (_brand(b"avif", b"avis"), _plugin("AvifImagePlugin", "AvifImageFile")),
+    (_brand(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), _open_heif),
+    (_starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _plugin("TiffImagePlugin", "TiffImageFile")),
+    (_starts(b"GIF87a", b"GIF89a"), _plugin("GifImagePlugin", "GifImageFile")),
+    (_starts(b"BM"), _plugin("BmpImagePlugin", "BmpImageFile")),
+    (
+        _starts(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
+        _plugin("Jpeg2KImagePlugin", "Jpeg2KImageFile"),
+    ),
+    (_starts(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), _plugin("PpmImagePlugin", "PpmImageFile")),
+)
+
+
+def _check_size(image: Image.Image) -> None:
+    """From the header, before anything is decoded."""
+    width, height = image.size
+    limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    if width * height > limit:
+        raise PictureError(
+            f"has {width * height / 1e6:,.0f} megapixels ({width} x {height}), "
+            f"and a {image.format} may have {limit // 10**6}"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise PictureError(f"is {width} x {height} pixels: nothing could be seen in it when made square")
+
+
+def _pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+    height, width = size
+    # Of a JPEG, a phone's or camera's picture is often stored sideways: this is enough for either way round.
+    side = _DRAFT * max(height, width)
+    image.draft(None, (side, side))
+    image.load()
+    image = _upright(image)
+    image = _to_rgb(image)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF: the picture itself may be good
+        orientation = 1
+    turn = _TURNS.get(orientation)
+    if turn is None:
+        return image
+    info, turned = image.info, image.transpose(turn)
+    turned.info = info
+    return turned
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """sRGB as far as a profile says how, with whatever is see-through laid over white."""
+    icc = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    alpha = None
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if image.mode not in ("L", "CMYK"):
+        image = image.convert("RGB")
+    image = _to_srgb(image, icc) if icc else image
+    image = image.convert("RGB")
+    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha) if alpha else image
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scales deep greys, which Pillow's own conversion clips to white.
+
+    I;16 spans 0-65535; so does I, unless its values are larger; F is 0-1, or 0-255, or deeper.
+    """
+    values = np.asarray(image).astype(np.float32)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    highest = float(values.max())
+    if image.mode == "F" and highest <= 255:
+        full = 1.0 if highest <= 1 else 255.0
+    else:
+        full = 65535.0 if highest <= 65535 else highest
+    return Image.fromarray((values.clip(0, full) * (255 / full) + 0.5).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
+    """A profile that is damaged, of another colour space, or absurdly large is ignored, as viewers do."""
+    if len(icc) > MAX_ICC_BYTES:
+        return image
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        converted: Any = ImageCms.profileToProfile(
+            image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return image
+    return converted if isinstance(converted, Image.Image) else image
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PictureError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "does not fit into this machine's memory"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    detail = " ".join(str(error).split())[:200]
+    return f"is damaged ({detail or type(error).__name__})"
