@@ -16,6 +16,7 @@ from typing import Any
 from runtime.errors import UserError
 from train.cache import cache_folder
 from train.dataset import Dataset, find_photos
+from train.quiet import quiet_import
 from train.run import RunError, new_folder, write_record
 from train.settings import RECIPES, Settings
 
@@ -44,6 +45,9 @@ def train(arguments: argparse.Namespace) -> int:
     describe(dataset)
 
     # Here and not above: a wrong path is told before the five seconds of TensorFlow's start.
+    with quiet_import():
+        import keras  # noqa: F401
+
     from runtime.picture import PICTURE_VERSION
     from train.backbone import read_weights
     from train.evaluate import evaluate

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
@@ -229,15 +230,16 @@ def _one_of_each(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
 def _limited(photos: list[Photo], limit: int, seed: int) -> list[Photo]:
     kept: list[Photo] = []
     for group in _by_class(photos).values():
-        kept += sorted(group, key=lambda photo: _lot(photo, seed))[:limit]
+        # Another lot than the splits': by the same one, those kept would all fall into test.
+        kept += sorted(group, key=lambda photo: _lot(photo, f"limit {seed}"))[:limit]
     return kept
 
 
 def _cut_from_train(photos: list[Photo], shares: dict[str, float], seed: int) -> list[Photo]:
     """Move the shares named out of the training photos.
 
-    A photo's lot, a number in [0, 1) drawn from its bytes, decides alone. Only where that leaves a split of a class
-    empty does the photo with the nearest lot move over, as long as the class has one to spare.
+    A photo's lot, a number in [0, 1) drawn from its bytes, decides alone. Only in a class of few photos, where lots may
+    fall far from the share, is a split held to between one photo and twice its share, and one photo stays in train.
     """
     result = [photo for photo in photos if photo.split != "train"]
     for group in _by_class([photo for photo in photos if photo.split == "train"]).values():
@@ -246,7 +248,7 @@ def _cut_from_train(photos: list[Photo], shares: dict[str, float], seed: int) ->
         for split, share in sorted(shares.items()):
             bound += share
             count = sum(_lot(photo, seed) < bound for photo in rest) - taken
-            count = max(0, min(max(count, 1 if share else 0), len(rest) - taken - 1))
+            count = min(max(count, math.ceil(share)), math.ceil(2 * share * len(rest)), len(rest) - taken - 1)
             result += [replace(photo, split=split) for photo in rest[taken : taken + count]]
             taken += count
         result += rest[taken:]
@@ -260,7 +262,7 @@ def _by_class(photos: list[Photo]) -> dict[tuple[str, str], list[Photo]]:
     return groups
 
 
-def _lot(photo: Photo, seed: int) -> float:
+def _lot(photo: Photo, seed: int | str) -> float:
     digest = hashlib.sha256(f"{seed}:{photo.sha256}".encode()).digest()
     return int.from_bytes(digest[:7], "big") / 2**56
 

@@ -18,6 +18,7 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done = 0
         self.note = ""
+        self.told = False
         self.started = self.printed = time.monotonic()
         self.bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
 
@@ -25,6 +26,7 @@ class Progress:
         """Add `count` to what is done; `note` is shown beside it."""
         self.done += count
         self.note = note
+        self.told = False
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)
             self.bar.update(count)
@@ -39,11 +41,11 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
-        else:
+        elif not self.told:
             self._line()
 
     def _line(self) -> None:
-        self.printed = time.monotonic()
+        self.printed, self.told = time.monotonic(), True
         seconds = max(self.printed - self.started, 1e-9)
         rate = self.done / seconds
         if self.done < self.total:
