@@ -1,0 +1,117 @@
+"""A Keras model → ONNX bytes, one function a precision. Input and outputs keep the contract's types in all of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from export.graph import save
+
+OPSET = 17
+IR_VERSION = 8  # the one of opset 17's time, read by ONNX Runtime since 1.12
+
+
+def float32(model: keras.Model) -> bytes:
+    """Weights and arithmetic in float32; the batch size is left open."""
+    return _graph(model).SerializeToString()
+
+
+def float16(model: keras.Model) -> bytes:
+    """Weights stored in float16, half the size, and cast to float32 in the graph.
+
+    ONNX Runtime folds the casts when it loads the file, so that it runs as fast as float32. Arithmetic in float16
+    would not: its CPU kernels for x86 and most of Arm are float32, with a cast on both sides of every layer.
+    """
+    proto = _graph(model)
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            stored = numpy_helper.from_array(
+                numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}_float16"
+            )
+            casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
+            tensor.CopyFrom(stored)
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return _checked(proto).SerializeToString()
+
+
+def _graph(model: keras.Model) -> onnx.ModelProto:
+    """The float32 graph, its input and outputs named as the contract has them."""
+    # Here and not above: slow to import. Its notes are about TensorFlow 1.
+    import tf2onnx
+
+    # By way of a SavedModel: tf2onnx.convert.from_function leaves a Keras 3 model's constants as dangling inputs.
+    with tempfile.TemporaryDirectory() as folder, _quiet("tensorflow", "tf2onnx"):
+        save(model, Path(folder), batch=None)
+        frozen, inputs, outputs, names = tf2onnx.tf_loader.from_saved_model(
+            folder, None, None, return_tensors_to_rename=True
+        )
+        proto, _ = tf2onnx.convert.from_graph_def(
+            frozen, model.name, inputs, outputs, opset=OPSET, tensors_to_rename=names
+        )
+    _drop_multiplications_by_one(proto.graph)
+    _shorten_names(proto.graph)
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    del proto.graph.value_info[:]  # shapes along the way, with a made-up name for each N
+    del proto.opset_import[:]
+    proto.opset_import.append(helper.make_opsetid("", OPSET))
+    proto.ir_version = IR_VERSION
+    return _checked(proto)
+
+
+def _drop_multiplications_by_one(graph: onnx.GraphProto) -> None:
+    """Normalization divides by a deviation, which is 1 here, and tf2onnx keeps that."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    instead: dict[str, str] = {}  # an output that goes → what was multiplied
+    for node in list(graph.node):
+        for i, name in enumerate(node.input):
+            node.input[i] = instead.get(name, name)
+        if node.op_type == "Mul" and node.input[1] in constants:
+            factor = numpy_helper.to_array(constants[node.input[1]])
+            if factor.dtype == np.float32 and (factor == 1).all():
+                instead[node.output[0]] = node.input[0]
+                graph.initializer.remove(constants.pop(node.input[1]))
+                graph.node.remove(node)
+
+
+def _shorten_names(graph: onnx.GraphProto) -> None:
+    """StatefulPartitionedCall/vgg16_1/block1_conv1_1/Relu:0 → block1_conv1_1/Relu:0, in every place."""
+
+    def short(name: str) -> str:
+        return re.sub(r"^(\w+/)?StatefulPartitionedCall/([^/]+/(?=.*/))?", "", name)
+
+    for tensor in graph.initializer:
+        tensor.name = short(tensor.name)
+    for node in graph.node:
+        node.name = short(node.name)
+        for names in (node.input, node.output):
+            names[:] = [short(name) for name in names]
+
+
+def _checked(proto: onnx.ModelProto) -> onnx.ModelProto:
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+@contextmanager
+def _quiet(*loggers: str) -> Iterator[None]:
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
