@@ -1,0 +1,396 @@
+"""Names what is in photos: `python -m runtime.classify PHOTO…`, or Classifier in a program.
+
+The next photos are decoded on a thread of their own while the engine works on this one.
+"""
+
+import argparse
+import glob
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engines import ENGINES, FORMATS_OF, default_threads, installed, load, need
+from runtime.errors import EngineError, PictureError, UserError
+from runtime.model import FORMATS, open_model
+from runtime.picture import SUFFIXES, read_picture
+
+Source = str | Path | bytes | BinaryIO
+
+# Pictures decoded before the engine asks for them: one being handed over, one being made. More would only
+# hold memory.
+AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Guess:
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one picture; `python -m runtime.classify --json` prints these fields."""
+
+    source: str
+    label: str  # the most probable class, also when `known` is False
+    probability: float
+    known: bool | None  # whether it looks like any of the classes; None when the model does not tell
+    top: tuple[Guess, ...]  # the most probable classes, the first being `label`
+    ms: Mapping[str, float]  # "decode" and "infer", milliseconds
+
+
+class Classifier:
+    """A model in an engine, ready for pictures.
+
+    `model` is a folder that an export wrote, or one of its files; without it the newest under ./models,
+    else the released one. `engine` is "auto", "litert", "tflite" or "onnx"; `threads` defaults to the cores
+    there are. Raises ModelError or EngineError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        engine: str = "auto",
+        threads: int | None = None,
+        top: int = 3,
+    ) -> None:
+        if engine == "auto":
+            # What is installed comes first, but the rest too: load() then says what to install for the file.
+            formats = [FORMATS_OF[name] for name in ENGINES if installed(name)] + list(FORMATS)
+        elif engine in ENGINES:
+            need(engine)
+            formats = [FORMATS_OF[engine]]
+        else:
+            raise EngineError(f"no engine is called {engine!r}: auto, {', '.join(ENGINES)}")
+        self.top = top
+        self.threads = threads or default_threads()
+        self.model = open_model(model, list(dict.fromkeys(formats)))
+        self.run = load(self.model, engine, self.threads)
+
+    def __call__(self, source: Source) -> Prediction:
+        """Classifies a path, a picture's encoded bytes or a binary file. Raises PictureError."""
+        picture = _read(source, self.model.contract.input_size)
+        if isinstance(picture.pixels, PictureError):
+            raise picture.pixels
+        return self._predict(picture, picture.pixels)
+
+    def each(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Prediction | PictureError]]:
+        """Classifies many, in their order, decoding ahead; a picture that cannot be read gives its error."""
+        with _reading_ahead(sources, self.model.contract.input_size) as pictures:
+            for picture in pictures:
+                if isinstance(picture.pixels, PictureError):
+                    yield picture.source, picture.pixels
+                else:
+                    yield picture.source, self._predict(picture, picture.pixels)
+
+    def _predict(self, picture: "_Picture", pixels: NDArray[np.uint8]) -> Prediction:
+        started = time.perf_counter()
+        outputs = self.run(pixels[np.newaxis])
+        infer_ms = 1000 * (time.perf_counter() - started)
+        contract = self.model.contract
+        probabilities = outputs["probabilities"][0]
+        if not np.isfinite(probabilities).all():
+            raise EngineError(f"{self.model.path}: {self.run.engine} gave probabilities that are no numbers")
+        best = np.argsort(-probabilities, kind="stable")[: max(1, self.top)]
+        guesses = tuple(Guess(contract.labels[i], round(float(probabilities[i]), 6)) for i in best)
+        known = bool(outputs["known"].item() >= contract.thresholds["known"]) if "known" in outputs else None
+        return Prediction(
+            source=_name(picture.source),
+            label=guesses[0].label,
+            probability=guesses[0].probability,
+            known=known,
+            top=guesses,
+            ms={"decode": round(picture.decode_ms, 1), "infer": round(infer_ms, 1)},
+        )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    source: Source
+    pixels: NDArray[np.uint8] | PictureError
+    decode_ms: float
+
+
+def _read(source: Source, size: tuple[int, int]) -> _Picture:
+    started = time.perf_counter()
+    try:
+        pixels: NDArray[np.uint8] | PictureError = read_picture(source, size)
+    except PictureError as error:
+        pixels = error
+    return _Picture(source, pixels, 1000 * (time.perf_counter() - started))
+
+
+@contextmanager
+def _reading_ahead(sources: Iterable[Source], size: tuple[int, int]) -> Iterator[Iterator[_Picture]]:
+    """Decodes on one other thread: engines use all cores, and one decoder keeps up with them."""
+    pictures: Queue[_Picture | BaseException | None] = Queue(AHEAD)
+    stopped = Event()
+
+    def read_all() -> None:
+        try:
+            for source in sources:
+                if stopped.is_set():
+                    return
+                pictures.put(_read(source, size))
+            pictures.put(None)
+        except BaseException as error:  # from the caller's own iterable: raised where the caller is
+            pictures.put(error)
+
+    def take() -> Iterator[_Picture]:
+        while (picture := pictures.get()) is not None:
+            if isinstance(picture, BaseException):
+                raise picture
+            yield picture
+
+    Thread(target=read_all, name="read-ahead", daemon=True).start()
+    try:
+        yield take()
+    finally:
+        stopped.set()
+        with suppress(Empty):  # makes room for a reader that waits in put()
+            while True:
+                pictures.get_nowait()
+
+
+def _name(source: Source) -> str:
+    if isinstance(source, (str, Path)):
+        return str(source)
+    name = getattr(source, "name", None)  # an open file's; encoded bytes have none
+    return name if isinstance(name, str) and source is not sys.stdin.buffer else "-"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 all done, 1 some photos failed and the others are done, 2 usage, no model, no engine."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name in any script, on a terminal of any encoding. The streams of a test may not know how.
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return _classify(_arguments(argv))
+    except UserError as error:
+        _complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except (
+        BrokenPipeError
+    ):  # `| head` has read enough; nothing is left for the interpreter to flush into the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    def positive(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise ValueError
+        return number
+
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.classify",
+        description="Names what is in photos.",
+        epilog="Exit codes: 0 all done, 1 some photos failed, 2 usage, no model, no engine.",
+    )
+    parser.add_argument(
+        "photos",
+        nargs="+",
+        metavar="PHOTO",
+        help="file, folder, pattern such as '*.jpg', or - for one picture on standard input",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
+        "was trained on photos, else the released one)",
+    )
+    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
+    parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="times, and what the engine itself has to say"
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    return parser.parse_args(argv)
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version  # slow to import, seldom asked for
+
+        try:
+            parser.exit(message=f"vgg-edge {version('vgg-edge')}\n")
+        except PackageNotFoundError:
+            parser.exit(message="vgg-edge, from its source\n")
+
+
+def _classify(arguments: argparse.Namespace) -> int:
+    with nullcontext() if arguments.verbose else _without_engine_chatter():
+        classifier = Classifier(
+            arguments.model, engine=arguments.engine, threads=arguments.threads, top=arguments.top
+        )
+    names, problems = _expand(arguments.photos)
+    used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
+    if not arguments.json:
+        print(_printable(used), flush=True)
+    elif arguments.verbose:
+        print(_printable(used), file=sys.stderr)
+    line = (
+        _json_line if arguments.json else _table(names, classifier.model.contract.labels, arguments.verbose)
+    )
+
+    def fail(name: str, reason: str) -> None:
+        problems[name] = reason
+        _complain(f"{name}: {reason}")
+        if arguments.json:
+            print(json.dumps({"source": name, "error": reason}), flush=True)
+
+    for name, reason in list(problems.items()):
+        fail(name, reason)
+    sources = (sys.stdin.buffer if name == "-" else name for name in names)
+    for name, (_, answer) in zip(names, classifier.each(sources), strict=True):
+        if isinstance(answer, PictureError):
+            fail(name, str(answer).removeprefix(f"{name}: "))
+        else:
+            print(line(answer), flush=True)
+    return 1 if problems else 0
+
+
+def _expand(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """The pictures that files, folders and patterns stand for, and what gave none, with the reason."""
+    names: list[str] = []
+    problems: dict[str, str] = {}
+    for argument in arguments:
+        matches = [argument]
+        # Some shells, Windows' among them, leave patterns to the program. A file that is called so comes
+        # first.
+        if any(sign in argument for sign in "*?[") and not os.path.lexists(argument):
+            matches = sorted(glob.glob(argument, recursive=True), key=_natural)  # noqa: PTH207 (may be absolute)
+            if not matches:
+                problems[argument] = "matches no file"
+        for match in matches:
+            if Path(match).is_dir():
+                names += _pictures_below(match, problems)
+            else:
+                names.append(match)
+    return names, problems
+
+
+def _pictures_below(top: str, problems: dict[str, str]) -> list[str]:
+    names: list[str] = []
+    unreadable: dict[str, str] = {}
+    for folder, folders, files in os.walk(
+        top, onerror=lambda error: unreadable.update({str(error.filename): str(error.strerror).lower()})
+    ):
+        # Hidden ones are thumbnails, trash, and the shadows that macOS leaves on memory cards.
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(folder, name) for name in files if not name.startswith(".")]
+        names += [str(path) for path in paths if path.suffix.lower() in SUFFIXES]
+    if not names and not unreadable:
+        unreadable[top] = "no pictures in this folder"
+    problems |= unreadable
+    return sorted(names, key=_natural)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts photo10 after photo9."""
+    parts = re.split("([0-9]+)", name.casefold())
+    return [(int(part), "") if at % 2 else (0, part) for at, part in enumerate(parts)]
+
+
+def _json_line(prediction: Prediction) -> str:
+    return json.dumps(asdict(prediction))
+
+
+def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callable[[Prediction], str]:
+    """Lines whose columns align, for the names and labels that are to come: plain unless on a terminal."""
+    fancy = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if fancy else ("", "", "")
+    widest_name = max((_width(_printable(name)) for name in names), default=0)
+    widest_label = max(map(_width, labels))
+    blocks = _can_print("█░")
+
+    def line(prediction: Prediction) -> str:
+        first, *others = prediction.top
+        bar = ""
+        if fancy and blocks:
+            full = round(10 * first.probability)
+            bar = f"  {'█' * full}{dim}{'░' * (10 - full)}{plain}"
+        label, chance = _pad(first.label, widest_label), f"{first.probability:6.1%}"
+        if prediction.known is False:
+            label, chance = "unknown", f"(nearest: {first.label} {first.probability:.0%})"
+        rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
+        took = ", ".join(f"{step} {ms:.0f} ms" for step, ms in prediction.ms.items()) if verbose else ""
+        columns = [_pad(_printable(prediction.source), widest_name), f"{bold}{label}{plain}  {chance}{bar}"]
+        columns += [f"{dim}{text}{plain}" for text in (rest, took) if text]
+        return "  ".join(columns)
+
+    return line
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: East Asian wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text)
+
+
+def _printable(text: str) -> str:
+    """Names come from anywhere: escapes what could break the line or command the terminal."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _complain(text: str) -> None:
+    print(f"error: {_printable(text)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _without_engine_chatter() -> Iterator[None]:
+    """TFLite and LiteRT tell of their delegates on file descriptor 2 and have no setting against it.
+
+    Only while a model is loaded, and only in the command: a program's own stderr is left alone. What an
+    engine has to say about a failure is in its exception.
+    """
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # started with stderr closed
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
