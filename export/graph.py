@@ -29,7 +29,9 @@ def deployable(run: Run) -> keras.Model:
     where = f"{run.path / 'model.keras'}"
     image = model.inputs[0]
     if len(model.inputs) != 1 or image.name != "image" or image.dtype != "uint8" or image.shape[3] != 3:
-        raise GraphError(f"{where}: takes {image.name} {image.dtype} {image.shape}, not image uint8 [N, H, W, 3]")
+        raise GraphError(
+            f"{where}: takes {image.name} {image.dtype} {image.shape}, not image uint8 [N, H, W, 3]"
+        )
     outputs = named_outputs(model)
     if "probabilities" not in outputs or not set(outputs) <= set(OUTPUTS):
         raise GraphError(f"{where}: gives {', '.join(outputs)}, not probabilities; train it again")

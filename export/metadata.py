@@ -1,0 +1,153 @@
+"""Put the contract into a model file: one file is then enough, for our runtime and for others.
+
+A .tflite gets what TFLite Metadata prescribes (https://ai.google.dev/edge/litert/conversion/tensorflow/metadata): a
+description of its tensors in a buffer named TFLITE_METADATA, and the files it speaks of in a zip behind the FlatBuffer.
+An .onnx gets a metadata property.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import onnx
+from ai_edge_litert import schema_py_generated as schema
+from flatbuffers.builder import Builder
+from numpy.typing import NDArray
+
+from runtime.model import CONTRACT_NAME, Contract
+
+LABELS_NAME = "labels.txt"
+
+
+def embed(data: bytes, format: str, contract: Contract) -> bytes:
+    """The model file `data` with the contract inside. The same input gives the same bytes."""
+    return _EMBED[format](data, contract)
+
+
+def into_tflite(data: bytes, contract: Contract) -> bytes:
+    """Adds the metadata and the zip, and gives the tensors themselves the names that the signature has."""
+    model = schema.ModelT.InitFromPackedBuf(data)
+    (signature,) = model.signatureDefs
+    tensors = model.subgraphs[signature.subgraphIndex].tensors
+    for entry in (*signature.inputs, *signature.outputs):
+        tensors[entry.tensorIndex].name = entry.name
+    outputs = [_text(tensors[i].name) for i in model.subgraphs[signature.subgraphIndex].outputs]
+    metadata = _tflite_metadata(contract, outputs)
+    model.buffers.append(schema.BufferT(data=np.frombuffer(metadata, np.uint8)))
+    entry = schema.MetadataT(name="TFLITE_METADATA", buffer=len(model.buffers) - 1)
+    model.metadata = [*(model.metadata or []), entry]
+    builder = _AlignedBuilder(len(data) + 2**16)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return _with_zip(bytes(builder.Output()), contract)
+
+
+def into_onnx(data: bytes, contract: Contract) -> bytes:
+    proto = onnx.load_model_from_string(data)
+    onnx.helper.set_model_props(proto, {CONTRACT_NAME: contract.to_json()})
+    return proto.SerializeToString()
+
+
+_EMBED: dict[str, Callable[[bytes, Contract], bytes]] = {"tflite": into_tflite, "onnx": into_onnx}
+
+
+class _AlignedBuilder(Builder):  # type: ignore[misc]
+    """Starts weights on multiples of 16 bytes, as the schema's force_align asks: flatc's Python code leaves that out."""
+
+    def CreateNumpyVector(self, x: NDArray[np.generic]) -> int:  # noqa: N802
+        self.StartVector(x.itemsize, x.size, 16)
+        payload = x.tobytes()
+        self.head -= len(payload)
+        self.Bytes[self.head : self.head + len(payload)] = payload
+        return int(self.EndVector())
+
+
+def _with_zip(data: bytes, contract: Contract) -> bytes:
+    """Appends a zip; entries are stored, since MediaPipe refuses deflated ones, and dated 1980, to repeat exactly."""
+    file = io.BytesIO()
+    file.write(data)
+    with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
+        for name, text in (
+            (LABELS_NAME, "".join(f"{label}\n" for label in contract.labels)),
+            (CONTRACT_NAME, contract.to_json()),
+        ):
+            entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, wherever this runs
+            archive.writestr(entry, text)
+    return file.getvalue()
+
+
+# A FlatBuffers table as data: its fields by their numbers. NumPy scalars are stored in place, all else by offset.
+Table = dict[int, "np.generic | str | list[float] | list[Table] | Table"]
+
+# Enumerators and union members of metadata_schema.fbs.
+_RGB = np.int8(1)  # ColorSpaceType
+_FEATURE_PROPERTIES, _IMAGE_PROPERTIES = np.uint8(1), np.uint8(2)  # ContentProperties
+_NORMALIZATION_OPTIONS = np.uint8(1)  # ProcessUnitOptions
+_TENSOR_AXIS_LABELS = np.int8(2)  # AssociatedFileType
+
+
+def _tflite_metadata(contract: Contract, outputs: Sequence[str]) -> bytes:
+    """A ModelMetadata table, by the field numbers of TensorFlow's metadata_schema.fbs, version 1.5.0."""
+    height, width = contract.input_size
+    image: Table = {
+        0: "image",  # name
+        1: "RGB picture, 0 to 255, stretched to this size",  # description
+        3: {0: _IMAGE_PROPERTIES, 1: {0: _RGB, 1: {0: np.uint32(width), 1: np.uint32(height)}}},  # content
+        # process_units: mean 0 and deviation 1, since the graph takes the pixels as they are
+        4: [{0: _NORMALIZATION_OPTIONS, 1: {0: [0.0], 1: [1.0]}}],
+        5: {0: [255.0], 1: [0.0]},  # stats: max, min
+    }
+    subgraph: Table = {2: [image], 3: [_output(name) for name in outputs]}  # input and output tensor metadata
+    model: Table = {
+        0: contract.name,
+        1: "VGG16 picture classifier, made by vgg-edge",  # description
+        3: [subgraph],
+        7: "1.0.0",  # min_parser_version: that of the newest field used here
+    }
+    builder = Builder(2**12)
+    builder.Finish(_write(builder, model), b"M001")
+    return bytes(builder.Output())
+
+
+def _output(name: str) -> Table:
+    tensor: Table = {
+        0: name,
+        3: {0: _FEATURE_PROPERTIES, 1: {}},  # content
+        5: {0: [1.0], 1: [0.0]},  # stats: max, min
+    }
+    if name == "probabilities":
+        tensor[6] = [{0: LABELS_NAME, 2: _TENSOR_AXIS_LABELS}]  # associated_files
+    return tensor
+
+
+def _write(builder: Builder, value: str | list[float] | list[Table] | Table) -> int:
+    """Writes a string, a vector or a table, what it refers to first, and gives its offset."""
+    if isinstance(value, str):
+        return int(builder.CreateString(value))
+    if isinstance(value, list):
+        if all(isinstance(item, float) for item in value):
+            return int(builder.CreateNumpyVector(np.array(value, np.float32)))
+        items = [_write(builder, item) for item in value]  # type: ignore[arg-type]
+        builder.StartVector(4, len(items), 4)
+        for item in reversed(items):
+            builder.PrependUOffsetTRelative(item)
+        return int(builder.EndVector())
+    offsets = {
+        slot: _write(builder, item) for slot, item in value.items() if not isinstance(item, np.generic)
+    }
+    builder.StartObject(max(value, default=-1) + 1)
+    for slot, item in value.items():
+        if isinstance(item, np.uint32):
+            builder.PrependUint32Slot(slot, int(item), 0)
+        elif isinstance(item, np.generic):  # enumerations, one byte each
+            builder.PrependUint8Slot(slot, int(item), 0)
+        else:
+            builder.PrependUOffsetTRelativeSlot(slot, offsets[slot], 0)
+    return int(builder.EndObject())
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
