@@ -1,9 +1,9 @@
 """VGG16's convolution layers with their ImageNet weights, from an RGB picture to block5_pool.
 
-Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015, configuration D. The
-published weights take blue, green, red with the ImageNet mean subtracted. Here the swap lies in block1_conv1's kernel and
-the mean in a layer, so that a model takes an RGB picture as it is. (The mean cannot move into the first bias: VGG pads
-with zeros after subtracting it, so the borders would change.)
+Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015,
+configuration D. The published weights take blue, green, red with the ImageNet mean subtracted. Here the swap
+lies in block1_conv1's kernel and the mean in a layer, so that a model takes an RGB picture as it is. (The
+mean cannot move into the first bias: VGG pads with zeros after subtracting it, so the borders would change.)
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import safetensors
+from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from runtime.errors import ModelError
@@ -33,16 +35,19 @@ MEAN_RGB = (123.68, 116.779, 103.939)  # of the ImageNet training pictures, as p
 
 @dataclass(frozen=True)
 class Weights:
-    """The base's kernels and biases by name ("block1_conv1/kernel"), float32 for RGB, and the sha256 of their file."""
+    """The base's kernels and biases by name ("block1_conv1/kernel"), float32 for RGB, and the sha256 of
+    their file.
+    """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Mapping[str, NDArray[Any]]
     sha256: str
     source: str
 
 
 def read_weights(source: str | None = None) -> Weights:
-    """Read the base's weights: the bundled file when `source` is None, Keras's own download for "imagenet", or a file
-    (.safetensors with tensors named as in the bundled one, or Keras's .h5). Raises ModelError.
+    """Read the base's weights: the bundled file when `source` is None, Keras's own download for
+    "imagenet", or a file (.safetensors with tensors named as in the bundled one, or Keras's .h5). Raises
+    ModelError.
     """
     path = Path(source) if source and source != "imagenet" else _download() if source else BUNDLED
     try:
@@ -64,16 +69,18 @@ def read_weights(source: str | None = None) -> Weights:
 
 
 def picture_input() -> keras.KerasTensor:
-    """The input of every model: `image`, uint8, [N, 224, 224, 3], RGB, 0–255."""
+    """The input of every model: `image`, uint8, [N, 224, 224, 3], RGB, 0-255."""
     return keras.Input((*INPUT_SIZE, 3), dtype="uint8", name="image")
 
 
 def base_layers(image: keras.KerasTensor, dtype: str = "float32") -> keras.KerasTensor:
-    """Put VGG16's layers, frozen, on top of `image`; returns block5_pool, [N, 7, 7, 512], in the policy `dtype`'s
-    compute type. `load_weights` fills them once they stand in a model.
+    """Put VGG16's layers, frozen, on top of `image`; returns block5_pool, [N, 7, 7, 512], in the policy
+    `dtype`'s compute type. `load_weights` fills them once they stand in a model.
     """
     # Subtracting in 16 bits would round the pixels, so this layer stays in float32 under every policy.
-    x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(image)
+    x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(
+        image
+    )
     for block, widths in enumerate(BLOCKS, 1):
         for conv, filters in enumerate(widths, 1):
             x = keras.layers.Conv2D(
@@ -92,23 +99,27 @@ def base_layers(image: keras.KerasTensor, dtype: str = "float32") -> keras.Keras
 def load_weights(model: keras.Model, weights: Weights) -> None:
     """Fill the model's convolution layers."""
     for name in CONVOLUTIONS:
-        model.get_layer(name).set_weights([weights.tensors[f"{name}/kernel"], weights.tensors[f"{name}/bias"]])
+        model.get_layer(name).set_weights(
+            [weights.tensors[f"{name}/kernel"], weights.tensors[f"{name}/bias"]]
+        )
 
 
-def _read_safetensors(path: Path, data: bytes) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path, data: bytes) -> dict[str, NDArray[Any]]:
     try:
         return dict(load(data))
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ModelError(f"base weights {path}: not a safetensors file ({error}); give another") from None
 
 
-def _read_h5(path: Path) -> dict[str, np.ndarray]:
+def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
     try:
         model = keras.applications.VGG16(weights=str(path), include_top=False, input_shape=(*INPUT_SIZE, 3))
     except Exception as error:  # h5py and Keras raise many kinds for a file that is not theirs
         reason = str(error).splitlines()[0]
-        raise ModelError(f"base weights {path}: not VGG16's without its top ({reason}); give another") from None
-    tensors: dict[str, np.ndarray] = {}
+        raise ModelError(
+            f"base weights {path}: not VGG16's without its top ({reason}); give another"
+        ) from None
+    tensors: dict[str, NDArray[Any]] = {}
     for name in CONVOLUTIONS:
         tensors[f"{name}/kernel"], tensors[f"{name}/bias"] = model.get_layer(name).get_weights()
     return tensors
@@ -127,4 +138,6 @@ def _download() -> Path:
             )
         )
     except Exception as error:  # get_file wraps urllib's errors in a bare Exception
-        raise ModelError(f"base weights imagenet: {error}; leave --weights out for the bundled ones") from None
+        raise ModelError(
+            f"base weights imagenet: {error}; leave --weights out for the bundled ones"
+        ) from None

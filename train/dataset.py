@@ -1,7 +1,7 @@
 """Find the photos under a folder, tell their classes from the folders' names, and split them.
 
-Two layouts are read: a folder of class folders, or one that holds train/ and test/ (val/ optional), each a folder of
-class folders. A split that is not given is cut from the training photos.
+Two layouts are read: a folder of class folders, or one that holds train/ and test/ (val/ optional), each a
+folder of class folders. A split that is not given is cut from the training photos.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from runtime.errors import UserError
 from runtime.picture import SUFFIXES
+from train.drawn import DRAWN
 
 SPLITS = ("train", "val", "test")
 # What operating systems leave in folders; names that start with a dot are passed over as well.
@@ -31,7 +32,9 @@ class PhotosError(UserError):
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo: `path` is relative to the data set's root, with forward slashes; `sha256` is of the file's bytes."""
+    """One photo: `path` is relative to the data set's root, with forward slashes; `sha256` is of the
+    file's bytes.
+    """
 
     path: str
     label: str
@@ -63,16 +66,18 @@ class Dataset:
 
     @property
     def sha256(self) -> str:
-        """One digest of every photo's split, label and bytes; where the files lie and what they are called is no part."""
+        """One digest of every photo's split, label and bytes; where the files lie and what they are called
+        is no part.
+        """
         lines = sorted(f"{photo.split}\t{photo.label}\t{photo.sha256}\n" for photo in self.photos)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def without(self, left_out: Iterable[LeftOut]) -> Dataset:
         """This data set less the photos named, which turned out not to be readable."""
-        gone = tuple(left_out)
-        paths = {item.path for item in gone}
-        photos = tuple(photo for photo in self.photos if photo.path not in paths)
-        return checked(replace(self, photos=photos, left_out=(*self.left_out, *gone)))
+        gone = {item.path: item for item in left_out}
+        photos = tuple(photo for photo in self.photos if photo.path not in gone)
+        whole = sorted([*self.left_out, *gone.values()], key=lambda item: item.path)
+        return checked(replace(self, photos=photos, left_out=tuple(whole)))
 
 
 def find_photos(
@@ -82,14 +87,13 @@ def find_photos(
     val_share: float = 0.15,
     test_share: float = 0.15,
     limit: int | None = None,
-    synthetic: bool = False,
 ) -> Dataset:
     """Read the folder `root` into a Dataset.
 
-    A photo's place in a split that is not given depends on `split_seed` and its own bytes alone, so that adding photos
-    moves none of the others. `limit` keeps that many photos a class of each split that is given, chosen the same way.
-    Raises PhotosError for a folder that cannot be trained on: a wrong path, fewer than two classes, an empty class, the
-    same photo in two given splits.
+    A photo's place in a split that is not given depends on `split_seed` and its own bytes alone, so that
+    adding photos moves none of the others. `limit` keeps that many photos a class of each split that is
+    given, chosen the same way. Raises PhotosError for a folder that cannot be trained on: a wrong path, fewer
+    than two classes, an empty class, the same photo in two given splits.
     """
     root = Path(root)
     if not root.exists():
@@ -102,6 +106,7 @@ def find_photos(
         found, unfit = _read_split(root, folder, split)
         photos += found
         left_out += unfit
+    classes = tuple(sorted({photo.label for photo in photos if photo.split == "train"}))
     photos, unfit = _one_of_each(photos)
     left_out += unfit
     if limit is not None:
@@ -110,29 +115,23 @@ def find_photos(
     for split in given:
         cut.pop(split, None)
     photos = _cut_from_train(photos, cut, split_seed)
-    classes = tuple(sorted({photo.label for photo in photos if photo.split == "train"}))
-    return checked(
-        Dataset(
-            root.resolve(),
-            classes,
-            tuple(sorted(photos, key=lambda photo: photo.path)),
-            tuple(sorted(left_out, key=lambda item: item.path)),
-            synthetic,
-        )
-    )
+    photos.sort(key=lambda photo: photo.path)
+    left_out.sort(key=lambda item: item.path)
+    synthetic = (root / DRAWN).exists()
+    return checked(Dataset(root.resolve(), classes, tuple(photos), tuple(left_out), synthetic))
 
 
 def checked(dataset: Dataset) -> Dataset:
     """The data set itself when a classifier can be trained on it; raises PhotosError when not."""
+    if len(dataset.classes) < 2:
+        raise PhotosError(
+            f"{dataset.root}: holds {', '.join(dataset.classes) or 'no class'}, and 2 are needed at least; "
+            "put each class's photos in a folder of its own"
+        )
     train = Counter(photo.label for photo in dataset.split("train"))
     for label in dataset.classes:
         if not train[label]:
             raise PhotosError(f"{dataset.root}: class {label} has no readable photo to train on; add some")
-    if len(dataset.classes) < 2:
-        raise PhotosError(
-            f"{dataset.root}: found {len(dataset.classes)} class with photos, at least 2 are needed; "
-            "put each class's photos in a folder of its own"
-        )
     for photo in dataset.photos:
         if photo.label not in dataset.classes:
             raise PhotosError(f"{dataset.root}: class {photo.label} is in {photo.split}/ but not in train/")
@@ -214,8 +213,8 @@ def _one_of_each(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
         for other in others:
             if other.split != first.split:
                 raise PhotosError(
-                    f"{first.path} and {other.path} are the same photo in two splits; a model must not be tested on "
-                    "what it was trained on: remove one"
+                    f"{first.path} and {other.path} are the same photo in two splits; "
+                    "a model must not be tested on what it was trained on: remove one"
                 )
         labels = {photo.label for photo in (first, *others)}
         if len(labels) > 1:
@@ -238,8 +237,9 @@ def _limited(photos: list[Photo], limit: int, seed: int) -> list[Photo]:
 def _cut_from_train(photos: list[Photo], shares: dict[str, float], seed: int) -> list[Photo]:
     """Move the shares named out of the training photos.
 
-    A photo's lot, a number in [0, 1) drawn from its bytes, decides alone. Only in a class of few photos, where lots may
-    fall far from the share, is a split held to between one photo and twice its share, and one photo stays in train.
+    A photo's lot, a number in [0, 1) drawn from its bytes, decides alone. Only in a class of few photos,
+    where lots may fall far from the share, is a split held to between one photo and twice its share, and one
+    photo stays in train.
     """
     result = [photo for photo in photos if photo.split != "train"]
     for group in _by_class([photo for photo in photos if photo.split == "train"]).values():

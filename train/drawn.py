@@ -24,7 +24,8 @@ SIDE = 480  # a flower is drawn this large and then reduced, which smooths its e
 
 
 def draw_flowers(folder: Path, per_class: int, seed: int = 0) -> Path:
-    """Draw `per_class` pictures of each flower into `folder`, a class folder each; the same seed draws the same ones.
+    """Draw `per_class` pictures of each flower into `folder`, a class folder each; the same seed draws the
+    same ones.
 
     A folder that is already there is left as it is.
     """
@@ -63,7 +64,15 @@ def _daisy(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
     white = _jitter(rng, (243, 241, 238), 10)
     count = int(rng.integers(13, 24))
     for layer, reach in enumerate((0.47, 0.41)):
-        _ring(draw, rng, count, reach, reach * rng.uniform(0.16, 0.24), _shade(white, 0.86 + 0.14 * layer), round_=0.5)
+        _ring(
+            draw,
+            rng,
+            count,
+            reach,
+            reach * rng.uniform(0.16, 0.24),
+            _shade(white, 0.86 + 0.14 * layer),
+            round_=0.5,
+        )
     _disc(draw, rng, rng.uniform(0.1, 0.15), _jitter(rng, (236, 182, 32), 18), 90)
 
 
@@ -79,7 +88,8 @@ def _roses(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
     colour = _jitter(rng, tones[rng.integers(len(tones))], 14)
     turn = rng.uniform(0, 2 * math.pi)
     for step, reach in enumerate(np.linspace(0.44, 0.04, 22)):
-        # Petals wind inwards: each is a disc set off from the middle by the golden angle, dark on its inner rim.
+        # Petals wind inwards: each is a disc set off from the middle by the golden angle, dark on its inner
+        # rim.
         angle = turn + step * math.pi * (3 - math.sqrt(5))
         x, y = 0.5 + 0.35 * reach * math.cos(angle), 0.5 + 0.35 * reach * math.sin(angle)
         radius = 0.72 * reach + 0.02
@@ -102,7 +112,14 @@ def _sunflowers(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
 
 
 def _tulips(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
-    tones: list[Colour] = [(206, 28, 40), (232, 96, 140), (246, 200, 40), (122, 44, 130), (240, 236, 226), (240, 120, 30)]
+    tones: list[Colour] = [
+        (206, 28, 40),
+        (232, 96, 140),
+        (246, 200, 40),
+        (122, 44, 130),
+        (240, 236, 226),
+        (240, 120, 30),
+    ]
     colour = _jitter(rng, tones[rng.integers(len(tones))], 14)
     green = _jitter(rng, (70, 130, 58), 18)
     bend = rng.uniform(-0.06, 0.06)
@@ -112,7 +129,13 @@ def _tulips(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
         _petal(draw, 0.5 + bend, 0.97, -math.pi / 2 + side * rng.uniform(0.25, 0.5), 0.42, 0.07, green, 0.9)
     width, height = rng.uniform(0.11, 0.15), rng.uniform(0.36, 0.44)
     # The far petals first; the near one covers the middle.
-    for lean, tone, broad in ((-0.42, 0.72, 1.0), (0.42, 0.78, 1.0), (-0.2, 0.9, 1.1), (0.22, 0.95, 1.1), (0, 1.08, 1.2)):
+    for lean, tone, broad in (
+        (-0.42, 0.72, 1.0),
+        (0.42, 0.78, 1.0),
+        (-0.2, 0.9, 1.1),
+        (0.22, 0.95, 1.1),
+        (0, 1.08, 1.2),
+    ):
         lean += rng.normal(0, 0.03)
         _petal(draw, 0.5, 0.47, -math.pi / 2 + lean, height, width * broad, _shade(colour, tone), 0.75)
 
@@ -175,10 +198,14 @@ def _disc(draw: ImageDraw.ImageDraw, rng: Generator, radius: float, colour: Colo
         draw.ellipse((x - size, y - size, x + size, y + size), fill=_shade(colour, rng.uniform(0.6, 1.4)))
 
 
-def _blob(draw: ImageDraw.ImageDraw, rng: Generator, x: float, y: float, radius: float, colour: Colour) -> None:
+def _blob(
+    draw: ImageDraw.ImageDraw, rng: Generator, x: float, y: float, radius: float, colour: Colour
+) -> None:
     """A disc with a wavering rim."""
     angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-    rim = radius * (1 + 0.05 * np.sin(3 * angles + rng.uniform(0, 6)) + 0.03 * np.sin(5 * angles + rng.uniform(0, 6)))
+    rim = radius * (
+        1 + 0.05 * np.sin(3 * angles + rng.uniform(0, 6)) + 0.03 * np.sin(5 * angles + rng.uniform(0, 6))
+    )
     draw.polygon(
         [_at(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(rim, angles, strict=True)], fill=colour
     )
@@ -196,7 +223,9 @@ def _background(rng: Generator, width: int, height: int) -> Image.Image:
     ]
     top, bottom = (np.array(_jitter(rng, tone, 16)) for tone in scenes[rng.integers(len(scenes))])
     ramp = np.linspace(0, 1, height)[:, None, None]
-    picture = Image.fromarray(np.broadcast_to(top + (bottom - top) * ramp, (height, width, 3)).astype(np.uint8))
+    picture = Image.fromarray(
+        np.broadcast_to(top + (bottom - top) * ramp, (height, width, 3)).astype(np.uint8)
+    )
     draw = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(20, 60))):
         x, y, size = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(8, 60)
@@ -207,7 +236,9 @@ def _background(rng: Generator, width: int, height: int) -> Image.Image:
     for _ in range(int(rng.integers(0, 26))):
         x, lean = rng.uniform(0, width), rng.uniform(-60, 60)
         tip = height * rng.uniform(0.2, 0.9)
-        draw.line((x, height, x + lean, tip), fill=_jitter(rng, (70, 120, 50), 30), width=int(rng.integers(2, 6)))
+        draw.line(
+            (x, height, x + lean, tip), fill=_jitter(rng, (70, 120, 50), 30), width=int(rng.integers(2, 6))
+        )
     return picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.5, 3)))
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 
 class ClassFigures(TypedDict):
-    """Of one class: how many photos it has, how many of them are found, how many of those named so are right."""
+    """Of one class: how many photos it has, how many of them are found, how many of those named so are
+    right.
+    """
 
     n: int
     recall: float | None
@@ -26,7 +29,9 @@ class Figures(TypedDict):
     confusion: list[list[int]]
 
 
-def evaluate(head: keras.Model, features: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figures | None:
+def evaluate(
+    head: keras.Model, features: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]
+) -> Figures | None:
     """Figures for features [N, 7, 7, 512] with class indices [N]; None when there are none."""
     if not len(labels):
         return None
@@ -39,7 +44,7 @@ def evaluate(head: keras.Model, features: np.ndarray, labels: np.ndarray, classe
     return figures(probabilities, labels, classes)
 
 
-def figures(probabilities: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Figures:
+def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> Figures:
     """Figures for probabilities [N, C] against class indices [N]."""
     named = probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), int)

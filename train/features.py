@@ -1,7 +1,8 @@
 """Run the frozen base over photos, once each, and keep what it gives on disk.
 
-A feature is block5_pool, [7, 7, 512], kept as float16. Its key is all that it depends on: the photo's bytes, the picture
-code, the base's weights, the type computed in, and whether the picture was mirrored. Both recipes share it.
+A feature is block5_pool, [7, 7, 512], kept as float16. Its key is all that it depends on: the photo's bytes,
+the picture code, the base's weights, the type computed in, and whether the picture was mirrored. Both recipes
+share it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import PictureError
 from runtime.picture import PICTURE_VERSION, read_picture
@@ -51,7 +54,7 @@ class Features:
     folder: Path
     mirror: bool
 
-    def of(self, split: str) -> tuple[np.ndarray, np.ndarray]:
+    def of(self, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Features float16 [N, 7, 7, 512] and class indices int32 [N] of a split.
 
         With `mirror`, the training photos' mirror images follow the photos.
@@ -73,14 +76,17 @@ def extract(
 ) -> Features:
     """Compute every feature of `dataset` that `cache` does not hold yet.
 
-    Photos that cannot be read join the data set's left_out. Stopping loses at most the batches being computed.
+    Photos that cannot be read join the data set's left_out. Stopping loses at most the batches being
+    computed.
     """
     devices = devices or find_devices()
     height, width = INPUT_SIZE
     folder = (
         cache / f"{weights.sha256[:16]}-picture{PICTURE_VERSION}-{height}x{width}-block5_pool-{devices.dtype}"
     )
-    missing = [(photo, _missing(folder, photo, mirror and photo.split == "train")) for photo in dataset.photos]
+    missing = [
+        (photo, _missing(folder, photo, mirror and photo.split == "train")) for photo in dataset.photos
+    ]
     missing = [(photo, sides) for photo, sides in missing if sides]
     cached = len(dataset.photos) - len(missing)
     print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
@@ -97,54 +103,60 @@ def find_devices() -> Devices:
 
 
 class Replica:
-    """The base on one device, compiled once. Its state is the batch that fits, halved when memory runs out."""
+    """The base on one device, compiled once. Its state is the batch that fits, halved when memory runs
+    out.
+    """
 
     def __init__(self, weights: Weights, device: str, devices: Devices) -> None:
         self.device = device
         self.batch = devices.batch
+        self.jit = devices.jit
         with keras.device(device):
             image = picture_input()
             self.model = keras.Model(image, base_layers(image, devices.dtype))
             self.model.compile(jit_compile=devices.jit)
             load_weights(self.model, weights)
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Pictures uint8 [N, 224, 224, 3] → block5_pool float16 [N, 7, 7, 512]."""
-        parts: list[np.ndarray] = []
+        parts: list[NDArray[Any]] = []
         start = 0
         while start < len(pixels):
             part = pixels[start : start + self.batch]
-            # Always a full batch: another shape would compile again, and could round otherwise.
-            full = np.pad(part, ((0, self.batch - len(part)), (0, 0), (0, 0), (0, 0)))
+            if self.jit:  # another shape would be compiled anew
+                part = np.pad(part, ((0, self.batch - len(part)), (0, 0), (0, 0), (0, 0)))
             try:
                 with keras.device(self.device):
-                    out = self.model.predict_on_batch(full)
+                    out = self.model.predict_on_batch(part)
             except Exception as error:  # each backend has its own kind
                 if not _out_of_memory(error) or self.batch == 1:
                     raise
                 self.batch //= 2
                 continue
-            parts.append(np.asarray(out)[: len(part)].astype(np.float16))
-            start += len(part)
-        return np.concatenate(parts)
+            parts.append(np.asarray(out).astype(np.float16))
+            start += self.batch
+        features: NDArray[Any] = np.concatenate(parts)[: len(pixels)]
+        return features
 
 
 def _compute(
     root: Path, missing: list[tuple[Photo, list[bool]]], folder: Path, weights: Weights, devices: Devices
 ) -> list[LeftOut]:
-    """Decode ahead on threads, compute on every device, store as results come; returns what could not be read."""
+    """Decode ahead on threads, compute on every device, store as results come; returns what could not be
+    read.
+    """
     unreadable: list[LeftOut] = []
     free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
     for device in devices.names:
         free.put(Replica(weights, device, devices))
 
-    def decode(job: tuple[Photo, list[bool]]) -> np.ndarray | str:
+    def decode(job: tuple[Photo, list[bool]]) -> NDArray[Any] | str:
         try:
             return read_picture(root / job[0].path, INPUT_SIZE)
         except PictureError as error:
             return str(error)
 
-    def pictures() -> Iterator[tuple[Path, np.ndarray]]:
+    def pictures() -> Iterator[tuple[Path, NDArray[Any]]]:
         decoded = _ahead(decoders, decode, missing, 2 * devices.batch)
         for (photo, sides), pixels in zip(missing, decoded, strict=True):
             if isinstance(pixels, str):
@@ -154,7 +166,7 @@ def _compute(
             for mirrored in sides:
                 yield _file(folder, photo, mirrored), pixels[:, ::-1] if mirrored else pixels
 
-    def run(batch: tuple[tuple[Path, np.ndarray], ...]) -> tuple[list[Path], np.ndarray]:
+    def run(batch: tuple[tuple[Path, NDArray[Any]], ...]) -> tuple[list[Path], NDArray[Any]]:
         replica = free.get()
         try:
             return [file for file, _ in batch], replica(np.stack([pixels for _, pixels in batch]))
@@ -163,19 +175,25 @@ def _compute(
 
     total = sum(len(sides) for _, sides in missing)
     with (
-        Progress("features", total, "photo") as progress,
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as decoders,
-        ThreadPoolExecutor(len(devices.names)) as computers,
+        Progress("features", total, "pictures") as progress,
+        _threads(min(8, os.cpu_count() or 1)) as decoders,
+        _threads(len(devices.names)) as computers,
     ):
-        for files, features in _ahead(computers, run, _batched(pictures(), devices.batch), 2 * len(devices.names)):
+        for files, features in _ahead(
+            computers, run, _batched(pictures(), devices.batch), 2 * len(devices.names)
+        ):
             for file, feature in zip(files, features, strict=True):
                 _store(file, feature)
             progress.step(len(files))
     return unreadable
 
 
-def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
-    """The results of `function` over `items` in order, at most `window` of them under way before they are asked for."""
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], window: int
+) -> Iterator[R]:
+    """The results of `function` over `items` in order, at most `window` of them under way before they are
+    asked for.
+    """
     waiting: deque[Future[R]] = deque()
     try:
         for item in items:
@@ -189,20 +207,34 @@ def _ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable
             future.cancel()
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that drops what has not begun when it is left: on Ctrl-C nothing but the batch at hand is
+    waited for.
+    """
+    pool = ThreadPoolExecutor(count)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
     while batch := tuple(itertools.islice(items, size)):
         yield batch
 
 
 def _missing(folder: Path, photo: Photo, mirror: bool) -> list[bool]:
-    return [side for side in ((False, True) if mirror else (False,)) if not _file(folder, photo, side).exists()]
+    return [
+        side for side in ((False, True) if mirror else (False,)) if not _file(folder, photo, side).exists()
+    ]
 
 
 def _file(folder: Path, photo: Photo, mirrored: bool) -> Path:
     return folder / photo.sha256[:2] / f"{photo.sha256}{'.mirror' if mirrored else ''}.npy"
 
 
-def _store(file: Path, feature: np.ndarray) -> None:
+def _store(file: Path, feature: NDArray[Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
     with partial.open("wb") as stream:
@@ -213,7 +245,6 @@ def _store(file: Path, feature: np.ndarray) -> None:
 
 
 def _out_of_memory(error: Exception) -> bool:
+    """By its words: TensorFlow and JAX raise different kinds."""
     text = f"{type(error).__name__} {error}"
     return any(sign in text for sign in ("ResourceExhausted", "RESOURCE_EXHAUSTED", "out of memory", "OOM"))
-
-

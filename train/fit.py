@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from train.head import HEADS
 from train.progress import Progress
@@ -15,7 +17,9 @@ from train.settings import Settings
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head's layers with the weights of the best epoch, each epoch's figures, and whether Ctrl-C cut it short."""
+    """The head's layers with the weights of the best epoch, each epoch's figures, and whether Ctrl-C cut
+    it short.
+    """
 
     layers: list[keras.layers.Layer]
     model: keras.Model
@@ -24,7 +28,10 @@ class Fitted:
 
 
 def fit(
-    train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], classes: int, settings: Settings
+    train: tuple[NDArray[Any], NDArray[Any]],
+    val: tuple[NDArray[Any], NDArray[Any]],
+    classes: int,
+    settings: Settings,
 ) -> Fitted:
     """Train the recipe's head on features [N, 7, 7, 512] and class indices [N].
 
@@ -84,7 +91,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
     def __init__(self, epochs: int) -> None:
         super().__init__()
         self.rows: list[Mapping[str, float]] = []
-        self.progress = Progress("head", epochs, "epoch")
+        self.progress = Progress("head", epochs, "epochs")
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         row = {name: float(value) for name, value in (logs or {}).items()}
@@ -92,7 +99,7 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
         self.progress.step(1, ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
 
 
-def _reduced(layer: keras.layers.Layer, features: np.ndarray) -> np.ndarray:
+def _reduced(layer: keras.layers.Layer, features: NDArray[Any]) -> NDArray[Any]:
     """Float32 [N, …] of what the first layer gives, a bounded part at a time."""
     parts = [
         keras.ops.convert_to_numpy(layer(features[start : start + 256].astype(np.float32)))

@@ -36,7 +36,7 @@ def article(classes: int, settings: Settings) -> list[keras.layers.Layer]:
 HEADS: dict[str, Head] = {"pooled": pooled, "article": article}
 
 
-def classifier(weights: Weights, layers: list[keras.layers.Layer], name: str) -> keras.Model:
+def classifier(weights: Weights, layers: list[keras.layers.Layer]) -> keras.Model:
     """The whole model, flat: a picture `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, classes].
 
     `layers` are a trained head's; the model takes copies of them, so that none of them has two places.
@@ -46,7 +46,7 @@ def classifier(weights: Weights, layers: list[keras.layers.Layer], name: str) ->
     copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in layers]
     for copy in copies:
         x = copy(x)
-    model = keras.Model(image, x, name=name)
+    model = keras.Model(image, x, name="vgg16")
     load_weights(model, weights)
     for layer, copy in zip(layers, copies, strict=True):
         copy.set_weights(layer.get_weights())

@@ -12,7 +12,7 @@ PLAIN_LINE_EVERY = 10.0  # seconds: enough to see that a log is alive, not enoug
 
 
 class Progress:
-    """`with Progress("features", 500, "photo") as progress: progress.step(16)`"""
+    """`with Progress("features", 500, "photos") as progress: progress.step(16)`"""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -52,5 +52,5 @@ class Progress:
             when = f"{tqdm.format_interval((self.total - self.done) / rate)} left" if rate else "starting"
         else:
             when = f"took {tqdm.format_interval(seconds)}"
-        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s, {rate:.1f} {self.unit}s/s, {when}"
+        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {when}"
         print(f"{line}, {self.note}" if self.note else line, file=sys.stderr, flush=True)

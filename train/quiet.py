@@ -12,7 +12,8 @@ from contextlib import contextmanager
 def quiet_import() -> Iterator[None]:
     """`with quiet_import(): import tensorflow`: what native libraries write to stderr meanwhile is dropped.
 
-    TensorFlow writes some lines before it reads TF_CPP_MIN_LOG_LEVEL, so that only the descriptor itself can stop them.
+    TensorFlow writes some lines before it reads TF_CPP_MIN_LOG_LEVEL, so that only the descriptor itself can
+    stop them.
     """
     sys.stderr.flush()
     kept = os.dup(2)

@@ -1,16 +1,17 @@
-"""A run folder: a trained model and the whole record of how it was made. The one writer and the one reader of it."""
+"""A run folder: a trained model and the whole record of how it was made. The one writer and the one reader
+of it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from collections.abc import Iterator
 
 from runtime.errors import UserError
 from train.dataset import Dataset, read_manifest, write_manifest
@@ -25,7 +26,9 @@ class RunError(UserError):
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as read. `settings` are train.settings.Settings as a mapping; `metrics` are of val and test."""
+    """A run folder as read. `settings` are train.settings.Settings as a mapping; `metrics` are of val and
+    test.
+    """
 
     path: Path
     name: str
@@ -39,6 +42,7 @@ class Run:
     data_sha256: str
     picture_version: int
     versions: Mapping[str, str]
+    device: str
     metrics: Mapping[str, Any]
 
     def model(self) -> keras.Model:
@@ -73,6 +77,7 @@ def open_run(path: Path) -> Run:
             data_sha256=record["data_sha256"],
             picture_version=record["picture_version"],
             versions=record["versions"],
+            device=record["device"],
             metrics=record["metrics"],
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -94,7 +99,9 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset) -> None:
-    """Write run.json, photos.csv and left_out.csv into `folder`. `record` holds a Run's fields but path and dataset."""
+    """Write run.json, photos.csv and left_out.csv into `folder`. `record` holds a Run's fields but path
+    and dataset.
+    """
     whole = {**record, "classes": list(dataset.classes), "photos_root": str(dataset.root)}
     whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
     (folder / "run.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
