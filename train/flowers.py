@@ -128,7 +128,7 @@ def _open(url: str, start: int, timeout: float) -> HTTPResponse:
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
-    response = answer[0] if answer else f"no answer in {timeout:.0f} s"
+    response = answer[0] if answer else f"no answer in {timeout:g} s"
     if isinstance(response, str):
         raise Unreachable(response)
     return response

@@ -1,0 +1,35 @@
+"""What several packages' tests share. A session fixture is made once, for all that ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's own cache is neither read nor written by a test."""
+    home = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(home))
+        yield home
+
+
+@pytest.fixture(scope="session")
+def drawn_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve drawn pictures of each of five flowers, in class folders."""
+    from train.drawn import draw_flowers
+
+    return draw_flowers(tmp_path_factory.mktemp("photos") / "drawn", 12)
+
+
+@pytest.fixture(scope="session")
+def drawn_run(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder that `python -m train` makes of them, with the default recipe less the mirroring."""
+    from train.__main__ import main
+
+    out = tmp_path_factory.mktemp("runs") / "drawn"
+    assert main([str(drawn_photos), "--out", str(out), "--no-mirror"]) == 0
+    return out

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.picture import read_picture
+from train.backbone import Weights, read_weights
+from train.dataset import find_photos
+from train.drawn import draw_flower
+from train.features import Devices, Replica, _ahead, extract
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return read_weights()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    root = tmp_path / "photos"
+    for label in ("daisy", "roses"):
+        (root / label).mkdir(parents=True)
+        for number in range(3):
+            draw_flower(label, number).save(root / label / f"{number}.png")
+    return root
+
+
+def files(cache: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+
+
+def test_each_photo_runs_once(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    cache = tmp_path / "cache"
+    dataset = find_photos(photos)
+    x, y = extract(dataset, weights, cache, mirror=False).of("train")
+    assert x.shape == (2, 7, 7, 512) and x.dtype == np.float16
+    assert y.tolist() == [0, 1]
+    before = files(cache)
+    assert len(before) == 6
+
+    (photos / "roses" / "2.png").rename(photos / "roses" / "renamed.png")
+    draw_flower("roses", 3).save(photos / "roses" / "3.png")
+    mirrored = extract(find_photos(photos), weights, cache, mirror=True)
+    after = files(cache)
+    train = len(mirrored.dataset.split("train"))
+    assert before.items() <= after.items(), "what was there is not computed again"
+    assert len(after) == 7 + train
+
+    x, y = mirrored.of("train")
+    assert len(x) == len(y) == 2 * train and y[:train].tolist() == y[train:].tolist()
+    assert len(mirrored.of("val")[0]) == len(mirrored.dataset.split("val")), "only training photos are mirrored"
+
+
+def test_the_features_are_the_base_s_for_the_photo(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    features = extract(find_photos(photos), weights, tmp_path / "cache", mirror=True)
+    base = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
+    pixels = [read_picture(photos / photo.path) for photo in features.dataset.split("train")]
+    expected = base(np.stack(pixels + [picture[:, ::-1] for picture in pixels]))
+    np.testing.assert_allclose(features.of("train")[0], expected, rtol=2e-3, atol=1e-2)
+
+
+def test_unreadable_photos_are_left_out(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    (photos / "daisy" / "text.jpg").write_text("no picture")
+    cut = (photos / "roses" / "0.png").read_bytes()
+    (photos / "roses" / "cut.png").write_bytes(cut[: len(cut) // 2])
+    dataset = extract(find_photos(photos), weights, tmp_path / "cache", mirror=False).dataset
+    assert len(dataset.photos) == 6
+    assert [item.path for item in dataset.left_out] == ["daisy/text.jpg", "roses/cut.png"]
+
+
+def test_a_damaged_cache_file_is_computed_again(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    cache = tmp_path / "cache"
+    before = extract(find_photos(photos), weights, cache, mirror=False).of("train")[0]
+    for file in cache.rglob("*.npy"):
+        file.write_bytes(file.read_bytes()[:99])
+    after = extract(find_photos(photos), weights, cache, mirror=False).of("train")[0]
+    np.testing.assert_array_equal(after, before)
+
+
+def test_memory_that_runs_out_halves_the_batch(weights: Weights) -> None:
+    """The error is the test's, as no accelerator is at hand; what follows it is real."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
+    replica = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
+    expected = replica(pixels)
+    predict, tried = replica.model.predict_on_batch, []
+
+    def small_only(batch: NDArray[Any]) -> Any:
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 1024 bytes")
+        return predict(batch)
+
+    replica.model.predict_on_batch = small_only
+    np.testing.assert_allclose(replica(pixels), expected, rtol=2e-3, atol=1e-2)
+    assert tried == [5, 4, 2, 2, 1]
+    assert replica.batch == 2
+
+
+def test_other_errors_of_a_device_are_told(weights: Weights) -> None:
+    replica = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
+    with pytest.raises(Exception, match="shape"):
+        replica(np.zeros((2, 224, 224, 4), np.uint8))
+
+
+TWO_DEVICES = """
+import sys, threading
+import numpy as np
+import tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from pathlib import Path
+from train import features
+from train.backbone import read_weights
+from train.dataset import find_photos
+used = {}
+call = features.Replica.__call__
+def noted(self, pixels):
+    used.setdefault(self.device, []).append(self.model.weights[0].value.device)
+    return call(self, pixels)
+features.Replica.__call__ = noted
+two = features.Devices(("cpu:0", "cpu:1"), "float32", jit=True, batch=2)
+found = features.extract(find_photos(Path(sys.argv[1])), read_weights(), Path(sys.argv[2]), mirror=True, devices=two)
+assert sorted(used) == ["cpu:0", "cpu:1"], used
+for device, places in used.items():
+    assert all(place.lower().endswith(device) for place in places), used
+np.save(sys.argv[3], found.of("train")[0])
+"""
+
+
+def test_two_devices_have_a_compiled_replica_each(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    """In a process of its own: TensorFlow takes logical devices only before its first operation."""
+    command = [sys.executable, "-c", TWO_DEVICES, str(photos), str(tmp_path / "two"), str(tmp_path / "two.npy")]
+    subprocess.run(command, check=True, timeout=300)
+    one = extract(find_photos(photos), weights, tmp_path / "one", mirror=True)
+    np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.of("train")[0], rtol=2e-3, atol=1e-2)
+
+
+def test_work_is_ahead_by_a_window_and_in_order() -> None:
+    begun: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(20):
+            begun.append(number)
+            yield number
+
+    with ThreadPoolExecutor(4) as pool:
+        results = _ahead(pool, lambda number: number * number, numbers(), 5)
+        assert next(results) == 0
+        assert len(begun) == 5
+        assert list(results) == [number * number for number in range(1, 20)]
+

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from train.backbone import read_weights
+from train.evaluate import evaluate, figures
+from train.fit import EpochLog, Fitted, fit
+from train.head import classifier
+from train.settings import RECIPES
+
+Split = tuple[NDArray[Any], NDArray[Any]]
+
+
+def blobs(count: int, seed: int) -> Split:
+    """Features of three classes, each with some channels of its own; what differs is noise."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int32) % 3
+    x = rng.gamma(0.5, 2.0, (count, 7, 7, 512))
+    for label in range(3):
+        x[labels == label, :, :, label * 10 : label * 10 + 10] += 1.0
+    return x.astype(np.float16), labels
+
+
+TRAIN, VAL = blobs(90, 0), blobs(30, 1)
+NONE: Split = (np.empty((0, 7, 7, 512), np.float16), np.empty(0, np.int32))
+
+
+def weights_of(fitted: Fitted) -> list[NDArray[Any]]:
+    return [array for layer in fitted.layers for array in layer.get_weights()]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_head_learns_and_repeats(recipe: str) -> None:
+    settings = replace(RECIPES[recipe], epochs=8)
+    first, again = fit(TRAIN, VAL, 3, settings), fit(TRAIN, VAL, 3, settings)
+    assert len(first.history) == 8 and not first.stopped
+    assert first.history == again.history
+    for one, two in zip(weights_of(first), weights_of(again), strict=True):
+        np.testing.assert_array_equal(one, two)
+    other = fit(TRAIN, VAL, 3, replace(settings, seed=1))
+    assert other.history != first.history
+    measured = evaluate(first.model, *VAL, ("a", "b", "c"))
+    assert measured is not None and measured["top1"] > 0.8
+
+
+def test_the_best_epoch_is_kept() -> None:
+    # Far too fast, so that the loss on val goes up and down.
+    fitted = fit(TRAIN, VAL, 3, replace(RECIPES["article"], epochs=6, learning_rate=0.05))
+    measured = evaluate(fitted.model, *VAL, ("a", "b", "c"))
+    assert measured is not None
+    losses = [row["val_loss"] for row in fitted.history]
+    assert min(losses) < losses[-1] * 1.001 and max(losses) > min(losses)
+    assert measured["loss"] == pytest.approx(min(losses), rel=0.02)
+
+
+def test_without_validation_photos() -> None:
+    fitted = fit(TRAIN, NONE, 3, replace(RECIPES["pooled"], epochs=2))
+    assert "val_loss" not in fitted.history[0]
+    assert evaluate(fitted.model, *NONE, ("a", "b", "c")) is None
+
+
+def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    end = EpochLog.on_epoch_end
+
+    def then_stop(self: EpochLog, epoch: int, logs: Any = None) -> None:
+        end(self, epoch, logs)
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(EpochLog, "on_epoch_end", then_stop)
+    fitted = fit(TRAIN, VAL, 3, replace(RECIPES["pooled"], epochs=1000))
+    assert fitted.stopped and 3 <= len(fitted.history) < 10
+    measured = evaluate(fitted.model, *VAL, ("a", "b", "c"))
+    assert measured is not None
+    assert measured["loss"] == pytest.approx(min(row["val_loss"] for row in fitted.history), rel=0.05)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_classifier_is_flat_and_made_of_standard_layers(recipe: str) -> None:
+    fitted = fit(TRAIN, VAL, 3, replace(RECIPES[recipe], epochs=1))
+    model = classifier(read_weights(), fitted.layers)
+    names = [layer.name for layer in model.layers]
+    assert names[:3] == ["image", "imagenet_mean", "block1_conv1"]
+    assert names[-2:] == ["logits", "probabilities"]
+    assert not any(isinstance(layer, keras.Model | keras.layers.Lambda) for layer in model.layers)
+    assert model.input.dtype == "uint8" and model.output.dtype == "float32"
+    assert model.output.shape == (None, 3)
+
+
+def test_figures_by_hand() -> None:
+    probabilities = np.array([[0.8, 0.2, 0.0], [0.5, 0.4, 0.1], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0]])
+    found = figures(probabilities, np.array([0, 1, 1, 0]), ("a", "b", "c"))
+    assert found["n"] == 4 and found["top1"] == 0.5
+    assert found["loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.3]).mean())
+    assert found["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert found["per_class"]["a"] == {"n": 2, "recall": 0.5, "precision": 0.5}
+    assert found["per_class"]["c"] == {"n": 0, "recall": None, "precision": None}
