@@ -1,12 +1,15 @@
-"""The graph that ships: a run's Keras model, held to the contract, and the SavedModel that every format comes from."""
+"""The graph that ships: a run's Keras model, held to the contract, and the SavedModel behind every format."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from runtime.errors import UserError
 
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from train.run import Run
 
 OUTPUTS = ("probabilities", "known")  # what the contract has; `known` only where the model learnt it
+BATCH = 8
 
 
 class GraphError(UserError):
@@ -21,7 +25,7 @@ class GraphError(UserError):
 
 
 def deployable(run: Run) -> keras.Model:
-    """The run's model, float32: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C] (and `known` [N, 1]).
+    """The run's model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], maybe `known` [N, 1].
 
     Raises GraphError when the model does not keep the contract: a file must be replaceable by any other.
     """
@@ -38,7 +42,8 @@ def deployable(run: Run) -> keras.Model:
     probabilities = outputs["probabilities"]
     if probabilities.dtype != "float32" or probabilities.shape[-1] != len(run.classes):
         raise GraphError(
-            f"{where}: gives {probabilities.dtype} {probabilities.shape} for {len(run.classes)} classes; train it again"
+            f"{where}: gives {probabilities.dtype} {probabilities.shape} for {len(run.classes)} classes; "
+            "train it again"
         )
     return model
 
@@ -49,16 +54,30 @@ def named_outputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
 
 
 def save(model: keras.Model, folder: Path, batch: int | None) -> None:
-    """Writes a SavedModel whose `serving_default` is image → outputs by name, with this batch size (None: any)."""
+    """Writes a SavedModel with `serving_default`, image → outputs by name; a batch of None is of any size."""
     names = model.output_names
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(zip(names, keras.tree.flatten(model(image, training=False)), strict=True))
 
-    # ExportArchive and not tf.saved_model.save: the latter does not track a Keras 3 model's variables, and the file
-    # converted from it comes out without its weights, and without an error.
+    # Not tf.saved_model.save: it does not track a Keras 3 model's variables, and the file converted from it
+    # comes out without weights, and without an error.
     archive = keras.export.ExportArchive()
     archive.track(model)
     image = tf.TensorSpec([batch, *model.inputs[0].shape[1:]], tf.uint8, name="image")
     archive.add_endpoint("serving_default", serve, input_signature=[image])
     archive.write_out(str(folder), verbose=False)
+
+
+def predict(
+    model: keras.Model, photos: NDArray[np.uint8], step: Callable[[int], None]
+) -> NDArray[np.float32]:
+    """Parity's reference: `probabilities` [n, C] for uint8 [n, H, W, 3], on the CPU even beside a GPU."""
+    found = []
+    with tf.device("/CPU:0"):
+        for start in range(0, len(photos), BATCH):
+            outputs = keras.tree.flatten(model(photos[start : start + BATCH], training=False))
+            by_name = dict(zip(model.output_names, outputs, strict=True))
+            found.append(np.asarray(by_name["probabilities"], np.float32))
+            step(len(found[-1]))
+    return np.concatenate(found)

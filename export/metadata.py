@@ -1,8 +1,8 @@
 """Put the contract into a model file: one file is then enough, for our runtime and for others.
 
-A .tflite gets what TFLite Metadata prescribes (https://ai.google.dev/edge/litert/conversion/tensorflow/metadata): a
-description of its tensors in a buffer named TFLITE_METADATA, and the files it speaks of in a zip behind the FlatBuffer.
-An .onnx gets a metadata property.
+A .tflite gets what TFLite Metadata prescribes: a description of its tensors in a buffer named
+TFLITE_METADATA, and the files that it speaks of in a zip behind the FlatBuffer. An .onnx gets a property.
+https://ai.google.dev/edge/litert/conversion/tensorflow/metadata
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,16 +48,19 @@ def into_tflite(data: bytes, contract: Contract) -> bytes:
 def into_onnx(data: bytes, contract: Contract) -> bytes:
     proto = onnx.load_model_from_string(data)
     onnx.helper.set_model_props(proto, {CONTRACT_NAME: contract.to_json()})
-    return proto.SerializeToString()
+    return bytes(proto.SerializeToString())
 
 
 _EMBED: dict[str, Callable[[bytes, Contract], bytes]] = {"tflite": into_tflite, "onnx": into_onnx}
 
 
 class _AlignedBuilder(Builder):  # type: ignore[misc]
-    """Starts weights on multiples of 16 bytes, as the schema's force_align asks: flatc's Python code leaves that out."""
+    """Starts weights on multiples of 16 bytes, as the schema's force_align asks.
 
-    def CreateNumpyVector(self, x: NDArray[np.generic]) -> int:  # noqa: N802
+    The Python code that flatc generates leaves that out.
+    """
+
+    def CreateNumpyVector(self, x: NDArray[np.generic]) -> int:
         self.StartVector(x.itemsize, x.size, 16)
         payload = x.tobytes()
         self.head -= len(payload)
@@ -65,7 +69,7 @@ class _AlignedBuilder(Builder):  # type: ignore[misc]
 
 
 def _with_zip(data: bytes, contract: Contract) -> bytes:
-    """Appends a zip; entries are stored, since MediaPipe refuses deflated ones, and dated 1980, to repeat exactly."""
+    """Appends a zip: stored entries, as MediaPipe refuses deflated ones, dated 1980, so as to repeat."""
     file = io.BytesIO()
     file.write(data)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
@@ -79,8 +83,9 @@ def _with_zip(data: bytes, contract: Contract) -> bytes:
     return file.getvalue()
 
 
-# A FlatBuffers table as data: its fields by their numbers. NumPy scalars are stored in place, all else by offset.
-Table = dict[int, "np.generic | str | list[float] | list[Table] | Table"]
+# A FlatBuffers table as data: its fields by their numbers. A NumPy scalar is stored in place; a string, a
+# list of floats or of tables, and a table are stored by their offset.
+Table = dict[int, Any]
 
 # Enumerators and union members of metadata_schema.fbs.
 _RGB = np.int8(1)  # ColorSpaceType
@@ -123,14 +128,14 @@ def _output(name: str) -> Table:
     return tensor
 
 
-def _write(builder: Builder, value: str | list[float] | list[Table] | Table) -> int:
+def _write(builder: Builder, value: Any) -> int:
     """Writes a string, a vector or a table, what it refers to first, and gives its offset."""
     if isinstance(value, str):
         return int(builder.CreateString(value))
     if isinstance(value, list):
         if all(isinstance(item, float) for item in value):
             return int(builder.CreateNumpyVector(np.array(value, np.float32)))
-        items = [_write(builder, item) for item in value]  # type: ignore[arg-type]
+        items = [_write(builder, item) for item in value]
         builder.StartVector(4, len(items), 4)
         for item in reversed(items):
             builder.PrependUOffsetTRelative(item)
@@ -142,7 +147,7 @@ def _write(builder: Builder, value: str | list[float] | list[Table] | Table) -> 
     for slot, item in value.items():
         if isinstance(item, np.uint32):
             builder.PrependUint32Slot(slot, int(item), 0)
-        elif isinstance(item, np.generic):  # enumerations, one byte each
+        elif isinstance(item, (np.int8, np.uint8)):  # enumerations, one byte each
             builder.PrependUint8Slot(slot, int(item), 0)
         else:
             builder.PrependUOffsetTRelativeSlot(slot, offsets[slot], 0)

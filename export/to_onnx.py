@@ -1,4 +1,4 @@
-"""A Keras model → ONNX bytes, one function a precision. Input and outputs keep the contract's types in all of them."""
+"""A Keras model → ONNX bytes, one function a precision, all with the contract's input and outputs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ IR_VERSION = 8  # the one of opset 17's time, read by ONNX Runtime since 1.12
 
 def float32(model: keras.Model) -> bytes:
     """Weights and arithmetic in float32; the batch size is left open."""
-    return _graph(model).SerializeToString()
+    return bytes(_graph(model).SerializeToString())
 
 
 def float16(model: keras.Model) -> bytes:
     """Weights stored in float16, half the size, and cast to float32 in the graph.
 
-    ONNX Runtime folds the casts when it loads the file, so that it runs as fast as float32. Arithmetic in float16
-    would not: its CPU kernels for x86 and most of Arm are float32, with a cast on both sides of every layer.
+    ONNX Runtime folds the casts when it loads the file, so that it runs as fast as float32. Arithmetic in
+    float16 would not: on a CPU without such kernels every layer gets a cast on both sides.
     """
     proto = _graph(model)
     casts = []
@@ -43,7 +43,7 @@ def float16(model: keras.Model) -> bytes:
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    return _checked(proto).SerializeToString()
+    return bytes(_checked(proto).SerializeToString())
 
 
 def _graph(model: keras.Model) -> onnx.ModelProto:
@@ -51,7 +51,7 @@ def _graph(model: keras.Model) -> onnx.ModelProto:
     # Here and not above: slow to import. Its notes are about TensorFlow 1.
     import tf2onnx
 
-    # By way of a SavedModel: tf2onnx.convert.from_function leaves a Keras 3 model's constants as dangling inputs.
+    # By way of a SavedModel: from_function leaves a Keras 3 model's constants as dangling inputs.
     with tempfile.TemporaryDirectory() as folder, _quiet("tensorflow", "tf2onnx"):
         save(model, Path(folder), batch=None)
         frozen, inputs, outputs, names = tf2onnx.tf_loader.from_saved_model(

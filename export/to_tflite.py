@@ -1,4 +1,4 @@
-"""A Keras model → TFLite bytes, one function a precision. Input and outputs keep the contract's types in all of them."""
+"""A Keras model → TFLite bytes, one function a precision, all with the contract's input and outputs."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def float16(model: keras.Model) -> bytes:
 
 
 def dynamic(model: keras.Model) -> bytes:
-    """Weights in int8; each layer's input is quantized by its own range when the layer runs. Needs no calibration."""
+    """Weights in int8; a layer's input is quantized by its own range when the layer runs: no calibration."""
     with tempfile.TemporaryDirectory() as folder:
         converter = _converter(model, folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        # A per-channel Dense layer would be FULLY_CONNECTED version 12, which tflite-runtime 2.14 does not know.
+        # A per-channel Dense would be FULLY_CONNECTED version 12, which tflite-runtime 2.14 does not know.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         return _convert(converter)
 

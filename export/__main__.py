@@ -1,0 +1,231 @@
+"""Turn a trained run into deployable files, each proven equal to the trained model in the engines of a device."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.card import card
+from export.folder import check, swap_in
+from export.metadata import embed
+from export.parity import ENOUGH, Row, failures, measure, pairs, steps, table, to_csv
+from export.photos import read_photos
+from runtime.engines import ENGINES, choose_engine, need
+from runtime.errors import UserError
+from runtime.model import CONTRACT_VERSION, FORMATS, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
+from train.progress import Progress
+from train.quiet import quiet_import
+from train.run import Run, newest_run, open_run
+
+if TYPE_CHECKING:
+    import keras
+
+NOT_PROVEN = 3
+INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0 done, 2 a usage error, 3 a file failed parity, 130 stopped."""
+    arguments = _parse(argv)
+    precisions = ["float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name))]
+    try:
+        return export(arguments.run, precisions, arguments.out, arguments.engines, arguments.photos)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped: nothing is exported, and nothing old is replaced", file=sys.stderr)
+        return INTERRUPTED
+
+
+def export(
+    run_folder: Path | None = None,
+    precisions: Sequence[str] = ("float32",),
+    out: Path | None = None,
+    engines: Sequence[str] | None = None,
+    limit: int | None = None,
+) -> int:
+    """A run → its files, each with the contract inside → parity → models/NAME, or NAME.rejected."""
+    run = open_run(run_folder or newest_run())
+    out = out or Path("models") / run.name
+    rejected = out.with_name(f"{out.name}.rejected")
+    check(out)
+    check(rejected)
+    _check_engines(engines)
+    print(f"run: {run.path}{' (synthetic: trained on drawings)' if run.synthetic else ''}")
+
+    # Here and not at the top: what is wrong so far is told before TensorFlow's five seconds of start.
+    with quiet_import():
+        import tensorflow  # noqa: F401
+
+    from export.graph import deployable, predict
+
+    model = deployable(run)
+    size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
+    count = min(limit or sys.maxsize, len(run.dataset.split("test")))
+    with Progress("decode", count, "photo") as progress:
+        photos = read_photos(run.dataset, "test", size, limit, progress.step)
+
+    contract = _contract(run, out.name, size)
+    files: dict[tuple[str, str], bytes] = {}
+    recipes: dict[tuple[str, str], str] = {}
+    for key, (data, recipe) in _convert(model, run, precisions).items():
+        files[key], recipes[key] = embed(data, key[0], contract), recipe
+
+    with Progress("keras", count, "photo") as progress:
+        reference = predict(model, photos.pixels, progress.step)
+    with Progress("parity", steps(files, count, engines), "inference") as progress:
+        rows = measure(files, reference, photos.pixels, photos.truth, engines, progress.step)
+    print(table(rows))
+
+    contents = _contents(contract, run, files, recipes, rows)
+    if broken := failures(rows):
+        swap_in(contents, rejected)
+        for line in broken:
+            print(f"error: {line}", file=sys.stderr)
+        kept = f"{out} is as it was" if out.exists() else f"{out} is not written"
+        print(f"error: {kept}; the rejected files are in {rejected}", file=sys.stderr)
+        return NOT_PROVEN
+    swap_in(contents, out)
+    print(f"model: {out}")
+    print(f"next: python -m runtime.classify PHOTO --model {out}")
+    return 0
+
+
+def _convert(
+    model: keras.Model, run: Run, precisions: Sequence[str]
+) -> dict[tuple[str, str], tuple[bytes, str]]:
+    """By format and precision, the file's bytes and how it was quantized, if it was."""
+    from export.formats import FLOAT_FORMATS
+
+    made: dict[tuple[str, str], tuple[bytes, str]] = {}
+    for (format, precision), convert in FLOAT_FORMATS.items():
+        if precision in precisions:
+            print(f"convert: {format} {precision}", flush=True)
+            made[format, precision] = convert(model), ""
+    if "int8" in precisions:
+        from export.ladder import build_int8
+
+        for format, (data, recipe) in build_int8(model, run, FORMATS).items():
+            print(f"convert: {format} int8: {recipe}", flush=True)
+            made[format, "int8"] = data, recipe
+    return made
+
+
+def _check_engines(engines: Sequence[str] | None) -> None:
+    """Each format needs an engine to be proven in. Raises EngineError."""
+    for engine in engines or ():
+        need(engine)
+    for format in FORMATS:
+        if not pairs([(format, "float32")], engines):
+            if engines is not None:
+                raise UserError(f"--engines {' '.join(engines)}: none of them runs {format} files; add one")
+            choose_engine(format)  # says what to install
+
+
+def _contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
+    versions = dict(run.versions)
+    for package in ("tensorflow", "tf2onnx", "onnx", "litert-quantizer"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return Contract(
+        version=CONTRACT_VERSION,
+        name=name,
+        labels=run.classes,
+        input_size=size,
+        resize=RESIZE,
+        thresholds={},
+        base_sha256=run.base_sha256,
+        data_sha256=run.data_sha256,
+        versions=versions,
+        created=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+        synthetic=run.synthetic,
+    )
+
+
+def _contents(
+    contract: Contract,
+    run: Run,
+    files: Mapping[tuple[str, str], bytes],
+    recipes: Mapping[tuple[str, str], str],
+    rows: Sequence[Row],
+) -> dict[str, bytes]:
+    """The whole folder, by file name."""
+    names = {key: f"{contract.name}_{key[1]}.{key[0]}" for key in files}
+    index = Index(
+        contract,
+        tuple(
+            IndexedFile(
+                file=names[key],
+                format=key[0],
+                precision=key[1],
+                bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                metrics=_metrics(recipes[key], [row for row in rows if (row.format, row.precision) == key]),
+            )
+            for key, data in files.items()
+        ),
+    )
+    text = card(index, run, rows, {names[key]: recipe for key, recipe in recipes.items()})
+    return {
+        **{names[key]: data for key, data in files.items()},
+        INDEX_NAME: index.to_json().encode(),
+        "parity.csv": to_csv(rows).encode(),
+        "README.md": text.encode(),
+    }
+
+
+def _metrics(recipe: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """What model.json says of a file: its recipe, and by engine what parity found."""
+    names = ("n", "top1", "agreement", "mean_dp", "p99_dp", "max_dp", "ms")
+    figures = {row.engine: {name: getattr(row, name) for name in names} for row in rows if not row.error}
+    return {"parity": figures} | ({"recipe": recipe} if recipe else {})
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument(
+        "run", nargs="?", type=Path, metavar="RUN", help="a run folder (the newest under runs/)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="the folder to write (models/ and the run's name)"
+    )
+    parser.add_argument("--int8", action="store_true", help="add int8 files, calibrated on the run's photos")
+    parser.add_argument("--float16", action="store_true", help="add files with float16 weights")
+    parser.add_argument("--dynamic", action="store_true", help="add a dynamic-range TFLite file")
+    parser.add_argument("--all", action="store_true", help="all of these; float32 is always made")
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        choices=ENGINES,
+        metavar="ENGINE",
+        help=f"prove parity in these alone, of {', '.join(ENGINES)} (every one installed)",
+    )
+    parser.add_argument(
+        "--photos",
+        type=_positive,
+        metavar="N",
+        help=f"prove parity on N test photos, evenly over the classes (all; from {ENOUGH} on every gate applies)",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.all:
+        arguments.int8 = arguments.float16 = arguments.dynamic = True
+    return arguments
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""The README.md beside exported files: a model card in the Hugging Face form, from the record and the figures alone.
+
+https://huggingface.co/docs/hub/model-cards
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from export.parity import Row, proof, verdict
+from runtime.model import Index
+
+if TYPE_CHECKING:
+    from train.run import Run
+
+_BIBTEX = """\
+@inproceedings{simonyan2015very,
+  title     = {Very Deep Convolutional Networks for Large-Scale Image Recognition},
+  author    = {Simonyan, Karen and Zisserman, Andrew},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2015}
+}"""
+
+_RECIPES = {
+    "pooled": "the mean over positions and one dense layer",
+    "article": "a dense layer of 256 and one of the classes, with dropout between",
+}
+
+
+def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]) -> str:
+    """The card of one exported set. `recipes` says how a file, by its name, was quantized."""
+    contract = index.contract
+    counts = {split: len(run.dataset.split(split)) for split in ("train", "val", "test")}
+    first = index.files[0].file
+    height, width = contract.input_size
+    photos = "drawn pictures" if contract.synthetic else "photos"
+    sections = [
+        _front_matter(index, rows),
+        f"# {contract.name}",
+        f"A VGG16 picture classifier of {len(contract.labels)} classes for small computers: the ImageNet "
+        f"convolution layers, frozen, under {_RECIPES.get(run.recipe, f'the {run.recipe} head')}.",
+        _synthetic(contract.synthetic),
+        "## Classes\n\n" + ", ".join(_plain(label) for label in contract.labels),
+        "## Use\n\n```python\n"
+        "from runtime import Classifier\n\n"
+        f'classify = Classifier("{contract.name}")  # this folder\n'
+        'print(classify("photo.jpg"))\n```\n\n'
+        f"Every file takes `image`, uint8 [1, {height}, {width}, 3], RGB, 0 to 255, and gives `probabilities`, "
+        f"float32 [1, {len(contract.labels)}], in the order above. The picture is stretched to that size, "
+        "bilinear and antialiased; all else is inside the file, and so are the labels.",
+        "## Intended use and limits\n\n"
+        f"For pictures of one of the {len(contract.labels)} classes that fill most of the frame. A picture of "
+        "anything else gets one of these names too. Light, cameras and backgrounds that the training "
+        f"{photos} did not have lower the accuracy; measure it on your own. Not for decisions about safety: in "
+        "particular, no plant should be eaten on its word.",
+        "## Training data\n\n"
+        f"{counts['train']:,} {photos} to train on, {counts['val']:,} to choose the best epoch, "
+        f"{counts['test']:,} to test, none in two of these. Manifest sha256 `{contract.data_sha256}`; base "
+        f"weights sha256 `{contract.base_sha256}`. {_plain_figures(run)}",
+        "## Files\n\n" + _files(index, recipes),
+        "## Parity with the trained model\n\n" + _parity(rows),
+        "## Licences\n\n"
+        "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
+        "Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/, licensed CC BY 4.0 "
+        "(https://creativecommons.org/licenses/by/4.0/); here they are quantized or rounded, and a new head is "
+        "put on them. The software that made the files is licensed Apache 2.0.",
+        f"## Citation\n\n```bibtex\n{_BIBTEX}\n```",
+        f"Made {contract.created} with "
+        + ", ".join(f"{name} {version}" for name, version in contract.versions.items())
+        + ".",
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _front_matter(index: Index, rows: Sequence[Row]) -> str:
+    """YAML; each value is written as JSON, which YAML reads, so that no label can break it."""
+    contract = index.contract
+    tags = [
+        "vgg16",
+        "image-classification",
+        *sorted({file.format for file in index.files}),
+        "edge",
+        "raspberry-pi",
+    ]
+    results = [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"type": "imagefolder", "name": f"the run's test photos ({row.n})"},
+            "metrics": [
+                {
+                    "type": "accuracy",
+                    "value": round(row.top1, 4),
+                    "name": f"top-1, {row.format} {row.precision} in {row.engine}",
+                }
+            ],
+        }
+        for row in rows
+        if not row.error
+    ]
+    fields = {
+        "license": "cc-by-4.0",
+        "library_name": "litert",
+        "pipeline_tag": "image-classification",
+        "tags": tags,
+        "metrics": ["accuracy"],
+        "model-index": [{"name": contract.name, "results": results}],
+    }
+    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _synthetic(synthetic: bool) -> str:
+    return (
+        "**Trained on drawn pictures: it shows that the path works, and knows nothing of photos.**"
+        if synthetic
+        else ""
+    )
+
+
+def _plain_figures(run: Run) -> str:
+    said = [
+        f"top-1 {figures['top1']:.1%} of {figures['n']:,} {split} photos"
+        for split, figures in run.metrics.items()
+        if figures
+    ]
+    return f"The trained float32 model: {', '.join(said)}." if said else ""
+
+
+def _files(index: Index, recipes: Mapping[str, str]) -> str:
+    lines = ["| file | MB | how it was made |", "|---|---:|---|"]
+    for file in index.files:
+        made = recipes.get(file.file) or file.precision
+        lines.append(f"| `{file.file}` | {file.bytes / 1e6:.1f} | {_plain(made)} |")
+    return "\n".join(lines)
+
+
+def _parity(rows: Sequence[Row]) -> str:
+    head = "format precision engine n top-1 agreement mean&nbsp;|Δp| p99 max ms holds".split()
+    lines = ["| " + " | ".join(cell.replace("|Δp|", "\\|Δp\\|") for cell in head) + " |"]
+    lines.append("|---|---|---" + "|---:" * 7 + "|---|")
+    for row in rows:
+        cells = [row.format, row.precision, row.engine, str(row.n), f"{row.top1:.1%}", f"{row.agreement:.1%}"]
+        cells += [f"{value:.6f}" for value in (row.mean_dp, row.p99_dp, row.max_dp)]
+        lines.append("| " + " | ".join([*cells, f"{row.ms:.0f}", _plain(verdict(row))]) + " |")
+    n, worst = rows[0].n, max(row.disagreements for row in rows)
+    return (
+        "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a photo's "
+        "largest difference over all its class probabilities; agreement is the share of photos with the same "
+        "top-1; ms is the median of one inference on the machine that exported.\n\n"
+        + "\n".join(lines)
+        + f"\n\n{proof(n, worst)}."
+    )
+
+
+def _plain(text: str) -> str:
+    """A label or a sentence as Markdown text, whatever characters it has."""
+    return "".join(f"\\{character}" if character in r"\`*_{}[]<>#|!" else character for character in text)

@@ -1,0 +1,94 @@
+"""Run a model file as a device would: in a process of its own, with one engine and no TensorFlow.
+
+TensorFlow in the process would change the result: tflite-runtime 2.14 cannot read a signature when
+TensorFlow's symbols are loaded before its own. It also turns an engine's crash into an answer.
+
+    python -m export.device ENGINE MODEL PHOTOS.npy N THREADS OUT.npz     one dot on stdout a photo
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.engines import ENGINES
+from runtime.errors import EngineError
+
+ROOT = Path(__file__).resolve().parent.parent  # where `export` and `runtime` are imported from
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What an engine said to each photo, in its own words: nothing here is checked."""
+
+    engine: str  # with its version
+    probabilities: NDArray[np.float32]  # [n, C]
+    ms: NDArray[np.float32]  # [n], of each inference
+
+
+def answers(
+    data: bytes, engine: str, photos: Path, n: int, threads: int, step: Callable[[], None] = lambda: None
+) -> Answers:
+    """Runs the model file `data` over the first `n` photos of a .npy of uint8 [N, H, W, 3], one at a time.
+
+    `step` is called after each photo; what it raises stops the engine. Raises EngineError with the engine's
+    own words when it cannot run the file.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        model, out, errors = (Path(folder) / name for name in ("model", "out.npz", "stderr"))
+        model.write_bytes(data)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "export.device", engine]
+        command += [str(argument) for argument in (model, photos, n, threads, out)]
+        with errors.open("wb") as stderr:
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env={**os.environ, "PYTHONPATH": path},
+            )
+            assert process.stdout is not None
+            try:
+                while process.stdout.read(1):
+                    step()
+                status = process.wait()
+            finally:
+                process.kill()
+                process.stdout.close()
+                process.wait()
+        if status:
+            said = errors.read_text(errors="replace").strip().splitlines() or ["no word"]
+            raise EngineError(f"{engine} stopped with status {status}: {said[-1][:300]}")
+        with np.load(out) as result:
+            return Answers(str(result["engine"]), result["probabilities"], result["ms"])
+
+
+def main(argv: list[str]) -> int:
+    engine, model, photos, n, threads, out = argv
+    run = ENGINES[engine](Path(model).read_bytes(), int(threads))
+    found, ms = [], []
+    for photo in np.load(photos, mmap_mode="r")[: int(n)]:
+        image = np.ascontiguousarray(photo[np.newaxis])
+        started = time.perf_counter()
+        outputs = run(image)
+        ms.append(1000 * (time.perf_counter() - started))
+        found.append(np.array(outputs["probabilities"][0]))
+        print(".", end="", flush=True)
+    np.savez(out, engine=run.engine, probabilities=np.stack(found), ms=np.array(ms, np.float32))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:  # the whole group was interrupted, and the parent says so
+        sys.exit(130)
