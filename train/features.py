@@ -29,6 +29,7 @@ from train.dataset import Dataset, LeftOut, Photo
 from train.progress import Progress
 
 FEATURE_SHAPE = (7, 7, 512)
+FILE_BYTES = 128 + 2 * 7 * 7 * 512  # of a feature's .npy; a file of another size was cut short
 CPU_BATCH = 16  # a CPU gains nothing past this, and progress moves every few seconds
 GPU_BATCH = 1024  # about 13 GB in 16 bits; halved until it fits
 
@@ -151,10 +152,11 @@ def _compute(
         free.put(Replica(weights, device, devices))
 
     def decode(job: tuple[Photo, list[bool]]) -> NDArray[Any] | str:
+        path = root / job[0].path
         try:
-            return read_picture(root / job[0].path, INPUT_SIZE)
+            return read_picture(path, INPUT_SIZE)
         except PictureError as error:
-            return str(error)
+            return str(error).removeprefix(f"{path}: ")
 
     def pictures() -> Iterator[tuple[Path, NDArray[Any]]]:
         decoded = _ahead(decoders, decode, missing, 2 * devices.batch)
@@ -225,9 +227,15 @@ def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
 
 
 def _missing(folder: Path, photo: Photo, mirror: bool) -> list[bool]:
-    return [
-        side for side in ((False, True) if mirror else (False,)) if not _file(folder, photo, side).exists()
-    ]
+    """The sides, plain (False) and mirrored (True), that are wanted and not in the cache."""
+    return [side for side in (False, True)[: 1 + mirror] if not _whole(_file(folder, photo, side))]
+
+
+def _whole(file: Path) -> bool:
+    try:
+        return file.stat().st_size == FILE_BYTES
+    except FileNotFoundError:
+        return False
 
 
 def _file(folder: Path, photo: Photo, mirrored: bool) -> Path:

@@ -25,11 +25,17 @@ def reference() -> keras.Model:
 
 def test_the_base_is_keras_vgg16_for_rgb(reference: keras.Model) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
-    pixels[1] = (255, 0, 0)  # tells RGB from BGR, and a mean folded into the bias from a true one at the borders
+    pixels[1] = (
+        255,
+        0,
+        0,
+    )  # tells RGB from BGR, and a mean folded into the bias from a true one at the borders
     image = picture_input()
     model = keras.Model(image, base_layers(image))
     load_weights(model, read_weights())
-    expected = reference.predict_on_batch(keras.applications.vgg16.preprocess_input(pixels.astype(np.float32)))
+    expected = reference.predict_on_batch(
+        keras.applications.vgg16.preprocess_input(pixels.astype(np.float32))
+    )
     np.testing.assert_allclose(model.predict_on_batch(pixels), expected, rtol=1e-4, atol=1e-3)
 
 

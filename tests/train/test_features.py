@@ -56,7 +56,9 @@ def test_each_photo_runs_once(photos: Path, tmp_path: Path, weights: Weights) ->
 
     x, y = mirrored.of("train")
     assert len(x) == len(y) == 2 * train and y[:train].tolist() == y[train:].tolist()
-    assert len(mirrored.of("val")[0]) == len(mirrored.dataset.split("val")), "only training photos are mirrored"
+    assert len(mirrored.of("val")[0]) == len(mirrored.dataset.split("val")), (
+        "only training photos are mirrored"
+    )
 
 
 def test_the_features_are_the_base_s_for_the_photo(photos: Path, tmp_path: Path, weights: Weights) -> None:
@@ -127,7 +129,8 @@ def noted(self, pixels):
     return call(self, pixels)
 features.Replica.__call__ = noted
 two = features.Devices(("cpu:0", "cpu:1"), "float32", jit=True, batch=2)
-found = features.extract(find_photos(Path(sys.argv[1])), read_weights(), Path(sys.argv[2]), mirror=True, devices=two)
+dataset = find_photos(Path(sys.argv[1]))
+found = features.extract(dataset, read_weights(), Path(sys.argv[2]), mirror=True, devices=two)
 assert sorted(used) == ["cpu:0", "cpu:1"], used
 for device, places in used.items():
     assert all(place.lower().endswith(device) for place in places), used
@@ -137,7 +140,14 @@ np.save(sys.argv[3], found.of("train")[0])
 
 def test_two_devices_have_a_compiled_replica_each(photos: Path, tmp_path: Path, weights: Weights) -> None:
     """In a process of its own: TensorFlow takes logical devices only before its first operation."""
-    command = [sys.executable, "-c", TWO_DEVICES, str(photos), str(tmp_path / "two"), str(tmp_path / "two.npy")]
+    command = [
+        sys.executable,
+        "-c",
+        TWO_DEVICES,
+        str(photos),
+        str(tmp_path / "two"),
+        str(tmp_path / "two.npy"),
+    ]
     subprocess.run(command, check=True, timeout=300)
     one = extract(find_photos(photos), weights, tmp_path / "one", mirror=True)
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.of("train")[0], rtol=2e-3, atol=1e-2)
@@ -156,4 +166,3 @@ def test_work_is_ahead_by_a_window_and_in_order() -> None:
         assert next(results) == 0
         assert len(begun) == 5
         assert list(results) == [number * number for number in range(1, 20)]
-

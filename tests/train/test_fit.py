@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +25,7 @@ def blobs(count: int, seed: int) -> Split:
     labels = np.arange(count, dtype=np.int32) % 3
     x = rng.gamma(0.5, 2.0, (count, 7, 7, 512))
     for label in range(3):
-        x[labels == label, :, :, label * 10 : label * 10 + 10] += 1.0
+        x[labels == label, :, :, label * 60 : label * 60 + 60] += 4.0
     return x.astype(np.float16), labels
 
 
@@ -37,9 +39,9 @@ def weights_of(fitted: Fitted) -> list[NDArray[Any]]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_head_learns_and_repeats(recipe: str) -> None:
-    settings = replace(RECIPES[recipe], epochs=8)
+    settings = replace(RECIPES[recipe], epochs=4, batch=8, learning_rate=1e-3)
     first, again = fit(TRAIN, VAL, 3, settings), fit(TRAIN, VAL, 3, settings)
-    assert len(first.history) == 8 and not first.stopped
+    assert len(first.history) == 4 and not first.stopped
     assert first.history == again.history
     for one, two in zip(weights_of(first), weights_of(again), strict=True):
         np.testing.assert_array_equal(one, two)
@@ -50,13 +52,14 @@ def test_a_head_learns_and_repeats(recipe: str) -> None:
 
 
 def test_the_best_epoch_is_kept() -> None:
-    # Far too fast, so that the loss on val goes up and down.
-    fitted = fit(TRAIN, VAL, 3, replace(RECIPES["article"], epochs=6, learning_rate=0.05))
-    measured = evaluate(fitted.model, *VAL, ("a", "b", "c"))
+    # What was learned does not hold for these photos, so that each epoch makes their loss worse.
+    others = VAL[0], (VAL[1] + 1) % 3
+    fitted = fit(TRAIN, others, 3, replace(RECIPES["article"], epochs=4))
+    measured = evaluate(fitted.model, *others, ("a", "b", "c"))
     assert measured is not None
     losses = [row["val_loss"] for row in fitted.history]
-    assert min(losses) < losses[-1] * 1.001 and max(losses) > min(losses)
-    assert measured["loss"] == pytest.approx(min(losses), rel=0.02)
+    assert losses == sorted(losses) and losses[-1] > 1.2 * losses[0]
+    assert measured["loss"] == pytest.approx(losses[0], rel=0.02)
 
 
 def test_without_validation_photos() -> None:
@@ -66,9 +69,6 @@ def test_without_validation_photos() -> None:
 
 
 def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-    import signal
-
     end = EpochLog.on_epoch_end
 
     def then_stop(self: EpochLog, epoch: int, logs: Any = None) -> None:

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import train.__main__ as command
+from train.dataset import find_photos
+from train.flowers import Unreachable
+from train.run import open_run
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_same_seed_gives_the_same_metrics(drawn_run: Path, drawn_photos: Path, tmp_path: Path) -> None:
+    assert command.main([str(drawn_photos), "--out", str(tmp_path / "again"), "--no-mirror"]) == 0
+    for name in ("metrics.json", "history.csv", "photos.csv"):
+        assert (tmp_path / "again" / name).read_bytes() == (drawn_run / name).read_bytes(), name
+
+
+def test_the_article_recipe_uses_the_same_features(
+    drawn_run: Path, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "article"
+    assert command.main([str(drawn_photos), "--recipe", "article", "--epochs", "3", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "features: 60 of 60 photos are in the cache" in printed
+    assert printed.endswith(
+        f"run: {out} (synthetic: trained on drawings)\nnext: python -m export {out} --int8\n"
+    )
+    run = open_run(out)
+    assert [layer.name for layer in run.model().layers][-5:] == [
+        *("flatten", "hidden", "dropout", "logits", "probabilities")
+    ]
+    assert run.model().get_layer("hidden").units == 256
+
+
+def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tmp_path: Path) -> None:
+    """In a process of its own, where TensorFlow starts anew."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "train",
+            drawn_photos,
+            "--no-mirror",
+            "--epochs",
+            "1",
+            "--out",
+            tmp_path / "run",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    starts = ("photos: ", "device: ", "features: ", "head: ", "val: ", "test: ", "run: ", "next: ")
+    assert [line for line in lines if not line.startswith(starts)] == []
+
+
+def test_photos_left_out_are_told_and_listed(
+    drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(drawn_photos, tmp_path / "photos")
+    for number in range(4):
+        (root / "daisy" / f"bad{number}.jpg").write_text(f"no picture {number}")
+    shutil.copy(root / "roses" / "roses-000.jpg", root / "roses" / "zcopy.jpg")
+    out = tmp_path / "run"
+    assert command.main([str(root), "--out", str(out), "--no-mirror", "--epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "left out: roses/zcopy.jpg: the same photo as roses/roses-000.jpg\n" in printed
+    assert "left out: daisy/bad0.jpg: is not a picture" in printed
+    assert "left out: 1 more; all are listed in left_out.csv\n" in printed
+    assert len(open_run(out).dataset.left_out) == 5
+    assert len(open_run(out).dataset.photos) == 60
+
+
+def test_ctrl_c_while_fitting_writes_the_run(
+    drawn_run: Path,
+    drawn_photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from train.fit import EpochLog
+
+    end = EpochLog.on_epoch_end
+
+    def then_stop(self: EpochLog, epoch: int, logs: Any = None) -> None:
+        end(self, epoch, logs)
+        if epoch == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(EpochLog, "on_epoch_end", then_stop)
+    out = tmp_path / "run"
+    assert command.main([str(drawn_photos), "--out", str(out), "--no-mirror", "--epochs", "5000"]) == 130
+    assert "of 5000 epochs; the best so far is kept" in capsys.readouterr().out
+    assert open_run(out).metrics["test"]["n"] > 0
+    assert open_run(out).model().output.shape == (None, 5)
+
+
+def test_ctrl_c_while_extracting_keeps_the_features(
+    drawn_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from train import features
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store, stored = features._store, []
+
+    def then_stop(file: Path, feature: Any) -> None:
+        store(file, feature)
+        stored.append(file)
+        if len(stored) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(features, "_store", then_stop)
+    assert command.main([str(drawn_photos), "--out", str(tmp_path / "run"), "--no-mirror"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(stored) >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nowhere"], "nowhere: no such folder"),
+        (["file.jpg"], "file.jpg is a file"),
+        (["empty"], "2 are needed"),
+        (["photos", "--out", "taken"], "taken exists; --overwrite replaces it, or give another --out"),
+        (["photos", "--out", "taken", "--overwrite"], "taken is not a run, so it is not replaced"),
+        (["photos", "--out", "file.jpg/run"], "file.jpg/run: cannot be made there"),
+        (["photos", "--weights", "nowhere.safetensors"], "base weights nowhere.safetensors: No such file"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    drawn_photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file.jpg").write_text("x")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "photos").symlink_to(drawn_photos)
+    assert command.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "runs") == [
+        *("empty", "file.jpg", "photos", "taken")
+    ]
+
+
+@pytest.mark.parametrize(
+    "flag", ["--epochs=0", "--val-share=0.9", "--limit=-1", "--recipe=other", "--seed=x"]
+)
+def test_settings_out_of_bounds(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["photos", flag])
+    assert stop.value.code == 2
+    assert flag.split("=")[0] in capsys.readouterr().err
+
+
+def test_without_a_network_flowers_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def out_of_reach(cache: Path) -> Path:
+        raise Unreachable("its name cannot be looked up")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(command, "flower_photos", out_of_reach)
+    dataset = find_photos(command._flowers(limit=2))
+    assert dataset.synthetic and len(dataset.photos) == 10
+    assert capsys.readouterr().out == (
+        "tf_flowers is out of reach (its name cannot be looked up): "
+        "drawing flowers instead, the run is marked synthetic\n"
+    )
+
+
+def test_every_setting_has_its_flag(drawn_run: Path) -> None:
+    recorded = json.loads((drawn_run / "run.json").read_text())["settings"]
+    arguments = vars(command._parse(["photos"]))
+    assert recorded.keys() <= arguments.keys()

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.picture import PICTURE_VERSION, read_picture
+from train.backbone import read_weights
+from train.dataset import find_photos
+from train.evaluate import figures
+from train.run import RunError, new_folder, newest_run, open_run
+
+
+def test_the_folder_holds_the_whole_record(drawn_run: Path, drawn_photos: Path) -> None:
+    run = open_run(drawn_run)
+    assert run.name == "drawn" and run.recipe == "pooled" and run.synthetic
+    assert run.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
+    assert run.dataset == find_photos(drawn_photos)
+    assert run.data_sha256 == run.dataset.sha256
+    assert run.base_sha256 == read_weights().sha256
+    assert run.picture_version == PICTURE_VERSION
+    assert run.settings["epochs"] and run.settings["mirror"] is False
+    assert {"python", "tensorflow", "keras", "numpy", "pillow"} <= run.versions.keys()
+    assert {path.name for path in drawn_run.iterdir()} == {
+        *("model.keras", "run.json", "photos.csv", "left_out.csv"),
+        *("history.csv", "metrics.json", "curves.png", "confusion.png"),
+    }
+    with (drawn_run / "history.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == run.settings["epochs"]
+    for picture in ("curves.png", "confusion.png"):
+        with Image.open(drawn_run / picture) as image:
+            assert np.asarray(image).std() > 5
+
+
+def test_the_saved_model_gives_the_recorded_metrics(drawn_run: Path) -> None:
+    """From the pictures themselves, not from the features that the head was trained on."""
+    run = open_run(drawn_run)
+    recorded = json.loads((drawn_run / "metrics.json").read_text())["test"]
+    photos = run.dataset.split("test")
+    pixels = np.stack([read_picture(run.dataset.root / photo.path) for photo in photos])
+    probabilities = run.model().predict_on_batch(pixels)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    labels = np.array([run.classes.index(photo.label) for photo in photos])
+    found = figures(probabilities, labels, run.classes)
+    assert found["confusion"] == recorded["confusion"]
+    assert found["loss"] == pytest.approx(recorded["loss"], rel=0.01)
+    assert run.metrics["test"] == {key: recorded[key] for key in ("n", "top1", "loss")}
+    assert found["top1"] >= 0.6, "drawn flowers can be learned"
+
+
+def test_the_newest_run_is_the_one_created_last(drawn_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run under"):
+        newest_run(tmp_path)
+    record = json.loads((drawn_run / "run.json").read_text())
+    for name, created in (
+        ("a", "2026-01-02T00:00:00+00:00"),
+        ("b", "2026-01-01T00:00:00+00:00"),
+        (".c", "2027"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(record | {"created": created}))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "run.json").write_text("{")
+    assert newest_run(tmp_path) == tmp_path / "a"
+
+
+def test_folders_that_are_no_run(drawn_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no such folder"):
+        open_run(tmp_path / "nowhere")
+    copy = shutil.copytree(drawn_run, tmp_path / "copy")
+    (copy / "run.json").write_text('{"name": "x"}')
+    with pytest.raises(RunError, match="its record cannot be read"):
+        open_run(copy)
+    (copy / "photos.csv").unlink()
+    with pytest.raises(RunError, match=r"photos.csv is missing"):
+        open_run(copy)
+
+
+def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "run", overwrite=False) as folder:
+        (folder / "file").write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    for text in ("old", "new"):
+        with new_folder(tmp_path / "run", overwrite=True) as folder:
+            (folder / "file").write_text(text)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "file").read_text() == "new"
