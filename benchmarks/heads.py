@@ -1,10 +1,10 @@
-"""Which head? Every candidate is trained on the training photos and judged on the validation photos, over three seeds.
+"""Which head? Each candidate is trained on train and judged on validation photos, over three seeds.
 
     VGG_EDGE_PHOTOS=dir python benchmarks/heads.py > benchmarks/heads.md
 
-Beside accuracy and loss stands how much a head amplifies small errors, for that is what int8 will do to it: normal noise
-of 5 % of each channel's deviation is added to the pooled features, and the largest change of any probability of a photo
-is taken. test/ is not read.
+Beside accuracy and loss stands how much a head amplifies small errors, for that is what int8 will do to it:
+normal noise of 5 % of each channel's deviation is added to the pooled features, and the largest change of any
+probability of a photo is taken. test/ is not read.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from train.cache import cache_folder
 from train.dataset import find_photos
@@ -23,6 +24,7 @@ from train.settings import RECIPES, Settings
 with quiet_import():
     import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from train.backbone import read_weights
 from train.features import extract
@@ -110,9 +112,11 @@ def main() -> None:
 
 
 def measure(
-    train: tuple[np.ndarray, np.ndarray], val: tuple[np.ndarray, np.ndarray], settings: Settings
+    train: tuple[NDArray[Any], NDArray[Any]], val: tuple[NDArray[Any], NDArray[Any]], settings: Settings
 ) -> tuple[float, float, float, float]:
-    """Top-1, loss, and the 99th percentile and the largest of the changes that noise makes, all on validation."""
+    """Top-1, loss, and the 99th percentile and the largest of the changes that noise makes, all on
+    validation.
+    """
     fitted = fit(train, val, int(val[1].max()) + 1, settings)
     pool, *rest = fitted.layers
     pooled = keras.ops.convert_to_numpy(pool(val[0].astype(np.float32)))

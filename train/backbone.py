@@ -96,12 +96,15 @@ def base_layers(image: keras.KerasTensor, dtype: str = "float32") -> keras.Keras
     return x
 
 
-def load_weights(model: keras.Model, weights: Weights) -> None:
-    """Fill the model's convolution layers."""
+def load_weights(model: keras.Model, weights: Weights, scale: float = 1.0) -> None:
+    """Fill the model's convolution layers.
+
+    Every activation comes out `scale` times as large, for ReLU and max pooling let a common factor through.
+    """
     for name in CONVOLUTIONS:
-        model.get_layer(name).set_weights(
-            [weights.tensors[f"{name}/kernel"], weights.tensors[f"{name}/bias"]]
-        )
+        kernel, bias = weights.tensors[f"{name}/kernel"], weights.tensors[f"{name}/bias"]
+        first = scale if name == "block1_conv1" else 1.0
+        model.get_layer(name).set_weights([first * kernel, scale * bias])
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, NDArray[Any]]:

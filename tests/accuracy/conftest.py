@@ -7,6 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from train.cache import cache_folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home() -> Path:
+    """Here the user's own cache is used: 4,000 photos through the base take a quarter of an hour."""
+    return cache_folder("features")
+
 
 @pytest.fixture(scope="session")
 def flower_photos() -> Path:

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.picture import read_picture
-from train.backbone import Weights, read_weights
+from train.backbone import Weights, load_weights, read_weights
 from train.dataset import find_photos
 from train.drawn import draw_flower
 from train.features import Devices, Replica, _ahead, extract
@@ -104,6 +104,22 @@ def test_memory_that_runs_out_halves_the_batch(weights: Weights) -> None:
     np.testing.assert_allclose(replica(pixels), expected, rtol=2e-3, atol=1e-2)
     assert tried == [5, 4, 2, 2, 1]
     assert replica.batch == 2
+
+
+def test_sixteen_bits_are_near_and_do_not_overflow(weights: Weights) -> None:
+    """In the type that a GPU computes in: even weights that give eight times the activations stay finite."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
+    pixels[1] = draw_flower("sunflowers", 0).resize((224, 224))
+    exact = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=2))(pixels)
+    half = Replica(weights, "cpu:0", Devices(("cpu:0",), "mixed_float16", jit=False, batch=2))
+    assert relative_error(half(pixels), exact) < 0.01
+    load_weights(half.model, weights, 8 * half.scale)
+    assert relative_error(half(pixels) / 8, exact) < 0.01
+
+
+def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 def test_other_errors_of_a_device_are_told(weights: Weights) -> None:
