@@ -8,13 +8,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from export.graph import save
+from export.quantize import Affine, Quantized, chain, large_dense, with_weights
 
 OPSET = 17
 IR_VERSION = 8  # the one of opset 17's time, read by ONNX Runtime since 1.12
@@ -43,6 +46,69 @@ def float16(model: keras.Model) -> bytes:
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
+    return bytes(_checked(proto).SerializeToString())
+
+
+def int8(model: keras.Model, quantized: Quantized) -> bytes:
+    """Convolutions and poolings in int8, by the codes and scales of `quantized`; the head in float.
+
+    Written as QDQ: a QuantizeLinear and DequantizeLinear around each, which ONNX Runtime turns into integer
+    kernels, and any other reader can follow. A Dense layer too large to stay in float gets int8 weights.
+    """
+    proto = _graph(with_weights(model, quantized))
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(name: str, value: NDArray[Any]) -> str:
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def dequantized(old: str, name: str, codes: NDArray[Any], scale: NDArray[np.float32], axis: int) -> str:
+        graph.initializer.remove(weights[old])
+        zero = constant(f"{name}_zero_point", np.zeros(scale.shape, codes.dtype))
+        inputs = [constant(f"{name}_codes", codes), constant(f"{name}_scale", scale), zero]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_real"], axis=axis))
+        return f"{name}_real"
+
+    def recoded(name: str, codes: Affine) -> str:
+        scale = constant(f"{name}_scale", np.array(codes.scale, np.float32))
+        zero = constant(f"{name}_zero_point", np.array(codes.zero_point, np.uint8))
+        nodes.append(helper.make_node("QuantizeLinear", [name, scale, zero], [f"{name}_codes"]))
+        nodes.append(helper.make_node("DequantizeLinear", [f"{name}_codes", scale, zero], [f"{name}_real"]))
+        return f"{name}_real"
+
+    layers = iter(chain(model))
+    dense = {layer.kernel.shape: layer for layer in large_dense(model)}
+    coded: dict[str, Affine] = {}  # activations that are to be coded before they are used
+    last = next(iter(quantized.values())).input
+    for node in graph.node:
+        if node.op_type in ("Conv", "MaxPool"):
+            layer = next(layers)
+            conv = quantized.get(layer.name)
+            if conv is not None and conv.codes is not None:
+                coded[node.input[0]] = conv.input
+                step = (conv.scale * np.float32(conv.input.scale)).astype(np.float32)
+                kernel, bias = conv.codes.transpose(3, 2, 0, 1), np.round(conv.bias / step).astype(np.int32)
+                node.input[1] = dequantized(node.input[1], f"{layer.name}_kernel", kernel, conv.scale, 0)
+                node.input[2] = dequantized(node.input[2], f"{layer.name}_bias", bias, step, 0)
+            last = last if conv is None else conv.output
+            if conv is None:
+                coded[node.input[0]] = coded[node.output[0]] = last
+        elif node.op_type == "Relu" and node.input[0] == nodes[-1].output[0] and nodes[-1].op_type == "Conv":
+            coded[node.output[0]] = last
+        elif node.op_type == "MatMul" and node.input[1] in weights:
+            kernel = numpy_helper.to_array(weights[node.input[1]])
+            if kernel.shape in dense:
+                scale = (np.maximum(np.abs(kernel).max(0), 1e-9) / 127).astype(np.float32)
+                codes = np.round(kernel / scale).astype(np.int8)
+                node.input[1] = dequantized(node.input[1], dense[kernel.shape].name, codes, scale, 1)
+        for i, name in enumerate(node.input):
+            if name in coded:
+                node.input[i] = recoded(name, coded.pop(name))
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
     return bytes(_checked(proto).SerializeToString())
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
+from ai_edge_litert import schema_py_generated as schema
 
 from export.graph import save
+from export.quantize import LEVELS, Affine, Quantized, chain, large_dense, with_weights
 
 
 def float32(model: keras.Model) -> bytes:
@@ -36,6 +40,41 @@ def dynamic(model: keras.Model) -> bytes:
         return _convert(converter)
 
 
+def int8(model: keras.Model, quantized: Quantized) -> bytes:
+    """Convolutions and poolings in int8, by the codes and scales of `quantized`; the head in float.
+
+    A Dense layer too large to stay in float (the article's first) gets int8 weights and a dynamic range.
+    """
+    # Here and not above: slow to import.
+    from litert_quantizer.qtyping import QuantGranularity, TFLOperationName
+    from litert_quantizer.quantizer import Quantizer
+
+    data = float32(with_weights(model, quantized))
+    quantizer = Quantizer(data)
+    ranges = {}
+    reach = (0.0, 0.0)
+    for layer, (source, result) in zip(chain(model), _tensors_of_chain(data), strict=True):
+        # The quantizer takes the largest weight of a channel for code 127, so `kernel` comes back as the same
+        # codes: it was made of them, and export.quantize sees to it that each channel reaches its end.
+        scope, conv = re.escape(result), quantized.get(layer.name)
+        if conv is None:
+            quantizer.add_static_config(scope, TFLOperationName.MAX_POOL_2D, 8, 8)
+        else:
+            if conv.codes is not None:
+                quantizer.add_static_config(scope, TFLOperationName.CONV_2D, 8, 8)
+            ranges[source] = _range(conv.input)
+            reach = _range(conv.output)
+        ranges[result] = reach
+    for layer in large_dense(model):
+        scope = rf"/{layer.name}_\d+/"
+        quantizer.add_dynamic_config(scope, TFLOperationName.FULLY_CONNECTED, 8, QuantGranularity.TENSORWISE)
+    made = quantizer.quantize(
+        {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
+        enable_progress_report=False,
+    )
+    return bytes(made.quantized_model)
+
+
 def _converter(model: keras.Model, folder: str) -> tf.lite.TFLiteConverter:
     save(model, Path(folder), batch=1)
     return tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -44,3 +83,19 @@ def _converter(model: keras.Model, folder: str) -> tf.lite.TFLiteConverter:
 def _convert(converter: tf.lite.TFLiteConverter) -> bytes:
     data: bytes = converter.convert()
     return data
+
+
+def _range(codes: Affine) -> tuple[float, float]:
+    return -codes.zero_point * codes.scale, (LEVELS - codes.zero_point) * codes.scale
+
+
+def _tensors_of_chain(data: bytes) -> list[tuple[str, str]]:
+    """The names of what each convolution and pooling takes and gives, in order."""
+    file = schema.ModelT.InitFromPackedBuf(data)
+    (graph,) = file.subgraphs
+    kinds = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.MAX_POOL_2D)
+    return [
+        (graph.tensors[operator.inputs[0]].name.decode(), graph.tensors[operator.outputs[0]].name.decode())
+        for operator in graph.operators
+        if file.operatorCodes[operator.opcodeIndex].builtinCode in kinds
+    ]

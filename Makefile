@@ -1,0 +1,41 @@
+# make setup · demo · test · accuracy · fmt · lint · release; `make` alone lists them.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PY := $(BIN)/python
+export TF_CPP_MIN_LOG_LEVEL ?= 3
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: .venv/installed  ## everything, installed in .venv
+
+# "compat" keeps the editable install a plain path: the default finder loses to any folder named train/ in the working directory.
+.venv/installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d found, TensorFlow has wheels for 3.10 to 3.13; install python3.11 or run make PYTHON=/path/to/python3.11" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --config-settings editable_mode=compat -e '.[train,export,tflite,heic,test]'
+	@touch $@
+
+demo: setup  ## photos → trained model → proven files → labels; PHOTOS=dir takes your own photos
+	$(PY) -m train $(PHOTOS) --limit 40 --out runs/demo --overwrite
+	$(PY) -m export runs/demo --int8 --out models/demo
+	$(PY) -m runtime.classify --model models/demo $$($(PY) -m train.run runs/demo)
+
+test: setup lint  ## lint, types, import arrows, and the suite
+	$(PY) -m pytest
+
+accuracy: setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
+	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
+	$(PY) -m pytest tests/accuracy
+
+fmt: setup  ## format in place
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: help setup demo test accuracy fmt lint
