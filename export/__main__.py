@@ -1,4 +1,4 @@
-"""Turn a trained run into deployable files, each proven equal to the trained model in the engines of a device."""
+"""Turn a trained run into deployable files, each proven equal to the trained model in a device's engines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def export(
     model = deployable(run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
     count = min(limit or sys.maxsize, len(run.dataset.split("test")))
-    with Progress("decode", count, "photo") as progress:
+    with Progress("decode", count, "photos") as progress:
         photos = read_photos(run.dataset, "test", size, limit, progress.step)
 
     contract = _contract(run, out.name, size)
@@ -79,9 +79,9 @@ def export(
     for key, (data, recipe) in _convert(model, run, precisions).items():
         files[key], recipes[key] = embed(data, key[0], contract), recipe
 
-    with Progress("keras", count, "photo") as progress:
+    with Progress("keras", count, "photos") as progress:
         reference = predict(model, photos.pixels, progress.step)
-    with Progress("parity", steps(files, count, engines), "inference") as progress:
+    with Progress("parity", steps(files, count, engines), "inferences") as progress:
         rows = measure(files, reference, photos.pixels, photos.truth, engines, progress.step)
     print(table(rows))
 
@@ -212,7 +212,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--photos",
         type=_positive,
         metavar="N",
-        help=f"prove parity on N test photos, evenly over the classes (all; from {ENOUGH} on every gate applies)",
+        help=f"prove parity on N test photos, evenly over the classes (all); every gate needs {ENOUGH}",
     )
     arguments = parser.parse_args(argv)
     if arguments.all:

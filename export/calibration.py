@@ -1,8 +1,8 @@
 """How far a layer's activations reach on real photos: the range that 256 codes are spread over.
 
-After a ReLU the lower end is 0, so a method gives the upper end alone. A wider range makes every step coarser,
-a narrower one clips the largest activations. In VGG16 those carry the answer: of the methods here "max" is
-the one that holds (benchmarks/int8.csv).
+After a ReLU the lower end is 0, so a method gives the upper end alone. A wider range makes every step
+coarser, a narrower one clips the largest activations. In VGG16 those carry the answer: of the methods here
+"max" is the one that holds (benchmarks/int8.csv).
 """
 
 from __future__ import annotations

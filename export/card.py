@@ -1,4 +1,4 @@
-"""The README.md beside exported files: a model card in the Hugging Face form, from the record and the figures alone.
+"""The README.md beside exported files: a model card in the Hugging Face form, from recorded figures alone.
 
 https://huggingface.co/docs/hub/model-cards
 """
@@ -33,7 +33,6 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
     """The card of one exported set. `recipes` says how a file, by its name, was quantized."""
     contract = index.contract
     counts = {split: len(run.dataset.split(split)) for split in ("train", "val", "test")}
-    first = index.files[0].file
     height, width = contract.input_size
     photos = "drawn pictures" if contract.synthetic else "photos"
     sections = [
@@ -47,14 +46,14 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
         "from runtime import Classifier\n\n"
         f'classify = Classifier("{contract.name}")  # this folder\n'
         'print(classify("photo.jpg"))\n```\n\n'
-        f"Every file takes `image`, uint8 [1, {height}, {width}, 3], RGB, 0 to 255, and gives `probabilities`, "
-        f"float32 [1, {len(contract.labels)}], in the order above. The picture is stretched to that size, "
-        "bilinear and antialiased; all else is inside the file, and so are the labels.",
+        f"Every file takes `image`, uint8 [1, {height}, {width}, 3], RGB, 0 to 255, and gives "
+        f"`probabilities`, float32 [1, {len(contract.labels)}], in the order above. The picture is "
+        "stretched to that size, bilinear and antialiased; all else is in the file, and so are the labels.",
         "## Intended use and limits\n\n"
-        f"For pictures of one of the {len(contract.labels)} classes that fill most of the frame. A picture of "
-        "anything else gets one of these names too. Light, cameras and backgrounds that the training "
-        f"{photos} did not have lower the accuracy; measure it on your own. Not for decisions about safety: in "
-        "particular, no plant should be eaten on its word.",
+        f"For pictures of one of the {len(contract.labels)} classes that fill most of the frame. A picture "
+        "of anything else gets one of these names too. Light, cameras and backgrounds that the training "
+        f"{photos} did not have lower the accuracy; measure it on your own. Not for decisions about safety: "
+        "no plant should be eaten on its word.",
         "## Training data\n\n"
         f"{counts['train']:,} {photos} to train on, {counts['val']:,} to choose the best epoch, "
         f"{counts['test']:,} to test, none in two of these. Manifest sha256 `{contract.data_sha256}`; base "
@@ -64,8 +63,8 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
         "## Licences\n\n"
         "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
         "Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/, licensed CC BY 4.0 "
-        "(https://creativecommons.org/licenses/by/4.0/); here they are quantized or rounded, and a new head is "
-        "put on them. The software that made the files is licensed Apache 2.0.",
+        "(https://creativecommons.org/licenses/by/4.0/); here they are quantized or rounded, under "
+        "a new head. The software that made the files is licensed Apache 2.0.",
         f"## Citation\n\n```bibtex\n{_BIBTEX}\n```",
         f"Made {contract.created} with "
         + ", ".join(f"{name} {version}" for name, version in contract.versions.items())
@@ -75,40 +74,30 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
 
 
 def _front_matter(index: Index, rows: Sequence[Row]) -> str:
-    """YAML; each value is written as JSON, which YAML reads, so that no label can break it."""
-    contract = index.contract
-    tags = [
-        "vgg16",
-        "image-classification",
-        *sorted({file.format for file in index.files}),
-        "edge",
-        "raspberry-pi",
+    """YAML. Each text is written as JSON, which YAML reads, so that no name can break it."""
+    formats = sorted({file.format for file in index.files})
+    lines = [
+        "---",
+        "license: cc-by-4.0",
+        "library_name: litert",
+        "pipeline_tag: image-classification",
+        f"tags: {_json(['vgg16', *formats, 'edge', 'raspberry-pi'])}",
+        "metrics: [accuracy]",
+        "model-index:",
+        f"- name: {_json(index.contract.name)}",
+        "  results:",
+        "  - task: {type: image-classification}",
+        f"    dataset: {{type: imagefolder, name: {_json(f'{rows[0].n} test photos of the run')}}}",
+        "    metrics:",
     ]
-    results = [
-        {
-            "task": {"type": "image-classification"},
-            "dataset": {"type": "imagefolder", "name": f"the run's test photos ({row.n})"},
-            "metrics": [
-                {
-                    "type": "accuracy",
-                    "value": round(row.top1, 4),
-                    "name": f"top-1, {row.format} {row.precision} in {row.engine}",
-                }
-            ],
-        }
-        for row in rows
-        if not row.error
-    ]
-    fields = {
-        "license": "cc-by-4.0",
-        "library_name": "litert",
-        "pipeline_tag": "image-classification",
-        "tags": tags,
-        "metrics": ["accuracy"],
-        "model-index": [{"name": contract.name, "results": results}],
-    }
-    lines = [f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in fields.items()]
-    return "\n".join(["---", *lines, "---"])
+    for row in (row for row in rows if not row.error):
+        name = f"top-1 of {row.format} {row.precision} in {row.engine}"
+        lines.append(f"    - {{type: accuracy, value: {row.top1:.4f}, name: {_json(name)}}}")
+    return "\n".join([*lines, "---"])
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _synthetic(synthetic: bool) -> str:
@@ -137,8 +126,20 @@ def _files(index: Index, recipes: Mapping[str, str]) -> str:
 
 
 def _parity(rows: Sequence[Row]) -> str:
-    head = "format precision engine n top-1 agreement mean&nbsp;|Δp| p99 max ms holds".split()
-    lines = ["| " + " | ".join(cell.replace("|Δp|", "\\|Δp\\|") for cell in head) + " |"]
+    head = [
+        "format",
+        "precision",
+        "engine",
+        "n",
+        "top-1",
+        "agreement",
+        "mean |Δp|",
+        "p99",
+        "max",
+        "ms",
+        "verdict",
+    ]
+    lines = ["| " + " | ".join(map(_plain, head)) + " |"]
     lines.append("|---|---|---" + "|---:" * 7 + "|---|")
     for row in rows:
         cells = [row.format, row.precision, row.engine, str(row.n), f"{row.top1:.1%}", f"{row.agreement:.1%}"]
@@ -146,9 +147,9 @@ def _parity(rows: Sequence[Row]) -> str:
         lines.append("| " + " | ".join([*cells, f"{row.ms:.0f}", _plain(verdict(row))]) + " |")
     n, worst = rows[0].n, max(row.disagreements for row in rows)
     return (
-        "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a photo's "
-        "largest difference over all its class probabilities; agreement is the share of photos with the same "
-        "top-1; ms is the median of one inference on the machine that exported.\n\n"
+        "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a "
+        "photo's largest difference over all its class probabilities; agreement is the share of photos "
+        "with the same top-1; ms is the median of one inference on the machine that exported.\n\n"
         + "\n".join(lines)
         + f"\n\n{proof(n, worst)}."
     )

@@ -1,4 +1,4 @@
-"""A run's own photos as pixels, by the same picture code as the device, and surely the ones that it recorded."""
+"""A run's own photos as pixels: by the device's picture code, and the very ones that the run recorded."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def read_photos(
 
 
 def choose(photos: tuple[Photo, ...], limit: int | None) -> tuple[Photo, ...]:
-    """At most `limit` photos, evenly over the classes and always the same ones: by the order of their hashes."""
+    """At most `limit` photos, evenly over the classes, and always the same: by the order of their hashes."""
     if limit is None or limit >= len(photos):
         return photos
     by_label: dict[str, list[Photo]] = defaultdict(list)

@@ -1,8 +1,8 @@
 """Float convolutions → int8 convolutions that answer alike.
 
 The network is quantized from its input to its last pooling, layer by layer: each layer is fitted to what the
-quantized layers before it really give, on training photos. The head stays in float: it costs a thousandth of the
-arithmetic, and its probabilities are finer than 1/256.
+quantized layers before it really give, on training photos. The head stays in float: it costs a thousandth of
+the arithmetic, and its probabilities are finer than 1/256.
 
 Weights are int8, per output channel, symmetric. Activations are uint8 codes, per tensor, zero point 0 after a
 ReLU. (TFLite stores the same codes less 128.)
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -84,8 +85,9 @@ def quantize(
     first = next(layer for layer in layers if isinstance(layer, keras.layers.Conv2D))
     before = keras.Model(model.inputs, first.input)
     exact = np.concatenate([np.asarray(before(batch), np.float32) for batch in _batches(photos)])
-    shape, scale = INPUT_RANGE, (INPUT_RANGE[1] - INPUT_RANGE[0]) / LEVELS
-    codes_in = Affine(scale, round(-shape[0] / scale))
+    lower, upper = INPUT_RANGE
+    scale = (upper - lower) / LEVELS
+    codes_in = Affine(scale, round(-lower / scale))
     coded = exact if recipe.float_first else _coded(exact, codes_in)
 
     kernels = _equalized(layers, exact, recipe.equalization) if recipe.equalization else _weights(layers)
@@ -106,7 +108,7 @@ def quantize(
         if recipe.bias_correction:
             # Rounding errors of weights meet activations that are never negative, so they do not cancel:
             # each channel is off by a constant, and the head averages everything else away.
-            # Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019.
+            # Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.
             off = wanted.mean((0, 1, 2), dtype=np.float64) - found.mean((0, 1, 2), dtype=np.float64)
             bias = (bias + off).astype(np.float32)
             found += off.astype(np.float32)
@@ -121,7 +123,7 @@ def quantize(
 
 
 def chain(model: keras.Model) -> list[keras.layers.Layer]:
-    """The convolutions and poolings from the first convolution to the layer before the head. Raises QuantizeError."""
+    """The convolutions and poolings from the first convolution to the head. Raises QuantizeError."""
     layers = list(model.layers)
     start = next((i for i, layer in enumerate(layers) if isinstance(layer, keras.layers.Conv2D)), len(layers))
     found: list[keras.layers.Layer] = []
@@ -133,7 +135,9 @@ def chain(model: keras.Model) -> list[keras.layers.Layer]:
     for layer in convolutions:
         plain = layer.padding == "same" and layer.strides == (1, 1) and layer.dilation_rate == (1, 1)
         if not plain or layer.groups != 1 or layer.activation is not keras.activations.relu:
-            raise QuantizeError(f"{layer.name}: int8 takes stride 1, same padding and ReLU; export without --int8")
+            raise QuantizeError(
+                f"{layer.name}: int8 takes stride 1, same padding and ReLU; export without --int8"
+            )
     if not convolutions:
         raise QuantizeError("the model has no convolution to quantize; export without --int8")
     return found
@@ -171,8 +175,8 @@ def paired(kernel: Floats) -> Floats:
     """Codes to ±127, and no two neighbours that sum to more than ±128.
 
     x86 without VNNI multiplies two uint8 activations by two int8 weights at once and adds them in 16 bits
-    (vpmaddubsw), which saturate at 32,767: 255 · 128 is the most that fits. Neighbours are input channels 2i and 2i+1.
-    So a scale is a seventh coarser on VGG16, where seven bits double it.
+    (vpmaddubsw), which saturate at 32,767: 255 · 128 is the most that fits. Neighbours are input channels 2i
+    and 2i+1. On VGG16 that makes a scale a seventh coarser; seven bits double it.
     """
     channels = kernel.shape[2] // 2 * 2
     sums = np.abs(kernel[:, :, 0:channels:2] + kernel[:, :, 1:channels:2])
@@ -195,16 +199,16 @@ def nearest(kernel: Floats, scale: Floats, recipe: Recipe, inputs: Floats) -> ND
 
 
 def gptq(kernel: Floats, scale: Floats, recipe: Recipe, inputs: Floats) -> NDArray[np.int8]:
-    """Weights are rounded one after the other; those still to come make up for each error, as far as inputs correlate.
+    """Weights are rounded in turn; those still to come make up for each error, as far as inputs correlate.
 
-    Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023.
+    Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", 2023.
     The covariance is of the patches' differences from their mean: `bias_correction` sees to the mean.
     """
     patches = _patches(inputs, kernel.shape[:2])
     patches -= patches.mean(0)
     covariance = (patches.T @ patches).astype(np.float64) / len(patches)
     covariance[np.diag_indices_from(covariance)] += DAMPING * covariance.diagonal().mean() + 1e-9
-    # Row i of the upper Cholesky factor of the inverse says how weight i's error is spread over those after it.
+    # Row i of the inverse's upper Cholesky factor says how weight i's error is spread over those after it.
     spread = np.linalg.cholesky(np.linalg.inv(covariance)).T
     left = kernel.reshape(-1, kernel.shape[3]).astype(np.float64)
     codes = np.zeros_like(left)
@@ -229,8 +233,8 @@ ROUNDINGS: dict[str, Callable[[Floats, Floats, Recipe, Floats], NDArray[np.int8]
 }
 
 
-def _within(codes: NDArray[np.float64] | Floats, weights: str) -> NDArray[np.float64] | Floats:
-    """Codes [kh, kw, in, out] brought to where they may be; of a pair that sums to too much, the second gives way."""
+def _within(codes: NDArray[Any], weights: str) -> NDArray[Any]:
+    """Codes [kh, kw, in, out] brought to where they may be; of too large a pair, the second gives way."""
     limit = 63 if weights == "7 bits" else 127
     codes = np.clip(codes, -limit, limit)
     if weights == "paired":
@@ -245,11 +249,9 @@ def _scale(scale: Floats) -> Floats:
 
 
 def _weights(layers: list[keras.layers.Layer]) -> dict[str, tuple[Floats, Floats]]:
-    return {
-        layer.name: tuple(np.asarray(w, np.float32) for w in layer.get_weights())
-        for layer in layers
-        if isinstance(layer, keras.layers.Conv2D)
-    }  # type: ignore[misc]
+    """The kernel and bias of each convolution, by name."""
+    convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
+    return {layer.name: (np.asarray(layer.kernel), np.asarray(layer.bias)) for layer in convolutions}
 
 
 def _equalized(
@@ -257,8 +259,9 @@ def _equalized(
 ) -> dict[str, tuple[Floats, Floats]]:
     """Weights by layer, with every channel's reach drawn to the largest one's and the next layer undoing it.
 
-    ReLU and max pooling let a positive factor through, so the network stays what it is. The last layer's channels are the
-    head's, and stay. (Nagel et al., ICCV 2019, who balance weights; here activations, as they share one scale.)
+    ReLU and max pooling let a positive factor through, so the network stays what it is. The last layer's
+    channels are the head's, and stay. (Nagel et al., 2019, balance weights; here it is activations, since
+    they are what shares one scale.)
     """
     kernels = _weights(layers)
     names = list(kernels)
@@ -286,7 +289,7 @@ def _coded(values: Floats, codes: Affine) -> Floats:
     np.clip(found, 0, LEVELS, out=found)
     found -= codes.zero_point
     found *= np.float32(codes.scale)
-    return found
+    return np.asarray(found, np.float32)
 
 
 def _convolve(layer: keras.layers.Conv2D, inputs: Floats, kernel: Floats, bias: Floats) -> Floats:
@@ -308,7 +311,7 @@ def _batches(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
 
 def _patches(inputs: Floats, kernel: tuple[int, ...]) -> Floats:
     """[n · POSITIONS, kh · kw · in]: what the kernel sees at random places of [n, H, W, in]."""
-    (height, width), (n, rows, columns, _) = kernel, inputs.shape
+    (height, width), (_, rows, columns, _) = kernel, inputs.shape
     rng = np.random.default_rng(0)
     found = []
     for photo in inputs:

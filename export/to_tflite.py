@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
+from flatbuffers.builder import Builder
 
+from export.calibration import LEVELS
 from export.graph import save
-from export.quantize import LEVELS, Affine, Quantized, chain, large_dense, with_weights
+from export.quantize import Affine, Quantized, QuantizedConv, chain, large_dense, with_weights
 
 
 def float32(model: keras.Model) -> bytes:
@@ -54,8 +56,6 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
     ranges = {}
     reach = (0.0, 0.0)
     for layer, (source, result) in zip(chain(model), _tensors_of_chain(data), strict=True):
-        # The quantizer takes the largest weight of a channel for code 127, so `kernel` comes back as the same
-        # codes: it was made of them, and export.quantize sees to it that each channel reaches its end.
         scope, conv = re.escape(result), quantized.get(layer.name)
         if conv is None:
             quantizer.add_static_config(scope, TFLOperationName.MAX_POOL_2D, 8, 8)
@@ -72,7 +72,7 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
         {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
         enable_progress_report=False,
     )
-    return bytes(made.quantized_model)
+    return _with_codes(bytes(made.quantized_model), list(quantized.values()))
 
 
 def _converter(model: keras.Model, folder: str) -> tf.lite.TFLiteConverter:
@@ -99,3 +99,26 @@ def _tensors_of_chain(data: bytes) -> list[tuple[str, str]]:
         for operator in graph.operators
         if file.operatorCodes[operator.opcodeIndex].builtinCode in kinds
     ]
+
+
+def _with_codes(data: bytes, convolutions: list[QuantizedConv]) -> bytes:
+    """The quantizer rounds weights to the nearest code of a scale of its own: these are the codes chosen."""
+    file = schema.ModelT.InitFromPackedBuf(data)
+    (graph,) = file.subgraphs
+    kind = schema.BuiltinOperator.CONV_2D
+    operators = [op for op in graph.operators if file.operatorCodes[op.opcodeIndex].builtinCode == kind]
+    for conv, operator in zip(convolutions, operators, strict=True):
+        if conv.codes is None:
+            continue
+        kernel, bias = (graph.tensors[index] for index in operator.inputs[1:])
+        step = conv.scale * np.float32(conv.input.scale)
+        for tensor, codes, scale in (
+            (kernel, conv.codes.transpose(3, 0, 1, 2), conv.scale),
+            (bias, np.round(conv.bias / step).astype(np.int32), step),
+        ):
+            file.buffers[tensor.buffer].data = np.frombuffer(codes.tobytes(), np.uint8)
+            tensor.quantization.scale = scale
+            tensor.quantization.zeroPoint = np.zeros(len(scale), np.int64)
+    builder = Builder(len(data))
+    builder.Finish(file.Pack(builder), b"TFL3")
+    return bytes(builder.Output())

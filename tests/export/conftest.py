@@ -1,0 +1,97 @@
+"""A small network that keeps the contract: what is converted here costs milliseconds a photo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.model import CONTRACT_VERSION, RESIZE, Contract
+
+if TYPE_CHECKING:
+    import keras
+
+SIDE = 32
+LABELS = ("daisy", "dent-de-lion", "バラ")
+
+
+def small_model(known: bool = False) -> keras.Model:
+    """VGG16's kinds of layer on a 32 x 32 picture, with random weights that tell pictures apart."""
+    import keras
+
+    def start(scale: float, seed: int) -> keras.Initializer:
+        return keras.initializers.VarianceScaling(scale, seed=seed)
+
+    image = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="image")
+    x = keras.layers.Normalization(mean=(123.68, 116.779, 103.939), variance=(1, 1, 1), name="imagenet_mean")(
+        image
+    )
+    for block, filters in ((1, 16), (2, 32)):
+        name = f"block{block}"
+        convolution = keras.layers.Conv2D(
+            filters,
+            3,
+            padding="same",
+            activation="relu",
+            kernel_initializer=start(2, block),
+            name=f"{name}_conv1",
+        )
+        x = keras.layers.MaxPooling2D(name=f"{name}_pool")(convolution(x))
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dropout(0.5, name="dropout")(x)
+    logits = keras.layers.Dense(len(LABELS), kernel_initializer=start(0.01, 3), name="logits")(x)
+    outputs = [keras.layers.Softmax(name="probabilities")(logits)]
+    if known:
+        outputs.append(
+            keras.layers.Dense(1, activation="sigmoid", kernel_initializer=start(1e-4, 4), name="known")(x)
+        )
+    return keras.Model(image, outputs, name="small")
+
+
+@pytest.fixture(scope="session")
+def model() -> keras.Model:
+    return small_model()
+
+
+@pytest.fixture(scope="session")
+def pictures() -> NDArray[np.uint8]:
+    """Eight pictures, uint8 [8, 32, 32, 3], of stripes and noise in different colours."""
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (8, 1, 1, 3))
+    noise = random.normal(0, 40, (8, SIDE, SIDE, 3))
+    stripes = 60 * np.sin(np.arange(SIDE) * random.uniform(0.1, 2, (8, 1, 1)))[..., None]
+    return (colours + noise + stripes).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def contract() -> Contract:
+    return Contract(
+        version=CONTRACT_VERSION,
+        name="small",
+        labels=LABELS,
+        input_size=(SIDE, SIDE),
+        resize=RESIZE,
+        thresholds={},
+        base_sha256="a" * 64,
+        data_sha256="b" * 64,
+        versions={"keras": "3"},
+        created="2025-01-31T12:00:00Z",
+        synthetic=True,
+    )
+
+
+@pytest.fixture(scope="session")
+def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
+    """Every float format of the small model, as converted."""
+    from export.formats import FLOAT_FORMATS
+
+    return {key: convert(model) for key, convert in FLOAT_FORMATS.items()}
+
+
+@pytest.fixture(scope="session")
+def reference(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    from export.graph import predict
+
+    return predict(model, pictures, lambda done: None)

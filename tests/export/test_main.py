@@ -1,0 +1,174 @@
+"""The whole command on a run of drawn flowers, with the full VGG16: every format, and every way to refuse."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.__main__ import main
+from export.parity import pairs
+from runtime.model import INDEX_NAME, open_model, read_index
+from train.run import open_run
+
+MADE = [
+    ("tflite", "float32"),
+    ("tflite", "float16"),
+    ("tflite", "dynamic"),
+    ("onnx", "float32"),
+    ("onnx", "float16"),
+    ("tflite", "int8"),
+    ("onnx", "int8"),
+]
+
+
+@pytest.fixture(scope="session")
+def exported(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every format of the drawn run, proven on four photos."""
+    out = tmp_path_factory.mktemp("models") / "drawn"
+    assert main([str(drawn_run), "--all", "--photos", "4", "--out", str(out)]) == 0
+    return out
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_format_is_there_and_opens(exported: Path, drawn_run: Path) -> None:
+    run = open_run(drawn_run)
+    index = read_index(exported)
+    assert {(file.format, file.precision) for file in index.files} == set(MADE)
+    assert {path.name for path in exported.iterdir()} == {
+        *(f"drawn_{precision}.{format}" for format, precision in MADE),
+        INDEX_NAME,
+        "README.md",
+        "parity.csv",
+    }
+    assert index.contract.labels == run.classes
+    assert index.contract.data_sha256 == run.data_sha256
+    assert index.contract.synthetic
+    for file in index.files:
+        model = open_model(
+            exported / file.file
+        )  # checks its bytes, and that the contract inside is the index's
+        assert model.contract == index.contract
+        assert set(file.metrics["parity"]) and (file.precision != "int8" or file.metrics["recipe"])
+
+
+def test_parity_is_proven_in_every_engine(exported: Path) -> None:
+    with (exported / "parity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    proven = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
+    assert proven == set(pairs(MADE))
+    assert {row["verdict"] for row in rows} == {"holds"}
+    assert {row["n"] for row in rows} == {"4"}
+
+
+def test_a_corrupted_weight_is_caught_and_replaces_nothing(
+    exported: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One kernel of one layer is spoilt on its way into one file: exit 3, and the old folder untouched."""
+    import keras
+
+    from export import formats, to_tflite
+
+    def spoilt(model: keras.Model) -> bytes:
+        copy = keras.models.clone_model(model)
+        copy.set_weights(model.get_weights())
+        kernel, bias = copy.get_layer("block3_conv2").get_weights()
+        kernel[1, 1, 7, :] += np.float32(1.0)
+        copy.get_layer("block3_conv2").set_weights([kernel, bias])
+        return to_tflite.float32(copy)
+
+    monkeypatch.setitem(formats.FLOAT_FORMATS, ("tflite", "float32"), spoilt)
+    before = held(exported)
+    capsys.readouterr()
+    arguments = [str(drawn_run), "--photos", "2", "--engines", "litert", "onnx", "--out", str(exported)]
+    assert main(arguments) == 3
+    said = capsys.readouterr()
+    assert held(exported) == before
+    rejected = exported.with_name("drawn.rejected")
+    assert set(held(rejected)) == {
+        "drawn_float32.tflite",
+        "drawn_float32.onnx",
+        INDEX_NAME,
+        "parity.csv",
+        "README.md",
+    }
+    assert "FAILS" in said.out
+    errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert errors[0].startswith("error: tflite float32 in litert")
+    assert "is over 0.0001" in errors[0]
+    assert "is as it was" in errors[1] and str(rejected) in errors[1]
+    assert len(errors) == 2  # the ONNX file holds
+    shutil.rmtree(rejected)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def test_no_run(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "python -m train" in refused([], capsys)
+    assert "nowhere: no such folder" in refused(["nowhere"], capsys)
+    (empty / "half").mkdir()
+    assert "run.json is missing" in refused(["half"], capsys)
+
+
+def test_a_folder_of_something_else_is_kept(
+    drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (empty / "thesis").mkdir()
+    (empty / "thesis" / "chapter.txt").write_text("years of work")
+    assert "holds other files" in refused([str(drawn_run), "--out", "thesis"], capsys)
+    assert (empty / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+def test_each_format_needs_an_engine(
+    drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = refused([str(drawn_run), "--engines", "litert"], capsys)
+    assert "none of them runs onnx files" in line
+
+
+def test_photos_that_have_moved(drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = empty / "runs" / "moved"
+    shutil.copytree(drawn_run, copy)
+    record = (copy / "run.json").read_text()
+    root = str(open_run(drawn_run).dataset.root)
+    (copy / "run.json").write_text(record.replace(root, str(empty / "gone")))
+    assert "put the photos back" in refused([str(copy)], capsys)
+    assert not (empty / "models").exists()
+
+
+def test_ctrl_c_replaces_nothing(
+    exported: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export.__main__._convert", interrupted)
+    before = held(exported)
+    assert main([str(drawn_run), "--photos", "1", "--out", str(exported)]) == 130
+    assert held(exported) == before
+    assert "nothing old is replaced" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--photos", "0"], ["--engines", "tpu"], ["a", "b"]])
+def test_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2

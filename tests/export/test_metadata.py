@@ -1,0 +1,133 @@
+"""The contract inside the files, read back by our runtime, by stdlib zipfile, and by the engines."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from typing import Any
+
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from export.metadata import embed
+from export.parity import measure
+from runtime.model import Contract, read_contract
+
+Files = dict[tuple[str, str], bytes]
+
+
+@pytest.fixture(scope="module")
+def embedded(float_files: Files, contract: Contract) -> Files:
+    return {key: embed(data, key[0], contract) for key, data in float_files.items()}
+
+
+def test_the_runtime_reads_it_back(embedded: Files, contract: Contract) -> None:
+    for (format, _), data in embedded.items():
+        assert read_contract(data, format) == contract
+
+
+def test_the_same_bytes_every_time(float_files: Files, embedded: Files, contract: Contract) -> None:
+    for key, data in float_files.items():
+        assert embed(data, key[0], contract) == embedded[key]
+
+
+def test_the_files_still_run(
+    embedded: Files, reference: NDArray[np.float32], pictures: NDArray[np.uint8]
+) -> None:
+    rows = measure(embedded, reference, pictures, reference.argmax(axis=1))
+    assert [row.error for row in rows if row.error] == []
+    assert max(row.max_dp for row in rows if row.precision == "float32") < 1e-5
+
+
+def test_zip_is_stored_and_undated(embedded: Files, contract: Contract) -> None:
+    with zipfile.ZipFile(io.BytesIO(embedded["tflite", "float32"])) as archive:
+        entries = archive.infolist()
+        assert [entry.filename for entry in entries] == ["labels.txt", "contract.json"]
+        for entry in entries:
+            assert entry.compress_type == zipfile.ZIP_STORED  # MediaPipe refuses any other
+            assert entry.date_time == (1980, 1, 1, 0, 0, 0)
+        assert archive.read("labels.txt").decode().splitlines() == list(contract.labels)
+        assert Contract.from_json(archive.read("contract.json")) == contract
+
+
+def test_tensors_have_the_contracts_names(embedded: Files) -> None:
+    model = schema.ModelT.InitFromPackedBuf(embedded["tflite", "float32"])
+    graph = model.subgraphs[0]
+    assert [graph.tensors[i].name for i in graph.inputs] == [b"image"]
+    assert [graph.tensors[i].name for i in graph.outputs] == [b"probabilities"]
+
+
+def test_weights_stay_aligned(embedded: Files) -> None:
+    """The schema asks for multiples of 16 bytes, which kernels may rely on."""
+    for (format, _), data in embedded.items():
+        if format == "tflite":
+            model = schema.Model.GetRootAs(data)
+            for i in range(model.BuffersLength()):
+                buffer = model.Buffers(i)
+                if buffer.DataLength():
+                    assert buffer._tab.Vector(buffer._tab.Offset(4)) % 16 == 0
+
+
+def test_tflite_metadata(embedded: Files, contract: Contract) -> None:
+    """Read by the field numbers of metadata_schema.fbs, with a reader that shares no code with the writer."""
+    model = schema.ModelT.InitFromPackedBuf(embedded["tflite", "dynamic"])
+    (entry,) = [entry for entry in model.metadata if entry.name == b"TFLITE_METADATA"]
+    data = bytes(model.buffers[entry.buffer].data)
+    assert data[4:8] == b"M001"
+    root = Table(data, struct.unpack_from("<I", data)[0])
+    assert root.text(0) == contract.name
+    assert root.text(7) == "1.0.0"
+    (subgraph,) = root.tables(3)
+    (image,), (probabilities,) = subgraph.tables(2), subgraph.tables(3)
+    assert image.text(0) == "image"
+    content = image.table(3)
+    assert content.scalar(0, "B") == 2  # ImageProperties
+    assert content.table(1).scalar(0, "b") == 1  # RGB
+    size = content.table(1).table(1)
+    assert (size.scalar(1, "I"), size.scalar(0, "I")) == contract.input_size
+    (unit,) = image.tables(4)
+    assert unit.scalar(0, "B") == 1  # NormalizationOptions
+    assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([0.0], [1.0])
+    assert probabilities.text(0) == "probabilities"
+    (labels,) = probabilities.tables(6)
+    assert (labels.text(0), labels.scalar(2, "b")) == ("labels.txt", 2)  # TENSOR_AXIS_LABELS
+
+
+class Table:
+    """A FlatBuffers table: https://flatbuffers.dev/internals/."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self.data, self.at = data, at
+
+    def field(self, number: int) -> int:
+        vtable = self.at - self._read("i", self.at)
+        offset = self._read("H", vtable + 4 + 2 * number) if 4 + 2 * number < self._read("H", vtable) else 0
+        assert offset, f"field {number} is not there"
+        return self.at + offset
+
+    def scalar(self, number: int, kind: str) -> int:
+        return int(self._read(kind, self.field(number)))
+
+    def table(self, number: int) -> Table:
+        return Table(self.data, self._follow(self.field(number)))
+
+    def text(self, number: int) -> str:
+        at = self._follow(self.field(number))
+        return self.data[at + 4 : at + 4 + self._read("I", at)].decode()
+
+    def tables(self, number: int) -> list[Table]:
+        at = self._follow(self.field(number))
+        return [Table(self.data, self._follow(at + 4 + 4 * i)) for i in range(self._read("I", at))]
+
+    def floats(self, number: int) -> list[float]:
+        at = self._follow(self.field(number))
+        return list(struct.unpack_from(f"<{self._read('I', at)}f", self.data, at + 4))
+
+    def _follow(self, at: int) -> int:
+        return at + int(self._read("I", at))
+
+    def _read(self, kind: str, at: int) -> Any:
+        return struct.unpack_from(f"<{kind}", self.data, at)[0]

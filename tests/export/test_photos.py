@@ -1,0 +1,59 @@
+"""The run's photos: the same bytes that it recorded, or an error that says which and what to do."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.photos import PhotosError, choose, read_photos
+from runtime.picture import read_picture
+from train.dataset import Dataset, Photo
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    photos = []
+    for i in range(9):
+        path = tmp_path / f"{i}.png"
+        Image.new("RGB", (40, 30), (20 * i, 0, 255 - 20 * i)).save(path)
+        label = "ab"[i % 2]
+        photos.append(Photo(path.name, label, "test", hashlib.sha256(path.read_bytes()).hexdigest()))
+    return Dataset(tmp_path, ("a", "b"), tuple(photos))
+
+
+def test_pixels_are_the_devices(dataset: Dataset) -> None:
+    steps: list[int] = []
+    photos = read_photos(dataset, "test", (16, 24), step=steps.append)
+    assert photos.pixels.shape == (9, 16, 24, 3)
+    assert photos.pixels.dtype == np.uint8
+    for photo, pixels, truth in zip(dataset.photos, photos.pixels, photos.truth, strict=True):
+        assert np.array_equal(pixels, read_picture(dataset.root / photo.path, (16, 24)))
+        assert dataset.classes[truth] == photo.label
+    assert sum(steps) == 9
+
+
+def test_a_limit_takes_classes_evenly_and_always_the_same(dataset: Dataset) -> None:
+    chosen = choose(dataset.photos, 4)
+    assert sorted(photo.label for photo in chosen) == ["a", "a", "b", "b"]
+    assert choose(tuple(reversed(dataset.photos)), 4) == chosen
+    assert choose(dataset.photos, 100) == dataset.photos
+    assert set(choose(dataset.photos, 2)) < set(chosen)
+
+
+def test_photos_that_are_gone_or_changed(dataset: Dataset) -> None:
+    path = dataset.root / "3.png"
+    Image.new("RGB", (40, 30)).save(path)
+    with pytest.raises(PhotosError, match=r"3\.png: has changed"):
+        read_photos(dataset, "test", (8, 8))
+    path.unlink()
+    with pytest.raises(PhotosError, match=r"3\.png: No such file.*put the photos back"):
+        read_photos(dataset, "test", (8, 8))
+
+
+def test_an_empty_split(dataset: Dataset) -> None:
+    with pytest.raises(PhotosError, match="no val photos"):
+        read_photos(dataset, "val", (8, 8))
