@@ -76,7 +76,7 @@ def export(
     contract = _contract(run, out.name, size)
     files: dict[tuple[str, str], bytes] = {}
     recipes: dict[tuple[str, str], str] = {}
-    for key, (data, recipe) in _convert(model, run, precisions).items():
+    for key, (data, recipe) in _convert(model, run, precisions, engines).items():
         files[key], recipes[key] = embed(data, key[0], contract), recipe
 
     with Progress("keras", count, "photos") as progress:
@@ -100,7 +100,7 @@ def export(
 
 
 def _convert(
-    model: keras.Model, run: Run, precisions: Sequence[str]
+    model: keras.Model, run: Run, precisions: Sequence[str], engines: Sequence[str] | None
 ) -> dict[tuple[str, str], tuple[bytes, str]]:
     """By format and precision, the file's bytes and how it was quantized, if it was."""
     from export.formats import FLOAT_FORMATS
@@ -113,7 +113,7 @@ def _convert(
     if "int8" in precisions:
         from export.ladder import build_int8
 
-        for format, (data, recipe) in build_int8(model, run, FORMATS).items():
+        for format, (data, recipe) in build_int8(model, run, FORMATS, engines).items():
             print(f"convert: {format} int8: {recipe}", flush=True)
             made[format, "int8"] = data, recipe
     return made

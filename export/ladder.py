@@ -26,9 +26,9 @@ AIM_AGREEMENT = 0.995
 AIM_MAX_DP = 0.05
 
 LADDER = (
-    Recipe("gptq", rounding="gptq", bias_correction=True),
     Recipe("gptq-equalized", rounding="gptq", bias_correction=True, equalization=0.5),
-    Recipe("nearest-corrected", bias_correction=True),
+    Recipe("gptq", rounding="gptq", bias_correction=True),
+    Recipe("nearest", bias_correction=True),
 )
 
 # By format: the float model and its quantized convolutions → the file's bytes.
