@@ -83,7 +83,7 @@ def quantize(
     """
     layers = chain(model)
     first = next(layer for layer in layers if isinstance(layer, keras.layers.Conv2D))
-    before = keras.Model(model.inputs, first.input)
+    before = keras.Model(model.inputs[0], first.input)
     exact = np.concatenate([np.asarray(before(batch), np.float32) for batch in _batches(photos)])
     lower, upper = INPUT_RANGE
     scale = (upper - lower) / LEVELS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
+import warnings
 from pathlib import Path
 
 import keras
@@ -68,10 +69,12 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
     for layer in large_dense(model):
         scope = rf"/{layer.name}_\d+/"
         quantizer.add_dynamic_config(scope, TFLOperationName.FULLY_CONNECTED, 8, QuantGranularity.TENSORWISE)
-    made = quantizer.quantize(
-        {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
-        enable_progress_report=False,
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*preserve_all_tensors")  # the quantizer's own doing
+        made = quantizer.quantize(
+            {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
+            enable_progress_report=False,
+        )
     return _with_codes(bytes(made.quantized_model), list(quantized.values()))
 
 
