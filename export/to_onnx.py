@@ -64,8 +64,7 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
         graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def dequantized(old: str, name: str, codes: NDArray[Any], scale: NDArray[np.float32], axis: int) -> str:
-        graph.initializer.remove(weights[old])
+    def dequantized(name: str, codes: NDArray[Any], scale: NDArray[np.float32], axis: int) -> str:
         zero = constant(f"{name}_zero_point", np.zeros(scale.shape, codes.dtype))
         inputs = [constant(f"{name}_codes", codes), constant(f"{name}_scale", scale), zero]
         nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}_real"], axis=axis))
@@ -90,8 +89,10 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
                 coded[node.input[0]] = conv.input
                 step = (conv.scale * np.float32(conv.input.scale)).astype(np.float32)
                 kernel, bias = conv.codes.transpose(3, 2, 0, 1), np.round(conv.bias / step).astype(np.int32)
-                node.input[1] = dequantized(node.input[1], f"{layer.name}_kernel", kernel, conv.scale, 0)
-                node.input[2] = dequantized(node.input[2], f"{layer.name}_bias", bias, step, 0)
+                node.input[1:] = [  # tf2onnx leaves a bias of zeros out
+                    dequantized(f"{layer.name}_kernel", kernel, conv.scale, 0),
+                    dequantized(f"{layer.name}_bias", bias, step, 0),
+                ]
             last = last if conv is None else conv.output
             if conv is None:
                 coded[node.input[0]] = coded[node.output[0]] = last
@@ -102,13 +103,16 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
             if kernel.shape in dense:
                 scale = (np.maximum(np.abs(kernel).max(0), 1e-9) / 127).astype(np.float32)
                 codes = np.round(kernel / scale).astype(np.int8)
-                node.input[1] = dequantized(node.input[1], dense[kernel.shape].name, codes, scale, 1)
+                node.input[1] = dequantized(dense[kernel.shape].name, codes, scale, 1)
         for i, name in enumerate(node.input):
             if name in coded:
                 node.input[i] = recoded(name, coded.pop(name))
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    for name in weights.keys() - used:
+        graph.initializer.remove(weights[name])
     return bytes(_checked(proto).SerializeToString())
 
 
