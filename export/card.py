@@ -145,13 +145,12 @@ def _parity(rows: Sequence[Row]) -> str:
         cells = [row.format, row.precision, row.engine, str(row.n), f"{row.top1:.1%}", f"{row.agreement:.1%}"]
         cells += [f"{value:.6f}" for value in (row.mean_dp, row.p99_dp, row.max_dp)]
         lines.append("| " + " | ".join([*cells, f"{row.ms:.0f}", _plain(verdict(row))]) + " |")
-    n, worst = rows[0].n, max(row.disagreements for row in rows)
     return (
         "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a "
         "photo's largest difference over all its class probabilities; agreement is the share of photos "
         "with the same top-1; ms is the median of one inference on the machine that exported.\n\n"
         + "\n".join(lines)
-        + f"\n\n{proof(n, worst)}."
+        + f"\n\n{proof(rows)}."
     )
 
 

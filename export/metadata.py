@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 from ai_edge_litert import schema_py_generated as schema
 from flatbuffers.builder import Builder
-from numpy.typing import NDArray
 
+from export.flatbuffer import pack, unpack
 from runtime.model import CONTRACT_NAME, Contract
 
 LABELS_NAME = "labels.txt"
@@ -30,7 +30,7 @@ def embed(data: bytes, format: str, contract: Contract) -> bytes:
 
 def into_tflite(data: bytes, contract: Contract) -> bytes:
     """Adds the metadata and the zip, and gives the tensors themselves the names that the signature has."""
-    model = schema.ModelT.InitFromPackedBuf(data)
+    model = unpack(data)
     (signature,) = model.signatureDefs
     tensors = model.subgraphs[signature.subgraphIndex].tensors
     for entry in (*signature.inputs, *signature.outputs):
@@ -40,9 +40,7 @@ def into_tflite(data: bytes, contract: Contract) -> bytes:
     model.buffers.append(schema.BufferT(data=np.frombuffer(metadata, np.uint8)))
     entry = schema.MetadataT(name="TFLITE_METADATA", buffer=len(model.buffers) - 1)
     model.metadata = [*(model.metadata or []), entry]
-    builder = _AlignedBuilder(len(data) + 2**16)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return _with_zip(bytes(builder.Output()), contract)
+    return _with_zip(pack(model), contract)
 
 
 def into_onnx(data: bytes, contract: Contract) -> bytes:
@@ -52,20 +50,6 @@ def into_onnx(data: bytes, contract: Contract) -> bytes:
 
 
 _EMBED: dict[str, Callable[[bytes, Contract], bytes]] = {"tflite": into_tflite, "onnx": into_onnx}
-
-
-class _AlignedBuilder(Builder):  # type: ignore[misc]
-    """Starts weights on multiples of 16 bytes, as the schema's force_align asks.
-
-    The Python code that flatc generates leaves that out.
-    """
-
-    def CreateNumpyVector(self, x: NDArray[np.generic]) -> int:
-        self.StartVector(x.itemsize, x.size, 16)
-        payload = x.tobytes()
-        self.head -= len(payload)
-        self.Bytes[self.head : self.head + len(payload)] = payload
-        return int(self.EndVector())
 
 
 def _with_zip(data: bytes, contract: Contract) -> bytes:

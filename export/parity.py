@@ -191,10 +191,14 @@ def _malformed(said: NDArray[np.float32], shape: tuple[int, ...]) -> str:
 def failures(rows: Iterable[Row]) -> list[str]:
     """One line for each row that does not hold: file, engine, figures, bounds, and the next step."""
     return [
-        f"{row.format} {row.precision} in {row.engine}: {'; '.join(broken)}. {GATES[row.precision].next_step}"
+        f"{row.format} {row.precision} in {row.engine}: {'; '.join(broken)}: {_next_step(row)}"
         for row in rows
         if (broken := broken_bounds(row))
     ]
+
+
+def _next_step(row: Row) -> str:
+    return "report it with the versions of both" if row.error else GATES[row.precision].next_step
 
 
 def verdict(row: Row) -> str:
@@ -246,7 +250,7 @@ def table(rows: Sequence[Row]) -> str:
     lines = [head]
     for row in rows:
         dp = [f"{value:.6f}" for value in (row.mean_dp, row.p99_dp, row.max_dp)]
-        shares = [f"{100 * row.top1:.1f} %", f"{100 * row.agreement:.1f} %"]
+        shares = [f"{row.top1:.1%}", f"{row.agreement:.1%}"]
         size = f"{row.bytes / 1e6:.1f}"
         lines.append(
             [
@@ -273,16 +277,17 @@ def table(rows: Sequence[Row]) -> str:
             "",
             f"against the float32 Keras model: top-1 {rows[0].reference_top1:.1%} on {rows[0].n} photos",
         ]
-        text += [proof(rows[0].n, max(row.disagreements for row in rows))]
+        text += [proof(rows)]
     return "\n".join(text)
 
 
-def proof(n: int, disagreements: int) -> str:
-    """How little n photos prove, in one line."""
-    bound = upper_bound(n, disagreements)
-    few = f"; from {ENOUGH} photos on every gate applies" if n < ENOUGH else ""
-    seen = f"n = {n}, of which at most {disagreements} differ"
-    return f"{seen}: up to {bound:.1%} of all photos could (95 % confidence){few}"
+def proof(rows: Sequence[Row]) -> str:
+    """How little n photos prove, in one line, by the row that agrees least of those with figures."""
+    n = rows[0].n
+    worst = max((row.disagreements for row in rows if not row.error), default=n)
+    few = f"; the gates on rates apply from {ENOUGH} photos on" if n < ENOUGH else ""
+    seen = f"n = {n}: with {worst or 'none'} seen to differ"
+    return f"{seen}, up to {upper_bound(n, worst):.1%} of all photos could (95 % confidence){few}"
 
 
 def upper_bound(n: int, k: int, confidence: float = 0.95) -> float:

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
-from flatbuffers.builder import Builder
 
 from export.calibration import LEVELS
+from export.flatbuffer import pack, unpack
 from export.graph import save
 from export.quantize import Affine, Quantized, QuantizedConv, chain, large_dense, with_weights
 
@@ -94,7 +94,7 @@ def _range(codes: Affine) -> tuple[float, float]:
 
 def _tensors_of_chain(data: bytes) -> list[tuple[str, str]]:
     """The names of what each convolution and pooling takes and gives, in order."""
-    file = schema.ModelT.InitFromPackedBuf(data)
+    file = unpack(data)
     (graph,) = file.subgraphs
     kinds = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.MAX_POOL_2D)
     return [
@@ -106,7 +106,7 @@ def _tensors_of_chain(data: bytes) -> list[tuple[str, str]]:
 
 def _with_codes(data: bytes, convolutions: list[QuantizedConv]) -> bytes:
     """The quantizer rounds weights to the nearest code of a scale of its own: these are the codes chosen."""
-    file = schema.ModelT.InitFromPackedBuf(data)
+    file = unpack(data)
     (graph,) = file.subgraphs
     kind = schema.BuiltinOperator.CONV_2D
     operators = [op for op in graph.operators if file.operatorCodes[op.opcodeIndex].builtinCode == kind]
@@ -122,6 +122,4 @@ def _with_codes(data: bytes, convolutions: list[QuantizedConv]) -> bytes:
             file.buffers[tensor.buffer].data = np.frombuffer(codes.tobytes(), np.uint8)
             tensor.quantization.scale = scale
             tensor.quantization.zeroPoint = np.zeros(len(scale), np.int64)
-    builder = Builder(len(data))
-    builder.Finish(file.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return pack(file)

@@ -1,0 +1,65 @@
+"""An unmodified MediaPipe Tasks ImageClassifier takes the released file and names the same flowers."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+from runtime import Classifier
+from runtime.model import open_model
+
+MEDIAPIPE = "mediapipe==1.2.3"
+RELEASED = Path(__file__).parents[2] / "models" / "flowers"
+PER_CLASS = 20
+
+# Run by MediaPipe's own Python: a model file and photos in, a label a photo out.
+CLIENT = """
+import json, sys
+from mediapipe import Image
+from mediapipe.tasks.python import BaseOptions, vision
+
+options = vision.ImageClassifierOptions(
+    base_options=BaseOptions(model_asset_path=sys.argv[1]), max_results=1
+)
+with vision.ImageClassifier.create_from_options(options) as classifier:
+    for photo in sys.stdin.read().splitlines():
+        result = classifier.classify(Image.create_from_file(photo))
+        top = result.classifications[0].categories[0]
+        print(json.dumps({"label": top.category_name, "probability": top.score}))
+"""
+
+
+@pytest.fixture(scope="session")
+def mediapipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has MediaPipe: it wants numpy 2, and the export's environment numpy 1."""
+    folder = tmp_path_factory.mktemp("mediapipe") / "venv"
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", MEDIAPIPE], check=True)
+    return python
+
+
+def test_names_the_same_flowers(mediapipe: Path, flower_photos: Path) -> None:
+    model = open_model(RELEASED, ("tflite",))
+    classes = sorted(folder for folder in (flower_photos / "test").iterdir() if folder.is_dir())
+    photos = [photo for folder in classes for photo in sorted(folder.iterdir())[:PER_CLASS]]
+    assert len(photos) >= 100
+    client = subprocess.run(
+        [mediapipe, "-c", CLIENT, str(model.path)],
+        input="\n".join(map(str, photos)),
+        capture_output=True,
+        text=True,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+    )
+    assert client.returncode == 0, client.stderr[-2000:]
+    theirs = [json.loads(line) for line in client.stdout.splitlines()]
+    assert {answer["label"] for answer in theirs} <= set(model.contract.labels)  # names, not numbers
+    classify = Classifier(RELEASED)
+    ours = [classify(photo).label for photo in photos]
+    same = sum(answer["label"] == label for answer, label in zip(theirs, ours, strict=True))
+    assert same >= 0.95 * len(photos)

@@ -1,0 +1,27 @@
+"""Every file of the default recipe's run on the real photos holds its gate, in every engine."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from export.__main__ import main
+from export.parity import ENOUGH, pairs
+from runtime.model import read_index
+
+PHOTOS = (
+    250  # of test/: every gate applies, and the eleven pairs of file and engine take a quarter of an hour
+)
+
+
+def test_every_gate(flowers_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flowers"
+    assert main([str(flowers_run), "--all", "--photos", str(PHOTOS), "--out", str(out)]) == 0
+    with (out / "parity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    made = [(file.format, file.precision) for file in read_index(out).files]
+    assert len(made) == 7
+    assert {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows} == set(pairs(made))
+    for row in rows:
+        assert int(row["n"]) >= ENOUGH
+        assert row["verdict"] == "holds"
