@@ -46,9 +46,9 @@ MAX_PIXELS = 89_000_000  # just under where Pillow itself warns of a decompressi
 MAX_ASPECT = 100
 MAX_ICC_BYTES = 4 * 2**20  # printers' CMYK profiles reach 3 MB
 
-# libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. It is asked for at least this many times the size
-# that the resize needs: 1 moved probabilities by up to 0.12, 2 by 0.03, 3 by less than 0.02, and a 12-megapixel
-# photo costs the same at 2 and 3, a fifth more at 4 (benchmarks/runtime.py).
+# libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. It is asked for at least this many times
+# the size that the resize needs: 1 moved probabilities by up to 0.12, 2 by 0.03, 3 by less than 0.02, and a
+# 12-megapixel photo costs the same at 2 and 3, a fifth more at 4 (benchmarks/runtime.py).
 _DRAFT = 3
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -153,7 +153,7 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Image.Image]],
 def _check_size(image: Image.Image) -> None:
     """From the header, before anything is decoded."""
     width, height = image.size
-    limit = MAX_JPEG_PIXELS if image.format in ("JPEG", "MPO") else MAX_PIXELS
+    limit = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
     if width * height > limit:
         raise PictureError(
             f"has {width * height / 1e6:,.0f} megapixels ({width} x {height}), "
@@ -165,9 +165,9 @@ def _check_size(image: Image.Image) -> None:
 
 def _pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     height, width = size
-    # Photos are often stored sideways: this is enough for either way round.
-    side = _DRAFT * max(height, width)
-    image.draft(None, (side, side))
+    if image.format == "JPEG":  # a HEIC's draft would be its thumbnail
+        side = _DRAFT * max(height, width)  # enough for either way round: photos are often stored sideways
+        image.draft(None, (side, side))
     image.load()
     image = _upright(image)
     image = _to_rgb(image)
@@ -181,11 +181,7 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:  # damaged EXIF: the picture itself may be good
         orientation = 1
     turn = _TURNS.get(orientation)
-    if turn is None:
-        return image
-    info, turned = image.info, image.transpose(turn)
-    turned.info = info
-    return turned
+    return image if turn is None else image.transpose(turn)
 
 
 _TURNS = {
@@ -205,7 +201,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         image = _to_8_bit(image)
     alpha = None
-    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+    if image.mode == "La":  # Pillow converts it no further at once
+        image = image.convert("LA")
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA"):
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
     if image.mode not in ("L", "CMYK"):
