@@ -1,0 +1,118 @@
+"""A model whose answers one can tell by eye: it names a picture by its mean colour."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.model import CONTRACT_VERSION, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
+
+LABELS = ("blau", "grün", "红")  # by the strongest channel of B, G, R
+SIDE = 32
+
+CONTRACT = Contract(
+    version=CONTRACT_VERSION,
+    name="colours",
+    labels=LABELS,
+    input_size=(SIDE, SIDE),
+    resize=RESIZE,
+    thresholds={},
+    base_sha256="a" * 64,
+    data_sha256="b" * 64,
+    versions={"keras": "3"},
+    created="2025-01-31T12:00:00Z",
+    synthetic=False,
+)
+
+
+def convert(known: bool, format: str, precision: str) -> bytes:
+    """The colour network in one format. `known` adds the output: is the picture bright?"""
+    import keras
+
+    from export.formats import FLOAT_FORMATS
+
+    image = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="image")
+    x = keras.layers.Rescaling(1 / 255)(image)
+    convolution = keras.layers.Conv2D(3, 1, use_bias=False, name="block1_conv1")
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(convolution(x))
+    convolution.set_weights([np.eye(3, dtype=np.float32).reshape(1, 1, 3, 3)])
+    logits = keras.layers.Dense(3, name="logits")
+    outputs = [keras.layers.Softmax(name="probabilities")(logits(x))]
+    logits.set_weights([10 * np.eye(3, dtype=np.float32)[::-1], np.zeros(3, np.float32)])
+    if known:
+        bright = keras.layers.Dense(1, activation="sigmoid", name="known")
+        outputs.append(bright(x))
+        bright.set_weights([np.full((3, 1), 10, np.float32), np.array([-5], np.float32)])
+    return FLOAT_FORMATS[format, precision](keras.Model(image, outputs, name="colours"))
+
+
+def write_folder(folder: Path, files: dict[tuple[str, str], bytes], contract: Contract) -> Path:
+    """A model folder as an export leaves it, of converted files that get their contract here."""
+    from export.metadata import embed
+
+    folder.mkdir(parents=True)
+    listed = []
+    for (format, precision), data in files.items():
+        path = folder / f"{contract.name}_{precision}.{format}"
+        path.write_bytes(embed(data, format, contract))
+        listed.append(
+            IndexedFile(
+                file=path.name,
+                format=format,
+                precision=precision,
+                bytes=path.stat().st_size,
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                metrics={},
+            )
+        )
+    (folder / INDEX_NAME).write_text(Index(contract, tuple(listed)).to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def converted() -> dict[tuple[str, str], bytes]:
+    keys = (("tflite", "float32"), ("tflite", "dynamic"), ("onnx", "float32"))
+    return {key: convert(False, *key) for key in keys}
+
+
+@pytest.fixture(scope="session")
+def colours(tmp_path_factory: pytest.TempPathFactory, converted: dict[tuple[str, str], bytes]) -> Path:
+    """The folder of a model in both formats, not to be changed."""
+    return write_folder(tmp_path_factory.mktemp("models") / "colours", converted, CONTRACT)
+
+
+@pytest.fixture(scope="session")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the output `known`."""
+    files = {key: convert(True, *key) for key in (("tflite", "float32"), ("onnx", "float32"))}
+    contract = replace(CONTRACT, thresholds={"known": 0.5})
+    return write_folder(tmp_path_factory.mktemp("models") / "knowing", files, contract)
+
+
+@pytest.fixture
+def make_folder(converted: dict[tuple[str, str], bytes]) -> Callable[..., Path]:
+    """Writes a folder of its own for a test that damages it."""
+
+    def make(folder: Path, *keys: tuple[str, str], **changes: object) -> Path:
+        files = {key: converted[key] for key in keys or converted}
+        return write_folder(folder, files, replace(CONTRACT, **changes))  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """red.jpg, green.jpg and blue.png, and 10 blue ones in a folder below."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "more").mkdir()
+    for name, colour in (("red.jpg", "red"), ("green.jpg", "lime"), ("blue.png", "blue")):
+        Image.new("RGB", (64, 48), colour).save(folder / name)
+    for number in range(1, 11):
+        Image.new("RGB", (64, 48), "blue").save(folder / "more" / f"{number}.png")
+    return folder
