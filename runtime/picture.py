@@ -216,7 +216,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scales deep greys, which Pillow's own conversion clips to white.
 
-    I;16 spans 0-65535; so does I, unless its values are larger; F is 0-1, or 0-255, or deeper.
+    I;16 spans 0-65535; so does I, unless it needs more bits; F is 0-1, or 0-255, or deeper.
     """
     values = np.asarray(image).astype(np.float32)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
@@ -224,7 +224,7 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F" and highest <= 255:
         full = 1.0 if highest <= 1 else 255.0
     else:
-        full = 65535.0 if highest <= 65535 else highest
+        full = float(max(65535, (1 << int(highest).bit_length()) - 1))
     return Image.fromarray((values.clip(0, full) * (255 / full) + 0.5).astype(np.uint8))
 
 

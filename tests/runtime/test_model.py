@@ -1,4 +1,4 @@
-"""Contract, index and choice of file: everything that is read is refused with its reason when it is not right."""
+"""Contract, index and choice of file: what is not right is refused with its reason."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_a_file_that_its_index_does_not_list_so_is_refused(
     with pytest.raises(ModelError, match="bytes, but"):
         open_model(folder if by_folder else path)
     path.write_bytes(good[:1000] + bytes([good[1000] ^ 1]) + good[1001:])
-    with pytest.raises(ModelError, match="sha256 differs from model.json"):
+    with pytest.raises(ModelError, match=r"sha256 differs from model\.json"):
         open_model(folder if by_folder else path)
     path.write_bytes(good)
     reindex(folder, lambda index: index["contract"].update(name="other"))  # type: ignore[attr-defined]

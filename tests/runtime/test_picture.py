@@ -1,0 +1,353 @@
+"""Pictures of every kind that phones and cameras make, against a full decode, and what is no picture."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from runtime.errors import PictureError
+from runtime.picture import MAX_PIXELS, read_picture
+
+Pixels = NDArray[np.uint8]
+SIZE = (96, 64)  # height, width: not square, so that a mix-up shows
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """A smooth picture whose corners differ in colour: any turn, flip or channel swap shows."""
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
+    pixels = np.stack([255 * x, 255 * y, 255 * (1 - x) * (1 - y)], axis=-1)
+    pixels += 20 * np.sin(40 * x)[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def encode(image: Image.Image, format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def resized(image: Image.Image) -> Pixels:
+    return np.asarray(image.convert("RGB").resize(SIZE[::-1], Image.Resampling.BILINEAR))
+
+
+def furthest(one: Pixels, other: Pixels) -> int:
+    assert one.shape == other.shape == (*SIZE, 3) and one.dtype == other.dtype == np.uint8
+    return int(np.abs(one.astype(int) - other).max())
+
+
+PICTURE = scene(200, 150)
+GREY = PICTURE.convert("L")
+DEEP = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)  # I;16
+
+
+def see_through(colour: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """With alpha rising to the right, and what is then seen over white."""
+    alpha = Image.fromarray(np.tile(np.linspace(0, 255, 200).astype(np.uint8), (150, 1)))
+    clear = colour.convert("LA" if colour.mode == "L" else "RGBA")
+    clear.putalpha(alpha)
+    return clear, Image.composite(colour.convert("RGB"), Image.new("RGB", colour.size, "white"), alpha)
+
+
+def palette_with_transparency() -> tuple[bytes, Image.Image]:
+    image = PICTURE.quantize(32)
+    clear = image.getpixel((0, 0))
+    expected = image.convert("RGB")
+    expected.paste("white", mask=image.point([255 * (i == clear) for i in range(256)], "L"))
+    return encode(image, "PNG", transparency=clear), expected
+
+
+@pytest.mark.parametrize(
+    ("data", "expected", "tolerance"),
+    [
+        (encode(PICTURE, "PNG"), PICTURE, 0),
+        (encode(PICTURE, "BMP"), PICTURE, 0),
+        (encode(PICTURE, "TIFF", compression="tiff_lzw"), PICTURE, 0),
+        (encode(PICTURE, "PPM"), PICTURE, 0),
+        (encode(PICTURE, "WEBP", lossless=True), PICTURE, 0),
+        (encode(PICTURE, "JPEG2000"), PICTURE, 1),
+        (encode(PICTURE, "JPEG", quality=98), PICTURE, 6),
+        (encode(PICTURE, "JPEG", quality=98, progressive=True), PICTURE, 6),
+        (encode(PICTURE, "AVIF", quality=100), PICTURE, 6),
+        (encode(PICTURE, "MPO", quality=98, save_all=True, append_images=[GREY.convert("RGB")]), PICTURE, 6),
+        (encode(GREY, "PNG"), GREY, 0),
+        (encode(GREY, "JPEG", quality=98), GREY, 6),
+        (encode(GREY.convert("1"), "PNG"), GREY.convert("1"), 0),
+        (encode(PICTURE.quantize(32), "PNG"), PICTURE.quantize(32), 0),
+        (*palette_with_transparency(), 0),
+        (encode(see_through(PICTURE)[0], "PNG"), see_through(PICTURE)[1], 1),
+        (encode(see_through(PICTURE)[0], "WEBP", lossless=True, exact=True), see_through(PICTURE)[1], 1),
+        (encode(see_through(PICTURE)[0], "TIFF"), see_through(PICTURE)[1], 1),
+        (encode(see_through(GREY)[0], "PNG"), see_through(GREY)[1], 1),
+        (encode(DEEP, "PNG"), GREY, 1),
+        (encode(DEEP, "TIFF"), GREY, 1),
+        (encode(Image.fromarray(np.asarray(DEEP).astype(">u2")), "TIFF"), GREY, 1),
+        (b"P5 200 150 65535\n" + np.asarray(DEEP).astype(">u2").tobytes(), GREY, 1),
+        (encode(Image.fromarray(np.asarray(GREY).astype(np.int32) << 22), "TIFF"), GREY, 2),
+        (encode(Image.fromarray(np.asarray(GREY).astype(np.float32) / 255), "TIFF"), GREY, 1),
+        (encode(Image.fromarray(np.asarray(GREY).astype(np.float32)), "TIFF"), GREY, 1),
+        (encode(PICTURE.convert("CMYK"), "JPEG", quality=98), PICTURE, 6),
+        (encode(PICTURE.convert("CMYK"), "TIFF"), PICTURE, 1),
+        (encode(PICTURE, "GIF", save_all=True, append_images=[Image.new("RGB", (200, 150))]), PICTURE, 60),
+        (
+            encode(PICTURE, "WEBP", lossless=True, save_all=True, append_images=[GREY.convert("RGB")]),
+            PICTURE,
+            0,
+        ),
+        (encode(PICTURE, "PNG", save_all=True, append_images=[GREY.convert("RGB")]), PICTURE, 0),
+        (encode(PICTURE, "TIFF", save_all=True, append_images=[GREY.convert("RGB")]), PICTURE, 0),
+    ],
+    ids=lambda value: value[:12].decode("latin-1") if isinstance(value, bytes) else "",
+)
+def test_kind(data: bytes, expected: Image.Image, tolerance: int) -> None:
+    difference = np.abs(read_picture(data, SIZE).astype(int) - resized(expected))
+    assert difference.max() <= tolerance
+    assert difference.mean() <= 6  # the palette of a GIF
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation(format: str, orientation: int) -> None:
+    turned = {
+        1: lambda image: image,
+        2: lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        3: lambda image: image.rotate(180),
+        4: lambda image: image.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+        5: lambda image: image.transpose(Image.Transpose.TRANSPOSE),
+        6: lambda image: image.rotate(90, expand=True),
+        7: lambda image: image.transpose(Image.Transpose.TRANSVERSE),
+        8: lambda image: image.rotate(-90, expand=True),
+    }[orientation](PICTURE)  # as a camera held that way stores it
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98}}.get(format, {})
+    data = encode(turned, format, exif=exif, **lossless)
+    assert furthest(read_picture(data, SIZE), resized(PICTURE)) <= (6 if format == "JPEG" else 0)
+
+
+def test_damaged_exif_is_ignored() -> None:
+    data = encode(PICTURE, "JPEG", quality=98, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + bytes(range(99)))
+    assert furthest(read_picture(data, SIZE), resized(PICTURE)) <= 6
+
+
+# Tags of a matrix profile with the primaries of Display P3 and gamma 2.2, which ImageCms cannot make itself.
+def display_p3() -> bytes:
+    def s15(*values: float) -> bytes:
+        return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + s15(*values)
+
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(2.2 * 256), 0)
+    tags = {
+        b"desc": b"desc\0\0\0\0" + struct.pack(">I", 3) + b"P3\0" + bytes(79),
+        b"wtpt": xyz(0.9642, 1, 0.8249),
+        b"rXYZ": xyz(0.51512, 0.2412, -0.00105),
+        b"gXYZ": xyz(0.29198, 0.69225, 0.04189),
+        b"bXYZ": xyz(0.1571, 0.06657, 0.78407),
+        b"rTRC": curve,
+        b"gTRC": curve,
+        b"bTRC": curve,
+        b"cprt": b"text\0\0\0\0none\0\0\0\0",
+    }
+    table, body, at = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        value += bytes(-len(value) % 4)
+        table += name + struct.pack(">II", at + len(body), len(value))
+        body += value
+    header = bytearray(128)
+    header[8:12], header[12:24], header[36:40] = b"\x02\x40\0\0", b"mntrRGB XYZ ", b"acsp"
+    header[68:80] = s15(0.9642, 1, 0.8249)
+    profile = bytes(header) + struct.pack(">I", len(tags)) + table + body
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_wide_gamut_becomes_srgb(format: str) -> None:
+    # Display P3's (234, 51, 35) is sRGB's pure red (255, 0, 0) but for a rounding.
+    data = encode(Image.new("RGB", (90, 60), (234, 51, 35)), format, icc_profile=display_p3(), quality=98)
+    assert furthest(read_picture(data, SIZE), resized(Image.new("RGB", (90, 60), (255, 0, 0)))) <= 8
+
+
+def test_see_through_and_wide_gamut() -> None:
+    image = Image.new("RGBA", (90, 60), (234, 51, 35, 128))
+    pixels = read_picture(encode(image, "PNG", icc_profile=display_p3()), SIZE)
+    assert furthest(pixels, resized(Image.new("RGB", (90, 60), (255, 127, 127)))) <= 8
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        b"",
+        b"no profile at all",
+        display_p3()[:200],
+        display_p3() + bytes(5_000_000),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes(),
+    ],
+    ids=["empty", "text", "cut", "huge", "lab"],
+)
+def test_a_bad_profile_is_ignored(profile: bytes) -> None:
+    data = encode(PICTURE, "TIFF", icc_profile=profile)
+    assert furthest(read_picture(data, SIZE), resized(PICTURE)) == 0
+
+
+def test_heic() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(PICTURE).save(file, quality=95)
+    assert furthest(read_picture(file.getvalue(), SIZE), resized(PICTURE)) <= 12
+
+
+def test_heic_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(PictureError, match=r"pip install 'vgg-edge\[heic\]'"):
+        read_picture(b"\0\0\0\x18ftypheic" + bytes(100))
+
+
+def test_a_large_jpeg_is_as_a_full_decode_would_be() -> None:
+    image = scene(4000, 3000)
+    noise = np.random.default_rng(0).normal(0, 12, (3000, 4000, 1))
+    image = Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+    data = encode(image, "JPEG", quality=90)
+    difference = np.abs(read_picture(data, SIZE).astype(int) - resized(Image.open(io.BytesIO(data))))
+    assert difference.max() <= 3 and difference.mean() < 0.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+def test_250_megapixels_of_jpeg_in_little_memory(tmp_path: Path) -> None:
+    # One grey block repeated: the file is small, the decoder's work is not.
+    path = tmp_path / "large.jpg"
+    Image.new("L", (20_000, 12_500), 90).save(path, quality=50)
+    code = (
+        "import re, sys; from runtime.picture import read_picture; pixels = read_picture(sys.argv[1]); "
+        "print(pixels.min(), pixels.max()); "
+        "print(*re.findall(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read()))"
+    )
+    run = [sys.executable, "-c", code, str(path)]
+    low, high, kilobytes = map(
+        int, subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
+    )
+    assert low == high == 90
+    assert kilobytes < 150_000
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG's header: what would be in it does not matter."""
+    return chunked(
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b""))
+    )
+
+
+def chunked(*chunks: tuple[bytes, bytes]) -> bytes:
+    data = b"\x89PNG\r\n\x1a\n"
+    for name, body in (*chunks, (b"IEND", b"")):
+        data += struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    return data
+
+
+def jpeg_of(width: int, height: int) -> bytes:
+    """A JPEG whose header claims another size."""
+    data = bytearray(encode(Image.new("L", (8, 8)), "JPEG"))
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
+
+
+ONE_PIXEL = (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0\0\0\0"))
+BLOWN_UP = zlib.compress(bytes(300_000_000))  # 300 kB of file
+
+BAD: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "is empty"),
+    "text": (b"<html>not found</html>", "not a picture of a kind"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture of a kind"),
+    "truncated jpeg": (encode(PICTURE, "JPEG")[:-900], "is damaged"),
+    "truncated png": (encode(PICTURE, "PNG")[:-900], "is damaged"),
+    "truncated webp": (encode(PICTURE, "WEBP")[:-300], "is damaged"),
+    "truncated tiff": (encode(PICTURE, "TIFF")[:-900], "is damaged"),
+    "only a jpeg's first bytes": (b"\xff\xd8\xff\xe0", "is damaged"),
+    "png bomb": (bomb(60_000, 60_000), "3,600 megapixels"),
+    "png just too large": (bomb(MAX_PIXELS // 9_000 + 1, 9_000), "may have 89"),
+    "png between Pillow's warning and its error": (bomb(12_000, 12_000), "144 megapixels"),
+    "jpeg bomb": (jpeg_of(65_500, 65_500), "may have 250"),
+    "gif bomb": (b"GIF89a\xff\xff\xff\xff" + encode(PICTURE, "GIF")[10:], "megapixels"),
+    "strip": (encode(Image.new("L", (1, 60_000)), "PNG"), "nothing could be seen"),
+    "profile bomb": (chunked(ONE_PIXEL[0], (b"iCCP", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]), "is damaged"),
+    "text bomb": (chunked(ONE_PIXEL[0], (b"zTXt", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]), "is damaged"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD.values(), ids=BAD)
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_read_says_why_in_one_line(data: bytes, reason: str) -> None:
+    with pytest.raises(PictureError, match=reason) as caught:
+        read_picture(data)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "фото 🌷.jpg"
+    with pytest.raises(PictureError, match=r"фото 🌷\.jpg: no such file"):
+        read_picture(path)
+    with pytest.raises(PictureError, match="is a folder"):
+        read_picture(str(tmp_path))
+    with pytest.raises(PictureError, match="null"):
+        read_picture("a\0b")
+    path.write_bytes(encode(PICTURE, "PNG"))
+    assert furthest(read_picture(path, SIZE), resized(PICTURE)) == 0
+    with path.open("rb") as file:
+        assert furthest(read_picture(file, SIZE), resized(PICTURE)) == 0
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    if os.name != "posix" or os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_no_permission(tmp_path: Path, nobody: None, request: pytest.FixtureRequest) -> None:
+    path = Path("/proc/1/environ") if os.geteuid() == 65534 else tmp_path / "secret.jpg"
+    if os.geteuid() != 65534:
+        path.write_bytes(encode(PICTURE, "PNG"))
+        path.chmod(0)
+    with pytest.raises(PictureError, match="permission denied"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.filterwarnings("ignore")
+def test_flipped_bytes_give_pixels_or_a_picture_error(format: str) -> None:
+    random = np.random.default_rng(len(format))
+    good = np.frombuffer(encode(scene(40, 30), format), np.uint8)
+    for _ in range(200):
+        data = good.copy()
+        at = random.integers(0, len(data), random.integers(1, 6))
+        data[at] = random.integers(0, 256, len(at))
+        try:
+            assert read_picture(data.tobytes(), SIZE).shape == (*SIZE, 3)
+        except PictureError as error:
+            assert "\n" not in str(error)
+
+
+def test_pillows_settings_are_left_alone() -> None:
+    before = (Image.MAX_IMAGE_PIXELS, list(Image.ID))
+    read_picture(encode(PICTURE, "PNG"))
+    assert before[0] == Image.MAX_IMAGE_PIXELS
+    check: Callable[[], object] = lambda: Image.open(io.BytesIO(bomb(20_000, 20_000)))  # noqa: E731
+    with pytest.raises(Image.DecompressionBombError):
+        check()
