@@ -328,12 +328,12 @@ def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callab
         if fancy and blocks:
             full = round(10 * first.probability)
             bar = f"  {'█' * full}{dim}{'░' * (10 - full)}{plain}"
-        label, chance = _pad(first.label, widest_label), f"{first.probability:6.1%}"
+        answer = f"{bold}{_pad(first.label, widest_label)}{plain}  {first.probability:6.1%}{bar}"
         if prediction.known is False:
-            label, chance = "unknown", f"(nearest: {first.label} {first.probability:.0%})"
+            answer = f"{bold}unknown{plain} (nearest: {first.label} {first.probability:.2f})"
         rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
         took = ", ".join(f"{step} {ms:.0f} ms" for step, ms in prediction.ms.items()) if verbose else ""
-        columns = [_pad(_printable(prediction.source), widest_name), f"{bold}{label}{plain}  {chance}{bar}"]
+        columns = [_pad(_printable(prediction.source), widest_name), answer]
         columns += [f"{dim}{text}{plain}" for text in (rest, took) if text]
         return "  ".join(columns)
 

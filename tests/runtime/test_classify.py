@@ -1,0 +1,284 @@
+"""The command, run as people run it, and Classifier."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runtime import Classifier, Prediction
+from runtime.classify import AHEAD, main
+from runtime.engines import ENGINES
+from runtime.errors import EngineError, PictureError
+
+ROOT = Path(__file__).parents[2]
+Capture = pytest.CaptureFixture[str]
+
+
+def command(*arguments: str | bytes | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    options = {"capture_output": True, "timeout": 60, **options}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
+    return subprocess.run([sys.executable, "-m", "runtime.classify", *arguments], env=environment, **options)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_person_reads_it(colours: Path, photos: Path, capsys: Capture) -> None:
+    assert main([str(photos / "red.jpg"), str(photos / "blue.png"), "--model", str(colours)]) == 0
+    out, err = capsys.readouterr()
+    header, red, blue = out.splitlines()
+    assert header.startswith(f"{colours / 'colours_dynamic.tflite'} on litert ") and err == ""
+    assert red.split()[:3] == [str(photos / "red.jpg"), "红", "100.0%"]
+    assert "blau 0.0%" in red and "\x1b" not in out
+    # The names differ by one letter in length, and 红 is two columns wide.
+    assert blue.index("100.0%") == red.index("100.0%") + 1
+
+
+def test_json_is_as_documented(colours: Path, photos: Path, capsys: Capture) -> None:
+    assert main([str(photos / "red.jpg"), "--model", str(colours), "--json", "--top", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    (answer,) = objects(out)
+    assert list(answer) == ["source", "label", "probability", "known", "top", "ms"]
+    assert answer["source"] == str(photos / "red.jpg")
+    assert (answer["label"], answer["known"]) == ("红", None)
+    assert len(answer["top"]) == 2
+    assert answer["top"][0] == {"label": answer["label"], "probability": answer["probability"]}
+    assert set(answer["ms"]) == {"decode", "infer"} and all(ms >= 0 for ms in answer["ms"].values())
+
+
+def test_known_by_the_contracts_threshold(
+    knowing: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    Image.new("RGB", (40, 40), (30, 0, 0)).save(tmp_path / "dark.png")
+    names = [str(photos / "red.jpg"), str(tmp_path / "dark.png"), "--model", str(knowing)]
+    assert main([*names, "--json"]) == 0
+    assert [(answer["label"], answer["known"]) for answer in objects(capsys.readouterr().out)] == [
+        ("红", True),
+        ("红", False),
+    ]
+    assert main(names) == 0
+    assert "unknown (nearest: 红 0." in capsys.readouterr().out.splitlines()[2]
+
+
+def test_folders_are_searched_and_sorted_as_people_count(
+    colours: Path, photos: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "all"
+    shutil.copytree(photos, folder)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".thumbs").mkdir()
+    shutil.copy(photos / "red.jpg", folder / ".thumbs" / "red.jpg")
+    shutil.copy(photos / "red.jpg", folder / "._red.jpg")
+    assert main([str(folder), "--model", str(colours), "--json"]) == 0
+    found = [Path(answer["source"]).relative_to(folder) for answer in objects(capsys.readouterr().out)]
+    assert [str(path) for path in found] == [
+        "blue.png",
+        "green.jpg",
+        *(str(Path("more", f"{number}.png")) for number in range(1, 11)),
+        "red.jpg",
+    ]
+
+
+def test_patterns_that_the_shell_left(colours: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main([f"{photos}/*.jpg", f"{photos}/**/1*.png", "--model", str(colours), "--json"]) == 0
+    names = [Path(answer["source"]).name for answer in objects(capsys.readouterr().out)]
+    assert names == ["green.jpg", "red.jpg", "1.png", "10.png"]
+    literal = tmp_path / "a[1]*.jpg"
+    shutil.copy(photos / "red.jpg", literal)
+    assert main([str(literal), "--model", str(colours), "--json"]) == 0
+    assert main([f"{photos}/*.heic", str(literal), "--model", str(colours)]) == 1
+    assert "*.heic: matches no file" in capsys.readouterr().err
+
+
+def test_standard_input(colours: Path, photos: Path) -> None:
+    data = (photos / "green.jpg").read_bytes()
+    done = command("-", "--json", "--model", colours, input=data)
+    (answer,) = objects(done.stdout.decode())
+    assert (answer["source"], answer["label"], done.returncode) == ("-", "grün", 0)
+    done = command("-", "--json", "--model", colours, input=b"")
+    assert objects(done.stdout.decode()) == [{"source": "-", "error": "is empty"}]
+    assert (done.stderr, done.returncode) == (b"error: -: is empty\n", 1)
+
+
+def test_bad_ones_get_a_line_each_and_the_rest_an_answer(colours: Path, photos: Path, tmp_path: Path) -> None:
+    bad = {"text.jpg": b"<html>", "empty.png": b"", "cut.png": (photos / "blue.png").read_bytes()[:60]}
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "bare").mkdir()
+    arguments = [*bad, "bare", "nowhere.jpg", photos / "red.jpg"]
+    done = command(*arguments, "--model", colours, "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    complaints = done.stderr.decode().splitlines()
+    assert len(complaints) == 5 and all(line.startswith("error: ") for line in complaints)
+    answers = objects(done.stdout.decode())
+    errors = {answer["source"]: answer["error"] for answer in answers if "error" in answer}
+    assert errors.keys() == {*bad, "bare", "nowhere.jpg"}
+    assert errors["bare"] == "no pictures in this folder"
+    assert errors["empty.png"] == "is empty"
+    assert [answer["label"] for answer in answers if "label" in answer] == ["红"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    "name",
+    ["фото.png", "写真🌷.png", "صورة.png", "a\nb\x1b[2J.png", b"\xff\xfe.png"],
+    ids=["cyrillic", "japanese", "arabic", "control", "undecodable"],
+)
+def test_names_in_any_script(
+    colours: Path, photos: Path, tmp_path: Path, name: str | bytes, encoding: str
+) -> None:
+    path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))  # noqa: PTH118 (bytes)
+    shutil.copy(photos / "blue.png", path)
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    for arguments in ([path], [path, b"--json"], [tmp_path], [path + b".gone"]):
+        done = command(*arguments, "--model", colours, env=environment)
+        assert done.returncode == (1 if arguments[0] == path + b".gone" else 0), done.stderr
+        assert b"Traceback" not in done.stderr and b"\x1b" not in done.stdout + done.stderr
+        assert len((done.stdout + done.stderr).splitlines()) == 1 + (b"--json" not in arguments)
+
+
+def test_usage_models_and_engines_exit_2(colours: Path, photos: Path, tmp_path: Path) -> None:
+    red = photos / "red.jpg"
+    for arguments in (
+        [],
+        [red, "--engine", "torch"],
+        [red, "--threads", "0"],
+        [red, "--top", "x"],
+        [red, "--model", tmp_path / "none"],
+        [red, "--model", tmp_path],
+        [red, "--model", colours / "colours_float32.onnx", "--engine", "litert"],
+    ):
+        done = command(*arguments)
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"error: " in done.stderr and b"Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_no_engine_says_what_to_install(colours: Path, photos: Path) -> None:
+    code = (
+        "import runtime.engines as e; e.find_spec = lambda name: None; import sys; "
+        "from runtime.classify import main; sys.exit(main(sys.argv[1:]))"
+    )
+    run = [sys.executable, "-c", code, str(photos / "red.jpg"), "--model", str(colours)]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no engine for tflite files is installed: pip install 'vgg-edge[")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_nothing_but_errors_on_stderr(colours: Path, photos: Path) -> None:
+    for engine in ENGINES:
+        done = command(photos / "red.jpg", "--model", colours, "--engine", engine)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
+def test_a_closed_pipe_and_ctrl_c_are_quiet(colours: Path, photos: Path) -> None:
+    run = [sys.executable, "-m", "runtime.classify", "--model", str(colours), *[str(photos)] * 200]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as head:
+        assert head.stdout and head.stderr
+        head.stdout.readline()
+        head.stdout.close()
+        assert head.stderr.read() == b""
+        assert head.wait(timeout=60) == 141
+    with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as stopped:
+        assert stopped.stdout
+        stopped.stdout.readline()
+        stopped.send_signal(signal.SIGINT)
+        _, complaints = stopped.communicate(timeout=60)
+        assert (complaints, stopped.returncode) == (b"", 130)
+
+
+def test_no_warning_from_running_the_module(colours: Path, photos: Path) -> None:
+    done = command(photos / "red.jpg", "--model", colours, env={"PYTHONWARNINGS": "error"})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_terminal_gets_a_bar(colours: Path, photos: Path) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    assert (
+        command(photos / "red.jpg", "--model", colours, stdout=theirs, capture_output=False).returncode == 0
+    )
+    assert "██████████" in os.read(ours, 10_000).decode()
+    os.close(ours)
+    os.close(theirs)
+
+
+# tflite-runtime is left to the command's tests: it cannot work in a process that has loaded TensorFlow.
+@pytest.mark.parametrize("engine", ["auto", "litert", "onnx"])
+def test_classifier(colours: Path, photos: Path, engine: str) -> None:
+    classifier = Classifier(colours, engine=engine, threads=1)
+    for source in (photos / "red.jpg", str(photos / "red.jpg"), (photos / "red.jpg").read_bytes()):
+        answer = classifier(source)
+        assert isinstance(answer, Prediction)
+        assert (answer.label, answer.known, answer.top[0].label) == ("红", None, "红")
+        assert answer.source == (str(source) if not isinstance(source, bytes) else "-")
+    with pytest.raises(PictureError, match="is not a picture"):
+        classifier(b"no picture")
+    with pytest.raises(PictureError, match="nowhere"):
+        classifier("nowhere.jpg")
+
+
+def test_an_unknown_engine_is_named(colours: Path) -> None:
+    with pytest.raises(EngineError, match="no engine is called 'torch'"):
+        Classifier(colours, engine="torch")
+
+
+def test_reading_ahead_is_bounded_in_order_and_ends(colours: Path, photos: Path) -> None:
+    taken = 0
+
+    def sources() -> Iterator[Path]:
+        nonlocal taken
+        for name in ["red.jpg", "green.jpg", "blue.png", "nowhere.jpg"] * 5:
+            taken += 1
+            yield photos / name
+
+    classifier = Classifier(colours)
+    answers = classifier.each(sources())
+    labels = []
+    for done, (_, answer) in enumerate(answers, 1):
+        labels.append(answer.label if isinstance(answer, Prediction) else "error")
+        if done == 5:
+            time.sleep(0.3)  # time enough to run ahead without bounds
+            assert taken <= done + AHEAD + 1
+    assert labels == ["红", "grün", "blau", "error"] * 5
+
+    some = classifier.each(sources())
+    next(some)
+    some.close()
+    time.sleep(0.3)
+    assert taken < 40
+
+
+def test_an_error_of_the_callers_own_sources_reaches_the_caller(colours: Path, photos: Path) -> None:
+    def sources() -> Iterator[Path]:
+        yield photos / "red.jpg"
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        list(Classifier(colours).each(sources()))
+
+
+def test_encoded_bytes_in_a_stream(colours: Path, photos: Path) -> None:
+    data = (photos / "red.jpg").read_bytes()
+    answers = [answer for _, answer in Classifier(colours).each([data, io.BytesIO(data)])]
+    assert [(answer.source, answer.label) for answer in answers if isinstance(answer, Prediction)] == [
+        ("-", "红")
+    ] * 2

@@ -1,0 +1,193 @@
+"""The same file's answers in every engine, and what is said when there is none."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime import engines
+from runtime.engines import ENGINES, FORMATS_OF, MODULES, choose_engine, how_to_install, load, need
+from runtime.errors import EngineError
+from runtime.model import open_model
+
+from .conftest import LABELS
+
+
+# tflite-runtime cannot read a signature where TensorFlow is loaded, as other tests do in this process.
+def in_process(engine: str, path: Path, changes: dict[str, object], *colours: tuple[int, int, int]) -> Any:
+    """Loads the file, its contract changed, in a process of its own: the outputs for plain pictures."""
+    code = """
+import json, sys
+from dataclasses import replace
+import numpy as np
+from runtime.engines import load
+from runtime.errors import UserError
+from runtime.model import open_model
+
+engine, path, changes, colours = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+model = open_model(path)
+try:
+    run = load(replace(model, contract=replace(model.contract, **changes)), engine, threads=1)
+except UserError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+height, width = model.contract.input_size
+answers = [run(np.full((1, height, width, 3), colour, np.uint8)) for colour in colours]
+dtypes = {str(output.dtype) for answer in answers for output in answer.values()}
+outputs = [{name: output.tolist() for name, output in answer.items()} for answer in answers]
+print(json.dumps({"engine": run.engine, "dtypes": sorted(dtypes), "outputs": outputs}))
+"""
+    command = [sys.executable, "-c", code, engine, str(path), json.dumps(changes), json.dumps(colours)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr.splitlines()[-1]
+
+
+def file_for(engine: str, folder: Path) -> Path:
+    return folder / f"colours_float32.{FORMATS_OF[engine]}"
+
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_by_name(engine: str, colours: Path) -> None:
+    said = in_process(engine, file_for(engine, colours), {}, RED, GREEN, BLUE)
+    assert said["engine"].startswith(f"{engine} ") and said["dtypes"] == ["float32"]
+    for outputs, label in zip(said["outputs"], ("红", "grün", "blau"), strict=True):
+        assert list(outputs) == ["probabilities"]
+        (probabilities,) = outputs["probabilities"]
+        assert len(probabilities) == 3 and sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert probabilities[LABELS.index(label)] > 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_known_is_there_when_the_file_has_it(engine: str, knowing: Path) -> None:
+    white, black, red = in_process(engine, file_for(engine, knowing), {}, WHITE, BLACK, RED)["outputs"]
+    assert white["known"][0][0] > 0.9 and black["known"][0][0] < 0.1
+    assert red["probabilities"][0][LABELS.index("红")] > 0.99
+
+
+@pytest.mark.parametrize("engine", ["litert", "tflite"])
+def test_without_a_signature_tensor_names_do(engine: str, knowing: Path, tmp_path: Path) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+    from flatbuffers import Builder
+
+    from export.metadata import embed
+
+    model = open_model(file_for(engine, knowing))
+    fields = schema.ModelT.InitFromPackedBuf(model.data)
+    fields.signatureDefs = []
+    builder = Builder()
+    builder.Finish(fields.Pack(builder), b"TFL3")
+    path = tmp_path / "nameless.tflite"
+    path.write_bytes(embed(bytes(builder.Output()), "tflite", model.contract))
+    (red,) = in_process(engine, path, {}, RED)["outputs"]
+    assert red.keys() == {"probabilities", "known"}
+    assert red["probabilities"][0][LABELS.index("红")] > 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_file_that_is_not_as_its_contract_says_is_refused(
+    engine: str, colours: Path, knowing: Path
+) -> None:
+    for path, changes, reason in (
+        (colours, {"labels": ["a", "b"]}, "gives 3 probabilities, its contract has 2 labels"),
+        (colours, {"input_size": [224, 224]}, "its contract says uint8 [1, 224, 224, 3]"),
+        (knowing, {"thresholds": {}}, "its contract gives no threshold"),
+    ):
+        said = in_process(engine, file_for(engine, path), changes)
+        assert said.startswith("ModelError") and reason in said
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("data", [b"", b"TFL3", b"\x18\0\0\0TFL3" + bytes(200), bytes(1000)])
+def test_bytes_that_are_no_model_are_refused_in_one_line(engine: str, data: bytes, colours: Path) -> None:
+    model = replace(open_model(colours, [FORMATS_OF[engine]]), data=data)
+    with pytest.raises(EngineError, match="cannot load it") as caught:
+        load(model, engine)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_for_another_format_is_refused(colours: Path) -> None:
+    with pytest.raises(EngineError, match="onnx runs onnx files, not tflite"):
+        load(open_model(colours, ["tflite"]), "onnx")
+
+
+def test_auto_takes_the_first_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_engine("tflite") == "litert"
+    assert choose_engine("onnx") == "onnx"
+    monkeypatch.setattr(engines, "installed", lambda engine: engine != "litert")
+    assert choose_engine("tflite") == "tflite"
+    monkeypatch.setattr(engines, "installed", lambda engine: False)
+    with pytest.raises(EngineError, match=r"no engine for onnx files .* pip install 'vgg-edge\[onnx\]'"):
+        choose_engine("onnx")
+    with pytest.raises(EngineError, match=r"litert \(ai_edge_litert\) is not installed: pip install"):
+        need("litert")
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "python", "bits", "asked", "answer"),
+    [
+        ("x86_64", "linux", (3, 11), 64, ("tflite", None), "pip install 'vgg-edge[litert]'"),
+        ("x86_64", "linux", (3, 11), 64, ("tflite", "tflite"), "pip install 'vgg-edge[tflite]'"),
+        (
+            "x86_64",
+            "linux",
+            (3, 13),
+            64,
+            ("tflite", "tflite"),
+            "Python up to 3.11 alone: pip install 'vgg-edge[li",
+        ),
+        (
+            "arm64",
+            "darwin",
+            (3, 11),
+            64,
+            ("tflite", "tflite"),
+            "Python up to 3.11 alone: pip install 'vgg-edge[li",
+        ),
+        ("AMD64", "win32", (3, 12), 64, ("onnx", None), "pip install 'vgg-edge[onnx]'"),
+        ("aarch64", "linux", (3, 13), 64, ("tflite", None), "pip install 'vgg-edge[litert]'"),
+        ("armv7l", "linux", (3, 11), 32, ("tflite", None), "pip install 'vgg-edge[tflite]'"),
+        ("armv7l", "linux", (3, 13), 32, ("tflite", None), "use a 64-bit Raspberry Pi OS"),
+        ("armv7l", "linux", (3, 11), 32, ("onnx", None), "use a 64-bit Raspberry Pi OS"),
+        # A 32-bit system on a 64-bit kernel, as Raspberry Pi OS had it for years.
+        ("aarch64", "linux", (3, 11), 32, ("tflite", None), "pip install 'vgg-edge[tflite]'"),
+    ],
+)
+def test_what_to_install_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    system: str,
+    python: tuple[int, int],
+    bits: int,
+    asked: tuple[str, str | None],
+    answer: str,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sys, "version_info", python)
+    monkeypatch.setattr(sys, "maxsize", 2 ** (bits - 1) - 1)
+    said = how_to_install(*asked)
+    monkeypatch.undo()
+    assert answer in said
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_engine_alone_is_imported(engine: str, colours: Path) -> None:
+    """And nothing that trains or exports, at any depth."""
+    code = (
+        "import sys; from runtime import Classifier; Classifier(sys.argv[1], engine=sys.argv[2]); "
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    run = [sys.executable, "-c", code, str(colours), engine]
+    modules = set(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split())
+    assert modules & {*MODULES.values(), "tensorflow", "keras", "tf2onnx", "onnx", "train", "export"} == {
+        MODULES[engine]
+    }
