@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from runtime import engines
 from runtime.engines import ENGINES, FORMATS_OF, MODULES, choose_engine, how_to_install, load, need
 from runtime.errors import EngineError
-from runtime.model import open_model
+from runtime.model import CONTRACT_NAME, open_model
 
 from .conftest import LABELS
 
@@ -78,15 +79,15 @@ def test_without_a_signature_tensor_names_do(engine: str, knowing: Path, tmp_pat
     from ai_edge_litert import schema_py_generated as schema
     from flatbuffers import Builder
 
-    from export.metadata import embed
-
     model = open_model(file_for(engine, knowing))
     fields = schema.ModelT.InitFromPackedBuf(model.data)
     fields.signatureDefs = []
     builder = Builder()
     builder.Finish(fields.Pack(builder), b"TFL3")
     path = tmp_path / "nameless.tflite"
-    path.write_bytes(embed(bytes(builder.Output()), "tflite", model.contract))
+    path.write_bytes(builder.Output())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(CONTRACT_NAME, model.contract.to_json())
     (red,) = in_process(engine, path, {}, RED)["outputs"]
     assert red.keys() == {"probabilities", "known"}
     assert red["probabilities"][0][LABELS.index("红")] > 0.99
