@@ -36,7 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     precisions = ["float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name))]
     try:
-        return export(arguments.run, precisions, arguments.out, arguments.engines, arguments.photos)
+        return export(
+            arguments.run, precisions, arguments.out, arguments.engines, arguments.photos, arguments.keep
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,6 +53,7 @@ def export(
     out: Path | None = None,
     engines: Sequence[str] | None = None,
     limit: int | None = None,
+    keep: Sequence[str] | None = None,
 ) -> int:
     """A run → its files, each with the contract inside → parity → models/NAME, or NAME.rejected."""
     run = open_run(run_folder or newest_run())
@@ -84,9 +87,12 @@ def export(
     with Progress("parity", steps(files, count, engines), "inferences") as progress:
         rows = measure(files, reference, photos.pixels, photos.truth, engines, progress.step)
     print(table(rows))
+    broken = failures(rows)
 
+    if keep and not broken:
+        files = {key: data for key, data in files.items() if f"{key[1]}.{key[0]}" in keep}
     contents = _contents(contract, run, files, recipes, rows)
-    if broken := failures(rows):
+    if broken:
         swap_in(contents, rejected)
         for line in broken:
             print(f"error: {line}", file=sys.stderr)
@@ -214,9 +220,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"prove parity on N test photos, evenly over the classes (all); every gate needs {ENOUGH}",
     )
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        metavar="FILE",
+        help="write these alone once all are proven, such as int8.tflite, to keep a folder small",
+    )
     arguments = parser.parse_args(argv)
     if arguments.all:
         arguments.int8 = arguments.float16 = arguments.dynamic = True
+    made = ("float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name)))
+    for name in arguments.keep or ():
+        precision, _, format = name.partition(".")
+        if precision not in made or format not in FORMATS:
+            parser.error(f"--keep {name}: not made; made are float32.tflite, float32.onnx and what flags add")
     return arguments
 
 

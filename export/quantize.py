@@ -79,7 +79,7 @@ def quantize(
 ) -> Quantized:
     """Quantizes the model's convolutions on photos uint8 [n, H, W, 3]. Raises QuantizeError.
 
-    `step` is called with n after each layer of `chain(model)`. Memory: about 40 MB a photo.
+    `step` is called with n after each layer of `chain(model)`. Memory: about 50 MB a photo.
     """
     layers = chain(model)
     first = next(layer for layer in layers if isinstance(layer, keras.layers.Conv2D))

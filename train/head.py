@@ -13,10 +13,14 @@ Head = Callable[[int, Settings], list[keras.layers.Layer]]
 
 
 def pooled(classes: int, settings: Settings) -> list[keras.layers.Layer]:
-    """Mean over positions, then one Dense layer: [N, 7, 7, 512] → [N, classes]."""
+    """Mean over positions, brought to length 1, then one Dense layer: [N, 7, 7, 512] → [N, classes].
+
+    A photo's contrast then no longer decides how sure the model is, and rounding moves its answer less
+    (benchmarks/heads.md).
+    """
     return [
         keras.layers.GlobalAveragePooling2D(name="pool"),
-        keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout"),
+        keras.layers.UnitNormalization(name="unit"),
         keras.layers.Dense(classes, name="logits"),
         keras.layers.Softmax(name="probabilities"),
     ]

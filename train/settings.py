@@ -18,7 +18,7 @@ class Settings:
     mirror: bool = True  # also train on each photo's mirror image: +3 points for twice the extraction
     epochs: int = 60
     batch: int = 64
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-2  # features of length 1 have small gradients
     weight_decay: float = 1e-2
     label_smoothing: float = 0.0
     dropout: float = 0.0
