@@ -4,6 +4,15 @@ BIN := .venv/bin
 PY := $(BIN)/python
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
+define ONE_A_CLASS
+import sys
+from train.run import open_run
+data = open_run(sys.argv[1]).dataset
+first = {photo.label: str(data.root / photo.path) for photo in reversed(data.split("test"))}
+print(*first.values(), sep="\0", end="")
+endef
+export ONE_A_CLASS
+
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
@@ -17,9 +26,9 @@ setup: .venv/installed  ## everything, installed in .venv
 	@touch $@
 
 demo: setup  ## photos → trained model → proven files → labels; PHOTOS=dir takes your own photos
-	$(PY) -m train $(PHOTOS) --limit 40 --out runs/demo --overwrite
-	$(PY) -m export runs/demo --int8 --out models/demo
-	$(PY) -m runtime.classify --model models/demo $$($(PY) -m train.run runs/demo)
+	$(PY) -m train $(if $(PHOTOS),"$(PHOTOS)") --limit 40 --out runs/demo --overwrite
+	$(PY) -m export runs/demo --int8 --photos 50 --out models/demo
+	@$(PY) -c "$$ONE_A_CLASS" runs/demo | xargs -0 $(PY) -m runtime.classify --model models/demo
 
 test: setup lint  ## lint, types, import arrows, and the suite
 	$(PY) -m pytest
@@ -27,6 +36,11 @@ test: setup lint  ## lint, types, import arrows, and the suite
 accuracy: setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
 	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
 	$(PY) -m pytest tests/accuracy
+
+release: setup  ## models/flowers from VGG_EDGE_PHOTOS, through every gate
+	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
+	$(PY) -m train "$$VGG_EDGE_PHOTOS" --out runs/flowers --overwrite
+	$(PY) -m export runs/flowers --all --keep int8.tflite --out models/flowers
 
 fmt: setup  ## format in place
 	$(BIN)/ruff format .
@@ -38,4 +52,4 @@ lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo test accuracy fmt lint
+.PHONY: help setup demo test accuracy release fmt lint

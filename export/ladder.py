@@ -46,7 +46,7 @@ def build_int8(
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
     calibration = read_photos(run.dataset, "train", size, CALIBRATION_PHOTOS)
     validation = read_photos(run.dataset, "val", size, VALIDATION_PHOTOS)
-    with Progress("keras on val", len(validation.pixels), "photo") as progress:
+    with Progress("keras on val", len(validation.pixels), "photos") as progress:
         reference = predict(model, validation.pixels, progress.step)
 
     taken: dict[str, tuple[bytes, str]] = {}
@@ -56,7 +56,7 @@ def build_int8(
         if not left:
             break
         with Progress(
-            f"int8 {recipe.name}", len(chain(model)) * len(calibration.pixels), "photo-layer"
+            f"int8 {recipe.name}", len(chain(model)) * len(calibration.pixels), "layers of photos"
         ) as progress:
             quantized = quantize(model, calibration.pixels, recipe, progress.step)
         for format in left:
@@ -89,7 +89,7 @@ def _on_validation(
     engines: Sequence[str] | None,
 ) -> list[Row]:
     files = {(format, "int8"): data}
-    with Progress(f"int8 {format} on val", steps(files, len(reference), engines), "inference") as progress:
+    with Progress(f"int8 {format} on val", steps(files, len(reference), engines), "inferences") as progress:
         return measure(files, reference, photos.pixels, photos.truth, engines, progress.step)
 
 

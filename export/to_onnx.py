@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def float16(model: keras.Model) -> bytes:
     proto = _graph(model)
     casts = []
     for tensor in proto.graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT:
+        # Kernels alone: the rest is small, and holds an epsilon that 16 bits cannot, and the ImageNet mean.
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims and max(tensor.dims) < prod(tensor.dims):
             stored = numpy_helper.from_array(
                 numpy_helper.to_array(tensor).astype(np.float16), f"{tensor.name}_float16"
             )
