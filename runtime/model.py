@@ -222,13 +222,13 @@ def _or_old(path: Path) -> Path:
 
 def _read_bytes(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        if not path.is_file():
+            raise ModelError(f"{path}: is not a file")
+        if path.stat().st_size > limit:
+            raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
+        return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
-    if len(data) > limit:
-        raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
-    return data
 
 
 def _without_path(error: ModelError, path: Path) -> str:

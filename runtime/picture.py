@@ -41,6 +41,7 @@ SUFFIXES = frozenset(
 )
 
 MAX_BYTES = 2**30
+_STEP = 2**24
 MAX_JPEG_PIXELS = 250_000_000  # decoded at an eighth of the width and height, see _DRAFT
 MAX_PIXELS = 89_000_000  # just under where Pillow itself warns of a decompression bomb
 MAX_ASPECT = 100
@@ -48,7 +49,7 @@ MAX_ICC_BYTES = 4 * 2**20  # printers' CMYK profiles reach 3 MB
 
 # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. It is asked for at least this many times
 # the size that the resize needs: 1 moved probabilities by up to 0.12, 2 by 0.03, 3 by less than 0.02, and a
-# 12-megapixel photo costs the same at 2 and 3, a fifth more at 4 (benchmarks/runtime.py).
+# 12-megapixel photo costs the same at 2 and 3, a fifth more at 4 (benchmarks/classify.py).
 _DRAFT = 3
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -79,14 +80,24 @@ def _read_bytes(source: str | Path | bytes | BinaryIO) -> bytes:
         if path.is_dir():
             raise PictureError("is a folder, not a picture")
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = _read_all(file)
     else:
-        data = source.read(MAX_BYTES + 1)
+        data = _read_all(source)
     if not data:
         raise PictureError("is empty")
-    if len(data) > MAX_BYTES:
-        raise PictureError(f"is over {MAX_BYTES >> 20:,} MiB, more than a picture can be")
     return data
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    """To the end or the limit, in steps: asking for the limit at once would ask for that much memory."""
+    parts: list[bytes] = []
+    left = MAX_BYTES
+    while part := file.read(_STEP):
+        left -= len(part)
+        if left < 0:
+            raise PictureError(f"is over {MAX_BYTES >> 20:,} MiB, more than a picture can be")
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _open(data: bytes) -> Image.Image:

@@ -17,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from runtime import picture
 from runtime.errors import PictureError
 from runtime.picture import MAX_PIXELS, read_picture
 
@@ -350,3 +351,10 @@ def test_pillows_settings_are_left_alone() -> None:
     assert before == Image.MAX_IMAGE_PIXELS
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(bomb(20_000, 20_000)))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picture, "MAX_BYTES", 50_000_000)
+    with pytest.raises(PictureError, match="/dev/zero: is over 47 MiB"):
+        read_picture("/dev/zero")
