@@ -4,8 +4,8 @@
 
 Beside accuracy and loss stands what a head makes of 8 bits: how far the probabilities of a photo move, at
 most, and for how many its name changes, when the base's weights are rounded to 8 bits a channel and its
-activations to 8 bits a tensor, by minimum and maximum. A steep head moves further for the same rounding. test/
-is not read.
+activations to 8 bits a tensor, by minimum and maximum. A steep head moves further for the same rounding.
+test/ is not read.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ with quiet_import():
     import keras
     import tensorflow as tf
 import numpy as np
+from machine import machine
 from numpy.typing import NDArray
 
-from machine import machine
 from export import to_onnx
 from export.graph import deployable, predict, save
 from export.quantize import quantize
@@ -81,7 +81,7 @@ def main(run_folder: str, *only: str) -> int:
 
 
 def by_the_book(model: keras.Model, calibration: NDArray[np.uint8], reduce_range: bool) -> Files:
-    """What TFLiteConverter (full integer, float head left to it) and quantize_static make without being told more."""
+    """What TFLiteConverter and quantize_static make of the same photos without being told more."""
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
