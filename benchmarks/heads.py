@@ -19,10 +19,10 @@ from typing import Any
 
 from train.cache import cache_folder
 from train.dataset import Dataset, Photo, find_photos
-from train.quiet import quiet_import
+from train.quiet import quiet_stderr
 from train.settings import RECIPES, Settings
 
-with quiet_import():
+with quiet_stderr():
     import keras
 import numpy as np
 from numpy.typing import NDArray

@@ -19,10 +19,10 @@ from export.ladder import CALIBRATION_PHOTOS, INT8, LADDER, VALIDATION_PHOTOS
 from export.parity import Row, measure
 from export.photos import read_photos
 from export.quantize import Recipe
-from train.quiet import quiet_import
+from train.quiet import quiet_stderr
 from train.run import open_run
 
-with quiet_import():
+with quiet_stderr():
     import keras
     import tensorflow as tf
 import numpy as np

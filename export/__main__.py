@@ -21,7 +21,7 @@ from runtime.engines import ENGINES, choose_engine, need
 from runtime.errors import UserError
 from runtime.model import CONTRACT_VERSION, FORMATS, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
 from train.progress import Progress
-from train.quiet import quiet_import
+from train.quiet import quiet_stderr
 from train.run import Run, newest_run, open_run
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def export(
     print(f"run: {run.path}{' (synthetic: trained on drawings)' if run.synthetic else ''}")
 
     # Here and not at the top: what is wrong so far is told before TensorFlow's five seconds of start.
-    with quiet_import():
+    with quiet_stderr():
         import tensorflow  # noqa: F401
 
     from export.graph import deployable, predict

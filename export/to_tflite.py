@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tempfile
-import warnings
 from pathlib import Path
 
 import keras
@@ -16,6 +15,7 @@ from export.calibration import LEVELS
 from export.flatbuffer import pack, unpack
 from export.graph import save
 from export.quantize import Affine, Quantized, QuantizedConv, chain, large_dense, with_weights
+from train.quiet import quiet_stderr
 
 
 def float32(model: keras.Model) -> bytes:
@@ -69,8 +69,7 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
     for layer in large_dense(model):
         scope = rf"/{layer.name}_\d+/"
         quantizer.add_dynamic_config(scope, TFLOperationName.FULLY_CONNECTED, 8, QuantGranularity.TENSORWISE)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*preserve_all_tensors")  # the quantizer's own doing
+    with quiet_stderr():  # the quantizer opens an interpreter, which says so
         made = quantizer.quantize(
             {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
             enable_progress_report=False,

@@ -20,7 +20,7 @@ from train.cache import cache_folder
 from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
-from train.quiet import quiet_import
+from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
 from train.settings import RECIPES, Settings
 
@@ -69,7 +69,7 @@ def train(
 
     # Here and not at the top: what is wrong with the photos is told before TensorFlow's five seconds of
     # start.
-    with quiet_import():
+    with quiet_stderr():
         import keras
 
     from runtime.picture import PICTURE_VERSION

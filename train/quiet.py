@@ -1,4 +1,4 @@
-"""Keep TensorFlow's start-up notes off the terminal."""
+"""Keep native libraries' notes off the terminal."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet_import() -> Iterator[None]:
-    """`with quiet_import(): import tensorflow`: what native libraries write to stderr meanwhile is dropped.
+def quiet_stderr() -> Iterator[None]:
+    """`with quiet_stderr(): import tensorflow`: what is written to stderr meanwhile is dropped.
 
     TensorFlow writes some lines before it reads TF_CPP_MIN_LOG_LEVEL, so that only the descriptor itself can
     stop them.
