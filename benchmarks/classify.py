@@ -1,4 +1,4 @@
-"""What the runtime costs over the engine alone: command, decoding, overlap, imports. Writes runtime.csv
+"""What the runtime costs over the engine alone: command, decoding, overlap, imports. Writes classify.csv
 beside itself.
 
     python benchmarks/classify.py [--model models/flowers] [--engine auto] [--float32 FILE]

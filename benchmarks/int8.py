@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from export.ladder import CALIBRATION_PHOTOS, INT8, LADDER, VALIDATION_PHOTOS
+from export.ladder import CALIBRATION_PHOTOS, INT8, LADDER
 from export.parity import Row, measure
 from export.photos import read_photos
 from export.quantize import Recipe
@@ -33,6 +33,7 @@ from export import to_onnx
 from export.graph import deployable, predict, save
 from export.quantize import quantize
 
+PHOTOS = 100  # of val
 BEST = LADDER[0]
 RECIPES = [
     Recipe("nearest, no correction"),
@@ -55,7 +56,7 @@ def main(run_folder: str, *only: str) -> int:
     model = deployable(run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
     calibration = read_photos(run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
-    validation = read_photos(run.dataset, "val", size, VALIDATION_PHOTOS)
+    validation = read_photos(run.dataset, "val", size, PHOTOS)
     reference = predict(model, validation.pixels, lambda done: None)
 
     def planned(recipe: Recipe) -> Files:
