@@ -179,7 +179,7 @@ def _contents(
             for key, data in files.items()
         ),
     )
-    text = card(index, run, rows, {names[key]: recipe for key, recipe in recipes.items()})
+    text = card(index, run, rows, {name: recipes[key] for key, name in names.items()})
     return {
         **{names[key]: data for key, data in files.items()},
         INDEX_NAME: index.to_json().encode(),

@@ -140,6 +140,8 @@ def checked(dataset: Dataset) -> Dataset:
 
 def write_manifest(dataset: Dataset, folder: Path) -> None:
     """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`."""
+    # A file's name on Linux may be no UTF-8: Python reads such bytes as surrogates, which go back as bytes.
+    how: dict[str, str] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
     with (folder / "photos.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "label", "split", "sha256"])

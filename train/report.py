@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,11 +26,14 @@ plt.rcParams.update(
         "axes.spines.right": False,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
+        "text.parse_math": False,  # a $ in a class's name is no formula
         # matplotlib's own font lacks many scripts, and a class may be named in any.
         "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS"],
     }
 )
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of those fonts some are missing
+# Of those fonts some are missing, and then some characters: a box stands for each.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 
 def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
@@ -66,7 +70,9 @@ def draw_confusion(metrics: Mapping[str, Figures | None], classes: Sequence[str]
     of the row.
     """
     measured = {split: figures for split, figures in metrics.items() if figures}
-    side = max(2.0 + 0.62 * len(classes), 4.0)
+    # Inches. Of more than 40 classes the text shrinks: a larger picture would not fit in memory.
+    side = min(max(2.0 + 0.62 * len(classes), 4.0), 26.0)
+    size = min(10.0, 400 / len(classes))
     figure, axes = plt.subplots(
         1,
         max(len(measured), 1),
@@ -80,14 +86,14 @@ def draw_confusion(metrics: Mapping[str, Figures | None], classes: Sequence[str]
         axis.imshow(shares, cmap="Greens", vmin=0, vmax=1)
         axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(classes)), classes)
+        axis.tick_params(length=0, labelsize=size)
         axis.set(xlabel="named", ylabel="is")
         axis.set_title(f"{split}: {figures['top1']:.1%} of {figures['n']:,}")
         axis.spines[:].set_visible(False)
-        axis.tick_params(length=0)
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 colour = "white" if shares[row, column] > 0.5 else "#1c2b22"
-                axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour)
+                axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
     _save(figure, path)
 
 
