@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# A suite started in the background inherits an ignored SIGINT, and its Ctrl-C tests could not interrupt anything.
+# A suite started in the background inherits an ignored SIGINT, which its Ctrl-C tests could not send then.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

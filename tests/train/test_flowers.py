@@ -111,7 +111,7 @@ def test_a_refusing_server_is_out_of_reach(tmp_path: Path, server: Server) -> No
 
 def test_a_closed_port_is_out_of_reach(tmp_path: Path, server: Server) -> None:
     server.http.server_close()
-    with pytest.raises(Unreachable, match="refused|reset"):
+    with pytest.raises(Unreachable, match=r"refused|reset"):
         flower_photos(tmp_path, server.archive)
 
 
