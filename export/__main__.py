@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -34,6 +35,8 @@ INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 3 a file failed parity, 130 stopped."""
     arguments = _parse(argv)
+    # What the terminal's encoding lacks, such as the table's Δ, is escaped, not fatal.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     precisions = ["float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name))]
     try:
         return export(
@@ -101,7 +104,7 @@ def export(
         return NOT_PROVEN
     swap_in(contents, out)
     print(f"model: {out}")
-    print(f"next: python -m runtime.classify PHOTO --model {out}")
+    print(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(out))}")
     return 0
 
 
@@ -230,9 +233,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.all:
         arguments.int8 = arguments.float16 = arguments.dynamic = True
     made = ("float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name)))
+    files = {f"{precision}.{format}" for precision in made for format in FORMATS} - {"dynamic.onnx"}
     for name in arguments.keep or ():
-        precision, _, format = name.partition(".")
-        if precision not in made or format not in FORMATS:
+        if name not in files:
             parser.error(f"--keep {name}: not made; made are float32.tflite, float32.onnx and what flags add")
     return arguments
 

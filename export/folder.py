@@ -53,7 +53,7 @@ def swap_in(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def check(folder: Path) -> None:
-    """Raises FolderError when a swap would delete what is not an export's."""
+    """Raises FolderError when a swap would delete what is not an export's, or cannot be made there."""
     if folder.name in ("", "..") or folder.is_symlink():
         raise FolderError(f"{folder}: --out takes a folder of its own, such as models/flowers")
     for place in (folder, _old(folder)):
@@ -61,6 +61,9 @@ def check(folder: Path) -> None:
             raise FolderError(f"{place}: is a file, in the way of a folder; give another --out")
         if place.is_dir() and any(place.iterdir()) and not (place / INDEX_NAME).is_file():
             raise FolderError(f"{place}: holds other files than an export's; give another --out, or empty it")
+    parent = next(place for place in folder.absolute().parents if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise FolderError(f"{folder}: {parent} cannot be written; give another --out")
 
 
 def _old(folder: Path) -> Path:

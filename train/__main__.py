@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import platform
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
     arguments = _parse(argv)
     settings = _settings(arguments)
+    # A name that the terminal's encoding lacks is escaped, not fatal.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return train(arguments.photos, settings, arguments.out, arguments.weights, arguments.overwrite)
     except UserError as error:
@@ -115,7 +119,7 @@ def train(
                 f"{split}: top-1 {figures['top1']:.1%} of {figures['n']:,} photos, loss {figures['loss']:.3f}"
             )
     print(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}")
-    print(f"next: python -m export {out} --int8")
+    print(f"next: python -m export {shlex.quote(str(out))} --int8")
     return INTERRUPTED if fitted.stopped else 0
 
 
@@ -150,7 +154,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         how: dict[str, Any] = {"type": kind} if kind else {"action": argparse.BooleanOptionalAction}
         parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{what} ({shown})", **how)
 
-    setting("seed", _number(int, 0), "of the head's first weights, the order of photos, and dropout")
+    setting(
+        "seed", _number(int, 0, 2**32 - 1), "of the head's first weights, the order of photos, and dropout"
+    )
     setting("split_seed", _number(int, 0), "of the splits that the folder does not give")
     setting("val_share", _number(float, 0, 0.45), "of the training photos, to choose the best epoch on")
     setting("test_share", _number(float, 0, 0.45), "of the training photos, to measure the result on")
@@ -170,7 +176,7 @@ def _number(kind: type[int] | type[float], low: float, high: float = float("inf"
         value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(
-                f"{text} is not {f'from {low} to {high}' if high < 1 else f'{low} or more'}"
+                f"{text} is not {f'{low} or more' if high == float('inf') else f'from {low} to {high}'}"
             )
         return value
 
@@ -193,6 +199,8 @@ def _free(out: Path, overwrite: bool) -> Path:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be made there ({error.strerror}); give another --out") from None
+    if not os.access(out.parent, os.W_OK):
+        raise RunError(f"{out}: {out.parent} cannot be written; give another --out")
     return out
 
 

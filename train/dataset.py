@@ -24,6 +24,7 @@ from train.drawn import DRAWN
 SPLITS = ("train", "val", "test")
 # What operating systems leave in folders; names that start with a dot are passed over as well.
 LITTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
+NAMES = "surrogateescape"  # on Linux a file's name is any bytes: those that are no UTF-8 are kept as they are
 
 
 class PhotosError(UserError):
@@ -140,13 +141,11 @@ def checked(dataset: Dataset) -> Dataset:
 
 def write_manifest(dataset: Dataset, folder: Path) -> None:
     """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`."""
-    # A file's name on Linux may be no UTF-8: Python reads such bytes as surrogates, which go back as bytes.
-    how: dict[str, str] = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
-    with (folder / "photos.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "photos.csv").open("w", newline="", encoding="utf-8", errors=NAMES) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "label", "split", "sha256"])
         writer.writerows((p.path, p.label, p.split, p.sha256) for p in dataset.photos)
-    with (folder / "left_out.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "left_out.csv").open("w", newline="", encoding="utf-8", errors=NAMES) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "reason"])
         writer.writerows((item.path, item.reason) for item in dataset.left_out)
@@ -154,9 +153,9 @@ def write_manifest(dataset: Dataset, folder: Path) -> None:
 
 def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic: bool = False) -> Dataset:
     """The data set that write_manifest wrote into `folder`, its photos lying under `root`."""
-    with (folder / "photos.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / "photos.csv").open(newline="", encoding="utf-8", errors=NAMES) as file:
         photos = tuple(Photo(**row) for row in csv.DictReader(file))
-    with (folder / "left_out.csv").open(newline="", encoding="utf-8") as file:
+    with (folder / "left_out.csv").open(newline="", encoding="utf-8", errors=NAMES) as file:
         left_out = tuple(LeftOut(**row) for row in csv.DictReader(file))
     return Dataset(root, classes, photos, left_out, synthetic)
 
@@ -184,6 +183,8 @@ def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list
     left_out: list[LeftOut] = []
     for class_folder in _folders(folder):
         label = unicodedata.normalize("NFC", class_folder.name)  # macOS spells é in two characters
+        if not label.isprintable():  # a model's contract takes no other: labels end up on terminals
+            raise PhotosError(f"{folder}: the class name {label!r} is not all printable; rename the folder")
         before = len(pictures)
         for path in _files(class_folder):
             if _is_picture(path):
@@ -201,6 +202,10 @@ def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list
             left_out.append(LeftOut(name, digest[1:]))
         else:
             photos.append(Photo(name, label, split, digest))
+    if unread := {label for _, label in pictures} - {photo.label for photo in photos}:
+        raise PhotosError(
+            f"{folder}: class {min(unread)} has no readable photo; add some or remove its folder"
+        )
     return photos, left_out
 
 

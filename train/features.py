@@ -22,9 +22,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import PictureError
+from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION, read_picture
 from train.backbone import INPUT_SIZE, Weights, base_layers, load_weights, picture_input
+from train.cache import CacheError
 from train.dataset import Dataset, LeftOut, Photo
 from train.progress import Progress
 
@@ -62,7 +63,8 @@ class Features:
     def of(self, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
         """Features float16 [N, 7, 7, 512] and class indices int32 [N] of a split.
 
-        With `mirror`, the training photos' mirror images follow the photos.
+        With `mirror`, the training photos' mirror images follow the photos. Raises UserError for a damaged
+        cache.
         """
         photos = self.dataset.split(split)
         files = [_file(self.folder, photo, False) for photo in photos]
@@ -71,8 +73,11 @@ class Features:
             files += [_file(self.folder, photo, True) for photo in photos]
             labels *= 2
         x = np.empty((len(files), *FEATURE_SHAPE), np.float16)
-        for row, file in enumerate(files):
-            x[row] = np.load(file)
+        try:
+            for row, file in enumerate(files):
+                x[row] = np.load(file)
+        except ValueError:  # of the right size, but not what was stored
+            raise UserError(f"cache {self.folder}: {file.name} is damaged; remove the folder") from None
         return x, np.array(labels, np.int32)
 
 
@@ -82,7 +87,7 @@ def extract(
     """Compute every feature of `dataset` that `cache` does not hold yet.
 
     Photos that cannot be read join the data set's left_out. Stopping loses at most the batches being
-    computed.
+    computed. Raises CacheError.
     """
     devices = devices or find_devices()
     height, width = INPUT_SIZE
@@ -239,7 +244,7 @@ def _missing(folder: Path, photo: Photo, mirror: bool) -> list[bool]:
 def _whole(file: Path) -> bool:
     try:
         return file.stat().st_size == FILE_BYTES
-    except FileNotFoundError:
+    except OSError:  # not there, or the cache is none: storing says so
         return False
 
 
@@ -248,13 +253,16 @@ def _file(folder: Path, photo: Photo, mirrored: bool) -> Path:
 
 
 def _store(file: Path, feature: NDArray[Any]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.{os.getpid()}")
-    with partial.open("wb") as stream:
-        np.save(stream, feature)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            np.save(stream, feature)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        raise CacheError(file.parent, error) from None
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -18,9 +18,11 @@ def pooled(classes: int, settings: Settings) -> list[keras.layers.Layer]:
     A photo's contrast then no longer decides how sure the model is, and rounding moves its answer less
     (benchmarks/heads.md).
     """
+    dropout = keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout")
     return [
         keras.layers.GlobalAveragePooling2D(name="pool"),
         keras.layers.UnitNormalization(name="unit"),
+        *([dropout] if settings.dropout else []),
         keras.layers.Dense(classes, name="logits"),
         keras.layers.Softmax(name="probabilities"),
     ]

@@ -46,10 +46,19 @@ class Run:
     metrics: Mapping[str, Any]
 
     def model(self) -> keras.Model:
-        """The trained model, float32: `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, C]."""
+        """The trained model, float32: `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, C].
+
+        Raises RunError when its file is damaged.
+        """
         import keras
 
-        return keras.saving.load_model(self.path / "model.keras", compile=False)
+        try:
+            return keras.saving.load_model(self.path / "model.keras", compile=False)
+        except Exception as error:  # Keras, zipfile and h5py raise many kinds for a file that is damaged
+            reason = " ".join(str(error).split())[:200]
+            raise RunError(
+                f"run {self.path}: model.keras cannot be read ({reason}); train it again"
+            ) from None
 
 
 def open_run(path: Path) -> Run:
@@ -110,20 +119,27 @@ def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset) -> N
 
 @contextmanager
 def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `path` at the end, whole or not at all."""
+    """A folder to write into that becomes `path` at the end, whole or not at all. Raises RunError when it
+    cannot be written.
+    """
+    path = path.resolve()  # what a link leads to is replaced, not the link
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.mkdir(parents=True)
+    old = path.with_name(f".{path.name}.old.{os.getpid()}")
     try:
+        partial.mkdir(parents=True)
         yield partial
         for file in partial.iterdir():
             with file.open("rb") as stream:
                 os.fsync(stream.fileno())
         if path.exists() and overwrite:
-            old = path.with_name(f".{path.name}.old.{os.getpid()}")
             path.rename(old)
-            partial.rename(path)
-            shutil.rmtree(old)
-        else:
-            partial.rename(path)
+        partial.rename(path)
+    except OSError as error:
+        raise RunError(
+            f"run {path}: cannot be written ({error.strerror or error}); make room there"
+        ) from None
     finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)

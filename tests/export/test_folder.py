@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from export.folder import FolderError, swap_in
+from export.folder import FolderError, check, swap_in
 from runtime.model import INDEX_NAME
 
 OLD = {INDEX_NAME: b"old", "a": b"old"}
@@ -107,6 +107,8 @@ def test_keeps_what_is_not_an_exports(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(FolderError, match="is a file"):
         swap_in(NEW, tmp_path / "file")
+    with pytest.raises(FolderError, match="file cannot be written"):
+        check(tmp_path / "file" / "models" / "flowers")
     assert (tmp_path / "flowers.old" / "chapter.txt").read_text() == "years of work"
 
 

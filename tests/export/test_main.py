@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from export.parity import pairs
 from runtime.model import INDEX_NAME, open_model, read_index
 from train.run import open_run
 
+ROOT = Path(__file__).parents[2]
 MADE = [
     ("tflite", "float32"),
     ("tflite", "float16"),
@@ -66,6 +70,20 @@ def test_parity_is_proven_in_every_engine(exported: Path) -> None:
     assert proven == set(pairs(MADE))
     assert {row["verdict"] for row in rows} == {"holds"}
     assert {row["n"] for row in rows} == {"4"}
+
+
+def test_each_file_names_the_flowers_in_the_test_photos(exported: Path, drawn_run: Path) -> None:
+    """The last step of the path: the command, in a process of its own: as often right as the model."""
+    run = open_run(drawn_run)
+    photos = {str(run.dataset.root / photo.path): photo.label for photo in run.dataset.split("test")}
+    for format, precision in MADE:
+        model = exported / f"drawn_{precision}.{format}"
+        command = [sys.executable, "-m", "runtime.classify", "--json", "--model", str(model), *photos]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        said = [json.loads(line) for line in done.stdout.splitlines()]
+        assert [answer["source"] for answer in said] == list(photos)
+        right = sum(answer["label"] == photos[answer["source"]] for answer in said)
+        assert abs(right - run.metrics["test"]["top1"] * len(photos)) <= 1, model.name
 
 
 def test_a_corrupted_weight_is_caught_and_replaces_nothing(
@@ -167,7 +185,16 @@ def test_ctrl_c_replaces_nothing(
     assert "nothing old is replaced" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["--photos", "0"], ["--engines", "tpu"], ["a", "b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--photos", "0"],
+        ["--engines", "tpu"],
+        ["a", "b"],
+        ["--keep", "int8.tflite"],
+        ["--dynamic", "--keep", "dynamic.onnx"],
+    ],
+)
 def test_usage(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -193,6 +194,20 @@ def test_wrong_paths(tmp_path: Path) -> None:
         find_photos(tmp_path / "a.jpg")
 
 
+def test_a_class_that_cannot_be_read_at_all_is_named(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.jpg", "c/3.jpg")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(PhotosError, match="class b has no readable photo"):
+        find_photos(tmp_path)
+
+
+def test_a_class_that_no_terminal_can_show_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PhotosError, match=r"'two\\nlines' is not all printable") as error:
+        find_photos(put(tmp_path, "a/1.jpg", "two\nlines/2.jpg"))
+    assert "\n" not in str(error.value)
+
+
 def test_leaving_out_the_last_photo_of_a_class_is_an_error(tmp_path: Path) -> None:
     dataset = find_photos(put(tmp_path, "a/1.jpg", "b/2.jpg", "b/3.jpg"))
     with pytest.raises(PhotosError, match="class a has no readable photo"):
@@ -202,6 +217,16 @@ def test_leaving_out_the_last_photo_of_a_class_is_an_error(tmp_path: Path) -> No
 def test_the_manifest_reads_back(tmp_path: Path) -> None:
     root = put(many(tmp_path / "photos", count=5), "a/film.mov", '薔薇, "red"/x.jpg')
     dataset = find_photos(root)
+    write_manifest(dataset, tmp_path)
+    assert read_manifest(tmp_path, dataset.root, dataset.classes) == dataset
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_file_name_that_is_no_utf8(tmp_path: Path) -> None:
+    root = put(tmp_path / "photos", "a/1.jpg", "a/3.jpg", "b/2.jpg")
+    (root / "a" / "3.jpg").rename(root / os.fsdecode(b"a/caf\xe9.jpg"))
+    dataset = find_photos(root)
+    assert len(dataset.photos) == 3
     write_manifest(dataset, tmp_path)
     assert read_manifest(tmp_path, dataset.root, dataset.classes) == dataset
 

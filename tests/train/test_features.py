@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runtime.errors import UserError
 from runtime.picture import read_picture
 from train.backbone import Weights, load_weights, read_weights
+from train.cache import CacheError
 from train.dataset import find_photos
 from train.drawn import draw_flower
 from train.features import Devices, Replica, _ahead, extract
@@ -85,6 +87,22 @@ def test_a_damaged_cache_file_is_computed_again(photos: Path, tmp_path: Path, we
         file.write_bytes(file.read_bytes()[:99])
     after = extract(find_photos(photos), weights, cache, mirror=False).of("train")[0]
     np.testing.assert_array_equal(after, before)
+
+
+def test_a_cache_file_of_the_right_size_that_is_none_is_told(
+    photos: Path, tmp_path: Path, weights: Weights
+) -> None:
+    features = extract(find_photos(photos), weights, tmp_path / "cache", mirror=False)
+    for file in features.folder.rglob("*.npy"):
+        file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(UserError, match=r"\.npy is damaged; remove the folder"):
+        features.of("train")
+
+
+def test_a_cache_that_cannot_be_written_is_told(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    (tmp_path / "cache").write_text("a file, where no folder can be made")
+    with pytest.raises(CacheError, match="Not a directory; make room, or set XDG_CACHE_HOME"):
+        extract(find_photos(photos), weights, tmp_path / "cache", mirror=False)
 
 
 def test_memory_that_runs_out_halves_the_batch(weights: Weights) -> None:

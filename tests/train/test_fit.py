@@ -51,6 +51,12 @@ def test_a_head_learns_and_repeats(recipe: str) -> None:
     assert measured is not None and measured["top1"] > 0.8
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_dropout_is_heeded(recipe: str) -> None:
+    settings = replace(RECIPES[recipe], epochs=1, dropout=0.0)
+    assert fit(TRAIN, VAL, 3, replace(settings, dropout=0.5)).history != fit(TRAIN, VAL, 3, settings).history
+
+
 def test_the_best_epoch_is_kept() -> None:
     # What was learned does not hold for these photos, so that each epoch makes their loss worse.
     others = VAL[0], (VAL[1] + 1) % 3

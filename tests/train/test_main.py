@@ -163,7 +163,7 @@ def test_what_cannot_be_done_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "flag", ["--epochs=0", "--val-share=0.9", "--limit=-1", "--recipe=other", "--seed=x"]
+    "flag", ["--epochs=0", "--val-share=0.9", "--limit=-1", "--recipe=other", "--seed=x", "--seed=4294967296"]
 )
 def test_settings_out_of_bounds(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -76,6 +76,10 @@ def test_folders_that_are_no_run(drawn_run: Path, tmp_path: Path) -> None:
     (copy / "run.json").write_text('{"name": "x"}')
     with pytest.raises(RunError, match="its record cannot be read"):
         open_run(copy)
+    shutil.copy(drawn_run / "run.json", copy)
+    (copy / "model.keras").write_bytes((drawn_run / "model.keras").read_bytes()[:1000])
+    with pytest.raises(RunError, match=r"model.keras cannot be read"):
+        open_run(copy).model()
     (copy / "photos.csv").unlink()
     with pytest.raises(RunError, match=r"photos.csv is missing"):
         open_run(copy)
@@ -91,3 +95,34 @@ def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
             (folder / "file").write_text(text)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (tmp_path / "run" / "file").read_text() == "new"
+
+
+def test_a_linked_folder_is_replaced_behind_its_link(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    with new_folder(tmp_path / "run", overwrite=True) as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "run").is_symlink() and (tmp_path / "elsewhere" / "file").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_the_old_one_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").write_text("old")
+    rename = Path.rename
+
+    def full(self: Path, target: Path) -> Path:
+        if (self / "file").read_text() == "new":
+            raise OSError(28, "No space left on device")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", full)
+    with (
+        pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"),
+        new_folder(tmp_path / "run", overwrite=True) as folder,
+    ):
+        (folder / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert (tmp_path / "run" / "file").read_text() == "old"
