@@ -65,6 +65,11 @@ def export(
     check(out)
     check(rejected)
     _check_engines(engines)
+    if "int8" in precisions and not run.dataset.split("val"):
+        raise UserError(
+            f"run {run.path}: has no val photos to choose an int8 recipe on; train with more photos a class, "
+            "or export without --int8"
+        )
     print(f"run: {run.path}{' (synthetic: trained on drawings)' if run.synthetic else ''}")
 
     # Here and not at the top: what is wrong so far is told before TensorFlow's five seconds of start.

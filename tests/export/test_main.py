@@ -172,6 +172,13 @@ def test_photos_that_have_moved(drawn_run: Path, empty: Path, capsys: pytest.Cap
     assert not (empty / "models").exists()
 
 
+def test_int8_needs_val_photos(drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(drawn_run, empty / "copy")
+    photos = (copy / "photos.csv").read_text().splitlines(keepends=True)
+    (copy / "photos.csv").write_text("".join(line for line in photos if ",val," not in line))
+    assert "no val photos to choose an int8 recipe on" in refused([str(copy), "--int8"], capsys)
+
+
 def test_ctrl_c_replaces_nothing(
     exported: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
