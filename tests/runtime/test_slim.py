@@ -1,0 +1,92 @@
+"""The wheel in an environment of its own: one engine, the released model, and nothing that trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runtime.model import INDEX_NAME, read_index
+
+ROOT = Path(__file__).parents[2]
+RELEASED = ROOT / "models" / "flowers"
+MAX_BYTES = 200_000_000
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    # Neither this checkout nor this environment may show through.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git tracks, so that a build leaves nothing here and nothing that lies here gets in."""
+    source = tmp_path_factory.mktemp("source")
+    for name in run("git", "ls-files", "-z", cwd=ROOT).split("\0"):
+        if name and not name.startswith(("tests/", "benchmarks/")):
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    out = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, source)
+    (path,) = out.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a new environment that holds the wheel with its extra `litert`."""
+    folder = tmp_path_factory.mktemp("slim") / "venv"
+    run(sys.executable, "-m", "venv", folder)
+    python = folder / ("Scripts" if os.name == "nt" else "bin") / "python"
+    run(python, "-m", "pip", "install", "--quiet", f"{wheel}[litert]")
+    return python
+
+
+def test_the_wheel_carries_the_released_model_and_not_the_base(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    listed = {file.file for file in read_index(RELEASED).files}
+    expected = {*listed, INDEX_NAME, "parity.csv", "README.md"}
+    assert {f"runtime/released/{name}" for name in expected} <= names
+    assert not [name for name in names if "vgg16" in name or name.endswith((".safetensors", ".jpg", ".png"))]
+
+
+def test_it_classifies_from_an_empty_directory(python: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480), "gold").save(tmp_path / "photo.jpg")
+    labels = read_index(RELEASED).contract.labels
+    command = (python, "-W", "error", "-m", "runtime.classify", "photo.jpg")
+    answer = json.loads(run(*command, "--json", cwd=tmp_path))
+    assert answer["label"] in labels
+    header, line = run(*command, cwd=tmp_path).splitlines()
+    assert str(Path("runtime", "released")) in header and " on litert " in header
+    assert line.startswith("photo.jpg  ")
+
+
+def test_nothing_that_trains_is_imported_or_there(python: Path, tmp_path: Path) -> None:
+    code = (
+        "import importlib, json, pkgutil, sys, runtime; "
+        "modules = [module.name for module in pkgutil.iter_modules(runtime.__path__)]; "
+        "[importlib.import_module(f'runtime.{name}') for name in modules]; "
+        "runtime.Classifier(); "
+        "heavy = ('tensorflow', 'keras', 'onnx', 'tf2onnx'); "
+        "there = [name for name in heavy if importlib.util.find_spec(name)]; "
+        "print(json.dumps([modules, there, sorted({name.split('.')[0] for name in sys.modules})]))"
+    )
+    modules, there, imported = json.loads(run(python, "-c", code, cwd=tmp_path))
+    assert {"classify", "engines", "model", "picture"} <= set(modules)
+    assert there == []
+    assert not {"tensorflow", "keras", "onnx", "tf2onnx", "train", "export"} & set(imported)
+
+
+def test_the_environment_is_small(python: Path) -> None:
+    files = [path for path in python.parents[1].rglob("*") if path.is_file() and not path.is_symlink()]
+    assert sum(path.stat().st_size for path in files) <= MAX_BYTES
