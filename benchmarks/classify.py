@@ -175,7 +175,7 @@ def probabilities(classifier: Classifier, photos: Sequence[Path]) -> list[Row]:
         picture._DRAFT = chosen
         rows.append(
             Row(
-                f"draft at {draft} times the input, {classifier.model.path.name}: max |Δp|"
+                f"draft at {draft} times the input, {classifier.model.path.name}: max Δp"
                 + (" (ours)" if draft == chosen else ""),
                 float(max(moved)),
                 0,

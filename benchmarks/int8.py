@@ -118,7 +118,7 @@ def write(found: list[tuple[str, float, Row]]) -> None:
         "MB",
         "top-1",
         "agreement",
-        "mean |Δp|",
+        "mean Δp",
         "p99",
         "max",
         "ms",
