@@ -1,7 +1,7 @@
 """The int8 files: recipes are tried in turn, on validation photos in the engines, until one holds.
 
-The book's way (the defaults of TFLiteConverter or quantize_static) moves the probabilities two to three times
-as far. What each recipe gave, those that did not pay too, is in benchmarks/int8.csv.
+The book's way (the defaults of TFLiteConverter or quantize_static) moves the probabilities three to five
+times as far. What each recipe gave, those that did not pay too, is in benchmarks/int8.csv.
 """
 
 from __future__ import annotations
