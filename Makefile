@@ -33,14 +33,15 @@ demo: setup  ## photos → trained model → proven files → labels; PHOTOS=dir
 test: setup lint  ## lint, types, import arrows, and the suite
 	$(PY) -m pytest
 
-accuracy: setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
-	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
+accuracy: photos setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
 	$(PY) -m pytest tests/accuracy
 
-release: setup  ## models/flowers from VGG_EDGE_PHOTOS, through every gate
-	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
+release: photos setup  ## models/flowers from VGG_EDGE_PHOTOS, through every gate
 	$(PY) -m train "$$VGG_EDGE_PHOTOS" --out runs/flowers --overwrite
 	$(PY) -m export runs/flowers --all --keep int8.tflite --out models/flowers
+
+photos:
+	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
 
 fmt: setup  ## format in place
 	$(BIN)/ruff format .
@@ -52,4 +53,4 @@ lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo test accuracy release fmt lint
+.PHONY: help setup demo test accuracy release photos fmt lint

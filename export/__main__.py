@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     # What the terminal's encoding lacks, such as the table's Δ, is escaped, not fatal.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    precisions = ["float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name))]
+    precisions = _precisions(arguments)
     try:
         return export(
             arguments.run, precisions, arguments.out, arguments.engines, arguments.photos, arguments.keep
@@ -237,12 +237,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.all:
         arguments.int8 = arguments.float16 = arguments.dynamic = True
-    made = ("float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name)))
+    made = _precisions(arguments)
     files = {f"{precision}.{format}" for precision in made for format in FORMATS} - {"dynamic.onnx"}
     for name in arguments.keep or ():
         if name not in files:
             parser.error(f"--keep {name}: not made; made are float32.tflite, float32.onnx and what flags add")
     return arguments
+
+
+def _precisions(arguments: argparse.Namespace) -> list[str]:
+    """float32, and what the flags add."""
+    return ["float32", *(name for name in ("float16", "dynamic", "int8") if getattr(arguments, name))]
 
 
 def _positive(text: str) -> int:
