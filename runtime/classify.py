@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event, Thread
@@ -21,9 +22,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engines import ENGINES, FORMATS_OF, default_threads, installed, load, need
+from runtime.engines import (
+    ENGINES,
+    FORMATS_OF,
+    MODULES,
+    choose_engine,
+    default_threads,
+    installed,
+    load,
+    need,
+)
 from runtime.errors import EngineError, PictureError, UserError
-from runtime.model import FORMATS, open_model
+from runtime.model import FORMATS, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 
 Source = str | Path | bytes | BinaryIO
@@ -77,7 +87,11 @@ class Classifier:
             raise EngineError(f"no engine is called {engine!r}: auto, {', '.join(ENGINES)}")
         self.top = top
         self.threads = threads or default_threads()
-        self.model = open_model(model, list(dict.fromkeys(formats)))
+        # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
+        formats = list(dict.fromkeys(formats))
+        suffix = choose_model(model, formats).path.suffix
+        Thread(target=_import_ahead, args=(engine, suffix.removeprefix(".")), daemon=True).start()
+        self.model = open_model(model, formats)
         self.run = load(self.model, engine, self.threads)
 
     def __call__(self, source: Source) -> Prediction:
@@ -115,6 +129,14 @@ class Classifier:
             top=guesses,
             ms={"decode": round(picture.decode_ms, 1), "infer": round(infer_ms, 1)},
         )
+
+
+def _import_ahead(engine: str, format: str) -> None:
+    """What the first photo is going to need. Whoever needs it for real says why it does not load."""
+    with suppress(Exception):
+        import_module("PIL.JpegImagePlugin")
+        module = MODULES[choose_engine(format) if engine == "auto" else engine]
+        import_module(module if format == "onnx" else f"{module}.interpreter")
 
 
 @dataclass(frozen=True)
