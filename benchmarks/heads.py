@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from runtime.picture import read_picture
 from train.backbone import CONVOLUTIONS, base_layers, load_weights, picture_input, read_weights
 from train.features import extract
-from train.fit import fit
+from train.fit import fit, predict
 from train.head import HEADS
 
 SEEDS = (0, 1, 2)
@@ -77,7 +77,7 @@ DROP = replace(BASE, dropout=0.5)
 UNIT = replace(BASE, learning_rate=1e-2)
 CANDIDATES: dict[str, tuple[Callable[[int, Settings], Layers], Settings]] = {
     "dense": (chain(), BASE),
-    "dense, not mirrored": (chain(), replace(BASE, mirror=False)),
+    "dense, not mirrored": (chain(), replace(BASE, views=1)),
     "dense, decay 1": (chain(), replace(BASE, weight_decay=1.0)),
     "dense, decay 3": (chain(), replace(BASE, weight_decay=3.0)),
     "dense, decay 10": (chain(), replace(BASE, weight_decay=10.0)),
@@ -99,16 +99,16 @@ CANDIDATES: dict[str, tuple[Callable[[int, Settings], Layers], Settings]] = {
 
 def main() -> None:
     dataset = find_photos(Path(os.environ["VGG_EDGE_PHOTOS"]))
-    features = extract(dataset, read_weights(), cache_folder("features"), mirror=True)
+    features = extract(dataset, read_weights(), cache_folder("features"), views=2)
     mirrored, labels = features.of("train")
-    val = features.of("val")
+    mirrored, val = mirrored[:], (features.of("val")[0][:], features.of("val")[1])
     rounded = rounded_features(dataset)
     wanted = sys.argv[1:] or list(CANDIDATES)
     print(f"{len(labels) // 2:,} photos to train on, {len(val[1]):,} to validate on, mean of seeds {SEEDS}\n")
     print("| head | top-1 % | loss | 8 bits: agree % | p99 Δp | max Δp |\n|---|---|---|---|---|---|")
     for name in wanted:
         HEADS["candidate"], settings = CANDIDATES[name]
-        count = len(labels) if settings.mirror else len(labels) // 2
+        count = len(labels) if settings.views > 1 else len(labels) // 2
         rows = [
             measure(
                 (mirrored[:count], labels[:count]),
@@ -127,8 +127,8 @@ def main() -> None:
 
 def measure(train: Split, val: Split, rounded: NDArray[Any], settings: Settings) -> tuple[float, ...]:
     """Top-1 and loss on validation; of its rounded features, agreement, 99th percentile and most of |Δp|."""
-    head = fit(train, val, int(val[1].max()) + 1, settings).model
-    exact, moved = (head.predict(x.astype(np.float32), verbose=0) for x in (val[0], rounded))
+    head = fit(train, val, int(val[1].max()) + 1, settings)
+    exact, moved = (predict(head.rest, predict(head.reduce, x)) for x in (val[0], rounded))
     change = np.abs(exact - moved).max(axis=1)
     right = np.maximum(exact[np.arange(len(val[1])), val[1]], 1e-30)
     return (

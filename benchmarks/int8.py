@@ -57,7 +57,7 @@ def main(run_folder: str, *only: str) -> int:
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
     calibration = read_photos(run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
     validation = read_photos(run.dataset, "val", size, PHOTOS)
-    reference = predict(model, validation.pixels, lambda done: None)
+    reference = predict(model, validation.pixels, lambda done: None)["probabilities"]
 
     def planned(recipe: Recipe) -> Files:
         plan = quantize(model, calibration, recipe)

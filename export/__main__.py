@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from export.card import card
 from export.folder import check, swap_in
 from export.metadata import embed
-from export.parity import ENOUGH, Row, failures, measure, pairs, steps, table, to_csv
+from export.parity import ENOUGH, Known, Row, failures, measure, pairs, steps, table, to_csv
 from export.photos import read_photos
 from runtime.engines import ENGINES, choose_engine, need
 from runtime.errors import UserError
@@ -40,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     precisions = _precisions(arguments)
     try:
         return export(
-            arguments.run, precisions, arguments.out, arguments.engines, arguments.photos, arguments.keep
+            arguments.run,
+            precisions,
+            arguments.out,
+            arguments.engines,
+            arguments.photos,
+            arguments.keep,
+            arguments.photos_root,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -57,9 +63,10 @@ def export(
     engines: Sequence[str] | None = None,
     limit: int | None = None,
     keep: Sequence[str] | None = None,
+    photos_root: Path | None = None,
 ) -> int:
     """A run → its files, each with the contract inside → parity → models/NAME, or NAME.rejected."""
-    run = open_run(run_folder or newest_run())
+    run = open_run(run_folder or newest_run(), photos_root)
     out = out or Path("models") / run.name
     rejected = out.with_name(f"{out.name}.rejected")
     check(out)
@@ -93,7 +100,10 @@ def export(
     with Progress("keras", count, "photos") as progress:
         reference = predict(model, photos.pixels, progress.step)
     with Progress("parity", steps(files, count, engines), "inferences") as progress:
-        rows = measure(files, reference, photos.pixels, photos.truth, engines, progress.step)
+        said, known = reference["probabilities"], None
+        if "known" in reference:
+            known = Known(reference["known"], run.thresholds["known"])
+        rows = measure(files, said, photos.pixels, photos.truth, engines, progress.step, known)
     print(table(rows))
     broken = failures(rows)
 
@@ -155,7 +165,7 @@ def _contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
         labels=run.classes,
         input_size=size,
         resize=RESIZE,
-        thresholds={},
+        thresholds=run.thresholds,
         base_sha256=run.base_sha256,
         data_sha256=run.data_sha256,
         versions=versions,
@@ -227,6 +237,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=_positive,
         metavar="N",
         help=f"prove parity on N test photos, evenly over the classes (all); every gate needs {ENOUGH}",
+    )
+    parser.add_argument(
+        "--photos-root",
+        type=Path,
+        metavar="DIR",
+        help="where the run's photos are now, if not where they were when it was trained",
     )
     parser.add_argument(
         "--keep",

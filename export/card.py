@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from export.parity import Row, proof, verdict
+from export.parity import Row, known_agreement, proof, verdict
 from runtime.model import Index
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ def _files(index: Index, recipes: Mapping[str, str]) -> str:
 
 
 def _parity(rows: Sequence[Row]) -> str:
+    tells = any(row.known_disagreements is not None for row in rows)
     head = [
         "format",
         "precision",
@@ -136,19 +137,23 @@ def _parity(rows: Sequence[Row]) -> str:
         "mean |Δp|",
         "p99",
         "max",
+        *(["known"] if tells else []),
         "ms",
         "verdict",
     ]
     lines = ["| " + " | ".join(map(_plain, head)) + " |"]
-    lines.append("|---|---|---" + "|---:" * 7 + "|---|")
+    lines.append("|---|---|---" + "|---:" * (7 + tells) + "|---|")
     for row in rows:
         cells = [row.format, row.precision, row.engine, str(row.n), f"{row.top1:.1%}", f"{row.agreement:.1%}"]
         cells += [f"{value:.6f}" for value in (row.mean_dp, row.p99_dp, row.max_dp)]
+        cells += [known_agreement(row)] if tells else []
         lines.append("| " + " | ".join([*cells, f"{row.ms:.0f}", _plain(verdict(row))]) + " |")
     return (
         "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a "
         "photo's largest difference over all its class probabilities; agreement is the share of photos "
-        "with the same top-1; ms is the median of one inference on the machine that exported.\n\n"
+        "with the same top-1; ms is the median of one inference on the machine that exported"
+        + ("; known is the share of photos that both call known, or both unknown" if tells else "")
+        + ".\n\n"
         + "\n".join(lines)
         + f"\n\n{proof(rows)}."
     )

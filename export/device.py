@@ -33,6 +33,7 @@ class Answers:
     engine: str  # with its version
     probabilities: NDArray[np.float32]  # [n, C]
     ms: NDArray[np.float32]  # [n], of each inference
+    known: NDArray[np.float32] | None = None  # [n, 1], when the file has that output
 
 
 def answers(
@@ -69,21 +70,24 @@ def answers(
             said = errors.read_text(errors="replace").strip().splitlines() or ["no word"]
             raise EngineError(f"{engine} stopped with status {status}: {said[-1][:300]}")
         with np.load(out) as result:
-            return Answers(str(result["engine"]), result["probabilities"], result["ms"])
+            return Answers(str(result["engine"]), result["probabilities"], result["ms"], result.get("known"))
 
 
 def main(argv: list[str]) -> int:
     engine, model, photos, n, threads, out = argv
     run = ENGINES[engine](Path(model).read_bytes(), int(threads))
-    found, ms = [], []
+    found: dict[str, list[NDArray[np.float32]]] = {}
+    ms = []
     for photo in np.load(photos, mmap_mode="r")[: int(n)]:
         image = np.ascontiguousarray(photo[np.newaxis])
         started = time.perf_counter()
         outputs = run(image)
         ms.append(1000 * (time.perf_counter() - started))
-        found.append(np.array(outputs["probabilities"][0]))
+        for name, output in outputs.items():
+            found.setdefault(name, []).append(np.array(output[0]))
         print(".", end="", flush=True)
-    np.savez(out, engine=run.engine, probabilities=np.stack(found), ms=np.array(ms, np.float32))
+    stacked = {name: np.stack(parts) for name, parts in found.items()}
+    np.savez(out, engine=run.engine, ms=np.array(ms, np.float32), **stacked)
     return 0
 
 

@@ -39,6 +39,8 @@ def deployable(run: Run) -> keras.Model:
     outputs = named_outputs(model)
     if "probabilities" not in outputs or not set(outputs) <= set(OUTPUTS):
         raise GraphError(f"{where}: gives {', '.join(outputs)}, not probabilities; train it again")
+    if "known" in outputs and "known" not in run.thresholds:
+        raise GraphError(f"{where}: gives known, but run.json has no threshold for it; train it again")
     probabilities = outputs["probabilities"]
     if probabilities.dtype != "float32" or probabilities.shape[-1] != len(run.classes):
         raise GraphError(
@@ -71,13 +73,15 @@ def save(model: keras.Model, folder: Path, batch: int | None) -> None:
 
 def predict(
     model: keras.Model, photos: NDArray[np.uint8], step: Callable[[int], None]
-) -> NDArray[np.float32]:
-    """Parity's reference: `probabilities` [n, C] for uint8 [n, H, W, 3], on the CPU even beside a GPU."""
-    found = []
+) -> dict[str, NDArray[np.float32]]:
+    """Parity's reference: outputs by name, `probabilities` [n, C] and maybe `known` [n, 1], for photos uint8
+    [n, H, W, 3], on the CPU even beside a GPU.
+    """
+    found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.output_names}
     with tf.device("/CPU:0"):
         for start in range(0, len(photos), BATCH):
             outputs = keras.tree.flatten(model(photos[start : start + BATCH], training=False))
-            by_name = dict(zip(model.output_names, outputs, strict=True))
-            found.append(np.asarray(by_name["probabilities"], np.float32))
-            step(len(found[-1]))
-    return np.concatenate(found)
+            for name, output in zip(model.output_names, outputs, strict=True):
+                found[name].append(np.asarray(output, np.float32))
+            step(len(outputs[0]))
+    return {name: np.concatenate(parts) for name, parts in found.items()}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from export import to_onnx, to_tflite
 from export.graph import predict
-from export.parity import Row, broken_bounds, measure, steps
+from export.parity import Known, Row, broken_bounds, measure, steps
 from export.photos import Photos, read_photos
 from export.quantize import Quantized, Recipe, chain, quantize
 from train.progress import Progress
@@ -48,6 +48,7 @@ def build_int8(
     validation = read_photos(run.dataset, "val", size, VALIDATION_PHOTOS)
     with Progress("keras on val", len(validation.pixels), "photos") as progress:
         reference = predict(model, validation.pixels, progress.step)
+    known = Known(reference["known"], run.thresholds["known"]) if "known" in reference else None
 
     taken: dict[str, tuple[bytes, str]] = {}
     tried: dict[str, list[tuple[tuple[float, ...], bytes, str]]] = {format: [] for format in formats}
@@ -61,7 +62,7 @@ def build_int8(
             quantized = quantize(model, calibration.pixels, recipe, progress.step)
         for format in left:
             data = INT8[format](model, quantized)
-            rows = _on_validation(format, data, reference, validation, engines)
+            rows = _on_validation(format, data, reference["probabilities"], validation, engines, known)
             missed = [line for row in rows if (line := _missed(row))]
             print(
                 f"int8 {format} {recipe.name}: {_figures(rows)}: {'; '.join(missed) or 'taken'}", flush=True
@@ -87,10 +88,11 @@ def _on_validation(
     reference: NDArray[np.float32],
     photos: Photos,
     engines: Sequence[str] | None,
+    known: Known | None,
 ) -> list[Row]:
     files = {(format, "int8"): data}
     with Progress(f"int8 {format} on val", steps(files, len(reference), engines), "inferences") as progress:
-        return measure(files, reference, photos.pixels, photos.truth, engines, progress.step)
+        return measure(files, reference, photos.pixels, photos.truth, engines, progress.step, known)
 
 
 def _missed(row: Row) -> str:

@@ -56,6 +56,14 @@ ALLOWED_SHARE = 0.02  # of fewer than ENOUGH photos, ⌈2 %⌉ may disagree
 
 
 @dataclass(frozen=True)
+class Known:
+    """The float32 Keras model's `known`, [n, 1]; a photo under `threshold` is called unknown."""
+
+    reference: NDArray[np.float32]
+    threshold: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One file in one engine against the float32 Keras model, over the same n photos."""
 
@@ -72,6 +80,8 @@ class Row:
     max_dp: float
     ms: float  # median, one photo, all cores
     error: str = ""  # why there are no figures, or none to trust
+    known_disagreements: int | None = None  # photos that only one of the two calls unknown; None: not told
+    max_dknown: float | None = None  # the largest |Δ| of `known`
 
     @property
     def agreement(self) -> float:
@@ -85,12 +95,14 @@ def measure(
     truth: NDArray[np.int64],
     engines: Sequence[str] | None = None,
     step: Callable[[int], None] = lambda done: None,
+    known: Known | None = None,
 ) -> list[Row]:
     """Runs each file, by (format, precision), in each of `engines` (None: those installed) that take it.
 
-    `reference` is what the float32 Keras model says, [n, C]; `photos` uint8 [n, H, W, 3]; `truth` the index
-    of each photo's label, [n]. `step` is called with 1 after each of `steps(…)` inferences. A file that an
-    engine cannot run, or that breaks the contract, makes a row with an error.
+    `reference` is what the float32 Keras model says, [n, C], and `known`, if it has that output; `photos`
+    uint8 [n, H, W, 3]; `truth` the index of each photo's label, [n]. `step` is called with 1 after each of
+    `steps(…)` inferences. A file that an engine cannot run, or that breaks the contract, makes a row with an
+    error.
     """
     lock, stop = threading.Lock(), threading.Event()
 
@@ -112,7 +124,8 @@ def measure(
                 return _row(file, engine, data, reference * np.nan, reference, truth, str(error))
             wrong = _malformed(said.probabilities, reference.shape)
             found = said.probabilities if said.probabilities.shape == reference.shape else reference * np.nan
-            return _row(file, said.engine, data, found, reference, truth, wrong)
+            row = _row(file, said.engine, data, found, reference, truth, wrong)
+            return row if known is None or wrong else _with_known(row, said.known, known)
 
         # One thread each and several at once: quicker than one after the other on all cores.
         work = pairs(files, engines)
@@ -130,6 +143,16 @@ def measure(
                 ms = answers(files[file], engine, path, timed, default_threads(), count).ms
                 rows[i] = replace(rows[i], ms=float(np.median(ms)))
     return rows
+
+
+def _with_known(row: Row, said: NDArray[np.float32] | None, known: Known) -> Row:
+    if said is None or said.shape != known.reference.shape or not np.isfinite(said).all():
+        return replace(row, error="gives no `known` that is a finite number a photo")
+    return replace(
+        row,
+        known_disagreements=int(((said >= known.threshold) != (known.reference >= known.threshold)).sum()),
+        max_dknown=float(np.abs(said.astype(np.float64) - known.reference).max()),
+    )
 
 
 def steps(files: Iterable[tuple[str, str]], n: int, engines: Sequence[str] | None = None) -> int:
@@ -216,8 +239,13 @@ def broken_bounds(row: Row) -> list[str]:
     gate, broken = GATES[row.precision], []
     if gate.max_dp is not None and not row.max_dp <= gate.max_dp:
         broken.append(f"max |Δp| {row.max_dp:.2g} is over {gate.max_dp:g}")
+    exact = gate.agreement is None  # a float file: held to the same bound in both its outputs
+    if exact and row.max_dknown is not None and gate.max_dp is not None and not row.max_dknown <= gate.max_dp:
+        broken.append(f"max |Δ known| {row.max_dknown:.2g} is over {gate.max_dp:g}")
+    allowed = math.ceil(ALLOWED_SHARE * row.n)
+    if row.known_disagreements is not None and row.known_disagreements > allowed:
+        broken.append(f"{row.known_disagreements} of {row.n} photos are known to one alone, {allowed} may be")
     if row.n < ENOUGH:
-        allowed = math.ceil(ALLOWED_SHARE * row.n)
         if row.disagreements > allowed:
             broken.append(f"{row.disagreements} of {row.n} photos have another top-1, {allowed} may")
         return broken
@@ -234,6 +262,7 @@ def broken_bounds(row: Row) -> list[str]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for a terminal, and under them what so many photos prove."""
+    tells = any(row.known_disagreements is not None for row in rows)
     head = [
         "format",
         "precision",
@@ -244,6 +273,7 @@ def table(rows: Sequence[Row]) -> str:
         "mean |Δp|",
         "p99",
         "max",
+        *(["known"] if tells else []),
         "ms",
         "verdict",
     ]
@@ -260,6 +290,7 @@ def table(rows: Sequence[Row]) -> str:
                 size,
                 *shares,
                 *dp,
+                *([known_agreement(row)] if tells else []),
                 f"{row.ms:.0f}",
                 "FAILS" if broken_bounds(row) else "holds",
             ]
@@ -267,7 +298,7 @@ def table(rows: Sequence[Row]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(
-            cell.ljust(width) if i < 3 or i == 10 else cell.rjust(width)
+            cell.ljust(width) if i < 3 or i == len(head) - 1 else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
@@ -279,6 +310,13 @@ def table(rows: Sequence[Row]) -> str:
         ]
         text += [proof(rows)]
     return "\n".join(text)
+
+
+def known_agreement(row: Row) -> str:
+    """The share of photos that both call known, or both unknown, for a table."""
+    if row.known_disagreements is None:
+        return ""
+    return f"{1 - row.known_disagreements / row.n:.1%}"
 
 
 def proof(rows: Sequence[Row]) -> str:

@@ -35,5 +35,5 @@ def drawn_run(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     from train.__main__ import main
 
     out = tmp_path_factory.mktemp("runs") / "drawn"
-    assert main([str(drawn_photos), "--out", str(out), "--no-mirror"]) == 0
+    assert main([str(drawn_photos), "--out", str(out), "--views", "1"]) == 0
     return out

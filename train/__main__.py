@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
 from datetime import datetime, timezone
@@ -24,11 +24,10 @@ from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
 from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
-from train.settings import RECIPES, Settings
+from train.settings import RECIPES, TRAINED_FROM, Settings
 
 if TYPE_CHECKING:
     from train.evaluate import Figures
-    from train.fit import Fitted
 
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: about half a minute's work
@@ -41,7 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A name that the terminal's encoding lacks is escaped, not fatal.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return train(arguments.photos, settings, arguments.out, arguments.weights, arguments.overwrite)
+        return train(
+            arguments.photos,
+            settings,
+            arguments.out,
+            arguments.weights,
+            arguments.overwrite,
+            arguments.resume,
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,8 +62,9 @@ def train(
     out: Path | None = None,
     weights: str | None = None,
     overwrite: bool = False,
+    resume: bool = False,
 ) -> int:
-    """Photos → features of the frozen base → a trained head → figures → a run folder."""
+    """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
     out = _free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite)
     dataset = find_photos(
@@ -77,22 +84,70 @@ def train(
         import keras
 
     from runtime.picture import PICTURE_VERSION
-    from train.backbone import read_weights
-    from train.evaluate import evaluate
+    from train.backbone import POOLS, read_weights
+    from train.calibrate import calibration_error, cool, temperature
+    from train.evaluate import figures
     from train.features import extract, find_devices
-    from train.fit import fit
+    from train.finetune import fine_tune, upper_blocks
+    from train.fit import fit, predict
     from train.head import classifier
+    from train.known import THRESHOLD, fit_known, refused
 
     devices = find_devices()
     device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
     print(f"device: {device}")
     base = read_weights(weights)
-    features = extract(dataset, base, cache_folder("features"), mirror=settings.mirror, devices=devices)
+    tuned = settings.fine_tune != "none"
+    features = extract(
+        dataset,
+        base,
+        cache_folder("features"),
+        views=settings.fine_tune_views if tuned else settings.views,
+        layer=POOLS[TRAINED_FROM[settings.fine_tune] - 2],  # of the block below
+        devices=devices,
+    )
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
     dataset = features.dataset
-    fitted = fit(features.of("train"), features.of("val"), len(dataset.classes), settings)
+    val, test = features.of("val"), features.of("test")
+    train_features = features.of("train", settings.views)
+    fitted = fit(train_features, val, len(dataset.classes), settings, upper_blocks(base, settings))
+    history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
+    if tuned and not fitted.stopped:
+        kept = out.with_name(f".{out.name}.resume")
+        if not resume:
+            kept.unlink(missing_ok=True)
+        fitted, base = fine_tune(
+            fitted, features.of("train"), val, len(dataset.classes), base, settings, kept
+        )
+        history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
+
+    labels = {"val": val[1], "test": test[1]}
+    pooled = {split: predict(fitted.reduce, of[0]) for split, of in (("val", val), ("test", test))}
+    said = {split: predict(fitted.rest, pooled[split]) for split in pooled}
+    before = {split: calibration_error(said[split], labels[split]) for split in said if len(said[split])}
+    divisor = temperature(said["val"], labels["val"])
+    cool(fitted.head, divisor)
     metrics = {
-        split: evaluate(fitted.model, *features.of(split), dataset.classes) for split in ("val", "test")
+        split: figures(predict(fitted.rest, pooled[split]), labels[split], dataset.classes)
+        for split in pooled
+    }
+    known, thresholds, unknown = None, {}, {}
+    if settings.known and fitted.head[0].name == "pool":
+        known = fit_known(predict(fitted.reduce, train_features[0]), train_features[1], pooled["val"])
+        thresholds = {"known": THRESHOLD}
+        unknown = {split: refused(known(pooled[split]), thresholds) for split in pooled}
+    summaries = {
+        split: {
+            "n": of["n"],
+            "top1": of["top1"],
+            "loss": of["loss"],
+            "calibration_error": of["calibration_error"],
+            "calibration_error_before": before[split],
+            **({"unknown": unknown[split]} if split in unknown else {}),
+        }
+        if of
+        else None
+        for split, of in metrics.items()
     }
     record = {
         "name": out.name,
@@ -103,21 +158,28 @@ def train(
         "picture_version": PICTURE_VERSION,
         "versions": _versions(),
         "device": device,
-        "metrics": {split: _summary(figures) for split, figures in metrics.items()},
+        "temperature": divisor,
+        "thresholds": thresholds,
+        "metrics": summaries,
     }
     with new_folder(out, overwrite) as folder:
-        classifier(base, fitted.layers).save(folder / "model.keras")
+        classifier(base, fitted.head, known).save(folder / "model.keras")
         write_record(folder, record, dataset)
-        _write_figures(folder, fitted, metrics, dataset.classes)
+        _write_figures(folder, history, fitted.history, metrics, dataset.classes)
     if fitted.stopped:
-        print(f"stopped after {len(fitted.history)} of {settings.epochs} epochs; the best so far is kept")
-    for split, figures in metrics.items():
-        if figures is None:
+        planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
+        print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
+    elif tuned:
+        kept.unlink(missing_ok=True)
+    for split, summary in summaries.items():
+        if summary is None:
             print(f"{split}: no photos, so nothing is known")
-        else:
-            print(
-                f"{split}: top-1 {figures['top1']:.1%} of {figures['n']:,} photos, loss {figures['loss']:.3f}"
-            )
+            continue
+        print(
+            f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
+            f"calibration error {summary['calibration_error']:.3f}"
+            + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
+        )
     print(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}")
     print(f"next: python -m export {shlex.quote(str(out))} --int8")
     return INTERRUPTED if fitted.stopped else 0
@@ -135,6 +197,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run folder (runs/TIME-RECIPE)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that is there already")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last whole epoch of a run of the same --out that was stopped or killed",
+    )
     parser.add_argument(
         "--recipe", choices=RECIPES, default="pooled", help="the head and its settings (pooled)"
     )
@@ -161,13 +228,25 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     setting("val_share", _number(float, 0, 0.45), "of the training photos, to choose the best epoch on")
     setting("test_share", _number(float, 0, 0.45), "of the training photos, to measure the result on")
     setting("limit", _number(int, 1), "photos a class, of each split that is given, for a quick try")
-    setting("mirror", None, "train on each photo's mirror image too")
+    setting(
+        "views", _number(int, 1, 8), "of a training photo: itself, its mirror image, then random crops of it"
+    )
     setting("epochs", _number(int, 1), "over the training photos")
     setting("batch", _number(int, 1), "photos a step")
     setting("learning_rate", _number(float, 0), "at the start; it falls to 0 by a cosine")
     setting("weight_decay", _number(float, 0), "of AdamW")
     setting("label_smoothing", _number(float, 0, 0.9), "share of a photo's label spread over all classes")
     setting("dropout", _number(float, 0, 0.9), "share of features dropped in a step")
+    setting("known", None, "also learn to tell a picture of none of the classes")
+    parser.add_argument(
+        "--fine-tune",
+        choices=TRAINED_FROM,
+        help="after the head, train on from this block of the base (none)",
+    )
+    setting("fine_tune_views", _number(int, 1, 8), "as --views, while fine-tuning")
+    setting("fine_tune_epochs", _number(int, 1), "over the training photos, while fine-tuning")
+    setting("fine_tune_batch", _number(int, 1), "photos a step, while fine-tuning")
+    setting("fine_tune_learning_rate", _number(float, 0), "the highest, while fine-tuning")
     return parser.parse_args(argv)
 
 
@@ -222,24 +301,24 @@ def _tell_left_out(left_out: Sequence[LeftOut]) -> None:
 
 
 def _write_figures(
-    folder: Path, fitted: Fitted, metrics: dict[str, Figures | None], classes: tuple[str, ...]
+    folder: Path,
+    history: Sequence[Mapping[str, object]],
+    last_stage: Sequence[Mapping[str, float]],
+    metrics: dict[str, Figures | None],
+    classes: tuple[str, ...],
 ) -> None:
     from train.report import draw_confusion, draw_curves
 
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    columns = list(fitted.history[0]) if fitted.history else ["epoch"]
+    columns = list(history[0]) if history else ["epoch"]
     with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(fitted.history)
-    draw_curves(fitted.history, folder / "curves.png")
+        writer.writerows(history)
+    draw_curves(last_stage, folder / "curves.png")
     draw_confusion(metrics, classes, folder / "confusion.png")
-
-
-def _summary(figures: Figures | None) -> dict[str, float] | None:
-    return {"n": figures["n"], "top1": figures["top1"], "loss": figures["loss"]} if figures else None
 
 
 def _versions() -> dict[str, str]:

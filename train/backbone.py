@@ -29,7 +29,12 @@ CONVOLUTIONS = {
     for block, widths in enumerate(BLOCKS, 1)
     for conv, filters in enumerate(widths, 1)
 }
+POOLS = tuple(f"block{block}_pool" for block in range(1, len(BLOCKS) + 1))
 INPUT_SIZE = (224, 224)
+# What each pooling gives for a picture, [height, width, channels].
+SHAPES = {
+    pool: (INPUT_SIZE[0] >> at, INPUT_SIZE[1] >> at, BLOCKS[at - 1][-1]) for at, pool in enumerate(POOLS, 1)
+}
 MEAN_RGB = (123.68, 116.779, 103.939)  # of the ImageNet training pictures, as published with the weights
 
 
@@ -73,38 +78,51 @@ def picture_input() -> keras.KerasTensor:
     return keras.Input((*INPUT_SIZE, 3), dtype="uint8", name="image")
 
 
-def base_layers(image: keras.KerasTensor, dtype: str = "float32") -> keras.KerasTensor:
-    """Put VGG16's layers, frozen, on top of `image`; returns block5_pool, [N, 7, 7, 512], in the policy
-    `dtype`'s compute type. `load_weights` fills them once they stand in a model.
+def base_layers(
+    image: keras.KerasTensor, dtype: str = "float32", last: str = "block5_pool"
+) -> keras.KerasTensor:
+    """Put VGG16's layers to `last`, frozen, on top of `image`; returns what `last` gives, [N, *SHAPES[last]],
+    in the policy `dtype`'s compute type. `load_weights` fills them once they stand in a model.
     """
     # Subtracting in 16 bits would round the pixels, so this layer stays in float32 under every policy.
     x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(
         image
     )
-    for block, widths in enumerate(BLOCKS, 1):
-        for conv, filters in enumerate(widths, 1):
-            x = keras.layers.Conv2D(
+    for layer in block_layers(1, POOLS.index(last) + 1, dtype, trainable=False):
+        x = layer(x)
+    return x
+
+
+def block_layers(first: int, last: int, dtype: str, trainable: bool) -> list[keras.layers.Layer]:
+    """The convolutions and poolings of blocks `first` to `last`, both included, without weights yet."""
+    layers: list[keras.layers.Layer] = []
+    for block in range(first, last + 1):
+        layers += [
+            keras.layers.Conv2D(
                 filters,
                 3,
                 padding="same",
                 activation="relu",
                 name=f"block{block}_conv{conv}",
                 dtype=dtype,
-                trainable=False,
-            )(x)
-        x = keras.layers.MaxPooling2D(2, name=f"block{block}_pool", dtype=dtype)(x)
-    return x
+                trainable=trainable,
+            )
+            for conv, filters in enumerate(BLOCKS[block - 1], 1)
+        ]
+        layers.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool", dtype=dtype))
+    return layers
 
 
 def load_weights(model: keras.Model, weights: Weights, scale: float = 1.0) -> None:
-    """Fill the model's convolution layers.
+    """Fill the convolution layers that the model has.
 
     Every activation comes out `scale` times as large, for ReLU and max pooling let a common factor through.
     """
-    for name in CONVOLUTIONS:
-        kernel, bias = weights.tensors[f"{name}/kernel"], weights.tensors[f"{name}/bias"]
-        first = scale if name == "block1_conv1" else 1.0
-        model.get_layer(name).set_weights([first * kernel, scale * bias])
+    for layer in model.layers:
+        if layer.name in CONVOLUTIONS:
+            kernel, bias = weights.tensors[f"{layer.name}/kernel"], weights.tensors[f"{layer.name}/bias"]
+            first = scale if layer.name == "block1_conv1" else 1.0
+            layer.set_weights([first * kernel, scale * bias])
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, NDArray[Any]]:

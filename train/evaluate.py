@@ -1,12 +1,13 @@
-"""What a trained head gets right."""
+"""What a trained model gets right."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
+
+from train.calibrate import calibration_error
 
 
 class ClassFigures(TypedDict):
@@ -20,32 +21,22 @@ class ClassFigures(TypedDict):
 
 
 class Figures(TypedDict):
-    """Of one split. `loss` is the mean cross-entropy in nats; `confusion` has a row a true class."""
+    """Of one split. `loss` is the mean cross-entropy in nats, `calibration_error` the expected one;
+    `confusion` has a row a true class.
+    """
 
     n: int
     top1: float
     loss: float
+    calibration_error: float
     per_class: dict[str, ClassFigures]
     confusion: list[list[int]]
 
 
-def evaluate(
-    head: keras.Model, features: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]
-) -> Figures | None:
-    """Figures for features [N, 7, 7, 512] with class indices [N]; None when there are none."""
+def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> Figures | None:
+    """Figures for probabilities [N, C] against class indices [N]; None when there are none."""
     if not len(labels):
         return None
-    probabilities = np.concatenate(
-        [
-            np.asarray(head.predict_on_batch(features[start : start + 256].astype(np.float32)))
-            for start in range(0, len(features), 256)
-        ]
-    )
-    return figures(probabilities, labels, classes)
-
-
-def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> Figures:
-    """Figures for probabilities [N, C] against class indices [N]."""
     named = probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), int)
     np.add.at(confusion, (labels, named), 1)
@@ -54,6 +45,7 @@ def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[st
         "n": len(labels),
         "top1": float((named == labels).mean()),
         "loss": float(-np.log(right).mean()),
+        "calibration_error": calibration_error(probabilities, labels),
         "per_class": {
             name: {
                 "n": int(confusion[index].sum()),

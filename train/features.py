@@ -1,13 +1,14 @@
-"""Run the frozen base over photos, once each, and keep what it gives on disk.
+"""Run the frozen base over photos, once a view, and keep what it gives on disk.
 
-A feature is block5_pool, [7, 7, 512], kept as float16. Its key is all that it depends on: the photo's bytes,
-the picture code, the base's weights, the type computed in, and whether the picture was mirrored. Both recipes
-share it.
+A feature is what the last frozen layer gives, block5_pool's [7, 7, 512] unless blocks are fine-tuned, kept
+as float16. Its key is all that it depends on: the photo's bytes, the picture code, the base's weights, the
+layer, the type computed in, Keras's backend, and the view. Recipes and seeds share it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import queue
 from collections import deque
@@ -23,20 +24,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import PictureError, UserError
-from runtime.picture import PICTURE_VERSION, read_picture
-from train.backbone import INPUT_SIZE, Weights, base_layers, load_weights, picture_input
+from runtime.picture import PICTURE_VERSION
+from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.cache import CacheError
 from train.dataset import Dataset, LeftOut, Photo
 from train.progress import Progress
+from train.views import see, view_name
 
-FEATURE_SHAPE = (7, 7, 512)
-FILE_BYTES = 128 + 2 * 7 * 7 * 512  # of a feature's .npy; a file of another size was cut short
+HEADER_BYTES = 128  # of a .npy before its values; a file that is not as long as it must be was cut short
 CPU_BATCH = 16  # a CPU gains nothing past this, and progress moves every few seconds
 GPU_BATCH = 1024  # about 13 GB in 16 bits; halved until it fits
 # Of a GPU: nearer to float32 than bfloat16 is, 0.15 % off on block5_pool against 1.1 %.
 GPU_DTYPE = "mixed_float16"
 # Activations reach 17,000 on flowers and float16 ends at 65,504: they are kept a sixteenth as large in it.
 HEADROOM = 1 / 16
+FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -53,55 +55,83 @@ class Devices:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """Features on disk, float16 [N, height, width, channels], read as they are asked for."""
+
+    files: tuple[Path, ...]
+    each: tuple[int, int, int]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.files), *self.each)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> NDArray[np.float16]:
+        """Raises UserError for a damaged cache."""
+        files = self.files[rows] if isinstance(rows, slice) else [self.files[row] for row in rows]
+        found = np.empty((len(files), *self.each), np.float16)
+        try:
+            for row, file in enumerate(files):
+                found[row] = np.load(file, mmap_mode="r")
+        except ValueError:  # of the right size, but not what was stored
+            raise UserError(f"cache {file.parents[1]}: {file.name} is damaged; remove the folder") from None
+        return found
+
+
+@dataclass(frozen=True)
 class Features:
     """What the base gives for the photos of `dataset`, which lacks those that could not be read."""
 
     dataset: Dataset
     folder: Path
-    mirror: bool
+    layer: str
+    views: int
 
-    def of(self, split: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Features float16 [N, 7, 7, 512] and class indices int32 [N] of a split.
+    def of(self, split: str, views: int | None = None) -> tuple[Stored, NDArray[np.int32]]:
+        """Features [N, *SHAPES[layer]] and class indices int32 [N] of a split.
 
-        With `mirror`, the training photos' mirror images follow the photos. Raises UserError for a damaged
-        cache.
+        Of the training photos there are several views: all photos' first, then all photos' second, and so on.
         """
         photos = self.dataset.split(split)
-        files = [_file(self.folder, photo, False) for photo in photos]
-        labels = [self.dataset.classes.index(photo.label) for photo in photos]
-        if self.mirror and split == "train":
-            files += [_file(self.folder, photo, True) for photo in photos]
-            labels *= 2
-        x = np.empty((len(files), *FEATURE_SHAPE), np.float16)
-        try:
-            for row, file in enumerate(files):
-                x[row] = np.load(file)
-        except ValueError:  # of the right size, but not what was stored
-            raise UserError(f"cache {self.folder}: {file.name} is damaged; remove the folder") from None
-        return x, np.array(labels, np.int32)
+        count = (views or self.views) if split == "train" else 1
+        files = tuple(_file(self.folder, photo, view) for view in range(count) for photo in photos)
+        labels = [self.dataset.classes.index(photo.label) for photo in photos] * count
+        return Stored(files, SHAPES[self.layer]), np.array(labels, np.int32)
 
 
 def extract(
-    dataset: Dataset, weights: Weights, cache: Path, *, mirror: bool, devices: Devices | None = None
+    dataset: Dataset,
+    weights: Weights,
+    cache: Path,
+    *,
+    views: int,
+    layer: str = "block5_pool",
+    devices: Devices | None = None,
 ) -> Features:
     """Compute every feature of `dataset` that `cache` does not hold yet.
 
-    Photos that cannot be read join the data set's left_out. Stopping loses at most the batches being
-    computed. Raises CacheError.
+    `views` of each training photo, see train/views.py, and one of the others. Photos that cannot be read join
+    the data set's left_out. Stopping loses at most the batches being computed. Raises CacheError.
     """
     devices = devices or find_devices()
     height, width = INPUT_SIZE
-    folder = (
-        cache / f"{weights.sha256[:16]}-picture{PICTURE_VERSION}-{height}x{width}-block5_pool-{devices.dtype}"
+    folder = cache / (
+        f"{weights.sha256[:16]}-picture{PICTURE_VERSION}-{height}x{width}-{layer}-{devices.dtype}"
+        f"-{keras.backend.backend()}"
     )
-    missing = [
-        (photo, _missing(folder, photo, mirror and photo.split == "train")) for photo in dataset.photos
-    ]
-    missing = [(photo, sides) for photo, sides in missing if sides]
+    size = HEADER_BYTES + 2 * math.prod(SHAPES[layer])
+    missing = []
+    for photo in dataset.photos:
+        wanted = range(views if photo.split == "train" else 1)
+        lacking = [view for view in wanted if not _whole(_file(folder, photo, view), size)]
+        if lacking:
+            missing.append((photo, lacking))
     cached = len(dataset.photos) - len(missing)
     print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
-    unreadable = _compute(dataset.root, missing, folder, weights, devices) if missing else []
-    return Features(dataset.without(unreadable) if unreadable else dataset, folder, mirror)
+    unreadable = _compute(dataset.root, missing, folder, weights, layer, devices) if missing else []
+    return Features(dataset.without(unreadable) if unreadable else dataset, folder, layer, views)
 
 
 def find_devices() -> Devices:
@@ -117,19 +147,19 @@ class Replica:
     out.
     """
 
-    def __init__(self, weights: Weights, device: str, devices: Devices) -> None:
+    def __init__(self, weights: Weights, device: str, devices: Devices, layer: str = "block5_pool") -> None:
         self.device = device
         self.batch = devices.batch
         self.jit = devices.jit
         self.scale = HEADROOM if devices.dtype == "mixed_float16" else 1.0
         with keras.device(device):
             image = picture_input()
-            self.model = keras.Model(image, base_layers(image, devices.dtype))
+            self.model = keras.Model(image, base_layers(image, devices.dtype, layer))
             self.model.compile(jit_compile=devices.jit)
             load_weights(self.model, weights, self.scale)
 
     def __call__(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Pictures uint8 [N, 224, 224, 3] → block5_pool float16 [N, 7, 7, 512]."""
+        """Pictures uint8 [N, 224, 224, 3] → the layer's output, float16 [N, …]."""
         parts: list[NDArray[Any]] = []
         start = 0
         while start < len(pixels):
@@ -144,14 +174,20 @@ class Replica:
                     raise
                 self.batch //= 2
                 continue
-            parts.append((np.asarray(out, np.float32) / self.scale).astype(np.float16))
+            exact = np.asarray(out, np.float32) / self.scale
+            parts.append(np.minimum(exact, FLOAT16_MAX).astype(np.float16))
             start += self.batch
         features: NDArray[Any] = np.concatenate(parts)[: len(pixels)]
         return features
 
 
 def _compute(
-    root: Path, missing: list[tuple[Photo, list[bool]]], folder: Path, weights: Weights, devices: Devices
+    root: Path,
+    missing: list[tuple[Photo, list[int]]],
+    folder: Path,
+    weights: Weights,
+    layer: str,
+    devices: Devices,
 ) -> list[LeftOut]:
     """Decode ahead on threads, compute on every device, store as results come; returns what could not be
     read.
@@ -159,24 +195,25 @@ def _compute(
     unreadable: list[LeftOut] = []
     free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
     for device in devices.names:
-        free.put(Replica(weights, device, devices))
+        free.put(Replica(weights, device, devices, layer))
 
-    def decode(job: tuple[Photo, list[bool]]) -> NDArray[Any] | str:
-        path = root / job[0].path
+    def decode(job: tuple[Photo, list[int]]) -> list[NDArray[Any]] | str:
+        photo, views = job
+        path = root / photo.path
         try:
-            return read_picture(path, INPUT_SIZE)
+            return see(path, photo.sha256, views)
         except PictureError as error:
             return str(error).removeprefix(f"{path}: ")
 
     def pictures() -> Iterator[tuple[Path, NDArray[Any]]]:
         decoded = _ahead(decoders, decode, missing, 2 * devices.batch)
-        for (photo, sides), pixels in zip(missing, decoded, strict=True):
-            if isinstance(pixels, str):
-                unreadable.append(LeftOut(photo.path, pixels))
-                progress.step(len(sides))
+        for (photo, views), seen in zip(missing, decoded, strict=True):
+            if isinstance(seen, str):
+                unreadable.append(LeftOut(photo.path, seen))
+                progress.step(len(views))
                 continue
-            for mirrored in sides:
-                yield _file(folder, photo, mirrored), pixels[:, ::-1] if mirrored else pixels
+            for view, pixels in zip(views, seen, strict=True):
+                yield _file(folder, photo, view), pixels
 
     def run(batch: tuple[tuple[Path, NDArray[Any]], ...]) -> tuple[list[Path], NDArray[Any]]:
         replica = free.get()
@@ -185,7 +222,7 @@ def _compute(
         finally:
             free.put(replica)
 
-    total = sum(len(sides) for _, sides in missing)
+    total = sum(len(views) for _, views in missing)
     with (
         Progress("features", total, "pictures") as progress,
         _threads(min(8, os.cpu_count() or 1)) as decoders,
@@ -236,20 +273,15 @@ def _batched(items: Iterator[T], size: int) -> Iterator[tuple[T, ...]]:
         yield batch
 
 
-def _missing(folder: Path, photo: Photo, mirror: bool) -> list[bool]:
-    """The sides, plain (False) and mirrored (True), that are wanted and not in the cache."""
-    return [side for side in (False, True)[: 1 + mirror] if not _whole(_file(folder, photo, side))]
-
-
-def _whole(file: Path) -> bool:
+def _whole(file: Path, size: int) -> bool:
     try:
-        return file.stat().st_size == FILE_BYTES
+        return file.stat().st_size == size
     except OSError:  # not there, or the cache is none: storing says so
         return False
 
 
-def _file(folder: Path, photo: Photo, mirrored: bool) -> Path:
-    return folder / photo.sha256[:2] / f"{photo.sha256}{'.mirror' if mirrored else ''}.npy"
+def _file(folder: Path, photo: Photo, view: int) -> Path:
+    return folder / photo.sha256[:2] / f"{photo.sha256}{view_name(view)}.npy"
 
 
 def _store(file: Path, feature: NDArray[Any]) -> None:

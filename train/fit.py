@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,39 +10,49 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from train.features import Stored
 from train.head import HEADS
 from train.progress import Progress
 from train.settings import Settings
 
+Array = Stored | NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head's layers with the weights of the best epoch, each epoch's figures, and whether Ctrl-C cut
-    it short.
+    """Trained layers with the weights of the best epoch, each epoch's figures, and whether Ctrl-C cut it
+    short.
+
+    `reduce` takes features through the blocks, if any lie above them, and the head's first layer; `rest`
+    takes what that gives to probabilities.
     """
 
-    layers: list[keras.layers.Layer]
-    model: keras.Model
-    history: list[Mapping[str, float]]
+    blocks: Sequence[keras.layers.Layer]
+    head: Sequence[keras.layers.Layer]
+    reduce: keras.Model
+    rest: keras.Model
+    history: Sequence[Mapping[str, float]]
     stopped: bool
 
 
 def fit(
-    train: tuple[NDArray[Any], NDArray[Any]],
-    val: tuple[NDArray[Any], NDArray[Any]],
+    train: tuple[Array, NDArray[Any]],
+    val: tuple[Array, NDArray[Any]],
     classes: int,
     settings: Settings,
+    blocks: Sequence[keras.layers.Layer] = (),
 ) -> Fitted:
-    """Train the recipe's head on features [N, 7, 7, 512] and class indices [N].
+    """Train the recipe's head on features [N, height, width, channels] and class indices [N].
 
+    `blocks` are layers of the base that lie between the features and the head: here they stay as they are.
     The weights kept are those of the epoch with the lowest loss on `val` (on `train` when `val` is empty).
     """
     deterministic(settings.seed)
-    layers = HEADS[settings.recipe](classes, settings)
+    head = HEADS[settings.recipe](classes, settings)
     # The first layer has no weights: what it gives for a photo is the same in every epoch, so it runs once.
-    reduce, *rest = layers
-    train_x, val_x = _reduced(reduce, train[0]), _reduced(reduce, val[0])
-    model = keras.Sequential([keras.Input(train_x.shape[1:]), *rest])
+    reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, head[0]])
+    train_x, val_x = predict(reduce, train[0]), predict(reduce, val[0])
+    model = keras.Sequential([keras.Input(train_x.shape[1:]), *head[1:]])
     steps = settings.epochs * -(-len(train_x) // settings.batch)
     model.compile(
         optimizer=keras.optimizers.AdamW(
@@ -73,7 +83,21 @@ def fit(
             model.set_weights(best.best_weights)
     finally:
         epochs.progress.__exit__(None, None, None)
-    return Fitted(layers, keras.Sequential([reduce, *rest]), epochs.rows, stopped)
+    return Fitted(blocks, head, reduce, model, epochs.rows, stopped)
+
+
+def predict(model: keras.Model, features: Array) -> NDArray[np.float32]:
+    """What the model gives for features, float32 [N, …], a bounded part at a time."""
+    parts = [
+        np.asarray(
+            keras.ops.convert_to_numpy(
+                model.predict_on_batch(features[start : start + 128].astype(np.float32))
+            ),
+            np.float32,
+        )
+        for start in range(0, len(features), 128)
+    ]
+    return np.concatenate(parts) if parts else np.empty((0, *model.output_shape[1:]), np.float32)
 
 
 def deterministic(seed: int) -> None:
@@ -97,12 +121,3 @@ class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
         row = {name: float(value) for name, value in (logs or {}).items()}
         self.rows.append({"epoch": epoch + 1, **row})
         self.progress.step(1, ", ".join(f"{name} {value:.3f}" for name, value in row.items()))
-
-
-def _reduced(layer: keras.layers.Layer, features: NDArray[Any]) -> NDArray[Any]:
-    """Float32 [N, …] of what the first layer gives, a bounded part at a time."""
-    parts = [
-        keras.ops.convert_to_numpy(layer(features[start : start + 256].astype(np.float32)))
-        for start in range(0, len(features), 256)
-    ]
-    return np.concatenate(parts) if parts else np.empty((0, 1), np.float32)

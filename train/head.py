@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import keras
 
 from train.backbone import Weights, base_layers, load_weights, picture_input
+from train.known import Known, known_layers
 from train.settings import Settings
 
 Head = Callable[[int, Settings], list[keras.layers.Layer]]
@@ -42,18 +43,23 @@ def article(classes: int, settings: Settings) -> list[keras.layers.Layer]:
 HEADS: dict[str, Head] = {"pooled": pooled, "article": article}
 
 
-def classifier(weights: Weights, layers: list[keras.layers.Layer]) -> keras.Model:
-    """The whole model, flat: a picture `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, classes].
+def classifier(
+    weights: Weights, head: Sequence[keras.layers.Layer], known: Known | None = None
+) -> keras.Model:
+    """The whole model, flat: a picture `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, classes],
+    and with `known` also `known` float32 [N, 1].
 
-    `layers` are a trained head's; the model takes copies of them, so that none of them has two places.
+    `head` are a trained head's layers; the model takes copies of them, so that none of them has two places.
     """
     image = picture_input()
     x = base_layers(image)
-    copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in layers]
-    for copy in copies:
+    copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
+    pool = copies[0](x)
+    x = pool
+    for copy in copies[1:]:
         x = copy(x)
-    model = keras.Model(image, x, name="vgg16")
+    model = keras.Model(image, [x, known_layers(pool, known)] if known else x, name="vgg16")
     load_weights(model, weights)
-    for layer, copy in zip(layers, copies, strict=True):
+    for layer, copy in zip(head, copies, strict=True):
         copy.set_weights(layer.get_weights())
     return model

@@ -13,11 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from runtime.errors import UserError
 from train.dataset import Dataset, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     import keras
+
+
+# What a run in its smallest form has instead of model.keras.
+CHANGES = "changes.safetensors"
+ARCHITECTURE = "architecture.json"
 
 
 class RunError(UserError):
@@ -44,14 +51,18 @@ class Run:
     versions: Mapping[str, str]
     device: str
     metrics: Mapping[str, Any]
+    thresholds: Mapping[str, float]  # by output, as in the contract
 
     def model(self) -> keras.Model:
-        """The trained model, float32: `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, C].
+        """The trained model, float32: `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, C], and
+        `known` float32 [N, 1] if it learnt that.
 
         Raises RunError when its file is damaged.
         """
         import keras
 
+        if (self.path / CHANGES).is_file():
+            return _rebuilt(self.path, self.base_sha256)
         try:
             return keras.saving.load_model(self.path / "model.keras", compile=False)
         except Exception as error:  # Keras, zipfile and h5py raise many kinds for a file that is damaged
@@ -61,18 +72,48 @@ class Run:
             ) from None
 
 
-def open_run(path: Path) -> Run:
-    """Read a run folder; raises RunError when it is missing or not whole."""
+def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
+    """The model of a run that train/keep.py wrote: its own tensors, and the base's for the others."""
+    import keras
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    from train.backbone import read_weights
+
+    base = read_weights()
+    if base.sha256 != base_sha256:
+        raise RunError(f"run {path}: is of another base than models/vgg16; check that out, or train again")
+    try:
+        model = keras.models.model_from_json((path / ARCHITECTURE).read_text(encoding="utf-8"))
+        changes = load((path / CHANGES).read_bytes())
+        for variable in model.variables:
+            found = changes.get(variable.path, base.tensors.get(variable.path))
+            if found is None:
+                raise ValueError(f"{variable.path} is missing")
+            variable.assign(found.astype(np.float32))
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunError(f"run {path}: {CHANGES} cannot be read ({reason}); check it out again") from None
+    return model
+
+
+def open_run(path: Path, photos_root: Path | None = None) -> Run:
+    """Read a run folder; raises RunError when it is missing or not whole.
+
+    `photos_root` says where its photos are, if no longer where they were trained on.
+    """
     path = Path(path)
     if not path.is_dir():
         raise RunError(f"run {path}: no such folder; train one with: python -m train PHOTOS --out {path}")
-    for name in ("run.json", "photos.csv", "left_out.csv", "model.keras"):
+    trained = (CHANGES, ARCHITECTURE) if (path / CHANGES).is_file() else ("model.keras",)
+    for name in ("run.json", "photos.csv", "left_out.csv", *trained):
         if not (path / name).is_file():
             raise RunError(f"run {path}: {name} is missing, so this is not a whole run; train it again")
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
         classes = tuple(record["classes"])
-        dataset = read_manifest(path, Path(record["photos_root"]), classes, record["synthetic"])
+        root = photos_root or Path(record["photos_root"])
+        dataset = read_manifest(path, root, classes, record["synthetic"])
         return Run(
             path=path,
             name=record["name"],
@@ -88,6 +129,7 @@ def open_run(path: Path) -> Run:
             versions=record["versions"],
             device=record["device"],
             metrics=record["metrics"],
+            thresholds=record.get("thresholds", {}),  # older runs have none
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"run {path}: its record cannot be read ({error!r}); train it again") from None
@@ -107,11 +149,12 @@ def newest_run(root: Path = Path("runs")) -> Path:
     return max(runs)[1]
 
 
-def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset) -> None:
+def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root: str | None = None) -> None:
     """Write run.json, photos.csv and left_out.csv into `folder`. `record` holds a Run's fields but path
-    and dataset.
+    and dataset; `root` is written as the photos' place instead of where they are.
     """
-    whole = {**record, "classes": list(dataset.classes), "photos_root": str(dataset.root)}
+    whole = {**record, "classes": list(dataset.classes)}
+    whole["photos_root"] = str(dataset.root) if root is None else root
     whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
     (folder / "run.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     write_manifest(dataset, folder)

@@ -94,4 +94,4 @@ def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
 def reference(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     from export.graph import predict
 
-    return predict(model, pictures, lambda done: None)
+    return predict(model, pictures, lambda done: None)["probabilities"]

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from export import device, parity
+from export import device, parity, to_onnx
 from export.device import Answers
-from export.parity import Row, broken_bounds, failures, measure, steps, table, to_csv, upper_bound
+from export.graph import predict
+from export.parity import Known, Row, broken_bounds, failures, measure, steps, table, to_csv, upper_bound
 from runtime.errors import EngineError
+from tests.export.conftest import small_model
 
 ROW = Row(
     format="tflite",
@@ -66,6 +68,40 @@ def test_each_gate(precision: str, holds: dict[str, float], fails: dict[str, flo
         "report it with the versions of both" if "error" in fails else parity.GATES[precision].next_step
     )
     assert re.search(says, line)
+
+
+def test_the_gate_on_known() -> None:
+    few = replace(ROW, n=500, known_disagreements=10, max_dknown=0.4)
+    assert broken_bounds(few) == []
+    assert broken_bounds(replace(few, known_disagreements=11)) == [
+        "11 of 500 photos are known to one alone, 10 may be"
+    ]
+    exact = replace(ROW, precision="float32", known_disagreements=0, max_dknown=1e-4)
+    assert broken_bounds(exact) == []
+    assert broken_bounds(replace(exact, max_dknown=2e-4)) == ["max |Δ known| 0.0002 is over 0.0001"]
+    assert "98.0%" in table([few]) and "known" in table([few]) and "known" not in table([ROW])
+
+
+def test_known_is_measured_in_the_engine(pictures: NDArray[np.uint8]) -> None:
+    model = small_model(known=True)
+    said = predict(model, pictures, lambda done: None)
+    threshold = float(np.median(said["known"]))
+    files = {("onnx", "float32"): to_onnx.float32(model), ("onnx", "float16"): to_onnx.float32(small_model())}
+    truth = said["probabilities"].argmax(axis=1)
+    right = Known(said["known"], threshold)
+    told, silent = measure(files, said["probabilities"], pictures, truth, ["onnx"], known=right)
+    assert told.known_disagreements == 0 and told.max_dknown is not None and told.max_dknown < 1e-5
+    assert silent.error == "gives no `known` that is a finite number a photo"
+    wrong = Known(1 - said["known"], threshold)
+    (row,) = measure(
+        {("onnx", "float32"): files["onnx", "float32"]},
+        said["probabilities"],
+        pictures,
+        truth,
+        ["onnx"],
+        known=wrong,
+    )
+    assert failures([row])
 
 
 def test_upper_bound() -> None:

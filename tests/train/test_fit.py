@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from train.backbone import read_weights
-from train.evaluate import evaluate, figures
-from train.fit import EpochLog, Fitted, fit
+from train.evaluate import Figures, figures
+from train.fit import EpochLog, Fitted, fit, predict
 from train.head import classifier
 from train.settings import RECIPES
 
@@ -33,8 +33,12 @@ TRAIN, VAL = blobs(90, 0), blobs(30, 1)
 NONE: Split = (np.empty((0, 7, 7, 512), np.float16), np.empty(0, np.int32))
 
 
+def measure(fitted: Fitted, split: Split) -> Figures | None:
+    return figures(predict(fitted.rest, predict(fitted.reduce, split[0])), split[1], ("a", "b", "c"))
+
+
 def weights_of(fitted: Fitted) -> list[NDArray[Any]]:
-    return [array for layer in fitted.layers for array in layer.get_weights()]
+    return [array for layer in fitted.head for array in layer.get_weights()]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -47,7 +51,7 @@ def test_a_head_learns_and_repeats(recipe: str) -> None:
         np.testing.assert_array_equal(one, two)
     other = fit(TRAIN, VAL, 3, replace(settings, seed=1))
     assert other.history != first.history
-    measured = evaluate(first.model, *VAL, ("a", "b", "c"))
+    measured = measure(first, VAL)
     assert measured is not None and measured["top1"] > 0.8
 
 
@@ -61,7 +65,7 @@ def test_the_best_epoch_is_kept() -> None:
     # What was learned does not hold for these photos, so that each epoch makes their loss worse.
     others = VAL[0], (VAL[1] + 1) % 3
     fitted = fit(TRAIN, others, 3, replace(RECIPES["article"], epochs=4))
-    measured = evaluate(fitted.model, *others, ("a", "b", "c"))
+    measured = measure(fitted, others)
     assert measured is not None
     losses = [row["val_loss"] for row in fitted.history]
     assert losses == sorted(losses) and losses[-1] > 1.2 * losses[0]
@@ -71,7 +75,7 @@ def test_the_best_epoch_is_kept() -> None:
 def test_without_validation_photos() -> None:
     fitted = fit(TRAIN, NONE, 3, replace(RECIPES["pooled"], epochs=2))
     assert "val_loss" not in fitted.history[0]
-    assert evaluate(fitted.model, *NONE, ("a", "b", "c")) is None
+    assert measure(fitted, NONE) is None
 
 
 def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +89,7 @@ def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpochLog, "on_epoch_end", then_stop)
     fitted = fit(TRAIN, VAL, 3, replace(RECIPES["pooled"], epochs=1000))
     assert fitted.stopped and 3 <= len(fitted.history) < 10
-    measured = evaluate(fitted.model, *VAL, ("a", "b", "c"))
+    measured = measure(fitted, VAL)
     assert measured is not None
     assert measured["loss"] == pytest.approx(min(row["val_loss"] for row in fitted.history), rel=0.05)
 
@@ -93,7 +97,7 @@ def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_classifier_is_flat_and_made_of_standard_layers(recipe: str) -> None:
     fitted = fit(TRAIN, VAL, 3, replace(RECIPES[recipe], epochs=1))
-    model = classifier(read_weights(), fitted.layers)
+    model = classifier(read_weights(), fitted.head)
     names = [layer.name for layer in model.layers]
     assert names[:3] == ["image", "imagenet_mean", "block1_conv1"]
     assert names[-2:] == ["logits", "probabilities"]
@@ -105,7 +109,7 @@ def test_the_classifier_is_flat_and_made_of_standard_layers(recipe: str) -> None
 def test_figures_by_hand() -> None:
     probabilities = np.array([[0.8, 0.2, 0.0], [0.5, 0.4, 0.1], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0]])
     found = figures(probabilities, np.array([0, 1, 1, 0]), ("a", "b", "c"))
-    assert found["n"] == 4 and found["top1"] == 0.5
+    assert found is not None and found["n"] == 4 and found["top1"] == 0.5
     assert found["loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.3]).mean())
     assert found["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
     assert found["per_class"]["a"] == {"n": 2, "recall": 0.5, "precision": 0.5}

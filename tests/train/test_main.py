@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_same_seed_gives_the_same_metrics(drawn_run: Path, drawn_photos: Path, tmp_path: Path) -> None:
-    assert command.main([str(drawn_photos), "--out", str(tmp_path / "again"), "--no-mirror"]) == 0
+    assert command.main([str(drawn_photos), "--out", str(tmp_path / "again"), "--views", "1"]) == 0
     for name in ("metrics.json", "history.csv", "photos.csv"):
         assert (tmp_path / "again" / name).read_bytes() == (drawn_run / name).read_bytes(), name
 
@@ -42,6 +43,25 @@ def test_the_article_recipe_uses_the_same_features(
     assert run.model().get_layer("hidden").units == 256
 
 
+def test_fine_tuning_makes_a_run_like_any_other(
+    drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "tuned"
+    flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "2", "--views", "1"]
+    assert command.main([str(drawn_photos), "--limit", "6", "--out", str(out), *flags]) == 0
+    run = open_run(out)
+    assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
+    model = run.model()
+    assert model.output_names == ["probabilities", "known"]
+    assert not any(layer.trainable_weights for layer in model.layers if layer.name.startswith("block"))
+    with (out / "history.csv").open() as file:
+        stages = [row["stage"] for row in csv.DictReader(file)]
+    assert stages == ["head"] * 60 + ["block5"] * 2
+    assert list(tmp_path.iterdir()) == [out], "what it would have gone on from is removed"
+    for figures in run.metrics.values():
+        assert 0 <= figures["calibration_error"] <= 1 and 0 <= figures["unknown"] <= 1
+
+
 def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tmp_path: Path) -> None:
     """In a process of its own, where TensorFlow starts anew."""
     done = subprocess.run(
@@ -50,7 +70,8 @@ def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tm
             "-m",
             "train",
             drawn_photos,
-            "--no-mirror",
+            "--views",
+            "1",
             "--epochs",
             "1",
             "--out",
@@ -75,7 +96,7 @@ def test_photos_left_out_are_told_and_listed(
         (root / "daisy" / f"bad{number}.jpg").write_text(f"no picture {number}")
     shutil.copy(root / "roses" / "roses-000.jpg", root / "roses" / "zcopy.jpg")
     out = tmp_path / "run"
-    assert command.main([str(root), "--out", str(out), "--no-mirror", "--epochs", "1"]) == 0
+    assert command.main([str(root), "--out", str(out), "--views", "1", "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
     assert "left out: roses/zcopy.jpg: the same photo as roses/roses-000.jpg\n" in printed
     assert "left out: daisy/bad0.jpg: is not a picture" in printed
@@ -102,10 +123,10 @@ def test_ctrl_c_while_fitting_writes_the_run(
 
     monkeypatch.setattr(EpochLog, "on_epoch_end", then_stop)
     out = tmp_path / "run"
-    assert command.main([str(drawn_photos), "--out", str(out), "--no-mirror", "--epochs", "5000"]) == 130
+    assert command.main([str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "5000"]) == 130
     assert "of 5000 epochs; the best so far is kept" in capsys.readouterr().out
     assert open_run(out).metrics["test"]["n"] > 0
-    assert open_run(out).model().output.shape == (None, 5)
+    assert open_run(out).model().outputs[0].shape == (None, 5)
 
 
 def test_ctrl_c_while_extracting_keeps_the_features(
@@ -123,7 +144,7 @@ def test_ctrl_c_while_extracting_keeps_the_features(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(features, "_store", then_stop)
-    assert command.main([str(drawn_photos), "--out", str(tmp_path / "run"), "--no-mirror"]) == 130
+    assert command.main([str(drawn_photos), "--out", str(tmp_path / "run"), "--views", "1"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(stored) >= 4

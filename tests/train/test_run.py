@@ -13,6 +13,7 @@ from runtime.picture import PICTURE_VERSION, read_picture
 from train.backbone import read_weights
 from train.dataset import find_photos
 from train.evaluate import figures
+from train.known import refused
 from train.run import RunError, new_folder, newest_run, open_run
 
 
@@ -24,7 +25,7 @@ def test_the_folder_holds_the_whole_record(drawn_run: Path, drawn_photos: Path) 
     assert run.data_sha256 == run.dataset.sha256
     assert run.base_sha256 == read_weights().sha256
     assert run.picture_version == PICTURE_VERSION
-    assert run.settings["epochs"] and run.settings["mirror"] is False
+    assert run.settings["epochs"] and run.settings["views"] == 1
     assert {"python", "tensorflow", "keras", "numpy", "pillow"} <= run.versions.keys()
     assert {path.name for path in drawn_run.iterdir()} == {
         *("model.keras", "run.json", "photos.csv", "left_out.csv"),
@@ -43,13 +44,15 @@ def test_the_saved_model_gives_the_recorded_metrics(drawn_run: Path) -> None:
     recorded = json.loads((drawn_run / "metrics.json").read_text())["test"]
     photos = run.dataset.split("test")
     pixels = np.stack([read_picture(run.dataset.root / photo.path) for photo in photos])
-    probabilities = run.model().predict_on_batch(pixels)
+    probabilities, known = run.model().predict_on_batch(pixels)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     labels = np.array([run.classes.index(photo.label) for photo in photos])
     found = figures(probabilities, labels, run.classes)
     assert found["confusion"] == recorded["confusion"]
     assert found["loss"] == pytest.approx(recorded["loss"], rel=0.01)
-    assert run.metrics["test"] == {key: recorded[key] for key in ("n", "top1", "loss")}
+    shared = ("n", "top1", "loss", "calibration_error")
+    assert {key: run.metrics["test"][key] for key in shared} == {key: recorded[key] for key in shared}
+    assert run.metrics["test"]["unknown"] == refused(known[:, 0], run.thresholds)
     assert found["top1"] >= 0.6, "drawn flowers can be learned"
 
 

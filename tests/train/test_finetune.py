@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from train import finetune
+from train.backbone import Weights, read_weights
+from train.finetune import compute_dtype, fine_tune, upper_blocks
+from train.fit import Fitted, fit, predict
+from train.settings import Settings
+
+SETTINGS = Settings(
+    epochs=3,
+    views=2,
+    fine_tune="block5",
+    fine_tune_views=2,
+    fine_tune_epochs=3,
+    fine_tune_batch=4,
+    fine_tune_learning_rate=1e-4,
+)
+Split = tuple[NDArray[Any], NDArray[Any]]
+
+
+def blobs(photos: int, views: int, seed: int) -> Split:
+    """block4_pool features of two classes, in all photos' first view, then their second."""
+    rng = np.random.default_rng(seed)
+    labels = np.tile(np.arange(photos, dtype=np.int32) % 2, views)
+    x = rng.gamma(0.3, 20.0, (len(labels), 14, 14, 512))
+    for label in range(2):
+        x[labels == label, :, :, label * 40 : label * 40 + 40] += 60.0
+    return x.astype(np.float16), labels
+
+
+TRAIN, VAL = blobs(10, 2, 0), blobs(6, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def weights() -> Weights:
+    return read_weights()
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that were run, in order."""
+    epochs: list[int] = []
+    whole = finetune._Batches.__init__
+
+    def noted(self: Any, *arguments: Any) -> None:
+        epochs.append(arguments[-1])
+        whole(self, *arguments)
+
+    monkeypatch.setattr(finetune._Batches, "__init__", noted)
+    return epochs
+
+
+def tuned(kept: Path, weights: Weights, settings: Settings = SETTINGS) -> tuple[Fitted, Weights]:
+    start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings))
+    return fine_tune(start, TRAIN, VAL, 2, weights, settings, kept)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Weights]:
+    return tuned(tmp_path_factory.mktemp("kept") / "run", weights)
+
+
+def test_block5_is_trained_on_and_the_rest_is_not(
+    undisturbed: tuple[Fitted, Weights], weights: Weights
+) -> None:
+    fitted, result = undisturbed
+    changed = {name for name, tensor in result.tensors.items() if (tensor != weights.tensors[name]).any()}
+    assert changed == {f"block5_conv{conv}/{part}" for conv in (1, 2, 3) for part in ("kernel", "bias")}
+    assert len(fitted.history) == 3 and fitted.history[-1]["loss"] < fitted.history[0]["loss"]
+    assert {layer.compute_dtype for layer in fitted.blocks} == {"float32"}
+    # What is kept is the epoch of the lowest validation loss, up to what bfloat16 rounds.
+    said = predict(fitted.rest, predict(fitted.reduce, VAL[0]))
+    loss = -np.log(said[np.arange(len(VAL[1])), VAL[1]]).mean()
+    assert loss == pytest.approx(min(row["val_loss"] for row in fitted.history), rel=0.1, abs=0.01)
+
+
+def test_without_fine_tuning_nothing_lies_between(weights: Weights) -> None:
+    assert upper_blocks(weights, Settings()) == []
+    assert [layer.name for layer in upper_blocks(weights, replace(SETTINGS, fine_tune="block4"))] == [
+        f"block{block}_{layer}" for block in (4, 5) for layer in ("conv1", "conv2", "conv3", "pool")
+    ]
+
+
+def test_blocks_start_as_the_base(weights: Weights) -> None:
+    blocks = upper_blocks(weights, SETTINGS, "float32")
+    for layer in blocks:
+        if layer.weights:
+            np.testing.assert_array_equal(layer.get_weights()[0], weights.tensors[f"{layer.name}/kernel"])
+    assert compute_dtype() in ("float32", "mixed_bfloat16")
+
+
+def test_an_epoch_sees_each_photo_once_and_views_take_turns() -> None:
+    seen: dict[int, list[int]] = {}
+    for epoch in range(2):
+        batches = finetune._Batches(*TRAIN, 2, SETTINGS, epoch)
+        assert sorted(batches.rows % 10) == list(range(10))
+        for row in batches.rows:
+            seen.setdefault(row % 10, []).append(row // 10)
+        assert sum(len(batches[step][0]) for step in range(len(batches))) == 10
+    assert all(sorted(views) == [0, 1] for views in seen.values())
+    assert (
+        finetune._Batches(*TRAIN, 2, SETTINGS, 0).rows == finetune._Batches(*TRAIN, 2, SETTINGS, 0).rows
+    ).all()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from train import finetune
+import test_finetune
+point, kept = sys.argv[2], Path(sys.argv[3])
+done = 0
+if point == "step":
+    end = finetune._Steps.on_train_batch_end
+    def then_die(self, batch, logs=None):
+        global done
+        done += 1
+        if done == 5:  # in the second epoch, which has three steps as the first
+            os.kill(os.getpid(), signal.SIGKILL)
+    finetune._Steps.on_train_batch_end = then_die
+else:
+    sync = os.fsync
+    def then_die(number):
+        global done
+        done += 1
+        if done == 2:  # the second epoch's state is written, and not yet in its place
+            os.kill(os.getpid(), signal.SIGKILL)
+        sync(number)
+    os.fsync = then_die
+test_finetune.tuned(kept, test_finetune.read_weights())
+"""
+
+
+@pytest.mark.parametrize("point", ["step", "write"])
+def test_killed_it_goes_on_and_ends_the_same(
+    point: str,
+    tmp_path: Path,
+    undisturbed: tuple[Fitted, Weights],
+    weights: Weights,
+    ran: list[int],
+) -> None:
+    kept = tmp_path / "run"
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), point, str(kept)]
+    assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
+    assert kept.is_file()
+
+    fitted, result = tuned(kept, weights)
+    assert ran == [1, 2], "the first epoch was whole"
+    expected, expected_weights = undisturbed
+    assert fitted.history == expected.history
+    for name, tensor in expected_weights.tensors.items():
+        np.testing.assert_array_equal(result.tensors[name], tensor)
+
+
+def test_what_is_kept_of_other_settings_or_damaged_is_passed_over(
+    tmp_path: Path, weights: Weights, ran: list[int]
+) -> None:
+    kept = tmp_path / "run"
+    one = replace(SETTINGS, fine_tune_epochs=1)
+    tuned(kept, weights, one)
+    tuned(kept, weights, one)
+    assert ran == [0], "it was whole"
+    tuned(kept, weights, replace(one, seed=1))
+    assert ran == [0, 0]
+    kept.write_bytes(kept.read_bytes()[:-1000])
+    tuned(kept, weights, replace(one, seed=1))
+    assert ran == [0, 0, 0]
