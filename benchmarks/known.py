@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
     dataset = find_photos(Path(os.environ["VGG_EDGE_PHOTOS"]))
-    features = extract(dataset, read_weights(), cache_folder("features"), views=2)
+    with redirect_stdout(sys.stderr):
+        features = extract(dataset, read_weights(), cache_folder("features"), views=2)
     pooled = {split: mean_of(features.of(split)[0]) for split in ("train", "test")}
     labels = {split: features.of(split)[1] for split in ("train", "test")}
     far = pooled_of_no_flowers()

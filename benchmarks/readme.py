@@ -89,6 +89,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity": parity,
     "int8": recorded("int8.md"),
     "classify": recorded("classify.md"),
+    "finetune": recorded("finetune.md"),
+    "known": recorded("known.md"),
 }
 
 

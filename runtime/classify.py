@@ -33,7 +33,7 @@ from runtime.engines import (
     need,
 )
 from runtime.errors import EngineError, PictureError, UserError
-from runtime.model import FORMATS, choose_model, open_model
+from runtime.model import FORMATS, JOINERS, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 
 Source = str | Path | bytes | BinaryIO
@@ -372,7 +372,10 @@ def _width(text: str) -> int:
         return len(text)
     from unicodedata import combining, east_asian_width
 
-    return sum(0 if combining(sign) else 2 if east_asian_width(sign) in "WF" else 1 for sign in text)
+    return sum(
+        0 if combining(sign) or ord(sign) in JOINERS else 2 if east_asian_width(sign) in "WF" else 1
+        for sign in text
+    )
 
 
 def _printable(text: str) -> str:

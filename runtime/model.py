@@ -29,6 +29,7 @@ PRECISIONS = ("int8", "dynamic", "float16", "float32")
 MAX_MODEL_BYTES = 2**30
 MAX_JSON_BYTES = 2**20
 MAX_LABELS = 10_000
+JOINERS = dict.fromkeys((0x200C, 0x200D))  # invisible, and part of words in Persian and many Indian scripts
 MAX_SIDE = 4096  # pixels
 
 
@@ -352,7 +353,8 @@ def _contract(fields: dict[str, Any]) -> Contract:
         raise ModelError(f"labels must be 2 to {MAX_LABELS:,} different names")
     # Labels end up on terminals: one that could move the cursor is refused here, once.
     if not all(
-        isinstance(label, str) and label and len(label) <= 200 and label.isprintable() for label in labels
+        isinstance(label, str) and label and len(label) <= 200 and label.translate(JOINERS).isprintable()
+        for label in labels
     ):
         raise ModelError("a label is not a name of printable characters")
     size = _field(fields, "input_size", list)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import csv
 import json
 import os
 import platform
 import shlex
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, replace
@@ -47,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.weights,
             arguments.overwrite,
             arguments.resume,
+            arguments.cache,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -63,6 +67,7 @@ def train(
     weights: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    cache: str | None = None,
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
@@ -101,7 +106,7 @@ def train(
     features = extract(
         dataset,
         base,
-        cache_folder("features"),
+        _features_folder(cache),
         views=settings.fine_tune_views if tuned else settings.views,
         layer=POOLS[TRAINED_FROM[settings.fine_tune] - 2],  # of the block below
         devices=devices,
@@ -203,6 +208,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="go on from the last whole epoch of a run of the same --out that was stopped or killed",
     )
     parser.add_argument(
+        "--cache",
+        metavar="DIR|none",
+        help="where features are kept (~/.cache/vgg-edge); `python -m train.cache` tells and clears it",
+    )
+    parser.add_argument(
         "--recipe", choices=RECIPES, default="pooled", help="the head and its settings (pooled)"
     )
     parser.add_argument(
@@ -281,6 +291,17 @@ def _free(out: Path, overwrite: bool) -> Path:
     if not os.access(out.parent, os.W_OK):
         raise RunError(f"{out}: {out.parent} cannot be written; give another --out")
     return out
+
+
+def _features_folder(cache: str | None) -> Path:
+    """Where features are kept; for "none", a folder that is gone when Python ends."""
+    if cache is None:
+        return cache_folder("features")
+    if cache == "none":
+        folder = tempfile.mkdtemp(prefix="vgg-edge-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+    return Path(cache)
 
 
 def _flowers(limit: int | None) -> Path:

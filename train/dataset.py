@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.errors import UserError
+from runtime.model import JOINERS
 from runtime.picture import SUFFIXES
 from train.drawn import DRAWN
 
@@ -183,7 +184,9 @@ def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list
     left_out: list[LeftOut] = []
     for class_folder in _folders(folder):
         label = unicodedata.normalize("NFC", class_folder.name)  # macOS spells é in two characters
-        if not label.isprintable():  # a model's contract takes no other: labels end up on terminals
+        if not label.translate(
+            JOINERS
+        ).isprintable():  # a model's contract takes no other: labels end up on terminals
             raise PhotosError(f"{folder}: the class name {label!r} is not all printable; rename the folder")
         before = len(pictures)
         for path in _files(class_folder):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from export.graph import predict
+from export.photos import read_photos
+from train.calibrate import calibration_error
+from train.known import refused
 from train.run import open_run
+
+KEPT = Path(__file__).parents[2] / "models" / "flowers_run"
 
 
 def test_the_pooled_head(flowers_run: Path) -> None:
@@ -17,3 +25,17 @@ def test_the_article_s_recipe(article_run: Path) -> None:
     test = open_run(article_run).metrics["test"]
     assert test["n"] >= 250
     assert test["top1"] >= 0.82
+
+
+def test_the_kept_fine_tuned_run(flower_photos: Path) -> None:
+    """As it is kept, in float16, and from the photos themselves."""
+    run = open_run(KEPT, flower_photos)
+    photos = read_photos(run.dataset, "test", (224, 224))
+    said = predict(run.model(), photos.pixels, lambda done: None)
+    assert len(photos.truth) == 500
+    top1 = float((said["probabilities"].argmax(1) == photos.truth).mean())
+    assert top1 >= 0.93
+    assert abs(top1 - run.metrics["test"]["top1"]) <= 0.004
+    assert calibration_error(said["probabilities"], photos.truth) <= 0.05
+    assert refused(said["known"][:, 0], run.thresholds) <= 0.05
+    assert np.isfinite(said["known"]).all()

@@ -31,6 +31,7 @@ def made(contract: Contract, metrics: dict[str, object]) -> str:
         device="cpu:0",
         versions=contract.versions,
         metrics=metrics,
+        thresholds={},
     )
     index = Index(contract, (IndexedFile("small_int8.tflite", "tflite", "int8", 1_000_000, "c" * 64, {}),))
     return card(index, run, [ROW], {"small_int8.tflite": "per-channel, float head"})

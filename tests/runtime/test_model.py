@@ -45,6 +45,11 @@ def test_fields_of_later_writers_are_passed_over() -> None:
     assert Contract.from_json(changed(novelty="mahalanobis")) == CONTRACT
 
 
+def test_labels_in_scripts_that_join_letters() -> None:
+    words = ("\u0646\u0631\u06af\u0633\u200c\u0647\u0627", "\u0d15\u0d4d\u200d\u0d37")
+    assert Contract.from_json(changed(labels=words)).labels == words
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -101,7 +101,7 @@ def test_a_cache_file_of_the_right_size_that_is_none_is_told(
 
 def test_a_cache_that_cannot_be_written_is_told(photos: Path, tmp_path: Path, weights: Weights) -> None:
     (tmp_path / "cache").write_text("a file, where no folder can be made")
-    with pytest.raises(CacheError, match="Not a directory; make room, or set XDG_CACHE_HOME"):
+    with pytest.raises(CacheError, match="Not a directory; make room, or give another folder by --cache"):
         extract(find_photos(photos), weights, tmp_path / "cache", views=1)
 
 
