@@ -1,0 +1,74 @@
+"""What fine-tuning gives, from the records of runs that `python -m train` made: a row a run, and the means.
+
+    python benchmarks/finetune.py RUN… > benchmarks/finetune.md
+
+Settings were chosen by the column val. Runs of settings that were not chosen show no test figures.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from train.run import Run, open_run
+
+HEAD = (
+    "fine-tuned",
+    "learning rate",
+    "seed",
+    "val top-1",
+    "test top-1",
+    "calibration error before",
+    "after",
+    "flowers called unknown",
+)
+
+
+def main(*folders: str) -> int:
+    runs = [open_run(Path(folder)) for folder in folders]
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.settings["fine_tune"], run.settings["fine_tune_learning_rate"]].append(run)
+    best = {
+        way: max(mean_of(found, "val", "top1") for key, found in groups.items() if key[0] == way)
+        for way, _ in groups
+    }
+    print(f"| {' | '.join(HEAD)} |")
+    print("|---" * len(HEAD) + "|")
+    for (way, rate), found in groups.items():
+        chosen = mean_of(found, "val", "top1") == best[way]
+        for run in found:
+            print(row(way, rate, str(run.settings["seed"]), [run], chosen))
+        if len(found) > 1:
+            print(row(f"**{way}**", rate, f"mean of {len(found)}", found, chosen))
+    of = runs[0].metrics
+    print(
+        f"\n{of['val']['n']} photos of val, {of['test']['n']} of test; "
+        "calibration error: on test, 15 bins of equal mass."
+    )
+    return 0
+
+
+def row(way: str, rate: float, seed: str, runs: list[Run], chosen: bool) -> str:
+    cells = [way, "" if way == "none" else f"{rate:g}", seed, f"{mean_of(runs, 'val', 'top1'):.1%}"]
+    if chosen:
+        cells += [
+            f"{mean_of(runs, 'test', 'top1'):.1%}",
+            f"{mean_of(runs, 'test', 'calibration_error_before'):.3f}",
+            f"{mean_of(runs, 'test', 'calibration_error'):.3f}",
+            f"{mean_of(runs, 'test', 'unknown'):.1%}",
+        ]
+    else:
+        cells += [""] * 4
+    return f"| {' | '.join(cells)} |"
+
+
+def mean_of(runs: list[Run], split: str, name: str) -> float:
+    return mean(run.metrics[split][name] for run in runs)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
