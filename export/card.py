@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from export.parity import Row, known_agreement, proof, verdict
-from runtime.model import Index
+from runtime.model import Contract, Index
 
 if TYPE_CHECKING:
     from train.run import Run
@@ -39,7 +39,7 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
         _front_matter(index, rows),
         f"# {contract.name}",
         f"A VGG16 picture classifier of {len(contract.labels)} classes for small computers: the ImageNet "
-        f"convolution layers, frozen, under {_RECIPES.get(run.recipe, f'the {run.recipe} head')}.",
+        f"convolution layers, {_trained(run)}, under {_RECIPES.get(run.recipe, f'the {run.recipe} head')}.",
         _synthetic(contract.synthetic),
         "## Classes\n\n" + ", ".join(_plain(label) for label in contract.labels),
         "## Use\n\n```python\n"
@@ -48,11 +48,13 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
         'print(classify("photo.jpg"))\n```\n\n'
         f"Every file takes `image`, uint8 [1, {height}, {width}, 3], RGB, 0 to 255, and gives "
         f"`probabilities`, float32 [1, {len(contract.labels)}], in the order above. The picture is "
-        "stretched to that size, bilinear and antialiased; all else is in the file, and so are the labels.",
+        "stretched to that size, bilinear and antialiased; all else is in the file, and so are the labels."
+        + _known(contract),
         "## Intended use and limits\n\n"
         f"For pictures of one of the {len(contract.labels)} classes that fill most of the frame. A picture "
-        "of anything else gets one of these names too. Light, cameras and backgrounds that the training "
-        f"{photos} did not have lower the accuracy; measure it on your own. Not for decisions about safety: "
+        f"of anything else {'may get' if contract.thresholds else 'gets'} one of these names too. Light, "
+        f"cameras and backgrounds that the training {photos} did not have lower the accuracy; measure it on "
+        "your own. Not for decisions about safety: "
         "no plant should be eaten on its word.",
         "## Training data\n\n"
         f"{counts['train']:,} {photos} to train on, {counts['val']:,} to choose the best epoch, "
@@ -63,8 +65,8 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
         "## Licences\n\n"
         "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
         "Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/, licensed CC BY 4.0 "
-        "(https://creativecommons.org/licenses/by/4.0/); here they are quantized or rounded, under "
-        "a new head. The software that made the files is licensed Apache 2.0.",
+        "(https://creativecommons.org/licenses/by/4.0/); here they are quantized or rounded, "
+        f"{_trained(run)}, under a new head. The software that made the files is licensed Apache 2.0.",
         f"## Citation\n\n```bibtex\n{_BIBTEX}\n```",
         f"Made {contract.created} with "
         + ", ".join(f"{name} {version}" for name, version in contract.versions.items())
@@ -98,6 +100,22 @@ def _front_matter(index: Index, rows: Sequence[Row]) -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _trained(run: Run) -> str:
+    """What was done to the base's layers."""
+    block = run.settings.get("fine_tune", "none")
+    return "frozen" if block == "none" else f"frozen below {block} and trained on from there"
+
+
+def _known(contract: Contract) -> str:
+    if "known" not in contract.thresholds:
+        return ""
+    return (
+        "\n\nIt also gives `known`, float32 [1, 1]: how likely the picture is of any of the classes. Under "
+        f"{contract.thresholds['known']:g} the runtime answers `unknown`. The threshold refuses 2 % of the "
+        "validation photos."
+    )
 
 
 def _synthetic(synthetic: bool) -> str:

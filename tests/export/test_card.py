@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from export.card import card
@@ -12,7 +13,7 @@ from train.dataset import Dataset, Photo
 from train.run import Run
 
 
-def made(contract: Contract, metrics: dict[str, object]) -> str:
+def made(contract: Contract, metrics: dict[str, object], settings: dict[str, object] | None = None) -> str:
     photos = tuple(
         Photo(f"{i}.jpg", "daisy", split, "0") for i, split in enumerate(["train"] * 3 + ["test"] * 2)
     )
@@ -21,7 +22,7 @@ def made(contract: Contract, metrics: dict[str, object]) -> str:
         name="small",
         created=contract.created,
         recipe="pooled",
-        settings={},
+        settings=settings or {},
         classes=contract.labels,
         dataset=Dataset(Path("/home/somebody/photos"), contract.labels, photos),
         synthetic=contract.synthetic,
@@ -61,3 +62,12 @@ def test_front_matter_is_yaml_whatever_the_name(contract: Contract) -> None:
 def test_labels_are_text_not_markup(contract: Contract) -> None:
     text = made(Contract(**{**vars(contract), "labels": ("a|b", "<script>")}), {})
     assert r"a\|b, \<script\>" in text
+
+
+def test_what_was_trained_on_and_what_is_unknown_is_told(contract: Contract) -> None:
+    metrics: dict[str, object] = {"test": None, "val": None}
+    plain = made(contract, metrics)
+    assert "convolution layers, frozen, under" in plain and "`known`" not in plain
+    knowing = made(replace(contract, thresholds={"known": 0.5}), metrics, {"fine_tune": "block5"})
+    assert "convolution layers, frozen below block5 and trained on from there, under" in knowing
+    assert "Under 0.5 the runtime answers `unknown`" in knowing
