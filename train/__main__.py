@@ -107,7 +107,7 @@ def train(
         dataset,
         base,
         _features_folder(cache),
-        views=settings.fine_tune_views if tuned else settings.views,
+        views=max(settings.views, settings.fine_tune_views if tuned else 1),
         layer=POOLS[TRAINED_FROM[settings.fine_tune] - 2],  # of the block below
         devices=devices,
     )
@@ -121,9 +121,8 @@ def train(
         kept = out.with_name(f".{out.name}.resume")
         if not resume:
             kept.unlink(missing_ok=True)
-        fitted, base = fine_tune(
-            fitted, features.of("train"), val, len(dataset.classes), base, settings, kept
-        )
+        seen = features.of("train", settings.fine_tune_views)
+        fitted, base = fine_tune(fitted, seen, val, len(dataset.classes), base, settings, kept)
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
     labels = {"val": val[1], "test": test[1]}

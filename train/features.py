@@ -75,6 +75,8 @@ class Stored:
         try:
             for row, file in enumerate(files):
                 found[row] = np.load(file, mmap_mode="r")
+        except OSError as error:
+            raise CacheError(file, error) from None
         except ValueError:  # of the right size, but not what was stored
             raise UserError(f"cache {file.parents[1]}: {file.name} is damaged; remove the folder") from None
         return found

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import UserError
 from train.backbone import Weights, block_layers
 from train.fit import Array, Fitted, deterministic
 from train.progress import Progress
@@ -204,6 +205,10 @@ class _State:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror or error}); make room there, then --resume"
+            ) from None
         finally:
             partial.unlink(missing_ok=True)
 

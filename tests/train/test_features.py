@@ -99,6 +99,14 @@ def test_a_cache_file_of_the_right_size_that_is_none_is_told(
         features.of("train")[0][:]
 
 
+def test_a_cache_that_was_cleared_meanwhile_is_told(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    features = extract(find_photos(photos), weights, tmp_path / "cache", views=1)
+    next(features.folder.rglob("*.npy")).unlink()
+    with pytest.raises(CacheError, match="No such file"):
+        for split in ("train", "val", "test"):
+            features.of(split)[0][:]
+
+
 def test_a_cache_that_cannot_be_written_is_told(photos: Path, tmp_path: Path, weights: Weights) -> None:
     (tmp_path / "cache").write_text("a file, where no folder can be made")
     with pytest.raises(CacheError, match="Not a directory; make room, or give another folder by --cache"):

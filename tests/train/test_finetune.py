@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from runtime.errors import UserError
 from train import finetune
 from train.backbone import Weights, read_weights
 from train.finetune import compute_dtype, fine_tune, upper_blocks
@@ -162,6 +163,11 @@ def test_killed_it_goes_on_and_ends_the_same(
     assert fitted.history == expected.history
     for name, tensor in expected_weights.tensors.items():
         np.testing.assert_array_equal(result.tensors[name], tensor)
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, weights: Weights) -> None:
+    with pytest.raises(UserError, match=r"cannot be written \(No such file or directory\); make room"):
+        tuned(tmp_path / "gone" / "run", weights, replace(SETTINGS, fine_tune_epochs=1))
 
 
 def test_what_is_kept_of_other_settings_or_damaged_is_passed_over(

@@ -47,7 +47,7 @@ def test_fine_tuning_makes_a_run_like_any_other(
     drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tuned"
-    flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "2", "--views", "1"]
+    flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "2"]
     assert command.main([str(drawn_photos), "--limit", "6", "--out", str(out), *flags]) == 0
     run = open_run(out)
     assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
