@@ -115,12 +115,12 @@ def train(
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
     train_features = features.of("train", settings.views)
-    fitted = fit(train_features, val, len(dataset.classes), settings, upper_blocks(base, settings))
+    kept = out.with_name(f".{out.name}.resume")
+    if not resume:
+        shutil.rmtree(kept, ignore_errors=True)
+    fitted = fit(train_features, val, len(dataset.classes), settings, upper_blocks(base, settings), kept)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     if tuned and not fitted.stopped:
-        kept = out.with_name(f".{out.name}.resume")
-        if not resume:
-            kept.unlink(missing_ok=True)
         seen = features.of("train", settings.fine_tune_views)
         fitted, base = fine_tune(fitted, seen, val, len(dataset.classes), base, settings, kept)
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
@@ -173,8 +173,8 @@ def train(
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
         print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
-    elif tuned:
-        kept.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(kept, ignore_errors=True)
     for split, summary in summaries.items():
         if summary is None:
             print(f"{split}: no photos, so nothing is known")

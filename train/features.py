@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION
+from train.atomic import atomic
 from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.cache import CacheError
 from train.dataset import Dataset, LeftOut, Photo
@@ -287,14 +288,10 @@ def _file(folder: Path, photo: Photo, view: int) -> Path:
 
 
 def _store(file: Path, feature: NDArray[Any]) -> None:
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        with atomic(file) as stream:
             np.save(stream, feature)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
     except OSError as error:
         raise CacheError(file.parent, error) from None
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.features import Stored
+from train.epochs import Array, Batches, Row, fingerprint_of, train_epochs
 from train.head import HEADS
-from train.progress import Progress
 from train.settings import Settings
-
-Array = Stored | NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class Fitted:
     head: Sequence[keras.layers.Layer]
     reduce: keras.Model
     rest: keras.Model
-    history: Sequence[Mapping[str, float]]
+    history: Sequence[Row]
     stopped: bool
 
 
@@ -41,11 +39,13 @@ def fit(
     classes: int,
     settings: Settings,
     blocks: Sequence[keras.layers.Layer] = (),
+    kept: Path | None = None,
 ) -> Fitted:
     """Train the recipe's head on features [N, height, width, channels] and class indices [N].
 
     `blocks` are layers of the base that lie between the features and the head: here they stay as they are.
     The weights kept are those of the epoch with the lowest loss on `val` (on `train` when `val` is empty).
+    `kept` is the folder that an interrupted run goes on from, see train/epochs.py.
     """
     deterministic(settings.seed)
     head = HEADS[settings.recipe](classes, settings)
@@ -53,37 +53,32 @@ def fit(
     reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, head[0]])
     train_x, val_x = predict(reduce, train[0]), predict(reduce, val[0])
     model = keras.Sequential([keras.Input(train_x.shape[1:]), *head[1:]])
-    steps = settings.epochs * -(-len(train_x) // settings.batch)
+    rows = len(train_x)
+    batches = Batches(
+        train_x,
+        train[1],
+        classes,
+        settings.batch,
+        lambda epoch: np.random.default_rng([settings.seed, epoch]).permutation(rows),
+    )
     model.compile(
         optimizer=keras.optimizers.AdamW(
-            keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps),
+            keras.optimizers.schedules.CosineDecay(settings.learning_rate, settings.epochs * len(batches)),
             weight_decay=settings.weight_decay,
         ),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
         metrics=["accuracy"],
     )
-    best = keras.callbacks.EarlyStopping(
-        monitor="val_loss" if len(val_x) else "loss", patience=settings.epochs, restore_best_weights=True
+    history, stopped = train_epochs(
+        model,
+        batches,
+        Batches(val_x, val[1], classes),
+        settings.epochs,
+        "head",
+        kept,
+        fingerprint_of(settings, train, val) if kept else "",
     )
-    epochs = EpochLog(settings.epochs)
-    stopped = False
-    try:
-        model.fit(
-            train_x,
-            keras.utils.to_categorical(train[1], classes),
-            validation_data=(val_x, keras.utils.to_categorical(val[1], classes)) if len(val_x) else None,
-            batch_size=settings.batch,
-            epochs=settings.epochs,
-            callbacks=[best, epochs],
-            verbose=0,
-        )
-    except KeyboardInterrupt:
-        stopped = True
-        if best.best_weights is not None:
-            model.set_weights(best.best_weights)
-    finally:
-        epochs.progress.__exit__(None, None, None)
-    return Fitted(blocks, head, reduce, model, epochs.rows, stopped)
+    return Fitted(blocks, head, reduce, model, history, stopped)
 
 
 def predict(model: keras.Model, features: Array) -> NDArray[np.float32]:
@@ -107,17 +102,3 @@ def deterministic(seed: int) -> None:
         import tensorflow
 
         tensorflow.config.experimental.enable_op_determinism()
-
-
-class EpochLog(keras.callbacks.Callback):  # type: ignore[misc]
-    """Each epoch's figures, shown as they come."""
-
-    def __init__(self, epochs: int) -> None:
-        super().__init__()
-        self.rows: list[Mapping[str, float]] = []
-        self.progress = Progress("head", epochs, "epochs")
-
-    def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        row = {name: float(value) for name, value in (logs or {}).items()}
-        self.rows.append({"epoch": epoch + 1, **row})
-        self.progress.step(1, ", ".join(f"{name} {value:.3f}" for name, value in row.items()))

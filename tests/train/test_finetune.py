@@ -12,14 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
-from train import finetune
 from train.backbone import Weights, read_weights
-from train.finetune import compute_dtype, fine_tune, upper_blocks
+from train.epochs import Batches, Watch
+from train.finetune import compute_dtype, fine_tune, turns, upper_blocks
 from train.fit import Fitted, fit, predict
 from train.settings import Settings
 
 SETTINGS = Settings(
     epochs=3,
+    batch=5,
     views=2,
     fine_tune="block5",
     fine_tune_views=2,
@@ -50,20 +51,20 @@ def weights() -> Weights:
 
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The epochs that were run, in order."""
+    """The epochs that were run, in order, the head's and the blocks'."""
     epochs: list[int] = []
-    whole = finetune._Batches.__init__
+    begin = Watch.on_epoch_begin
 
-    def noted(self: Any, *arguments: Any) -> None:
-        epochs.append(arguments[-1])
-        whole(self, *arguments)
+    def noted(self: Watch, epoch: int, logs: Any = None) -> None:
+        epochs.append(epoch)
+        begin(self, epoch, logs)
 
-    monkeypatch.setattr(finetune._Batches, "__init__", noted)
+    monkeypatch.setattr(Watch, "on_epoch_begin", noted)
     return epochs
 
 
 def tuned(kept: Path, weights: Weights, settings: Settings = SETTINGS) -> tuple[Fitted, Weights]:
-    start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings))
+    start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings), kept)
     return fine_tune(start, TRAIN, VAL, 2, weights, settings, kept)
 
 
@@ -103,50 +104,59 @@ def test_blocks_start_as_the_base(weights: Weights) -> None:
 
 def test_an_epoch_sees_each_photo_once_and_views_take_turns() -> None:
     seen: dict[int, list[int]] = {}
+    batches = Batches(*TRAIN, 2, SETTINGS.fine_tune_batch, turns(10, SETTINGS))
     for epoch in range(2):
-        batches = finetune._Batches(*TRAIN, 2, SETTINGS, epoch)
+        batches.begin(epoch)
         assert sorted(batches.rows % 10) == list(range(10))
         for row in batches.rows:
             seen.setdefault(row % 10, []).append(row // 10)
         assert sum(len(batches[step][0]) for step in range(len(batches))) == 10
     assert all(sorted(views) == [0, 1] for views in seen.values())
-    assert (
-        finetune._Batches(*TRAIN, 2, SETTINGS, 0).rows == finetune._Batches(*TRAIN, 2, SETTINGS, 0).rows
-    ).all()
+    assert (turns(10, SETTINGS)(1) == batches.rows).all()
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from train import finetune
+from train import epochs
 import test_finetune
 point, kept = sys.argv[2], Path(sys.argv[3])
-done = 0
-if point == "step":
-    end = finetune._Steps.on_train_batch_end
-    def then_die(self, batch, logs=None):
-        global done
-        done += 1
-        if done == 5:  # in the second epoch, which has three steps as the first
-            os.kill(os.getpid(), signal.SIGKILL)
-    finetune._Steps.on_train_batch_end = then_die
-else:
-    sync = os.fsync
-    def then_die(number):
-        global done
-        done += 1
-        if done == 2:  # the second epoch's state is written, and not yet in its place
-            os.kill(os.getpid(), signal.SIGKILL)
-        sync(number)
-    os.fsync = then_die
+steps = writes = 0
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+end, sync = epochs.Watch.on_train_batch_end, os.fsync
+def then_step(self, batch, logs=None):
+    global steps
+    end(self, batch, logs)
+    steps += 1
+    # The head has 4 steps in each of its 3 epochs, the blocks 3: in the second of either.
+    if steps == {"head step": 6, "block step": 17}.get(point):
+        die()
+def then_write(number):
+    global writes
+    writes += 1
+    # An epoch's state is written and not yet in its place: the head's second, the blocks' second.
+    if writes == {"head write": 2, "block write": 5}.get(point):
+        die()
+    sync(number)
+epochs.Watch.on_train_batch_end, os.fsync = then_step, then_write
 test_finetune.tuned(kept, test_finetune.read_weights())
 """
 
 
-@pytest.mark.parametrize("point", ["step", "write"])
+@pytest.mark.parametrize(
+    ("point", "left"),
+    [
+        ("head step", [1, 2, 0, 1, 2]),
+        ("head write", [1, 2, 0, 1, 2]),
+        ("block step", [1, 2]),
+        ("block write", [1, 2]),
+        ("", []),
+    ],
+)
 def test_killed_it_goes_on_and_ends_the_same(
     point: str,
+    left: list[int],
     tmp_path: Path,
     undisturbed: tuple[Fitted, Weights],
     weights: Weights,
@@ -154,11 +164,10 @@ def test_killed_it_goes_on_and_ends_the_same(
 ) -> None:
     kept = tmp_path / "run"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), point, str(kept)]
-    assert subprocess.run(command, timeout=300).returncode == -signal.SIGKILL
-    assert kept.is_file()
+    assert subprocess.run(command, timeout=300).returncode == (-signal.SIGKILL if point else 0)
 
     fitted, result = tuned(kept, weights)
-    assert ran == [1, 2], "the first epoch was whole"
+    assert ran == left, "whole epochs are not run again"
     expected, expected_weights = undisturbed
     assert fitted.history == expected.history
     for name, tensor in expected_weights.tensors.items():
@@ -174,12 +183,13 @@ def test_what_is_kept_of_other_settings_or_damaged_is_passed_over(
     tmp_path: Path, weights: Weights, ran: list[int]
 ) -> None:
     kept = tmp_path / "run"
-    one = replace(SETTINGS, fine_tune_epochs=1)
+    one = replace(SETTINGS, epochs=1, fine_tune_epochs=1)
     tuned(kept, weights, one)
     tuned(kept, weights, one)
-    assert ran == [0], "it was whole"
+    assert ran == [0, 0], "both were whole"
     tuned(kept, weights, replace(one, seed=1))
-    assert ran == [0, 0]
-    kept.write_bytes(kept.read_bytes()[:-1000])
+    assert ran == [0] * 4
+    state = kept / "block5.npz"
+    state.write_bytes(state.read_bytes()[:-1000])
     tuned(kept, weights, replace(one, seed=1))
-    assert ran == [0, 0, 0]
+    assert ran == [0] * 5

@@ -11,8 +11,9 @@ import pytest
 from numpy.typing import NDArray
 
 from train.backbone import read_weights
+from train.epochs import Watch
 from train.evaluate import Figures, figures
-from train.fit import EpochLog, Fitted, fit, predict
+from train.fit import Fitted, fit, predict
 from train.head import classifier
 from train.settings import RECIPES
 
@@ -79,14 +80,14 @@ def test_without_validation_photos() -> None:
 
 
 def test_ctrl_c_keeps_the_best_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = EpochLog.on_epoch_end
+    end = Watch.on_epoch_end
 
-    def then_stop(self: EpochLog, epoch: int, logs: Any = None) -> None:
+    def then_stop(self: Watch, epoch: int, logs: Any = None) -> None:
         end(self, epoch, logs)
         if epoch == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(EpochLog, "on_epoch_end", then_stop)
+    monkeypatch.setattr(Watch, "on_epoch_end", then_stop)
     fitted = fit(TRAIN, VAL, 3, replace(RECIPES["pooled"], epochs=1000))
     assert fitted.stopped and 3 <= len(fitted.history) < 10
     measured = measure(fitted, VAL)

@@ -112,16 +112,16 @@ def test_ctrl_c_while_fitting_writes_the_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from train.fit import EpochLog
+    from train.epochs import Watch
 
-    end = EpochLog.on_epoch_end
+    end = Watch.on_epoch_end
 
-    def then_stop(self: EpochLog, epoch: int, logs: Any = None) -> None:
+    def then_stop(self: Watch, epoch: int, logs: Any = None) -> None:
         end(self, epoch, logs)
         if epoch == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(EpochLog, "on_epoch_end", then_stop)
+    monkeypatch.setattr(Watch, "on_epoch_end", then_stop)
     out = tmp_path / "run"
     assert command.main([str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "5000"]) == 130
     assert "of 5000 epochs; the best so far is kept" in capsys.readouterr().out
