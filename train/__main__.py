@@ -12,13 +12,13 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
 from train.cache import cache_folder
@@ -27,7 +27,7 @@ from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
 from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
-from train.settings import RECIPES, TRAINED_FROM, Settings
+from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
 
 if TYPE_CHECKING:
     from train.evaluate import Figures
@@ -39,13 +39,12 @@ DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: ab
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
     arguments = _parse(argv)
-    settings = _settings(arguments)
     # A name that the terminal's encoding lacks is escaped, not fatal.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         return train(
             arguments.photos,
-            settings,
+            settings_of(arguments),
             arguments.out,
             arguments.weights,
             arguments.overwrite,
@@ -212,71 +211,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="where features are kept (~/.cache/vgg-edge); `python -m train.cache` tells and clears it",
     )
     parser.add_argument(
-        "--recipe", choices=RECIPES, default="pooled", help="the head and its settings (pooled)"
-    )
-    parser.add_argument(
         "--weights",
         metavar="PATH|imagenet",
         help="the base's weights: .safetensors, Keras's .h5, or Keras's own download (the bundled ones)",
     )
 
-    def setting(name: str, kind: Callable[[str], Any] | None, what: str) -> None:
-        defaults = [str(getattr(recipe, name)) for recipe in RECIPES.values()]
-        shown = (
-            defaults[0]
-            if len(set(defaults)) == 1
-            else ", ".join(map(" ".join, zip(RECIPES, defaults, strict=True)))
-        )
-        how: dict[str, Any] = {"type": kind} if kind else {"action": argparse.BooleanOptionalAction}
-        parser.add_argument(f"--{name.replace('_', '-')}", default=None, help=f"{what} ({shown})", **how)
-
-    setting(
-        "seed", _number(int, 0, 2**32 - 1), "of the head's first weights, the order of photos, and dropout"
-    )
-    setting("split_seed", _number(int, 0), "of the splits that the folder does not give")
-    setting("val_share", _number(float, 0, 0.45), "of the training photos, to choose the best epoch on")
-    setting("test_share", _number(float, 0, 0.45), "of the training photos, to measure the result on")
-    setting("limit", _number(int, 1), "photos a class, of each split that is given, for a quick try")
-    setting(
-        "views", _number(int, 1, 8), "of a training photo: itself, its mirror image, then random crops of it"
-    )
-    setting("epochs", _number(int, 1), "over the training photos")
-    setting("batch", _number(int, 1), "photos a step")
-    setting("learning_rate", _number(float, 0), "at the start; it falls to 0 by a cosine")
-    setting("weight_decay", _number(float, 0), "of AdamW")
-    setting("label_smoothing", _number(float, 0, 0.9), "share of a photo's label spread over all classes")
-    setting("dropout", _number(float, 0, 0.9), "share of features dropped in a step")
-    setting("known", None, "also learn to tell a picture of none of the classes")
-    parser.add_argument(
-        "--fine-tune",
-        choices=TRAINED_FROM,
-        help="after the head, train on from this block of the base (none)",
-    )
-    setting("fine_tune_views", _number(int, 1, 8), "as --views, while fine-tuning")
-    setting("fine_tune_epochs", _number(int, 1), "over the training photos, while fine-tuning")
-    setting("fine_tune_batch", _number(int, 1), "photos a step, while fine-tuning")
-    setting("fine_tune_learning_rate", _number(float, 0), "the highest, while fine-tuning")
+    add_flags(parser)
     return parser.parse_args(argv)
-
-
-def _number(kind: type[int] | type[float], low: float, high: float = float("inf")) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text} is not {f'{low} or more' if high == float('inf') else f'from {low} to {high}'}"
-            )
-        return value
-
-    number.__name__ = "whole number" if kind is int else "number"  # argparse's word for it
-    return number
-
-
-def _settings(arguments: argparse.Namespace) -> Settings:
-    given = {field.name: getattr(arguments, field.name) for field in fields(Settings)}
-    return replace(
-        RECIPES[arguments.recipe], **{name: value for name, value in given.items() if value is not None}
-    )
 
 
 def _free(out: Path, overwrite: bool) -> Path:

@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.errors import UserError
 from train.dataset import Dataset, read_manifest, write_manifest
+from train.settings import write_settings
 
 if TYPE_CHECKING:
     import keras
@@ -150,13 +151,16 @@ def newest_run(root: Path = Path("runs")) -> Path:
 
 
 def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root: str | None = None) -> None:
-    """Write run.json, photos.csv and left_out.csv into `folder`. `record` holds a Run's fields but path
-    and dataset; `root` is written as the photos' place instead of where they are.
+    """Write run.json, settings.toml, photos.csv and left_out.csv into `folder`.
+
+    `record` holds a Run's fields but path and dataset; `root` is written as the photos' place instead of
+    where they are.
     """
     whole = {**record, "classes": list(dataset.classes)}
     whole["photos_root"] = str(dataset.root) if root is None else root
     whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
     (folder / "run.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "settings.toml").write_text(write_settings(record["settings"]), encoding="utf-8")
     write_manifest(dataset, folder)
 
 

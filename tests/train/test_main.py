@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import shutil
 import signal
@@ -207,9 +206,3 @@ def test_without_a_network_flowers_are_drawn(
         "tf_flowers is out of reach (its name cannot be looked up): "
         "drawing flowers instead, the run is marked synthetic\n"
     )
-
-
-def test_every_setting_has_its_flag(drawn_run: Path) -> None:
-    recorded = json.loads((drawn_run / "run.json").read_text())["settings"]
-    arguments = vars(command._parse(["photos"]))
-    assert recorded.keys() <= arguments.keys()
