@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
-from train.cache import cache_folder
+from train.cache import CACHE_LIMIT, cache_folder
 from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overwrite,
             arguments.resume,
             arguments.cache,
+            round(arguments.cache_limit * 1e9),
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -67,6 +68,7 @@ def train(
     overwrite: bool = False,
     resume: bool = False,
     cache: str | None = None,
+    cache_limit: int = CACHE_LIMIT,
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
@@ -109,6 +111,7 @@ def train(
         views=max(settings.views, settings.fine_tune_views if tuned else 1),
         layer=POOLS[TRAINED_FROM[settings.fine_tune] - 2],  # of the block below
         devices=devices,
+        limit=cache_limit,
     )
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
     dataset = features.dataset
@@ -209,6 +212,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--cache",
         metavar="DIR|none",
         help="where features are kept (~/.cache/vgg-edge); `python -m train.cache` tells and clears it",
+    )
+    parser.add_argument(
+        "--cache-limit",
+        type=float,
+        default=CACHE_LIMIT / 1e9,
+        metavar="GB",
+        help=f"of what it keeps, the features used longest ago give way ({CACHE_LIMIT / 1e9:.0f})",
     )
     parser.add_argument(
         "--weights",

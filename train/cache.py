@@ -9,10 +9,13 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from runtime.errors import UserError
+
+CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the five views of fine-tuning block5
 
 
 class CacheError(UserError):
@@ -33,6 +36,48 @@ def cache_folder(name: str) -> Path:
     except OSError as error:
         raise CacheError(folder, error) from None
     return folder
+
+
+def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> None:
+    """Remove the features under `cache` that were used longest ago, until `needed` bytes more fit in `limit`.
+
+    `used` are the files that this run works on: they stay, and count as used now. Raises UserError when they
+    alone are over the limit, or the disk is full.
+    """
+    own = 0
+    for file in used:
+        with suppress(OSError):  # not there yet
+            own += file.stat().st_size
+            os.utime(file)
+    if own + needed > limit:
+        raise UserError(
+            f"cache {cache}: this run's features are {(own + needed) / 1e9:.1f} GB and the bound is "
+            f"{limit / 1e9:.1f} GB; give a higher --cache-limit, or fewer --views or --fine-tune-views"
+        )
+    if not needed:
+        return
+    others = []
+    for file in cache.rglob("*"):
+        with suppress(OSError):  # removed meanwhile by another run
+            if file.is_file() and file not in used:
+                others.append((file.stat().st_mtime, file.stat().st_size, file))
+    total = own + sum(size for _, size, _ in others)
+    removed = 0
+    for _, size, file in sorted(others):
+        if total + needed <= limit:
+            break
+        with suppress(OSError):
+            file.unlink()
+            total, removed = total - size, removed + size
+    if removed:
+        print(f"cache: {removed / 1e9:.1f} GB used longest ago removed, to stay in {limit / 1e9:.1f} GB")
+    place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise UserError(
+            f"cache {cache}: {needed / 1e9:.1f} GB of features are needed and {free / 1e9:.1f} GB are free; "
+            "make room, or give another folder by --cache"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

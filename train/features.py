@@ -27,7 +27,7 @@ from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION
 from train.atomic import atomic
 from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
-from train.cache import CacheError
+from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.dataset import Dataset, LeftOut, Photo
 from train.progress import Progress
 from train.views import see, view_name
@@ -112,11 +112,13 @@ def extract(
     views: int,
     layer: str = "block5_pool",
     devices: Devices | None = None,
+    limit: int = CACHE_LIMIT,
 ) -> Features:
-    """Compute every feature of `dataset` that `cache` does not hold yet.
+    """Compute every feature of `dataset` that `cache` does not hold yet; it stays within `limit` bytes.
 
     `views` of each training photo, see train/views.py, and one of the others. Photos that cannot be read join
-    the data set's left_out. Stopping loses at most the batches being computed. Raises CacheError.
+    the data set's left_out. Stopping loses at most the batches being computed. Raises CacheError, and
+    UserError when the cache would be over its limit.
     """
     devices = devices or find_devices()
     height, width = INPUT_SIZE
@@ -125,12 +127,15 @@ def extract(
         f"-{keras.backend.backend()}"
     )
     size = HEADER_BYTES + 2 * math.prod(SHAPES[layer])
-    missing = []
+    missing: list[tuple[Photo, list[int]]] = []
+    files: set[Path] = set()
     for photo in dataset.photos:
-        wanted = range(views if photo.split == "train" else 1)
-        lacking = [view for view in wanted if not _whole(_file(folder, photo, view), size)]
+        wanted = {view: _file(folder, photo, view) for view in range(views if photo.split == "train" else 1)}
+        files.update(wanted.values())
+        lacking = [view for view, file in wanted.items() if not _whole(file, size)]
         if lacking:
             missing.append((photo, lacking))
+    make_room(cache, files, size * sum(len(lacking) for _, lacking in missing), limit)
     cached = len(dataset.photos) - len(missing)
     print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
     unreadable = _compute(dataset.root, missing, folder, weights, layer, devices) if missing else []

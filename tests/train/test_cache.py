@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
+from runtime.errors import UserError
 from train import cache
-from train.cache import CacheError, cache_folder
+from train.cache import CacheError, cache_folder, make_room
 
 
 @pytest.fixture
@@ -32,3 +34,38 @@ def test_a_folder_that_cannot_be_made_is_told(home: Path) -> None:
     home.write_text("a file")
     with pytest.raises(CacheError, match="--cache or XDG_CACHE_HOME"):
         cache_folder("features")
+
+
+def aged(folder: Path, count: int) -> list[Path]:
+    """Files of 100 bytes, the first used longest ago."""
+    folder.mkdir()
+    files = [folder / f"{number}.npy" for number in range(count)]
+    for number, file in enumerate(files):
+        file.write_bytes(bytes(100))
+        os.utime(file, (1_000 + number, 1_000 + number))
+    return files
+
+
+def test_what_was_used_longest_ago_gives_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = aged(tmp_path / "features", 6)
+    used = [files[0], tmp_path / "features" / "to come.npy"]
+    make_room(tmp_path, used, needed=100, limit=400)
+    assert [file for file in files if file.exists()] == [files[0], *files[4:]]
+    assert "used longest ago removed" in capsys.readouterr().out
+    make_room(tmp_path, [files[4]], needed=200, limit=400)
+    assert [file for file in files if file.exists()] == [files[0], files[4]], "used a moment ago"
+
+
+def test_nothing_gives_way_when_nothing_is_needed(tmp_path: Path) -> None:
+    files = aged(tmp_path / "features", 6)
+    make_room(tmp_path, files[:2], needed=0, limit=400)
+    assert all(file.exists() for file in files)
+
+
+def test_what_cannot_fit_is_told_and_nothing_removed(tmp_path: Path) -> None:
+    files = aged(tmp_path / "features", 6)
+    with pytest.raises(UserError, match="give a higher --cache-limit"):
+        make_room(tmp_path, files[:2], needed=250, limit=400)
+    with pytest.raises(UserError, match="are free; make room, or give another folder by --cache"):
+        make_room(tmp_path, files, needed=10**18, limit=10**19)
+    assert all(file.exists() for file in files)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from train.dataset import find_photos
 from train.drawn import draw_flower
 from train.features import Devices, Replica, _ahead, extract
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
@@ -36,7 +39,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def files(cache: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in cache.rglob("*") if path.is_file()}
+    """By name, what would be another if the file were written again."""
+    return {path.name: path.stat().st_ino for path in cache.rglob("*") if path.is_file()}
 
 
 def test_each_photo_runs_once(photos: Path, tmp_path: Path, weights: Weights) -> None:
@@ -208,3 +212,56 @@ def test_work_is_ahead_by_a_window_and_in_order() -> None:
         assert next(results) == 0
         assert len(begun) == 5
         assert list(results) == [number * number for number in range(1, 20)]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from train import features
+from train.backbone import read_weights
+from train.dataset import find_photos
+point, photos, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+sync, stored = os.fsync, 0
+def then_die(number):
+    global stored
+    stored += 1
+    if point == "write" and stored == 4:  # written, and not yet in its place
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(number)
+os.fsync = then_die
+store = features._store
+def then_store(file, feature):
+    store(file, feature)
+    if point == "batch" and stored == 4:  # the second batch is whole
+        os.kill(os.getpid(), signal.SIGKILL)
+features._store = then_store
+cpu = features.Devices(("cpu:0",), "float32", jit=False, batch=2)
+features.extract(find_photos(photos), read_weights(), cache, views=2, devices=cpu)
+"""
+
+
+@pytest.mark.parametrize(("point", "whole"), [("write", 3), ("batch", 4)])
+def test_killed_it_loses_a_batch_at_most(
+    point: str, whole: int, photos: Path, tmp_path: Path, weights: Weights
+) -> None:
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", KILLED, point, str(photos), str(cache)]
+    assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
+    kept = {name: inode for name, inode in files(cache).items() if not name.startswith(".")}
+    assert len(kept) == whole
+
+    cpu = Devices(("cpu:0",), "float32", jit=False, batch=2)
+    dataset = find_photos(photos)
+    again = extract(dataset, weights, cache, views=2, devices=cpu)
+    undisturbed = extract(dataset, weights, tmp_path / "other", views=2, devices=cpu)
+    assert kept.items() <= files(cache).items(), "what was whole is not computed again"
+    for split in ("train", "val", "test"):
+        np.testing.assert_array_equal(again.of(split)[0][:], undisturbed.of(split)[0][:])
+
+
+def test_a_cache_over_its_bound_is_told_before_it_is_filled(
+    photos: Path, tmp_path: Path, weights: Weights
+) -> None:
+    with pytest.raises(UserError, match="give a higher --cache-limit"):
+        extract(find_photos(photos), weights, tmp_path / "cache", views=1, limit=300_000)
+    assert not (tmp_path / "cache").exists()
