@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.resume,
             arguments.cache,
             round(arguments.cache_limit * 1e9),
+            arguments.dry_run,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -69,10 +70,11 @@ def train(
     resume: bool = False,
     cache: str | None = None,
     cache_limit: int = CACHE_LIMIT,
+    dry_run: bool = False,
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
-    out = _free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite)
+    out = _free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite, dry_run)
     dataset = find_photos(
         photos or _flowers(settings.limit),
         split_seed=settings.split_seed,
@@ -93,26 +95,27 @@ def train(
     from train.backbone import POOLS, read_weights
     from train.calibrate import calibration_error, cool, temperature
     from train.evaluate import figures
-    from train.features import extract, find_devices
+    from train.features import extract, find_devices, survey
     from train.finetune import fine_tune, upper_blocks
     from train.fit import fit, predict
     from train.head import classifier
     from train.known import THRESHOLD, fit_known, refused
+    from train.plan import tell_plan
 
     devices = find_devices()
     device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
     print(f"device: {device}")
     base = read_weights(weights)
     tuned = settings.fine_tune != "none"
-    features = extract(
-        dataset,
-        base,
-        _features_folder(cache),
-        views=max(settings.views, settings.fine_tune_views if tuned else 1),
-        layer=POOLS[TRAINED_FROM[settings.fine_tune] - 2],  # of the block below
-        devices=devices,
-        limit=cache_limit,
-    )
+    place = _features_folder(cache)
+    views = max(settings.views, settings.fine_tune_views if tuned else 1)
+    layer = POOLS[TRAINED_FROM[settings.fine_tune] - 2]  # of the block below
+    if dry_run:
+        work = survey(dataset, base, place, views=views, layer=layer, devices=devices)
+        tell_plan(dataset, work, base, devices, settings)
+        print(f"would write: {out}")
+        return 0
+    features = extract(dataset, base, place, views=views, layer=layer, devices=devices, limit=cache_limit)
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
@@ -209,6 +212,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="go on from the last whole epoch of a run of the same --out that was stopped or killed",
     )
     parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell what would be trained, on what, and for how long, and train nothing",
+    )
+    parser.add_argument(
         "--cache",
         metavar="DIR|none",
         help="where features are kept (~/.cache/vgg-edge); `python -m train.cache` tells and clears it",
@@ -230,10 +238,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _free(out: Path, overwrite: bool) -> Path:
+def _free(out: Path, overwrite: bool, dry_run: bool) -> Path:
     if out.exists() and not (overwrite and (out / "run.json").exists()):
         what = "is not a run, so it is not replaced" if overwrite else "exists; --overwrite replaces it"
         raise RunError(f"{out} {what}, or give another --out")
+    if dry_run:
+        return out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -121,6 +121,35 @@ def extract(
     UserError when the cache would be over its limit.
     """
     devices = devices or find_devices()
+    work = survey(dataset, weights, cache, views=views, layer=layer, devices=devices)
+    make_room(cache, work.files, work.size * work.pictures, limit)
+    cached = len(dataset.photos) - len(work.missing)
+    print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
+    unreadable: list[LeftOut] = []
+    if work.missing:
+        unreadable = _compute(dataset.root, work.missing, work.folder, weights, layer, devices)
+    return Features(dataset.without(unreadable) if unreadable else dataset, work.folder, layer, views)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What features a run needs: their files, of `size` bytes each, and of which photos views are missing."""
+
+    folder: Path
+    layer: str
+    size: int
+    files: frozenset[Path]
+    missing: list[tuple[Photo, list[int]]]
+
+    @property
+    def pictures(self) -> int:
+        return sum(len(views) for _, views in self.missing)
+
+
+def survey(
+    dataset: Dataset, weights: Weights, cache: Path, *, views: int, layer: str, devices: Devices
+) -> Work:
+    """What `extract` will do, given the same."""
     height, width = INPUT_SIZE
     folder = cache / (
         f"{weights.sha256[:16]}-picture{PICTURE_VERSION}-{height}x{width}-{layer}-{devices.dtype}"
@@ -135,11 +164,7 @@ def extract(
         lacking = [view for view, file in wanted.items() if not _whole(file, size)]
         if lacking:
             missing.append((photo, lacking))
-    make_room(cache, files, size * sum(len(lacking) for _, lacking in missing), limit)
-    cached = len(dataset.photos) - len(missing)
-    print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
-    unreadable = _compute(dataset.root, missing, folder, weights, layer, devices) if missing else []
-    return Features(dataset.without(unreadable) if unreadable else dataset, folder, layer, views)
+    return Work(folder, layer, size, frozenset(files), missing)
 
 
 def find_devices() -> Devices:

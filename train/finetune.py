@@ -55,7 +55,7 @@ def fine_tune(
     classes: int,
     weights: Weights,
     settings: Settings,
-    kept: Path,
+    kept: Path | None = None,
 ) -> tuple[Fitted, Weights]:
     """Go on from `start`, whose blocks are `upper_blocks`; returns the result in float32, and its weights.
 
@@ -86,7 +86,7 @@ def fine_tune(
         settings.fine_tune_epochs,
         settings.fine_tune,
         kept,
-        fingerprint_of(settings, train, val),
+        fingerprint_of(settings, train, val) if kept else "",
     )
     tuned = {
         f"{layer.name}/{part}": np.asarray(value, np.float32)
