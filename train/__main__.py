@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.errors import UserError
+from train.balance import tell_uneven
 from train.cache import CACHE_LIMIT, cache_folder
 from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
+from train.near_duplicates import check_near_duplicates, write_pairs
 from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
 from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
@@ -85,6 +87,9 @@ def train(
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     print(f"photos: {dataset.root}: {counts}; {len(dataset.classes)} classes: {', '.join(dataset.classes)}")
     _tell_left_out(dataset.left_out)
+    tell_uneven(dataset, settings.class_weight)
+    cache_at = _features_folder(cache)
+    dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
 
     # Here and not at the top: what is wrong with the photos is told before TensorFlow's five seconds of
     # start.
@@ -107,15 +112,14 @@ def train(
     print(f"device: {device}")
     base = read_weights(weights)
     tuned = settings.fine_tune != "none"
-    place = _features_folder(cache)
     views = max(settings.views, settings.fine_tune_views if tuned else 1)
     layer = POOLS[TRAINED_FROM[settings.fine_tune] - 2]  # of the block below
     if dry_run:
-        work = survey(dataset, base, place, views=views, layer=layer, devices=devices)
+        work = survey(dataset, base, cache_at, views=views, layer=layer, devices=devices)
         tell_plan(dataset, work, base, devices, settings)
         print(f"would write: {out}")
         return 0
-    features = extract(dataset, base, place, views=views, layer=layer, devices=devices, limit=cache_limit)
+    features = extract(dataset, base, cache_at, views=views, layer=layer, devices=devices, limit=cache_limit)
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
@@ -174,6 +178,7 @@ def train(
     with new_folder(out, overwrite) as folder:
         classifier(base, fitted.head, known).save(folder / "model.keras")
         write_record(folder, record, dataset)
+        write_pairs(alike, folder)
         _write_figures(folder, history, fitted.history, metrics, dataset.classes)
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs

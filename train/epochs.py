@@ -68,12 +68,14 @@ def train_epochs(
     stage: str,
     kept: Path | None = None,
     fingerprint: str = "",
+    class_weight: Mapping[int, float] | None = None,
 ) -> tuple[list[Row], bool]:
     """Train the compiled `model`; returns each epoch's figures, and whether Ctrl-C cut it short.
 
     It is left with the weights of the epoch that had the lowest loss on `val`, or on `train` when `val` is
     empty. `kept` is the folder that holds what a `stage` goes on from, if its `fingerprint` is the same;
-    whoever calls removes it in the end. Raises UserError when it cannot be written.
+    whoever calls removes it in the end. `class_weight` says how much a photo of each class counts in
+    training. Raises UserError when it cannot be written.
     """
     model.optimizer.build(model.trainable_variables)
     state = _State(model, kept / f"{stage}.npz" if kept else None, fingerprint)
@@ -90,6 +92,7 @@ def train_epochs(
                     initial_epoch=len(state.rows),
                     epochs=epochs,
                     shuffle=False,  # `order` does
+                    class_weight=class_weight,
                     callbacks=[watch],
                     verbose=0,
                 )

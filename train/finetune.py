@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.backbone import Weights, block_layers
+from train.balance import class_weights
 from train.epochs import Array, Batches, fingerprint_of, train_epochs
 from train.fit import Fitted, deterministic
 from train.settings import TRAINED_FROM, Settings
@@ -87,6 +88,7 @@ def fine_tune(
         settings.fine_tune,
         kept,
         fingerprint_of(settings, train, val) if kept else "",
+        class_weights(train[1], classes, settings.class_weight),
     )
     tuned = {
         f"{layer.name}/{part}": np.asarray(value, np.float32)

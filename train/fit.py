@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from train.balance import class_weights
 from train.epochs import Array, Batches, Row, fingerprint_of, train_epochs
 from train.head import HEADS
 from train.settings import Settings
@@ -77,6 +78,7 @@ def fit(
         "head",
         kept,
         fingerprint_of(settings, train, val) if kept else "",
+        class_weights(train[1], classes, settings.class_weight),
     )
     return Fitted(blocks, head, reduce, model, history, stopped)
 

@@ -87,6 +87,18 @@ def test_block5_is_trained_on_and_the_rest_is_not(
     assert loss == pytest.approx(min(row["val_loss"] for row in fitted.history), rel=0.1, abs=0.01)
 
 
+def test_a_small_class_can_be_weighted(tmp_path: Path, weights: Weights) -> None:
+    rows = np.flatnonzero(np.tile([True, True, True, False, True, False, True, False, True, False], 2))
+    uneven = TRAIN[0][rows], TRAIN[1][rows]  # of each view five photos of one class and one of the other
+    losses = []
+    for how in ("none", "balanced"):
+        settings = replace(SETTINGS, epochs=1, fine_tune_epochs=1, class_weight=how)
+        start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings))
+        fitted, _ = fine_tune(start, uneven, VAL, 2, weights, settings, tmp_path / how)
+        losses.append(fitted.history[0]["loss"])
+    assert losses[0] != pytest.approx(losses[1], rel=0.01)
+
+
 def test_without_fine_tuning_nothing_lies_between(weights: Weights) -> None:
     assert upper_blocks(weights, Settings()) == []
     assert [layer.name for layer in upper_blocks(weights, replace(SETTINGS, fine_tune="block4"))] == [

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import train.__main__ as command
 from train.dataset import find_photos
@@ -83,7 +84,17 @@ def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tm
         check=True,
     )
     lines = (done.stdout + done.stderr).splitlines()
-    starts = ("photos: ", "device: ", "features: ", "head: ", "val: ", "test: ", "run: ", "next: ")
+    starts = (
+        "photos: ",
+        "near-duplicates, ",
+        "device: ",
+        "features: ",
+        "head: ",
+        "val: ",
+        "test: ",
+        "run: ",
+        "next: ",
+    )
     assert [line for line in lines if not line.startswith(starts)] == []
 
 
@@ -94,6 +105,7 @@ def test_photos_left_out_are_told_and_listed(
     for number in range(4):
         (root / "daisy" / f"bad{number}.jpg").write_text(f"no picture {number}")
     shutil.copy(root / "roses" / "roses-000.jpg", root / "roses" / "zcopy.jpg")
+    Image.open(root / "daisy" / "daisy-000.jpg").save(root / "tulips" / "again.jpg", quality=50)
     out = tmp_path / "run"
     assert command.main([str(root), "--out", str(out), "--views", "1", "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
@@ -101,7 +113,11 @@ def test_photos_left_out_are_told_and_listed(
     assert "left out: daisy/bad0.jpg: is not a picture" in printed
     assert "left out: 1 more; all are listed in left_out.csv\n" in printed
     assert len(open_run(out).dataset.left_out) == 5
-    assert len(open_run(out).dataset.photos) == 60
+    assert len(open_run(out).dataset.photos) == 61
+    assert "near-duplicates: 1 pair in different classes, so that a label is wrong" in printed
+    assert {"daisy/daisy-000.jpg", "tulips/again.jpg"} <= set(
+        (out / "near_duplicates.csv").read_text().replace("\n", ",").split(",")
+    )
 
 
 def test_ctrl_c_while_fitting_writes_the_run(
