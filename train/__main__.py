@@ -87,9 +87,9 @@ def train(
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     print(f"photos: {dataset.root}: {counts}; {len(dataset.classes)} classes: {', '.join(dataset.classes)}")
     _tell_left_out(dataset.left_out)
-    tell_uneven(dataset, settings.class_weight)
     cache_at = _features_folder(cache)
     dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
+    tell_uneven(dataset, settings.class_weight)
 
     # Here and not at the top: what is wrong with the photos is told before TensorFlow's five seconds of
     # start.

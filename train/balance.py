@@ -1,4 +1,4 @@
-"""Classes of uneven size: told, and weighted if asked to."""
+"""Classes of uneven size: told, and weighted so that a small one counts for as much as a large one."""
 
 from __future__ import annotations
 
