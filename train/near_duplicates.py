@@ -256,6 +256,7 @@ class _Kept:
         self.file = folder / "hashes.sqlite"
         with self._told():
             folder.mkdir(parents=True, exist_ok=True)
+            self.file.touch()  # used now: what was used longest ago gives way to features
             self.database = sqlite3.connect(self.file)
             with self.database:
                 self.database.execute("CREATE TABLE IF NOT EXISTS hashes (photo TEXT PRIMARY KEY, bits BLOB)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -182,8 +183,11 @@ def test_what_was_found_is_kept(planted: Path, tmp_path: Path, capsys: pytest.Ca
     dataset = find_photos(root, val_share=0)
     first = near_duplicates(dataset, tmp_path / "cache")
     assert "hashing: 32 of 32 photos" in capsys.readouterr().err
+    file = next(tmp_path.rglob("hashes.sqlite"))
+    os.utime(file, (0, 0))
     assert near_duplicates(dataset, tmp_path / "cache") == first
     assert capsys.readouterr().err == ""
+    assert file.stat().st_mtime > 0  # it counts as used
     Image.open(root / "train" / "a" / "0.jpg").rotate(90).save(root / "train" / "a" / "new.jpg")
     more = near_duplicates(find_photos(root, val_share=0), tmp_path / "cache")
     assert "hashing: 1 of 1 photos" in capsys.readouterr().err
