@@ -106,6 +106,7 @@ def train(
     from train.head import classifier
     from train.known import THRESHOLD, fit_known, refused
     from train.plan import tell_plan
+    from train.report import write_report
 
     devices = find_devices()
     device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
@@ -140,10 +141,8 @@ def train(
     before = {split: calibration_error(said[split], labels[split]) for split in said if len(said[split])}
     divisor = temperature(said["val"], labels["val"])
     cool(fitted.head, divisor)
-    metrics = {
-        split: figures(predict(fitted.rest, pooled[split]), labels[split], dataset.classes)
-        for split in pooled
-    }
+    answers = {split: predict(fitted.rest, pooled[split]) for split in pooled}
+    metrics = {split: figures(answers[split], labels[split], dataset.classes) for split in answers}
     known, thresholds, unknown = None, {}, {}
     if settings.known and fitted.head[0].name == "pool":
         known = fit_known(predict(fitted.reduce, train_features[0]), train_features[1], pooled["val"])
@@ -180,6 +179,7 @@ def train(
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
         _write_figures(folder, history, fitted.history, metrics, dataset.classes)
+        write_report(folder / "report.html", record, dataset, history, metrics, answers)
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
         print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
@@ -194,6 +194,7 @@ def train(
             f"calibration error {summary['calibration_error']:.3f}"
             + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
         )
+    print(f"report: {out / 'report.html'}")
     print(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}")
     print(f"next: python -m export {shlex.quote(str(out))} --int8")
     return INTERRUPTED if fitted.stopped else 0
@@ -293,7 +294,7 @@ def _write_figures(
     metrics: dict[str, Figures | None],
     classes: tuple[str, ...],
 ) -> None:
-    from train.report import draw_confusion, draw_curves
+    from train.charts import draw_confusion, draw_curves
 
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

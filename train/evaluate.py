@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypedDict
 
 import numpy as np
@@ -56,6 +57,17 @@ def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[st
         },
         "confusion": confusion.tolist(),
     }
+
+
+def interval(right: int, n: int) -> tuple[float, float]:
+    """Between what shares the true one lies, 95 times in 100, when `right` of n > 0 photos were.
+
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    z = 1.96
+    middle = (right + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(right * (n - right) / n + z**2 / 4)
+    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def _share(part: int, whole: int) -> float | None:

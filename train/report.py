@@ -1,102 +1,222 @@
-"""A run's pictures: how the head learned, and what it confuses."""
+"""A run's report: one HTML page that needs nothing beside it, for whoever took the photos.
+
+The page itself, words and looks, is report.html.j2; here is what fills it. Jinja escapes whatever comes from
+the user's folders, and a policy in the page keeps a browser from loading anything.
+"""
 
 from __future__ import annotations
 
-import logging
-import warnings
+import base64
+import io
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
 
-from train.evaluate import Figures
+from runtime.errors import PictureError
+from runtime.picture import read_picture
+from train.calibrate import reliability
+from train.charts import CURVES, confusion_picture, curve, reliability_diagram
+from train.dataset import SPLITS, Dataset
+from train.evaluate import Figures, interval
+from train.settings import RECIPES
 
-COLOURS = {"train": "#9aa5b1", "val": "#2f6f4f"}
-plt.rcParams.update(
-    {
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "text.parse_math": False,  # a $ in a class's name is no formula
-        # matplotlib's own font lacks many scripts, and a class may be named in any.
-        "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS"],
-    }
-)
-# Of those fonts some are missing, and then some characters: a box stands for each.
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+MISTAKES = 12  # pictures, about 80 kB
+THUMBNAIL = 160  # pixels a side
+CONFUSED = 10  # pairs of classes
+LEFT_OUT = 100  # lines; left_out.csv has all
+TABLE_CLASSES = 25  # of more, the confusion matrix is a picture
+FOLDED_ROWS = 30  # a longer table is shown when asked for
+
+Rows = Sequence[Mapping[str, Any]]
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], path: Path) -> None:
-    """Loss and top-1 over the epochs, of the training and the validation photos, the epoch that was kept
-    marked.
+def write_report(
+    path: Path,
+    record: Mapping[str, Any],
+    dataset: Dataset,
+    history: Rows,
+    metrics: Mapping[str, Figures | None],
+    probabilities: Mapping[str, NDArray[Any]],
+) -> None:
+    """Write the page to `path`.
+
+    `record` is what run.json holds, `history` a row an epoch with its `stage`; `metrics` and `probabilities`
+    [N, C] are of val and test, in the order of the data set's photos.
     """
-    epochs = [row["epoch"] for row in history]
-    watched = "val_loss" if history and "val_loss" in history[0] else "loss"
-    best = min(history, key=lambda row: row[watched])["epoch"] if history else None
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    for axis, key, title in zip(axes, ("loss", "accuracy"), ("Loss", "Top-1"), strict=True):
-        for split, name in (("train", key), ("val", f"val_{key}")):
-            if history and name in history[0]:
-                values = [row[name] for row in history]
-                axis.plot(
-                    epochs,
-                    values,
-                    color=COLOURS[split],
-                    label=split,
-                    marker="o" if len(values) < 15 else None,
-                )
-        if best is not None:
-            axis.axvline(best, color="#c98a2b", linewidth=1, linestyle=":", label=f"kept: epoch {best:.0f}")
-            axis.legend(frameon=False)
-        axis.set(xlabel="epoch", title=title)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(axis="y", color="#e5e8eb")
-    axes[1].yaxis.set_major_formatter(PercentFormatter(1.0))
-    _save(figure, path)
-
-
-def draw_confusion(metrics: Mapping[str, Figures | None], classes: Sequence[str], path: Path) -> None:
-    """Of each split: a row a true class, a column a class named, the photos counted, shaded by their share
-    of the row.
-    """
-    measured = {split: figures for split, figures in metrics.items() if figures}
-    # Inches. Of more than 40 classes the text shrinks: a larger picture would not fit in memory.
-    side = min(max(2.0 + 0.62 * len(classes), 4.0), 26.0)
-    size = min(10.0, 400 / len(classes))
-    figure, axes = plt.subplots(
-        1,
-        max(len(measured), 1),
-        figsize=(side * max(len(measured), 1), side),
-        layout="constrained",
-        squeeze=False,
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    for axis, (split, figures) in zip(axes[0], measured.items(), strict=False):
-        counts = np.array(figures["confusion"])
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        axis.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-        axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(classes)), classes)
-        axis.tick_params(length=0, labelsize=size)
-        axis.set(xlabel="named", ylabel="is")
-        axis.set_title(f"{split}: {figures['top1']:.1%} of {figures['n']:,}")
-        axis.spines[:].set_visible(False)
-        for (row, column), count in np.ndenumerate(counts):
-            if count:
-                colour = "white" if shares[row, column] > 0.5 else "#1c2b22"
-                axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
-    _save(figure, path)
+    environment.filters |= {"percent": "{:.1%}".format, "thousands": "{:,}".format}
+    stages = [(str(stage), list(rows)) for stage, rows in groupby(history, lambda row: row["stage"])]
+    measured = [_measured(split, of, dataset) for split in ("test", "val") if (of := metrics[split])]
+    answers = _answers(dataset, measured[0]["split"], probabilities) if measured else []
+    page = environment.get_template("report.html.j2").render(
+        record=record,
+        created=datetime.fromisoformat(record["created"]),
+        dataset=dataset,
+        unfinished=_unfinished(record["settings"], stages),
+        measured=measured,
+        blind=math.log(len(dataset.classes)),
+        answers=answers,
+        mistakes=_mistakes(dataset, answers),
+        reliability=_reliability(answers),
+        stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
+        splits=SPLITS,
+        classes=_photos(dataset),
+        left_out=dataset.left_out[:LEFT_OUT],
+        changed=_changed(record["settings"]),
+        folded=FOLDED_ROWS,
+    )
+    # A file name that is no UTF-8 is shown by its bytes.
+    path.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
-def _save(figure: Figure, path: Path) -> None:
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one photo."""
+
+    path: str
+    label: str
+    named: str
+    probability: float
+
+    @property
+    def right(self) -> bool:
+        return self.label == self.named
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A wrong answer and its photo as a data: URI, or why there is none."""
+
+    answer: Answer
+    picture: str
+    missing: str
+
+
+def _answers(dataset: Dataset, split: str, probabilities: Mapping[str, NDArray[Any]]) -> list[Answer]:
+    return [
+        Answer(photo.path, photo.label, dataset.classes[row.argmax()], float(row.max()))
+        for photo, row in zip(dataset.split(split), probabilities[split], strict=True)
+    ]
+
+
+def _mistakes(dataset: Dataset, answers: Sequence[Answer]) -> list[Mistake]:
+    """The wrong answers that the model was surest of."""
+    wrong = sorted((answer for answer in answers if not answer.right), key=lambda wrong: -wrong.probability)
+    found = []
+    for answer in wrong[:MISTAKES]:
+        file = dataset.root / answer.path
+        try:
+            found.append(Mistake(answer, _thumbnail(file), ""))
+        except PictureError as error:  # it was read before, but may be gone by now
+            found.append(Mistake(answer, "", str(error).removeprefix(f"{file}: ")))
+    return found
+
+
+def _thumbnail(file: Path) -> str:
+    return _data_uri(Image.fromarray(read_picture(file, (THUMBNAIL, THUMBNAIL))), "jpeg")
+
+
+def _data_uri(picture: Image.Image, kind: str) -> str:
+    data = io.BytesIO()
+    picture.save(data, kind, quality=80, optimize=True)
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def _measured(split: str, figures: Figures, dataset: Dataset) -> dict[str, Any]:
+    """A split's figures as the page tells them."""
+    classes = dataset.classes
+    counts = np.array(figures["confusion"])
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    wrong = counts * (1 - np.eye(len(classes), dtype=int))
+    worst = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
+    pairs = [divmod(int(place), len(classes)) for place in worst]
+    rows = [(name, of["n"], of["precision"], of["recall"]) for name, of in figures["per_class"].items()]
+    return {
+        "split": split,
+        **figures,
+        "interval": interval(round(figures["top1"] * figures["n"]), figures["n"]),
+        "per_class": [(*row, _f1(*row[2:])) for row in rows],
+        "hardest": min((row for row in rows if row[3] is not None), key=lambda row: row[3] or 0.0),
+        "confusion": [
+            (name, list(zip(row, share, strict=True)))
+            for name, row, share in zip(classes, counts.tolist(), shares.tolist(), strict=True)
+        ]
+        if len(classes) <= TABLE_CLASSES
+        else [],
+        "heat": "" if len(classes) <= TABLE_CLASSES else _data_uri(confusion_picture(shares), "png"),
+        "confused": [
+            (int(wrong[row, column]), int(counts[row].sum()), classes[row], classes[column])
+            for row, column in pairs
+            if wrong[row, column]
+        ],
+    }
+
+
+def _f1(precision: float | None, recall: float | None) -> float | None:
+    if recall is None:  # no photo of this class to find
+        return None
+    precision = precision or 0.0  # never named
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _reliability(answers: Sequence[Answer]) -> Markup | None:
+    if not answers:
+        return None
+    sure = np.array([answer.probability for answer in answers])
+    bins = reliability(sure, np.array([answer.right for answer in answers]))
+    told = "; ".join(f"{sure:.0%} sure, {right:.0%} right" for _, sure, right in bins)
+    return Markup(reliability_diagram(bins, len(answers), f"Reliability diagram. {told}"))
+
+
+def _curve(stage: str, rows: Rows, name: str) -> Markup:
+    told = "; ".join(
+        f"{split} from {rows[0][column]:.3f} to {rows[-1][column]:.3f}"
+        for split, column in (("train", name), ("val", f"val_{name}"))
+        if column in rows[0]
+    )
+    return Markup(curve(rows, name, f"{CURVES[name]} of {stage} over {len(rows)} epochs: {told}"))
+
+
+def _unfinished(settings: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -> str:
+    """What Ctrl-C cut short, if anything."""
+    done = {stage: len(rows) for stage, rows in stages}
+    planned = {"head": settings["epochs"]}
+    if settings["fine_tune"] != "none":
+        planned[settings["fine_tune"]] = settings["fine_tune_epochs"]
+    for stage, epochs in planned.items():
+        if done.get(stage, 0) < epochs:
+            return f"{stage} was stopped after {done.get(stage, 0)} of {epochs} epochs"
+    return ""
+
+
+def _photos(dataset: Dataset) -> list[tuple[str, list[int]]]:
+    """By class: how many photos of it each split has."""
+    counts = Counter((photo.label, photo.split) for photo in dataset.photos)
+    return [(name, [counts[name, split] for split in SPLITS]) for name in dataset.classes]
+
+
+def _changed(settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Flag, value and the recipe's own value, of the settings that are not the recipe's."""
+    own = asdict(RECIPES[settings["recipe"]])
+    return [
+        (f"--{name.replace('_', '-')}", settings[name], value)
+        for name, value in own.items()
+        if settings.get(name, value) != value
+    ]

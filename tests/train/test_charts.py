@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from train.evaluate import figures
-from train.report import draw_confusion, draw_curves
+from train.charts import draw_confusion, draw_curves
 
 
 @pytest.mark.parametrize(
