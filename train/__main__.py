@@ -26,6 +26,7 @@ from train.cache import CACHE_LIMIT, cache_folder
 from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
+from train.logs import Logs
 from train.near_duplicates import check_near_duplicates, write_pairs
 from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.cache,
             round(arguments.cache_limit * 1e9),
             arguments.dry_run,
+            arguments.logs,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -73,6 +75,7 @@ def train(
     cache: str | None = None,
     cache_limit: int = CACHE_LIMIT,
     dry_run: bool = False,
+    logs: Path | None = None,
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
@@ -120,6 +123,7 @@ def train(
         tell_plan(dataset, work, base, devices, settings)
         print(f"would write: {out}")
         return 0
+    log = Logs(logs, out)
     features = extract(dataset, base, cache_at, views=views, layer=layer, devices=devices, limit=cache_limit)
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
     dataset = features.dataset
@@ -128,11 +132,12 @@ def train(
     kept = out.with_name(f".{out.name}.resume")
     if not resume:
         shutil.rmtree(kept, ignore_errors=True)
-    fitted = fit(train_features, val, len(dataset.classes), settings, upper_blocks(base, settings), kept)
+    blocks = upper_blocks(base, settings)
+    fitted = fit(train_features, val, len(dataset.classes), settings, blocks, kept, log.epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     if tuned and not fitted.stopped:
         seen = features.of("train", settings.fine_tune_views)
-        fitted, base = fine_tune(fitted, seen, val, len(dataset.classes), base, settings, kept)
+        fitted, base = fine_tune(fitted, seen, val, len(dataset.classes), base, settings, kept, log.epoch)
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
     labels = {"val": val[1], "test": test[1]}
@@ -174,6 +179,7 @@ def train(
         "thresholds": thresholds,
         "metrics": summaries,
     }
+    log.final(summaries)
     with new_folder(out, overwrite) as folder:
         classifier(base, fitted.head, known).save(folder / "model.keras")
         write_record(folder, record, dataset)
@@ -233,6 +239,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=CACHE_LIMIT / 1e9,
         metavar="GB",
         help=f"of what it keeps, the features used longest ago give way ({CACHE_LIMIT / 1e9:.0f})",
+    )
+    parser.add_argument(
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="keep history.csv and TensorBoard's event files, epoch by epoch, in DIR, a folder a run",
     )
     parser.add_argument(
         "--weights",

@@ -85,7 +85,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt:
     """
     figure, axis = plt.subplots(figsize=(CHART[0], CHART[0]), layout="constrained")
     axis.plot([0, 1], [0, 1], color=COLOURS["train"], linestyle="--", label="says what it means")
-    label = "photos, about as many a dot"
+    label = f"about {max(1, round(n / len(bins))):,} photos each"
     for share, sure, right in bins:
         low, high = interval(round(right * share * n), round(share * n))
         axis.plot([sure, sure], [low, high], color=COLOURS["val"], linewidth=1, alpha=0.6)
@@ -94,7 +94,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt:
     axis.set(
         xlabel="how sure it was", ylabel="how often it was right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
     )
-    axis.legend(frameon=False, loc="upper left")
+    axis.legend(frameon=False, loc="lower right")
     axis.grid(color=GRID)
     for side in (axis.xaxis, axis.yaxis):
         side.set_major_formatter(PercentFormatter(1.0))
@@ -147,7 +147,7 @@ def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
     if history:
         watched = "val_loss" if "val_loss" in history[0] else "loss"
         best = min(history, key=lambda row: row[watched])["epoch"]
-        axis.axvline(best, color=KEPT, linewidth=1, linestyle=":", label=f"kept: epoch {best:.0f}")
+        axis.axvline(best, color=KEPT, linewidth=1.4, linestyle=":", label=f"kept: epoch {best:.0f}")
         axis.legend(frameon=False)
     axis.set(xlabel="epoch", title=CURVES[name])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

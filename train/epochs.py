@@ -25,6 +25,7 @@ from train.settings import Settings
 
 Array = Stored | NDArray[Any]
 Row = Mapping[str, float]
+Tell = Callable[[str, Row], object]  # is given the stage and each epoch's figures as it ends
 WHOLE_SPLIT = 128  # photos a step where nothing is learned from them
 
 
@@ -69,6 +70,7 @@ def train_epochs(
     kept: Path | None = None,
     fingerprint: str = "",
     class_weight: Mapping[int, float] | None = None,
+    tell: Tell = lambda stage, row: None,
 ) -> tuple[list[Row], bool]:
     """Train the compiled `model`; returns each epoch's figures, and whether Ctrl-C cut it short.
 
@@ -80,9 +82,11 @@ def train_epochs(
     model.optimizer.build(model.trainable_variables)
     state = _State(model, kept / f"{stage}.npz" if kept else None, fingerprint)
     state.read()
+    for row in state.rows:
+        tell(stage, row)
     with Progress(stage, epochs * len(train), "steps") as progress:
         progress.step(len(state.rows) * len(train))
-        watch = Watch(state, train, progress, epochs)
+        watch = Watch(state, train, progress, epochs, lambda row: tell(stage, row))
         stopped = False
         try:
             if len(state.rows) < epochs:
@@ -118,10 +122,12 @@ def fingerprint_of(
 class Watch(keras.callbacks.Callback):  # type: ignore[misc]
     """What is done beside training: the epoch's order, the progress, the state."""
 
-    def __init__(self, state: _State, train: Batches, progress: Progress, epochs: int) -> None:
+    def __init__(
+        self, state: _State, train: Batches, progress: Progress, epochs: int, tell: Callable[[Row], object]
+    ) -> None:
         super().__init__()
         self.state, self.train, self.progress, self.epochs = state, train, progress, epochs
-        self.told = ""
+        self.tell, self.told = tell, ""
 
     def on_epoch_begin(self, epoch: int, logs: Row | None = None) -> None:
         self.train.begin(epoch)
@@ -134,6 +140,7 @@ class Watch(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: Row | None = None) -> None:
         row = {name: float(value) for name, value in (logs or {}).items()}
         self.state.write({"epoch": epoch + 1.0, **row})
+        self.tell(self.state.rows[-1])
         figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
         self.told = f"epoch {epoch + 1} of {self.epochs}, {figures}"
         self.progress.step(0, self.told)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from train.backbone import Weights, block_layers
 from train.balance import class_weights
-from train.epochs import Array, Batches, fingerprint_of, train_epochs
+from train.epochs import Array, Batches, Tell, fingerprint_of, train_epochs
 from train.fit import Fitted, deterministic
 from train.settings import TRAINED_FROM, Settings
 
@@ -57,6 +57,7 @@ def fine_tune(
     weights: Weights,
     settings: Settings,
     kept: Path | None = None,
+    tell: Tell = lambda stage, row: None,
 ) -> tuple[Fitted, Weights]:
     """Go on from `start`, whose blocks are `upper_blocks`; returns the result in float32, and its weights.
 
@@ -89,6 +90,8 @@ def fine_tune(
         kept,
         fingerprint_of(settings, train, val) if kept else "",
         class_weights(train[1], classes, settings.class_weight),
+        fingerprint_of(settings, train, val),
+        tell,
     )
     tuned = {
         f"{layer.name}/{part}": np.asarray(value, np.float32)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.balance import class_weights
-from train.epochs import Array, Batches, Row, fingerprint_of, train_epochs
+from train.epochs import Array, Batches, Row, Tell, fingerprint_of, train_epochs
 from train.head import HEADS
 from train.settings import Settings
 
@@ -41,6 +41,7 @@ def fit(
     settings: Settings,
     blocks: Sequence[keras.layers.Layer] = (),
     kept: Path | None = None,
+    tell: Tell = lambda stage, row: None,
 ) -> Fitted:
     """Train the recipe's head on features [N, height, width, channels] and class indices [N].
 
@@ -79,6 +80,7 @@ def fit(
         kept,
         fingerprint_of(settings, train, val) if kept else "",
         class_weights(train[1], classes, settings.class_weight),
+        tell,
     )
     return Fitted(blocks, head, reduce, model, history, stopped)
 

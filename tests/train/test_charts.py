@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.evaluate import figures
 from train.charts import draw_confusion, draw_curves
+from train.evaluate import figures
 
 
 @pytest.mark.parametrize(
