@@ -85,7 +85,8 @@ def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt:
     """
     figure, axis = plt.subplots(figsize=(CHART[0], CHART[0]), layout="constrained")
     axis.plot([0, 1], [0, 1], color=COLOURS["train"], linestyle="--", label="says what it means")
-    label = f"about {max(1, round(n / len(bins))):,} photos each"
+    each = round(n / len(bins))
+    label = f"about {each:,} photos each" if each > 1 else "a photo each"
     for share, sure, right in bins:
         low, high = interval(round(right * share * n), round(share * n))
         axis.plot([sure, sure], [low, high], color=COLOURS["val"], linewidth=1, alpha=0.6)
@@ -150,7 +151,8 @@ def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
         axis.axvline(best, color=KEPT, linewidth=1.4, linestyle=":", label=f"kept: epoch {best:.0f}")
         axis.legend(frameon=False)
     axis.set(xlabel="epoch", title=CURVES[name])
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlim(0.5, max(len(epochs), 1) + 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.grid(axis="y", color=GRID)
     if name == "accuracy":
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))

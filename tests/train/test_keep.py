@@ -30,6 +30,7 @@ def test_it_answers_as_the_run_does(kept: Path, drawn_run: Path, drawn_photos: P
 
 def test_it_holds_what_differs_from_the_base(kept: Path) -> None:
     assert not (kept / "model.keras").exists()
+    assert not (kept / "report.html").exists(), "photos, however small, are not for a repository"
     assert sum(file.stat().st_size for file in kept.iterdir()) < 2_000_000
     assert str(Path.home()) not in (kept / "run.json").read_text()
 

@@ -48,6 +48,7 @@ def test_fine_tuning_makes_a_run_like_any_other(
 ) -> None:
     out = tmp_path / "tuned"
     flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "2"]
+    flags += ["--logs", str(tmp_path / "logs")]
     assert command.main([str(drawn_photos), "--limit", "6", "--out", str(out), *flags]) == 0
     run = open_run(out)
     assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
@@ -57,7 +58,13 @@ def test_fine_tuning_makes_a_run_like_any_other(
     with (out / "history.csv").open() as file:
         stages = [row["stage"] for row in csv.DictReader(file)]
     assert stages == ["head"] * 60 + ["block5"] * 2
-    assert list(tmp_path.iterdir()) == [out], "what it would have gone on from is removed"
+    assert {*tmp_path.iterdir()} == {out, tmp_path / "logs"}, "what it would have gone on from is removed"
+    logged = tmp_path / "logs" / "tuned"
+    assert (logged / "history.csv").read_bytes() == (out / "history.csv").read_bytes()
+    assert {file.parent.name for file in logged.rglob("events*")} == {"train", "val", "test"}
+    report = (out / "report.html").read_text()
+    assert "recipe pooled, fine-tuned from block5" in report and "Loss of block5 over 2 epochs" in report
+    assert f"<b>{run.metrics['test']['top1']:.1%}</b>" in report
     for figures in run.metrics.values():
         assert 0 <= figures["calibration_error"] <= 1 and 0 <= figures["unknown"] <= 1
 
@@ -92,6 +99,7 @@ def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tm
         "head: ",
         "val: ",
         "test: ",
+        "report: ",
         "run: ",
         "next: ",
     )
@@ -140,6 +148,7 @@ def test_ctrl_c_while_fitting_writes_the_run(
     out = tmp_path / "run"
     assert command.main([str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "5000"]) == 130
     assert "of 5000 epochs; the best so far is kept" in capsys.readouterr().out
+    assert "of 5000 epochs. What follows is of the best so far" in (out / "report.html").read_text()
     assert open_run(out).metrics["test"]["n"] > 0
     assert open_run(out).model().outputs[0].shape == (None, 5)
 

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from runtime.errors import UserError
+from train.logs import Logs
+
+ROW = {"epoch": 1.0, "loss": 0.5, "accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 1.0}
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads there."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+
+
+def test_every_epoch_is_on_disk_when_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logs = Logs(tmp_path / "logs", Path("runs/mine"))
+    folder = tmp_path / "logs" / "mine"
+    assert capsys.readouterr().out == (
+        f"logs: {folder}; look at them with: tensorboard --logdir {tmp_path / 'logs'}\n"
+    )
+    logs.epoch("head", ROW)
+    assert scalars(folder / "train") == {"head/loss": [(1, 0.5)], "head/accuracy": [(1, 0.75)]}
+    assert scalars(folder / "val") == {"head/loss": [(1, 0.25)], "head/accuracy": [(1, 1.0)]}
+    logs.epoch("block5", ROW | {"loss": 0.125})
+    assert scalars(folder / "train")["block5/loss"] == [(1, 0.125)]
+    assert (folder / "history.csv").read_text() == (
+        "stage,epoch,loss,accuracy,val_loss,val_accuracy\n"
+        "head,1.0,0.5,0.75,0.25,1.0\n"
+        "block5,1.0,0.125,0.75,0.25,1.0\n"
+    )
+    logs.final({"val": None, "test": {"n": 8, "top1": 0.5}})
+    assert scalars(folder / "test") == {"final/n": [(0, 8.0)], "final/top1": [(0, 0.5)]}
+
+
+def test_a_run_of_the_same_name_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("not ours")
+    for loss in (0.5, 0.25):
+        Logs(tmp_path, Path("runs/mine")).epoch("head", {"epoch": 1.0, "loss": loss})
+    assert scalars(tmp_path / "mine" / "train") == {"head/loss": [(1, 0.25)]}
+    assert (tmp_path / "mine" / "history.csv").read_text() == "stage,epoch,loss\nhead,1.0,0.25\n"
+    assert (tmp_path / "mine" / "notes.txt").exists()
+
+
+def test_without_tensorboard_the_csv_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    logs = Logs(tmp_path, Path("runs/mine"))
+    assert capsys.readouterr().out == (
+        f"logs: {tmp_path}/mine/history.csv; for TensorBoard's too: pip install 'vgg-edge[tensorboard]'\n"
+    )
+    logs.epoch("head", ROW)
+    logs.final({"test": {"n": 8}})
+    assert (tmp_path / "mine" / "history.csv").read_text().count("\n") == 2
+    assert not list(tmp_path.rglob("events*"))
+
+
+def test_logs_that_can_be_written_no_more_stop_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = Logs(tmp_path, Path("runs/mine"))
+    (tmp_path / "mine" / "history.csv").unlink()
+    (tmp_path / "mine" / "history.csv").mkdir()
+    logs.epoch("head", ROW)
+    logs.epoch("head", ROW)
+    assert capsys.readouterr().err == f"logs: {tmp_path}/mine: Is a directory; going on without\n"
+
+
+@pytest.mark.parametrize("logs", ["runs", "runs/mine", "runs/mine/logs"])
+def test_logs_in_the_way_of_the_run(logs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="would be in the way of the run; give --logs"):
+        Logs(Path(logs), Path("runs/mine"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); give another --logs"):
+        Logs(tmp_path / "file", Path("mine"))
