@@ -45,6 +45,8 @@ def test_a_run_of_the_same_name_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes.txt").write_text("not ours")
     for loss in (0.5, 0.25):
         Logs(tmp_path, Path("runs/mine")).epoch("head", {"epoch": 1.0, "loss": loss})
+        (written,) = (tmp_path / "mine" / "train").iterdir()
+        written.rename(written.with_name(f"events.out.tfevents.{loss}"))  # another second
     assert scalars(tmp_path / "mine" / "train") == {"head/loss": [(1, 0.25)]}
     assert (tmp_path / "mine" / "history.csv").read_text() == "stage,epoch,loss\nhead,1.0,0.25\n"
     assert (tmp_path / "mine" / "notes.txt").exists()
