@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import UserError
 from train.backbone import Weights, read_weights
-from train.epochs import Batches, Watch
+from train.epochs import Batches, Row, Tell, Watch
 from train.finetune import compute_dtype, fine_tune, turns, upper_blocks
 from train.fit import Fitted, fit, predict
 from train.settings import Settings
@@ -63,9 +63,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
-def tuned(kept: Path, weights: Weights, settings: Settings = SETTINGS) -> tuple[Fitted, Weights]:
-    start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings), kept)
-    return fine_tune(start, TRAIN, VAL, 2, weights, settings, kept)
+def tuned(
+    kept: Path, weights: Weights, settings: Settings = SETTINGS, tell: Tell = lambda stage, row: None
+) -> tuple[Fitted, Weights]:
+    start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings), kept, tell)
+    return fine_tune(start, TRAIN, VAL, 2, weights, settings, kept, tell)
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +180,10 @@ def test_killed_it_goes_on_and_ends_the_same(
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), point, str(kept)]
     assert subprocess.run(command, timeout=300).returncode == (-signal.SIGKILL if point else 0)
 
-    fitted, result = tuned(kept, weights)
+    told: list[tuple[str, Row]] = []
+    fitted, result = tuned(kept, weights, tell=lambda stage, row: told.append((stage, row)))
+    assert [row for stage, row in told if stage == "block5"] == fitted.history, "those before too"
+    assert [stage for stage, _ in told] == ["head"] * SETTINGS.epochs + ["block5"] * 3
     assert ran == left, "whole epochs are not run again"
     expected, expected_weights = undisturbed
     assert fitted.history == expected.history

@@ -104,6 +104,8 @@ def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tm
         "next: ",
     )
     assert [line for line in lines if not line.startswith(starts)] == []
+    names = ("photos", "device", "features", "head", "val", "test", "report", "run", "next")
+    assert [line for line in lines if line.split(": ")[0] not in names] == []
 
 
 def test_photos_left_out_are_told_and_listed(
