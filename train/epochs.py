@@ -77,9 +77,8 @@ def train_epochs(
     It is left with the weights of the epoch that had the lowest loss on `val`, or on `train` when `val` is
     empty. `kept` is the folder that holds what a `stage` goes on from, if its `fingerprint` is the same;
     whoever calls removes it in the end. `class_weight` says how much a photo of each class counts in
-    training. Raises UserError when it cannot be written.
-    whoever calls removes it in the end. `tell` is given every epoch, those that it goes on from too. Raises
-    UserError when `kept` cannot be written.
+    training; `tell` is given every epoch, those that it goes on from too. Raises UserError when `kept` cannot
+    be written.
     """
     model.optimizer.build(model.trainable_variables)
     state = _State(model, kept / f"{stage}.npz" if kept else None, fingerprint)

@@ -90,7 +90,6 @@ def fine_tune(
         kept,
         fingerprint_of(settings, train, val) if kept else "",
         class_weights(train[1], classes, settings.class_weight),
-        fingerprint_of(settings, train, val),
         tell,
     )
     tuned = {
