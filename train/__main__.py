@@ -18,7 +18,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError
 from train.balance import tell_uneven
@@ -101,13 +101,11 @@ def train(
 
     from runtime.picture import PICTURE_VERSION
     from train.backbone import POOLS, read_weights
-    from train.calibrate import calibration_error, cool, temperature
-    from train.evaluate import figures
     from train.features import extract, find_devices, survey
     from train.finetune import fine_tune, upper_blocks
-    from train.fit import fit, predict
+    from train.fit import fit
     from train.head import classifier
-    from train.known import THRESHOLD, fit_known, refused
+    from train.measure import measure
     from train.plan import tell_plan
     from train.report import write_report
 
@@ -140,32 +138,7 @@ def train(
         fitted, base = fine_tune(fitted, seen, val, len(dataset.classes), base, settings, kept, log.epoch)
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
-    labels = {"val": val[1], "test": test[1]}
-    pooled = {split: predict(fitted.reduce, of[0]) for split, of in (("val", val), ("test", test))}
-    said = {split: predict(fitted.rest, pooled[split]) for split in pooled}
-    before = {split: calibration_error(said[split], labels[split]) for split in said if len(said[split])}
-    divisor = temperature(said["val"], labels["val"])
-    cool(fitted.head, divisor)
-    answers = {split: predict(fitted.rest, pooled[split]) for split in pooled}
-    metrics = {split: figures(answers[split], labels[split], dataset.classes) for split in answers}
-    known, thresholds, unknown = None, {}, {}
-    if settings.known and fitted.head[0].name == "pool":
-        known = fit_known(predict(fitted.reduce, train_features[0]), train_features[1], pooled["val"])
-        thresholds = {"known": THRESHOLD}
-        unknown = {split: refused(known(pooled[split]), thresholds) for split in pooled}
-    summaries = {
-        split: {
-            "n": of["n"],
-            "top1": of["top1"],
-            "loss": of["loss"],
-            "calibration_error": of["calibration_error"],
-            "calibration_error_before": before[split],
-            **({"unknown": unknown[split]} if split in unknown else {}),
-        }
-        if of
-        else None
-        for split, of in metrics.items()
-    }
+    measured = measure(fitted, train_features, val, test, dataset.classes, settings.known)
     record = {
         "name": out.name,
         "created": started.isoformat(timespec="seconds"),
@@ -175,31 +148,23 @@ def train(
         "picture_version": PICTURE_VERSION,
         "versions": _versions(),
         "device": device,
-        "temperature": divisor,
-        "thresholds": thresholds,
-        "metrics": summaries,
+        "temperature": measured.temperature,
+        "thresholds": measured.thresholds,
+        "metrics": measured.summaries,
     }
-    log.final(summaries)
+    log.final(measured.summaries)
     with new_folder(out, overwrite) as folder:
-        classifier(base, fitted.head, known).save(folder / "model.keras")
+        classifier(base, fitted.head, measured.known).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
-        _write_figures(folder, history, fitted.history, metrics, dataset.classes)
-        write_report(folder / "report.html", record, dataset, history, metrics, answers)
+        _write_figures(folder, history, fitted.history, measured.metrics, dataset.classes)
+        write_report(folder / "report.html", record, dataset, history, measured.metrics, measured.answers)
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
         print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
     else:
         shutil.rmtree(kept, ignore_errors=True)
-    for split, summary in summaries.items():
-        if summary is None:
-            print(f"{split}: no photos, so nothing is known")
-            continue
-        print(
-            f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
-            f"calibration error {summary['calibration_error']:.3f}"
-            + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
-        )
+    _tell_figures(measured.summaries)
     print(f"report: {out / 'report.html'}")
     print(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}")
     print(f"next: python -m export {shlex.quote(str(out))} --int8")
@@ -297,6 +262,18 @@ def _tell_left_out(left_out: Sequence[LeftOut]) -> None:
         print(f"left out: {item.path}: {item.reason}")
     if len(left_out) > 3:
         print(f"left out: {len(left_out) - 3:,} more; all are listed in left_out.csv")
+
+
+def _tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
+    for split, summary in summaries.items():
+        if summary is None:
+            print(f"{split}: no photos, so nothing is known")
+            continue
+        print(
+            f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
+            f"calibration error {summary['calibration_error']:.3f}"
+            + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
+        )
 
 
 def _write_figures(
