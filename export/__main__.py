@@ -28,6 +28,7 @@ from train.run import Run, newest_run, open_run
 if TYPE_CHECKING:
     import keras
 
+NEEDED = "export needs, in a clone of this project: pip install '.[export]'"
 NOT_PROVEN = 3
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
@@ -50,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; {NEEDED}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: nothing is exported, and nothing old is replaced", file=sys.stderr)

@@ -27,7 +27,6 @@ from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
 from train.logs import Logs
-from train.near_duplicates import check_near_duplicates, write_pairs
 from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
 from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from train.evaluate import Figures
 
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
+NEEDED = "training needs, in a clone of this project: pip install '.[train]'"
 DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: about half a minute's work
 
 
@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed; {NEEDED}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped: no run is written; the same command goes on from the features kept", file=sys.stderr)
@@ -90,6 +93,9 @@ def train(
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     print(f"photos: {dataset.root}: {counts}; {len(dataset.classes)} classes: {', '.join(dataset.classes)}")
     _tell_left_out(dataset.left_out)
+
+    from train.near_duplicates import check_near_duplicates, write_pairs
+
     cache_at = _features_folder(cache)
     dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
     tell_uneven(dataset, settings.class_weight)

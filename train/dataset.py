@@ -1,7 +1,8 @@
 """Find the photos under a folder, tell their classes from the folders' names, and split them.
 
 Two layouts are read: a folder of class folders, or one that holds train/ and test/ (val/ optional), each a
-folder of class folders. A split that is not given is cut from the training photos.
+folder of class folders; "Train", "valid" and "validation" are understood too. A split that is not given is
+cut from the training photos.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from runtime.picture import SUFFIXES
 from train.drawn import DRAWN
 
 SPLITS = ("train", "val", "test")
+# What their folders are called, in any case.
+SPLIT_NAMES = {split: split for split in SPLITS} | {"valid": "val", "validation": "val"}
 # What operating systems leave in folders; names that start with a dot are passed over as well.
 LITTER = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
 NAMES = "surrogateescape"  # on Linux a file's name is any bytes: those that are no UTF-8 are kept as they are
@@ -166,16 +169,22 @@ def _given_splits(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
 
     A class may be called "train" too: train/ is a split only when it holds folders and no picture.
     """
-    train = root / "train"
-    if not train.is_dir() or not _folders(train) or any(_is_picture(path) for path in _visible(train)):
+    given: dict[str, Path] = {}
+    left_out: list[LeftOut] = []
+    twice: tuple[Path, ...] = ()
+    for folder in _folders(root):
+        split = SPLIT_NAMES.get(folder.name.lower())
+        if split is None:
+            left_out.append(LeftOut(f"{folder.name}/", "beside train/, but neither val/ nor test/"))
+        else:
+            twice = (given[split], folder) if split in given else twice
+            given.setdefault(split, folder)
+    train = given.get("train")
+    if train is None or not _folders(train) or any(_is_picture(path) for path in _visible(train)):
         return {"train": root}, []
-    given = {split: root / split for split in SPLITS if (root / split).is_dir()}
-    left_out = [
-        LeftOut(f"{folder.name}/", "beside train/, but neither val/ nor test/")
-        for folder in _folders(root)
-        if folder.name not in given
-    ]
-    return given, left_out
+    if twice:
+        raise PhotosError(f"{root}: {' and '.join(f'{one.name}/' for one in twice)} are one split; keep one")
+    return {split: given[split] for split in SPLITS if split in given}, left_out
 
 
 def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list[LeftOut]]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-
-from tqdm import tqdm
 
 PLAIN_LINE_EVERY = 10.0  # seconds: enough to see that a log is alive, not enough to fill it
 
@@ -15,7 +14,10 @@ class Progress:
     """`with Progress("features", 500, "photos") as progress: progress.step(16)`"""
 
     def __init__(self, what: str, total: int, unit: str) -> None:
+        from tqdm import tqdm  # here, so that a command without it can still say what is not installed
+
         self.what, self.total, self.unit = what, total, unit
+        self.interval: Callable[[float], str] = tqdm.format_interval
         self.done = 0
         self.note = ""
         self.told = False
@@ -49,8 +51,8 @@ class Progress:
         seconds = max(self.printed - self.started, 1e-9)
         rate = self.done / seconds
         if self.done < self.total:
-            when = f"{tqdm.format_interval((self.total - self.done) / rate)} left" if rate else "starting"
+            when = f"{self.interval((self.total - self.done) / rate)} left" if rate else "starting"
         else:
-            when = f"took {tqdm.format_interval(seconds)}"
+            when = f"took {self.interval(seconds)}"
         line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {when}"
         print(f"{line}, {self.note}" if self.note else line, file=sys.stderr, flush=True)

@@ -90,3 +90,20 @@ def test_nothing_that_trains_is_imported_or_there(python: Path, tmp_path: Path) 
 def test_the_environment_is_small(python: Path) -> None:
     files = [path for path in python.parents[1].rglob("*") if path.is_file() and not path.is_symlink()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
+
+
+@pytest.mark.parametrize(("package", "extra"), [("train", "train"), ("export", "export")])
+def test_what_is_not_installed_is_told(package: str, extra: str, python: Path, tmp_path: Path) -> None:
+    for label in ("daisy", "roses"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (8, 8), (number, len(label), 0)).save(tmp_path / f"photos/{label}/{number}.png")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    argument = "photos" if package == "train" else str(ROOT / "models" / "flowers_run")
+    done = subprocess.run(
+        [python, "-m", package, argument], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and line.endswith(f"pip install '.[{extra}]'")
+    assert " is not installed; " in line

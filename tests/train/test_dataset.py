@@ -66,6 +66,18 @@ def test_given_splits_are_kept_and_val_is_cut_from_train(tmp_path: Path) -> None
     assert paths(find_photos(tmp_path), "val") == {"val/a/v.jpg"}
 
 
+def test_splits_by_other_names(tmp_path: Path) -> None:
+    many(tmp_path / "Train")
+    put(tmp_path, "Validation/a/v.jpg", "TEST/a/x.jpg", "TEST/b/y.jpg")
+    dataset = find_photos(tmp_path)
+    assert dataset.classes == ("a", "b")
+    assert paths(dataset, "val") == {"Validation/a/v.jpg"}
+    assert paths(dataset, "test") == {"TEST/a/x.jpg", "TEST/b/y.jpg"}
+    put(tmp_path, "valid/a/w.jpg")
+    with pytest.raises(PhotosError, match="Validation/ and valid/ are one split; keep one"):
+        find_photos(tmp_path)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert find_photos(put(tmp_path, "train/1.jpg", "train/2.jpg", "bus/1.jpg", "bus/2.jpg")).classes == (
         "bus",
