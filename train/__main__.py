@@ -97,7 +97,9 @@ def train(
     from train.near_duplicates import check_near_duplicates, write_pairs
 
     cache_at = _features_folder(cache)
-    dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
+    # A dry run leaves no hashes behind, and does not wait for them.
+    what = "ignore" if dry_run else settings.near_duplicates
+    dataset, alike = check_near_duplicates(dataset, cache_at, what)
     tell_uneven(dataset, settings.class_weight)
 
     # Here and not at the top: what is wrong with the photos is told before TensorFlow's five seconds of
