@@ -47,7 +47,7 @@ def fit(
 
     `blocks` are layers of the base that lie between the features and the head: here they stay as they are.
     The weights kept are those of the epoch with the lowest loss on `val` (on `train` when `val` is empty).
-    `kept` is the folder that an interrupted run goes on from, see train/epochs.py.
+    `kept` is the folder that an interrupted run goes on from, `tell` is given every epoch: train/epochs.py.
     """
     deterministic(settings.seed)
     head = HEADS[settings.recipe](classes, settings)

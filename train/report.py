@@ -25,6 +25,7 @@ from PIL import Image
 
 from runtime.errors import PictureError
 from runtime.picture import read_picture
+from train.balance import UNEVEN
 from train.calibrate import reliability
 from train.charts import CURVES, confusion_picture, curve, reliability_diagram
 from train.dataset import SPLITS, Dataset
@@ -80,6 +81,7 @@ def write_report(
         classes=_photos(dataset),
         left_out=dataset.left_out[:LEFT_OUT],
         changed=_changed(record["settings"]),
+        uneven=UNEVEN,
         folded=FOLDED_ROWS,
     )
     # A file name that is no UTF-8 is shown by its bytes.

@@ -311,8 +311,11 @@ def test_classes_of_unlike_size_and_drawings_are_told(tmp_path: Path) -> None:
     dataset = made_up("ab", 9, 1, 1)
     dataset = replace(dataset, photos=dataset.photos[5:], synthetic=True)
     page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    assert "A photo of a small class counted for more" in page.text
     assert "not balanced: b has 2.2 times the training photos of a." in page.text
     assert "Trained on drawings" in page.text
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), class_weight="none")
+    assert "--class-weight balanced some" in page.text
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
