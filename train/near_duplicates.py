@@ -35,8 +35,8 @@ BITS = 192
 # Measured by benchmarks/near_duplicates.py: of planted copies nearly all lie below, of different photos none.
 ALIKE = 20  # bits that differ, at most, once the crop is fitted
 CANDIDATE = 40  # bits that differ, at most, in the grid of crops: 5 photos in 100 have one such by chance
-# Comparing grows with the square of the photos. On 2 busy cores 20,000 take 5 minutes, and 200,000 without
-# crops a quarter of an hour.
+# Comparing grows with the square of the photos: reckoned from 4,000 with crops and 20,000 without, on 2 busy
+# cores 20,000 would take 5 minutes, and 200,000 without crops a quarter of an hour.
 MOST_CROPPED = 20_000
 MOST = 200_000
 NEAREST = 5  # candidates of a photo that are looked at: frames of a film are all alike
