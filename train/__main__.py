@@ -166,7 +166,9 @@ def train(
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
         _write_figures(folder, history, fitted.history, measured.metrics, dataset.classes)
-        write_report(folder / "report.html", record, dataset, history, measured.metrics, measured.answers)
+        write_report(
+            folder / "report.html", record, dataset, history, measured.metrics, measured.answers, alike
+        )
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
         print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")

@@ -30,12 +30,13 @@ from train.calibrate import reliability
 from train.charts import CURVES, confusion_picture, curve, reliability_diagram
 from train.dataset import SPLITS, Dataset
 from train.evaluate import Figures, interval
+from train.near_duplicates import Pair
 from train.settings import RECIPES
 
 MISTAKES = 12  # pictures, about 80 kB
 THUMBNAIL = 160  # pixels a side
 CONFUSED = 10  # pairs of classes
-LEFT_OUT = 100  # lines; left_out.csv has all
+LEFT_OUT = 100  # lines, of near-duplicates as well; the .csv beside the page has all
 TABLE_CLASSES = 25  # of more, the confusion matrix is a picture
 FOLDED_ROWS = 30  # a longer table is shown when asked for
 
@@ -49,11 +50,12 @@ def write_report(
     history: Rows,
     metrics: Mapping[str, Figures | None],
     probabilities: Mapping[str, NDArray[Any]],
+    alike: Sequence[Pair] = (),
 ) -> None:
     """Write the page to `path`.
 
     `record` is what run.json holds, `history` a row an epoch with its `stage`; `metrics` and `probabilities`
-    [N, C] are of val and test, in the order of the data set's photos.
+    [N, C] are of val and test, in the order of the data set's photos; `alike` are the near-duplicates found.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -79,7 +81,9 @@ def write_report(
         stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
         splits=SPLITS,
         classes=_photos(dataset),
+        alike=alike,
         left_out=dataset.left_out[:LEFT_OUT],
+        most=LEFT_OUT,
         changed=_changed(record["settings"]),
         uneven=UNEVEN,
         folded=FOLDED_ROWS,

@@ -17,6 +17,7 @@ from PIL import Image
 
 from train.dataset import Dataset, LeftOut, Photo, find_photos
 from train.evaluate import figures
+from train.near_duplicates import Pair
 from train.report import LEFT_OUT, MISTAKES, write_report
 from train.settings import RECIPES
 
@@ -71,6 +72,7 @@ def report(
     dataset: Dataset,
     probabilities: dict[str, NDArray[Any]],
     history: Sequence[dict[str, Any]] = HISTORY,
+    alike: Sequence[Pair] = (),
     **settings: Any,
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
@@ -96,7 +98,7 @@ def report(
             for split, of in metrics.items()
         },
     }
-    write_report(path, record, dataset, history, metrics, probabilities)
+    write_report(path, record, dataset, history, metrics, probabilities, alike)
     return Page(path)
 
 
@@ -316,6 +318,20 @@ def test_classes_of_unlike_size_and_drawings_are_told(tmp_path: Path) -> None:
     assert "Trained on drawings" in page.text
     page = report(tmp_path / "report.html", dataset, all_right(dataset), class_weight="none")
     assert "--class-weight balanced some" in page.text
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [("report", "drop leaves one of each out"), ("drop", "or else in val, was kept")]
+)
+def test_near_duplicates_are_listed(what: str, told: str, tmp_path: Path) -> None:
+    dataset = made_up("ab", 3, 1, 1)
+    pair = Pair(dataset.split("train")[0], dataset.split("test")[1], 7)
+    alike = [pair] * (LEFT_OUT + 5)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), alike=alike, near_duplicates=what)
+    assert "105 pairs of photos show one picture" in page.text and told in page.text
+    assert page.text.count("train/a/0.jpg train test/b/0.jpg test") == LEFT_OUT
+    assert "And 5 more, which near_duplicates.csv" in page.text
+    assert "Near-duplicates" not in report(tmp_path / "report.html", dataset, all_right(dataset)).text
 
 
 def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
