@@ -4,6 +4,8 @@
 
 Of some photos of PHOTOS/train as they are, and of the same enlarged to twelve megapixels and saved as JPEG.
 Both ways build a replica of the base first; three turns of each in one process, the ratio is of the medians.
+Computing alone, with the replica built and warm, is given in TFLOP/s (two a multiply-add, 15.35 G of those a
+picture); of the device's peak, which its data sheet tells, that is the model-FLOP utilization.
 """
 
 from __future__ import annotations
@@ -29,13 +31,17 @@ from train.dataset import find_photos
 from train.features import Replica, _compute, find_devices
 
 COUNT = 96
+MACS = 15.35e9  # of the base, for a picture
 LARGE = (4000, 3000)
 
 
 def main(photos: str) -> int:
     print(f"Measured on {machine()}.\n")
-    print("| photos | decoded, s | from files, s | ratio | decoding alone, s of one core |")
-    print("|---|---|---|---|---|")
+    print(
+        "| photos | decoded, s | from files, s | ratio | decoding alone, s of one core "
+        "| from files, pictures/s | computing alone, pictures/s | TFLOP/s |"
+    )
+    print("|" + "---|" * 8)
     with tempfile.TemporaryDirectory() as folder:
         row("as they are", Path(photos) / "train")
         row("twelve megapixels", enlarged(Path(photos) / "train", Path(folder) / "large"))
@@ -64,20 +70,24 @@ def row(name: str, photos: Path) -> None:
     began = time.monotonic()
     pixels = np.stack([read_picture(file) for file in files])
     decoding = time.monotonic() - began
-    decoded, from_files = [], []
+    decoded, from_files, computed = [], [], []
     for _ in range(3):
         began = time.monotonic()
         replica = Replica(weights, devices.names[0], devices)
-        for start in range(0, len(pixels), devices.batch):
-            replica(pixels[start : start + devices.batch])
+        replica(pixels)
         decoded.append(time.monotonic() - began)
+        began = time.monotonic()
+        replica(pixels)
+        computed.append(time.monotonic() - began)
         with tempfile.TemporaryDirectory() as cache:
             began = time.monotonic()
             _compute(dataset.root, missing, Path(cache), weights, "block5_pool", devices)
             from_files.append(time.monotonic() - began)
     ratio = median(from_files) / median(decoded)
+    fed, alone = len(pixels) / median(from_files), len(pixels) / median(computed)
     print(
-        f"| {name} | {median(decoded):.1f} | {median(from_files):.1f} | {ratio:.2f} | {decoding:.1f} |",
+        f"| {name} | {median(decoded):.1f} | {median(from_files):.1f} | {ratio:.2f} | {decoding:.1f} "
+        f"| {fed:.1f} | {alone:.1f} | {2 * MACS * alone / 1e12:.2f} |",
         flush=True,
     )
 
