@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overwrite,
             arguments.resume,
             arguments.cache,
-            round(arguments.cache_limit * 1e9),
+            arguments.cache_limit,
             arguments.dry_run,
             arguments.logs,
         )
@@ -210,8 +210,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--cache-limit",
-        type=float,
-        default=CACHE_LIMIT / 1e9,
+        type=_gigabytes,
+        default=CACHE_LIMIT,
         metavar="GB",
         help=f"of what it keeps, the features used longest ago give way ({CACHE_LIMIT / 1e9:.0f})",
     )
@@ -229,6 +229,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     add_flags(parser)
     return parser.parse_args(argv)
+
+
+def _gigabytes(text: str) -> int:
+    """Bytes."""
+    try:
+        found = round(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        found = 0
+    if found <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is no size in GB, such as 20")
+    return found
 
 
 def _free(out: Path, overwrite: bool, dry_run: bool) -> Path:

@@ -199,7 +199,19 @@ def test_what_cannot_be_done_is_one_line(
 
 
 @pytest.mark.parametrize(
-    "flag", ["--epochs=0", "--val-share=0.9", "--limit=-1", "--recipe=other", "--seed=x", "--seed=4294967296"]
+    "flag",
+    [
+        "--cache-limit=0",
+        "--cache-limit=inf",
+        "--cache-limit=nan",
+        "--cache-limit=x",
+        "--epochs=0",
+        "--val-share=0.9",
+        "--limit=-1",
+        "--recipe=other",
+        "--seed=x",
+        "--seed=4294967296",
+    ],
 )
 def test_settings_out_of_bounds(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
