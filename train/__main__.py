@@ -93,13 +93,6 @@ def train(
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     print(f"photos: {dataset.root}: {counts}; {len(dataset.classes)} classes: {', '.join(dataset.classes)}")
     _tell_left_out(dataset.left_out)
-
-    from train.near_duplicates import check_near_duplicates, write_pairs
-
-    cache_at = _features_folder(cache)
-    # A dry run leaves no hashes behind, and does not wait for them.
-    what = "ignore" if dry_run else settings.near_duplicates
-    dataset, alike = check_near_duplicates(dataset, cache_at, what)
     tell_uneven(dataset, settings.class_weight)
 
     # Here and not at the top: what is wrong with the photos is told before TensorFlow's five seconds of
@@ -114,6 +107,7 @@ def train(
     from train.fit import fit
     from train.head import classifier
     from train.measure import measure
+    from train.near_duplicates import check_near_duplicates, write_pairs
     from train.plan import tell_plan
     from train.report import write_report
 
@@ -121,6 +115,7 @@ def train(
     device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
     print(f"device: {device}")
     base = read_weights(weights)
+    cache_at = _features_folder(cache)
     tuned = settings.fine_tune != "none"
     views = max(settings.views, settings.fine_tune_views if tuned else 1)
     layer = POOLS[TRAINED_FROM[settings.fine_tune] - 2]  # of the block below
@@ -129,6 +124,7 @@ def train(
         tell_plan(dataset, work, base, devices, settings)
         print(f"would write: {out}")
         return 0
+    dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
     log = Logs(logs, out)
     features = extract(dataset, base, cache_at, views=views, layer=layer, devices=devices, limit=cache_limit)
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
