@@ -23,7 +23,8 @@ class CacheError(UserError):
 
     def __init__(self, place: Path, error: OSError) -> None:
         super().__init__(
-            f"cache {place}: {error.strerror or error}; make room, or give another folder by --cache or "
+            # numpy tells a write that came to nothing without the system's reason.
+            f"cache {place}: {error.strerror or f'is the disk full? {error}'}; make room, or give another folder by --cache or "
             "XDG_CACHE_HOME"
         )
 
@@ -51,8 +52,8 @@ def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> N
             os.utime(file)
     if own + needed > limit:
         raise UserError(
-            f"cache {cache}: this run's features are {(own + needed) / 1e9:.1f} GB and the bound is "
-            f"{limit / 1e9:.1f} GB; give a higher --cache-limit, or fewer --views or --fine-tune-views"
+            f"cache {cache}: this run's features are {_size(own + needed)} and the bound is "
+            f"{_size(limit)}; give a higher --cache-limit, or fewer --views or --fine-tune-views"
         )
     if not needed:
         return
@@ -70,14 +71,18 @@ def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> N
             file.unlink()
             total, removed = total - size, removed + size
     if removed:
-        print(f"cache: {removed / 1e9:.1f} GB used longest ago removed, to stay in {limit / 1e9:.1f} GB")
+        print(f"cache: {_size(removed)} used longest ago removed, to stay in {_size(limit)}")
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"cache {cache}: {needed / 1e9:.1f} GB of features are needed and {free / 1e9:.1f} GB are free; "
+            f"cache {cache}: {_size(needed)} of features are needed and {_size(free)} are free; "
             "make room, or give another folder by --cache"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
