@@ -22,10 +22,10 @@ class CacheError(UserError):
     """A cache that cannot be written or read."""
 
     def __init__(self, place: Path, error: OSError) -> None:
+        # Of a write that came to nothing numpy does not pass on the system's reason.
+        reason = error.strerror or f"is the disk full? {error}"
         super().__init__(
-            # numpy tells a write that came to nothing without the system's reason.
-            f"cache {place}: {error.strerror or f'is the disk full? {error}'}; make room, or give another folder by --cache or "
-            "XDG_CACHE_HOME"
+            f"cache {place}: {reason}; make room, or give another folder by --cache or XDG_CACHE_HOME"
         )
 
 
