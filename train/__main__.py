@@ -6,6 +6,7 @@ import argparse
 import atexit
 import csv
 import json
+import logging
 import os
 import platform
 import shlex
@@ -99,6 +100,7 @@ def train(
     # start.
     with quiet_stderr():
         import keras
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of models that are made anew
 
     from runtime.picture import PICTURE_VERSION
     from train.backbone import POOLS, read_weights

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from train.backbone import Weights, block_layers
 from train.balance import class_weights
+from train.devices import gpus
 from train.epochs import Array, Batches, Tell, fingerprint_of, train_epochs
 from train.fit import Fitted, deterministic
 from train.settings import TRAINED_FROM, Settings
@@ -45,8 +46,7 @@ def compute_dtype() -> str:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         flags = set()
-    gpu = bool(keras.distribution.list_devices("gpu"))
-    return "mixed_bfloat16" if gpu or flags & BF16 else "float32"
+    return "mixed_bfloat16" if gpus() or flags & BF16 else "float32"
 
 
 def fine_tune(
@@ -78,8 +78,8 @@ def fine_tune(
         optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
         metrics=["accuracy"],
-        # XLA on top of mixed precision and several devices has crashed (keras issue 21366).
-        jit_compile=False,
+        # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
+        jit_compile=keras.backend.backend() == "jax",
     )
     rows, stopped = train_epochs(
         model,

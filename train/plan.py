@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import tempfile
 import time
 from collections.abc import Callable
@@ -68,9 +67,7 @@ def tell_plan(dataset: Dataset, work: Work, weights: Weights, devices: Devices, 
         fine_tune(start, drawn, _none(drawn), classes, weights, one)
 
     parts = {}
-    # Its progress, and TensorFlow's word on models made anew, are not this command's.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with redirect_stderr(io.StringIO()):
+    with redirect_stderr(io.StringIO()):  # its progress is not this command's
         if work.missing:
             begin, each = _pace(extract, PROBE, 3 * PROBE)
             parts[f"features at {1 / each:.1f} pictures/s"] = begin + each * work.pictures
