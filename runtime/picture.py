@@ -72,6 +72,14 @@ def read_picture(
         raise PictureError(f"{thing}{_reason(error)}") from None
 
 
+def read_bytes(path: str | Path) -> bytes:
+    """The bytes of a picture's file, not looked into. Raises PictureError as `read_picture` does."""
+    try:
+        return _read_bytes(path)
+    except (OSError, PictureError) as error:
+        raise PictureError(f"{path}: {_reason(error)}") from None
+
+
 def _read_bytes(source: str | Path | bytes | BinaryIO) -> bytes:
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)

@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import UserError
 from train.balance import tell_uneven
 from train.cache import CACHE_LIMIT, cache_folder
+from train.cluster import check, connected
 from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.cache_limit,
             arguments.dry_run,
             arguments.logs,
+            arguments.ray,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,10 +82,13 @@ def train(
     cache_limit: int = CACHE_LIMIT,
     dry_run: bool = False,
     logs: Path | None = None,
+    ray: str | None = None,
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
     out = _free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite, dry_run)
+    if ray:
+        check(ray)  # before the photos are hashed
     dataset = find_photos(
         photos or _flowers(settings.limit),
         split_seed=settings.split_seed,
@@ -113,22 +118,33 @@ def train(
     from train.plan import tell_plan
     from train.report import write_report
 
-    devices = find_devices()
-    device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
-    print(f"device: {device}")
     base = read_weights(weights)
     cache_at = _features_folder(cache)
     tuned = settings.fine_tune != "none"
     views = max(settings.views, settings.fine_tune_views if tuned else 1)
     layer = POOLS[TRAINED_FROM[settings.fine_tune] - 2]  # of the block below
-    if dry_run:
-        work = survey(dataset, base, cache_at, views=views, layer=layer, devices=devices)
-        tell_plan(dataset, work, base, devices, settings)
-        print(f"would write: {out}")
-        return 0
-    dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
-    log = Logs(logs, out)
-    features = extract(dataset, base, cache_at, views=views, layer=layer, devices=devices, limit=cache_limit)
+    with connected(ray) if ray else nullcontext() as cluster:
+        devices = cluster.devices if cluster else find_devices()
+        device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
+        device += f", {cluster}" if cluster else ""
+        print(f"device: {device}")
+        if dry_run:
+            work = survey(dataset, base, cache_at, views=views, layer=layer, devices=devices)
+            tell_plan(dataset, work, base, devices, settings)
+            print(f"would write: {out}")
+            return 0
+        dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
+        log = Logs(logs, out)
+        features = extract(
+            dataset,
+            base,
+            cache_at,
+            views=views,
+            layer=layer,
+            devices=devices,
+            limit=cache_limit,
+            cluster=cluster,
+        )
     _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
@@ -218,6 +234,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="keep history.csv and TensorBoard's event files, epoch by epoch, in DIR, a folder a run",
+    )
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS|local",
+        help="compute features over a Ray cluster, HOST:PORT of its head; local starts one of this machine",
     )
     parser.add_argument(
         "--weights",

@@ -206,7 +206,7 @@ def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list
         if len(pictures) == before:
             raise PhotosError(f"{class_folder}: no photo in this class folder; add some or remove the folder")
     with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_sha256, (path for path, _ in pictures)))
+        hashes = list(pool.map(file_sha256, (path for path, _ in pictures)))
     photos: list[Photo] = []
     for (path, label), digest in zip(pictures, hashes, strict=True):
         name = path.relative_to(root).as_posix()
@@ -286,7 +286,7 @@ def _lot(photo: Photo, seed: int | str) -> float:
     return int.from_bytes(digest[:7], "big") / 2**56
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """The hex digest of a file, or "!" and the reason why it cannot be read."""
     digest = hashlib.sha256()
     try:

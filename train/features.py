@@ -12,12 +12,12 @@ import math
 import os
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import keras
 import numpy as np
@@ -33,6 +33,9 @@ from train.devices import gpus
 from train.progress import Progress
 from train.views import see, view_name
 
+if TYPE_CHECKING:
+    from train.cluster import Cluster
+
 HEADER_BYTES = 128  # of a .npy before its values; a file that is not as long as it must be was cut short
 CPU_BATCH = 16  # a CPU gains nothing past this, and progress moves every few seconds
 GPU_BATCH = 1024  # about 13 GB in 16 bits; halved until it fits
@@ -42,6 +45,7 @@ GPU_DTYPE = "mixed_float16"
 HEADROOM = 1 / 16
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
+Job = tuple[Photo, list[int]]  # a photo, and which views of it are wanted
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -54,6 +58,17 @@ class Devices:
     dtype: str
     jit: bool
     batch: int
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Pictures, each a photo and a view, their features, float16 [N, …], and what could not be read, with the
+    reasons.
+    """
+
+    pictures: list[tuple[Photo, int]]
+    features: Sequence[NDArray[Any]] | NDArray[Any]
+    unreadable: list[tuple[Job, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,21 +129,22 @@ def extract(
     layer: str = "block5_pool",
     devices: Devices | None = None,
     limit: int = CACHE_LIMIT,
+    cluster: Cluster | None = None,
 ) -> Features:
     """Compute every feature of `dataset` that `cache` does not hold yet; it stays within `limit` bytes.
 
     `views` of each training photo, see train/views.py, and one of the others. Photos that cannot be read join
-    the data set's left_out. Stopping loses at most the batches being computed. Raises CacheError, and
-    UserError when the cache would be over its limit.
+    the data set's left_out. Stopping loses at most the batches being computed. Raises CacheError,
+    ClusterError, and UserError when the cache would be over its limit.
     """
-    devices = devices or find_devices()
+    devices = cluster.devices if cluster else devices or find_devices()
     work = survey(dataset, weights, cache, views=views, layer=layer, devices=devices)
     make_room(cache, work.files, work.size * work.pictures, limit)
     cached = len(dataset.photos) - len(work.missing)
     print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
     unreadable: list[LeftOut] = []
     if work.missing:
-        unreadable = _compute(dataset.root, work.missing, work.folder, weights, layer, devices)
+        unreadable = _compute(dataset.root, work.missing, work.folder, weights, layer, devices, cluster)
     return Features(dataset.without(unreadable) if unreadable else dataset, work.folder, layer, views)
 
 
@@ -140,7 +156,7 @@ class Work:
     layer: str
     size: int
     files: frozenset[Path]
-    missing: list[tuple[Photo, list[int]]]
+    missing: list[Job]
 
     @property
     def pictures(self) -> int:
@@ -157,7 +173,7 @@ def survey(
         f"-{keras.backend.backend()}"
     )
     size = HEADER_BYTES + 2 * math.prod(SHAPES[layer])
-    missing: list[tuple[Photo, list[int]]] = []
+    missing: list[Job] = []
     files: set[Path] = set()
     for photo in dataset.photos:
         wanted = {view: _file(folder, photo, view) for view in range(views if photo.split == "train" else 1)}
@@ -170,8 +186,13 @@ def survey(
 
 def find_devices() -> Devices:
     """Every visible GPU, computing in 16 bits through XLA; without one, the CPU in float32."""
-    if found := gpus():
-        return Devices(tuple(found), GPU_DTYPE, jit=True, batch=GPU_BATCH)
+    return devices_on(gpus())
+
+
+def devices_on(gpus: Sequence[str]) -> Devices:
+    """How to compute on these GPUs, or, where there is none, on the CPU."""
+    if gpus:
+        return Devices(tuple(gpus), GPU_DTYPE, jit=True, batch=GPU_BATCH)
     # TensorFlow is no faster through XLA on a CPU; without it JAX runs layer by layer.
     return Devices(("cpu:0",), "float32", jit=keras.backend.backend() == "jax", batch=CPU_BATCH)
 
@@ -217,58 +238,71 @@ class Replica:
 
 def _compute(
     root: Path,
-    missing: list[tuple[Photo, list[int]]],
+    missing: list[Job],
     folder: Path,
     weights: Weights,
     layer: str,
     devices: Devices,
+    cluster: Cluster | None = None,
 ) -> list[LeftOut]:
-    """Decode ahead on threads, compute on every device, store as results come; returns what could not be
-    read.
-    """
+    """Store results as they come, from `devices` or from `cluster`; returns what could not be read."""
+    if cluster:
+        results = cluster.look(root, missing, weights, layer)
+    else:
+        results = look(root, missing, [Replica(weights, name, devices, layer) for name in devices.names])
     unreadable: list[LeftOut] = []
-    free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
-    for device in devices.names:
-        free.put(Replica(weights, device, devices, layer))
+    total = sum(len(views) for _, views in missing)
+    with Progress("features", total, "pictures") as progress, closing(results):
+        for seen in results:
+            for (photo, view), feature in zip(seen.pictures, seen.features, strict=True):
+                _store(_file(folder, photo, view), feature)
+            unreadable += [LeftOut(photo.path, reason) for (photo, _), reason in seen.unreadable]
+            progress.step(len(seen.pictures) + sum(len(views) for (_, views), _ in seen.unreadable))
+    return unreadable
 
-    def decode(job: tuple[Photo, list[int]]) -> list[NDArray[Any]] | str:
+
+def look(
+    root: Path, jobs: Iterable[Job], replicas: Sequence[Replica], sent: Mapping[str, bytes] | None = None
+) -> Generator[Seen]:
+    """Decode ahead on threads and compute on every replica at once; batches come in the order of `jobs`.
+
+    A photo's file is under `root`, unless its bytes are in `sent`, by their sha256.
+    """
+    unreadable: list[tuple[Job, str]] = []
+    free: queue.SimpleQueue[Replica] = queue.SimpleQueue()
+    for replica in replicas:
+        free.put(replica)
+    size = max(replica.batch for replica in replicas)
+
+    def decode(job: Job) -> list[NDArray[Any]] | str:
         photo, views = job
         path = root / photo.path
         try:
-            return see(path, photo.sha256, views)
+            return see((sent or {}).get(photo.sha256, path), photo.sha256, views)
         except PictureError as error:
             return str(error).removeprefix(f"{path}: ")
 
-    def pictures() -> Iterator[tuple[Path, NDArray[Any]]]:
-        decoded = _ahead(decoders, decode, missing, 2 * devices.batch)
-        for (photo, views), seen in zip(missing, decoded, strict=True):
+    def pictures() -> Iterator[tuple[Photo, int, NDArray[Any]]]:
+        for job, seen in _ahead(decoders, lambda job: (job, decode(job)), jobs, 2 * size):
             if isinstance(seen, str):
-                unreadable.append(LeftOut(photo.path, seen))
-                progress.step(len(views))
+                unreadable.append((job, seen))
                 continue
+            photo, views = job
             for view, pixels in zip(views, seen, strict=True):
-                yield _file(folder, photo, view), pixels
+                yield photo, view, pixels
 
-    def run(batch: tuple[tuple[Path, NDArray[Any]], ...]) -> tuple[list[Path], NDArray[Any]]:
+    def run(batch: tuple[tuple[Photo, int, NDArray[Any]], ...]) -> Seen:
         replica = free.get()
         try:
-            return [file for file, _ in batch], replica(np.stack([pixels for _, pixels in batch]))
+            features = replica(np.stack([pixels for _, _, pixels in batch]))
         finally:
             free.put(replica)
+        return Seen([(photo, view) for photo, view, _ in batch], features)
 
-    total = sum(len(views) for _, views in missing)
-    with (
-        Progress("features", total, "pictures") as progress,
-        _threads(min(8, os.cpu_count() or 1)) as decoders,
-        _threads(len(devices.names)) as computers,
-    ):
-        for files, features in _ahead(
-            computers, run, _batched(pictures(), devices.batch), 2 * len(devices.names)
-        ):
-            for file, feature in zip(files, features, strict=True):
-                _store(file, feature)
-            progress.step(len(files))
-    return unreadable
+    with _threads(min(8, os.cpu_count() or 1)) as decoders, _threads(len(replicas)) as computers:
+        yield from _ahead(computers, run, _batched(pictures(), size), 2 * len(replicas))
+    if unreadable:
+        yield Seen([], [], unreadable)
 
 
 def _ahead(

@@ -25,11 +25,14 @@ CROP_ASPECT = (0.8, 1.25)  # of its width to its height
 LIGHT = (0.7, 1.3)  # factors on brightness, contrast and saturation
 
 
-def see(path: Path, sha256: str, views: Iterable[int]) -> list[NDArray[Any]]:
-    """The photo at `path` in each of `views`, uint8 [224, 224, 3]. Raises PictureError."""
+def see(source: Path | bytes, sha256: str, views: Iterable[int]) -> list[NDArray[Any]]:
+    """The photo in the file `source`, or of these bytes of one, in each of `views`, uint8 [224, 224, 3].
+
+    Raises PictureError.
+    """
     views = list(views)
-    plain = read_picture(path, INPUT_SIZE) if min(views) < 2 else None
-    large = Image.fromarray(read_picture(path, (CROP_FROM, CROP_FROM))) if max(views) >= 2 else None
+    plain = read_picture(source, INPUT_SIZE) if min(views) < 2 else None
+    large = Image.fromarray(read_picture(source, (CROP_FROM, CROP_FROM))) if max(views) >= 2 else None
     found: list[NDArray[Any]] = []
     for view in views:
         if view >= 2 and large is not None:
