@@ -8,6 +8,7 @@ with the very code that one machine uses: `train.features.look`.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import os
 import re
@@ -16,11 +17,13 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION, read_bytes
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from train.backbone import Weights
     from train.features import Devices, Job, Replica, Seen
 
-ANSWER_WITHIN = 20  # seconds; Ray itself goes on asking a dead address for two minutes
+ANSWER_WITHIN = 15  # seconds; Ray itself goes on asking a dead address for two minutes
 RETRIES = 3  # of a shard whose worker died: photos that kill every worker must not be tried for ever
 SHARD_BATCHES = 4  # about five seconds of two cores: what a death costs at most
 SHARDS_AHEAD = 2  # a worker's: the one it computes, and one that it begins as soon as that is done
@@ -73,14 +76,19 @@ def check(address: str) -> None:
     probe = [sys.executable, "-c", PROBE, address]
     try:
         done = subprocess.run(
-            probe, env=os.environ | RAY_SETTINGS, capture_output=True, text=True, timeout=ANSWER_WITHIN
+            probe, env=os.environ | RAY_SETTINGS, capture_output=True, timeout=ANSWER_WITHIN
         )
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
+        if b"AuthToken" in (error.stderr or b""):
+            raise ClusterError(
+                f"--ray {address}: wants Ray's token; set RAY_AUTH_MODE=token here as on its head, and copy "
+                "the head's ~/.ray/auth_token to each machine"
+            ) from None
         raise ClusterError(
             f"--ray {address}: what listens there did not answer as Ray within {ANSWER_WITHIN} s; {nothing}"
         ) from None
     if done.returncode:
-        raise _unreachable(address, done.stderr.strip())
+        raise _unreachable(address, done.stderr.decode(errors="replace"))
 
 
 @contextmanager
@@ -161,6 +169,8 @@ class Cluster:
         """
         import ray
 
+        from train.features import Seen
+
         # Without max_calls a worker with a GPU would end after each task, and compile the model anew.
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_calls=0, max_retries=RETRIES)(
             _see_shard
@@ -180,7 +190,13 @@ class Cluster:
                     if not shard:
                         continue
                     running[task.remote(plan, shard, sent, base)] = shard
-                done, _ = ray.wait(list(running), timeout=LOOK_EVERY)
+                if not running:
+                    break
+                with redirect_stdout(io.StringIO()) as heard:  # a thread of Ray's prints its news at length
+                    done, _ = ray.wait(list(running), timeout=LOOK_EVERY)
+                for left in re.findall(r"(\d+) retries remaining", heard.getvalue()):
+                    again = f"a worker died; its photos are tried again, {left} times at most"
+                    tqdm.write(again, file=sys.stderr)
                 if not done and not self.slots():
                     raise ClusterError(
                         f"--ray {self.address}: no node is left to compute on; start one and give the same "
@@ -221,14 +237,14 @@ class Cluster:
             if isinstance(cause, UserError):
                 raise ClusterError(f"--ray {self.address}: {cause}") from None
             raise ClusterError(
-                f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_line(cause)}; it needs "
+                f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}; it needs "
                 "what pip install 'vgg-edge[train,ray]' installs"
             ) from None
         except RayError as error:
             photos = f"{len(shard)} photos from {shard[0][0].path} on"
             raise ClusterError(
                 f"--ray {self.address}: {photos} could not be computed, nor in {RETRIES} more tries "
-                f"({type(error).__name__}: {_first_line(error)}); what is done is kept"
+                f"({type(error).__name__}: {_first_sentence(error)}); what is done is kept"
             ) from None
 
 
@@ -321,12 +337,12 @@ def _nodes() -> list[dict[str, Any]]:
 
 
 def _unreachable(address: str, said: str) -> ClusterError:
-    last = said.splitlines()[-1] if said else "no reason given"
+    last = said.strip().splitlines()[-1:] or ["no reason given"]
     return ClusterError(
-        f"--ray {address}: cannot be joined ({last}); this machine must be a node of it: "
-        f"`ray start --address {address} --num-cpus 0` makes it one that computes nothing"
+        f"--ray {address}: cannot be joined ({last[0]}); it takes the head's versions of Python and Ray, and "
+        f"this machine as a node: `ray start --address {address} --num-cpus 0` makes it one that computes nothing"
     )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0]
+def _first_sentence(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0].split(". ")[0].rstrip(".")
