@@ -339,8 +339,8 @@ def _nodes() -> list[dict[str, Any]]:
 def _unreachable(address: str, said: str) -> ClusterError:
     last = said.strip().splitlines()[-1:] or ["no reason given"]
     return ClusterError(
-        f"--ray {address}: cannot be joined ({last[0]}); it takes the head's versions of Python and Ray, and "
-        f"this machine as a node: `ray start --address {address} --num-cpus 0` makes it one that computes nothing"
+        f"--ray {address}: cannot be joined ({last[0]}); this machine must have the head's versions of "
+        f"Python and Ray and be a node: `ray start --address {address} --num-cpus 0` does it, without work"
     )
 
 
