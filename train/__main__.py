@@ -109,6 +109,7 @@ def train(
 
     from runtime.picture import PICTURE_VERSION
     from train.backbone import POOLS, read_weights
+    from train.devices import PROCESSES, join
     from train.features import extract, find_devices, survey
     from train.finetune import fine_tune, upper_blocks
     from train.fit import fit
@@ -118,6 +119,9 @@ def train(
     from train.plan import tell_plan
     from train.report import write_report
 
+    share = join(dataset.sha256)
+    if share.processes > 1 and resume:
+        raise UserError(f"--resume goes on in one process; give it without {PROCESSES}")
     base = read_weights(weights)
     cache_at = _features_folder(cache)
     tuned = settings.fine_tune != "none"
@@ -134,7 +138,7 @@ def train(
             print(f"would write: {out}")
             return 0
         dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
-        log = Logs(logs, out)
+        log = Logs(None if share.process else logs, out)
         features = extract(
             dataset,
             base,
@@ -149,17 +153,21 @@ def train(
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
     train_features = features.of("train", settings.views)
-    kept = out.with_name(f".{out.name}.resume")
-    if not resume:
+    kept = None if share.process else out.with_name(f".{out.name}.resume")
+    if kept and not resume:
         shutil.rmtree(kept, ignore_errors=True)
     blocks = upper_blocks(base, settings)
     fitted = fit(train_features, val, len(dataset.classes), settings, blocks, kept, log.epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     if tuned and not fitted.stopped:
         seen = features.of("train", settings.fine_tune_views)
-        fitted, base = fine_tune(fitted, seen, val, len(dataset.classes), base, settings, kept, log.epoch)
+        fitted, base = fine_tune(
+            fitted, seen, val, len(dataset.classes), base, settings, kept, log.epoch, share
+        )
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
+    if share.process:  # the first one writes the run
+        return INTERRUPTED if fitted.stopped else 0
     measured = measure(fitted, train_features, val, test, dataset.classes, settings.known)
     record = {
         "name": out.name,
@@ -186,7 +194,7 @@ def train(
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
         print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
-    else:
+    elif kept:
         shutil.rmtree(kept, ignore_errors=True)
     _tell_figures(measured.summaries)
     print(f"report: {out / 'report.html'}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import UserError
 from train.atomic import atomic
+from train.devices import Share
 from train.features import Stored
 from train.progress import Progress
 from train.settings import Settings
@@ -32,7 +33,8 @@ WHOLE_SPLIT = 128  # photos a step where nothing is learned from them
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """Features [N, …] and class indices [N], float32 and one-hot, `size` at a time.
 
-    `order` gives the rows of an epoch, by its number from 0; without it, every row in its place.
+    `order` gives the rows of an epoch, by its number from 0; without it, every row in its place. With a
+    `share`, of each batch that process's rows, and as many of all rows as its devices share evenly.
     """
 
     def __init__(
@@ -42,20 +44,25 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         classes: int,
         size: int = WHOLE_SPLIT,
         order: Callable[[int], NDArray[np.intp]] | None = None,
+        share: Share | None = None,
     ) -> None:
         super().__init__()
-        self.features, self.labels, self.classes, self.size = features, labels, classes, size
+        self.features, self.labels, self.classes = features, labels, classes
+        self.share = share or Share()
+        self.size = max(size // self.share.devices, 1) * self.share.devices
         self.order = order or (lambda epoch: np.arange(len(labels)))
         self.begin(0)
 
     def begin(self, epoch: int) -> None:
-        self.rows = self.order(epoch)
+        rows = self.order(epoch)
+        self.rows = rows[: len(rows) // self.share.devices * self.share.devices]
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.size)
 
     def __getitem__(self, step: int) -> tuple[NDArray[Any], NDArray[Any]]:
         rows = self.rows[step * self.size : (step + 1) * self.size]
+        rows = rows[self.share.process :: self.share.processes]
         return self.features[rows].astype(np.float32), keras.utils.to_categorical(
             self.labels[rows], self.classes
         )

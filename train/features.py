@@ -29,7 +29,7 @@ from train.atomic import atomic
 from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.dataset import Dataset, LeftOut, Photo
-from train.devices import gpus
+from train.devices import cpu, gpus
 from train.progress import Progress
 from train.views import see, view_name
 
@@ -194,7 +194,7 @@ def devices_on(gpus: Sequence[str]) -> Devices:
     if gpus:
         return Devices(tuple(gpus), GPU_DTYPE, jit=True, batch=GPU_BATCH)
     # TensorFlow is no faster through XLA on a CPU; without it JAX runs layer by layer.
-    return Devices(("cpu:0",), "float32", jit=keras.backend.backend() == "jax", batch=CPU_BATCH)
+    return Devices((cpu(),), "float32", jit=keras.backend.backend() == "jax", batch=CPU_BATCH)
 
 
 class Replica:

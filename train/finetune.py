@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from train.backbone import Weights, block_layers
 from train.balance import class_weights
-from train.devices import gpus
+from train.devices import Share, gpus, spread
 from train.epochs import Array, Batches, Tell, fingerprint_of, train_epochs
 from train.fit import Fitted, deterministic
 from train.settings import TRAINED_FROM, Settings
@@ -58,50 +58,60 @@ def fine_tune(
     settings: Settings,
     kept: Path | None = None,
     tell: Tell = lambda stage, row: None,
+    share: Share | None = None,
 ) -> tuple[Fitted, Weights]:
     """Go on from `start`, whose blocks are `upper_blocks`; returns the result in float32, and its weights.
 
     `train` holds settings.fine_tune_views views of its photos, all photos' first view, then all their second.
     The weights kept are those of the epoch with the lowest loss on `val`. `kept` is the folder that an
-    interrupted run goes on from, see train/epochs.py.
+    interrupted run goes on from, see train/epochs.py. Every GPU takes its part of each batch, and every
+    process of `share`.
     """
     deterministic(settings.seed)
-    model = keras.Sequential([keras.Input(train[0].shape[1:]), *start.blocks, *start.head])
     photos = len(train[1]) // settings.fine_tune_views
-    batches = Batches(*train, classes, settings.fine_tune_batch, turns(photos, settings))
-    total = settings.fine_tune_epochs * len(batches)
-    warm = max(1, round(WARM_UP * total))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total - warm), warmup_target=settings.fine_tune_learning_rate, warmup_steps=warm
-    )
-    model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
-        loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
-        metrics=["accuracy"],
-        # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
-        jit_compile=keras.backend.backend() == "jax",
-    )
-    rows, stopped = train_epochs(
-        model,
-        batches,
-        Batches(*val, classes),
-        settings.fine_tune_epochs,
-        settings.fine_tune,
-        kept,
-        fingerprint_of(settings, train, val) if kept else "",
-        class_weights(train[1], classes, settings.class_weight),
-        tell,
-    )
+    with spread(share or Share()) as shared:
+        # Built anew, for what is spread over devices must be built there.
+        blocks = upper_blocks(weights, settings)
+        head = [type(layer).from_config(layer.get_config()) for layer in start.head]
+        model = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, *head])
+        for layer, trained in zip(head, start.head, strict=True):
+            layer.set_weights(trained.get_weights())
+        batches = Batches(*train, classes, settings.fine_tune_batch, turns(photos, settings), shared)
+        total = settings.fine_tune_epochs * len(batches)
+        warm = max(1, round(WARM_UP * total))
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, total - warm), warmup_target=settings.fine_tune_learning_rate, warmup_steps=warm
+        )
+        model.compile(
+            optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
+            loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
+            metrics=["accuracy"],
+            # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
+            jit_compile=keras.backend.backend() == "jax",
+        )
+        rows, stopped = train_epochs(
+            model,
+            batches,
+            Batches(*val, classes, share=shared),
+            settings.fine_tune_epochs,
+            settings.fine_tune,
+            kept,
+            fingerprint_of(settings, train, val) if kept else "",
+            class_weights(train[1], classes, settings.class_weight),
+            tell,
+        )
+        for layer, trained in zip(start.head, head, strict=True):
+            layer.set_weights(trained.get_weights())
     tuned = {
         f"{layer.name}/{part}": np.asarray(value, np.float32)
-        for layer in start.blocks
+        for layer in blocks
         if layer.weights
         for part, value in zip(("kernel", "bias"), layer.get_weights(), strict=True)
     }
     result = Weights({**weights.tensors, **tuned}, weights.sha256, weights.source)
-    blocks = upper_blocks(result, settings, "float32")
-    reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, start.head[0]])
-    return Fitted(blocks, start.head, reduce, start.rest, rows, stopped), result
+    exact = upper_blocks(result, settings, "float32")
+    reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
+    return Fitted(exact, start.head, reduce, start.rest, rows, stopped), result
 
 
 def turns(photos: int, settings: Settings) -> Callable[[int], NDArray[np.intp]]:

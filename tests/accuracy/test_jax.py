@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import venv
@@ -73,3 +74,41 @@ def test_jax_trains_to_the_same_metrics(jax_python: Path, flower_photos: Path, t
         named = np.asarray(model(pixels)[0])
         right += sum(run.classes[at] == photo.label for at, photo in zip(named.argmax(1), part, strict=True))
     assert abs(right / len(test) - theirs["metrics"]["test"]["top1"]) * len(test) <= 1
+
+
+@pytest.mark.parametrize("way", ["two devices", "two processes"])
+def test_jax_spreads_a_step(way: str, jax_python: Path) -> None:
+    """The same history as TensorFlow's on one device."""
+    script = ROOT / "tests" / "spread.py"
+    one = subprocess.run([sys.executable, script, "1"], capture_output=True, text=True, check=True)
+    many = {**os.environ, "KERAS_BACKEND": "jax"}
+    if way == "two devices":
+        done = [subprocess.run([jax_python, script, "2"], env=many, capture_output=True, text=True)]
+    else:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        many |= {
+            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+        }
+        running = [
+            subprocess.Popen(
+                [jax_python, script, "1"],
+                env={**many, "KERAS_DISTRIBUTION_PROCESS_ID": str(process)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(2)
+        ]
+        done = []
+        for process in running:
+            told, said = process.communicate(timeout=300)
+            done.append(subprocess.CompletedProcess(process.args, process.returncode, told, said))
+    expected = json.loads(one.stdout.splitlines()[-1])
+    for each in done:
+        assert each.returncode == 0, each.stderr[-2000:]
+        found = json.loads(each.stdout.splitlines()[-1])
+        for row, right in zip(found, expected, strict=True):
+            assert row == pytest.approx(right, rel=1e-3, abs=1e-4)
