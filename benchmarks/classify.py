@@ -1,7 +1,7 @@
 """What the runtime costs over the engine alone: command, decoding, overlap, imports. Writes classify.csv
 beside itself.
 
-    python benchmarks/classify.py [--model models/flowers] [--engine auto] [--float32 FILE]
+    python -m benchmarks.classify [--model models/flowers] [--engine auto] [--float32 FILE]
 
 Every figure is compared within one run, and the two sides of a comparison take turns, so that a busy
 machine slows both. Photos: twelve-megapixel JPEGs of about 4 MB, enlarged from the photos that
@@ -25,9 +25,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from machine import machine
 from PIL import Image
 
+from benchmarks.machine import machine
 from runtime import Classifier, picture
 from runtime.picture import read_picture
 

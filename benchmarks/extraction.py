@@ -1,6 +1,6 @@
 """What decoding adds to computing: extraction from files beside `model.predict` on the same pictures decoded.
 
-    python benchmarks/extraction.py PHOTOS > benchmarks/extraction.md
+    python -m benchmarks.extraction PHOTOS > benchmarks/extraction.md
 
 Of some photos of PHOTOS/train as they are, and of the same enlarged to twelve megapixels and saved as JPEG.
 Both ways build a replica of the base first; three turns of each in one process, the ratio is of the medians.
@@ -23,8 +23,7 @@ from train.quiet import quiet_stderr
 
 with quiet_stderr():
     import keras  # noqa: F401
-from machine import machine
-
+from benchmarks.machine import machine
 from runtime.picture import read_picture
 from train.backbone import read_weights
 from train.dataset import find_photos

@@ -1,6 +1,6 @@
 """What fine-tuning gives, from the records of runs that `python -m train` made: a row a run, and the means.
 
-    python benchmarks/finetune.py RUN… > benchmarks/finetune.md
+    python -m benchmarks.finetune RUN… > benchmarks/finetune.md
 
 Settings were chosen by the column val. Runs of settings that were not chosen show no test figures.
 """
@@ -15,11 +15,14 @@ from typing import Any
 
 from train.run import Run, open_run
 
+VARIED = ("fine_tune", "fine_tune_learning_rate", "label_smoothing")
 HEAD = (
     "fine-tuned",
     "learning rate",
+    "label smoothing",
     "seed",
     "val top-1",
+    "val loss",
     "test top-1",
     "calibration error before",
     "after",
@@ -31,19 +34,20 @@ def main(*folders: str) -> int:
     runs = [open_run(Path(folder)) for folder in folders]
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        groups[run.settings["fine_tune"], run.settings["fine_tune_learning_rate"]].append(run)
+        groups[tuple(run.settings[name] for name in VARIED)].append(run)
     best = {
-        way: max(mean_of(found, "val", "top1") for key, found in groups.items() if key[0] == way)
-        for way, _ in groups
+        way[0]: max(map(merit, (found for key, found in groups.items() if key[0] == way[0])))
+        for way in groups
     }
     print(f"| {' | '.join(HEAD)} |")
     print("|---" * len(HEAD) + "|")
-    for (way, rate), found in groups.items():
-        chosen = mean_of(found, "val", "top1") == best[way]
+    for (way, rate, smoothing), found in groups.items():
+        chosen = merit(found) == best[way]
+        tried = ["", ""] if way == "none" else [f"{rate:g}", f"{smoothing:g}"]
         for run in found:
-            print(row(way, rate, str(run.settings["seed"]), [run], chosen))
+            print(row([way, *tried, str(run.settings["seed"])], [run], chosen))
         if len(found) > 1:
-            print(row(f"**{way}**", rate, f"mean of {len(found)}", found, chosen))
+            print(row([f"**{way}**", *tried, f"mean of {len(found)}"], found, chosen))
     of = runs[0].metrics
     print(
         f"\n{of['val']['n']} photos of val, {of['test']['n']} of test; "
@@ -52,8 +56,13 @@ def main(*folders: str) -> int:
     return 0
 
 
-def row(way: str, rate: float, seed: str, runs: list[Run], chosen: bool) -> str:
-    cells = [way, "" if way == "none" else f"{rate:g}", seed, f"{mean_of(runs, 'val', 'top1'):.1%}"]
+def merit(runs: list[Run]) -> tuple[float, float]:
+    """By what the best is chosen: top-1 on val, and the lower loss where that is the same."""
+    return mean_of(runs, "val", "top1"), -mean_of(runs, "val", "loss")
+
+
+def row(what: list[str], runs: list[Run], chosen: bool) -> str:
+    cells = [*what, f"{mean_of(runs, 'val', 'top1'):.1%}", f"{mean_of(runs, 'val', 'loss'):.3f}"]
     if chosen:
         cells += [
             f"{mean_of(runs, 'test', 'top1'):.1%}",

@@ -1,6 +1,6 @@
 """Which head? Each candidate is trained on train and judged on validation photos, over three seeds.
 
-    VGG_EDGE_PHOTOS=dir python benchmarks/heads.py > benchmarks/heads.md
+    VGG_EDGE_PHOTOS=dir python -m benchmarks.heads > benchmarks/heads.md
 
 Beside accuracy and loss stands what a head makes of 8 bits: how far the probabilities of a photo move, at
 most, and for how many its name changes, when the base's weights are rounded to 8 bits a channel and its

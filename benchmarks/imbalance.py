@@ -1,7 +1,7 @@
 """Should a small class be weighted? The pooled head, with one class cut down, judged on photos held out of
 train/.
 
-    VGG_EDGE_PHOTOS=dir python benchmarks/imbalance.py > benchmarks/imbalance.md
+    VGG_EDGE_PHOTOS=dir python -m benchmarks.imbalance > benchmarks/imbalance.md
 
 Each class in turn keeps a share of its photos in the training and the validation split, as in a folder that
 has few of them; three seeds each. Temperature and best epoch come from that validation split. Measured on as
@@ -26,9 +26,9 @@ from train.settings import RECIPES
 with quiet_stderr():
     import keras
 import numpy as np
-from machine import machine
 from numpy.typing import NDArray
 
+from benchmarks.machine import machine
 from train.backbone import read_weights
 from train.calibrate import calibration_error, temperature
 from train.features import extract

@@ -1,6 +1,6 @@
 """What each int8 recipe gives: the ladder's, those that did not pay, and both libraries' own ways.
 
-    python benchmarks/int8.py RUN [RECIPE…] > benchmarks/int8.md        also writes benchmarks/int8.csv
+    python -m benchmarks.int8 RUN [RECIPE…] > benchmarks/int8.md        also writes benchmarks/int8.csv
 
 Measured on the run's validation photos, since recipes are chosen there; test/ is not read.
 """
@@ -26,9 +26,9 @@ with quiet_stderr():
     import keras
     import tensorflow as tf
 import numpy as np
-from machine import machine
 from numpy.typing import NDArray
 
+from benchmarks.machine import machine
 from export import to_onnx
 from export.graph import deployable, predict, save
 from export.quantize import quantize

@@ -1,7 +1,7 @@
 """How well is a picture of no class told from those of the classes? Writes known.csv beside itself, or where
 --csv says.
 
-    VGG_EDGE_PHOTOS=dir python benchmarks/known.py > benchmarks/known.md
+    VGG_EDGE_PHOTOS=dir python -m benchmarks.known > benchmarks/known.md
 
 Two tasks. Near: one flower is left out of the training photos, and is told from the others; the mean over
 the five. Far: what is no flower, the sample pictures of scikit-image and scikit-learn and crops of them, is

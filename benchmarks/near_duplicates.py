@@ -1,6 +1,6 @@
 """How many planted copies are found, and how many photos are taken for copies that are none?
 
-    VGG_EDGE_PHOTOS=dir python benchmarks/near_duplicates.py > benchmarks/near_duplicates.md
+    VGG_EDGE_PHOTOS=dir python -m benchmarks.near_duplicates > benchmarks/near_duplicates.md
 
 Of every tenth photo of train/ a changed copy is planted, one change at a time, and looked for among all of
 train/ (test/ is not read). What is found among the photos themselves, nothing planted, is a false alarm, but
@@ -22,10 +22,10 @@ from typing import Any
 
 import imagehash
 import numpy as np
-from machine import machine
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from benchmarks.machine import machine
 from train.dataset import Dataset, Photo, find_photos
 from train.near_duplicates import ALIKE, CANDIDATE, near_duplicates
 

@@ -1,6 +1,6 @@
 """Fill the README's blocks: tables from what the benchmarks recorded, output from commands run here and now.
 
-    python benchmarks/readme.py PHOTO [DEMO_LOG]
+    python -m benchmarks.readme PHOTO [DEMO_LOG]
 
 PHOTO is YellowFlower.jpg of Debian's mate-backgrounds package; DEMO_LOG what `make demo` printed.
 """

@@ -1,6 +1,6 @@
 """The rates that train/SCALE.md reckons with: a machine alone, and the same one as a Ray cluster of one node.
 
-    python benchmarks/scale.py PHOTOS > benchmarks/scale.md
+    python -m benchmarks.scale PHOTOS > benchmarks/scale.md
 
 Alone and by Ray in turns, each time into an empty cache; the ratio is of neighbouring turns.
 """
