@@ -43,7 +43,7 @@ def join(sha256: str) -> Share:
     `sha256` is of the photos, which must be the same for all. Raises UserError when they are not, or Keras
     cannot join processes on this backend.
     """
-    if int(os.environ.get(PROCESSES) or 1) < 2:
+    if os.environ.get(PROCESSES, "1") in ("", "0", "1"):
         return Share()
     if not _on_jax():
         raise UserError(f"{PROCESSES} is set, and Keras joins processes on JAX alone; set KERAS_BACKEND=jax")
