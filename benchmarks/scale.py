@@ -25,7 +25,7 @@ from train.cluster import Cluster, check, connected
 from train.dataset import Dataset, find_photos
 from train.features import _store, extract, find_devices, survey
 
-COUNT = 64  # photos: four shards of a batch
+COUNT = 128  # photos: four shards of two batches
 ROUNDS = 2
 
 

@@ -236,10 +236,10 @@ class Cluster:
             cause = error.cause
             if isinstance(cause, UserError):
                 raise ClusterError(f"--ray {self.address}: {cause}") from None
-            raise ClusterError(
-                f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}; it needs "
-                "what pip install 'vgg-edge[train,ray]' installs"
-            ) from None
+            what = f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}"
+            if isinstance(cause, ImportError):
+                raise ClusterError(f"{what}; pip install 'vgg-edge[train,ray]' on every node") from None
+            raise ClusterError(f"{what}; without --ray it is told in full") from None
         except RayError as error:
             photos = f"{len(shard)} photos from {shard[0][0].path} on"
             raise ClusterError(

@@ -122,6 +122,17 @@ def test_workers_of_other_versions_are_refused(
     assert not features(tmp_path)
 
 
+def test_an_error_in_a_worker_is_told_and_not_tried_again(
+    two_nodes: TwoNodes, photos: Path, weights: Weights
+) -> None:
+    jobs = [(photo, [0]) for photo in find_photos(photos, limit=2).photos]
+    with pytest.raises(
+        UserError, match=r"a worker: ValueError: .*; without --ray it is told in full"
+    ) as told:
+        list(two_nodes.driver.look(photos, jobs, weights, "block9_pool"))
+    assert "\n" not in str(told.value)
+
+
 def test_a_node_killed_midway_costs_what_it_was_at(
     two_nodes: TwoNodes,
     photos: Path,
