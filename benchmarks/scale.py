@@ -17,8 +17,6 @@ from statistics import median
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks.machine import machine
 from train.backbone import SHAPES, Weights, read_weights
 from train.cluster import Cluster, check, connected
