@@ -27,7 +27,7 @@ from benchmarks.machine import machine
 from runtime.picture import read_picture
 from train.backbone import read_weights
 from train.dataset import find_photos
-from train.features import Replica, _compute, find_devices
+from train.features import Replica, compute, find_devices
 
 COUNT = 96
 MACS = 15.35e9  # of the base, for a picture
@@ -80,7 +80,7 @@ def row(name: str, photos: Path) -> None:
         computed.append(time.monotonic() - began)
         with tempfile.TemporaryDirectory() as cache:
             began = time.monotonic()
-            _compute(dataset.root, missing, Path(cache), weights, "block5_pool", devices)
+            compute(dataset.root, missing, Path(cache), weights, "block5_pool", devices)
             from_files.append(time.monotonic() - began)
     ratio = median(from_files) / median(decoded)
     fed, alone = len(pixels) / median(from_files), len(pixels) / median(computed)

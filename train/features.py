@@ -144,7 +144,7 @@ def extract(
     print(f"features: {cached:,} of {len(dataset.photos):,} photos are in the cache")
     unreadable: list[LeftOut] = []
     if work.missing:
-        unreadable = _compute(dataset.root, work.missing, work.folder, weights, layer, devices, cluster)
+        unreadable = compute(dataset.root, work.missing, work.folder, weights, layer, devices, cluster)
     return Features(dataset.without(unreadable) if unreadable else dataset, work.folder, layer, views)
 
 
@@ -236,7 +236,7 @@ class Replica:
         return features
 
 
-def _compute(
+def compute(
     root: Path,
     missing: list[Job],
     folder: Path,

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from train.backbone import SHAPES, Weights
 from train.dataset import Dataset
-from train.features import Devices, Work, _compute
+from train.features import Devices, Work, compute
 from train.finetune import fine_tune, upper_blocks
 from train.fit import Fitted, fit
 from train.settings import Settings
@@ -50,7 +50,7 @@ def tell_plan(dataset: Dataset, work: Work, weights: Weights, devices: Devices, 
         jobs = [(photo, [view]) for photo, views in work.missing for view in views]
         repeated = [jobs[number % len(jobs)] for number in range(count)]
         with tempfile.TemporaryDirectory(prefix="vgg-edge-") as folder:
-            _compute(dataset.root, repeated, Path(folder), weights, work.layer, devices)
+            compute(dataset.root, repeated, Path(folder), weights, work.layer, devices)
 
     def head(count: int) -> Fitted:
         one = replace(settings, epochs=1)
