@@ -5,6 +5,7 @@ Each epoch sees every training photo once, in the next of its views.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def fine_tune(
     """Go on from `start`, whose blocks are `upper_blocks`; returns the result in float32, and its weights.
 
     `train` holds settings.fine_tune_views views of its photos, all photos' first view, then all their second.
-    The weights kept are those of the epoch with the lowest loss on `val`. `kept` is the folder that an
+    The weights kept have the lowest loss on `val`, those of `start` among them. `kept` is the folder that an
     interrupted run goes on from, see train/epochs.py. Every GPU takes its part of each batch, and every
     process of `share`.
     """
@@ -89,10 +90,12 @@ def fine_tune(
             # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
             jit_compile=keras.backend.backend() == "jax",
         )
+        whole, untouched = Batches(*val, classes, share=shared), model.get_weights()
+        before = model.evaluate(whole, verbose=0, return_dict=True)["loss"] if len(whole) else math.inf
         rows, stopped = train_epochs(
             model,
             batches,
-            Batches(*val, classes, share=shared),
+            whole,
             settings.fine_tune_epochs,
             settings.fine_tune,
             kept,
@@ -100,6 +103,9 @@ def fine_tune(
             class_weights(train[1], classes, settings.class_weight),
             tell,
         )
+        if len(whole) and before <= min((row["val_loss"] for row in rows), default=math.inf):
+            print(f"{settings.fine_tune}: no epoch was better on val than the head alone, which is kept")
+            model.set_weights(untouched)
         for layer, trained in zip(start.head, head, strict=True):
             layer.set_weights(trained.get_weights())
     tuned = {

@@ -101,6 +101,21 @@ def test_a_small_class_can_be_weighted(tmp_path: Path, weights: Weights) -> None
     assert losses[0] != pytest.approx(losses[1], rel=0.01)
 
 
+def test_what_only_makes_it_worse_is_not_kept(
+    weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    careless = replace(SETTINGS, fine_tune_learning_rate=1.0)
+    start = fit(TRAIN, VAL, 2, careless, upper_blocks(weights, careless))
+    head = [array.copy() for layer in start.head for array in layer.get_weights()]
+    fitted, result = fine_tune(start, TRAIN, VAL, 2, weights, careless)
+    assert "no epoch was better on val than the head alone" in capsys.readouterr().out
+    assert len(fitted.history) == 3
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_array_equal(result.tensors[name], tensor)
+    for before, after in zip(head, [a for layer in fitted.head for a in layer.get_weights()], strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_without_fine_tuning_nothing_lies_between(weights: Weights) -> None:
     assert upper_blocks(weights, Settings()) == []
     assert [layer.name for layer in upper_blocks(weights, replace(SETTINGS, fine_tune="block4"))] == [
