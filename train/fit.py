@@ -55,6 +55,7 @@ def fit(
     reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, head[0]])
     train_x, val_x = predict(reduce, train[0]), predict(reduce, val[0])
     model = keras.Sequential([keras.Input(train_x.shape[1:]), *head[1:]])
+    _begin(head[1:], settings.seed)
     rows = len(train_x)
     batches = Batches(
         train_x,
@@ -83,6 +84,17 @@ def fit(
         tell,
     )
     return Fitted(blocks, head, reduce, model, history, stopped)
+
+
+def _begin(layers: Sequence[keras.layers.Layer], seed: int) -> None:
+    """First weights drawn by numpy, for each backend draws its own: uniform within the bounds of Glorot &
+    Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    """
+    chance = np.random.default_rng(seed)
+    for layer in layers:
+        if isinstance(layer, keras.layers.Dense):
+            bound = np.sqrt(6 / sum(layer.kernel.shape))
+            layer.kernel.assign(chance.uniform(-bound, bound, layer.kernel.shape).astype(np.float32))
 
 
 def predict(model: keras.Model, features: Array) -> NDArray[np.float32]:
