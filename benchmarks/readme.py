@@ -91,6 +91,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "classify": recorded("classify.md"),
     "finetune": recorded("finetune.md"),
     "known": recorded("known.md"),
+    "train": recorded("train.md"),
+    "extraction": recorded("extraction.md"),
 }
 
 
