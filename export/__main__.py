@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.card import card
 from export.folder import check, swap_in
-from export.metadata import embed
 from export.parity import ENOUGH, Known, Row, failures, measure, pairs, steps, table, to_csv
 from export.photos import read_photos
 from runtime.engines import ENGINES, choose_engine, need
@@ -70,6 +70,8 @@ def export(
     photos_root: Path | None = None,
 ) -> int:
     """A run → its files, each with the contract inside → parity → models/NAME, or NAME.rejected."""
+    if find_spec("tensorflow") is None:  # told before engines that are lacking: its extra brings those too
+        raise ModuleNotFoundError(name="tensorflow")
     run = open_run(run_folder or newest_run(), photos_root)
     out = out or Path("models") / run.name
     rejected = out.with_name(f"{out.name}.rejected")
@@ -88,6 +90,7 @@ def export(
         import tensorflow  # noqa: F401
 
     from export.graph import deployable, predict
+    from export.metadata import embed
 
     model = deployable(run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])

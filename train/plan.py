@@ -23,7 +23,7 @@ from train.fit import Fitted, fit
 from train.settings import Settings
 
 Split = tuple[NDArray[Any], NDArray[Any]]
-PROBE = 32  # pictures, or rows of features: timed, against three times as many
+PROBE = 16  # pictures, or rows of features: timed, against three times as many
 
 
 def tell_plan(dataset: Dataset, work: Work, weights: Weights, devices: Devices, settings: Settings) -> None:

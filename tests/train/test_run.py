@@ -30,6 +30,7 @@ def test_the_folder_holds_the_whole_record(drawn_run: Path, drawn_photos: Path) 
     assert {path.name for path in drawn_run.iterdir()} == {
         *("model.keras", "run.json", "photos.csv", "left_out.csv"),
         *("history.csv", "metrics.json", "curves.png", "confusion.png"),
+        *("settings.toml", "near_duplicates.csv", "report.html"),
     }
     with (drawn_run / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == run.settings["epochs"]
