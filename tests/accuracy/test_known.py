@@ -14,8 +14,9 @@ ROOT = Path(__file__).parents[2]
 def test_auroc(flower_photos: Path, tmp_path: Path) -> None:
     found = tmp_path / "known.csv"
     subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "known.py", "--csv", found],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "VGG_EDGE_PHOTOS": str(flower_photos)},
+        [sys.executable, "-m", "benchmarks.known", "--csv", found],
+        cwd=ROOT,
+        env={**os.environ, "VGG_EDGE_PHOTOS": str(flower_photos)},
         check=True,
     )
     with found.open(newline="") as file:
