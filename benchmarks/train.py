@@ -1,6 +1,8 @@
 """What the article's own loop costs, the frozen base in `fit`, beside `python -m train --recipe article`.
 
-    python benchmarks/train.py PHOTOS [--full 250] > benchmarks/train.md     also writes train.csv, train.png
+    python benchmarks/train.py PHOTOS [--counts 250 …] [--full 250] > benchmarks/train.md
+
+Also writes train.csv, whose rows of other counts stay, so that it can be run in parts, and train.png.
 
 PHOTOS holds train/ and test/. Of train/, 250 to 2,000 photos are taken, a fifth of them for validation; both
 ways see the same ones for ten epochs, each in a process of its own, timed from that process's start, with
@@ -28,7 +30,8 @@ sys.path[0] = str(ROOT)  # this script's own folder would hide the package train
 
 from benchmarks.machine import machine  # noqa: E402
 
-PHOTOS = (250, 500, 1000, 2000)
+COUNTS = (250, 500, 1000, 2000)
+TABLE = Path(__file__).with_suffix(".csv")
 EPOCHS = 10
 
 
@@ -47,17 +50,19 @@ class Cost:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("photos", type=Path)
+    parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--full", type=int, nargs="*", default=[250])
     arguments = parser.parse_args()
-    costs: list[Cost] = []
+    costs = [cost for cost in read() if cost.photos not in arguments.counts]
     with tempfile.TemporaryDirectory() as folder:
-        for count in PHOTOS:
+        for count in arguments.counts:
             run = Path(folder) / f"{count}"
             full = count in arguments.full
             costs.append(ours(arguments.photos, run, count, full))
             costs.append(loop(arguments.photos, run, count, full))
             print(*costs[-2:], sep="\n", file=sys.stderr, flush=True)
-    write(costs)
+            write(costs)
+    draw_and_tell(costs)
     return 0
 
 
@@ -191,13 +196,34 @@ def _child(*arguments: object) -> dict[str, Any]:
     return {**found, "peak_gb": peak}
 
 
+def read() -> list[Cost]:
+    """What train.csv holds."""
+    if not TABLE.exists():
+        return []
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return [
+            Cost(
+                row["way"],
+                int(row["photos"]),
+                int(row["epochs_run"]),
+                *(float(row[name]) for name in ("seconds", "photos_per_second", "peak_gb", "val_top1")),
+                float(row["test_top1"]) if row["test_top1"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
 def write(costs: list[Cost]) -> None:
-    """The table on stdout, and benchmarks/train.csv and train.png."""
-    beside = Path(__file__).with_suffix(".csv")
-    with beside.open("w", newline="", encoding="utf-8") as file:
+    """benchmarks/train.csv, by the number of photos."""
+    costs.sort(key=lambda cost: cost.photos)
+    with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Cost)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(cost) for cost in costs)
+
+
+def draw_and_tell(costs: list[Cost]) -> None:
+    """The table on stdout, and benchmarks/train.png."""
     print(f"Measured on {machine()}.\n")
     head = ("photos", "way", "epochs run", "s to 10 epochs", "photos/s", "peak GB")
     print(f"| {' | '.join((*head, 'val top-1', 'test top-1', 'times faster'))} |")
