@@ -1,6 +1,8 @@
 """Prints the history of fine-tuning on made-up features, over the CPUs that stand for so many GPUs.
 
-    python tests/spread.py GPUS
+    python tests/spread.py GPUS [EPOCH]
+
+With EPOCH, the second of two processes is killed at its end.
 
 Run by tests in processes of their own, for a backend makes its devices once.
 """
@@ -9,7 +11,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +22,7 @@ import numpy as np
 sys.path[0] = str(Path(__file__).parents[1])
 
 
-def main(gpus: str) -> None:
+def main(gpus: str, last: str = "") -> None:
     count = int(gpus)
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={count}"
     if os.environ.get("KERAS_BACKEND") != "jax":
@@ -31,7 +36,7 @@ def main(gpus: str) -> None:
     from train.fit import fit
     from train.settings import Settings
 
-    share = devices.join("00")
+    share = devices.join()
     devices.gpus = lambda: [f"cpu:{number}" for number in range(count)]
     finetune.compute_dtype = lambda: "float32"  # bfloat16 would hide small differences
     settings = Settings(
@@ -46,11 +51,17 @@ def main(gpus: str) -> None:
     train, val = blobs(10, 0), blobs(6, 1)
     weights = read_weights()
     start = fit(train, val, 2, settings, finetune.upper_blocks(weights, settings))
-    # Heads begin at random numbers that each backend draws in its own way.
-    chance = np.random.default_rng(0)
-    for layer in start.head:
-        layer.set_weights([chance.normal(0, 0.05, weight.shape) for weight in layer.get_weights()])
-    fitted, _ = finetune.fine_tune(start, train, val, 2, weights, settings, share=share)
+    for layer in start.head:  # on another machine a head comes out a little different
+        layer.set_weights([weight + 1e-6 * share.process for weight in layer.get_weights()])
+
+    def tell(stage: str, row: Mapping[str, float]) -> None:
+        if share.process and str(int(row["epoch"])) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    fitted, _ = finetune.fine_tune(start, train, val, 2, weights, settings, tell=tell, share=share)
+    devices.leave(share)
+    if share.process:
+        time.sleep(2)  # the first one, which serves the others, is gone by then
     print(json.dumps([dict(row) for row in fitted.history]))
 
 

@@ -109,7 +109,7 @@ def train(
 
     from runtime.picture import PICTURE_VERSION
     from train.backbone import POOLS, read_weights
-    from train.devices import PROCESSES, join
+    from train.devices import PROCESSES, agree, join, leave
     from train.features import extract, find_devices, survey
     from train.finetune import fine_tune, upper_blocks
     from train.fit import fit
@@ -119,10 +119,13 @@ def train(
     from train.plan import tell_plan
     from train.report import write_report
 
-    share = join(dataset.sha256)
-    if share.processes > 1 and resume:
-        raise UserError(f"--resume goes on in one process; give it without {PROCESSES}")
+    share = join()
     base = read_weights(weights)
+    asked = settings, resume, dry_run
+    agree(share, {"photos": dataset.sha256, "weights": base.sha256, "settings": repr(asked)})
+    if share.processes > 1 and resume:
+        leave(share)
+        raise UserError(f"--resume goes on in one process; give it without {PROCESSES}")
     cache_at = _features_folder(cache)
     tuned = settings.fine_tune != "none"
     views = max(settings.views, settings.fine_tune_views if tuned else 1)
@@ -133,6 +136,7 @@ def train(
         device += f", {cluster}" if cluster else ""
         print(f"device: {device}")
         if dry_run:
+            leave(share)
             work = survey(dataset, base, cache_at, views=views, layer=layer, devices=devices)
             tell_plan(dataset, work, base, devices, settings)
             print(f"would write: {out}")
@@ -166,6 +170,8 @@ def train(
         )
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
+    if not fitted.stopped:  # the others are at work still
+        leave(share)
     if share.process:  # the first one writes the run
         return INTERRUPTED if fitted.stopped else 0
     measured = measure(fitted, train_features, val, test, dataset.classes, settings.known)

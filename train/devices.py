@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import UserError
 
 PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"  # Keras's own, as are JOB_ADDRESSES and PROCESS_ID
+# What Gloo, NCCL and JAX's coordination service say when another process is gone.
+GONE = ("Gloo", "NCCL", "UNAVAILABLE")
 
 
 @dataclass(frozen=True)
@@ -37,20 +42,19 @@ def cpu() -> str:
     return _local("cpu")[0] if _on_jax() else "cpu:0"
 
 
-def join(sha256: str) -> Share:
+def join() -> Share:
     """Join the other processes of this run, if the environment says that there are any.
 
-    `sha256` is of the photos, which must be the same for all. Raises UserError when they are not, or Keras
-    cannot join processes on this backend.
+    Comes before JAX computes anything. Raises UserError when Keras cannot join processes on this backend.
     """
     if os.environ.get(PROCESSES, "1") in ("", "0", "1"):
         return Share()
     if not _on_jax():
         raise UserError(f"{PROCESSES} is set, and Keras joins processes on JAX alone; set KERAS_BACKEND=jax")
     import jax
-    from jax.experimental import multihost_utils
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_recoverability", True)
     try:
         keras.distribution.initialize()
     except (ValueError, RuntimeError) as error:
@@ -59,10 +63,49 @@ def join(sha256: str) -> Share:
             f"the processes of this run cannot be joined ({reason}); check KERAS_DISTRIBUTION_JOB_ADDRESSES, "
             "…_NUM_PROCESSES and …_PROCESS_ID in each"
         ) from None
-    mine = np.frombuffer(bytes.fromhex(sha256), np.uint8)
-    if (multihost_utils.process_allgather(mine) != mine).any():
-        raise UserError("the processes of this run have different photos; give each the same folder")
     return Share(jax.process_index(), jax.process_count(), len(jax.devices()))
+
+
+def agree(share: Share, same: Mapping[str, str]) -> None:
+    """Raises UserError, in every process, when what all must have alike, by its name, is not."""
+    if share.processes == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mine = np.array([list(hashlib.sha256(value.encode()).digest()) for value in same.values()], np.uint8)
+    alike = (multihost_utils.process_allgather(mine) == mine).all(axis=(0, 2))
+    if not alike.all():
+        differ = " and ".join(name for name, is_alike in zip(same, alike, strict=True) if not is_alike)
+        leave(share)
+        raise UserError(f"the processes of this run have different {differ}; give each the same")
+
+
+def leave(share: Share) -> None:
+    """End what `join` began, in every process: from here on each may end when it likes.
+
+    JAX aborts a process that takes leave when the first one, which serves the others, is gone; so that one
+    waits until they have. What has connected them so far still does for that.
+    """
+    if share.processes == 1:
+        return
+    import jax
+    from jax.experimental import multihost_utils
+
+    multihost_utils.sync_global_devices("trained")
+    if share.process:
+        jax.distributed.shutdown()
+    multihost_utils.sync_global_devices("left")
+
+
+def first_of(share: Share, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    """The first process's arrays, in every process: what each computes by itself may differ in its last
+    digits, and JAX wants what it copies to all devices to be equal.
+    """
+    if share.processes == 1 or not arrays:
+        return arrays
+    from jax.experimental import multihost_utils
+
+    return [np.asarray(array) for array in multihost_utils.broadcast_one_to_all(list(arrays))]
 
 
 @contextmanager
@@ -82,6 +125,12 @@ def spread(share: Share) -> Iterator[Share]:
         keras.distribution.set_distribution(spreading)
         try:
             yield Share(share.process, share.processes, int(spreading.device_mesh.devices.size))
+        except Exception as error:  # by its words, for JAX raises several kinds
+            if share.processes == 1 or not any(sign in str(error) for sign in GONE):
+                raise
+            raise UserError(
+                "another process of this run is gone; start all of them again, or one alone with --resume"
+            ) from None
         finally:
             keras.distribution.set_distribution(before)
         return

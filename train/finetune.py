@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from train.backbone import Weights, block_layers
 from train.balance import class_weights
-from train.devices import Share, gpus, spread
+from train.devices import Share, first_of, gpus, spread
 from train.epochs import Array, Batches, Tell, fingerprint_of, train_epochs
 from train.fit import Fitted, deterministic
 from train.settings import TRAINED_FROM, Settings
@@ -76,7 +76,7 @@ def fine_tune(
         head = [type(layer).from_config(layer.get_config()) for layer in start.head]
         model = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, *head])
         for layer, trained in zip(head, start.head, strict=True):
-            layer.set_weights(trained.get_weights())
+            layer.set_weights(first_of(shared, trained.get_weights()))
         batches = Batches(*train, classes, settings.fine_tune_batch, turns(photos, settings), shared)
         total = settings.fine_tune_epochs * len(batches)
         warm = max(1, round(WARM_UP * total))

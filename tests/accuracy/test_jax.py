@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,39 +78,65 @@ def test_jax_trains_to_the_same_metrics(jax_python: Path, flower_photos: Path, t
     assert abs(right / len(test) - theirs["metrics"]["test"]["top1"]) * len(test) <= 1
 
 
+SPREAD = ROOT / "tests" / "spread.py"
+AGREE = (
+    "import sys; from train.devices import agree, join; agree(join(), {'photos': sys.argv[1], 'seed': '0'})"
+)
+
+
+def together(*commands: list[Any]) -> list[subprocess.CompletedProcess[str]]:
+    """Runs each in its process, all joined."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    joined = {
+        "KERAS_BACKEND": "jax",
+        "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
+        "KERAS_DISTRIBUTION_NUM_PROCESSES": str(len(commands)),
+    }
+    running = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **joined, "KERAS_DISTRIBUTION_PROCESS_ID": str(process)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process, command in enumerate(commands)
+    ]
+    with ThreadPoolExecutor(len(running)) as readers:
+        said = list(readers.map(lambda process: process.communicate(timeout=300), running))
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *told)
+        for process, told in zip(running, said, strict=True)
+    ]
+
+
 @pytest.mark.parametrize("way", ["two devices", "two processes"])
 def test_jax_spreads_a_step(way: str, jax_python: Path) -> None:
     """The same history as TensorFlow's on one device."""
-    script = ROOT / "tests" / "spread.py"
-    one = subprocess.run([sys.executable, script, "1"], capture_output=True, text=True, check=True)
-    many = {**os.environ, "KERAS_BACKEND": "jax"}
+    one = subprocess.run([sys.executable, SPREAD, "1"], capture_output=True, text=True, check=True)
     if way == "two devices":
-        done = [subprocess.run([jax_python, script, "2"], env=many, capture_output=True, text=True)]
+        many = {**os.environ, "KERAS_BACKEND": "jax"}
+        done = [subprocess.run([jax_python, SPREAD, "2"], env=many, capture_output=True, text=True)]
     else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        many |= {
-            "KERAS_DISTRIBUTION_JOB_ADDRESSES": address,
-            "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
-        }
-        running = [
-            subprocess.Popen(
-                [jax_python, script, "1"],
-                env={**many, "KERAS_DISTRIBUTION_PROCESS_ID": str(process)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for process in range(2)
-        ]
-        done = []
-        for process in running:
-            told, said = process.communicate(timeout=300)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, told, said))
+        done = together([jax_python, SPREAD, "1"], [jax_python, SPREAD, "1"])
     expected = json.loads(one.stdout.splitlines()[-1])
     for each in done:
         assert each.returncode == 0, each.stderr[-2000:]
         found = json.loads(each.stdout.splitlines()[-1])
         for row, right in zip(found, expected, strict=True):
             assert row == pytest.approx(right, rel=1e-3, abs=1e-4)
+
+
+def test_processes_with_different_photos_are_told(jax_python: Path) -> None:
+    for each in together([jax_python, "-c", AGREE, "one"], [jax_python, "-c", AGREE, "two"]):
+        assert "the processes of this run have different photos; give each the same" in each.stderr
+
+
+def test_a_process_that_is_killed_ends_the_others_with_a_word(jax_python: Path) -> None:
+    alone, killed = together([jax_python, SPREAD, "1", "1"], [jax_python, SPREAD, "1", "1"])
+    assert killed.returncode == -signal.SIGKILL
+    assert alone.returncode == 1
+    assert "another process of this run is gone; start all of them again" in alone.stderr.splitlines()[-1]
