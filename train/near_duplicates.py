@@ -145,9 +145,9 @@ def _hashes(dataset: Dataset, boxes: Sequence[Box], kept: _Kept) -> dict[str, ND
     found = {photo.sha256: kept.hashes(photo.sha256, shape) for photo in dataset.photos}
     missing = [photo for photo in dataset.photos if found[photo.sha256] is None]
 
-    def hashed(photo: Photo) -> NDArray[np.uint8] | None:
+    def read(photo: Photo) -> NDArray[np.uint8] | None:
         try:
-            return hashes_of(read_picture(dataset.root / photo.path, (SIDE, SIDE)), boxes)
+            return read_picture(dataset.root / photo.path, (SIDE, SIDE))
         except PictureError:
             return None
 
@@ -158,9 +158,14 @@ def _hashes(dataset: Dataset, boxes: Sequence[Box], kept: _Kept) -> dict[str, ND
         ):
             for start in range(0, len(missing), 128):
                 part = missing[start : start + 128]
-                new = dict(zip((photo.sha256 for photo in part), pool.map(hashed, part), strict=True))
+                # Hashes are small work for Python: several threads at it are slower than one.
+                new = {
+                    photo.sha256: hashes_of(picture, boxes)
+                    for photo, picture in zip(part, pool.map(read, part), strict=True)
+                    if picture is not None
+                }
                 found |= new
-                kept.keep_hashes({name: hashes for name, hashes in new.items() if hashes is not None})
+                kept.keep_hashes(new)
                 progress.step(len(part))
     return {name: hashes for name, hashes in found.items() if hashes is not None}
 
@@ -178,12 +183,9 @@ def _compare(
         path = dataset.root / photos[candidate.cropped].path
         return _fitted(path, boxes[candidate.box], wanted, candidate.distance)
 
-    with (
-        ThreadPoolExecutor() as pool,
-        Progress("near-duplicates, comparing", len(photos), "photos") as progress,
-    ):
+    with Progress("near-duplicates, comparing", len(photos), "photos") as progress:
         for rows, candidates in _candidates(photos, stack, boxes):
-            distances = pool.map(fitted, candidates) if len(boxes) > 1 else (c.distance for c in candidates)
+            distances = map(fitted, candidates) if len(boxes) > 1 else (c.distance for c in candidates)
             for candidate, distance in zip(candidates, distances, strict=True):
                 first, second = sorted((candidate.cropped, candidate.whole))
                 pair = photos[first].sha256, photos[second].sha256
