@@ -1,4 +1,4 @@
-# make setup · demo · test · accuracy · fmt · lint · release · retrain; `make` alone lists them.
+# make setup · demo · test · accuracy · fmt · lint · release · retrain · compress; `make` alone lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -36,12 +36,16 @@ test: setup lint  ## lint, types, import arrows, and the suite
 accuracy: photos setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
 	$(PY) -m pytest tests/accuracy
 
-release: photos setup  ## models/flowers from the kept run, through every gate on the photos of VGG_EDGE_PHOTOS
-	$(PY) -m export models/flowers_run --all --keep int8.tflite --out models/flowers --photos-root "$$VGG_EDGE_PHOTOS"
+release: photos setup  ## models/flowers from the kept compressed run, through every gate on the photos of VGG_EDGE_PHOTOS
+	$(PY) -m export models/flowers_compressed --all --keep int8.tflite int8.onnx --out models/flowers --photos-root "$$VGG_EDGE_PHOTOS"
 
 retrain: photos setup  ## the kept run itself, from VGG_EDGE_PHOTOS: about an hour on 2 cores
 	$(PY) -m train "$$VGG_EDGE_PHOTOS" --fine-tune block5 --out runs/flowers --overwrite --resume
 	$(PY) -m train.keep runs/flowers models/flowers_run
+
+compress: photos setup  ## the kept compressed run, from the kept run and VGG_EDGE_PHOTOS: about an hour on 2 cores
+	$(PY) -m train.compress models/flowers_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
+	$(PY) -m train.keep runs/flowers_compressed models/flowers_compressed
 
 photos:
 	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }
@@ -56,4 +60,4 @@ lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo test accuracy release retrain photos fmt lint
+.PHONY: help setup demo test accuracy release retrain compress photos fmt lint

@@ -62,8 +62,8 @@ def parity() -> str:
     """models/flowers/parity.csv as Markdown."""
     with PARITY.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    head = "| file | engine | MB | top-1 | agree | mean Δp | p99 | max | ms |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|"]
+    head = "| file | engine | MB | top-1 | agree | mean Δp | p99 | max | uncompressed | ms |"
+    lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         cells = [
             f"{row['format']} {row['precision']}",
@@ -72,7 +72,8 @@ def parity() -> str:
             f"{100 * float(row['top1']):.1f} %",
             f"{100 * float(row['agreement']):.1f} %",
             *(f"{float(row[name]):.4f}" for name in ("mean_dp", "p99_dp", "max_dp")),
-            f"{float(row['ms']):.0f}",
+            f"{100 * float(row['uncompressed_agreement']):.1f} %",
+            f"{float(row['ms']):.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     top1 = f"{100 * float(rows[0]['reference_top1']):.1f} %"
@@ -93,6 +94,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "known": recorded("known.md"),
     "train": recorded("train.md"),
     "extraction": recorded("extraction.md"),
+    "compress": recorded("compress.md"),
 }
 
 

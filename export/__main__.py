@@ -14,16 +14,19 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from export.card import card
 from export.folder import check, swap_in
 from export.parity import ENOUGH, Known, Row, failures, measure, pairs, steps, table, to_csv
-from export.photos import read_photos
+from export.photos import choose, read_photos
 from runtime.engines import ENGINES, choose_engine, need
 from runtime.errors import UserError
 from runtime.model import CONTRACT_VERSION, FORMATS, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
 from train.progress import Progress
 from train.quiet import quiet_stderr
-from train.run import Run, newest_run, open_run
+from train.run import UNCOMPRESSED, Run, newest_run, open_run
 
 if TYPE_CHECKING:
     import keras
@@ -110,7 +113,9 @@ def export(
         said, known = reference["probabilities"], None
         if "known" in reference:
             known = Known(reference["known"], run.thresholds["known"])
-        rows = measure(files, said, photos.pixels, photos.truth, engines, progress.step, known)
+        rows = measure(
+            files, said, photos.pixels, photos.truth, engines, progress.step, known, _uncompressed(run, limit)
+        )
     print(table(rows))
     broken = failures(rows)
 
@@ -148,6 +153,16 @@ def _convert(
             print(f"convert: {format} int8: {recipe}", flush=True)
             made[format, "int8"] = data, recipe
     return made
+
+
+def _uncompressed(run: Run, limit: int | None) -> NDArray[np.int64] | None:
+    """By the photos of read_photos, the top-1 of the model that the run was compressed from, if it was."""
+    said = run.uncompressed()
+    photos = choose(run.dataset.split("test"), limit)
+    try:
+        return np.array([run.classes.index(said[photo.path]) for photo in photos]) if said else None
+    except (KeyError, ValueError) as error:
+        raise UserError(f"run {run.path}: {UNCOMPRESSED} lacks {error}; compress it again") from None
 
 
 def _check_engines(engines: Sequence[str] | None) -> None:
@@ -189,6 +204,8 @@ def _contents(
     rows: Sequence[Row],
 ) -> dict[str, bytes]:
     """The whole folder, by file name."""
+    from export.macs import macs
+
     names = {key: f"{contract.name}_{key[1]}.{key[0]}" for key in files}
     index = Index(
         contract,
@@ -199,7 +216,10 @@ def _contents(
                 precision=key[1],
                 bytes=len(data),
                 sha256=hashlib.sha256(data).hexdigest(),
-                metrics=_metrics(recipes[key], [row for row in rows if (row.format, row.precision) == key]),
+                metrics={
+                    "macs": macs(data, key[0]),
+                    **_metrics(recipes[key], [row for row in rows if (row.format, row.precision) == key]),
+                },
             )
             for key, data in files.items()
         ),
@@ -215,8 +235,12 @@ def _contents(
 
 def _metrics(recipe: str, rows: Sequence[Row]) -> dict[str, Any]:
     """What model.json says of a file: its recipe, and by engine what parity found."""
-    names = ("n", "top1", "agreement", "mean_dp", "p99_dp", "max_dp", "ms")
-    figures = {row.engine: {name: getattr(row, name) for name in names} for row in rows if not row.error}
+    names = ("n", "top1", "agreement", "uncompressed_agreement", "mean_dp", "p99_dp", "max_dp", "ms")
+    figures = {
+        row.engine: {name: value for name in names if (value := getattr(row, name)) is not None}
+        for row in rows
+        if not row.error
+    }
     return {"parity": figures} | ({"recipe": recipe} if recipe else {})
 
 

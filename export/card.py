@@ -39,7 +39,8 @@ def card(index: Index, run: Run, rows: Sequence[Row], recipes: Mapping[str, str]
         _front_matter(index, rows),
         f"# {contract.name}",
         f"A VGG16 picture classifier of {len(contract.labels)} classes for small computers: the ImageNet "
-        f"convolution layers, {_trained(run)}, under {_RECIPES.get(run.recipe, f'the {run.recipe} head')}.",
+        f"convolution layers, {_trained(run)}, under {_RECIPES.get(run.recipe, f'the {run.recipe} head')}."
+        + _compressed(run),
         _synthetic(contract.synthetic),
         "## Classes\n\n" + ", ".join(_plain(label) for label in contract.labels),
         "## Use\n\n```python\n"
@@ -104,8 +105,36 @@ def _json(value: object) -> str:
 
 def _trained(run: Run) -> str:
     """What was done to the base's layers."""
+    if run.compressed:
+        return "compressed and trained on" if run.compressed["epochs"] else "compressed"
     block = run.settings.get("fine_tune", "none")
     return "frozen" if block == "none" else f"frozen below {block} and trained on from there"
+
+
+def _compressed(run: Run) -> str:
+    """Both models' sizes and figures, of a run that was compressed."""
+    done = run.compressed
+    if not done:
+        return ""
+    lines = ["| model | input | GMAC a picture | top-1, val | top-1, test |", "|---|---|---:|---:|---:|"]
+    own = {split: (figures or {}).get("top1") for split, figures in run.metrics.items()}
+    for name, size, macs, top1 in (
+        ("uncompressed, float32", 224, done["of_macs"], done["uncompressed_top1"]),
+        ("compressed, float32", done["size"], done["macs"], own),
+    ):
+        shares = [_percent(top1.get(split)) for split in ("val", "test")]
+        cells = [name, f"{size} x {size}", f"{macs / 1e9:.2f}", *shares]
+        lines.append("| " + " | ".join(cells) + " |")
+    taught = "" if not done["epochs"] else " and taught the uncompressed model's answers"
+    return (
+        f"\n\nIt was compressed from the run {_plain(done['from'])}: whole channels were left out, and "
+        f"what stays was solved anew{taught}, for {done['of_macs'] / done['macs']:.1f} times fewer "
+        "multiplications.\n\n" + "\n".join(lines)
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
 
 
 def _known(contract: Contract) -> str:
@@ -136,15 +165,16 @@ def _plain_figures(run: Run) -> str:
 
 
 def _files(index: Index, recipes: Mapping[str, str]) -> str:
-    lines = ["| file | MB | how it was made |", "|---|---:|---|"]
+    lines = ["| file | MB | GMAC a picture | how it was made |", "|---|---:|---:|---|"]
     for file in index.files:
-        made = recipes.get(file.file) or file.precision
-        lines.append(f"| `{file.file}` | {file.bytes / 1e6:.1f} | {_plain(made)} |")
+        made, gmacs = recipes.get(file.file) or file.precision, f"{file.metrics['macs'] / 1e9:.2f}"
+        lines.append(f"| `{file.file}` | {file.bytes / 1e6:.1f} | {gmacs} | {_plain(made)} |")
     return "\n".join(lines)
 
 
 def _parity(rows: Sequence[Row]) -> str:
     tells = any(row.known_disagreements is not None for row in rows)
+    compressed = any(row.uncompressed_agreement is not None for row in rows)
     head = [
         "format",
         "precision",
@@ -156,21 +186,24 @@ def _parity(rows: Sequence[Row]) -> str:
         "p99",
         "max",
         *(["known"] if tells else []),
+        *(["uncompressed"] if compressed else []),
         "ms",
         "verdict",
     ]
     lines = ["| " + " | ".join(map(_plain, head)) + " |"]
-    lines.append("|---|---|---" + "|---:" * (7 + tells) + "|---|")
+    lines.append("|---|---|---" + "|---:" * (7 + tells + compressed) + "|---|")
     for row in rows:
         cells = [row.format, row.precision, row.engine, str(row.n), f"{row.top1:.1%}", f"{row.agreement:.1%}"]
         cells += [f"{value:.6f}" for value in (row.mean_dp, row.p99_dp, row.max_dp)]
         cells += [known_agreement(row)] if tells else []
-        lines.append("| " + " | ".join([*cells, f"{row.ms:.0f}", _plain(verdict(row))]) + " |")
+        cells += [_percent(row.uncompressed_agreement)] if compressed else []
+        lines.append("| " + " | ".join([*cells, f"{row.ms:.1f}", _plain(verdict(row))]) + " |")
     return (
         "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a "
         "photo's largest difference over all its class probabilities; agreement is the share of photos "
         "with the same top-1; ms is the median of one inference on the machine that exported"
         + ("; known is the share of photos that both call known, or both unknown" if tells else "")
+        + ("; uncompressed is the share with the top-1 of the uncompressed model" if compressed else "")
         + ".\n\n"
         + "\n".join(lines)
         + f"\n\n{proof(rows)}."

@@ -82,10 +82,18 @@ class Row:
     error: str = ""  # why there are no figures, or none to trust
     known_disagreements: int | None = None  # photos that only one of the two calls unknown; None: not told
     max_dknown: float | None = None  # the largest |Δ| of `known`
+    uncompressed_disagreements: int | None = None  # photos whose top-1 is not the uncompressed model's
 
     @property
     def agreement(self) -> float:
         return 1 - self.disagreements / self.n
+
+    @property
+    def uncompressed_agreement(self) -> float | None:
+        """The share of photos with the top-1 of the model that was compressed; None of one that was not."""
+        if self.uncompressed_disagreements is None:
+            return None
+        return 1 - self.uncompressed_disagreements / self.n
 
 
 def measure(
@@ -96,11 +104,13 @@ def measure(
     engines: Sequence[str] | None = None,
     step: Callable[[int], None] = lambda done: None,
     known: Known | None = None,
+    uncompressed: NDArray[np.int64] | None = None,
 ) -> list[Row]:
     """Runs each file, by (format, precision), in each of `engines` (None: those installed) that take it.
 
-    `reference` is what the float32 Keras model says, [n, C], and `known`, if it has that output; `photos`
-    uint8 [n, H, W, 3]; `truth` the index of each photo's label, [n]. `step` is called with 1 after each of
+    `reference` is what the float32 Keras model says, [n, C], and `known`, if it has that output;
+    `uncompressed` the top-1 [n] of the model that it was compressed from, if it was; `photos` uint8
+    [n, H, W, 3]; `truth` the index of each photo's label, [n]. `step` is called with 1 after each of
     `steps(…)` inferences. A file that an engine cannot run, or that breaks the contract, makes a row with an
     error.
     """
@@ -125,6 +135,9 @@ def measure(
             wrong = _malformed(said.probabilities, reference.shape)
             found = said.probabilities if said.probabilities.shape == reference.shape else reference * np.nan
             row = _row(file, said.engine, data, found, reference, truth, wrong)
+            if uncompressed is not None and not wrong:
+                differ = found.argmax(axis=1) != uncompressed
+                row = replace(row, uncompressed_disagreements=int(differ.sum()))
             return row if known is None or wrong else _with_known(row, said.known, known)
 
         # One thread each and several at once: quicker than one after the other on all cores.
@@ -263,6 +276,7 @@ def broken_bounds(row: Row) -> list[str]:
 def table(rows: Sequence[Row]) -> str:
     """The rows for a terminal, and under them what so many photos prove."""
     tells = any(row.known_disagreements is not None for row in rows)
+    compressed = any(row.uncompressed_disagreements is not None for row in rows)
     head = [
         "format",
         "precision",
@@ -274,6 +288,7 @@ def table(rows: Sequence[Row]) -> str:
         "p99",
         "max",
         *(["known"] if tells else []),
+        *(["uncompressed"] if compressed else []),
         "ms",
         "verdict",
     ]
@@ -291,7 +306,8 @@ def table(rows: Sequence[Row]) -> str:
                 *shares,
                 *dp,
                 *([known_agreement(row)] if tells else []),
-                f"{row.ms:.0f}",
+                *([_share(row.uncompressed_agreement)] if compressed else []),
+                f"{row.ms:.1f}" if compressed else f"{row.ms:.0f}",
                 "FAILS" if broken_bounds(row) else "holds",
             ]
         )
@@ -314,9 +330,11 @@ def table(rows: Sequence[Row]) -> str:
 
 def known_agreement(row: Row) -> str:
     """The share of photos that both call known, or both unknown, for a table."""
-    if row.known_disagreements is None:
-        return ""
-    return f"{1 - row.known_disagreements / row.n:.1%}"
+    return _share(None if row.known_disagreements is None else 1 - row.known_disagreements / row.n)
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
 
 
 def proof(rows: Sequence[Row]) -> str:
@@ -342,11 +360,14 @@ def upper_bound(n: int, k: int, confidence: float = 0.95) -> float:
 
 
 def to_csv(rows: Iterable[Row]) -> str:
-    """parity.csv: a row's fields, the agreement, and whether it holds."""
+    """parity.csv: a row's fields, the agreements, and whether it holds."""
     file = io.StringIO()
     names = [field.name for field in fields(Row)]
-    writer = csv.DictWriter(file, [*names, "agreement", "verdict"], lineterminator="\n")
+    told = ("agreement", "uncompressed_agreement")
+    writer = csv.DictWriter(file, [*names, *told, "verdict"], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({**asdict(row), "agreement": row.agreement, "verdict": verdict(row)})
+        writer.writerow(
+            {**asdict(row), **{name: getattr(row, name) for name in told}, "verdict": verdict(row)}
+        )
     return file.getvalue()

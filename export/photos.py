@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import UserError
 from runtime.picture import read_picture
-from train.dataset import Dataset, Photo
-
-
-class PhotosError(UserError):
-    """Photos that a run recorded and that are not there, or not the same, any more."""
+from train.dataset import Dataset, Photo, PhotosError, recorded
 
 
 @dataclass(frozen=True)
@@ -45,16 +38,7 @@ def read_photos(
         raise PhotosError(f"the run has no {split} photos, so nothing can be proven: train with some")
 
     def read(photo: Photo) -> NDArray[np.uint8]:
-        path = Path(dataset.root) / photo.path
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise PhotosError(
-                f"{path}: {error.strerror or error}: put the photos back where they were, or train again"
-            ) from None
-        if hashlib.sha256(data).hexdigest() != photo.sha256:
-            raise PhotosError(f"{path}: has changed since it was trained with: put it back, or train again")
-        pixels = read_picture(data, size)
+        pixels = read_picture(recorded(dataset, photo), size)
         step(1)
         return pixels
 

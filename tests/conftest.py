@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+# Drawings are told apart by colour, so 64 x 64 pixels show enough of them.
+QUICK = ("--size", "64", "--photos", "12", "--views", "2", "--epochs", "2", "--reduce", "30")
+
 # A suite started in the background inherits an ignored SIGINT, which its Ctrl-C tests could not send then.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -36,4 +39,14 @@ def drawn_run(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     out = tmp_path_factory.mktemp("runs") / "drawn"
     assert main([str(drawn_photos), "--out", str(out), "--views", "1"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def compressed_run(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m train.compress` makes of it with QUICK settings, named small."""
+    from train.compress import main
+
+    out = tmp_path_factory.mktemp("compressed") / "small"
+    assert main([str(drawn_run), "--out", str(out), *QUICK]) == 0
     return out

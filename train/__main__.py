@@ -86,7 +86,7 @@ def train(
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
-    out = _free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite, dry_run)
+    out = free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite, dry_run)
     if ray:
         check(ray)  # before the photos are hashed
     dataset = find_photos(
@@ -182,7 +182,7 @@ def train(
         "settings": asdict(settings) | {"weights": base.source},
         "base_sha256": base.sha256,
         "picture_version": PICTURE_VERSION,
-        "versions": _versions(),
+        "versions": versions(),
         "device": device,
         "temperature": measured.temperature,
         "thresholds": measured.thresholds,
@@ -193,7 +193,7 @@ def train(
         classifier(base, fitted.head, measured.known).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
-        _write_figures(folder, history, fitted.history, measured.metrics, dataset.classes)
+        write_figures(folder, history, fitted.history, measured.metrics, dataset.classes)
         write_report(
             folder / "report.html", record, dataset, history, measured.metrics, measured.answers, alike
         )
@@ -202,7 +202,7 @@ def train(
         print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
     elif kept:
         shutil.rmtree(kept, ignore_errors=True)
-    _tell_figures(measured.summaries)
+    tell_figures(measured.summaries)
     print(f"report: {out / 'report.html'}")
     print(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}")
     print(f"next: python -m export {shlex.quote(str(out))} --int8")
@@ -275,7 +275,8 @@ def _gigabytes(text: str) -> int:
     return found
 
 
-def _free(out: Path, overwrite: bool, dry_run: bool) -> Path:
+def free(out: Path, overwrite: bool, dry_run: bool = False) -> Path:
+    """The run folder, where a new one may be written. Raises RunError."""
     if out.exists() and not (overwrite and (out / "run.json").exists()):
         what = "is not a run, so it is not replaced" if overwrite else "exists; --overwrite replaces it"
         raise RunError(f"{out} {what}, or give another --out")
@@ -318,7 +319,8 @@ def _tell_left_out(left_out: Sequence[LeftOut]) -> None:
         print(f"left out: {len(left_out) - 3:,} more; all are listed in left_out.csv")
 
 
-def _tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
+def tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
+    """Print what run.json says of each split."""
     for split, summary in summaries.items():
         if summary is None:
             print(f"{split}: no photos, so nothing is known")
@@ -330,7 +332,7 @@ def _tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
         )
 
 
-def _write_figures(
+def write_figures(
     folder: Path,
     history: Sequence[Mapping[str, object]],
     last_stage: Sequence[Mapping[str, float]],
@@ -351,7 +353,7 @@ def _write_figures(
     draw_confusion(metrics, classes, folder / "confusion.png")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of what a result can depend on."""
     found = {"python": platform.python_version()}
     for package in ("vgg-edge", "tensorflow", "keras", "numpy", "pillow"):

@@ -48,6 +48,11 @@ class Weights:
     sha256: str
     source: str
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels by convolution: VGG16's own, or fewer after train.compress."""
+        return {name: len(self.tensors[f"{name}/bias"]) for name in CONVOLUTIONS}
+
 
 def read_weights(source: str | None = None) -> Weights:
     """Read the base's weights: the bundled file when `source` is None, Keras's own download for
@@ -73,41 +78,49 @@ def read_weights(source: str | None = None) -> Weights:
     return Weights(rgb, hashlib.sha256(data).hexdigest(), str(source or path.name))
 
 
-def picture_input() -> keras.KerasTensor:
-    """The input of every model: `image`, uint8, [N, 224, 224, 3], RGB, 0-255."""
-    return keras.Input((*INPUT_SIZE, 3), dtype="uint8", name="image")
+def picture_input(size: tuple[int, int] = INPUT_SIZE) -> keras.KerasTensor:
+    """The input of every model: `image`, uint8, [N, height, width, 3], RGB, 0-255."""
+    return keras.Input((*size, 3), dtype="uint8", name="image")
 
 
 def base_layers(
-    image: keras.KerasTensor, dtype: str = "float32", last: str = "block5_pool"
+    image: keras.KerasTensor,
+    dtype: str = "float32",
+    last: str = "block5_pool",
+    widths: Mapping[str, int] = CONVOLUTIONS,
+    trainable: bool = False,
 ) -> keras.KerasTensor:
-    """Put VGG16's layers to `last`, frozen, on top of `image`; returns what `last` gives, [N, *SHAPES[last]],
-    in the policy `dtype`'s compute type. `load_weights` fills them once they stand in a model.
+    """Put VGG16's layers to `last`, frozen unless `trainable`, on top of `image`; returns what `last` gives,
+    [N, *SHAPES[last]] for VGG16's own size and widths, in the policy `dtype`'s compute type. `load_weights`
+    fills them once they stand in a model.
     """
     # Subtracting in 16 bits would round the pixels, so this layer stays in float32 under every policy.
     x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(
         image
     )
-    for layer in block_layers(1, POOLS.index(last) + 1, dtype, trainable=False):
+    for layer in block_layers(1, POOLS.index(last) + 1, dtype, trainable, widths):
         x = layer(x)
     return x
 
 
-def block_layers(first: int, last: int, dtype: str, trainable: bool) -> list[keras.layers.Layer]:
+def block_layers(
+    first: int, last: int, dtype: str, trainable: bool, widths: Mapping[str, int] = CONVOLUTIONS
+) -> list[keras.layers.Layer]:
     """The convolutions and poolings of blocks `first` to `last`, both included, without weights yet."""
     layers: list[keras.layers.Layer] = []
     for block in range(first, last + 1):
         layers += [
             keras.layers.Conv2D(
-                filters,
+                widths[name],
                 3,
                 padding="same",
                 activation="relu",
-                name=f"block{block}_conv{conv}",
+                name=name,
                 dtype=dtype,
                 trainable=trainable,
             )
-            for conv, filters in enumerate(BLOCKS[block - 1], 1)
+            for name in CONVOLUTIONS
+            if name.startswith(f"block{block}_")
         ]
         layers.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool", dtype=dtype))
     return layers

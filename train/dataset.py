@@ -32,7 +32,7 @@ NAMES = "surrogateescape"  # on Linux a file's name is any bytes: those that are
 
 
 class PhotosError(UserError):
-    """A folder that cannot be trained on."""
+    """A folder that cannot be trained on, or photos that are not those which a run recorded."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,21 @@ def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic:
     with (folder / "left_out.csv").open(newline="", encoding="utf-8", errors=NAMES) as file:
         left_out = tuple(LeftOut(**row) for row in csv.DictReader(file))
     return Dataset(root, classes, photos, left_out, synthetic)
+
+
+def recorded(dataset: Dataset, photo: Photo) -> bytes:
+    """The photo's file. Raises PhotosError when it is missing, or changed since it was recorded."""
+    path = Path(dataset.root) / photo.path
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PhotosError(
+            f"{path}: {error.strerror or error}: put the photos back where they were, give --photos-root, or "
+            "train again"
+        ) from None
+    if hashlib.sha256(data).hexdigest() != photo.sha256:
+        raise PhotosError(f"{path}: has changed since it was trained with: put it back, or train again")
+    return data
 
 
 def _given_splits(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from train.backbone import Weights, base_layers, load_weights, picture_input
+from train.backbone import INPUT_SIZE, Weights, base_layers, load_weights, picture_input
 from train.known import Known, known_layers
 from train.settings import Settings
 
@@ -44,15 +44,18 @@ HEADS: dict[str, Head] = {"pooled": pooled, "article": article}
 
 
 def classifier(
-    weights: Weights, head: Sequence[keras.layers.Layer], known: Known | None = None
+    weights: Weights,
+    head: Sequence[keras.layers.Layer],
+    known: Known | None = None,
+    size: tuple[int, int] = INPUT_SIZE,
 ) -> keras.Model:
-    """The whole model, flat: a picture `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, classes],
+    """The whole model, flat: a picture `image` uint8 [N, *size, 3] → `probabilities` float32 [N, classes],
     and with `known` also `known` float32 [N, 1].
 
     `head` are a trained head's layers; the model takes copies of them, so that none of them has two places.
     """
-    image = picture_input()
-    x = base_layers(image)
+    image = picture_input(size)
+    x = base_layers(image, widths=weights.widths)
     copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
     pool = copies[0](x)
     x = pool

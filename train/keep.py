@@ -18,13 +18,13 @@ import numpy as np
 
 from runtime.errors import UserError
 from train.quiet import quiet_stderr
-from train.run import ARCHITECTURE, CHANGES, RunError, new_folder, open_run, write_record
+from train.run import ARCHITECTURE, CHANGES, UNCOMPRESSED, RunError, new_folder, open_run, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGE = 2**16  # numbers: a tensor of fewer is kept as it is
-ALSO = ("metrics.json", "history.csv", "curves.png", "confusion.png")
+ALSO = ("metrics.json", "history.csv", "curves.png", "confusion.png", UNCOMPRESSED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def keep(run_folder: Path, folder: Path) -> None:
     changes: dict[str, NDArray[Any]] = {}
     for variable in model.variables:
         value = np.asarray(variable, np.float32)
-        if variable.path not in base.tensors or (value != base.tensors[variable.path]).any():
+        if not np.array_equal(value, base.tensors.get(variable.path, ())):
             changes[variable.path] = value.astype(np.float16) if value.size >= LARGE else value
     record = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     record["name"] = folder.name
@@ -74,6 +74,8 @@ def keep(run_folder: Path, folder: Path) -> None:
         for name in ALSO:
             if (run_folder / name).is_file():
                 (partial / name).write_bytes((run_folder / name).read_bytes())
+        if (folder / "README.md").is_file():  # what is said of it there stays
+            (partial / "README.md").write_bytes((folder / "README.md").read_bytes())
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def write_report(
         record=record,
         created=datetime.fromisoformat(record["created"]),
         dataset=dataset,
-        unfinished=_unfinished(record["settings"], stages),
+        unfinished=_unfinished(record, stages),
         measured=measured,
         blind=math.log(len(dataset.classes)),
         answers=answers,
@@ -200,11 +200,14 @@ def _curve(stage: str, rows: Rows, name: str) -> Markup:
     return Markup(curve(rows, name, f"{CURVES[name]} of {stage} over {len(rows)} epochs: {told}"))
 
 
-def _unfinished(settings: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -> str:
+def _unfinished(record: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -> str:
     """What Ctrl-C cut short, if anything."""
+    settings, compressed = record["settings"], record.get("compressed")
     done = {stage: len(rows) for stage, rows in stages}
     planned = {"head": settings["epochs"]}
-    if settings["fine_tune"] != "none":
+    if compressed:
+        planned["distill"] = compressed["epochs"]
+    elif settings["fine_tune"] != "none":
         planned[settings["fine_tune"]] = settings["fine_tune_epochs"]
     for stage, epochs in planned.items():
         if done.get(stage, 0) < epochs:

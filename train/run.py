@@ -4,6 +4,7 @@ of it.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.errors import UserError
-from train.dataset import Dataset, read_manifest, write_manifest
+from train.dataset import NAMES, Dataset, read_manifest, write_manifest
 from train.settings import write_settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 # What a run in its smallest form has instead of model.keras.
 CHANGES = "changes.safetensors"
 ARCHITECTURE = "architecture.json"
+# What the uncompressed model calls each photo of val and test, in a run that train/compress.py made.
+UNCOMPRESSED = "uncompressed.csv"
 
 
 class RunError(UserError):
@@ -53,10 +56,11 @@ class Run:
     device: str
     metrics: Mapping[str, Any]
     thresholds: Mapping[str, float]  # by output, as in the contract
+    compressed: Mapping[str, Any]  # what train/compress.py did to it; empty if nothing
 
     def model(self) -> keras.Model:
-        """The trained model, float32: `image` uint8 [N, 224, 224, 3] → `probabilities` float32 [N, C], and
-        `known` float32 [N, 1] if it learnt that.
+        """The trained model, float32: `image` uint8 [N, H, W, 3], 224 x 224 unless compressed →
+        `probabilities` float32 [N, C], and `known` float32 [N, 1] if it learnt that.
 
         Raises RunError when its file is damaged.
         """
@@ -71,6 +75,20 @@ class Run:
             raise RunError(
                 f"run {self.path}: model.keras cannot be read ({reason}); train it again"
             ) from None
+
+    def uncompressed(self) -> Mapping[str, str]:
+        """By photo of val and test, what the uncompressed model calls it; nothing of a run not compressed.
+
+        Raises RunError.
+        """
+        if not self.compressed:
+            return {}
+        try:
+            with (self.path / UNCOMPRESSED).open(newline="", encoding="utf-8", errors=NAMES) as file:
+                return {row["path"]: row["label"] for row in csv.DictReader(file)}
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            reason = getattr(error, "strerror", None) or f"{error!r}"
+            raise RunError(f"run {self.path}: {UNCOMPRESSED}: {reason}; compress it again") from None
 
 
 def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
@@ -131,6 +149,7 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
             device=record["device"],
             metrics=record["metrics"],
             thresholds=record.get("thresholds", {}),  # older runs have none
+            compressed=record.get("compressed", {}),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"run {path}: its record cannot be read ({error!r}); train it again") from None

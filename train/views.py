@@ -25,18 +25,20 @@ CROP_ASPECT = (0.8, 1.25)  # of its width to its height
 LIGHT = (0.7, 1.3)  # factors on brightness, contrast and saturation
 
 
-def see(source: Path | bytes, sha256: str, views: Iterable[int]) -> list[NDArray[Any]]:
-    """The photo in the file `source`, or of these bytes of one, in each of `views`, uint8 [224, 224, 3].
+def see(
+    source: Path | bytes, sha256: str, views: Iterable[int], size: tuple[int, int] = INPUT_SIZE
+) -> list[NDArray[Any]]:
+    """The photo in the file `source`, or of these bytes of one, in each of `views`, uint8 [*size, 3].
 
     Raises PictureError.
     """
     views = list(views)
-    plain = read_picture(source, INPUT_SIZE) if min(views) < 2 else None
+    plain = read_picture(source, size) if min(views) < 2 else None
     large = Image.fromarray(read_picture(source, (CROP_FROM, CROP_FROM))) if max(views) >= 2 else None
     found: list[NDArray[Any]] = []
     for view in views:
         if view >= 2 and large is not None:
-            found.append(_draw(large, np.random.default_rng([int(sha256[:16], 16), view])))
+            found.append(_draw(large, np.random.default_rng([int(sha256[:16], 16), view]), size))
         elif plain is not None:
             found.append(plain[:, ::-1] if view else plain)
     return found
@@ -47,13 +49,13 @@ def view_name(view: int) -> str:
     return ("", ".mirror")[view] if view < 2 else f".draw{DRAWS_VERSION}-{view}"
 
 
-def _draw(photo: Image.Image, chance: np.random.Generator) -> NDArray[Any]:
+def _draw(photo: Image.Image, chance: np.random.Generator, size: tuple[int, int]) -> NDArray[Any]:
     side = CROP_FROM * chance.uniform(*CROP_AREA) ** 0.5
     stretch = np.exp(chance.uniform(*np.log(CROP_ASPECT))) ** 0.5
     width, height = min(CROP_FROM, side * stretch), min(CROP_FROM, side / stretch)
     left, top = chance.uniform(0, CROP_FROM - width), chance.uniform(0, CROP_FROM - height)
     box = (left, top, left + width, top + height)
-    crop = photo.resize(INPUT_SIZE[::-1], Image.Resampling.BILINEAR, box)
+    crop = photo.resize(size[::-1], Image.Resampling.BILINEAR, box)
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
         crop = change(crop).enhance(chance.uniform(*LIGHT))
     pixels = np.asarray(crop)

@@ -15,6 +15,7 @@ import pytest
 
 from export.__main__ import main
 from export.parity import pairs
+from runtime import Classifier
 from runtime.model import INDEX_NAME, open_model, read_index
 from train.run import open_run
 
@@ -84,6 +85,27 @@ def test_each_file_names_the_flowers_in_the_test_photos(exported: Path, drawn_ru
         assert [answer["source"] for answer in said] == list(photos)
         right = sum(answer["label"] == photos[answer["source"]] for answer in said)
         assert abs(right - run.metrics["test"]["top1"] * len(photos)) <= 1, model.name
+
+
+def test_a_compressed_run_is_exported_like_any_other(compressed_run: Path, tmp_path: Path) -> None:
+    """Its int8 files are held to its own float model, and beside that stands the uncompressed one."""
+    out = tmp_path / "small"
+    assert main([str(compressed_run), "--int8", "--out", str(out)]) == 0
+    run, index = open_run(compressed_run), read_index(out)
+    assert index.contract.input_size == (64, 64)
+    for file in index.files:
+        heads = file.metrics["macs"] - run.compressed["macs"]
+        assert 0 < heads < run.compressed["macs"] / 50, "all convolutions, and the two heads"
+    with (out / "parity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    said = run.uncompressed()
+    for row in rows:
+        assert row["verdict"] == "holds" and row["uncompressed_disagreements"] != ""
+    assert "| uncompressed, float32 | 224 x 224 |" in (out / "README.md").read_text()
+    photo = run.dataset.split("test")[0]
+    assert photo.path in said
+    answer = Classifier(out)(run.dataset.root / photo.path)
+    assert answer.label in run.classes
 
 
 def test_a_corrupted_weight_is_caught_and_replaces_nothing(

@@ -104,6 +104,21 @@ def test_known_is_measured_in_the_engine(pictures: NDArray[np.uint8]) -> None:
     assert failures([row])
 
 
+def test_agreement_with_the_uncompressed_model(pictures: NDArray[np.uint8]) -> None:
+    model = small_model()
+    files = {("onnx", "float32"): to_onnx.float32(model)}
+    said = predict(model, pictures, lambda done: None)["probabilities"]
+    top = said.argmax(axis=1)
+    other = top.copy()
+    other[:2] = (other[:2] + 1) % said.shape[1]
+    (row,) = measure(files, said, pictures, top, ["onnx"], uncompressed=other)
+    assert row.disagreements == 0 and row.uncompressed_disagreements == 2
+    assert f"{1 - 2 / len(pictures):.1%}" in table([row]) and "uncompressed" in table([row])
+    (told,) = csv.DictReader(io.StringIO(to_csv([row])))
+    assert float(told["uncompressed_agreement"]) == pytest.approx(1 - 2 / len(pictures))
+    assert "uncompressed" not in table([ROW])
+
+
 def test_upper_bound() -> None:
     """Against the closed form for none seen, and the published bound for one in ten (Clopper and Pearson)."""
     assert upper_bound(40, 0) == pytest.approx(1 - 0.05 ** (1 / 40))

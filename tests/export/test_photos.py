@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.photos import PhotosError, choose, read_photos
+from export.photos import choose, read_photos
 from runtime.picture import read_picture
-from train.dataset import Dataset, Photo
+from train.dataset import Dataset, Photo, PhotosError
 
 
 @pytest.fixture

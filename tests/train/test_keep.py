@@ -58,3 +58,20 @@ def test_another_folder_is_not_replaced(
         == f"error: {tmp_path} is not a run, so it is not replaced; give another folder\n"
     )
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_compressed_run_is_kept_with_what_the_uncompressed_one_says(
+    compressed_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept"
+    assert keep.main([str(compressed_run), str(folder)]) == 0
+    (folder / "README.md").write_text("of it")
+    assert keep.main([str(compressed_run), str(folder)]) == 0
+    assert (folder / "README.md").read_text() == "of it"
+    run, whole = open_run(folder), open_run(compressed_run)
+    assert run.compressed == whole.compressed and run.uncompressed() == whole.uncompressed()
+    picture = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    for found, expected in zip(
+        run.model().predict_on_batch(picture), whole.model().predict_on_batch(picture), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=2e-3)

@@ -1,0 +1,47 @@
+"""How long a network of given widths takes in an engine on this machine, before there is one: its weights
+are drawn, and quantized the quickest way, for neither changes how long they take.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from export.device import answers
+from export.ladder import INT8
+from export.quantize import Recipe, quantize
+from runtime.engines import FORMATS_OF, default_threads
+from train.backbone import Weights
+from train.head import HEADS, classifier
+from train.settings import Settings
+
+WARM = 10  # inferences before any counts
+TIMED = 50
+
+
+def latency(widths: Mapping[str, int], size: int, classes: int, engine: str) -> float:
+    """Median milliseconds of one picture of size x size through the int8 file, on all cores.
+
+    Raises EngineError.
+    """
+    chance = np.random.default_rng(0)
+    tensors, channels = {}, 3
+    for name, filters in widths.items():
+        kernel = chance.normal(size=(3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
+        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
+        tensors[f"{name}/bias"] = np.zeros(filters, np.float32)
+        channels = filters
+    head = HEADS["pooled"](classes, Settings())
+    keras.Sequential([keras.Input((1, 1, channels)), *head])  # gives the head its weights
+    model = classifier(Weights(tensors, "", "drawn"), head, size=(size, size))
+    pictures = chance.integers(0, 256, (2, size, size, 3), np.uint8)
+    data = INT8[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pictures.npy"
+        np.save(path, np.repeat(pictures, (WARM + TIMED) // 2, axis=0))
+        ms = answers(data, engine, path, WARM + TIMED, default_threads()).ms
+    return float(np.median(ms[WARM:]))

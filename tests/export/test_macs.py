@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+
+from export import to_onnx, to_tflite
+from export.macs import macs
+from export.quantize import Recipe, quantize
+
+# By hand, of `two_layers`: a 3x3 convolution of 3 channels into 8 at 16 x 16 places, and 8 numbers into 4.
+CONVOLUTION = 16 * 16 * 3 * 3 * 3 * 8
+DENSE = 8 * 4
+
+
+@pytest.fixture(scope="module")
+def two_layers() -> keras.Model:
+    image = keras.Input((16, 16, 3), dtype="uint8", name="image")
+    x = keras.layers.Normalization(mean=(120.0,) * 3, variance=(1.0,) * 3, name="imagenet_mean")(image)
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="block1_conv1")(x)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.Dense(4, name="logits")(x)
+    return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="two")
+
+
+@pytest.mark.parametrize(("format", "convert"), [("tflite", to_tflite.float32), ("onnx", to_onnx.float32)])
+def test_a_float_file_asks_for_what_was_reckoned_by_hand(format: str, convert, two_layers) -> None:  # type: ignore[no-untyped-def]
+    assert macs(convert(two_layers), format) == CONVOLUTION + DENSE
+
+
+@pytest.mark.parametrize(("format", "convert"), [("tflite", to_tflite.int8), ("onnx", to_onnx.int8)])
+def test_an_int8_file_asks_for_the_same(format: str, convert, two_layers) -> None:  # type: ignore[no-untyped-def]
+    photos = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    quantized = quantize(two_layers, photos, Recipe("nearest", float_first=False))
+    assert macs(convert(two_layers, quantized), format) == CONVOLUTION + DENSE
