@@ -301,7 +301,7 @@ def draw(points: list[Point]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
     whole = macs(CONVOLUTIONS, 224) / 1e9
     colours = {
         "least squares": "#2f6f4f",
