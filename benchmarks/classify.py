@@ -92,7 +92,7 @@ import sys
 import numpy as np
 from PIL import Image
 {load}
-image = Image.open(sys.argv[2]).convert("RGB").resize((224, 224), Image.Resampling.BILINEAR)
+image = Image.open(sys.argv[2]).convert("RGB").resize({size}, Image.Resampling.BILINEAR)
 pixels = np.asarray(image)[np.newaxis]
 {run}
 print(probabilities.argmax(), probabilities.max())
@@ -119,7 +119,8 @@ def command(classifier: Classifier, photo: Path) -> Row:
     engine = classifier.run.engine.split()[0]
     load, run = ONNX if engine == "onnx" else TFLITE
     module = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}.get(engine, "")
-    bare = BARE.format(load=load, run=run).format(module=module, threads=classifier.threads)
+    size = classifier.model.contract.input_size[::-1]
+    bare = BARE.format(load=load, run=run, size=size).format(module=module, threads=classifier.threads)
     small = photo.with_name("small.jpg")
     Image.open(photo).resize((400, 300)).save(small)
     model, threads = str(classifier.model.path), str(classifier.threads)
@@ -142,11 +143,11 @@ def command(classifier: Classifier, photo: Path) -> Row:
 
 def large_photo(classifier: Classifier, photo: Path) -> Row:
     """What twelve megapixels cost more than a small photo."""
-    small = photo.with_name("small.jpg")
+    small, size = photo.with_name("small.jpg"), classifier.model.contract.input_size
     ours, reference = in_turns(
-        lambda: clock(lambda: read_picture(photo)), lambda: clock(lambda: read_picture(small))
+        lambda: clock(lambda: read_picture(photo, size)), lambda: clock(lambda: read_picture(small, size))
     )
-    full = clock(lambda: read_full(photo))
+    full = clock(lambda: read_full(photo, size))
     detail = f"{full:.0f} ms decoded in full"
     return Row(
         "decoding 12 megapixels / a small photo",
@@ -163,15 +164,16 @@ def probabilities(classifier: Classifier, photos: Sequence[Path]) -> list[Row]:
     """How far the reduced decode moves the probabilities, at the scale we ask for and at its neighbours."""
     if "VGG_EDGE_PHOTOS" not in os.environ:
         return []
-    rows = []
-    full = [answer(classifier, read_full(photo)) for photo in photos]
+    rows, size = [], classifier.model.contract.input_size
+    full = [answer(classifier, read_full(photo, size)) for photo in photos]
     chosen = picture._DRAFT
     for draft in (1, 2, chosen, 4):
         picture._DRAFT = draft
         moved = [
-            np.abs(answer(classifier, read_picture(p)) - f).max() for p, f in zip(photos, full, strict=True)
+            np.abs(answer(classifier, read_picture(p, size)) - f).max()
+            for p, f in zip(photos, full, strict=True)
         ]
-        ms = statistics.median(clock(lambda p=p: read_picture(p)) for p in photos[:20])  # type: ignore[misc]
+        ms = statistics.median(clock(lambda p=p: read_picture(p, size)) for p in photos[:20])  # type: ignore[misc]
         picture._DRAFT = chosen
         rows.append(
             Row(
@@ -191,11 +193,12 @@ def probabilities(classifier: Classifier, photos: Sequence[Path]) -> list[Row]:
 def overlap(classifier: Classifier, photos: Sequence[Path], threads: int) -> Row:
     """All photos through `each`, against decoding them alone and inferring them alone, seconds."""
     classifier = Classifier(classifier.model.path, engine=classifier.run.engine.split()[0], threads=threads)
-    pixels = [read_picture(photo)[np.newaxis] for photo in photos]
+    size = classifier.model.contract.input_size
+    pixels = [read_picture(photo, size)[np.newaxis] for photo in photos]
     decode, infer, both, work = [], [], [], []
     for _ in range(3):
         cpu_before = time.process_time()
-        decode.append(clock(lambda: [read_picture(photo) for photo in photos]) / 1e3)
+        decode.append(clock(lambda: [read_picture(photo, size) for photo in photos]) / 1e3)
         infer.append(clock(lambda: [classifier.run(image) for image in pixels]) / 1e3)
         work.append(time.process_time() - cpu_before)
         both.append(clock(lambda: list(classifier.each(photos))) / 1e3)
@@ -211,9 +214,10 @@ def answer(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
     return classifier.run(pixels[np.newaxis])["probabilities"][0]
 
 
-def read_full(path: Path) -> np.ndarray:
+def read_full(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """Decoded whole, then brought to (height, width)."""
     image = Image.open(path).convert("RGB")
-    return np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:
