@@ -38,7 +38,7 @@ from train.quiet import quiet_stderr
 with quiet_stderr():
     import keras  # noqa: F401
 
-from train.backbone import read_weights
+from train.backbone import INPUT_SIZE, read_weights
 from train.features import Replica, extract, find_devices
 from train.known import RELATIVE, fit_known
 
@@ -178,7 +178,12 @@ def mean_of(features: Any) -> NDArray[Any]:
 
 
 def pooled_of_no_flowers() -> NDArray[Any]:
-    """Of the sample pictures that the two packages bring, without sklearn's flower, and of crops of them."""
+    replica = Replica(read_weights(), "cpu:0", find_devices())
+    return replica(no_flowers(INPUT_SIZE)).astype(np.float64).mean((1, 2))
+
+
+def no_flowers(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The sample pictures that the two packages bring, without sklearn's flower, and crops of them."""
     folder = Path(skimage.data.__file__).parent
     pictures = [read_picture(path, (512, 512)) for path in sorted(folder.glob("*.[pj][np]g"))]
     samples = load_sample_images()
@@ -196,9 +201,8 @@ def pooled_of_no_flowers() -> NDArray[Any]:
             left, top = (int(place) for place in chance.integers(0, 512 - side, 2))
             boxes.append((left, top, left + side, top + side))
         image = Image.fromarray(picture)
-        seen += [np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR, box)) for box in boxes]
-    replica = Replica(read_weights(), "cpu:0", find_devices())
-    return replica(np.stack(seen)).astype(np.float64).mean((1, 2))
+        seen += [np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box)) for box in boxes]
+    return np.stack(seen)
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "train": recorded("train.md"),
     "extraction": recorded("extraction.md"),
     "compress": recorded("compress.md"),
+    "released": recorded("released.md"),
 }
 
 
