@@ -41,8 +41,8 @@ from export.parity import measure
 from export.photos import read_photos
 from export.quantize import quantize
 from runtime.engines import default_threads
-from train.backbone import CONVOLUTIONS, Weights
-from train.budget import LAST, macs
+from train.backbone import CONVOLUTIONS, Weights, tensors_of
+from train.budget import LAST, WHOLE, macs
 from train.compress import SIZES, cheapest, features, price, read, told_apart_by
 from train.fit import Fitted, fit
 from train.head import classifier
@@ -87,7 +87,7 @@ def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") 
     for reduce in REDUCTIONS:
         size, widths = cheapest(prices, reduce)
         add(bench.solved(reduce, size, widths))
-        uniform = narrowed(size, macs(CONVOLUTIONS, 224) / reduce)
+        uniform = narrowed(size, WHOLE / reduce)
         for way, order in (("smallest weights go", by_weight), ("random channels go", by_chance)):
             add([bench.sliced(way, reduce, size, uniform, order)])
     small = open_run(Path(compressed), Path(photos))
@@ -107,12 +107,7 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        model = run.model()
-        self.tensors = {
-            f"{name}/{part}": np.asarray(value, np.float32)
-            for name in CONVOLUTIONS
-            for part, value in zip(("kernel", "bias"), model.get_layer(name).get_weights(), strict=True)
-        }
+        self.tensors = tensors_of(run.model().layers)
         train = run.dataset.split("train")
         order = np.random.default_rng(0).permutation(len(train))
         self.sample = tuple(train[at] for at in order[:SOLVED])
@@ -279,7 +274,7 @@ def tell(points: list[Point]) -> None:
     for engine in engines:
         head += [f"int8 in {engine}", "MB", "ms"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    whole = macs(CONVOLUTIONS, 224) / 1e9
+    whole = WHOLE / 1e9
     keys = list(dict.fromkeys((point.way, point.reduce) for point in points))
     for key in keys:
         mine = {point.engine: point for point in points if (point.way, point.reduce) == key}
@@ -302,7 +297,7 @@ def draw(points: list[Point]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
-    whole = macs(CONVOLUTIONS, 224) / 1e9
+    whole = WHOLE / 1e9
     colours = {
         "least squares": "#2f6f4f",
         "smallest weights go": "#b7791f",

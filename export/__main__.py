@@ -24,6 +24,7 @@ from export.photos import choose, read_photos
 from runtime.engines import ENGINES, choose_engine, need
 from runtime.errors import UserError
 from runtime.model import CONTRACT_VERSION, FORMATS, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
+from train.command import ended
 from train.progress import Progress
 from train.quiet import quiet_stderr
 from train.run import UNCOMPRESSED, Run, newest_run, open_run
@@ -33,17 +34,14 @@ if TYPE_CHECKING:
 
 NEEDED = "export needs, in a clone of this project: pip install '.[export]'"
 NOT_PROVEN = 3
-INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 3 a file failed parity, 130 stopped."""
     arguments = _parse(argv)
-    # What the terminal's encoding lacks, such as the table's Δ, is escaped, not fatal.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     precisions = _precisions(arguments)
-    try:
-        return export(
+    return ended(
+        lambda: export(
             arguments.run,
             precisions,
             arguments.out,
@@ -51,16 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.photos,
             arguments.keep,
             arguments.photos_root,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; {NEEDED}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: nothing is exported, and nothing old is replaced", file=sys.stderr)
-        return INTERRUPTED
+        ),
+        NEEDED,
+        "nothing is exported, and nothing old is replaced",
+    )
 
 
 def export(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from export.parity import Row, known_agreement, proof, verdict
+from export.parity import Row, known_agreement, percent, proof, verdict
 from runtime.model import Contract, Index
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _compressed(run: Run) -> str:
         ("uncompressed, float32", 224, done["of_macs"], done["uncompressed_top1"]),
         ("compressed, float32", done["size"], done["macs"], own),
     ):
-        shares = [_percent(top1.get(split)) for split in ("val", "test")]
+        shares = [percent(top1.get(split)) for split in ("val", "test")]
         cells = [name, f"{size} x {size}", f"{macs / 1e9:.2f}", *shares]
         lines.append("| " + " | ".join(cells) + " |")
     taught = "" if not done["epochs"] else " and taught the uncompressed model's answers"
@@ -131,10 +131,6 @@ def _compressed(run: Run) -> str:
         f"what stays was solved anew{taught}, for {done['of_macs'] / done['macs']:.1f} times fewer "
         "multiplications.\n\n" + "\n".join(lines)
     )
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:.1%}"
 
 
 def _known(contract: Contract) -> str:
@@ -196,7 +192,7 @@ def _parity(rows: Sequence[Row]) -> str:
         cells = [row.format, row.precision, row.engine, str(row.n), f"{row.top1:.1%}", f"{row.agreement:.1%}"]
         cells += [f"{value:.6f}" for value in (row.mean_dp, row.p99_dp, row.max_dp)]
         cells += [known_agreement(row)] if tells else []
-        cells += [_percent(row.uncompressed_agreement)] if compressed else []
+        cells += [percent(row.uncompressed_agreement)] if compressed else []
         lines.append("| " + " | ".join([*cells, f"{row.ms:.1f}", _plain(verdict(row))]) + " |")
     return (
         "Each file in each engine against the float32 Keras model, over the same test photos. |Δp| is a "

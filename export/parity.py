@@ -306,7 +306,7 @@ def table(rows: Sequence[Row]) -> str:
                 *shares,
                 *dp,
                 *([known_agreement(row)] if tells else []),
-                *([_share(row.uncompressed_agreement)] if compressed else []),
+                *([percent(row.uncompressed_agreement)] if compressed else []),
                 f"{row.ms:.1f}" if compressed else f"{row.ms:.0f}",
                 "FAILS" if broken_bounds(row) else "holds",
             ]
@@ -330,10 +330,10 @@ def table(rows: Sequence[Row]) -> str:
 
 def known_agreement(row: Row) -> str:
     """The share of photos that both call known, or both unknown, for a table."""
-    return _share(None if row.known_disagreements is None else 1 - row.known_disagreements / row.n)
+    return percent(None if row.known_disagreements is None else 1 - row.known_disagreements / row.n)
 
 
-def _share(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 

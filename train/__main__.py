@@ -25,6 +25,7 @@ from runtime.errors import UserError
 from train.balance import tell_uneven
 from train.cache import CACHE_LIMIT, cache_folder
 from train.cluster import check, connected
+from train.command import INTERRUPTED, ended
 from train.dataset import SPLITS, LeftOut, find_photos
 from train.drawn import DRAWN_VERSION, draw_flowers
 from train.flowers import Unreachable, flower_photos
@@ -36,7 +37,6 @@ from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
 if TYPE_CHECKING:
     from train.evaluate import Figures
 
-INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 NEEDED = "training needs, in a clone of this project: pip install '.[train]'"
 DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: about half a minute's work
 
@@ -44,10 +44,8 @@ DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: ab
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
     arguments = _parse(argv)
-    # A name that the terminal's encoding lacks is escaped, not fatal.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        return train(
+    return ended(
+        lambda: train(
             arguments.photos,
             settings_of(arguments),
             arguments.out,
@@ -59,16 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.dry_run,
             arguments.logs,
             arguments.ray,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; {NEEDED}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: no run is written; the same command goes on from the features kept", file=sys.stderr)
-        return INTERRUPTED
+        ),
+        NEEDED,
+        "no run is written; the same command goes on from the features kept",
+    )
 
 
 def train(

@@ -9,7 +9,7 @@ mean cannot move into the first bias: VGG pads with zeros after subtracting it, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,16 @@ def block_layers(
         ]
         layers.append(keras.layers.MaxPooling2D(2, name=f"block{block}_pool", dtype=dtype))
     return layers
+
+
+def tensors_of(layers: Iterable[keras.layers.Layer]) -> dict[str, NDArray[np.float32]]:
+    """The convolutions' kernels and biases by name, as in Weights; other layers have none."""
+    return {
+        f"{layer.name}/{part}": np.asarray(value, np.float32)
+        for layer in layers
+        if layer.name in CONVOLUTIONS
+        for part, value in zip(("kernel", "bias"), layer.get_weights(), strict=True)
+    }
 
 
 def load_weights(model: keras.Model, weights: Weights, scale: float = 1.0) -> None:

@@ -18,6 +18,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,20 +28,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
-from train.__main__ import INTERRUPTED, free, tell_figures, versions, write_figures
+from runtime.picture import read_picture
+from train.__main__ import free, tell_figures, versions, write_figures
 from train.atomic import atomic
+from train.command import INTERRUPTED, ended
 from train.dataset import Dataset, Photo, recorded
 from train.logs import Logs
 from train.progress import Progress
 from train.quiet import quiet_stderr
-from train.run import CHANGES, UNCOMPRESSED, Run, RunError, new_folder, open_run, write_record
+from train.run import CHANGES, Run, RunError, new_folder, open_run, write_record, write_uncompressed
 from train.settings import RECIPES, Settings
 
 if TYPE_CHECKING:
     from train.backbone import Weights
     from train.budget import Sensitivity
 
-INPUT = 224  # pixels a side that a run takes
 SIZES = (224, 192, 160, 128)  # pixels a side that --size auto chooses from
 PROBE = 160  # pixels a side that sensitivities are measured at: they hold for the others
 PROBED = 100  # photos that answers are seen to move on
@@ -71,10 +73,9 @@ class Compression:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
     arguments = _parse(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     how = Compression(**{one.name: getattr(arguments, one.name) for one in fields(Compression)})
-    try:
-        return compress(
+    return ended(
+        lambda: compress(
             arguments.run,
             how,
             arguments.out,
@@ -82,16 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overwrite,
             arguments.resume,
             arguments.logs,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; {NEEDED}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: no run is written; --resume goes on from what is done", file=sys.stderr)
-        return INTERRUPTED
+        ),
+        NEEDED,
+        "no run is written; --resume goes on from what is done",
+    )
 
 
 def compress(
@@ -125,8 +120,8 @@ def compress(
         import keras
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of models that are made anew
 
-    from train.backbone import CONVOLUTIONS, Weights
-    from train.budget import LAST, macs, most_reduction, unreachable
+    from train.backbone import CONVOLUTIONS, Weights, tensors_of
+    from train.budget import LAST, WHOLE, macs, most_reduction, unreachable
     from train.distill import Distillation, distill
     from train.features import find_devices
     from train.finetune import compute_dtype, turns
@@ -143,16 +138,12 @@ def compress(
     fingerprint = fingerprint_of(run, how)
     kept = _begin(out, fingerprint, resume)
     model = run.model()
-    tensors = {
-        f"{name}/{part}": np.asarray(value, np.float32)
-        for name in CONVOLUTIONS
-        for part, value in zip(("kernel", "bias"), model.get_layer(name).get_weights(), strict=True)
-    }
+    tensors = tensors_of(model.layers)
     drawn = np.random.default_rng(how.seed).permutation(len(dataset.split("train")))[: how.photos]
     sample = [dataset.split("train")[at] for at in drawn]
 
     size, widths = _planned(kept, run, tensors, sample, how, board)
-    reduced = macs(CONVOLUTIONS, INPUT) / macs(widths, size)
+    reduced = WHOLE / macs(widths, size)
     print(
         f"plan: {size}x{size} pixels, channels {' '.join(map(str, widths.values()))}: "
         f"{macs(widths, size) / 1e9:.2f} GMAC a photo, {reduced:.1f} times fewer"
@@ -227,7 +218,7 @@ def compress(
             "size": size,
             "widths": widths,
             "macs": macs(widths, size),
-            "of_macs": macs(CONVOLUTIONS, INPUT),
+            "of_macs": WHOLE,
             "uncompressed_top1": {
                 split: float((said == labels[split]).mean()) if len(said) else None
                 for split, said in uncompressed.items()
@@ -238,7 +229,7 @@ def compress(
     with new_folder(out, overwrite) as folder:
         classifier(weights, fitted.head, measured.known, (size, size)).save(folder / "model.keras")
         write_record(folder, record, dataset)
-        _write_uncompressed(folder, dataset, uncompressed)
+        write_uncompressed(folder, dataset, uncompressed)
         write_figures(folder, history, last_stage, measured.metrics, dataset.classes)
         write_report(folder / "report.html", record, dataset, history, measured.metrics, measured.answers)
     if stopped:
@@ -332,7 +323,7 @@ def price(
     dataset: Dataset, tensors: Mapping[str, NDArray[Any]], sample: Sequence[Photo], sizes: Sequence[int]
 ) -> Prices:
     """What channels and pixels cost: solved on `sample`, seen on photos of val."""
-    from train.backbone import CONVOLUTIONS
+    from train.backbone import CONVOLUTIONS, INPUT_SIZE
     from train.prune import pooled_features, sensitivities
 
     val = dataset.split("val") or dataset.split("train")
@@ -341,10 +332,11 @@ def price(
         channels = sensitivities(
             tensors, read(dataset, sample, PROBE), read(dataset, unseen, PROBE), progress.step
         )
-    whole = pooled_features(tensors, read(dataset, unseen, INPUT))
+    own = INPUT_SIZE[0]
+    whole = pooled_features(tensors, read(dataset, unseen, own))
     moved = {}
     for size in sizes:
-        small = whole if size == INPUT else pooled_features(tensors, read(dataset, unseen, size))
+        small = whole if size == own else pooled_features(tensors, read(dataset, unseen, size))
         moved[size] = float(np.square(small - whole).sum(1).mean())
     return Prices(channels, moved)
 
@@ -352,9 +344,9 @@ def price(
 def cheapest(prices: Prices, reduce: float) -> tuple[int, dict[str, int]]:
     """Pixels a side and channels by convolution that move answers least. Raises UserError: see `plan`."""
     from train.backbone import CONVOLUTIONS
-    from train.budget import macs, parameters, plan
+    from train.budget import WHOLE, parameters, plan
 
-    most = macs(CONVOLUTIONS, INPUT) / reduce, WEIGHTS * parameters(CONVOLUTIONS) / reduce
+    most = WHOLE / reduce, WEIGHTS * parameters(CONVOLUTIONS) / reduce
     found: list[tuple[float, int, dict[str, int]]] = []
     for size, moved in sorted(prices.sizes.items(), reverse=True):
         try:
@@ -422,15 +414,10 @@ def _begin(out: Path, fingerprint: str, resume: bool) -> Path:
 
 def read(dataset: Dataset, photos: Sequence[Photo], size: int) -> NDArray[np.uint8]:
     """The photos as they are, uint8 [n, size, size, 3]. Raises PictureError."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from train.views import see
-
     with ThreadPoolExecutor() as pool:
-        seen = pool.map(
-            lambda photo: see(dataset.root / photo.path, photo.sha256, [0], (size, size))[0], photos
+        return np.stack(
+            list(pool.map(lambda photo: read_picture(dataset.root / photo.path, (size, size)), photos))
         )
-        return np.stack(list(seen))
 
 
 def told_apart_by(taught: NDArray[Any], probabilities: NDArray[Any]) -> NDArray[np.float64]:
@@ -462,16 +449,6 @@ def _head_settings(run: Run, how: Compression) -> Settings:
     if own.recipe != "pooled":
         own = replace(RECIPES["pooled"], split_seed=own.split_seed, limit=own.limit)
     return replace(own, seed=how.seed)
-
-
-def _write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArray[Any]]) -> None:
-    """What the uncompressed model calls each photo of val and test, for export to compare with."""
-    with (folder / UNCOMPRESSED).open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label"])
-        for split, indices in said.items():
-            for photo, index in zip(dataset.split(split), indices, strict=True):
-                writer.writerow([photo.path, dataset.classes[index]])
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -506,44 +483,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PIXELS|auto",
         help=f"a side of the input; auto: of {', '.join(map(str, SIZES))}, where the least is lost (auto)",
     )
-    parser.add_argument(
-        "--photos",
-        type=_count(10),
-        default=default.photos,
-        metavar="N",
-        help=f"training photos that layers are solved on ({default.photos})",
-    )
-    parser.add_argument(
-        "--views",
-        type=_count(1, 8),
-        default=default.views,
-        metavar="N",
-        help=f"of a training photo to learn from: itself, its mirror image, random crops ({default.views})",
-    )
-    parser.add_argument(
-        "--epochs",
-        type=_count(0),
-        default=default.epochs,
-        metavar="N",
-        help=f"over the training photos, learning from the run's answers; 0: none ({default.epochs})",
-    )
-    parser.add_argument(
-        "--batch", type=_count(1), default=default.batch, metavar="N", help=f"photos a step ({default.batch})"
-    )
-    parser.add_argument(
-        "--learning-rate",
-        type=_over(0),
-        default=default.learning_rate,
-        metavar="X",
-        help=f"the highest, while learning from the run's answers ({default.learning_rate:g})",
-    )
-    parser.add_argument(
-        "--seed",
-        type=_count(0),
-        default=default.seed,
-        metavar="N",
-        help=f"of the photos solved on, and of the order of photos ({default.seed})",
-    )
+    for name, kind, what in (
+        ("photos", _count(10), "training photos that layers are solved on"),
+        ("views", _count(1, 8), "of a training photo to learn from: itself, its mirror image, random crops"),
+        ("epochs", _count(0), "over the training photos, learning from the run's answers; 0: none"),
+        ("batch", _count(1), "photos a step"),
+        ("learning_rate", _over(0), "the highest, while learning from the run's answers"),
+        ("seed", _count(0), "of the photos solved on, and of the order of photos"),
+    ):
+        value = getattr(default, name)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=value, metavar="N", help=f"{what} ({value:g})"
+        )
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run folder (runs/NAME-compressed)")
     parser.add_argument("--overwrite", action="store_true", help="replace a run folder that is there already")
     parser.add_argument(

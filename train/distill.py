@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.backbone import CONVOLUTIONS, Weights, base_layers, load_weights
+from train.backbone import Weights, base_layers, load_weights, tensors_of
 from train.epochs import Batches, Row, Tell, train_epochs
-from train.finetune import WARM_UP, compute_dtype
+from train.finetune import compute_dtype, warmed
 from train.fit import Fitted, deterministic
 from train.lessons import Lessons
 from train.prune import unit
@@ -73,11 +73,7 @@ def distill(
     hint.set_weights(_first_hint(unit(pooled), unit(train.features[: len(pooled)])))
     classes = train.probabilities.shape[1]
     batches = _Lessons(train, how.batch, how.order, how.seed)
-    total = how.epochs * len(batches)
-    warm = max(1, round(WARM_UP * total))
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total - warm), warmup_target=how.learning_rate, warmup_steps=warm
-    )
+    schedule = warmed(how.learning_rate, how.epochs * len(batches))
 
     def loss(wanted: Any, found: Any) -> Any:
         crossed = keras.ops.categorical_crossentropy(wanted[:, classes : 2 * classes], found[:, :classes])
@@ -98,12 +94,7 @@ def distill(
     )
     for layer, trained in zip(start.head, head, strict=True):
         layer.set_weights(trained.get_weights())
-    tuned = {
-        f"{name}/{part}": np.asarray(value, np.float32)
-        for name in CONVOLUTIONS
-        for part, value in zip(("kernel", "bias"), model.get_layer(name).get_weights(), strict=True)
-    }
-    return Weights(tuned, weights.sha256, weights.source), rows, stopped
+    return Weights(tensors_of(model.layers), weights.sha256, weights.source), rows, stopped
 
 
 def _first_hint(small: NDArray[np.float64], whole: NDArray[np.float64]) -> list[NDArray[np.float32]]:

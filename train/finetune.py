@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.backbone import Weights, block_layers
+from train.backbone import Weights, block_layers, tensors_of
 from train.balance import class_weights
 from train.devices import Share, first_of, gpus, spread
 from train.epochs import Array, Batches, Tell, fingerprint_of, train_epochs
@@ -78,11 +78,7 @@ def fine_tune(
         for layer, trained in zip(head, start.head, strict=True):
             layer.set_weights(first_of(shared, trained.get_weights()))
         batches = Batches(*train, classes, settings.fine_tune_batch, turns(photos, settings), shared)
-        total = settings.fine_tune_epochs * len(batches)
-        warm = max(1, round(WARM_UP * total))
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, total - warm), warmup_target=settings.fine_tune_learning_rate, warmup_steps=warm
-        )
+        schedule = warmed(settings.fine_tune_learning_rate, settings.fine_tune_epochs * len(batches))
         model.compile(
             optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
@@ -108,16 +104,18 @@ def fine_tune(
             model.set_weights(untouched)
         for layer, trained in zip(start.head, head, strict=True):
             layer.set_weights(trained.get_weights())
-    tuned = {
-        f"{layer.name}/{part}": np.asarray(value, np.float32)
-        for layer in blocks
-        if layer.weights
-        for part, value in zip(("kernel", "bias"), layer.get_weights(), strict=True)
-    }
-    result = Weights({**weights.tensors, **tuned}, weights.sha256, weights.source)
+    result = Weights({**weights.tensors, **tensors_of(blocks)}, weights.sha256, weights.source)
     exact = upper_blocks(result, settings, "float32")
     reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
     return Fitted(exact, start.head, reduce, start.rest, rows, stopped), result
+
+
+def warmed(highest: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The learning rate by step: up to `highest` in WARM_UP of the steps, then down to 0 by a cosine."""
+    warm = max(1, round(WARM_UP * steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, steps - warm), warmup_target=highest, warmup_steps=warm
+    )
 
 
 def turns(photos: int, settings: Settings) -> Callable[[int], NDArray[np.intp]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.errors import UserError
 from train.dataset import NAMES, Dataset, read_manifest, write_manifest
@@ -181,6 +182,16 @@ def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root
     (folder / "run.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "settings.toml").write_text(write_settings(record["settings"]), encoding="utf-8")
     write_manifest(dataset, folder)
+
+
+def write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArray[np.intp]]) -> None:
+    """Write what the uncompressed model calls each photo, by split as class indices [N]."""
+    with (folder / UNCOMPRESSED).open("w", newline="", encoding="utf-8", errors=NAMES) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label"])
+        for split, indices in said.items():
+            for photo, index in zip(dataset.split(split), indices, strict=True):
+                writer.writerow([photo.path, dataset.classes[index]])
 
 
 @contextmanager
