@@ -36,7 +36,7 @@ from runtime.errors import EngineError, PictureError, UserError
 from runtime.model import FORMATS, JOINERS, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 
-Source = str | Path | bytes | BinaryIO
+Source = str | Path | bytes | BinaryIO | NDArray[np.uint8]
 
 # Pictures decoded before the engine asks for them: one being handed over, one being made. More would only
 # hold memory.
@@ -59,6 +59,15 @@ class Prediction:
     known: bool | None  # whether it looks like any of the classes; None when the model does not tell
     top: tuple[Guess, ...]  # the most probable classes, the first being `label`
     ms: Mapping[str, float]  # "decode" and "infer", milliseconds
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model gave for one picture."""
+
+    probabilities: NDArray[np.float32]  # [C], in the order of the labels
+    known: float | None  # the output `known`, 0-1; None when the model has none
+    ms: float  # the engine's time
 
 
 class Classifier:
@@ -88,14 +97,17 @@ class Classifier:
         self.top = top
         self.threads = threads or default_threads()
         # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
-        formats = list(dict.fromkeys(formats))
-        suffix = choose_model(model, formats).path.suffix
+        self.formats = list(dict.fromkeys(formats))  # those that it would open, best first
+        suffix = choose_model(model, self.formats).path.suffix
         Thread(target=_import_ahead, args=(engine, suffix.removeprefix(".")), daemon=True).start()
-        self.model = open_model(model, formats)
+        self.model = open_model(model, self.formats)
         self.run = load(self.model, engine, self.threads)
 
     def __call__(self, source: Source) -> Prediction:
-        """Classifies a path, a picture's encoded bytes or a binary file. Raises PictureError."""
+        """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
+
+        Raises PictureError.
+        """
         picture = _read(source, self.model.contract.input_size)
         if isinstance(picture.pixels, PictureError):
             raise picture.pixels
@@ -110,25 +122,33 @@ class Classifier:
                 else:
                     yield picture.source, self._predict(picture, picture.pixels)
 
-    def _predict(self, picture: "_Picture", pixels: NDArray[np.uint8]) -> Prediction:
+    def infer(self, pixels: NDArray[np.uint8]) -> Answer:
+        """What the model says of pixels, uint8 [H, W, 3], RGB, of its input size. Raises EngineError."""
         started = time.perf_counter()
         outputs = self.run(pixels[np.newaxis])
-        infer_ms = 1000 * (time.perf_counter() - started)
-        contract = self.model.contract
+        ms = 1000 * (time.perf_counter() - started)
         probabilities = outputs["probabilities"][0]
         if not np.isfinite(probabilities).all():
             raise EngineError(f"{self.model.path}: {self.run.engine} gave probabilities that are no numbers")
-        best = np.argsort(-probabilities, kind="stable")[: max(1, self.top)]
-        guesses = tuple(Guess(contract.labels[i], round(float(probabilities[i]), 6)) for i in best)
-        known = bool(outputs["known"].item() >= contract.thresholds["known"]) if "known" in outputs else None
+        return Answer(probabilities, outputs["known"].item() if "known" in outputs else None, ms)
+
+    def tell(self, source: str, answer: Answer, decode_ms: float) -> Prediction:
+        """The answer in words: labels for the probabilities, and whether it is known."""
+        contract = self.model.contract
+        best = np.argsort(-answer.probabilities, kind="stable")[: max(1, self.top)]
+        guesses = tuple(Guess(contract.labels[i], round(float(answer.probabilities[i]), 6)) for i in best)
+        known = None if answer.known is None else bool(answer.known >= contract.thresholds["known"])
         return Prediction(
-            source=_name(picture.source),
+            source=source,
             label=guesses[0].label,
             probability=guesses[0].probability,
             known=known,
             top=guesses,
-            ms={"decode": round(picture.decode_ms, 1), "infer": round(infer_ms, 1)},
+            ms={"decode": round(decode_ms, 1), "infer": round(answer.ms, 1)},
         )
+
+    def _predict(self, picture: "_Picture", pixels: NDArray[np.uint8]) -> Prediction:
+        return self.tell(_name(picture.source), self.infer(pixels), picture.decode_ms)
 
 
 def _import_ahead(engine: str, format: str) -> None:

@@ -56,15 +56,15 @@ _ORIENTATION = 0x0112  # the EXIF tag
 
 
 def read_picture(
-    source: str | Path | bytes | BinaryIO, size: tuple[int, int] = (224, 224)
+    source: str | Path | bytes | BinaryIO | NDArray[np.uint8], size: tuple[int, int] = (224, 224)
 ) -> NDArray[np.uint8]:
-    """Reads a path, encoded bytes or a binary file into uint8 [H, W, 3], RGB, `size` being (H, W).
+    """Reads a path, encoded bytes, a binary file or a frame into uint8 [H, W, 3], RGB, `size` being (H, W).
 
-    Raises PictureError: unreadable, not a picture, damaged, too large, or of a kind that needs another
-    package.
+    A frame is uint8 [h, w, 3], RGB, upright, in sRGB: what a camera gives. Raises PictureError: unreadable,
+    not a picture, damaged, too large, or of a kind that needs another package.
     """
     try:
-        image = _open(_read_bytes(source))
+        image = Image.fromarray(source) if isinstance(source, np.ndarray) else _open(_read_bytes(source))
         _check_size(image)
         return _pixels(image, size)
     except Exception as error:  # Pillow's plugins raise whatever the bytes made them stumble over

@@ -1,0 +1,85 @@
+"""A model that may be replaced while it is in use: the camera, the page and the watched folder run one."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from runtime.classify import Classifier
+from runtime.errors import UserError
+from runtime.model import choose_model
+
+LOOK_EVERY = 1.0  # seconds
+
+
+class LiveClassifier:
+    """A Classifier that follows its model on disk.
+
+    `now()` gives the one to use. When another model lies where the first one lay, it is loaded on a thread
+    of its own and taken up once it is ready; one that cannot be used is refused, and the old one goes on.
+    `say` gets a line for either, which stays in `news`. `options` are Classifier's, and the first model
+    raises its errors.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        **options: Any,
+    ) -> None:
+        self.news = ""
+        self._path, self._options, self._say = model, options, say
+        self._classifier, self._tried = self._open()
+        self._seen = self._tried  # what lay there at the last look
+        self._looked = time.monotonic()
+        self._loading: Thread | None = None
+
+    def now(self) -> Classifier:
+        """The classifier for the next picture. Looks at the disk once a second, and never waits."""
+        if time.monotonic() - self._looked >= LOOK_EVERY and not (self._loading and self._loading.is_alive()):
+            self._looked = time.monotonic()
+            there = self._look(self._classifier.formats)
+            # Twice the same before it is read: a file that is being copied changes from look to look.
+            if there != self._tried and there == self._seen:
+                self._loading = Thread(target=self._replace, args=(there,), name="load-model", daemon=True)
+                self._loading.start()
+            self._seen = there
+        return self._classifier
+
+    def _replace(self, there: object) -> None:
+        old = self._classifier.model.sha256
+        try:
+            self._classifier, self._tried = self._open()
+        except UserError as error:
+            self._tried = there  # not again before it changes
+            self._tell(f"new model refused, the old one goes on: {error}")
+        else:
+            if self._classifier.model.sha256 != old:
+                self._tell(f"model replaced: {self._classifier.model.path}")
+
+    def _tell(self, line: str) -> None:
+        self.news = line
+        self._say(line)
+
+    def _open(self) -> tuple[Classifier, object]:
+        """The model, and what lay on disk when it was read: looked at again, for it may change meanwhile."""
+        while True:
+            classifier = Classifier(self._path, **self._options)
+            there = self._look(classifier.formats)
+            with suppress(OSError):
+                data = classifier.model.path.read_bytes()
+                if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
+                    return classifier, there
+
+    def _look(self, formats: list[str]) -> object:
+        """What would be opened, as something to compare: the same as long as nothing changed."""
+        try:
+            choice = choose_model(self._path, formats)
+            status = choice.path.stat()
+            return choice, status.st_ino, status.st_size, status.st_mtime_ns
+        except (UserError, OSError) as error:
+            return str(error)

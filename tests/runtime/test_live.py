@@ -1,0 +1,88 @@
+"""A model exchanged under a running classifier."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime import live
+from runtime.errors import ModelError
+from runtime.live import LiveClassifier
+
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    """Asks often, as a camera does."""
+    until = time.monotonic() + 20
+    while not happened():
+        assert time.monotonic() < until, "did not happen within 20 s"
+        time.sleep(0.02)
+
+
+def test_a_new_model_is_taken_up(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = LiveClassifier(folder, say=said.append)
+    first = classifier.now()
+    assert first(photos / "red.jpg").label == "红"
+    folder.rename(tmp_path / "colours.old")  # as an export exchanges them
+    make_folder(tmp_path / "colours", labels=NAMES)
+    wait_for(lambda: classifier.now() is not first)
+    assert classifier.now()(photos / "red.jpg").label == "red"
+    wait_for(lambda: bool(said))
+    assert said == [classifier.news] and said[0].startswith(f"model replaced: {folder}")
+
+
+def test_a_damaged_one_is_refused_and_then_mended(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = LiveClassifier(folder, say=said.append, engine="onnx")
+    first = classifier.now()
+    file = first.model.path
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    wait_for(lambda: classifier.now() is first and bool(said))
+    assert said[0].startswith("new model refused, the old one goes on: ") and "copy it again" in said[0]
+    for _ in range(20):  # nor is it tried again and again
+        time.sleep(0.02)
+        assert classifier.now() is first
+    assert len(said) == 1 and first(photos / "red.jpg").label == "红"
+    shutil.rmtree(folder)
+    make_folder(folder, labels=NAMES)
+    wait_for(lambda: classifier.now()(photos / "red.jpg").label == "red")
+
+
+def test_a_lone_file_that_grows_is_left_alone_until_it_is_whole(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    def file_of(name: str, **changes: object) -> bytes:
+        return (make_folder(tmp_path / name, **changes) / "colours_float32.tflite").read_bytes()
+
+    path, said = tmp_path / "model.tflite", list[str]()
+    path.write_bytes(file_of("one"))
+    classifier = LiveClassifier(path, say=said.append)
+    first, new = classifier.now(), file_of("two", labels=NAMES)
+    with path.open("wb") as out:
+        for at in range(0, len(new), len(new) // 20):
+            out.write(new[at : at + len(new) // 20])
+            out.flush()
+            time.sleep(0.001)
+            classifier.now()
+    wait_for(lambda: classifier.now() is not first)
+    wait_for(lambda: bool(said))
+    assert classifier.now()(photos / "red.jpg").label == "red" and len(said) == 1
+
+
+def test_the_first_model_has_no_one_to_stand_in(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        LiveClassifier(tmp_path / "none")
