@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from math import exp
+from math import exp, inf
 from pathlib import Path
 from threading import Condition, Event, Lock, Thread
 from types import TracebackType
@@ -48,6 +48,7 @@ class Frame:
     pixels: NDArray[np.uint8]  # [h, w, 3], RGB, upright
     taken: float  # time.monotonic() seconds: the kernel's stamp of a V4L2 or CSI frame, else its arrival here
     number: int  # from 1 on, counting those that were dropped
+    decode_ms: float = 0.0  # what it took to make the pixels
 
 
 @dataclass(frozen=True)
@@ -80,28 +81,30 @@ def sights(
 ) -> Iterator[Sight]:
     """Classifies the newest frame, again and again, at most once in `every` seconds, until a clip ends.
 
-    `smooth` gives the weight of a new answer, 0-1. While a camera with `retry` is away, it waits. Raises
-    CameraError, EngineError.
+    The engine starts on a frame that is at most one frame interval old, as long as making pixels of it takes
+    no longer. `smooth` gives the weight of a new answer, 0-1. While a camera with `retry` is away, it waits.
+    Raises CameraError, EngineError.
     """
     last, dropped, due = 0, 0, time.monotonic()
+    preparing = 0.0  # the seconds that it last took to make the model's pixels of a frame
     answered: deque[float] = deque(maxlen=10)
     classifier: Classifier | None = None
     average: Answer | None = None
     while True:
         time.sleep(max(0.0, due - time.monotonic()))
-        frame = camera.newest(last, timeout=1.0)
+        frame = camera.newest(last, timeout=1.0, within=max(0.0, camera.interval - preparing))
         if frame is None:
             if camera.ended:
                 return
             continue
-        due = max(due + every, time.monotonic())
+        began = time.monotonic()
+        due = max(due + every, began)
         dropped += frame.number - last - 1
         last = frame.number
         if (now := live.now()) is not classifier:  # another model's probabilities are of other classes
             classifier, average = now, None
-        started = time.perf_counter()
         pixels = read_picture(frame.pixels, classifier.model.contract.input_size)
-        decode_ms = 1000 * (time.perf_counter() - started)
+        preparing = frame.decode_ms / 1000 + time.monotonic() - began
         answer = classifier.infer(pixels)
         ready = time.monotonic()
         average = _mean(average, answer, smooth(ready - answered[-1]) if answered else 1.0)
@@ -109,7 +112,7 @@ def sights(
         span = ready - answered[0]
         yield Sight(
             frame=frame,
-            prediction=classifier.tell(camera.name, average, decode_ms),
+            prediction=classifier.tell(camera.name, average, 1000 * preparing),
             age_ms=round(1000 * (ready - frame.taken), 1),
             fps=round((len(answered) - 1) / span, 1) if span else 0.0,
             dropped=dropped,
@@ -177,16 +180,16 @@ class Camera:
         # One that hangs in connect() is left behind: it is a daemon, and holds up nobody.
         self._reader.join(0.5)
 
-    def newest(self, after: int = 0, timeout: float = 1.0) -> Frame | None:
+    def newest(self, after: int = 0, timeout: float = 1.0, *, within: float = inf) -> Frame | None:
         """The newest frame with a number over `after`, waited for up to `timeout` seconds; None without one.
 
-        A frame that has lain for more than half the time between frames is passed over for the next one, so
-        that the other half is left for making pixels of it. Raises CameraError, unless with `retry`.
+        One that came more than `within` seconds ago is passed over for the next. Raises CameraError, unless
+        with `retry`.
         """
         until = time.monotonic() + timeout
         while True:
             with self._changed:
-                while (found := self._find(after)) is None:
+                while (found := self._find(after, within)) is None:
                     if self._error:
                         raise self._error
                     left = until - time.monotonic()
@@ -200,7 +203,9 @@ class Camera:
                 self._shot = None
             with self._developing:
                 try:
-                    frame = Frame(shot.pixels(), shot.taken, number)
+                    began = time.perf_counter()
+                    pixels = shot.pixels()
+                    frame = Frame(pixels, shot.taken, number, 1000 * (time.perf_counter() - began))
                 except ValueError:  # USB cameras do send damaged ones
                     continue
                 finally:
@@ -210,10 +215,11 @@ class Camera:
                         self._frame = frame
             return frame
 
-    def _find(self, after: int) -> Frame | tuple[int, float, _Shot] | None:
+    def _find(self, after: int, within: float) -> Frame | tuple[int, float, _Shot] | None:
         if self._shot is not None:
             lain = time.monotonic() - self._shot[1]
-            return self._shot if self.ended or lain <= max(self.interval / 2, 0.005) else None
+            # A thread is not awake at once. After a clip's last frame there is none to wait for.
+            return self._shot if lain <= max(within, 0.005) or self.ended else None
         return self._frame if self._frame is not None and self._frame.number > after else None
 
     @property

@@ -221,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return _classify(_arguments(argv))
+        return _run(_arguments(argv))
     except UserError as error:
         _complain(str(error))
         return 2
@@ -247,7 +247,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "photos",
-        nargs="+",
+        nargs="*",
         metavar="PHOTO",
         help="file, folder, pattern such as '*.jpg', or - for one picture on standard input",
     )
@@ -265,7 +265,59 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "-v", "--verbose", action="store_true", help="times, and what the engine itself has to say"
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    return parser.parse_args(argv)
+    _add_camera(parser)
+    arguments = parser.parse_args(argv)
+    if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch))) != 1:
+        parser.error("give photos, or --camera, or --watch DIR")
+    if any("://" in photo for photo in arguments.photos):  # not repeated here: it may hold a password
+        parser.error("an address goes with --camera")
+    return arguments
+
+
+def _add_camera(parser: argparse.ArgumentParser) -> None:
+    """What runtime.show and runtime.watch do."""
+
+    def seconds(text: str) -> float:
+        number, unit = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s|m|h|)", text).groups()  # type: ignore[union-attr]
+        return float(number) * {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}[unit]
+
+    def frames_or_seconds(text: str) -> int | float:
+        return int(text) if text.isdecimal() else seconds(text)
+
+    seconds.__name__ = "time such as 500ms, 1s or 2m"
+    frames_or_seconds.__name__ = "number of frames, or time such as 500ms"
+    camera = parser.add_argument_group("camera")
+    camera.add_argument(
+        "--camera",
+        nargs="?",
+        const="0",
+        metavar="SOURCE",
+        help="name what it sees: the number or device of a USB camera (default: 0), picamera, "
+        "an address (rtsp://, http://), or a clip",
+    )
+    camera.add_argument("--retry", action="store_true", help="wait for a camera that is away or goes away")
+    camera.add_argument("--every", type=seconds, metavar="TIME", default=0.0, help="at most one answer in so long")
+    camera.add_argument("--on-change", action="store_true", help="tell only when the answer is another")
+    camera.add_argument(
+        "--smooth",
+        type=frames_or_seconds,
+        metavar="N|TIME",
+        default=0.5,
+        help="average over so many frames, or so long; 0 for none (default: 500ms)",
+    )
+    camera.add_argument("--save-unknown", metavar="DIR", help="keep the frames that are answered with unknown")
+    camera.add_argument(
+        "--capture",
+        nargs=2,
+        metavar=("LABEL", "DIR"),
+        help="keep frames as photos of this class, under DIR/LABEL; one a second, or --every",
+    )
+    camera.add_argument(
+        "--max-mb", type=float, metavar="MB", default=1000, help="keep no more than that (default: %(default)s)"
+    )
+    watch = parser.add_argument_group("watch")
+    watch.add_argument("--watch", metavar="DIR", help="classify the photos there, and those that arrive")
+    watch.add_argument("--out", metavar="FILE", help="append the answers to this .csv or .db (SQLite) file")
 
 
 class _Version(argparse.Action):
@@ -278,11 +330,26 @@ class _Version(argparse.Action):
             parser.exit(message="vgg-edge, from its source\n")
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.camera:
+        from runtime.show import show
+
+        return show(arguments)
+    if arguments.watch:
+        from runtime.watch import watch
+
+        return watch(arguments)
+    return _classify(arguments)
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Classifier's options, as they were given to the command."""
+    return {name: getattr(arguments, name) for name in ("engine", "threads", "top")}
+
+
 def _classify(arguments: argparse.Namespace) -> int:
     with nullcontext() if arguments.verbose else _without_engine_chatter():
-        classifier = Classifier(
-            arguments.model, engine=arguments.engine, threads=arguments.threads, top=arguments.top
-        )
+        classifier = Classifier(arguments.model, **options(arguments))
     names, problems = _expand(arguments.photos)
     used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
     if not arguments.json:
@@ -358,13 +425,24 @@ def _json_line(prediction: Prediction) -> str:
 
 def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callable[[Prediction], str]:
     """Lines whose columns align, for the names and labels that are to come: plain unless on a terminal."""
+    widest_name = max((_width(_printable(name)) for name in names), default=0)
+    answer = _answers(labels)
+
+    def line(prediction: Prediction) -> str:
+        took = ", ".join(f"{step} {ms:.0f} ms" for step, ms in prediction.ms.items()) if verbose else ""
+        return "  ".join([_pad(_printable(prediction.source), widest_name), *answer(prediction, took)])
+
+    return line
+
+
+def _answers(labels: Sequence[str]) -> Callable[[Prediction, str], list[str]]:
+    """The columns of a prediction's answer, of its other guesses, and of a remark."""
     fancy = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
     bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if fancy else ("", "", "")
-    widest_name = max((_width(_printable(name)) for name in names), default=0)
     widest_label = max(map(_width, labels))
     blocks = _can_print("█░")
 
-    def line(prediction: Prediction) -> str:
+    def columns(prediction: Prediction, remark: str) -> list[str]:
         first, *others = prediction.top
         bar = ""
         if fancy and blocks:
@@ -374,12 +452,9 @@ def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callab
         if prediction.known is False:
             answer = f"{bold}unknown{plain} (nearest: {first.label} {first.probability:.2f})"
         rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
-        took = ", ".join(f"{step} {ms:.0f} ms" for step, ms in prediction.ms.items()) if verbose else ""
-        columns = [_pad(_printable(prediction.source), widest_name), answer]
-        columns += [f"{dim}{text}{plain}" for text in (rest, took) if text]
-        return "  ".join(columns)
+        return [answer, *(f"{dim}{text}{plain}" for text in (rest, remark) if text)]
 
-    return line
+    return columns
 
 
 def _pad(text: str, width: int) -> str:
