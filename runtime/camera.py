@@ -63,12 +63,15 @@ class Sight:
 
 
 def over_seconds(seconds: float) -> Callable[[float], float]:
-    """The weight of a new answer in an exponential average with this time constant, by the seconds since the last."""
+    """An exponential average of this time constant: a new answer's weight, by the seconds since the last."""
     return lambda since: 1 - exp(-since / seconds) if seconds > 0 else 1.0
 
 
+SMOOTH = over_seconds(SMOOTH_SECONDS)
+
+
 def over_frames(frames: float) -> Callable[[float], float]:
-    """The weight of a new answer in an exponential average whose mean lag is that of a mean of so many."""
+    """An exponential average that lags as much as the mean of so many frames: a new answer's weight."""
     return lambda since: 2 / (max(1.0, frames) + 1)
 
 
@@ -77,7 +80,7 @@ def sights(
     live: LiveClassifier,
     *,
     every: float = 0.0,
-    smooth: Callable[[float], float] = over_seconds(SMOOTH_SECONDS),
+    smooth: Callable[[float], float] = SMOOTH,
 ) -> Iterator[Sight]:
     """Classifies the newest frame, again and again, at most once in `every` seconds, until a clip ends.
 
@@ -139,7 +142,7 @@ class _Shot:
 
 
 class Camera:
-    """`source` is a number or device (`0`, `/dev/video2`), `picamera`, the address of a stream, or a clip's path.
+    """`source` is a number or device (`0`, `/dev/video2`), `picamera`, a stream's address, or a clip's path.
 
     A context manager: inside, a thread reads the camera. `retry` waits for a camera that is away or goes
     away, and `say` gets a line when it does and when it is back. `name` is the source without its password,
@@ -218,8 +221,9 @@ class Camera:
     def _find(self, after: int, within: float) -> Frame | tuple[int, float, _Shot] | None:
         if self._shot is not None:
             lain = time.monotonic() - self._shot[1]
-            # A thread is not awake at once. After a clip's last frame there is none to wait for.
-            return self._shot if lain <= max(within, 0.005) or self.ended else None
+            # A thread takes a moment to wake. After a clip's last frame there is no fresher one to wait for.
+            limit = max(self.interval, 0.1) if self.ended else max(within, 0.005)
+            return self._shot if lain <= limit else None
         return self._frame if self._frame is not None and self._frame.number > after else None
 
     @property
@@ -345,7 +349,7 @@ def _av_shots(source: str, name: str) -> Generator[_Shot, None, None]:
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
-                raise CameraError(f"{name}: {_why(error, device)}") from None
+                raise CameraError(f"{name}: {_why_lost(error, device)}") from None
             if packet is None:
                 break
             taken = _stamp(packet) if device else time.monotonic()
@@ -426,7 +430,9 @@ def _device(source: str) -> tuple[str, str] | None:
     if sys.platform == "darwin":
         return (number, "avfoundation") if number else None
     if sys.platform == "win32":
-        return (source, "dshow") if source.startswith("video=") else _directshow(int(number)) if number else None
+        return (
+            (source, "dshow") if source.startswith("video=") else _directshow(int(number)) if number else None
+        )
     if number:
         return f"/dev/video{number}", "v4l2"
     return (source, "v4l2") if re.match(r"/dev/(video|v4l/)", source) else None
@@ -470,7 +476,8 @@ def _why(error: Any, device: tuple[str, str] | None) -> str:
             return f"is in use by another program: end that one (fuser {path} tells which)"
         if code in (errno.EACCES, errno.EPERM):
             group = _group(path)
-            return f"permission refused: sudo usermod -aG {group} $USER puts you into the group {group}; then log in again"
+            add = f"sudo usermod -aG {group} $USER"
+            return f"permission refused: only the group {group} may use it: {add}, then log in again"
     if code in (errno.EACCES, errno.EPERM):
         return "permission refused"
     if "HTTPUnauthorized" in kind or "HTTPForbidden" in kind:
@@ -484,6 +491,13 @@ def _why(error: Any, device: tuple[str, str] | None) -> str:
     if kind == "InvalidDataError":
         return "is no video"
     return str(error.strerror or kind).lower()
+
+
+def _why_lost(error: Any, device: tuple[str, str] | None) -> str:
+    """The same of an error after the first frame."""
+    if error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
+        return "was unplugged: look at its cable" if device else "has ended"
+    return _why(error, device)
 
 
 def _group(path: str) -> str:
@@ -513,13 +527,15 @@ def _picamera_shots(name: str) -> Generator[_Shot, None, None]:
 
         camera = Picamera2()
     except IndexError:  # what it raises when there is none
-        raise CameraError(f"{name}: no camera found: look at its ribbon cable; rpicam-hello shows if it works") from None
+        raise CameraError(
+            f"{name}: no camera found: look at its ribbon cable; rpicam-hello shows if it works"
+        ) from None
     except RuntimeError as error:
         raise CameraError(f"{name}: {_one_line(error)}: is another program using it?") from None
     try:
         camera.configure(camera.create_video_configuration(main={"format": "RGB888", "size": (1280, 720)}))
         camera.start()
-        # The format that it settled on; its names tell the order in a register, which is the reverse of memory's.
+        # What it settled on. The names tell the order in a register, which is the reverse of memory's.
         format = camera.camera_configuration()["main"]["format"]
         while True:
             request = camera.capture_request(wait=READ_TIMEOUT)
@@ -529,7 +545,9 @@ def _picamera_shots(name: str) -> Generator[_Shot, None, None]:
                 request.release,
             )
     except TimeoutError:
-        raise CameraError(f"{name}: gave nothing for {READ_TIMEOUT:.0f} s: look at its ribbon cable") from None
+        raise CameraError(
+            f"{name}: gave nothing for {READ_TIMEOUT:.0f} s: look at its ribbon cable"
+        ) from None
     finally:
         camera.close()
 
@@ -545,7 +563,8 @@ def _sensor_time(metadata: dict[str, Any]) -> float:
     stamp = metadata.get("SensorTimestamp")
     if stamp is None:
         return now
-    return now - max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - stamp / 1e9)
+    age: float = time.clock_gettime(time.CLOCK_BOOTTIME) - stamp / 1e9
+    return now - max(0.0, age)
 
 
 def _one_line(error: Exception) -> str:

@@ -278,8 +278,11 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
     """What runtime.show and runtime.watch do."""
 
     def seconds(text: str) -> float:
-        number, unit = re.fullmatch(r"(\d+\.?\d*|\.\d+)(ms|s|m|h|)", text).groups()  # type: ignore[union-attr]
-        return float(number) * {"ms": 0.001, "s": 1.0, "": 1.0, "m": 60.0, "h": 3600.0}[unit]
+        units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+        unit = next((unit for unit in units if text.endswith(unit)), "")
+        if not 0 <= (number := float(text.removesuffix(unit))) < 1e6:
+            raise ValueError
+        return number * units.get(unit, 1.0)
 
     def frames_or_seconds(text: str) -> int | float:
         return int(text) if text.isdecimal() else seconds(text)
@@ -296,7 +299,9 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
         "an address (rtsp://, http://), or a clip",
     )
     camera.add_argument("--retry", action="store_true", help="wait for a camera that is away or goes away")
-    camera.add_argument("--every", type=seconds, metavar="TIME", default=0.0, help="at most one answer in so long")
+    camera.add_argument(
+        "--every", type=seconds, metavar="TIME", default=0.0, help="at most one answer in so long"
+    )
     camera.add_argument("--on-change", action="store_true", help="tell only when the answer is another")
     camera.add_argument(
         "--smooth",
@@ -305,7 +310,9 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
         default=0.5,
         help="average over so many frames, or so long; 0 for none (default: 500ms)",
     )
-    camera.add_argument("--save-unknown", metavar="DIR", help="keep the frames that are answered with unknown")
+    camera.add_argument(
+        "--save-unknown", metavar="DIR", help="keep the frames that are answered with unknown"
+    )
     camera.add_argument(
         "--capture",
         nargs=2,
@@ -313,7 +320,11 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
         help="keep frames as photos of this class, under DIR/LABEL; one a second, or --every",
     )
     camera.add_argument(
-        "--max-mb", type=float, metavar="MB", default=1000, help="keep no more than that (default: %(default)s)"
+        "--max-mb",
+        type=float,
+        metavar="MB",
+        default=1000,
+        help="keep no more than that (default: %(default)s)",
     )
     watch = parser.add_argument_group("watch")
     watch.add_argument("--watch", metavar="DIR", help="classify the photos there, and those that arrive")

@@ -39,27 +39,31 @@ def show(arguments: argparse.Namespace) -> int:
         _check_label(arguments.capture[0])
     smooth = over_frames if isinstance(arguments.smooth, int) else over_seconds
     seen = False
-    with ends_by_sigterm(), Screen(json=arguments.json, on_change=_on_change(arguments)) as screen:
-        with Camera(arguments.camera, retry=arguments.retry, say=screen.say) as camera:
-            with nullcontext() if arguments.verbose else _without_engine_chatter():
-                live = LiveClassifier(arguments.model, say=screen.say, **options(arguments))
-            now = live.now()
-            screen.say(
-                f"{camera.name} by {now.model.path} on {now.run.engine}, {now.threads} threads", news=False
-            )
-            keepers = list(_keepers(arguments, screen.say))
-            try:
-                for sight in sights(camera, live, every=arguments.every, smooth=smooth(arguments.smooth)):
-                    seen = True
-                    screen.tell(sight, live.now().model.contract.labels)
-                    for wanted, keep in keepers:
-                        if wanted(sight):
-                            keep(sight.frame)
-            except CameraError as error:
+    with (
+        ends_by_sigterm(),
+        Screen(json=arguments.json, on_change=_on_change(arguments)) as screen,
+        Camera(arguments.camera, retry=arguments.retry, say=screen.say) as camera,
+    ):
+        with nullcontext() if arguments.verbose else _without_engine_chatter():
+            live = LiveClassifier(arguments.model, say=screen.say, **options(arguments))
+        now = live.now()
+        used = f"{now.model.path} on {now.run.engine}, {now.threads} threads"
+        keepers = list(_keepers(arguments, screen.say))
+        try:
+            for sight in sights(camera, live, every=arguments.every, smooth=smooth(arguments.smooth)):
                 if not seen:
-                    raise
-                screen.fail(camera.name, str(error))
-                return 1
+                    seen = True
+                    height, width = sight.frame.pixels.shape[:2]
+                    screen.say(f"{camera.name}, {width} x {height}, by {used}", news=False)
+                screen.tell(sight, live.now().model.contract.labels)
+                for wanted, keep in keepers:
+                    if wanted(sight):
+                        keep(sight.frame)
+        except CameraError as error:
+            if not seen:
+                raise
+            screen.fail(camera.name, str(error))
+            return 1
     return 0
 
 
@@ -93,7 +97,7 @@ class Screen:
     def __init__(self, *, json: bool, on_change: bool) -> None:
         self._json, self._on_change = json, on_change
         self._redraws = sys.stdout.isatty() and not json and not on_change
-        self._told: tuple[str, bool | None] | None = None
+        self._told: str | None = None
         self._drawn = 0.0
         self._lock = Lock()  # the camera's and the model's threads have news
         self._labels: tuple[str, ...] = ()
@@ -108,7 +112,7 @@ class Screen:
 
     def tell(self, sight: Sight, labels: tuple[str, ...]) -> None:
         prediction = sight.prediction
-        answer = prediction.label, prediction.known
+        answer = "" if prediction.known is False else prediction.label  # no label is empty
         changed, self._told = answer != self._told, answer
         if self._on_change and not changed:
             return
@@ -125,7 +129,8 @@ class Screen:
             return
         if labels is not self._labels:
             self._labels, self._columns = labels, _answers(labels)
-        answered, *others = self._columns(prediction, f"{sight.fps:.1f}/s  {sight.age_ms:.0f} ms old")
+        remark = f"{f'{sight.fps:.1f}/s  ' if sight.fps else ''}{sight.age_ms:.0f} ms old"
+        answered, *others = self._columns(prediction, remark)
         line = "  ".join([answered, *reversed(others)])
         if not self._redraws:
             self._print(f"{taken.astimezone():%H:%M:%S}  {line}")
@@ -172,7 +177,7 @@ def _keepers(
     arguments: argparse.Namespace, say: Callable[[str], None]
 ) -> Iterator[tuple[Callable[[Sight], bool], Callable[[Frame], None]]]:
     """What is kept of what is seen: a choice of sights, and what takes their frames."""
-    every = arguments.every or KEEP_EVERY
+    every = 0.0 if arguments.every else KEEP_EVERY  # with --every, the frames that are seen are few enough
     if arguments.save_unknown:
         yield (
             lambda sight: sight.prediction.known is False,
@@ -184,7 +189,7 @@ def _keepers(
 
 
 class Keeper:
-    """Writes frames as JPEG files into a folder, one in `every` seconds, until the folder holds `max_mb`."""
+    """Writes frames as JPEG files into a folder, `every` seconds apart, until the folder holds `max_mb`."""
 
     def __init__(self, folder: Path, every: float, max_mb: float, say: Callable[[str], None]) -> None:
         self._folder, self._every, self._say = folder, every, say
@@ -200,7 +205,7 @@ class Keeper:
     def __call__(self, frame: Frame) -> None:
         if self._full or frame.taken < self._due:
             return
-        self._due = max(self._due + self._every, frame.taken)
+        self._due = frame.taken + self._every
         out = io.BytesIO()
         Image.fromarray(frame.pixels).save(out, "JPEG", quality=JPEG_QUALITY)
         data = out.getbuffer()
