@@ -27,9 +27,8 @@ from runtime.errors import UserError
 from runtime.live import LiveClassifier
 from runtime.picture import read_picture
 
-# Seconds that a camera may take to answer, and then to send the next frame, before it counts as gone.
-OPEN_TIMEOUT = 10.0
-READ_TIMEOUT = 10.0
+# Seconds that a camera may take to answer, and to send the next frame, before it counts as gone.
+TIMEOUT = 10.0
 # With `retry`, seconds between tries. Those of an address double: cameras lock out who knocks too often.
 RETRY_AFTER = 1.0
 RETRY_AFTER_AT_MOST = 30.0
@@ -101,7 +100,9 @@ def sights(
                 return
             continue
         began = time.monotonic()
-        due = max(due + every, began)
+        due += every
+        if due < began:  # late, or the first: no second answer to make up for it
+            due = began + every
         dropped += frame.number - last - 1
         last = frame.number
         if (now := live.now()) is not classifier:  # another model's probabilities are of other classes
@@ -181,7 +182,7 @@ class Camera:
         with self._changed:
             self._changed.notify_all()
         # One that hangs in connect() is left behind: it is a daemon, and holds up nobody.
-        self._reader.join(0.5)
+        self._reader.join(0.3)
 
     def newest(self, after: int = 0, timeout: float = 1.0, *, within: float = inf) -> Frame | None:
         """The newest frame with a number over `after`, waited for up to `timeout` seconds; None without one.
@@ -235,7 +236,7 @@ class Camera:
     def _check_silence(self) -> None:
         """The libraries' own time limits do not reach into every driver."""
         silent = time.monotonic() - self._heard
-        if silent > OPEN_TIMEOUT + READ_TIMEOUT and not self.problem:
+        if silent > 2 * TIMEOUT and not self.problem:
             self._fail(CameraError(f"{self.name}: has been silent for {silent:.0f} s: look at its cable"))
 
     def _read(self) -> None:
@@ -409,7 +410,7 @@ def _stamp(packet: Any) -> float:
     if packet.pts is None or packet.time_base is None:
         return now
     stamp = float(packet.pts * packet.time_base)
-    return stamp if 0 <= now - stamp < READ_TIMEOUT else now  # another clock, on another system
+    return stamp if 0 <= now - stamp < TIMEOUT else now  # another clock, on another system
 
 
 def _is_clip(source: str) -> bool:
@@ -419,9 +420,12 @@ def _is_clip(source: str) -> bool:
 def _open_stream(source: str) -> Any:
     import av
 
-    # RTSP over TCP: lost packets cost grey smears over UDP, and many a router lets none through.
-    options = {"rtsp_transport": "tcp", "fflags": "nobuffer"} if "://" in source else {}
-    return av.open(source, options=options, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))
+    if "://" not in source:
+        return av.open(source)
+    # RTSP over TCP: lost packets cost grey smears over UDP, and many a router lets none through. FFmpeg's own
+    # time limit, in microseconds: PyAV's calls Python back, which crashes a process that is about to end.
+    timeout = f"{TIMEOUT * 1e6:.0f}"
+    return av.open(source, options={"rtsp_transport": "tcp", "fflags": "nobuffer", "timeout": timeout})
 
 
 def _device(source: str) -> tuple[str, str] | None:
@@ -456,11 +460,11 @@ def _open_device(device: str, driver: str) -> Any:
     if driver == "avfoundation":
         wished = {"framerate": "30"}
     try:
-        return av.open(device, format=driver, options=wished, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))
+        return av.open(device, format=driver, options=wished)
     except av.FFmpegError as error:
         if error.errno not in (errno.EINVAL, errno.EIO):
             raise
-    return av.open(device, format=driver, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))  # as the camera likes
+    return av.open(device, format=driver)  # as the camera likes
 
 
 def _why(error: Any, device: tuple[str, str] | None) -> str:
@@ -469,7 +473,7 @@ def _why(error: Any, device: tuple[str, str] | None) -> str:
     kind = type(error).__name__
     if device:
         path = device[0]
-        if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EIO):
+        if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTTY, errno.EIO):
             there = not isinstance(error, FileNotFoundError) and Path(path).exists()
             return "is no camera" if there else f"no such camera; {_listed(_video_devices())}"
         if code == errno.EBUSY:
@@ -487,9 +491,9 @@ def _why(error: Any, device: tuple[str, str] | None) -> str:
     if code == errno.ECONNREFUSED:
         return "nothing answers at this address: is the camera on, and is the port right?"
     if kind == "ExitError" or code == errno.ETIMEDOUT:
-        return f"gave nothing for {READ_TIMEOUT:.0f} s: look at its cable and its network"
+        return f"gave nothing for {TIMEOUT:.0f} s: look at its cable and its network"
     if kind == "InvalidDataError":
-        return "is no video"
+        return "gives no video"
     return str(error.strerror or kind).lower()
 
 
@@ -538,16 +542,14 @@ def _picamera_shots(name: str) -> Generator[_Shot, None, None]:
         # What it settled on. The names tell the order in a register, which is the reverse of memory's.
         format = camera.camera_configuration()["main"]["format"]
         while True:
-            request = camera.capture_request(wait=READ_TIMEOUT)
+            request = camera.capture_request(wait=TIMEOUT)
             yield _Shot(
                 _sensor_time(request.get_metadata()),
                 lambda request=request: _channels(request.make_array("main"), format),  # type: ignore[misc]
                 request.release,
             )
     except TimeoutError:
-        raise CameraError(
-            f"{name}: gave nothing for {READ_TIMEOUT:.0f} s: look at its ribbon cable"
-        ) from None
+        raise CameraError(f"{name}: gave nothing for {TIMEOUT:.0f} s: look at its ribbon cable") from None
     finally:
         camera.close()
 

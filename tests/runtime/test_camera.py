@@ -338,7 +338,7 @@ def test_what_is_wrong_with_a_source_is_told_in_a_line(
     for source, reason in {
         str(tmp_path / "none.mp4"): "no such file or directory",
         str(tmp_path): "is a directory",
-        str(tmp_path / "notes.mp4"): "is no video",
+        str(tmp_path / "notes.mp4"): "gives no video",
         str(tmp_path / "sound.wav"): "holds no pictures",
         "picamera": "sudo apt install python3-picamera2",
     }.items():
@@ -396,7 +396,7 @@ def test_a_camera_that_goes_away_ends_it_or_is_waited_for(
 
 
 def test_a_stream_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera, "READ_TIMEOUT", 0.5)
+    monkeypatch.setattr(camera, "TIMEOUT", 0.5)
     hung = threading.Event()
 
     def send(number: int) -> bytes:
@@ -415,8 +415,7 @@ def test_a_stream_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_driver_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera, "OPEN_TIMEOUT", 0.1)
-    monkeypatch.setattr(camera, "READ_TIMEOUT", 0.1)
+    monkeypatch.setattr(camera, "TIMEOUT", 0.1)
     ended = threading.Event()
     monkeypatch.setattr(Camera, "_shots", lambda self: (ended.wait(20) for _ in range(1)))
     with Camera("0") as source, pytest.raises(CameraError, match=r"^0: has been silent for 0 s"):
