@@ -4,41 +4,29 @@ One thread reads the camera and keeps its newest frame alone: frames that nobody
 never queued. `sights` is the loop that classifies them.
 """
 
-import errno
-import re
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from importlib.util import find_spec
 from math import exp, inf
-from pathlib import Path
 from threading import Condition, Event, Lock, Thread
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from runtime.classify import Answer, Classifier, Prediction
-from runtime.errors import UserError
+from runtime.errors import CameraError
 from runtime.live import LiveClassifier
 from runtime.picture import read_picture
+from runtime.sources import TIMEOUT, Shot, hide_password, need, shots_of
 
-# Seconds that a camera may take to answer, and then to send the next frame, before it counts as gone.
-OPEN_TIMEOUT = 10.0
-READ_TIMEOUT = 10.0
 # With `retry`, seconds between tries. Those of an address double: cameras lock out who knocks too often.
 RETRY_AFTER = 1.0
 RETRY_AFTER_AT_MOST = 30.0
 
 SMOOTH_SECONDS = 0.5
-
-
-class CameraError(UserError):
-    """A camera that is not there, not allowed, not free, or that went away."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +87,13 @@ def sights(
         if frame is None:
             if camera.ended:
                 return
+            average = None  # after a gap, what was seen before it is of no weight
+            answered.clear()
             continue
         began = time.monotonic()
-        due = max(due + every, began)
+        due += every
+        if due < began:  # late, or the first: no second answer to make up for it
+            due = began + every
         dropped += frame.number - last - 1
         last = frame.number
         if (now := live.now()) is not classifier:  # another model's probabilities are of other classes
@@ -132,15 +124,6 @@ def _mean(old: Answer | None, new: Answer, weight: float) -> Answer:
     return Answer(probabilities, known, new.ms)
 
 
-@dataclass(frozen=True)
-class _Shot:
-    """A frame as it came. Its pixels are made of it when someone wants them, and once."""
-
-    taken: float
-    pixels: Callable[[], NDArray[np.uint8]]  # raises ValueError when it came damaged
-    drop: Callable[[], None] = lambda: None
-
-
 class Camera:
     """`source` is a number or device (`0`, `/dev/video2`), `picamera`, a stream's address, or a clip's path.
 
@@ -158,7 +141,7 @@ class Camera:
         self.ended = False
         self._retry, self._say = retry, say
         self._changed = Condition()
-        self._shot: tuple[int, float, _Shot] | None = None  # number, when it came; the newest, not yet taken
+        self._shot: tuple[int, float, Shot] | None = None  # number, when it came; the newest, not yet taken
         self._frame: Frame | None = None  # the newest that was
         self._developing = Lock()
         self._arrivals: deque[float] = deque(maxlen=30)
@@ -166,7 +149,7 @@ class Camera:
         self._error: CameraError | None = None
         self._closing = Event()
         self._heard = time.monotonic()  # the last sign of life of the reader
-        need("picamera2" if source == "picamera" else "av")
+        need(source)
         self._reader = Thread(target=self._read, name="camera", daemon=True)
 
     def __enter__(self) -> "Camera":
@@ -181,7 +164,7 @@ class Camera:
         with self._changed:
             self._changed.notify_all()
         # One that hangs in connect() is left behind: it is a daemon, and holds up nobody.
-        self._reader.join(0.5)
+        self._reader.join(0.3)
 
     def newest(self, after: int = 0, timeout: float = 1.0, *, within: float = inf) -> Frame | None:
         """The newest frame with a number over `after`, waited for up to `timeout` seconds; None without one.
@@ -218,7 +201,7 @@ class Camera:
                         self._frame = frame
             return frame
 
-    def _find(self, after: int, within: float) -> Frame | tuple[int, float, _Shot] | None:
+    def _find(self, after: int, within: float) -> Frame | tuple[int, float, Shot] | None:
         if self._shot is not None:
             lain = time.monotonic() - self._shot[1]
             # A thread takes a moment to wake. After a clip's last frame there is no fresher one to wait for.
@@ -229,13 +212,14 @@ class Camera:
     @property
     def interval(self) -> float:
         """Seconds from frame to frame, as they come; 0 before there are two."""
-        came = self._arrivals
-        return (came[-1] - came[0]) / (len(came) - 1) if len(came) > 1 else 0.0
+        with self._changed:
+            came = self._arrivals
+            return (came[-1] - came[0]) / (len(came) - 1) if len(came) > 1 else 0.0
 
     def _check_silence(self) -> None:
         """The libraries' own time limits do not reach into every driver."""
         silent = time.monotonic() - self._heard
-        if silent > OPEN_TIMEOUT + READ_TIMEOUT and not self.problem:
+        if silent > 2 * TIMEOUT and not self.problem:
             self._fail(CameraError(f"{self.name}: has been silent for {silent:.0f} s: look at its cable"))
 
     def _read(self) -> None:
@@ -243,7 +227,7 @@ class Camera:
         while not self._closing.is_set():
             self._heard = time.monotonic()
             try:
-                with closing(self._shots()) as shots:
+                with closing(shots_of(self.source, self.name)) as shots:
                     for shot in shots:
                         self._put(shot)
                         wait = RETRY_AFTER
@@ -254,17 +238,12 @@ class Camera:
                         return
             except CameraError as error:
                 self._fail(error)
-            except Exception as error:  # a driver's own
-                self._fail(CameraError(f"{self.name}: {_one_line(error)}"))
             if not self._retry:
                 return
             self._closing.wait(wait)
             wait = min(2 * wait, RETRY_AFTER_AT_MOST) if "://" in self.source else wait
 
-    def _shots(self) -> Generator[_Shot, None, None]:
-        return _picamera_shots(self.name) if self.source == "picamera" else _av_shots(self.source, self.name)
-
-    def _put(self, shot: _Shot) -> None:
+    def _put(self, shot: Shot) -> None:
         with self._changed:
             old, now = self._shot, time.monotonic()
             self._count += 1
@@ -286,286 +265,12 @@ class Camera:
     def _fail(self, error: CameraError) -> None:
         with self._changed:
             told, self.problem = self.problem, str(error)
+            if self._shot is not None:
+                self._shot[2].drop()
+            self._shot = self._frame = None  # of how it was before
             self._arrivals.clear()
             if not self._retry:
                 self._error = error
             self._changed.notify_all()
         if self._retry and told != self.problem:
             self._say(f"{self.problem} (trying again until it is back)")
-
-
-def need(module: str) -> None:
-    """Raises CameraError when the package that reads this kind of camera is not installed."""
-    if find_spec(module) is None:
-        raise CameraError(
-            {
-                "av": "a camera needs PyAV: pip install 'vgg-edge[camera]'",
-                "picamera2": "picamera needs picamera2: sudo apt install python3-picamera2, and a virtual "
-                "environment made by python3 -m venv --system-site-packages",
-            }[module]
-        )
-
-
-def hide_password(source: str) -> str:
-    """An address as it may be shown: without its password, and without the values in its path and query.
-
-    Nothing before the last @ is shown but the user, for a password may hold an unescaped / or @.
-    """
-    scheme, found, rest = source.partition("://")
-    if not found:
-        return source
-    user, at, place = rest.rpartition("@")
-    who = f"{user.partition(':')[0]}:***@" if ":" in user else "***@" if at else ""
-    path, asked, query = place.partition("?")
-    if asked and "=" not in query:
-        query = "***"
-    return f"{scheme}://{who}{_VALUE.sub('=***', path + asked + query)}"
-
-
-_VALUE = re.compile("=[^&;/?]*")
-
-
-def _av_shots(source: str, name: str) -> Generator[_Shot, None, None]:
-    """What PyAV reads: a device, a stream, or a clip at its own pace."""
-    import av
-
-    device = _device(source)
-    try:
-        container = _open_device(*device) if device else _open_stream(source)
-    except av.FFmpegError as error:
-        raise CameraError(f"{name}: {_why(error, device)}") from None
-    with container:
-        if not container.streams.video:
-            raise CameraError(f"{name}: holds no pictures")
-        stream = container.streams.video[0]
-        decoder = stream.codec_context
-        # Threads share a frame: if each had one of its own, as many frames would be held back.
-        decoder.thread_type = "SLICE"
-        clip = _is_clip(source) or ("://" in source and bool(container.duration))
-        pace = _Pace() if clip else None
-        arrived: dict[int | None, float] = {}
-        packets = container.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError as error:
-                raise CameraError(f"{name}: {_why_lost(error, device)}") from None
-            if packet is None:
-                break
-            taken = _stamp(packet) if device else time.monotonic()
-            if decoder.codec.intra_only:  # each frame stands alone: decoded if someone wants it
-                if packet.size:
-                    data = bytes(packet)  # a packet of V4L2 is the kernel's memory, and gone with the camera
-                    taken = pace.turn(packet) if pace else taken
-                    yield _Shot(taken, lambda data=data: _decode(decoder, data))  # type: ignore[misc]
-                continue
-            arrived[packet.pts] = taken
-            try:
-                frames = decoder.decode(packet)
-            except av.FFmpegError:  # a damaged one; the next key frame mends it
-                continue
-            for frame in frames:
-                taken = pace.turn(frame) if pace else arrived.pop(frame.pts, taken)
-                yield _Shot(taken, lambda frame=frame: _rgb(frame))  # type: ignore[misc]
-            if pace or len(arrived) > 100:  # packets that gave no frame
-                arrived.clear()
-    if not clip:
-        raise CameraError(f"{name}: has ended")
-
-
-def _decode(decoder: Any, data: bytes) -> NDArray[np.uint8]:
-    import av
-
-    frames = decoder.decode(av.Packet(data))
-    if not frames:
-        raise ValueError("holds no picture")
-    return _rgb(frames[-1])
-
-
-def _rgb(frame: Any) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels  # a phone held upright
-
-
-class _Pace:
-    """Holds frames back until their turn comes."""
-
-    def __init__(self) -> None:
-        self._began: float | None = None
-
-    def turn(self, timed: Any) -> float:
-        """Waits for it; gives the time."""
-        if timed.pts is not None and timed.time_base is not None:
-            at, now = float(timed.pts * timed.time_base), time.monotonic()
-            if self._began is None:
-                self._began = now - at
-            time.sleep(max(0.0, self._began + at - now))
-        return time.monotonic()
-
-
-def _stamp(packet: Any) -> float:
-    """When the kernel got a device's frame: V4L2's stamps are by the clock of time.monotonic()."""
-    now = time.monotonic()
-    if packet.pts is None or packet.time_base is None:
-        return now
-    stamp = float(packet.pts * packet.time_base)
-    return stamp if 0 <= now - stamp < READ_TIMEOUT else now  # another clock, on another system
-
-
-def _is_clip(source: str) -> bool:
-    return Path(source).is_file()
-
-
-def _open_stream(source: str) -> Any:
-    import av
-
-    # RTSP over TCP: lost packets cost grey smears over UDP, and many a router lets none through.
-    options = {"rtsp_transport": "tcp", "fflags": "nobuffer"} if "://" in source else {}
-    return av.open(source, options=options, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))
-
-
-def _device(source: str) -> tuple[str, str] | None:
-    """The device that a source names, as FFmpeg calls it, and FFmpeg's driver; None when it names none."""
-    number = source if source.isascii() and source.isdigit() else ""
-    if sys.platform == "darwin":
-        return (number, "avfoundation") if number else None
-    if sys.platform == "win32":
-        return (
-            (source, "dshow") if source.startswith("video=") else _directshow(int(number)) if number else None
-        )
-    if number:
-        return f"/dev/video{number}", "v4l2"
-    return (source, "v4l2") if re.match(r"/dev/(video|v4l/)", source) else None
-
-
-def _directshow(number: int) -> tuple[str, str]:
-    """DirectShow knows cameras by name alone."""
-    import av
-
-    names = [found.name for found in av.enumerate_input_devices("dshow") if "video" in found.media_types]
-    if number >= len(names):
-        raise CameraError(f"{number}: no such camera; {_listed(names)}")
-    return f"video={names[number]}", "dshow"
-
-
-def _open_device(device: str, driver: str) -> Any:
-    import av
-
-    # Compressed, 720p fits through USB 2 thirty times a second; raw it would be ten.
-    wished = {"input_format": "mjpeg", "video_size": "1280x720", "framerate": "30"}
-    if driver == "avfoundation":
-        wished = {"framerate": "30"}
-    try:
-        return av.open(device, format=driver, options=wished, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))
-    except av.FFmpegError as error:
-        if error.errno not in (errno.EINVAL, errno.EIO):
-            raise
-    return av.open(device, format=driver, timeout=(OPEN_TIMEOUT, READ_TIMEOUT))  # as the camera likes
-
-
-def _why(error: Any, device: tuple[str, str] | None) -> str:
-    """What to do about an error of FFmpeg's. Its own text would hold the address with the password."""
-    code = error.errno
-    kind = type(error).__name__
-    if device:
-        path = device[0]
-        if code in (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.EIO):
-            there = not isinstance(error, FileNotFoundError) and Path(path).exists()
-            return "is no camera" if there else f"no such camera; {_listed(_video_devices())}"
-        if code == errno.EBUSY:
-            return f"is in use by another program: end that one (fuser {path} tells which)"
-        if code in (errno.EACCES, errno.EPERM):
-            group = _group(path)
-            add = f"sudo usermod -aG {group} $USER"
-            return f"permission refused: only the group {group} may use it: {add}, then log in again"
-    if code in (errno.EACCES, errno.EPERM):
-        return "permission refused"
-    if "HTTPUnauthorized" in kind or "HTTPForbidden" in kind:
-        return "refuses this user and password: give them as rtsp://USER:PASSWORD@HOST/…"
-    if "HTTPNotFound" in kind:
-        return "no such stream on that camera: look up its path in the manual"
-    if code == errno.ECONNREFUSED:
-        return "nothing answers at this address: is the camera on, and is the port right?"
-    if kind == "ExitError" or code == errno.ETIMEDOUT:
-        return f"gave nothing for {READ_TIMEOUT:.0f} s: look at its cable and its network"
-    if kind == "InvalidDataError":
-        return "is no video"
-    return str(error.strerror or kind).lower()
-
-
-def _why_lost(error: Any, device: tuple[str, str] | None) -> str:
-    """The same of an error after the first frame."""
-    if error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
-        return "was unplugged: look at its cable" if device else "has ended"
-    return _why(error, device)
-
-
-def _group(path: str) -> str:
-    try:
-        return Path(path).group()
-    except (OSError, KeyError, NotImplementedError):
-        return "video"
-
-
-def _video_devices() -> list[str]:
-    """Linux's, with their names."""
-    found = []
-    for path in sorted(Path("/sys/class/video4linux").glob("video*"), key=lambda path: int(path.name[5:])):
-        with suppress(OSError):
-            found.append(f"/dev/{path.name} ({(path / 'name').read_text().strip()})")
-    return found
-
-
-def _listed(names: list[str]) -> str:
-    return f"there are: {', '.join(names)}" if names else "none is connected: look at its cable"
-
-
-def _picamera_shots(name: str) -> Generator[_Shot, None, None]:
-    """A CSI camera by picamera2 (Raspberry Pi, "The Picamera2 Library", sections 4.2 and 6.1)."""
-    try:
-        from picamera2 import Picamera2
-
-        camera = Picamera2()
-    except IndexError:  # what it raises when there is none
-        raise CameraError(
-            f"{name}: no camera found: look at its ribbon cable; rpicam-hello shows if it works"
-        ) from None
-    except RuntimeError as error:
-        raise CameraError(f"{name}: {_one_line(error)}: is another program using it?") from None
-    try:
-        camera.configure(camera.create_video_configuration(main={"format": "RGB888", "size": (1280, 720)}))
-        camera.start()
-        # What it settled on. The names tell the order in a register, which is the reverse of memory's.
-        format = camera.camera_configuration()["main"]["format"]
-        while True:
-            request = camera.capture_request(wait=READ_TIMEOUT)
-            yield _Shot(
-                _sensor_time(request.get_metadata()),
-                lambda request=request: _channels(request.make_array("main"), format),  # type: ignore[misc]
-                request.release,
-            )
-    except TimeoutError:
-        raise CameraError(
-            f"{name}: gave nothing for {READ_TIMEOUT:.0f} s: look at its ribbon cable"
-        ) from None
-    finally:
-        camera.close()
-
-
-def _channels(pixels: NDArray[np.uint8], format: str) -> NDArray[np.uint8]:
-    """uint8 [h, w, 3 or 4] of picamera2 as RGB."""
-    return np.ascontiguousarray(pixels[..., :3][..., :: -1 if format in ("RGB888", "XRGB8888") else 1])
-
-
-def _sensor_time(metadata: dict[str, Any]) -> float:
-    """When the sensor began to read the frame out; libcamera's stamps are CLOCK_BOOTTIME's nanoseconds."""
-    now = time.monotonic()
-    stamp = metadata.get("SensorTimestamp")
-    if stamp is None:
-        return now
-    age: float = time.clock_gettime(time.CLOCK_BOOTTIME) - stamp / 1e9
-    return now - max(0.0, age)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -33,8 +33,9 @@ from runtime.engines import (
     need,
 )
 from runtime.errors import EngineError, PictureError, UserError
-from runtime.model import FORMATS, JOINERS, choose_model, open_model
+from runtime.model import FORMATS, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
+from runtime.terminal import answer_columns, complain, pad, printable, width, without_engine_chatter
 
 Source = str | Path | bytes | BinaryIO | NDArray[np.uint8]
 
@@ -228,7 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(_arguments(argv))
     except UserError as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -248,7 +249,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m runtime.classify",
         description="Names what is in photos.",
-        epilog="Exit codes: 0 all done, 1 some photos failed, 2 usage, no model, no engine.",
+        epilog="Exit codes: 0 all done, 1 some photos failed or the camera was lost, 2 usage, no model, "
+        "no engine, no camera.",
     )
     parser.add_argument(
         "photos",
@@ -274,6 +276,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch))) != 1:
         parser.error("give photos, or --camera, or --watch DIR")
+    for needs, flags in {
+        "camera": ("retry", "every", "on_change", "save_unknown", "capture"),
+        "watch": ("out",),
+    }.items():
+        for flag in flags:
+            if getattr(arguments, flag) and not getattr(arguments, needs):
+                parser.error(f"--{flag.replace('_', '-')} goes with --{needs}")
     if any("://" in photo for photo in arguments.photos):  # not repeated here: it may hold a password
         parser.error("an address goes with --camera")
     return arguments
@@ -364,21 +373,21 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _classify(arguments: argparse.Namespace) -> int:
-    with nullcontext() if arguments.verbose else _without_engine_chatter():
+    with nullcontext() if arguments.verbose else without_engine_chatter():
         classifier = Classifier(arguments.model, **options(arguments))
     names, problems = _expand(arguments.photos)
     used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
     if not arguments.json:
-        print(_printable(used), flush=True)
+        print(printable(used), flush=True)
     elif arguments.verbose:
-        print(_printable(used), file=sys.stderr)
+        print(printable(used), file=sys.stderr)
     line = (
         _json_line if arguments.json else _table(names, classifier.model.contract.labels, arguments.verbose)
     )
 
     def fail(name: str, reason: str) -> None:
         problems[name] = reason
-        _complain(f"{name}: {reason}")
+        complain(f"{name}: {reason}")
         if arguments.json:
             print(json.dumps({"source": name, "error": reason}), flush=True)
 
@@ -441,91 +450,14 @@ def _json_line(prediction: Prediction) -> str:
 
 def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callable[[Prediction], str]:
     """Lines whose columns align, for the names and labels that are to come: plain unless on a terminal."""
-    widest_name = max((_width(_printable(name)) for name in names), default=0)
-    answer = _answers(labels)
+    widest_name = max((width(printable(name)) for name in names), default=0)
+    answer = answer_columns(labels)
 
     def line(prediction: Prediction) -> str:
         took = ", ".join(f"{step} {ms:.0f} ms" for step, ms in prediction.ms.items()) if verbose else ""
-        return "  ".join([_pad(_printable(prediction.source), widest_name), *answer(prediction, took)])
+        return "  ".join([pad(printable(prediction.source), widest_name), *answer(prediction, took)])
 
     return line
-
-
-def _answers(labels: Sequence[str]) -> Callable[[Prediction, str], list[str]]:
-    """The columns of a prediction's answer, of its other guesses, and of a remark."""
-    fancy = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if fancy else ("", "", "")
-    widest_label = max(map(_width, labels))
-    blocks = _can_print("█░")
-
-    def columns(prediction: Prediction, remark: str) -> list[str]:
-        first, *others = prediction.top
-        bar = ""
-        if fancy and blocks:
-            full = round(10 * first.probability)
-            bar = f"  {'█' * full}{dim}{'░' * (10 - full)}{plain}"
-        answer = f"{bold}{_pad(first.label, widest_label)}{plain}  {first.probability:6.1%}{bar}"
-        if prediction.known is False:
-            answer = f"{bold}unknown{plain} (nearest: {first.label} {first.probability:.2f})"
-        rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
-        return [answer, *(f"{dim}{text}{plain}" for text in (rest, remark) if text)]
-
-    return columns
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: East Asian wide characters take two, combining ones none."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(
-        0 if combining(sign) or ord(sign) in JOINERS else 2 if east_asian_width(sign) in "WF" else 1
-        for sign in text
-    )
-
-
-def _printable(text: str) -> str:
-    """Names come from anywhere: escapes what could break the line or command the terminal."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _complain(text: str) -> None:
-    print(f"error: {_printable(text)}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _without_engine_chatter() -> Iterator[None]:
-    """TFLite and LiteRT tell of their delegates on file descriptor 2 and have no setting against it.
-
-    Only while a model is loaded, and only in the command: a program's own stderr is left alone. What an
-    engine has to say about a failure is in its exception.
-    """
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # started with stderr closed
-        yield
-        return
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 if __name__ == "__main__":

@@ -4,25 +4,23 @@ import argparse
 import io
 import json
 import os
-import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from threading import Lock
-from types import FrameType
 
 from PIL import Image
 
 from runtime.atomic import atomic
-from runtime.camera import Camera, CameraError, Frame, Sight, over_frames, over_seconds, sights
-from runtime.classify import _answers, _complain, _printable, _width, _without_engine_chatter, options
-from runtime.errors import UserError
+from runtime.camera import Camera, Frame, Sight, over_frames, over_seconds, sights
+from runtime.classify import options
+from runtime.errors import CameraError, UserError
 from runtime.live import LiveClassifier
+from runtime.terminal import answer_columns, complain, cut, ends_by_sigterm, printable, without_engine_chatter
 
 REDRAW_EVERY = 0.1  # seconds; nobody reads faster, and a terminal may be at the end of a slow line
 KEEP_EVERY = 1.0  # seconds between photos kept, without --every: neighbouring frames teach nothing new
@@ -44,7 +42,7 @@ def show(arguments: argparse.Namespace) -> int:
         Screen(json=arguments.json, on_change=_on_change(arguments)) as screen,
         Camera(arguments.camera, retry=arguments.retry, say=screen.say) as camera,
     ):
-        with nullcontext() if arguments.verbose else _without_engine_chatter():
+        with nullcontext() if arguments.verbose else without_engine_chatter():
             live = LiveClassifier(arguments.model, say=screen.say, **options(arguments))
         now = live.now()
         used = f"{now.model.path} on {now.run.engine}, {now.threads} threads"
@@ -65,25 +63,6 @@ def show(arguments: argparse.Namespace) -> int:
             screen.fail(camera.name, str(error))
             return 1
     return 0
-
-
-@contextmanager
-def ends_by_sigterm() -> Iterator[None]:
-    """Leaves the block when the process is asked to end, wherever it is: that is how a service stops."""
-
-    class Asked(BaseException):  # no Exception: picture code turns those into a PictureError
-        pass
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        raise Asked
-
-    before = signal.signal(signal.SIGTERM, ask)
-    try:
-        yield
-    except Asked:
-        pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _on_change(arguments: argparse.Namespace) -> bool:
@@ -128,7 +107,7 @@ class Screen:
             self._print(json.dumps(asdict(prediction) | extra))
             return
         if labels is not self._labels:
-            self._labels, self._columns = labels, _answers(labels)
+            self._labels, self._columns = labels, answer_columns(labels)
         remark = f"{f'{sight.fps:.1f}/s  ' if sight.fps else ''}{sight.age_ms:.0f} ms old"
         answered, *others = self._columns(prediction, remark)
         line = "  ".join([answered, *reversed(others)])
@@ -144,33 +123,18 @@ class Screen:
             if self._redraws and self._drawn:
                 print("\r\x1b[K", end="", flush=True)
             elsewhere = self._json or (news and not sys.stdout.isatty())
-            print(_printable(line), file=sys.stderr if elsewhere else sys.stdout, flush=True)
+            print(printable(line), file=sys.stderr if elsewhere else sys.stdout, flush=True)
 
     def fail(self, name: str, reason: str) -> None:
         self.__exit__()
         self._drawn = 0.0
-        _complain(reason)
+        complain(reason)
         if self._json:
             self._print(json.dumps({"source": name, "error": reason.removeprefix(f"{name}: ")}))
 
     def _print(self, text: str, end: str = "\n") -> None:
         with self._lock:
             print(text, end=end, flush=True)
-
-
-def cut(text: str, columns: int) -> str:
-    """As much of a styled text as fits, styles not counted; wide characters take two columns."""
-    kept, left = [], columns
-    for part in re.split("(\x1b\\[[0-9;]*m)", text):
-        if part.startswith("\x1b"):
-            kept.append(part)
-            continue
-        for sign in part:
-            left -= _width(sign)
-            if left < 0:
-                break
-            kept.append(sign)
-    return "".join(kept)
 
 
 def _keepers(
@@ -234,4 +198,4 @@ def _check_label(label: str) -> None:
         or label[0] in "._- "
         or label[-1] in ". "
     ):
-        raise UserError(f"{_printable(label)!r} cannot be a class: take a plain name, such as roses")
+        raise UserError(f"{printable(label)!r} cannot be a class: take a plain name, such as roses")

@@ -16,19 +16,11 @@ from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 
-from runtime.classify import (
-    Classifier,
-    Prediction,
-    _answers,
-    _complain,
-    _printable,
-    _without_engine_chatter,
-    options,
-)
+from runtime.classify import Classifier, Prediction, options
 from runtime.errors import PictureError, UserError
 from runtime.live import LiveClassifier
 from runtime.picture import SUFFIXES
-from runtime.show import ends_by_sigterm
+from runtime.terminal import answer_columns, complain, ends_by_sigterm, printable, without_engine_chatter
 
 # Seconds between two looks through the folder: network folders tell nobody what arrives. A look that takes
 # long is followed by a pause four times as long, so that a large folder costs a fifth of a core at most.
@@ -79,12 +71,12 @@ def watch(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     with ends_by_sigterm(), _table(arguments.out) as table:
-        with nullcontext() if arguments.verbose else _without_engine_chatter():
+        with nullcontext() if arguments.verbose else without_engine_chatter():
             live = LiveClassifier(arguments.model, say=_say, **options(arguments))
         now = live.now()
         if not arguments.json:
             print(
-                _printable(f"{folder} by {now.model.path} on {now.run.engine}, {now.threads} threads"),
+                printable(f"{folder} by {now.model.path} on {now.run.engine}, {now.threads} threads"),
                 flush=True,
             )
         before: dict[str, Photo] = {}
@@ -136,7 +128,7 @@ def _look(folder: Path) -> dict[str, Photo] | None:
                 status = path.stat()
             except OSError:  # gone again
                 continue
-            source = _printable(path.relative_to(folder).as_posix())
+            source = printable(path.relative_to(folder).as_posix())
             found[source] = Photo(source, path, status.st_size, status.st_mtime_ns)
     return None if away else found
 
@@ -152,23 +144,23 @@ def _classify(classifier: Classifier, photo: Photo) -> Prediction | str:
 def _row(photo: Photo, model: str, answer: Prediction | str) -> Row:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
     if isinstance(answer, str):
-        return Row(now, *photo.version, model, error=_printable(answer))
+        return Row(now, *photo.version, model, error=printable(answer))
     return Row(now, *photo.version, model, answer.label, answer.probability, answer.known)
 
 
 def _tell(answer: Prediction | str, photo: Photo, labels: tuple[str, ...], as_json: bool) -> None:
     if isinstance(answer, str):
-        _complain(f"{photo.source}: {answer}")
+        complain(f"{photo.source}: {answer}")
         if as_json:
             print(json.dumps({"source": photo.source, "error": answer}), flush=True)
     elif as_json:
         print(json.dumps(asdict(answer)), flush=True)
     else:
-        print("  ".join([photo.source, *_answers(labels)(answer, "")]), flush=True)
+        print("  ".join([photo.source, *answer_columns(labels)(answer, "")]), flush=True)
 
 
 def _say(line: str) -> None:
-    print(_printable(line), file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
