@@ -12,9 +12,10 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 
-from runtime.classify import _complain, _printable, _without_engine_chatter, options
+from runtime.classify import options
 from runtime.engines import ENGINES
 from runtime.errors import UserError
+from runtime.terminal import complain, ends_by_sigterm, printable, without_engine_chatter
 
 GRACE = 3  # seconds that requests get to end when the service is asked to
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _serve(_arguments(argv))
         return 0
     except UserError as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -114,7 +115,6 @@ def _serve(arguments: argparse.Namespace) -> None:
     from runtime.camera import Camera
     from runtime.live import LiveClassifier
     from runtime.notify import notify, watchdog_interval
-    from runtime.show import ends_by_sigterm
     from runtime.web.app import make_app
     from runtime.web.door import open_door, read_token
     from runtime.web.guard import Guarded, drop_late
@@ -129,12 +129,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         port = listening.getsockname()[1]
         door = open_door(address[0], port, [*arguments.allow_host, arguments.host], token)
         camera = Camera(arguments.camera, retry=True, say=_say) if arguments.camera else None
-        with _without_engine_chatter():
+        with without_engine_chatter():
             live = LiveClassifier(arguments.model, say=_say, **options(arguments))
         service = Service(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
         view = View(stack.enter_context(camera), live, arguments.every) if camera else None
         now = live.now()
-        print(_printable(f"{now.model.path} on {now.run.engine}, {now.threads} threads"))
+        print(printable(f"{now.model.path} on {now.run.engine}, {now.threads} threads"))
         print(f"{_url(address[0], port, door.beyond, token)}  (Ctrl-C ends it)", flush=True)
 
         async def sweep() -> None:
@@ -211,7 +211,7 @@ def _own_address() -> str:
 
 
 def _say(line: str) -> None:
-    print(_printable(line), file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

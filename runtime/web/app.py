@@ -14,8 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.classify import _complain, _json_line
+from runtime.classify import _json_line
 from runtime.errors import EngineError
+from runtime.terminal import complain
 from runtime.web.door import Door, Refused
 from runtime.web.metrics import Metrics
 from runtime.web.service import BEAT_EVERY, Disconnected, Service, card, speed
@@ -228,11 +229,11 @@ async def _no_such(request: Request, error: Exception) -> Response:
 
 
 async def _engine_failed(request: Request, error: Exception) -> Response:
-    _complain(str(error))
+    complain(str(error))
     return JSONResponse({"source": "-", "error": "the engine failed; the service's own log says why"}, 500)
 
 
 def _tell_end(beat: "asyncio.Task[None]") -> None:
     with suppress(asyncio.CancelledError):
         if error := beat.exception():
-            _complain(f"no proof of life any more: {error}")
+            complain(f"no proof of life any more: {error}")

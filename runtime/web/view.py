@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from threading import Thread
+from typing import Any
 
 from PIL import Image
 
@@ -32,7 +33,7 @@ class View:
     def __init__(self, camera: Camera, live: LiveClassifier, every: float) -> None:
         self.camera = camera
         self.sight: Sight | None = None
-        self.history: deque[dict[str, object]] = deque(maxlen=HISTORY)  # answers that differed from the last
+        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)  # answers that differed from the last
         self._live, self._every = live, every
         self._failed = ""
         self._waiting: set[asyncio.Future[None]] = set()
@@ -60,11 +61,14 @@ class View:
             self._failed = str(error)
 
     def _put(self, sight: Sight) -> None:
-        before, now = self.sight, sight.prediction
+        now = sight.prediction
+        last = self.history[-1] if self.history else {}
+        if (last.get("label"), last.get("known")) != (now.label, now.known):
+            answer = {"label": now.label, "probability": now.probability, "known": now.known}
+            self.history.append({"time": taken_at(sight), **answer})
+        elif last["probability"] < now.probability:  # what was seen best stands for it
+            last["probability"] = now.probability
         self.sight = sight
-        if before is None or (before.prediction.label, before.prediction.known) != (now.label, now.known):
-            fields = {name: getattr(now, name) for name in ("label", "probability", "known")}
-            self.history.append({"time": taken_at(sight), **fields})
         for waiter in self._waiting:
             if not waiter.done():
                 waiter.set_result(None)

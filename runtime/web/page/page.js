@@ -279,6 +279,7 @@ function tellState(words, bad) {
 }
 
 function tellCamera(camera) {
+  document.body.classList.toggle("alone", camera === null);
   if (camera === null) return tellState("ready", false);
   if (!watching) {
     watching = true;
@@ -290,9 +291,9 @@ function tellCamera(camera) {
 }
 
 function tellSpeed({ speed, camera, engine, threads }) {
-  const ms = (value) => (value === null ? "–" : `${value} ms`);
-  const tiles = [["photo, median", ms(speed.p50_ms)], ["photo, 95 of 100", ms(speed.p95_ms)], ["decoding", ms(speed.decode_ms)], ["engine", ms(speed.infer_ms)]];
-  if (camera && camera.fps !== null) tiles.unshift(["frames a second", camera.fps.toFixed(1)], ["frame’s age", `${Math.round(camera.age_ms)} ms`]);
+  const ms = (value) => (value === null ? "–" : `${value < 100 ? value : Math.round(value)} ms`);
+  const tiles = [["photo, median", ms(speed.p50_ms)], ["photo, p95", ms(speed.p95_ms)], ["decoding", ms(speed.decode_ms)], ["engine", ms(speed.infer_ms)]];
+  if (camera && camera.fps !== null) tiles.unshift(["frames/s", camera.fps.toFixed(1)], ["frame’s age", `${Math.round(camera.age_ms)} ms`]);
   list(at("speed"), tiles);
   const photos = speed.photos === 1 ? "1 photo" : `${speed.photos.toLocaleString("en")} photos`;
   at("speed-note").textContent = `${engine}, ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} answered since the start`;
@@ -310,8 +311,10 @@ function tellModel({ model, news }) {
   if (model.precision) facts.splice(1, 0, ["precision", model.precision]);
   const { parity } = model;
   if (parity?.top1 !== undefined) facts.push(["right", `${percent(parity.top1)} of ${parity.n} test photos`]);
-  if (parity?.agreement !== undefined) facts.push(["parity", `answers like the trained model on ${percent(parity.agreement)}, in ${parity.engine}`]);
-  if (parity?.max_dp !== undefined) facts.push(["", `no probability moved by more than ${parity.max_dp.toFixed(3)}`]);
+  if (parity?.agreement !== undefined) {
+    const moved = parity.max_dp === undefined ? "" : `; no probability is off by more than ${parity.max_dp.toFixed(3)}`;
+    facts.push(["parity", `answers like the trained model on ${percent(parity.agreement)} of them${moved} (${parity.engine})`]);
+  }
   list(at("model"), facts);
   at("news").textContent = news;
 }
