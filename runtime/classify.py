@@ -33,6 +33,7 @@ from runtime.engines import (
     need,
 )
 from runtime.errors import EngineError, PictureError, UserError
+from runtime.fastest import Fastest, saved
 from runtime.model import FORMATS, JOINERS, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 
@@ -74,8 +75,9 @@ class Classifier:
     """A model in an engine, ready for pictures.
 
     `model` is a folder that an export wrote, or one of its files; without it the newest under ./models,
-    else the released one. `engine` is "auto", "litert", "tflite" or "onnx"; `threads` defaults to the cores
-    there are. Raises ModelError or EngineError.
+    else the released one. `engine` is "auto", "litert", "onnx" or "tflite": auto is the fastest file and
+    engine that `python -m runtime.bench --save` found, else goes by a rule, and `why` says which. `threads`
+    defaults to the fastest number, or to the cores there are. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -95,13 +97,26 @@ class Classifier:
         else:
             raise EngineError(f"no engine is called {engine!r}: auto, {', '.join(ENGINES)}")
         self.top = top
-        self.threads = threads or default_threads()
-        # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
         self.formats = list(dict.fromkeys(formats))  # those that it would open, best first
-        suffix = choose_model(model, self.formats).path.suffix
-        Thread(target=_import_ahead, args=(engine, suffix.removeprefix(".")), daemon=True).start()
-        self.model = open_model(model, self.formats)
+        choice = choose_model(model, self.formats)
+        measured = saved(choice.among) if engine == "auto" else ""
+        fastest = measured if isinstance(measured, Fastest) else None
+        self.prefer = fastest.sha256 if fastest else ""  # of the files in these formats, the one to open
+        # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
+        ahead = (fastest.engine if fastest else engine, choice.path.suffix.removeprefix("."))
+        Thread(target=_import_ahead, args=ahead, daemon=True).start()
+        self.model = open_model(model, self.formats, self.prefer)
+        self.why = ""  # what auto went by
+        if fastest and self.model.sha256 == fastest.sha256:  # another one may lie there by now
+            engine, threads = fastest.engine, threads or fastest.threads
+            self.why = f"auto: {engine}, {threads} threads, {fastest}"
+        self.threads = threads or default_threads()
         self.run = load(self.model, engine, self.threads)
+        if engine == "auto":
+            self.why = (
+                f"auto: {self.run.engine.split()[0]}, by rule: int8 first, in the first installed of "
+                f"{', '.join(ENGINES)} ({measured}); `python -m runtime.bench --save` measures"
+            )
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
@@ -155,8 +170,8 @@ def _import_ahead(engine: str, format: str) -> None:
     """What the first photo is going to need. Whoever needs it for real says why it does not load."""
     with suppress(Exception):
         import_module("PIL.JpegImagePlugin")
-        module = MODULES[choose_engine(format) if engine == "auto" else engine]
-        import_module(module if format == "onnx" else f"{module}.interpreter")
+        engine = choose_engine(format) if engine == "auto" else engine
+        import_module(MODULES[engine] if engine == "onnx" else f"{MODULES[engine]}.interpreter")
 
 
 @dataclass(frozen=True)
@@ -283,6 +298,8 @@ def _classify(arguments: argparse.Namespace) -> int:
         classifier = Classifier(
             arguments.model, engine=arguments.engine, threads=arguments.threads, top=arguments.top
         )
+    if arguments.verbose and classifier.why:
+        print(_printable(classifier.why), file=sys.stderr)
     names, problems = _expand(arguments.photos)
     used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
     if not arguments.json:

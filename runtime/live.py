@@ -42,7 +42,7 @@ class LiveClassifier:
         """The classifier for the next picture. Looks at the disk once a second, and never waits."""
         if time.monotonic() - self._looked >= LOOK_EVERY and not (self._loading and self._loading.is_alive()):
             self._looked = time.monotonic()
-            there = self._look(self._classifier.formats)
+            there = self._look(self._classifier)
             # Twice the same before it is read: a file that is being copied changes from look to look.
             if there != self._tried and there == self._seen:
                 self._loading = Thread(target=self._replace, args=(there,), name="load-model", daemon=True)
@@ -69,16 +69,16 @@ class LiveClassifier:
         """The model, and what lay on disk when it was read: looked at again, for it may change meanwhile."""
         while True:
             classifier = Classifier(self._path, **self._options)
-            there = self._look(classifier.formats)
+            there = self._look(classifier)
             with suppress(OSError):
                 data = classifier.model.path.read_bytes()
                 if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
                     return classifier, there
 
-    def _look(self, formats: list[str]) -> object:
+    def _look(self, classifier: Classifier) -> object:
         """What would be opened, as something to compare: the same as long as nothing changed."""
         try:
-            choice = choose_model(self._path, formats)
+            choice = choose_model(self._path, classifier.formats, classifier.prefer)
             status = choice.path.stat()
             return choice, status.st_ino, status.st_size, status.st_mtime_ns
         except (UserError, OSError) as error:

@@ -104,40 +104,52 @@ class Choice:
     path: Path
     contract: Contract | None
     listed: IndexedFile | None
+    among: tuple[IndexedFile, ...] = ()  # the listed files that `path` left to choose from
 
 
-def open_model(path: str | Path | None = None, formats: Sequence[str] = FORMATS) -> ModelFile:
+def open_model(
+    path: str | Path | None = None, formats: Sequence[str] = FORMATS, prefer: str = ""
+) -> ModelFile:
     """Chooses as `choose_model` does, then reads the file once and checks it against index and contract.
 
     Raises ModelError when there is no such model, or it is damaged, of another contract version, or not the
     file that its index lists.
     """
     while True:
-        choice = choose_model(path, formats)
+        choice = choose_model(path, formats, prefer)
         try:
             return _read_model(choice)
         except ModelError:
             # An export may have swapped the folder after we read its index: then another look chooses
             # otherwise.
-            if choose_model(path, formats) == choice:
+            if choose_model(path, formats, prefer) == choice:
                 raise
 
 
-def choose_model(path: str | Path | None = None, formats: Sequence[str] = FORMATS) -> Choice:
+def choose_model(
+    path: str | Path | None = None, formats: Sequence[str] = FORMATS, prefer: str = ""
+) -> Choice:
     """Which file to open: `path` itself, or the best file that the folder `path` has in one of `formats`.
 
-    `formats` is in the order of preference; within one, PRECISIONS is. No path: the newest folder under
-    ./models that is not synthetic, else the released model that came with the package. Raises ModelError.
+    The file of sha256 `prefer` is the best where it is among them. `formats` is in the order of preference;
+    within one, PRECISIONS is. No path: the newest folder under ./models that is not synthetic, else the
+    released model that came with the package. Raises ModelError.
     """
     path = _default_folder() if path is None else _or_old(Path(path))
     if path.is_dir():
         index = read_index(path)
-        listed = [f for f in index.files if f.format in formats and (path / f.file).is_file()]
+        there = tuple(f for f in index.files if (path / f.file).is_file())
+        listed = [f for f in there if f.format in formats]
         if not listed:
-            there = " and ".join(sorted({f.format for f in index.files})) or "no"
-            raise ModelError(f"{path}: has {there} files, none for this engine ({', '.join(formats)})")
-        best = min(listed, key=lambda f: (formats.index(f.format), PRECISIONS.index(f.precision), f.file))
-        return Choice(path / best.file, index.contract, best)
+            has = " and ".join(sorted({f.format for f in index.files})) or "no"
+            raise ModelError(f"{path}: has {has} files, none for this engine ({', '.join(formats)})")
+
+        def rank(file: IndexedFile) -> tuple[bool, int, int, str]:
+            by_rule = formats.index(file.format), PRECISIONS.index(file.precision), file.file
+            return (file.sha256 != prefer, *by_rule)
+
+        best = min(listed, key=rank)
+        return Choice(path / best.file, index.contract, best, there)
     if not path.exists():
         raise ModelError(
             f"{path}: no such file or folder: --model takes a .tflite, an .onnx or a folder with {INDEX_NAME}"
@@ -146,7 +158,7 @@ def choose_model(path: str | Path | None = None, formats: Sequence[str] = FORMAT
         index = read_index(path.parent)
         for file in index.files:
             if file.file == path.name:
-                return Choice(path, index.contract, file)
+                return Choice(path, index.contract, file, (file,))
     return Choice(path, None, None)
 
 

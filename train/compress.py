@@ -27,10 +27,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.atomic import atomic
 from runtime.errors import UserError
 from runtime.picture import read_picture
 from train.__main__ import free, tell_figures, versions, write_figures
-from train.atomic import atomic
 from train.command import INTERRUPTED, ended
 from train.dataset import Dataset, Photo, recorded
 from train.logs import Logs

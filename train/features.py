@@ -23,9 +23,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.atomic import atomic
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION
-from train.atomic import atomic
 from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.dataset import Dataset, LeftOut, Photo

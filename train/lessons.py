@@ -17,8 +17,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.atomic import atomic
 from runtime.errors import UserError
-from train.atomic import atomic
 from train.backbone import INPUT_SIZE
 from train.dataset import Dataset, Photo
 from train.views import see
