@@ -208,6 +208,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise ValueError
         return number
 
+    def count(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise ValueError
+        return number
+
     parser = argparse.ArgumentParser(
         prog="python -m runtime.bench",
         description="Measures a model's files in every installed engine on this machine.",
@@ -218,7 +223,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--runs",
-        type=int,
+        type=count,
         metavar="N",
         default=RUNS,
         help="inferences of each, at most (default: %(default)s)",
@@ -272,7 +277,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         _write(arguments.csv, to_csv(rows))
     if rows and arguments.save:
         print(_save(rows, choice.among))
-    elif rows:
+    elif rows and choice.among:
         print("next: --save makes the fastest what --engine auto takes here")
     return 1 if failed else 0
 

@@ -109,7 +109,7 @@ class Classifier:
         self.why = ""  # what auto went by
         if fastest and self.model.sha256 == fastest.sha256:  # another one may lie there by now
             engine, threads = fastest.engine, threads or fastest.threads
-            self.why = f"auto: {engine}, {threads} threads, {fastest}"
+            self.why = f"auto: {fastest}"
         self.threads = threads or default_threads()
         self.run = load(self.model, engine, self.threads)
         if engine == "auto":

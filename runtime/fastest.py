@@ -34,7 +34,8 @@ class Fastest:
     measured: str  # when: ISO 8601, UTC
 
     def __str__(self) -> str:
-        return f"measured {self.measured[:10]}: {self.median_ms:.1f} ms on {self.threads} threads"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{self.engine}, measured {self.measured[:10]}: {self.median_ms:.1f} ms on {threads}"
 
 
 def save(files: Collection[IndexedFile], fastest: Fastest) -> Path:

@@ -18,6 +18,10 @@ ARM_PARTS = {
 }
 
 
+CPUINFO = Path("/proc/cpuinfo")
+BOARD = (Path("/proc/device-tree/model"), Path("/sys/class/dmi/id/product_name"))
+
+
 def cpu() -> str:
     """The processor and those of VECTORS that it has, such as "AMD EPYC, avx2 avx512f avx512_vnni"."""
     fields = _cpuinfo()
@@ -31,9 +35,9 @@ def cpu() -> str:
 
 def board() -> str:
     """The board's or computer's own name, such as "Raspberry Pi 5 Model B Rev 1.0"; "" where it has none."""
-    for path in ("/proc/device-tree/model", "/sys/class/dmi/id/product_name"):
+    for path in BOARD:
         with suppress(OSError):
-            if name := Path(path).read_text(errors="replace").strip("\0\n "):
+            if name := path.read_text(errors="replace").strip("\0\n "):
                 return name
     return "virtual machine" if "hypervisor" in _cpuinfo().get("flags", "").split() else ""
 
@@ -41,7 +45,7 @@ def board() -> str:
 def _cpuinfo() -> dict[str, str]:
     """What Linux says of the first core; the whole file takes milliseconds on a machine of many."""
     fields: dict[str, str] = {}
-    with suppress(OSError), Path("/proc/cpuinfo").open("rb", buffering=0) as file:
+    with suppress(OSError), CPUINFO.open("rb", buffering=0) as file:
         for line in file.read(4096).decode(errors="replace").splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
