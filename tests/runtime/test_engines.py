@@ -216,7 +216,7 @@ def test_one_engine_alone_is_imported(engine: str, colours: Path) -> None:
     """And nothing that trains or exports, at any depth."""
     code = (
         "import sys; from runtime import Classifier; Classifier(sys.argv[1], engine=sys.argv[2]); "
-        "print(*{name.split('.')[0] for name in sys.modules})"
+        "print(*{name.split('.')[0] for name in list(sys.modules)})"
     )
     run = [sys.executable, "-c", code, str(colours), engine]
     modules = set(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split())

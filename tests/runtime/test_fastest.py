@@ -211,7 +211,7 @@ def test_one_engine_is_imported(folder: Path) -> None:
     files = choose_model(folder).among
     (tflite,) = (file for file in files if file.format == "tflite")
     save_for(folder, sha256=tflite.sha256, engine="tflite")
-    code = "import sys; from runtime import Classifier; Classifier(sys.argv[1]); print(*sys.modules)"
+    code = "import sys; from runtime import Classifier; Classifier(sys.argv[1]); print(*list(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, check=True, text=True
     )
