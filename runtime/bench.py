@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
@@ -94,21 +95,20 @@ def measure(
     turns: dict[Job, list[Turn]] = {job: [] for job in jobs}
     failed: dict[Job, str] = {}
     by_path = {model.path: model for model in models}
-    tell = _progress(ROUNDS * len(jobs))
-    for round in range(ROUNDS):
-        # In an order of its own, so that none always runs after the same one.
-        for job in random.Random(round).sample(jobs, len(jobs)):
-            tell(f"round {round + 1} of {ROUNDS}, {job}")
-            if job not in failed:
-                try:
-                    turns[job].append(_turn(job, -(-runs // ROUNDS), seconds / ROUNDS))
-                    if turns[job][-1].sha256 != by_path[job.path].sha256:
-                        raise EngineError("the file was replaced meanwhile: measure again")
-                except EngineError as error:
-                    failed[job] = str(error)
-        rows = [_row(by_path[job.path], job, turns[job]) for job in jobs if job not in failed]
-        yield sorted(rows, key=lambda row: row.median_ms), failed
-    tell("")
+    with _progress(ROUNDS * len(jobs)) as tell:
+        for round in range(ROUNDS):
+            # In an order of its own, so that none always runs after the same one.
+            for job in random.Random(round).sample(jobs, len(jobs)):
+                tell(f"round {round + 1} of {ROUNDS}, {job}")
+                if job not in failed:
+                    try:
+                        turns[job].append(_turn(job, -(-runs // ROUNDS), seconds / ROUNDS))
+                        if turns[job][-1].sha256 != by_path[job.path].sha256:
+                            raise EngineError("the file was replaced meanwhile: measure again")
+                    except EngineError as error:
+                        failed[job] = str(error)
+            rows = [_row(by_path[job.path], job, turns[job]) for job in jobs if job not in failed]
+            yield sorted(rows, key=lambda row: row.median_ms), failed
 
 
 def thread_counts(cores: int) -> list[int]:
@@ -160,8 +160,16 @@ def _row(model: ModelFile, job: Job, turns: Sequence[Turn]) -> Row:
     )
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Columns that align, the fastest marked."""
+def report(rows: Sequence[Row]) -> str:
+    """The machine, and a table whose columns align, the fastest marked."""
+    first = rows[0]
+    machine = ", ".join(filter(None, [first.board, first.cpu, f"{first.cores} cores", first.os]))
+    heading = f"{first.model} on {machine}, Python {first.python}"
+    unreported = "" if any(row.energy_mj is not None for row in rows) else "\nenergy: not reported here"
+    return f"{heading}\n\n{_table(rows)}\n{unreported}"
+
+
+def _table(rows: Sequence[Row]) -> str:
     energy = any(row.energy_mj is not None for row in rows)
     lines = [["file", "engine", "threads", "n", "median ms", "p95 ms", "load ms", "peak MB"]]
     lines[0] += ["mJ", ""] if energy else [""]
@@ -263,11 +271,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         stopped = True
     if rows:
-        first = rows[0]
-        machine = ", ".join(filter(None, [first.board, first.cpu, f"{first.cores} cores", first.os]))
-        print(f"{first.model} on {machine}, Python {first.python}\n\n{table(rows)}\n")
-        if all(row.energy_mj is None for row in rows):
-            print("energy: not reported here")
+        print(report(rows))
     for job, reason in failed.items():
         print(f"error: {job}: {reason}", file=sys.stderr)
     if stopped:
@@ -303,24 +307,29 @@ def _save(rows: Sequence[Row], files: Sequence[IndexedFile]) -> str:
     return f"saved: --engine auto takes {rows[0].file} in {rows[0].engine} on {rows[0].threads} threads"
 
 
-def _progress(total: int) -> Callable[[str], None]:
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
     """Tells what comes next and how long all is still going to take: on a terminal one line that changes."""
     terminal = sys.stderr.isatty()
     started = told = time.monotonic()
-    done = -1
+    done = 0
 
     def tell(what: str) -> None:
         nonlocal told, done
-        done += 1
         now = time.monotonic()
         left = f", {(now - started) / done * (total - done):.0f} s left" if done else ""
         if terminal:
-            print(f"\r\x1b[K{what}{left if what else ''}", end="", file=sys.stderr, flush=True)
-        elif what and (done == 0 or now - told >= PLAIN_LINE_EVERY):
+            print(f"\r\x1b[K{what}{left}", end="", file=sys.stderr, flush=True)
+        elif done == 0 or now - told >= PLAIN_LINE_EVERY:
             told = now
             print(f"{what}{left}", file=sys.stderr, flush=True)
+        done += 1
 
-    return tell
+    try:
+        yield tell
+    finally:
+        if terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ class Classifier:
         # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
         ahead = (fastest.engine if fastest else engine, choice.path.suffix.removeprefix("."))
         Thread(target=_import_ahead, args=ahead, daemon=True).start()
-        self.model = open_model(model, self.formats, self.prefer)
+        self.model = open_model(model, self.formats, prefer=self.prefer)
         self.why = ""  # what auto went by
         if fastest and self.model.sha256 == fastest.sha256:  # another one may lie there by now
             engine, threads = fastest.engine, threads or fastest.threads

@@ -78,7 +78,7 @@ class LiveClassifier:
     def _look(self, classifier: Classifier) -> object:
         """What would be opened, as something to compare: the same as long as nothing changed."""
         try:
-            choice = choose_model(self._path, classifier.formats, classifier.prefer)
+            choice = choose_model(self._path, classifier.formats, prefer=classifier.prefer)
             status = choice.path.stat()
             return choice, status.st_ino, status.st_size, status.st_mtime_ns
         except (UserError, OSError) as error:

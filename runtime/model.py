@@ -108,7 +108,7 @@ class Choice:
 
 
 def open_model(
-    path: str | Path | None = None, formats: Sequence[str] = FORMATS, prefer: str = ""
+    path: str | Path | None = None, formats: Sequence[str] = FORMATS, *, prefer: str = ""
 ) -> ModelFile:
     """Chooses as `choose_model` does, then reads the file once and checks it against index and contract.
 
@@ -116,18 +116,18 @@ def open_model(
     file that its index lists.
     """
     while True:
-        choice = choose_model(path, formats, prefer)
+        choice = choose_model(path, formats, prefer=prefer)
         try:
             return _read_model(choice)
         except ModelError:
             # An export may have swapped the folder after we read its index: then another look chooses
             # otherwise.
-            if choose_model(path, formats, prefer) == choice:
+            if choose_model(path, formats, prefer=prefer) == choice:
                 raise
 
 
 def choose_model(
-    path: str | Path | None = None, formats: Sequence[str] = FORMATS, prefer: str = ""
+    path: str | Path | None = None, formats: Sequence[str] = FORMATS, *, prefer: str = ""
 ) -> Choice:
     """Which file to open: `path` itself, or the best file that the folder `path` has in one of `formats`.
 
@@ -149,7 +149,7 @@ def choose_model(
             return (file.sha256 != prefer, *by_rule)
 
         best = min(listed, key=rank)
-        return Choice(path / best.file, index.contract, best, there)
+        return Choice(path / best.file, index.contract, best, among=there)
     if not path.exists():
         raise ModelError(
             f"{path}: no such file or folder: --model takes a .tflite, an .onnx or a folder with {INDEX_NAME}"
@@ -158,7 +158,7 @@ def choose_model(
         index = read_index(path.parent)
         for file in index.files:
             if file.file == path.name:
-                return Choice(path, index.contract, file, (file,))
+                return Choice(path, index.contract, file, among=(file,))
     return Choice(path, None, None)
 
 
