@@ -114,8 +114,8 @@ class Classifier:
         self.run = load(self.model, engine, self.threads)
         if engine == "auto":
             self.why = (
-                f"auto: {self.run.engine.split()[0]}, by rule: int8 first, in the first installed of "
-                f"{', '.join(ENGINES)} ({measured}); `python -m runtime.bench --save` measures"
+                f"auto: {self.run.engine.split()[0]}, by rule: the first installed of {', '.join(ENGINES)}, "
+                f"int8 first ({measured}); `python -m runtime.bench --save` measures"
             )
 
     def __call__(self, source: Source) -> Prediction:

@@ -145,8 +145,8 @@ def choose_model(
             raise ModelError(f"{path}: has {has} files, none for this engine ({', '.join(formats)})")
 
         def rank(file: IndexedFile) -> tuple[bool, int, int, str]:
-            by_rule = formats.index(file.format), PRECISIONS.index(file.precision), file.file
-            return (file.sha256 != prefer, *by_rule)
+            precision = PRECISIONS.index(file.precision)
+            return file.sha256 != prefer, formats.index(file.format), precision, file.file
 
         best = min(listed, key=rank)
         return Choice(path / best.file, index.contract, best, among=there)

@@ -142,9 +142,7 @@ def test_without_litert_the_rule_is_onnx_before_tflite(
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
     classifier = Classifier(colours)
     assert classifier.run.engine.startswith("onnx ") and classifier.model.format == "onnx"
-    assert classifier.why.startswith(
-        "auto: onnx, by rule: int8 first, in the first installed of litert, onnx"
-    )
+    assert classifier.why.startswith("auto: onnx, by rule: the first installed of litert, onnx")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
