@@ -9,7 +9,6 @@ import argparse
 import csv
 import io
 import json
-import os
 import platform
 import random
 import statistics
@@ -32,7 +31,6 @@ from runtime.machine import board, cpu
 from runtime.model import IndexedFile, ModelFile, choose_model, open_model
 from runtime.turn import Turn
 
-ROOT = Path(__file__).resolve().parent.parent  # where `runtime` is imported from
 ROUNDS = 5
 RUNS, SECONDS = 200, 20.0  # inferences of each file, engine and number of threads, and their time at most
 PLAIN_LINE_EVERY = 10.0  # seconds, where progress is no terminal's
@@ -118,11 +116,9 @@ def thread_counts(cores: int) -> list[int]:
 
 def _turn(job: Job, runs: int, seconds: float) -> Turn:
     """Raises EngineError, with the engine's last words."""
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "runtime.turn", str(job.path), job.engine]
     done = subprocess.run(
         [*command, str(job.threads), str(runs), str(seconds)],
-        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         errors="replace",
@@ -234,7 +230,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=count,
         metavar="N",
         default=RUNS,
-        help="inferences of each, at most (default: %(default)s)",
+        help=f"inferences of each, over {ROUNDS} rounds (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
