@@ -1,5 +1,6 @@
 """Which machine this is, by what decides how fast an engine runs on it."""
 
+import os
 import platform
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +31,8 @@ def cpu() -> str:
         name = f"Arm part {fields['CPU part']} of implementer {fields.get('CPU implementer', '?')}"
     flags = fields.get("flags", fields.get("Features", "")).split()
     vectors = " ".join(name for name in VECTORS if name in flags)
-    return ", ".join(filter(None, [name or platform.processor() or platform.machine(), vectors]))
+    name = name or os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine()  # Windows; macOS
+    return ", ".join(filter(None, [name, vectors]))
 
 
 def board() -> str:
