@@ -1,4 +1,4 @@
-# make setup · demo · test · accuracy · fmt · lint · release · retrain · compress; `make` alone lists them.
+# make setup · demo · test · accuracy · soak · fmt · lint · release · retrain · compress; `make` alone lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -36,6 +36,9 @@ test: setup lint  ## lint, types, import arrows, and the suite
 accuracy: photos setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
 	$(PY) -m pytest tests/accuracy
 
+soak: setup  ## the camera's loop on each engine for MINUTES=10: is its memory flat, are its frames fresh
+	$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
+
 release: photos setup  ## models/flowers from the kept compressed run, through every gate on the photos of VGG_EDGE_PHOTOS
 	$(PY) -m export models/flowers_compressed --all --keep int8.tflite int8.onnx --out models/flowers --photos-root "$$VGG_EDGE_PHOTOS"
 
@@ -60,4 +63,4 @@ lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo test accuracy release retrain compress photos fmt lint
+.PHONY: help setup demo test accuracy soak release retrain compress photos fmt lint

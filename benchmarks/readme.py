@@ -8,11 +8,13 @@ PHOTO is YellowFlower.jpg of Debian's mate-backgrounds package; DEMO_LOG what `m
 from __future__ import annotations
 
 import csv
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from runtime.bench import Row, report
@@ -27,6 +29,7 @@ def main(photo: str, demo_log: str | None = None) -> int:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     outputs = {"classify": classify(photo), "json": classify(photo, "--json"), "auto": auto(photo)}
+    outputs |= camera(photo)
     if demo_log:
         outputs["demo"] = tail_of_demo(Path(demo_log).read_text(encoding="utf-8"))
     for name, said in outputs.items():
@@ -59,7 +62,7 @@ def auto(photo: str) -> str:
 def run(module: str, *arguments: str, cwd: Path, cache: str) -> subprocess.CompletedProcess[str]:
     """A command of runtime on the released model, with a cache of its own."""
     command = [sys.executable, "-m", f"runtime.{module}", "--model", str(ROOT / "models/flowers"), *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache}
+    environment = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache, "TZ": "UTC"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True)
 
 
@@ -77,6 +80,58 @@ def typed(name: str, text: str) -> str | int | float | None:
     if kind == float | None:
         return float(text) if text else None
     return kind(text)  # type: ignore[no-any-return]
+
+
+def camera(photo: str) -> dict[str, str]:
+    """What --camera tells of a clip: the photo for three seconds, then a hand over the lens for two."""
+    import av
+    import numpy as np
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:
+        picture = np.asarray(Image.open(photo).convert("RGB").resize((1920, 1080)))
+        random = np.random.default_rng(0)
+        with av.open(f"{folder}/garden.mp4", "w") as container:
+            stream = container.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+            for number in range(150):
+                pixels = picture if number < 90 else random.integers(20, 40, picture.shape, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            container.mux(stream.encode())
+        command = [sys.executable, "-m", "runtime.classify", "--model", str(ROOT / "models/flowers")]
+        command += ["--camera", "garden.mp4"]
+
+        def see(*flags: str) -> str:
+            done = run("classify", "--camera", "garden.mp4", *flags, cwd=Path(folder), cache=folder)
+            return done.stdout.replace(f"{ROOT}/", "")
+
+        return {
+            "camera": line_on_a_terminal(command, folder).replace(f"{ROOT}/", ""),
+            "camera changes": see("--on-change"),
+            "camera json": see("--json", "--every", "2s").splitlines()[1],
+        }
+
+
+def line_on_a_terminal(command: list[str], folder: str) -> str:
+    """The header, and the line that is redrawn as it stood half way, without its colours."""
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve(command[0], command, {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"})
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    said = b""
+    with suppress(OSError):  # how a terminal's end is told
+        while data := os.read(terminal, 4096):
+            said += data
+    os.waitpid(pid, 0)
+    text = re.sub(r"\x1b\[[0-9;]*[mK]", "", said.decode())
+    header, _, drawn = text.partition("\r\n")
+    lines = [line.strip() for line in drawn.split("\r") if line.strip()]
+    return f"{header}\n{lines[len(lines) // 2]}"
 
 
 def tail_of_demo(log: str) -> str:
@@ -125,6 +180,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "extraction": recorded("extraction.md"),
     "compress": recorded("compress.md"),
     "released": recorded("released.md"),
+    "soak": recorded("soak.md"),
 }
 
 

@@ -34,8 +34,9 @@ from runtime.engines import (
 )
 from runtime.errors import EngineError, PictureError, UserError
 from runtime.fastest import Fastest, saved
-from runtime.model import FORMATS, JOINERS, choose_model, open_model
+from runtime.model import FORMATS, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
+from runtime.terminal import answer_columns, complain, pad, printable, width, without_engine_chatter
 
 Source = str | Path | bytes | BinaryIO | NDArray[np.uint8]
 
@@ -236,9 +237,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
-        return _classify(_arguments(argv))
+        return _run(_arguments(argv))
     except UserError as error:
-        _complain(str(error))
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -258,11 +259,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m runtime.classify",
         description="Names what is in photos.",
-        epilog="Exit codes: 0 all done, 1 some photos failed, 2 usage, no model, no engine.",
+        epilog="Exit codes: 0 all done, 1 some photos failed or the camera was lost, 2 usage, no model, "
+        "no engine, no camera.",
     )
     parser.add_argument(
         "photos",
-        nargs="+",
+        nargs="*",
         metavar="PHOTO",
         help="file, folder, pattern such as '*.jpg', or - for one picture on standard input",
     )
@@ -280,7 +282,77 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "-v", "--verbose", action="store_true", help="times, and what the engine itself has to say"
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    return parser.parse_args(argv)
+    _add_camera(parser)
+    arguments = parser.parse_args(argv)
+    if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch))) != 1:
+        parser.error("give photos, or --camera, or --watch DIR")
+    for needs, flags in {
+        "camera": ("retry", "every", "on_change", "save_unknown", "capture"),
+        "watch": ("out",),
+    }.items():
+        for flag in flags:
+            if getattr(arguments, flag) and not getattr(arguments, needs):
+                parser.error(f"--{flag.replace('_', '-')} goes with --{needs}")
+    if any("://" in photo for photo in arguments.photos):  # not repeated here: it may hold a password
+        parser.error("an address goes with --camera")
+    return arguments
+
+
+def _add_camera(parser: argparse.ArgumentParser) -> None:
+    """What runtime.show and runtime.watch do."""
+
+    def seconds(text: str) -> float:
+        units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+        unit = next((unit for unit in units if text.endswith(unit)), "")
+        if not 0 <= (number := float(text.removesuffix(unit))) < 1e6:
+            raise ValueError
+        return number * units.get(unit, 1.0)
+
+    def frames_or_seconds(text: str) -> int | float:
+        return int(text) if text.isdecimal() else seconds(text)
+
+    seconds.__name__ = "time such as 500ms, 1s or 2m"
+    frames_or_seconds.__name__ = "number of frames, or time such as 500ms"
+    camera = parser.add_argument_group("camera")
+    camera.add_argument(
+        "--camera",
+        nargs="?",
+        const="0",
+        metavar="SOURCE",
+        help="name what it sees: the number or device of a USB camera (default: 0), picamera, "
+        "an address (rtsp://, http://), or a clip",
+    )
+    camera.add_argument("--retry", action="store_true", help="wait for a camera that is away or goes away")
+    camera.add_argument(
+        "--every", type=seconds, metavar="TIME", default=0.0, help="at most one answer in so long"
+    )
+    camera.add_argument("--on-change", action="store_true", help="tell only when the answer is another")
+    camera.add_argument(
+        "--smooth",
+        type=frames_or_seconds,
+        metavar="N|TIME",
+        default=0.5,
+        help="average over so many frames, or so long; 0 for none (default: 500ms)",
+    )
+    camera.add_argument(
+        "--save-unknown", metavar="DIR", help="keep the frames that are answered with unknown"
+    )
+    camera.add_argument(
+        "--capture",
+        nargs=2,
+        metavar=("LABEL", "DIR"),
+        help="keep frames as photos of this class, under DIR/LABEL; one a second, or --every",
+    )
+    camera.add_argument(
+        "--max-mb",
+        type=float,
+        metavar="MB",
+        default=1000,
+        help="keep no more than that (default: %(default)s)",
+    )
+    watch = parser.add_argument_group("watch")
+    watch.add_argument("--watch", metavar="DIR", help="classify the photos there, and those that arrive")
+    watch.add_argument("--out", metavar="FILE", help="append the answers to this .csv or .db (SQLite) file")
 
 
 class _Version(argparse.Action):
@@ -293,26 +365,41 @@ class _Version(argparse.Action):
             parser.exit(message="vgg-edge, from its source\n")
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.camera:
+        from runtime.show import show
+
+        return show(arguments)
+    if arguments.watch:
+        from runtime.watch import watch
+
+        return watch(arguments)
+    return _classify(arguments)
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Classifier's options, as they were given to the command."""
+    return {name: getattr(arguments, name) for name in ("engine", "threads", "top")}
+
+
 def _classify(arguments: argparse.Namespace) -> int:
-    with nullcontext() if arguments.verbose else _without_engine_chatter():
-        classifier = Classifier(
-            arguments.model, engine=arguments.engine, threads=arguments.threads, top=arguments.top
-        )
+    with nullcontext() if arguments.verbose else without_engine_chatter():
+        classifier = Classifier(arguments.model, **options(arguments))
     if arguments.verbose and classifier.why:
-        print(_printable(classifier.why), file=sys.stderr)
+        print(printable(classifier.why), file=sys.stderr)
     names, problems = _expand(arguments.photos)
     used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
     if not arguments.json:
-        print(_printable(used), flush=True)
+        print(printable(used), flush=True)
     elif arguments.verbose:
-        print(_printable(used), file=sys.stderr)
+        print(printable(used), file=sys.stderr)
     line = (
         _json_line if arguments.json else _table(names, classifier.model.contract.labels, arguments.verbose)
     )
 
     def fail(name: str, reason: str) -> None:
         problems[name] = reason
-        _complain(f"{name}: {reason}")
+        complain(f"{name}: {reason}")
         if arguments.json:
             print(json.dumps({"source": name, "error": reason}), flush=True)
 
@@ -375,83 +462,14 @@ def _json_line(prediction: Prediction) -> str:
 
 def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callable[[Prediction], str]:
     """Lines whose columns align, for the names and labels that are to come: plain unless on a terminal."""
-    fancy = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
-    bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if fancy else ("", "", "")
-    widest_name = max((_width(_printable(name)) for name in names), default=0)
-    widest_label = max(map(_width, labels))
-    blocks = _can_print("█░")
+    widest_name = max((width(printable(name)) for name in names), default=0)
+    answer = answer_columns(labels)
 
     def line(prediction: Prediction) -> str:
-        first, *others = prediction.top
-        bar = ""
-        if fancy and blocks:
-            full = round(10 * first.probability)
-            bar = f"  {'█' * full}{dim}{'░' * (10 - full)}{plain}"
-        answer = f"{bold}{_pad(first.label, widest_label)}{plain}  {first.probability:6.1%}{bar}"
-        if prediction.known is False:
-            answer = f"{bold}unknown{plain} (nearest: {first.label} {first.probability:.2f})"
-        rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
         took = ", ".join(f"{step} {ms:.0f} ms" for step, ms in prediction.ms.items()) if verbose else ""
-        columns = [_pad(_printable(prediction.source), widest_name), answer]
-        columns += [f"{dim}{text}{plain}" for text in (rest, took) if text]
-        return "  ".join(columns)
+        return "  ".join([pad(printable(prediction.source), widest_name), *answer(prediction, took)])
 
     return line
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * (width - _width(text))
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: East Asian wide characters take two, combining ones none."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(
-        0 if combining(sign) or ord(sign) in JOINERS else 2 if east_asian_width(sign) in "WF" else 1
-        for sign in text
-    )
-
-
-def _printable(text: str) -> str:
-    """Names come from anywhere: escapes what could break the line or command the terminal."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _complain(text: str) -> None:
-    print(f"error: {_printable(text)}", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _without_engine_chatter() -> Iterator[None]:
-    """TFLite and LiteRT tell of their delegates on file descriptor 2 and have no setting against it.
-
-    Only while a model is loaded, and only in the command: a program's own stderr is left alone. What an
-    engine has to say about a failure is in its exception.
-    """
-    sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # started with stderr closed
-        yield
-        return
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 if __name__ == "__main__":

@@ -15,3 +15,7 @@ class ModelError(UserError):
 
 class EngineError(UserError):
     """An inference engine that is not installed, or that cannot run this file."""
+
+
+class CameraError(UserError):
+    """A camera that is not there, not allowed, not free, or that went away."""

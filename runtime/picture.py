@@ -225,10 +225,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA"):
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    if image.mode not in ("L", "CMYK"):
+    if image.mode not in ("L", "CMYK", "RGB"):  # RGB to RGB would be a copy, of 8 MB for a camera's frame
         image = image.convert("RGB")
     image = _to_srgb(image, icc) if icc else image
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     return Image.composite(image, Image.new("RGB", image.size, "white"), alpha) if alpha else image
 
 

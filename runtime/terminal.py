@@ -1,0 +1,129 @@
+"""How the commands write to a terminal, or to whatever stands in its place."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from runtime.model import JOINERS
+
+if TYPE_CHECKING:
+    from runtime.classify import Prediction
+
+
+def answer_columns(labels: Sequence[str]) -> Callable[[Prediction, str], list[str]]:
+    """The columns of a prediction's answer, of its other guesses, and of a remark."""
+    fancy = sys.stdout.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+    bold, dim, plain = ("\x1b[1m", "\x1b[2m", "\x1b[0m") if fancy else ("", "", "")
+    widest_label = max(map(width, labels))
+    blocks = can_print("█░")
+
+    def columns(prediction: Prediction, remark: str) -> list[str]:
+        first, *others = prediction.top
+        bar = ""
+        if fancy and blocks:
+            full = round(10 * first.probability)
+            bar = f"  {'█' * full}{dim}{'░' * (10 - full)}{plain}"
+        answer = f"{bold}{pad(first.label, widest_label)}{plain}  {first.probability:6.1%}{bar}"
+        if prediction.known is False:
+            answer = f"{bold}unknown{plain} (nearest: {first.label} {first.probability:.2f})"
+        rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
+        return [answer, *(f"{dim}{text}{plain}" for text in (rest, remark) if text)]
+
+    return columns
+
+
+def pad(text: str, columns: int) -> str:
+    return text + " " * (columns - width(text))
+
+
+def width(text: str) -> int:
+    """Columns on a terminal: East Asian wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(
+        0 if combining(sign) or ord(sign) in JOINERS else 2 if east_asian_width(sign) in "WF" else 1
+        for sign in text
+    )
+
+
+def cut(text: str, columns: int) -> str:
+    """As much of a styled text as fits, styles not counted; wide characters take two columns."""
+    kept, left = [], columns
+    for part in re.split("(\x1b\\[[0-9;]*m)", text):
+        if part.startswith("\x1b"):
+            kept.append(part)
+            continue
+        for sign in part:
+            left -= width(sign)
+            if left < 0:
+                break
+            kept.append(sign)
+    return "".join(kept)
+
+
+def printable(text: str) -> str:
+    """Names come from anywhere: escapes what could break the line or command the terminal."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def complain(text: str) -> None:
+    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def ends_by_sigterm() -> Iterator[None]:
+    """Leaves the block when the process is asked to end, wherever it is: that is how a service stops."""
+
+    class Asked(BaseException):  # no Exception: picture code turns those into a PictureError
+        pass
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        raise Asked
+
+    before = signal.signal(signal.SIGTERM, ask)
+    try:
+        yield
+    except Asked:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def without_engine_chatter() -> Iterator[None]:
+    """TFLite and LiteRT tell of their delegates on file descriptor 2 and have no setting against it.
+
+    Only while a model is loaded, and only in the command: a program's own stderr is left alone. What an
+    engine has to say about a failure is in its exception.
+    """
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # started with stderr closed
+        yield
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

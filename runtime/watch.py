@@ -1,0 +1,248 @@
+"""`python -m runtime.classify --watch DIR`: photos are classified as they arrive, answers go into a table."""
+
+import argparse
+import csv
+import errno
+import io
+import json
+import os
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, astuple, dataclass, fields, replace
+from datetime import datetime, timezone
+from math import inf
+from pathlib import Path
+
+from runtime.classify import Classifier, Prediction, options
+from runtime.errors import PictureError, UserError
+from runtime.live import LiveClassifier
+from runtime.picture import SUFFIXES
+from runtime.terminal import answer_columns, complain, ends_by_sigterm, printable, without_engine_chatter
+
+# Seconds between two looks through the folder: network folders tell nobody what arrives. A look that takes
+# long is followed by a pause four times as long, so that a large folder costs a fifth of a core at most.
+LOOK_EVERY = 1.0
+# A file is read once it is the same in two looks. One that cannot be read may be a copy that stands still:
+# it counts as damaged when it has stayed so for as many seconds.
+DAMAGED_AFTER = 10.0
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A file as a look found it. Another one of the same name is told by its size and time."""
+
+    source: str  # its path below the folder, as it may be printed
+    path: Path
+    bytes: int
+    modified: int  # nanoseconds
+
+    @property
+    def version(self) -> tuple[str, int, int]:
+        return self.source, self.bytes, self.modified
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: an answer, or an `error`. `known` is empty where the model does not tell."""
+
+    time: str  # UTC
+    source: str
+    bytes: int
+    modified: int
+    model: str  # the sha256 of its file
+    label: str | None = None
+    probability: float | None = None
+    known: bool | None = None
+    error: str | None = None
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def watch(arguments: argparse.Namespace) -> int:
+    """Classifies what lies in a folder and what arrives there, until SIGTERM. Gives the exit code, 0.
+
+    What the table of --out holds already is not done again. Raises UserError.
+    """
+    folder = Path(arguments.watch)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    with ends_by_sigterm(), _table(arguments.out) as table:
+        with nullcontext() if arguments.verbose else without_engine_chatter():
+            live = LiveClassifier(arguments.model, say=_say, **options(arguments))
+        now = live.now()
+        if not arguments.json:
+            print(
+                printable(f"{folder} by {now.model.path} on {now.run.engine}, {now.threads} threads"),
+                flush=True,
+            )
+        before: dict[str, Photo] = {}
+        failing: dict[Photo, float] = {}
+        away = False
+        while True:
+            began = time.monotonic()
+            there = _look(folder)
+            took = time.monotonic() - began
+            if (there is None) != away:
+                away = there is None
+                _say(f"{folder}: is away, waiting for it" if away else f"{folder}: is back")
+            for photo in sorted((there or {}).values(), key=lambda photo: (photo.modified, photo.source)):
+                if photo.version in table.done or before.get(photo.source) != photo:
+                    continue
+                classifier = live.now()
+                answer = _classify(classifier, photo)
+                since = failing.setdefault(photo, time.monotonic()) if isinstance(answer, str) else -inf
+                if time.monotonic() - since < DAMAGED_AFTER:
+                    continue
+                table.add(_row(photo, classifier.model.sha256, answer))
+                table.done.add(photo.version)
+                _tell(answer, photo, classifier.model.contract.labels, arguments.json)
+            if there is not None:  # what is gone is forgotten, or years of photos would fill the memory
+                table.done.intersection_update({photo.version for photo in there.values()})
+                failing = {
+                    photo: since for photo, since in failing.items() if there.get(photo.source) == photo
+                }
+                before = there
+            time.sleep(max(LOOK_EVERY, 4 * took))
+
+
+def _look(folder: Path) -> dict[str, Photo] | None:
+    """The photos below a folder; None when it cannot be looked into."""
+    found: dict[str, Photo] = {}
+    away = False
+
+    def unreadable(error: OSError) -> None:
+        nonlocal away
+        away |= Path(error.filename) == folder
+
+    for at, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = Path(at, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            try:
+                status = path.stat()
+            except OSError:  # gone again
+                continue
+            source = printable(path.relative_to(folder).as_posix())
+            found[source] = Photo(source, path, status.st_size, status.st_mtime_ns)
+    return None if away else found
+
+
+def _classify(classifier: Classifier, photo: Photo) -> Prediction | str:
+    """The answer, or what is wrong with the photo."""
+    try:
+        return replace(classifier(photo.path), source=photo.source)
+    except PictureError as error:
+        return str(error).removeprefix(f"{photo.path}: ")
+
+
+def _row(photo: Photo, model: str, answer: Prediction | str) -> Row:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
+    if isinstance(answer, str):
+        return Row(now, *photo.version, model, error=printable(answer))
+    return Row(now, *photo.version, model, answer.label, answer.probability, answer.known)
+
+
+def _tell(answer: Prediction | str, photo: Photo, labels: tuple[str, ...], as_json: bool) -> None:
+    if isinstance(answer, str):
+        complain(f"{photo.source}: {answer}")
+        if as_json:
+            print(json.dumps({"source": photo.source, "error": answer}), flush=True)
+    elif as_json:
+        print(json.dumps(asdict(answer)), flush=True)
+    else:
+        print("  ".join([photo.source, *answer_columns(labels)(answer, "")]), flush=True)
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """What was answered before, and how to add to it."""
+
+    done: set[tuple[str, int, int]]  # versions of photos
+    add: Callable[[Row], None]  # on the disk, whole, when it returns
+
+
+@contextmanager
+def _table(name: str | None) -> Iterator[Table]:
+    """The table of --out, by its suffix. Raises UserError."""
+    if name is None:
+        yield Table(set(), lambda row: None)
+        return
+    path = Path(name)
+    if path.suffix not in TABLES:
+        raise UserError(f"{path}: the answers go into a file that ends in {' or '.join(TABLES)}")
+    try:
+        with TABLES[path.suffix](path) as table:
+            yield table
+    except (OSError, sqlite3.Error) as error:
+        reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path}: {reason}: the answers cannot be kept there") from None
+
+
+@contextmanager
+def _csv_table(path: Path) -> Iterator[Table]:
+    """Every row is added by one write. One that a loss of power cut short is removed at the next start."""
+    header = _csv_line(COLUMNS)
+    with path.open("a+b", buffering=0) as file:
+        file.seek(0)
+        data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole.startswith(header) and not header.startswith(data):
+            raise UserError(
+                f"{path}: is a table of other columns than {','.join(COLUMNS)}: give another name"
+            )
+        if len(whole) < len(data):
+            file.truncate(len(whole))
+        done = set()
+        for fields in csv.DictReader(io.StringIO(whole.decode("utf-8", "replace"))):
+            with suppress(TypeError, ValueError):  # edited by hand: the photo is done again
+                done.add((str(fields["source"]), int(fields["bytes"]), int(fields["modified"])))
+        del data, whole
+
+        def add(values: Iterable[object]) -> None:
+            line = _csv_line(values)
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "no space left on device")
+            os.fsync(file.fileno())
+
+        if not done and file.seek(0, os.SEEK_END) == 0:
+            add(COLUMNS)
+        yield Table(done, lambda row: add(astuple(row)))
+
+
+def _csv_line(values: Iterable[object]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue().encode()
+
+
+@contextmanager
+def _sqlite_table(path: Path) -> Iterator[Table]:
+    """The table `answers`. Every row is a transaction."""
+    names = ", ".join(COLUMNS)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            "CREATE TABLE IF NOT EXISTS answers (time TEXT, source TEXT, bytes INTEGER, modified INTEGER, "
+            "model TEXT, label TEXT, probability REAL, known INTEGER, error TEXT)"
+        )
+        database.execute(f"SELECT {names} FROM answers LIMIT 0")  # of other columns: an error here
+        done = set(database.execute("SELECT source, bytes, modified FROM answers"))
+        insert = f"INSERT INTO answers ({names}) VALUES ({', '.join('?' * len(COLUMNS))})"
+
+        def add(row: Row) -> None:
+            with database:
+                database.execute(insert, astuple(row))
+
+        yield Table(done, add)
+
+
+TABLES = {".csv": _csv_table, ".db": _sqlite_table}
