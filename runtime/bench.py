@@ -29,6 +29,7 @@ from runtime.errors import EngineError, ModelError, UserError
 from runtime.fastest import Fastest, save
 from runtime.machine import board, cpu
 from runtime.model import IndexedFile, ModelFile, choose_model, open_model
+from runtime.terminal import complain, pad, printable, width
 from runtime.turn import Turn
 
 ROUNDS = 5
@@ -73,7 +74,9 @@ class Job:
     threads: int
 
     def __str__(self) -> str:
-        return f"{self.path.name} in {self.engine}, {self.threads} thread{'s' * (self.threads > 1)}"
+        return (
+            f"{printable(self.path.name)} in {self.engine}, {self.threads} thread{'s' * (self.threads > 1)}"
+        )
 
 
 def measure(
@@ -160,7 +163,7 @@ def report(rows: Sequence[Row]) -> str:
     """The machine, and a table whose columns align, the fastest marked."""
     first = rows[0]
     machine = ", ".join(filter(None, [first.board, first.cpu, f"{first.cores} cores", first.os]))
-    heading = f"{first.model} on {machine}, Python {first.python}"
+    heading = f"{printable(first.model)} on {machine}, Python {first.python}"
     unreported = "" if any(row.energy_mj is not None for row in rows) else "\nenergy: not reported here"
     return f"{heading}\n\n{_table(rows)}\n{unreported}"
 
@@ -171,14 +174,14 @@ def _table(rows: Sequence[Row]) -> str:
     lines[0] += ["mJ", ""] if energy else [""]
     for row in rows:
         times = [f"{row.median_ms:.2f}", f"{row.p95_ms:.2f}", f"{row.load_ms:.0f}"]
-        line = [row.file, row.engine, str(row.threads), str(row.n), *times, _figure(row.peak_mb)]
+        line = [printable(row.file), row.engine, str(row.threads), str(row.n), *times, _figure(row.peak_mb)]
         line += [_figure(row.energy_mj)] if energy else []
         lines.append([*line, "fastest" if row is rows[0] else ""])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if i in (0, 1, len(line) - 1) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            pad(cell, columns) if i in (0, 1, len(line) - 1) else cell.rjust(columns)
+            for i, (cell, columns) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in lines
     )
@@ -202,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _bench(_arguments(argv))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
 
 
@@ -269,7 +272,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     if rows:
         print(report(rows))
     for job, reason in failed.items():
-        print(f"error: {job}: {reason}", file=sys.stderr)
+        complain(f"{job}: {reason}")
     if stopped:
         print("stopped: nothing was written or saved", file=sys.stderr)
         return 130

@@ -42,6 +42,8 @@ def show(arguments: argparse.Namespace) -> int:
         with nullcontext() if arguments.verbose else without_engine_chatter():
             live = LiveClassifier(arguments.model, say=screen.say, **options(arguments))
         now = live.now()
+        if arguments.verbose and now.why:
+            screen.say(now.why)
         used = f"{now.model.path} on {now.run.engine}, {now.threads} threads"
         keepers = list(_keepers(arguments, screen.say))
         try:

@@ -74,6 +74,8 @@ def watch(arguments: argparse.Namespace) -> int:
         with nullcontext() if arguments.verbose else without_engine_chatter():
             live = LiveClassifier(arguments.model, say=_say, **options(arguments))
         now = live.now()
+        if arguments.verbose and now.why:
+            _say(now.why)
         if not arguments.json:
             print(
                 printable(f"{folder} by {now.model.path} on {now.run.engine}, {now.threads} threads"),

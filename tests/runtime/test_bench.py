@@ -181,20 +181,23 @@ def readable(path: Path) -> bool:
         return False
 
 
+def a_row(**changes: object) -> Row:
+    empty: dict[str, object] = dict.fromkeys(field.name for field in fields(Row))
+    figures = {"cores": 2, "threads": 1, "n": 9, "median_ms": 2.0, "p95_ms": 3.0, "load_ms": 50.0}
+    names = {"model": "colours", "file": "colours.onnx", "engine": "onnx 1"}
+    return Row(**{**empty, **figures, **names, **changes})  # type: ignore[arg-type]
+
+
 def test_energy_has_a_column_where_it_is_reported() -> None:
-    named = {
-        "file": "a.onnx",
-        "engine": "onnx 1",
-        "threads": 1,
-        "n": 9,
-        "median_ms": 2,
-        "p95_ms": 3,
-        "load_ms": 50,
-    }
-    row = Row(**{**dict.fromkeys(field.name for field in fields(Row)), **named})  # type: ignore[arg-type]
-    assert "mJ" not in report([row]) and report([row]).endswith("\nenergy: not reported here")
-    *_, head, line = report([Row(**{**vars(row), "energy_mj": 12.34})]).splitlines()
+    assert "mJ" not in report([a_row()]) and report([a_row()]).endswith("\nenergy: not reported here")
+    *_, head, line = report([a_row(energy_mj=12.34)]).splitlines()
     assert head.split()[-1] == "mJ" and line.split()[-2:] == ["12.3", "fastest"]
+
+
+def test_columns_align_whatever_a_file_is_called() -> None:
+    first, second = report([a_row(file="花花.onnx"), a_row(file="a\x1b[2J.onnx")]).splitlines()[3:5]
+    assert first.index("onnx 1") + 2 == second.index("onnx 1")  # two signs of two columns each
+    assert "\x1b" not in second
 
 
 def test_thread_counts() -> None:
