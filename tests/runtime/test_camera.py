@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -604,15 +605,13 @@ def test_picamera_frames_come_out_in_rgb(
 def test_a_phones_upright_clip_is_upright(tmp_path: Path) -> None:
     pixels = plain((0, 0, 0))
     pixels[:, :32] = (255, 0, 0)  # the left half, which is the upper one after a quarter turn clockwise
-    upright = tmp_path / "phone.mp4"
-    with av.open(str(upright), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.set_display_rotation(-90)
-        for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    with Camera(str(upright)) as source:
+    clip = write_clip(tmp_path / "phone.mp4", [pixels] * 5, 10)
+    data = clip.read_bytes()
+    at = data.index(b"tkhd") + 44  # the track's matrix (ISO/IEC 14496-12, 8.3.2)
+    assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    clip.write_bytes(data[:at] + turn + data[at + 36 :])
+    with Camera(str(clip)) as source:
         frame = source.newest()
     assert frame is not None and frame.pixels.shape == (64, 48, 3)
     assert frame.pixels[8, 24, 0] > 200 and frame.pixels[56, 24, 0] < 50
