@@ -96,9 +96,14 @@ refuse_other_systems() {
 }
 
 install_all() {
-    local constraint=() site=() source=$from
-    run apt-get update
-    run apt-get install -y --no-install-recommends python3-venv ${picamera2:+python3-picamera2}
+    local constraint=() site=() missing=() source=$from package
+    for package in python3-venv ${picamera2:+python3-picamera2}; do
+        dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        run apt-get update
+        run apt-get install -y --no-install-recommends "${missing[@]}"
+    fi
     getent passwd vgg-edge >/dev/null ||
         run useradd --system --user-group --home-dir /var/lib/vgg-edge --shell /usr/sbin/nologin vgg-edge
 
@@ -141,7 +146,10 @@ DONE
 }
 
 remove() {
-    if [ -e /etc/systemd/system/vgg-edge.service ]; then run systemctl disable --now vgg-edge.service; fi
+    if [ -e /etc/systemd/system/vgg-edge.service ]; then
+        run systemctl stop vgg-edge.service
+        run systemctl disable vgg-edge.service
+    fi
     run rm -rf /etc/systemd/system/vgg-edge.service /opt/vgg-edge /etc/vgg-edge /var/cache/vgg-edge
     run systemctl daemon-reload
     if getent passwd vgg-edge >/dev/null; then run userdel vgg-edge; fi

@@ -43,7 +43,9 @@ class Machine:
         """A command in a chroot on the layer `below`; the layer `changes` keeps what it changes."""
         return self._run("run", str(self.folder / below), str(self.folder / changes), *map(str, command))
 
-    def boot(self, below: str, files: Path, unit: str = "vgg-edge.service") -> subprocess.CompletedProcess[str]:
+    def boot(
+        self, below: str, files: Path, unit: str = "vgg-edge.service"
+    ) -> subprocess.CompletedProcess[str]:
         """Starts `unit` by systemd with `files` laid over the layer `below`, and ends when it does."""
         (files / "results").mkdir(exist_ok=True)
         return self._run("boot", str(self.folder / below), str(files), unit)

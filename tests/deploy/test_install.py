@@ -81,7 +81,7 @@ def test_what_it_cannot_do_is_one_line(
     assert line.startswith("error: ") and says in line
 
 
-def test_again_changes_nothing_and_uninstall_leaves_the_pictures(installed: Machine) -> None:
+def test_a_second_run_keeps_the_settings_and_uninstall_the_pictures(installed: Machine) -> None:
     script = f"""
         set -e
         stat -c '%a %U' /etc/vgg-edge/token
@@ -89,7 +89,7 @@ def test_again_changes_nothing_and_uninstall_leaves_the_pictures(installed: Mach
         ! /opt/vgg-edge/bin/python -c 'import tensorflow' 2>/dev/null
         cp /etc/vgg-edge/token /token
         echo '# mine' >>/etc/vgg-edge/serve.conf
-        {install()} --extras litert,onnx >/dev/null 2>&1
+        {install()} --extras litert,onnx >&2
         cmp /token /etc/vgg-edge/token
         grep mine /etc/vgg-edge/serve.conf
         mkdir -p /var/lib/vgg-edge/models

@@ -43,7 +43,9 @@ def test_systemd_finds_nothing_to_complain_about(tmp_path: Path) -> None:
 def test_its_exposure_is_ok(tmp_path: Path) -> None:
     exposure, word = rated(UNIT.read_text(), tmp_path)
     assert word == "OK" and exposure < 2
-    open_to_all = re.sub(r"(?m)^(Protect|Restrict|System|Private|NoNew|Capab|Device).*\n", "", UNIT.read_text())
+    open_to_all = re.sub(
+        r"(?m)^(Protect|Restrict|System|Private|NoNew|Capab|Device).*\n", "", UNIT.read_text()
+    )
     assert rated(open_to_all, tmp_path)[1] != "OK"
 
 
@@ -66,9 +68,7 @@ def loads(tmp_path: Path) -> str:
     return "ExecStart=/opt/vgg-edge/bin/python -P /loads.py /photo.png"
 
 
-def test_both_engines_classify_under_its_restrictions(
-    installed: Machine, loads: str, tmp_path: Path
-) -> None:
+def test_both_engines_classify_under_its_restrictions(installed: Machine, loads: str, tmp_path: Path) -> None:
     installed.boot("installed", drop_in(tmp_path, f"{loads} litert onnx"))
     journal = (tmp_path / "results/journal").read_text()
     assert (tmp_path / "results/answers.json").exists(), journal
