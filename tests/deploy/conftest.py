@@ -1,4 +1,4 @@
-"""What the tests of deploy/ run with: Debian's programs, and a machine on which nothing that happens stays."""
+"""What the tests of deploy/ run with: Debian's programs, and a machine on which no change stays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MACHINE = Path(__file__).with_name("machine.sh")
 BOOKWORM, TRIXIE = (
-    f'PRETTY_NAME="Debian GNU/Linux {number} ({name})"\nID=debian\nVERSION_ID="{number}"\nVERSION_CODENAME={name}\n'
+    f'PRETTY_NAME="Debian GNU/Linux {number} ({name})"\nID=debian\nVERSION_CODENAME={name}\n'
     for number, name in (("12", "bookworm"), ("13", "trixie"))
 )
 
@@ -74,7 +74,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def installed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """The same after deploy/install.sh with both engines, as layer "installed"; it is told that this is a Pi."""
+    """The same with deploy/install.sh run in its layer "installed", for both engines, as if it were a Pi."""
     done = machine.run("bare", "installed", "bash", "-c", f"{install()} --extras litert,onnx 2>&1")
     assert done.returncode == 0, done.stdout[-3000:]
     return machine

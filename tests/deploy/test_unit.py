@@ -50,12 +50,18 @@ def test_its_exposure_is_ok(tmp_path: Path) -> None:
 
 
 def drop_in(folder: Path, *lines: str, until: str = "true") -> Path:
-    """Files for the machine: the unit changed by these lines, and the machine's end when the service has ended
-    and `until` is true, a command in its state directory."""
+    """Files for the machine: the unit changed by these lines. When the service has ended and `until`, a command
+    in its state directory, is true, the machine ends."""
     place = folder / "etc/systemd/system/vgg-edge.service.d"
     place.mkdir(parents=True)
-    ends = f"cd /var/lib/vgg-edge; cp * /results; journalctl >/results/journal; {until} && systemctl --no-block exit"
-    service = ("[Service]", "Restart=no", "ExecStart=", *lines, f"ExecStopPost=+/bin/sh -c '{ends}'")
+    keep = "cd /var/lib/vgg-edge; cp * /results; journalctl >/results/journal"
+    service = (
+        "[Service]",
+        "Restart=no",
+        "ExecStart=",
+        *lines,
+        f"ExecStopPost=+/bin/sh -c '{keep}; {until} && systemctl --no-block exit'",
+    )
     (place / "test.conf").write_text("\n".join(service) + "\n")
     return folder
 

@@ -66,7 +66,7 @@ def environment(board: Board) -> dict[str, str]:
 
 
 def asked(board: Board, *extras: str) -> dict[str, Requirement]:
-    """What `pip install 'vgg-edge[extras]'` asks for on this board, by name: our own markers are judged here."""
+    """What `pip install 'vgg-edge[extras]'` asks for on this board, by name; our own markers judged here."""
     texts = [*PROJECT["dependencies"]]
     for extra in extras:
         texts += PROJECT["optional-dependencies"][extra]
