@@ -50,8 +50,8 @@ def test_its_exposure_is_ok(tmp_path: Path) -> None:
 
 
 def drop_in(folder: Path, *lines: str, until: str = "true") -> Path:
-    """Files for the machine: the unit changed by these lines. When the service has ended and `until`, a command
-    in its state directory, is true, the machine ends."""
+    """Files for the machine: the unit changed by these lines. It ends when the service has ended and `until`,
+    a command in the state directory, is true."""
     place = folder / "etc/systemd/system/vgg-edge.service.d"
     place.mkdir(parents=True)
     keep = "cd /var/lib/vgg-edge; cp * /results; journalctl >/results/journal"
