@@ -22,7 +22,7 @@ def main(photo: str, demo_log: str | None = None) -> int:
     """Rewrites README.md; blocks without a source stay as they are."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    outputs = {"classify": classify(photo), "json": classify(photo, "--json")}
+    outputs = {"classify": classify(photo), "json": classify(photo, "--json"), "install": install()}
     if demo_log:
         outputs["demo"] = tail_of_demo(Path(demo_log).read_text(encoding="utf-8"))
     for name, said in outputs.items():
@@ -49,6 +49,13 @@ def classify(photo: str, *flags: str) -> str:
         command, cwd=path.parent, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
     )
     return done.stdout.replace(f"{ROOT}/", "")
+
+
+def install() -> str:
+    """What the install script would do on a Pi with the release of Debian that is here."""
+    command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.replace(str(ROOT), "/home/pi/vgg-edge")
 
 
 def tail_of_demo(log: str) -> str:
@@ -96,6 +103,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "extraction": recorded("extraction.md"),
     "compress": recorded("compress.md"),
     "released": recorded("released.md"),
+    "memory": recorded("memory.md"),
 }
 
 

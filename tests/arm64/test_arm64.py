@@ -1,8 +1,8 @@
 """The runtime on emulated Arm: the released model, in every engine, on the processors of a Raspberry Pi.
 
-`make test-arm64` runs it; it needs Debian's apt, dpkg and qemu-user-static, and no container. The root that it
-makes, Debian's Python and the wheels for aarch64, stays in .cache/arm64. Emulated speed says nothing of real
-speed: what is tested is that the answers are those of this machine, and which kernels gave them.
+`make test-arm64` runs it; it needs Debian's apt, dpkg and qemu-user-static, and no container. The root that
+it makes, Debian's Python and the wheels for aarch64, stays in .cache/arm64. Emulated speed says nothing of
+real speed: what is tested is that the answers are those of this machine, and which kernels gave them.
 """
 
 from __future__ import annotations

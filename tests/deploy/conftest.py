@@ -74,8 +74,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 @pytest.fixture(scope="session")
 def installed(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """The same with deploy/install.sh run in its layer "installed", for both engines, as if it were a Pi."""
-    done = machine.run("bare", "installed", "bash", "-c", f"{install()} --extras litert,onnx 2>&1")
+    """The same where deploy/install.sh has run, as if it were a Pi, in its layer "installed"."""
+    done = machine.run("bare", "installed", "bash", "-c", f"{install()} --extras litert,onnx,web 2>&1")
     assert done.returncode == 0, done.stdout[-3000:]
     return machine
 

@@ -89,7 +89,7 @@ def test_a_second_run_keeps_the_settings_and_uninstall_the_pictures(installed: M
         ! /opt/vgg-edge/bin/python -c 'import tensorflow' 2>/dev/null
         cp /etc/vgg-edge/token /token
         echo '# mine' >>/etc/vgg-edge/serve.conf
-        {install()} --extras litert,onnx >&2
+        {install()} --extras litert,onnx,web >&2
         cmp /token /etc/vgg-edge/token
         grep mine /etc/vgg-edge/serve.conf
         mkdir -p /var/lib/vgg-edge/models

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,26 @@ def test_the_watchdog_restarts_what_hangs(installed: Machine, tmp_path: Path) ->
     installed.boot("installed", drop_in(tmp_path, start, *lines, until="test -e second"))
     assert "Watchdog timeout" in (tmp_path / "results/journal").read_text()
     assert (tmp_path / "results/second").read_text() == "0.5"
+
+
+@pytest.mark.skipif(find_spec("runtime.serve") is None, reason="runtime.serve is not part of this version")
+def test_the_page_answers_hangs_and_comes_back(installed: Machine, loads: str, tmp_path: Path) -> None:
+    """The unit as it is, but for a shorter watchdog: asked, stopped so that it hangs, asked again."""
+    units = tmp_path / "etc/systemd/system"
+    (units / "vgg-edge.service.d").mkdir(parents=True)
+    (units / "vgg-edge.service.d/test.conf").write_text("[Service]\nWatchdogSec=3\nRestartSec=0\n")
+    (units / "ask.service").write_text(
+        "[Unit]\nRequires=vgg-edge.service\nAfter=vgg-edge.service\n"
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 /ask.py\n"
+        "ExecStopPost=/bin/sh -c 'journalctl >/results/journal; systemctl --no-block exit'\n"
+    )
+    (tmp_path / "ask.py").write_text(Path(__file__).with_name("ask.py").read_text())
+    installed.boot("installed", tmp_path, "ask.service")
+    journal = (tmp_path / "results/journal").read_text()
+    assert (tmp_path / "results/asked.json").exists(), journal
+    asked = json.loads((tmp_path / "results/asked.json").read_text())
+    here = Classifier(engine="litert")(tmp_path / "photo.png")
+    assert asked["labels"] == [here.label, here.label]
+    assert asked["without the token"] == 401
+    assert asked["restarts"] == "1" and asked["ended"] == "success" and asked["seconds to end"] < 5
+    assert "Watchdog timeout" in journal
