@@ -25,7 +25,12 @@ case $1 in
     run)
         mkdir -p "$2/changes"
         layers "$2" "$3"
-        for folder in proc sys dev; do mount --rbind "/$folder" "$root/$folder"; done
+        for folder in /proc /sys /dev; do mount --rbind "$folder" "$root$folder"; done
+        # The clone may be on a file system of its own, which a layer does not show.
+        clone=$(cd "$(dirname "$0")/../.." && pwd)
+        mkdir -p "$root$clone"
+        mount --bind "$clone" "$root$clone"
+        mount -o remount,ro,bind "$root$clone"
         mount -t tmpfs tmpfs "$root/tmp"
         cp --remove-destination /etc/resolv.conf "$root/etc/resolv.conf"
         # systemctl changes files and leaves the services of the machine around it alone.

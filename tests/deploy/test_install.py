@@ -23,6 +23,18 @@ def dry_run(*arguments: str, os_release: str, architecture: str, folder: Path) -
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
+def test_a_missing_program_fails_in_continuous_integration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(
+        pytest.fail.Exception, match="shellcheck is not installed: apt-get install shellcheck"
+    ):
+        need("shellcheck", "shellcheck")
+    monkeypatch.delenv("CI")
+    with pytest.raises(pytest.skip.Exception, match="apt-get install"):
+        need("shellcheck", "shellcheck")
+
+
 def test_shellcheck_has_nothing_to_say() -> None:
     scripts = [INSTALL, *Path(__file__).parent.glob("*.sh")]
     done = subprocess.run([need("shellcheck", "shellcheck"), *scripts], capture_output=True, text=True)
