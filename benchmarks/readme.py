@@ -29,7 +29,7 @@ def main(photo: str, demo_log: str | None = None) -> int:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     outputs = {"classify": classify(photo), "json": classify(photo, "--json"), "auto": auto(photo)}
-    outputs |= camera(photo)
+    outputs |= camera(photo) | {"install": install()}
     if demo_log:
         outputs["demo"] = tail_of_demo(Path(demo_log).read_text(encoding="utf-8"))
     for name, said in outputs.items():
@@ -134,6 +134,13 @@ def line_on_a_terminal(command: list[str], folder: str) -> str:
     return f"{header}\n{lines[len(lines) // 2]}"
 
 
+def install() -> str:
+    """What the install script would do on a Pi with the release of Debian that is here."""
+    command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.replace(str(ROOT), "/home/pi/vgg-edge")
+
+
 def tail_of_demo(log: str) -> str:
     """From the parity table on, without the paths of the machine it ran on."""
     lines = log.splitlines()
@@ -181,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compress": recorded("compress.md"),
     "released": recorded("released.md"),
     "soak": recorded("soak.md"),
+    "memory": recorded("memory.md"),
 }
 
 
