@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.deploy.conftest import ROOT
 
@@ -88,7 +89,7 @@ def resolve(board: Board, *arguments: str) -> dict[str, str]:
         assert "No matching distribution found" in done.stderr, done.stderr  # and not: no network
         return {}
     found = json.loads(done.stdout)["install"]
-    return {one["metadata"]["name"].lower(): one["metadata"]["version"] for one in found}
+    return {canonicalize_name(one["metadata"]["name"]): one["metadata"]["version"] for one in found}
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -104,7 +105,7 @@ def table() -> dict[str, dict[str, str]]:
 def test_what_the_script_installs_resolves_beside_debians_numpy(board: Board) -> None:
     names = asked(board, "litert", "camera", "web")
     found = resolve(board, *(f"{one.name}{one.specifier}" for one in names.values()), f"numpy=={board.numpy}")
-    assert {name.lower() for name in names} <= set(found)
+    assert {canonicalize_name(name) for name in names} <= set(found)
     assert found["numpy"] == board.numpy
 
 
