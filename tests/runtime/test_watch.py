@@ -22,16 +22,16 @@ from runtime.watch import COLUMNS
 ROOT = Path(__file__).parents[2]
 CODE = (
     "import sys; from runtime import watch, classify; "
-    "watch.LOOK_EVERY, watch.DAMAGED_AFTER = 0.05, 1.0; sys.exit(classify.main())"
+    "watch.LOOK_EVERY, watch.DAMAGED_AFTER = {pause}, 1.0; sys.exit(classify.main())"
 )
 
 
 class Watcher:
     """The command as a process, with shorter pauses."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, pause: float = 0.05) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CODE, *map(str, arguments)],
+            [sys.executable, "-c", CODE.format(pause=pause), *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -45,8 +45,8 @@ class Watcher:
 
 
 @contextmanager
-def watching(*arguments: object) -> Iterator[Watcher]:
-    watcher = Watcher(*arguments)
+def watching(*arguments: object, pause: float = 0.05) -> Iterator[Watcher]:
+    watcher = Watcher(*arguments, pause=pause)
     try:
         yield watcher
     finally:
@@ -125,6 +125,23 @@ def test_a_file_that_grows_is_waited_for(colours: Path, photos: Path, folder: Pa
         code, _, err = watcher.end()
     assert (code, err) == (0, "")
     assert [(row["label"], row["error"]) for row in rows_of(out)] == [("红", "")]
+
+
+def test_a_file_is_not_read_before_it_is_at_rest(
+    colours: Path, photos: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Even one that is a picture at every moment."""
+    out = tmp_path / "results.csv"
+    with watching("--watch", folder, "--out", out, "--model", colours, pause=0.2):
+        with (folder / "growing.jpg").open("wb", buffering=0) as file:
+            file.write((photos / "red.jpg").read_bytes())
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                file.write(b"more")
+                time.sleep(0.01)
+        file_size = (folder / "growing.jpg").stat().st_size
+        wait_for(lambda: out.exists() and any(row["bytes"] == str(file_size) for row in rows_of(out)))
+    assert len(rows_of(out)) <= 2  # of ten looks
 
 
 def test_a_damaged_file_is_a_row_and_a_line(
