@@ -52,7 +52,7 @@ class Machine:
 
     def _run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [*self.enter, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+            [*self.enter, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
         )
 
 
