@@ -1,4 +1,4 @@
-# make setup · demo · test · test-arm64 · debian · accuracy · soak · fmt · lint · release · retrain · compress; `make` alone lists them.
+# make setup · demo · test · test-arm64 · debian · accuracy · soak · fuzz · fmt · lint · release · retrain · compress; `make` alone lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -46,6 +46,10 @@ accuracy: photos setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
 soak: setup  ## the camera's loop on each engine for MINUTES=10: is its memory flat, are its frames fresh
 	$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
 
+fuzz: setup  ## the parsers of what strangers write, each for SECONDS (600); tests/fuzz shows that it finds what is planted
+	$(PY) -m pytest tests/fuzz
+	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),600)
+
 release: photos setup  ## models/flowers from the kept compressed run, through every gate on the photos of VGG_EDGE_PHOTOS
 	$(PY) -m export models/flowers_compressed --all --keep int8.tflite int8.onnx --out models/flowers --photos-root "$$VGG_EDGE_PHOTOS"
 
@@ -70,4 +74,4 @@ lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo test test-arm64 debian accuracy soak release retrain compress photos fmt lint
+.PHONY: help setup demo test test-arm64 debian accuracy soak fuzz release retrain compress photos fmt lint

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def main(photo: str, demo_log: str | None = None) -> int:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     outputs = {"classify": classify(photo), "json": classify(photo, "--json"), "auto": auto(photo)}
-    outputs |= camera(photo) | {"install": install()}
+    outputs |= camera(photo) | {"install": install()} | signed()
     if demo_log:
         outputs["demo"] = tail_of_demo(Path(demo_log).read_text(encoding="utf-8"))
     for name, said in outputs.items():
@@ -139,6 +140,34 @@ def install() -> str:
     command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.replace(str(ROOT), "/home/pi/vgg-edge")
+
+
+def signed() -> dict[str, str]:
+    """What --verify says of the released model under a new key, and of one whose byte 100,000 is another."""
+    python, model = f"{sys.executable} -m", "models/flowers"
+    verify = f"{python} runtime.classify --model {model} --key maker.pub"
+    with tempfile.TemporaryDirectory() as there:
+        shutil.copytree(ROOT / model, Path(there, model))
+
+        def said(command: str) -> str:
+            return subprocess.run(
+                command.split(),
+                cwd=there,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            ).stdout
+
+        said("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out maker.key")
+        said("openssl pkey -in maker.key -pubout -out maker.pub")
+        said(f"{python} export.sign {model} maker.key")
+        holds = said(f"{verify} --verify")
+        file = Path(there, model, "flowers_int8.tflite")
+        data = bytearray(file.read_bytes())
+        data[100_000] ^= 1
+        file.write_bytes(data)
+        return {"verify": holds, "refused": said(f"{verify} photo.jpg")}
 
 
 def tail_of_demo(log: str) -> str:

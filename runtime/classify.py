@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -34,7 +35,7 @@ from runtime.engines import (
 )
 from runtime.errors import EngineError, PictureError, UserError
 from runtime.fastest import Fastest, saved
-from runtime.model import FORMATS, choose_model, open_model
+from runtime.model import FORMATS, KEY_VARIABLE, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 from runtime.terminal import answer_columns, complain, pad, printable, width, without_engine_chatter
 
@@ -78,7 +79,8 @@ class Classifier:
     `model` is a folder that an export wrote, or one of its files; without it the newest under ./models,
     else the released one. `engine` is "auto", "litert", "onnx" or "tflite": auto is the fastest file and
     engine that `python -m runtime.bench --save` found, else goes by a rule, and `why` says which. `threads`
-    defaults to the fastest number, or to the cores there are. Raises ModelError or EngineError.
+    defaults to the fastest number, or to the cores there are. With `key`, a public key's PEM file (or the one
+    that VGG_EDGE_KEY names), only a model that it has signed is loaded. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Classifier:
         engine: str = "auto",
         threads: int | None = None,
         top: int = 3,
+        key: str | Path | None = None,
     ) -> None:
         if engine == "auto":
             # What is installed comes first, but the rest too: load() then says what to install for the file.
@@ -106,7 +109,7 @@ class Classifier:
         # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
         ahead = (fastest.engine if fastest else engine, choice.path.suffix.removeprefix("."))
         Thread(target=_import_ahead, args=ahead, daemon=True).start()
-        self.model = open_model(model, self.formats, prefer=self.prefer)
+        self.model = open_model(model, self.formats, prefer=self.prefer, key=key)
         self.why = ""  # what auto went by
         if fastest and self.model.sha256 == fastest.sha256:  # another one may lie there by now
             engine, threads = fastest.engine, threads or fastest.threads
@@ -236,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name in any script, on a terminal of any encoding. The streams of a test may not know how.
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.filterwarnings("ignore", module="PIL")  # oddities of a picture's tags: not the user's to mend
     try:
         return _run(_arguments(argv))
     except UserError as error:
@@ -274,6 +278,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
         "was trained on photos, else the released one)",
     )
+    parser.add_argument(
+        "--key",
+        metavar="PUBLIC.pem",
+        help=f"run only what this key has signed (default: the one that {KEY_VARIABLE} names, if it is set)",
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="check the model's signature and every file under it, no photos"
+    )
     parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
     parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
     parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
@@ -284,8 +296,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_camera(parser)
     arguments = parser.parse_args(argv)
-    if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch))) != 1:
-        parser.error("give photos, or --camera, or --watch DIR")
+    if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch, arguments.verify))) != 1:
+        parser.error("give photos, or --camera, or --watch DIR, or --verify")
     for needs, flags in {
         "camera": ("retry", "every", "on_change", "save_unknown", "capture"),
         "watch": ("out",),
@@ -366,6 +378,8 @@ class _Version(argparse.Action):
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        return _verify(arguments)
     if arguments.camera:
         from runtime.show import show
 
@@ -379,7 +393,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Classifier's options, as they were given to the command."""
-    return {name: getattr(arguments, name) for name in ("engine", "threads", "top")}
+    return {name: getattr(arguments, name) for name in ("engine", "threads", "top", "key")}
 
 
 def _classify(arguments: argparse.Namespace) -> int:
@@ -412,6 +426,20 @@ def _classify(arguments: argparse.Namespace) -> int:
         else:
             print(line(answer), flush=True)
     return 1 if problems else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Tells what is signed and by whom. What does not hold is raised."""
+    model = open_model(arguments.model, key=arguments.key)
+    if model.signature is None:
+        raise UserError(f"--verify takes the public key of who signed: --key PUBLIC.pem, or {KEY_VARIABLE}")
+    from runtime.signature import verify_beside
+
+    found = verify_beside(model.signature)
+    print(printable(f"{model.signature.path} holds, by the key {model.signature.key}"))
+    for name, state in found.items():
+        print(f"  {pad(printable(name), max(map(width, found)))}  {state}")
+    return 0
 
 
 def _expand(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:

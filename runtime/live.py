@@ -11,6 +11,7 @@ from typing import Any
 from runtime.classify import Classifier
 from runtime.errors import UserError
 from runtime.model import choose_model
+from runtime.signature import SIGNATURE_NAME
 
 LOOK_EVERY = 1.0  # seconds
 
@@ -79,7 +80,17 @@ class LiveClassifier:
         """What would be opened, as something to compare: the same as long as nothing changed."""
         try:
             choice = choose_model(self._path, classifier.formats, prefer=classifier.prefer)
-            status = choice.path.stat()
-            return choice, status.st_ino, status.st_size, status.st_mtime_ns
+            path = choice.path
+            signatures = (path.with_name(f"{path.name}.sig"), path.with_name(SIGNATURE_NAME))
+            return (
+                choice,
+                _state(path),
+                *(_state(signature) for signature in signatures if signature.exists()),
+            )
         except (UserError, OSError) as error:
             return str(error)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
