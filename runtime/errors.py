@@ -9,6 +9,10 @@ class PictureError(UserError):
     """A picture that cannot be read; the other pictures are not affected."""
 
 
+class PictureKindError(PictureError):
+    """Bytes of a kind that is not read here, or not without another package."""
+
+
 class ModelError(UserError):
     """A model file or folder that is missing, damaged, or of another contract."""
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 from runtime.classify import Classifier
@@ -38,18 +38,27 @@ class LiveClassifier:
         self._seen = self._tried  # what lay there at the last look
         self._looked = time.monotonic()
         self._loading: Thread | None = None
+        self._looking = Lock()
 
     def now(self) -> Classifier:
-        """The classifier for the next picture. Looks at the disk once a second, and never waits."""
-        if time.monotonic() - self._looked >= LOOK_EVERY and not (self._loading and self._loading.is_alive()):
-            self._looked = time.monotonic()
-            there = self._look(self._classifier)
-            # Twice the same before it is read: a file that is being copied changes from look to look.
-            if there != self._tried and there == self._seen:
-                self._loading = Thread(target=self._replace, args=(there,), name="load-model", daemon=True)
-                self._loading.start()
-            self._seen = there
+        """The classifier for the next picture, from any thread. Looks at the disk once a second, never waits."""
+        if self._looking.acquire(blocking=False):
+            try:
+                self._look_again()
+            finally:
+                self._looking.release()
         return self._classifier
+
+    def _look_again(self) -> None:
+        if time.monotonic() - self._looked < LOOK_EVERY or (self._loading and self._loading.is_alive()):
+            return
+        self._looked = time.monotonic()
+        there = self._look(self._classifier)
+        # Twice the same before it is read: a file that is being copied changes from look to look.
+        if there != self._tried and there == self._seen:
+            self._loading = Thread(target=self._replace, args=(there,), name="load-model", daemon=True)
+            self._loading.start()
+        self._seen = there
 
     def _replace(self, there: object) -> None:
         old = self._classifier.model.sha256

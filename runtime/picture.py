@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.errors import PictureError
+from runtime.errors import PictureError, PictureKindError
 
 PICTURE_VERSION = (
     1  # bumped whenever a picture's pixels change: caches of what was computed from them are keyed by it
@@ -71,7 +71,7 @@ def read_picture(
     """Reads a path, encoded bytes, a binary file or a frame into uint8 [H, W, 3], RGB, `size` being (H, W).
 
     A frame is uint8 [h, w, 3], RGB, upright, in sRGB: what a camera gives. Raises PictureError: unreadable,
-    not a picture, damaged, too large, or of a kind that needs another package.
+    damaged or too large; PictureKindError: not a picture, or of a kind that needs another package.
     """
     try:
         data = b"" if isinstance(source, np.ndarray) else _read_bytes(source)
@@ -80,7 +80,8 @@ def read_picture(
         return _pixels(image, size)
     except Exception as error:  # Pillow's plugins raise whatever the bytes made them stumble over
         thing = f"{source}: " if isinstance(source, (str, Path)) else ""
-        raise PictureError(f"{thing}{_reason(error)}") from None
+        kind = PictureKindError if isinstance(error, PictureKindError) else PictureError
+        raise kind(f"{thing}{_reason(error)}") from None
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -128,7 +129,7 @@ def _open(data: bytes) -> Image.Image:
     for matches, opener in _KINDS:
         if matches(data[:16]):
             return opener(io.BytesIO(data))
-    raise PictureError("is not a picture of a kind that is known here")
+    raise PictureKindError("is not a picture of a kind that is known here")
 
 
 def _plugin(module: str, name: str) -> Callable[[BinaryIO], Image.Image]:
@@ -138,7 +139,7 @@ def _plugin(module: str, name: str) -> Callable[[BinaryIO], Image.Image]:
         try:
             plugin = import_module(f"PIL.{module}")
         except ImportError:
-            raise PictureError(f"needs a newer Pillow ({name})") from None
+            raise PictureKindError(f"needs a newer Pillow ({name})") from None
         image: Image.Image = getattr(plugin, name)(file)
         return image
 
@@ -149,7 +150,7 @@ def _open_heif(file: BinaryIO) -> Image.Image:
     try:
         from pillow_heif import HeifImageFile
     except ImportError:
-        raise PictureError("is HEIC, which needs pillow-heif: pip install 'vgg-edge[heic]'") from None
+        raise PictureKindError("is HEIC, which needs pillow-heif: pip install 'vgg-edge[heic]'") from None
     image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image
 

@@ -1,0 +1,221 @@
+"""A page and an address for programs: `python -m runtime.serve`, then http://127.0.0.1:8080 in a browser.
+
+The page shows what a camera sees and takes photos; POST /classify answers as `runtime.classify --json` does.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from importlib.util import find_spec
+from typing import Any
+
+from runtime.classify import options
+from runtime.engines import ENGINES
+from runtime.errors import UserError
+from runtime.terminal import complain, ends_by_sigterm, printable, without_engine_chatter
+
+GRACE = 3  # seconds that requests get to end when the service is asked to
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 ended by SIGTERM, 2 usage, no model, no engine, no token, or an address that is taken."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # names in any script, on a terminal of any encoding
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        _serve(_arguments(argv))
+        return 0
+    except UserError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    def at_least(lowest: int) -> Any:
+        def number(text: str) -> int:
+            if not lowest <= int(text) < 2**31:
+                raise ValueError
+            return int(text)
+
+        return number
+
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime.serve",
+        description="A page that shows what a camera sees and names what is in photos, and the same for programs.",
+        epilog="GET /openapi.json describes the addresses for programs.",
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="the address to listen on; 0.0.0.0 for all of this machine's, which needs a token "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--port", type=at_least(0), default=8080, help="default: %(default)s; 0 for any")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="serve those alone who know what is in it (default: VGG_EDGE_TOKEN, if it is set)",
+    )
+    parser.add_argument(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="another name that this machine is reached by, such as pi.example.org; may be repeated",
+    )
+    parser.add_argument(
+        "--camera",
+        nargs="?",
+        const="0",
+        metavar="SOURCE",
+        help="show what it sees, as with runtime.classify; one that is away is waited for",
+    )
+    parser.add_argument(
+        "--every", type=float, default=0.0, metavar="SECONDS", help="look at most once in so long"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
+        "was trained on photos, else the released one); one that is put in its place later is taken up",
+    )
+    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--threads", type=at_least(1), metavar="N", help="default: the cores that may be used"
+    )
+    parser.add_argument(
+        "--top", type=at_least(1), metavar="N", default=3, help="classes to tell (default: 3)"
+    )
+    parser.add_argument(
+        "--queue",
+        type=at_least(1),
+        metavar="N",
+        default=64,
+        help="photos that may wait at once; whoever comes then is told when to try again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-upload", type=float, metavar="MB", default=32.0, help="the largest photo (default: %(default)s)"
+    )
+    arguments = parser.parse_args(argv)
+    if not 0 < arguments.max_upload <= 1000 or not 0 <= arguments.every < 1e6:
+        parser.error("--max-upload is 1000 MB at most, --every not below 0")
+    return arguments
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    """Serves until SIGTERM or Ctrl-C. Raises UserError before the first request."""
+    _need_web()
+    import uvicorn
+
+    from runtime.camera import Camera
+    from runtime.live import LiveClassifier
+    from runtime.notify import notify, watchdog_interval
+    from runtime.web.app import make_app
+    from runtime.web.door import open_door, read_token
+    from runtime.web.guard import Guarded, drop_late
+    from runtime.web.service import BEAT_EVERY, Service
+    from runtime.web.view import View
+
+    token = read_token(arguments.token_file)
+    family, address = _resolve(arguments.host, arguments.port)
+    open_door(address[0], address[1], (), token)  # refused before the port is taken
+    with ends_by_sigterm(), ExitStack() as stack:
+        listening = stack.enter_context(_listen(family, address))
+        port = listening.getsockname()[1]
+        door = open_door(address[0], port, [*arguments.allow_host, arguments.host], token)
+        camera = Camera(arguments.camera, retry=True, say=_say) if arguments.camera else None
+        with without_engine_chatter():
+            live = LiveClassifier(arguments.model, say=_say, **options(arguments))
+        service = Service(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
+        view = View(stack.enter_context(camera), live, arguments.every) if camera else None
+        now = live.now()
+        print(printable(f"{now.model.path} on {now.run.engine}, {now.threads} threads"))
+        print(f"{_url(address[0], port, door.beyond, token)}  (Ctrl-C ends it)", flush=True)
+
+        async def sweep() -> None:
+            drop_late(server)
+
+        server = uvicorn.Server(
+            uvicorn.Config(
+                make_app(
+                    service,
+                    door,
+                    view,
+                    beat_every=min(BEAT_EVERY, watchdog_interval() or BEAT_EVERY),
+                    ready=lambda: notify("READY=1"),
+                    beating=lambda: notify("WATCHDOG=1"),
+                ),
+                http=Guarded,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=GRACE,
+                callback_notify=sweep,
+                timeout_notify=1,
+            )
+        )
+        try:
+            server.run(sockets=[listening])
+        finally:
+            notify("STOPPING=1")
+
+
+def _need_web() -> None:
+    missing = [
+        name
+        for name in ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client")
+        if find_spec(name) is None
+    ]
+    if missing:
+        raise UserError(f"{', '.join(missing)} is not installed: pip install 'vgg-edge[web]'")
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise UserError(f"--host {host}: is no address of this machine; 127.0.0.1 always is") from None
+    return family, address
+
+
+def _listen(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
+    try:
+        return socket.create_server(address, family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", None) or error).lower()
+        raise UserError(f"{address[0]} port {address[1]}: {reason}: --port takes another") from None
+
+
+def _url(host: str, port: int, beyond: bool, token: str) -> str:
+    """For a browser. With the token where a person reads it, and nowhere else: output may be a log."""
+    if beyond and host in ("0.0.0.0", "::"):
+        host = _own_address()
+    shown = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{shown}/#token={token}" if token and sys.stdout.isatty() else shown
+
+
+def _own_address() -> str:
+    """This machine's address in its network. Connecting a datagram socket sends nothing."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # an address for documentation, RFC 5737: reached by the default route
+        return str(probe.getsockname()[0])
+    return socket.gethostname()
+
+
+def _say(line: str) -> None:
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    code = main()
+    # The engine's and decoder's threads may be in the middle of something that nobody waits for any more.
+    sys.stdout.flush()
+    os._exit(code)

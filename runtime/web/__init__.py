@@ -1,0 +1,1 @@
+"""What `python -m runtime.serve` is made of; needs the extra `web`."""
