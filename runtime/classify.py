@@ -260,11 +260,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        if (number := int(text)) < 1:
-            raise ValueError
-        return number
-
     parser = argparse.ArgumentParser(
         prog="python -m runtime.classify",
         description="Names what is in photos.",
@@ -277,23 +272,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PHOTO",
         help="file, folder, pattern such as '*.jpg', or - for one picture on standard input",
     )
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
-        "was trained on photos, else the released one)",
-    )
-    parser.add_argument(
-        "--key",
-        metavar="PUBLIC.pem",
-        help=f"run only what this key has signed (default: the one that {KEY_VARIABLE} names, if it is set)",
-    )
+    add_options(parser)
     parser.add_argument(
         "--verify", action="store_true", help="check the model's signature and every file under it, no photos"
     )
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
-    parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="times, and what the engine itself has to say"
@@ -394,6 +376,30 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return watch(arguments)
     return _classify(arguments)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of whatever classifies: which model, and Classifier's `options`."""
+
+    def positive(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise ValueError
+        return number
+
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
+        "was trained on photos, else the released one)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="PUBLIC.pem",
+        help=f"run only what this key has signed (default: the one that {KEY_VARIABLE} names, if it is set)",
+    )
+    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
+    parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class LiveClassifier:
         self._looking = Lock()
 
     def now(self) -> Classifier:
-        """The classifier for the next picture, from any thread. Looks at the disk once a second, never waits."""
+        """The classifier for the next picture, for any thread. Looks at the disk once a second at most."""
         if self._looking.acquire(blocking=False):
             try:
                 self._look_again()

@@ -150,3 +150,23 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mjpeg": _write_clip(folder / "colours.avi", pictures, codec="mjpeg"),
         "mpegts": _write_clip(folder / "colours.ts", pictures),
     }
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    """Writes a clip of plain colours, each for so many frames of a 25th of a second."""
+
+    def make(path: Path, colours: list[tuple[str, int]]) -> Path:
+        import av
+
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for colour, frames in colours:
+                for _ in range(frames):
+                    frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), colour))
+                    container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return make
