@@ -45,7 +45,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(
         prog="python -m runtime.serve",
-        description="A page that shows what a camera sees and names photos, and the same for programs.",
+        description="A page that shows what a camera sees and names photos; the same for programs.",
         epilog="GET /openapi.json describes the addresses for programs.",
     )
     parser.add_argument(
@@ -83,7 +83,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=at_least(1),
         metavar="N",
         default=64,
-        help="photos that may wait at once; whoever comes then is told when to try again (default: %(default)s)",
+        help="photos at once; whoever comes then is told when to try again (default: %(default)s)",
     )
     parser.add_argument(
         "--max-upload",
