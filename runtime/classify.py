@@ -286,8 +286,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--verify", action="store_true", help="check the model's signature and every file under it, no photos"
     )
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
+    parser.add_argument(
+        "--engine",
+        choices=["auto", *ENGINES],
+        default="auto",
+        help="default: auto, the fastest that `python -m runtime.bench --save` found, else by a rule",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="default: the fastest found, else the cores there are"
+    )
     parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     parser.add_argument(
