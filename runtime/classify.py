@@ -397,8 +397,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="PUBLIC.pem",
         help=f"run only what this key has signed (default: the one that {KEY_VARIABLE} names, if it is set)",
     )
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
+    parser.add_argument(
+        "--engine",
+        choices=["auto", *ENGINES],
+        default="auto",
+        help="default: auto, the fastest that `python -m runtime.bench --save` found, else by a rule",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="default: the fastest found, else the cores there are"
+    )
     parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
 
 
