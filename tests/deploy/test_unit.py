@@ -139,7 +139,9 @@ def test_the_page_answers_hangs_and_comes_back(installed: Machine, loads: str, t
     """The unit as it is, but for a shorter watchdog: asked, stopped so that it hangs, asked again."""
     units = tmp_path / "etc/systemd/system"
     (units / "vgg-edge.service.d").mkdir(parents=True)
-    (units / "vgg-edge.service.d/test.conf").write_text("[Service]\nWatchdogSec=3\nRestartSec=0\n")
+    (units / "vgg-edge.service.d/test.conf").write_text(
+        "[Unit]\nStartLimitIntervalSec=60\nStartLimitBurst=3\n[Service]\nWatchdogSec=3\nRestartSec=0\n"
+    )
     (units / "ask.service").write_text(
         "[Unit]\nWants=vgg-edge.service\nAfter=vgg-edge.service\n"
         "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 /ask.py\n"
