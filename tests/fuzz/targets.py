@@ -228,6 +228,28 @@ def upload(data: bytes) -> None:
         assert len(refused.reason) <= LONGEST_LINE
 
 
+def head(data: bytes) -> None:
+    """A request's headers, one a line, at a door with a token."""
+    from runtime.web.door import Refused, open_door
+
+    door = open_door("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
+    fields = [line.partition(b":")[::2] for line in data.split(b"\n")]
+    try:
+        door.check("POST", fields)
+    except Refused as refused:
+        assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
+        assert len(refused.reason) <= LONGEST_LINE
+
+
+def head_seeds() -> list[bytes]:
+    bearer = b"authorization:Bearer " + b"t" * 24
+    return [
+        b"host:127.0.0.1:8080\norigin:http://127.0.0.1:8080\nsec-fetch-site:same-origin\n" + bearer,
+        b'host:[::1]:8080\norigin:http://[::1]:8080\ncookie:vgg_edge_8080=0; other="1"',
+        b"host:pi.example.org\n" + bearer,
+    ]
+
+
 def upload_seeds() -> list[bytes]:
     photo = picture_seeds()[2]
     head = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
@@ -250,3 +272,4 @@ TARGETS = {
 }
 if find_spec("runtime.web"):  # the service's
     TARGETS["upload"] = Target(upload, upload_seeds)
+    TARGETS["head"] = Target(head, head_seeds, longest=2048)
