@@ -218,7 +218,11 @@ def _csv_table(path: Path) -> Iterator[Table]:
 
         if not done and file.seek(0, os.SEEK_END) == 0:
             add(COLUMNS)
-        yield Table(done, lambda row: add(astuple(row)))
+        yield Table(done, lambda row: add(_csv_value(value) for value in astuple(row)))
+
+
+def _csv_value(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value  # true and false, as in JSON
 
 
 def _csv_line(values: Iterable[object]) -> bytes:

@@ -155,7 +155,7 @@ def test_a_damaged_file_is_a_row_and_a_line(
         time.sleep(0.2)  # told after it is kept
         code, printed, err = watcher.end()
     whole, cut = rows_of(out)
-    assert code == 0 and whole["known"] == "True" and cut["label"] == ""
+    assert code == 0 and whole["known"] == "true" and cut["label"] == ""
     assert cut["source"] == "cut\\n=1.jpg" and "damaged" in cut["error"]
     (line,) = err.splitlines()
     assert line.startswith("error: cut\\n=1.jpg: is damaged")
