@@ -122,15 +122,17 @@ def _look(folder: Path) -> dict[str, Photo] | None:
 
     for at, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(at)
+        below = "" if here == folder else f"{here.relative_to(folder).as_posix()}/"
         for name in names:
-            path = Path(at, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            if name.startswith(".") or f".{name.rpartition('.')[2].lower()}" not in SUFFIXES:
                 continue
+            path = here / name
             try:
                 status = path.stat()
             except OSError:  # gone again
                 continue
-            source = printable(path.relative_to(folder).as_posix())
+            source = printable(below + name)
             found[source] = Photo(source, path, status.st_size, status.st_mtime_ns)
     return None if away else found
 
