@@ -102,12 +102,14 @@ def watch(arguments: argparse.Namespace) -> int:
                 table.add(_row(photo, classifier.model.sha256, answer))
                 table.done.add(photo.version)
                 _tell(answer, photo, classifier.model.contract.labels, arguments.json)
-            if there is not None:  # what is gone is forgotten, or years of photos would fill the memory
+            # What is gone is forgotten, or years of photos would fill the memory. Not when all is gone: so looks
+            # a network folder that is not mounted, and its photos will be back.
+            if there:
                 table.done.intersection_update({photo.version for photo in there.values()})
                 failing = {
                     photo: since for photo, since in failing.items() if there.get(photo.source) == photo
                 }
-                before = there
+            before = there or {}
             time.sleep(max(LOOK_EVERY, 4 * took))
 
 
