@@ -102,8 +102,8 @@ def watch(arguments: argparse.Namespace) -> int:
                 table.add(_row(photo, classifier.model.sha256, answer))
                 table.done.add(photo.version)
                 _tell(answer, photo, classifier.model.contract.labels, arguments.json)
-            # What is gone is forgotten, or years of photos would fill the memory. Not when all is gone: so looks
-            # a network folder that is not mounted, and its photos will be back.
+            # What is gone is forgotten, or years of photos would fill the memory. Not when all is gone: so
+            # looks a network folder that is not mounted, and its photos will be back.
             if there:
                 table.done.intersection_update({photo.version for photo in there.values()})
                 failing = {
