@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -111,6 +112,27 @@ def camera(photo: str) -> dict[str, str]:
             "camera changes": see("--on-change"),
             "camera json": see("--json", "--every", "2s").splitlines()[1],
         }
+
+
+def watch(photo: str) -> str:
+    """The table that --watch makes of the photo and of a file that is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        arrived, table = Path(folder, "arrived"), Path(folder, "results.csv")
+        arrived.mkdir()
+        shutil.copy(photo, arrived / "photo.jpg")
+        (arrived / "cut.jpg").write_bytes(Path(photo).read_bytes()[:5000])
+        command = [sys.executable, "-m", "runtime.classify", "--model", str(ROOT / "models/flowers")]
+        process = subprocess.Popen(
+            [*command, "--watch", str(arrived), "--out", str(table)],
+            env={"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not table.exists() or table.read_text().count("\n") < 3:
+            time.sleep(0.1)
+        process.terminate()
+        process.wait()
+        return table.read_text()
 
 
 def line_on_a_terminal(command: list[str], folder: str) -> str:

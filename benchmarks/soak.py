@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -42,6 +43,7 @@ class Soak:
     resident: list[float]  # MB, once a second
     peak: float  # MB
     cores: float  # used, on average
+    load: float  # of the machine, on average: processes that ran or waited to
 
 
 def main() -> int:
@@ -101,7 +103,7 @@ def soak(clip: Path, engine: str, model: str) -> Soak:
         [*command, "--engine", engine, "--model", model], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    ages, start_ages, resident = [], [], []
+    ages, start_ages, resident, loads = [], [], [], []
     answers = dropped = 0
     peak, cores, second = 0.0, 0.0, -1
     for line in process.stdout:
@@ -114,6 +116,7 @@ def soak(clip: Path, engine: str, model: str) -> Soak:
             status = Path(f"/proc/{process.pid}/status").read_text()
             fields = dict(line.split(":", 1) for line in status.splitlines())
             resident.append(int(fields["VmRSS"].split()[0]) / 1e3)
+            loads.append(os.getloadavg()[0])
             peak = int(fields["VmHWM"].split()[0]) / 1e3
             times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
             cores = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK") / max(1, second)
@@ -121,7 +124,7 @@ def soak(clip: Path, engine: str, model: str) -> Soak:
                 print(f"{engine}: {second // 60} min, {resident[-1]:.0f} MB", file=sys.stderr, flush=True)
     if process.wait() != 0:
         raise SystemExit(f"error: the command ended with {process.returncode}")
-    return Soak(engine, answers, dropped, start_ages, ages, resident, peak, cores)
+    return Soak(engine, answers, dropped, start_ages, ages, resident, peak, cores, fmean(loads))
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -146,8 +149,8 @@ def table(soaks: Sequence[Soak], minutes: float) -> str:
         "",
         "| engine | answers | frames dropped | age at the engine's start: median | p99 | max "
         "| over an interval | age of the answer: p99 | MB, highest of the first half | second half | peak "
-        "| cores | holds |",
-        "|---" * 13 + "|",
+        "| cores used | machine's load | holds |",
+        "|---" * 14 + "|",
     ]
     for one in soaks:
         first, second = halves(one)
@@ -161,6 +164,7 @@ def table(soaks: Sequence[Soak], minutes: float) -> str:
             f"{percentile(one.ages, 0.99):.1f} ms",
             *(f"{megabytes:.1f}" for megabytes in (first, second, one.peak)),
             f"{one.cores:.2f}",
+            f"{one.load:.1f}",
             verdict(one),
         ]
         lines.append(f"| {' | '.join(cells)} |")

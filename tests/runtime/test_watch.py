@@ -155,7 +155,7 @@ def test_a_damaged_file_is_a_row_and_a_line(
         time.sleep(0.2)  # told after it is kept
         code, printed, err = watcher.end()
     whole, cut = rows_of(out)
-    assert code == 0 and whole["known"] == "True" and cut["label"] == ""
+    assert code == 0 and whole["known"] == "true" and cut["label"] == ""
     assert cut["source"] == "cut\\n=1.jpg" and "damaged" in cut["error"]
     (line,) = err.splitlines()
     assert line.startswith("error: cut\\n=1.jpg: is damaged")
@@ -204,12 +204,30 @@ def test_what_is_gone_is_forgotten(colours: Path, photos: Path, folder: Path, tm
     """Or years of photos would fill the memory. So one that comes back is answered again."""
     out = tmp_path / "results.csv"
     shutil.copy(photos / "red.jpg", folder / "1.jpg")
+    shutil.copy(photos / "red.jpg", folder / "2.jpg")
+    with watching("--watch", folder, "--out", out, "--model", colours):
+        wait_for(has(out, 2))
+        (folder / "1.jpg").rename(tmp_path / "1.jpg")
+        time.sleep(0.5)
+        (tmp_path / "1.jpg").rename(folder / "1.jpg")
+        wait_for(has(out, 3))
+
+
+def test_a_folder_that_is_not_mounted_is_not_forgotten(
+    colours: Path, photos: Path, folder: Path, tmp_path: Path
+) -> None:
+    """It is there, and empty."""
+    out = tmp_path / "results.csv"
+    shutil.copy(photos / "red.jpg", folder / "1.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours):
         wait_for(has(out, 1))
         (folder / "1.jpg").rename(tmp_path / "1.jpg")
         time.sleep(0.5)
         (tmp_path / "1.jpg").rename(folder / "1.jpg")
+        shutil.copy(photos / "green.jpg", folder / "2.jpg")
         wait_for(has(out, 2))
+        time.sleep(0.3)
+    assert [row["source"] for row in rows_of(out)] == ["1.jpg", "2.jpg"]
 
 
 @pytest.mark.parametrize(
