@@ -401,6 +401,7 @@ def test_sigterm_ends_it_cleanly_and_systemd_hears(knowing: Path, red: bytes, tm
 
 def test_ctrl_c(knowing: Path) -> None:
     with serving("--model", knowing) as server:
+        assert server.ask("GET", "/healthz")[0] == 200
         server.process.send_signal(signal.SIGINT)
         _, err = server.process.communicate(timeout=5)
         assert server.process.returncode == 130 and err == ""
