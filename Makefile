@@ -1,4 +1,4 @@
-# make setup · demo · test · accuracy · fmt · lint · release · retrain · compress; `make` alone lists them.
+# make setup · demo · test · test-arm64 · debian · accuracy · soak · fuzz · fmt · lint · release · retrain · compress; `make` alone lists them.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PY := $(BIN)/python
@@ -14,7 +14,7 @@ endef
 export ONE_A_CLASS
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 setup: .venv/installed  ## everything, installed in .venv
 
@@ -33,8 +33,22 @@ demo: setup  ## photos → trained model → proven files → labels; PHOTOS=dir
 test: setup lint  ## lint, types, import arrows, and the suite
 	$(PY) -m pytest
 
+test-arm64: setup  ## the runtime on emulated 64-bit Arm, every engine, as on Raspberry Pi 3, 4 and 5: about 5 minutes
+	$(PY) -m pytest tests/arm64 -rP
+
+debian:  ## the Debian packages that tests/deploy and test-arm64 need, as root
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck
+
 accuracy: photos setup  ## the gates on real photos (VGG_EDGE_PHOTOS)
 	$(PY) -m pytest tests/accuracy
+
+soak: setup  ## the camera's loop on each engine for MINUTES=10: is its memory flat, are its frames fresh
+	$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
+
+fuzz: setup  ## the parsers of what strangers write, each for SECONDS (600); tests/fuzz shows that it finds what is planted
+	$(PY) -m pytest tests/fuzz
+	$(PY) -m tests.fuzz --seconds $(or $(SECONDS),600)
 
 release: photos setup  ## models/flowers from the kept compressed run, through every gate on the photos of VGG_EDGE_PHOTOS
 	$(PY) -m export models/flowers_compressed --all --keep int8.tflite int8.onnx --out models/flowers --photos-root "$$VGG_EDGE_PHOTOS"
@@ -60,4 +74,4 @@ lint: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo test accuracy release retrain compress photos fmt lint
+.PHONY: help setup demo test test-arm64 debian accuracy soak fuzz release retrain compress photos fmt lint

@@ -105,9 +105,7 @@ def shoot(browser: webdriver.Chrome, address: str, photos: list[Path], out: Path
     wait = WebDriverWait(browser, 60)
     wait.until(lambda page: page.find_element(By.ID, "ask").is_displayed())
     browser.find_element(By.ID, "file").send_keys("\n".join(map(str, photos)))
-    wait.until(
-        lambda page: len(page.find_elements(By.CSS_SELECTOR, ".answer:not(.waiting)")) == len(photos)
-    )
+    wait.until(lambda page: len(page.find_elements(By.CSS_SELECTOR, ".answer:not(.waiting)")) == len(photos))
     wait.until(lambda page: "sunflowers" in page.find_element(By.ID, "live-label").text)
     time.sleep(4)
     shot = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")

@@ -21,9 +21,11 @@ from export.card import card
 from export.folder import check, swap_in
 from export.parity import ENOUGH, Known, Row, failures, measure, pairs, steps, table, to_csv
 from export.photos import choose, read_photos
+from export.sign import open_key
 from runtime.engines import ENGINES, choose_engine, need
 from runtime.errors import UserError
 from runtime.model import CONTRACT_VERSION, FORMATS, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
+from runtime.signature import SIGNATURE_NAME
 from train.command import ended
 from train.progress import Progress
 from train.quiet import quiet_stderr
@@ -49,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.photos,
             arguments.keep,
             arguments.photos_root,
+            arguments.sign,
         ),
         NEEDED,
         "nothing is exported, and nothing old is replaced",
@@ -63,6 +66,7 @@ def export(
     limit: int | None = None,
     keep: Sequence[str] | None = None,
     photos_root: Path | None = None,
+    signing_key: Path | None = None,
 ) -> int:
     """A run → its files, each with the contract inside → parity → models/NAME, or NAME.rejected."""
     if find_spec("tensorflow") is None:  # told before engines that are lacking: its extra brings those too
@@ -73,6 +77,9 @@ def export(
     check(out)
     check(rejected)
     _check_engines(engines)
+    sign = (
+        open_key(signing_key) if signing_key else None
+    )  # the passphrase is asked for now, not after the work
     if "int8" in precisions and not run.dataset.split("val"):
         raise UserError(
             f"run {run.path}: has no val photos to choose an int8 recipe on; train with more photos a class, "
@@ -121,6 +128,8 @@ def export(
         kept = f"{out} is as it was" if out.exists() else f"{out} is not written"
         print(f"error: {kept}; the rejected files are in {rejected}", file=sys.stderr)
         return NOT_PROVEN
+    if sign:
+        contents[SIGNATURE_NAME] = sign(out.name, contents)
     swap_in(contents, out)
     print(f"model: {out}")
     print(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(out))}")
@@ -272,6 +281,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="FILE",
         help="write these alone once all are proven, such as int8.tflite, to keep a folder small",
+    )
+    parser.add_argument(
+        "--sign",
+        type=Path,
+        metavar="KEY",
+        help="sign the folder with this private key (PEM): devices that hold the public one can check it",
     )
     arguments = parser.parse_args(argv)
     if arguments.all:

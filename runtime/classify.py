@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -33,7 +34,8 @@ from runtime.engines import (
     need,
 )
 from runtime.errors import EngineError, PictureError, UserError
-from runtime.model import FORMATS, choose_model, open_model
+from runtime.fastest import Fastest, saved
+from runtime.model import FORMATS, KEY_VARIABLE, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 from runtime.terminal import answer_columns, complain, pad, printable, width, without_engine_chatter
 
@@ -75,8 +77,10 @@ class Classifier:
     """A model in an engine, ready for pictures.
 
     `model` is a folder that an export wrote, or one of its files; without it the newest under ./models,
-    else the released one. `engine` is "auto", "litert", "tflite" or "onnx"; `threads` defaults to the cores
-    there are. Raises ModelError or EngineError.
+    else the released one. `engine` is "auto", "litert", "onnx" or "tflite": auto is the fastest file and
+    engine that `python -m runtime.bench --save` found, else goes by a rule, and `why` says which. `threads`
+    defaults to the fastest number, or to the cores there are. With `key`, a public key's PEM file (or the one
+    that VGG_EDGE_KEY names), only a model that it has signed is loaded. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Classifier:
         engine: str = "auto",
         threads: int | None = None,
         top: int = 3,
+        key: str | Path | None = None,
     ) -> None:
         if engine == "auto":
             # What is installed comes first, but the rest too: load() then says what to install for the file.
@@ -96,14 +101,27 @@ class Classifier:
         else:
             raise EngineError(f"no engine is called {engine!r}: auto, {', '.join(ENGINES)}")
         self.top = top
-        self.threads = threads or default_threads()
-        # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
         self.formats = list(dict.fromkeys(formats))  # those that it would open, best first
-        suffix = choose_model(model, self.formats).path.suffix
-        Thread(target=_import_ahead, args=(engine, suffix.removeprefix(".")), daemon=True).start()
-        self.model = open_model(model, self.formats)
+        choice = choose_model(model, self.formats)
+        measured = saved(choice.among) if engine == "auto" else ""
+        fastest = measured if isinstance(measured, Fastest) else None
+        self.prefer = fastest.sha256 if fastest else ""  # of the files in these formats, the one to open
+        # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
+        ahead = (fastest.engine if fastest else engine, choice.path.suffix.removeprefix("."))
+        Thread(target=_import_ahead, args=ahead, daemon=True).start()
+        self.model = open_model(model, self.formats, prefer=self.prefer, key=key)
+        self.why = ""  # what auto went by
+        if fastest and self.model.sha256 == fastest.sha256:  # another one may lie there by now
+            engine, threads = fastest.engine, threads or fastest.threads
+            self.why = f"auto: {fastest}"
+        self.threads = threads or default_threads()
         self.run = load(self.model, engine, self.threads)
         self._turn = Lock()  # interpreters are not thread-safe
+        if engine == "auto":
+            self.why = (
+                f"auto: {self.run.engine.split()[0]}, by rule: the first installed of {', '.join(ENGINES)}, "
+                f"int8 first ({measured}); `python -m runtime.bench --save` measures"
+            )
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
@@ -161,8 +179,8 @@ def _import_ahead(engine: str, format: str) -> None:
     """What the first photo is going to need. Whoever needs it for real says why it does not load."""
     with suppress(Exception):
         import_module("PIL.JpegImagePlugin")
-        module = MODULES[choose_engine(format) if engine == "auto" else engine]
-        import_module(module if format == "onnx" else f"{module}.interpreter")
+        engine = choose_engine(format) if engine == "auto" else engine
+        import_module(MODULES[engine] if engine == "onnx" else f"{MODULES[engine]}.interpreter")
 
 
 @dataclass(frozen=True)
@@ -226,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A name in any script, on a terminal of any encoding. The streams of a test may not know how.
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.filterwarnings("ignore", module="PIL")  # oddities of a picture's tags: not the user's to mend
     try:
         return _run(_arguments(argv))
     except UserError as error:
@@ -241,11 +260,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> int:
-        if (number := int(text)) < 1:
-            raise ValueError
-        return number
-
     parser = argparse.ArgumentParser(
         prog="python -m runtime.classify",
         description="Names what is in photos.",
@@ -258,15 +272,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PHOTO",
         help="file, folder, pattern such as '*.jpg', or - for one picture on standard input",
     )
+    add_options(parser)
     parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
-        "was trained on photos, else the released one)",
+        "--verify", action="store_true", help="check the model's signature and every file under it, no photos"
     )
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: the cores that may be used")
-    parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
     parser.add_argument("--json", action="store_true", help="one JSON object a line, for programs")
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="times, and what the engine itself has to say"
@@ -274,8 +283,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     _add_camera(parser)
     arguments = parser.parse_args(argv)
-    if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch))) != 1:
-        parser.error("give photos, or --camera, or --watch DIR")
+    if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch, arguments.verify))) != 1:
+        parser.error("give photos, or --camera, or --watch DIR, or --verify")
     for needs, flags in {
         "camera": ("retry", "every", "on_change", "save_unknown", "capture"),
         "watch": ("out",),
@@ -356,6 +365,8 @@ class _Version(argparse.Action):
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    if arguments.verify:
+        return _verify(arguments)
     if arguments.camera:
         from runtime.show import show
 
@@ -367,14 +378,47 @@ def _run(arguments: argparse.Namespace) -> int:
     return _classify(arguments)
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The flags of whatever classifies: which model, and Classifier's `options`."""
+
+    def positive(text: str) -> int:
+        if (number := int(text)) < 1:
+            raise ValueError
+        return number
+
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
+        "was trained on photos, else the released one)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="PUBLIC.pem",
+        help=f"run only what this key has signed (default: the one that {KEY_VARIABLE} names, if it is set)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["auto", *ENGINES],
+        default="auto",
+        help="default: auto, the fastest that `python -m runtime.bench --save` found, else by a rule",
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="default: the fastest found, else the cores there are"
+    )
+    parser.add_argument("--top", type=positive, metavar="N", default=3, help="classes to tell (default: 3)")
+
+
 def options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Classifier's options, as they were given to the command."""
-    return {name: getattr(arguments, name) for name in ("engine", "threads", "top")}
+    return {name: getattr(arguments, name) for name in ("engine", "threads", "top", "key")}
 
 
 def _classify(arguments: argparse.Namespace) -> int:
     with nullcontext() if arguments.verbose else without_engine_chatter():
         classifier = Classifier(arguments.model, **options(arguments))
+    if arguments.verbose and classifier.why:
+        print(printable(classifier.why), file=sys.stderr)
     names, problems = _expand(arguments.photos)
     used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
     if not arguments.json:
@@ -400,6 +444,20 @@ def _classify(arguments: argparse.Namespace) -> int:
         else:
             print(line(answer), flush=True)
     return 1 if problems else 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """Tells what is signed and by whom. What does not hold is raised."""
+    model = open_model(arguments.model, key=arguments.key)
+    if model.signature is None:
+        raise UserError(f"--verify takes the public key of who signed: --key PUBLIC.pem, or {KEY_VARIABLE}")
+    from runtime.signature import verify_beside
+
+    found = verify_beside(model.signature)
+    print(printable(f"{model.signature.path} holds, by the key {model.signature.key}"))
+    for name, state in found.items():
+        print(f"  {pad(printable(name), max(map(width, found)))}  {state}")
+    return 0
 
 
 def _expand(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:

@@ -6,10 +6,12 @@ outputs by their names. An engine is imported when it is asked for, and only tha
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,19 @@ def load(model: ModelFile, engine: str = "auto", threads: int | None = None) -> 
 
 def installed(engine: str) -> bool:
     return find_spec(MODULES[engine]) is not None
+
+
+def version(engine: str) -> str:
+    """Of an installed engine, without the tenths of a second that its import takes: from its source's text.
+
+    Where that does not say, the time of its installation, which changes with the version too.
+    """
+    spec = find_spec(MODULES[engine])
+    if spec is None or spec.origin is None:
+        return ""
+    with Path(spec.origin).open("rb") as file:
+        said = re.search(rb"""^__version__ = ["']([\w.+-]+)["']""", file.read(2**16), re.MULTILINE)
+    return said[1].decode() if said else str(Path(spec.origin).stat().st_mtime_ns)
 
 
 def choose_engine(format: str) -> str:
@@ -187,4 +202,6 @@ def _sides(shape: list[int | str | None]) -> tuple[int, ...]:
     return tuple(side if isinstance(side, int) else -1 for side in shape)
 
 
-ENGINES: dict[str, Callable[[bytes, int], Run]] = {"litert": _litert, "tflite": _tflite, "onnx": _onnx}
+# In the order in which `auto` tries them unless this machine was measured: by their speed in int8 on x86
+# (benchmarks/reference/). On Arm no order was measured.
+ENGINES: dict[str, Callable[[bytes, int], Run]] = {"litert": _litert, "onnx": _onnx, "tflite": _tflite}

@@ -11,6 +11,7 @@ from typing import Any
 from runtime.classify import Classifier
 from runtime.errors import UserError
 from runtime.model import choose_model
+from runtime.signature import SIGNATURE_NAME
 
 LOOK_EVERY = 1.0  # seconds
 
@@ -40,7 +41,7 @@ class LiveClassifier:
         self._looking = Lock()
 
     def now(self) -> Classifier:
-        """The classifier for the next picture, from any thread. Looks at the disk once a second, never waits."""
+        """The classifier for the next picture, for any thread. Looks at the disk once a second at most."""
         if self._looking.acquire(blocking=False):
             try:
                 self._look_again()
@@ -52,7 +53,7 @@ class LiveClassifier:
         if time.monotonic() - self._looked < LOOK_EVERY or (self._loading and self._loading.is_alive()):
             return
         self._looked = time.monotonic()
-        there = self._look(self._classifier.formats)
+        there = self._look(self._classifier)
         # Twice the same before it is read: a file that is being copied changes from look to look.
         if there != self._tried and there == self._seen:
             self._loading = Thread(target=self._replace, args=(there,), name="load-model", daemon=True)
@@ -78,17 +79,27 @@ class LiveClassifier:
         """The model, and what lay on disk when it was read: looked at again, for it may change meanwhile."""
         while True:
             classifier = Classifier(self._path, **self._options)
-            there = self._look(classifier.formats)
+            there = self._look(classifier)
             with suppress(OSError):
                 data = classifier.model.path.read_bytes()
                 if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
                     return classifier, there
 
-    def _look(self, formats: list[str]) -> object:
+    def _look(self, classifier: Classifier) -> object:
         """What would be opened, as something to compare: the same as long as nothing changed."""
         try:
-            choice = choose_model(self._path, formats)
-            status = choice.path.stat()
-            return choice, status.st_ino, status.st_size, status.st_mtime_ns
+            choice = choose_model(self._path, classifier.formats, prefer=classifier.prefer)
+            path = choice.path
+            signatures = (path.with_name(f"{path.name}.sig"), path.with_name(SIGNATURE_NAME))
+            return (
+                choice,
+                _state(path),
+                *(_state(signature) for signature in signatures if signature.exists()),
+            )
         except (UserError, OSError) as error:
             return str(error)
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns

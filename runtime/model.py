@@ -7,21 +7,24 @@ are read once, and the bytes that were checked are the bytes that the engine get
 import hashlib
 import io
 import json
-import math
+import os
 import re
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
+
+if TYPE_CHECKING:
+    from runtime.signature import Signature
 
 CONTRACT_VERSION = 1
 RESIZE = "bilinear-antialias-stretch"  # what runtime/picture.py does
 CONTRACT_NAME = "contract.json"  # the zip entry in a .tflite, the metadata key in an .onnx
 INDEX_NAME = "model.json"
+KEY_VARIABLE = "VGG_EDGE_KEY"  # a public key's file, where no other is given
 FORMATS = ("tflite", "onnx")
 # Best first: int8 is the smallest and quickest on a CPU; float16 is expanded to float32 when it is loaded.
 PRECISIONS = ("int8", "dynamic", "float16", "float32")
@@ -59,7 +62,7 @@ class Contract:
     @classmethod
     def from_json(cls, text: str | bytes) -> "Contract":
         """Parses and checks every field; keys of later writers are passed over. Raises ModelError."""
-        return _contract(_parse_json(text))
+        return _contract(parse_json(text))
 
 
 @dataclass(frozen=True)
@@ -95,68 +98,104 @@ class ModelFile:
     data: bytes
     sha256: str
     contract: Contract
+    signature: "Signature | None" = None  # what was asked for by a key, and holds
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A file to open and, if a model.json beside it lists it, what it must agree with."""
+    """A file to open and what it must agree with: a model.json beside it that lists it, a signature."""
 
     path: Path
     contract: Contract | None
     listed: IndexedFile | None
+    among: tuple[IndexedFile, ...] = ()  # the listed files that `path` left to choose from
+    signature: "Signature | None" = None
 
 
-def open_model(path: str | Path | None = None, formats: Sequence[str] = FORMATS) -> ModelFile:
+def open_model(
+    path: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    *,
+    prefer: str = "",
+    key: str | Path | None = None,
+) -> ModelFile:
     """Chooses as `choose_model` does, then reads the file once and checks it against index and contract.
 
-    Raises ModelError when there is no such model, or it is damaged, of another contract version, or not the
-    file that its index lists.
+    With `key`, a public key's PEM file (default: the one that VGG_EDGE_KEY names, if it is set), only a model
+    that this key has signed is opened. Raises ModelError when there is no such model, or it is damaged, of
+    another contract version, not the file that its index lists, or not so signed.
     """
+    key = key or os.environ.get(KEY_VARIABLE) or None
+    reason = ""
     while True:
-        choice = choose_model(path, formats)
+        before = reason
         try:
-            return _read_model(choice)
-        except ModelError:
-            # An export may have swapped the folder after we read its index: then another look chooses
-            # otherwise.
-            if choose_model(path, formats) == choice:
+            return _read_model(choose_model(path, formats, prefer=prefer, key=key))
+        except ModelError as error:
+            # An export may have swapped the folder between two reads: another look then tells otherwise.
+            reason = str(error)
+            if reason == before:
                 raise
 
 
-def choose_model(path: str | Path | None = None, formats: Sequence[str] = FORMATS) -> Choice:
+def choose_model(
+    path: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    *,
+    prefer: str = "",
+    key: str | Path | None = None,
+) -> Choice:
     """Which file to open: `path` itself, or the best file that the folder `path` has in one of `formats`.
 
-    `formats` is in the order of preference; within one, PRECISIONS is. No path: the newest folder under
-    ./models that is not synthetic, else the released model that came with the package. Raises ModelError.
+    The file of sha256 `prefer` is the best where it is among them. `formats` is in the order of preference;
+    within one, PRECISIONS is. No path: the newest folder under ./models that is not synthetic, else the
+    released model that came with the package. With `key`, the signature must hold and cover the index.
+    Raises ModelError.
     """
     path = _default_folder() if path is None else _or_old(Path(path))
-    if path.is_dir():
-        index = read_index(path)
-        listed = [f for f in index.files if f.format in formats and (path / f.file).is_file()]
-        if not listed:
-            there = " and ".join(sorted({f.format for f in index.files})) or "no"
-            raise ModelError(f"{path}: has {there} files, none for this engine ({', '.join(formats)})")
-        best = min(listed, key=lambda f: (formats.index(f.format), PRECISIONS.index(f.precision), f.file))
-        return Choice(path / best.file, index.contract, best)
     if not path.exists():
         raise ModelError(
             f"{path}: no such file or folder: --model takes a .tflite, an .onnx or a folder with {INDEX_NAME}"
         )
+    signature = None
+    if key is not None:
+        from runtime.signature import read_signature  # late: it reads as this module does, and seldom
+
+        signature = read_signature(path, key)
+    if path.is_dir():
+        index = read_index(path, signature)
+        there = tuple(f for f in index.files if (path / f.file).is_file())
+        listed = [f for f in there if f.format in formats]
+        if not listed:
+            has = " and ".join(sorted({f.format for f in index.files})) or "no"
+            raise ModelError(f"{path}: has {has} files, none for this engine ({', '.join(formats)})")
+
+        def rank(file: IndexedFile) -> tuple[bool, int, int, str]:
+            precision = PRECISIONS.index(file.precision)
+            return file.sha256 != prefer, formats.index(file.format), precision, file.file
+
+        best = min(listed, key=rank)
+        return Choice(path / best.file, index.contract, best, among=there, signature=signature)
     if (path.parent / INDEX_NAME).is_file():
-        index = read_index(path.parent)
+        # Its own FILE.sig says nothing of the index, which then only has to agree with the file.
+        covers = signature and INDEX_NAME in signature.files
+        index = read_index(path.parent, signature if covers else None)
         for file in index.files:
             if file.file == path.name:
-                return Choice(path, index.contract, file)
-    return Choice(path, None, None)
+                return Choice(path, index.contract, file, among=(file,), signature=signature)
+    return Choice(path, None, None, signature=signature)
 
 
-def read_index(folder: Path) -> Index:
-    """Reads and checks `folder`/model.json. Raises ModelError."""
+def read_index(folder: Path, signature: "Signature | None" = None) -> Index:
+    """Reads and checks `folder`/model.json, against the signature if there is one. Raises ModelError."""
     path = folder / INDEX_NAME
     if not path.is_file():
         raise ModelError(f"{folder}: has no {INDEX_NAME}: give a folder that `python -m export` wrote")
     try:
-        fields = _parse_json(_read_bytes(path, MAX_JSON_BYTES))
+        text = read_bytes(path, MAX_JSON_BYTES)
+        if signature:
+            signature.check(path, hashlib.sha256(text).hexdigest())
+        fields = parse_json(text)
         contract = _contract(_field(fields, "contract", dict))
         return Index(contract, tuple(_indexed_file(entry) for entry in _field(fields, "files", list)))
     except ModelError as error:
@@ -170,8 +209,10 @@ def read_contract(data: bytes, format: str) -> Contract:
 
 def _read_model(choice: Choice) -> ModelFile:
     path, listed = choice.path, choice.listed
-    data = _read_bytes(path, MAX_MODEL_BYTES)
+    data = read_bytes(path, MAX_MODEL_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
+    if choice.signature:
+        choice.signature.check(path, sha256)
     format = listed.format if listed else _format_of(path, data)
     if listed and len(data) != listed.bytes:
         raise ModelError(
@@ -187,7 +228,9 @@ def _read_model(choice: Choice) -> ModelFile:
         raise ModelError(f"{path}: {error}") from None
     if choice.contract and contract != choice.contract:
         raise ModelError(f"{path}: the contract inside it differs from the one in {INDEX_NAME}: export again")
-    return ModelFile(path, format, listed.precision if listed else "", data, sha256, contract)
+    return ModelFile(
+        path, format, listed.precision if listed else "", data, sha256, contract, choice.signature
+    )
 
 
 def _default_folder() -> Path:
@@ -221,9 +264,10 @@ def _or_old(path: Path) -> Path:
     return old if not path.exists() and (old / INDEX_NAME).is_file() else path
 
 
-def _read_bytes(path: Path, limit: int) -> bytes:
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A file's bytes, if they are not more than `limit`. Raises ModelError."""
     try:
-        if not path.is_file():
+        if path.exists() and not path.is_file():
             raise ModelError(f"{path}: is not a file")
         if path.stat().st_size > limit:
             raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
@@ -257,6 +301,8 @@ def _text_in_tflite(data: bytes) -> bytes:
             entry = archive.getinfo(CONTRACT_NAME)
             if entry.file_size > MAX_JSON_BYTES:
                 raise ModelError(f"its {CONTRACT_NAME} is over {MAX_JSON_BYTES:,} bytes")
+            if entry.compress_type != zipfile.ZIP_STORED:  # as written: no decompressor has to be trusted
+                raise ModelError(f"its {CONTRACT_NAME} is compressed, which no export does: export it again")
             with archive.open(entry) as file:
                 return file.read(MAX_JSON_BYTES)
     except KeyError:
@@ -268,7 +314,6 @@ def _text_in_tflite(data: bytes) -> bytes:
         ValueError,
         NotImplementedError,
         RuntimeError,
-        zlib.error,
     ):
         raise ModelError(
             f"is truncated, or carries no {CONTRACT_NAME}: copy it again, or export it"
@@ -329,7 +374,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += length
 
 
-def _parse_json(text: str | bytes) -> dict[str, Any]:
+def parse_json(text: str | bytes) -> dict[str, Any]:
+    """A JSON object from text that may be anything. Raises ModelError."""
     if len(text) > MAX_JSON_BYTES:
         raise ModelError(f"is over {MAX_JSON_BYTES:,} bytes, more than it can be")
     try:
@@ -346,16 +392,14 @@ def _contract(fields: dict[str, Any]) -> Contract:
     if version != CONTRACT_VERSION:
         newer = "upgrade vgg-edge" if version > CONTRACT_VERSION else "export the model again"
         raise ModelError(
-            f"is of contract version {version}, this runtime reads version {CONTRACT_VERSION}: {newer}"
+            f"is of contract version {str(version)[:12]}, "
+            f"this runtime reads version {CONTRACT_VERSION}: {newer}"
         )
     labels = _field(fields, "labels", list)
     if not 2 <= len(labels) <= MAX_LABELS or len(set(map(str, labels))) != len(labels):
         raise ModelError(f"labels must be 2 to {MAX_LABELS:,} different names")
     # Labels end up on terminals: one that could move the cursor is refused here, once.
-    if not all(
-        isinstance(label, str) and label and len(label) <= 200 and label.translate(JOINERS).isprintable()
-        for label in labels
-    ):
+    if not all(isinstance(label, str) and _is_name(label) for label in labels):
         raise ModelError("a label is not a name of printable characters")
     size = _field(fields, "input_size", list)
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
@@ -363,10 +407,10 @@ def _contract(fields: dict[str, Any]) -> Contract:
     resize = _field(fields, "resize", str)
     if resize != RESIZE:
         raise ModelError(
-            f"wants its pictures resized by {resize!r}, this runtime does {RESIZE!r}: upgrade vgg-edge"
+            f"wants its pictures resized by {resize[:40]!r}, this runtime does {RESIZE!r}: upgrade vgg-edge"
         )
-    thresholds = _field(fields, "thresholds", dict)
-    if not all(type(value) in (int, float) and math.isfinite(value) for value in thresholds.values()):
+    thresholds = _field(fields, "thresholds", dict)  # of outputs that are float32
+    if not all(type(value) in (int, float) and abs(value) < 1e38 for value in thresholds.values()):
         raise ModelError("thresholds must be numbers by the name of an output")
     versions = _field(fields, "versions", dict)
     if not all(isinstance(value, str) for value in versions.values()):
@@ -394,11 +438,11 @@ def _indexed_file(fields: Any) -> IndexedFile:
         raise ModelError("files must be a list of objects")
     file, format, precision = (_field(fields, name, str) for name in ("file", "format", "precision"))
     # A bare name: an index must not lead out of its folder, on any system.
-    if not re.fullmatch(r"[^/\\:\x00-\x1f]+", file) or file in (".", ".."):
-        raise ModelError(f"{file!r} is not a bare file name")
+    if not _is_name(file) or len(file.encode()) > 255 or re.search(r"[/\\:]", file) or file in (".", ".."):
+        raise ModelError(f"{file[:40]!r} is not a bare file name")
     if format not in FORMATS or precision not in PRECISIONS:
         raise ModelError(
-            f"{file}: {format} {precision} is not a format and precision that this runtime knows"
+            f"{file}: {format[:40]!r}, {precision[:40]!r} is no format and precision that this runtime knows"
         )
     return IndexedFile(
         file=file,
@@ -408,6 +452,11 @@ def _indexed_file(fields: Any) -> IndexedFile:
         sha256=_field(fields, "sha256", str),
         metrics=_field(fields, "metrics", dict),
     )
+
+
+def _is_name(text: str) -> bool:
+    """Whether it can stand on a line of a terminal, and in a file system."""
+    return 0 < len(text) <= 200 and text.translate(JOINERS).isprintable()
 
 
 def _field(fields: dict[str, Any], name: str, kind: type) -> Any:

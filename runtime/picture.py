@@ -6,6 +6,8 @@ out as pixels or raises PictureError with one line.
 """
 
 import io
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -45,12 +47,20 @@ _STEP = 2**24
 MAX_JPEG_PIXELS = 250_000_000  # decoded at an eighth of the width and height, see _DRAFT
 MAX_PIXELS = 89_000_000  # just under where Pillow itself warns of a decompression bomb
 MAX_ASPECT = 100
+# A JPEG in several scans is gone over once for each, and 20 kB can hold thousands of empty ones: pixels times
+# scans, which is 16 scans of the largest picture, or 330 of a photo of 12 megapixels.
+MAX_SCANNED = 16 * MAX_JPEG_PIXELS
 MAX_ICC_BYTES = 4 * 2**20  # printers' CMYK profiles reach 3 MB
 
 # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. It is asked for at least this many times
 # the size that the resize needs: 1 moved probabilities by up to 0.12, 2 by 0.03, 3 by less than 0.02, and a
 # 12-megapixel photo costs the same at 2 and 3, a fifth more at 4 (benchmarks/classify.py).
 _DRAFT = 3
+
+# Bytes that a pixel takes at the most between file and model, measured, by Pillow's names. A JPEG in one scan
+# is made smaller while it is read; one that is not is kept whole.
+_BYTES_A_PIXEL = {"JPEG": 8, "WEBP": 22, "JPEG2000": 25, "AVIF": 18}
+_BYTES_OF_OTHERS = 16
 
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -64,8 +74,9 @@ def read_picture(
     damaged or too large; PictureKindError: not a picture, or of a kind that needs another package.
     """
     try:
-        image = Image.fromarray(source) if isinstance(source, np.ndarray) else _open(_read_bytes(source))
-        _check_size(image)
+        data = b"" if isinstance(source, np.ndarray) else _read_bytes(source)
+        image = Image.fromarray(source) if isinstance(source, np.ndarray) else _open(data)
+        _check_size(image, data)
         return _pixels(image, size)
     except Exception as error:  # Pillow's plugins raise whatever the bytes made them stumble over
         thing = f"{source}: " if isinstance(source, (str, Path)) else ""
@@ -170,10 +181,13 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Image.Image]],
 )
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(image: Image.Image, data: bytes) -> None:
     """From the header, before anything is decoded."""
     width, height = image.size
     limit = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
+    if image.format != "JPEG" or image.info.get("progressive"):
+        # A board with 512 MB takes 13 megapixels of PNG, and 26 of progressive JPEG.
+        limit = min(limit, _memory() // 2 // _BYTES_A_PIXEL.get(image.format or "", _BYTES_OF_OTHERS))
     if width * height > limit:
         raise PictureError(
             f"has {width * height / 1e6:,.0f} megapixels ({width} x {height}), "
@@ -181,6 +195,31 @@ def _check_size(image: Image.Image) -> None:
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise PictureError(f"is {width} x {height} pixels: nothing could be seen in it when made square")
+    most = MAX_SCANNED // (width * height)
+    # Counted roughly first: the same two bytes may stand in a film behind the photo.
+    if image.format == "JPEG" and data.count(b"\xff\xda") > most and _scans(data) > most:
+        raise PictureError(f"has over {most} scans, and would take minutes to decode: save it anew")
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; where it is not told, as much as any picture takes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 2**40
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has, by its markers (ITU-T T.81, annex B)."""
+    at, scans = 2, 0
+    while (marker := _MARKER.search(data, at)) and marker[1] != b"\xd9":  # the end of the image
+        scans += marker[1] == b"\xda"
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
+
+
+# Not in it: an escaped 0xFF in the compressed data, and restarts, which have no length.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
 def _pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -231,7 +270,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image = _to_srgb(image, icc) if icc else image
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return Image.composite(image, Image.new("RGB", image.size, "white"), alpha) if alpha else image
+    if alpha is None:
+        return image
+    canvas = Image.new("RGB", image.size, "white")
+    canvas.paste(image, mask=alpha)
+    return canvas
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -240,13 +283,16 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     I;16 spans 0-65535; so does I, unless it needs more bits; F is 0-1, or 0-255, or deeper.
     """
     values = np.asarray(image).astype(np.float32)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     highest = float(values.max())
     if image.mode == "F" and highest <= 255:
         full = 1.0 if highest <= 1 else 255.0
     else:
         full = float(max(65535, (1 << int(highest).bit_length()) - 1))
-    return Image.fromarray((values.clip(0, full) * (255 / full) + 0.5).astype(np.uint8))
+    values.clip(0, full, out=values)  # in place: a large picture is many bytes
+    values *= 255 / full
+    values += 0.5
+    return Image.fromarray(values.astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:

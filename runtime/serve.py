@@ -12,8 +12,7 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 
-from runtime.classify import options
-from runtime.engines import ENGINES
+from runtime.classify import add_options, options
 from runtime.errors import UserError
 from runtime.terminal import complain, ends_by_sigterm, printable, without_engine_chatter
 
@@ -46,7 +45,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(
         prog="python -m runtime.serve",
-        description="A page that shows what a camera sees and names what is in photos, and the same for programs.",
+        description="A page that shows what a camera sees and names photos; the same for programs.",
         epilog="GET /openapi.json describes the addresses for programs.",
     )
     parser.add_argument(
@@ -78,28 +77,20 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=float, default=0.0, metavar="SECONDS", help="look at most once in so long"
     )
-    parser.add_argument(
-        "--model",
-        metavar="PATH",
-        help="folder with a model.json, or a .tflite or .onnx file (default: the newest under ./models that "
-        "was trained on photos, else the released one); one that is put in its place later is taken up",
-    )
-    parser.add_argument("--engine", choices=["auto", *ENGINES], default="auto", help="default: %(default)s")
-    parser.add_argument(
-        "--threads", type=at_least(1), metavar="N", help="default: the cores that may be used"
-    )
-    parser.add_argument(
-        "--top", type=at_least(1), metavar="N", default=3, help="classes to tell (default: 3)"
-    )
+    add_options(parser)
     parser.add_argument(
         "--queue",
         type=at_least(1),
         metavar="N",
         default=64,
-        help="photos that may wait at once; whoever comes then is told when to try again (default: %(default)s)",
+        help="photos at once; whoever comes then is told when to try again (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-upload", type=float, metavar="MB", default=32.0, help="the largest photo (default: %(default)s)"
+        "--max-upload",
+        type=float,
+        metavar="MB",
+        default=32.0,
+        help="the largest photo (default: %(default)s)",
     )
     arguments = parser.parse_args(argv)
     if not 0 < arguments.max_upload <= 1000 or not 0 <= arguments.every < 1e6:
@@ -205,7 +196,9 @@ def _url(host: str, port: int, beyond: bool, token: str) -> str:
 def _own_address() -> str:
     """This machine's address in its network. Connecting a datagram socket sends nothing."""
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # an address for documentation, RFC 5737: reached by the default route
+        probe.connect(
+            ("192.0.2.1", 9)
+        )  # an address for documentation, RFC 5737: reached by the default route
         return str(probe.getsockname()[0])
     return socket.gethostname()
 

@@ -37,26 +37,26 @@ def show(arguments: argparse.Namespace) -> int:
         _check_label(arguments.capture[0])
     smooth = over_frames if isinstance(arguments.smooth, int) else over_seconds
     seen = False
-    with (
-        ends_by_sigterm(),
-        Screen(json=arguments.json, on_change=_on_change(arguments)) as screen,
-        Camera(arguments.camera, retry=arguments.retry, say=screen.say) as camera,
-    ):
+    with ends_by_sigterm(), Screen(json=arguments.json, on_change=_on_change(arguments)) as screen:
+        camera = Camera(arguments.camera, retry=arguments.retry, say=screen.say)
         with nullcontext() if arguments.verbose else without_engine_chatter():
             live = LiveClassifier(arguments.model, say=screen.say, **options(arguments))
         now = live.now()
+        if arguments.verbose and now.why:
+            screen.say(now.why)
         used = f"{now.model.path} on {now.run.engine}, {now.threads} threads"
         keepers = list(_keepers(arguments, screen.say))
         try:
-            for sight in sights(camera, live, every=arguments.every, smooth=smooth(arguments.smooth)):
-                if not seen:
-                    seen = True
-                    height, width = sight.frame.pixels.shape[:2]
-                    screen.say(f"{camera.name}, {width} x {height}, by {used}", news=False)
-                screen.tell(sight, live.now().model.contract.labels)
-                for wanted, keep in keepers:
-                    if wanted(sight):
-                        keep(sight.frame)
+            with camera:
+                for sight in sights(camera, live, every=arguments.every, smooth=smooth(arguments.smooth)):
+                    if not seen:
+                        seen = True
+                        height, width = sight.frame.pixels.shape[:2]
+                        screen.say(f"{camera.name}, {width} x {height}, by {used}", news=False)
+                    screen.tell(sight, live.now().model.contract.labels)
+                    for wanted, keep in keepers:
+                        if wanted(sight):
+                            keep(sight.frame)
         except CameraError as error:
             if not seen:
                 raise

@@ -73,6 +73,8 @@ def cut(text: str, columns: int) -> str:
 
 def printable(text: str) -> str:
     """Names come from anywhere: escapes what could break the line or command the terminal."""
+    if text.isprintable():
+        return text
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 

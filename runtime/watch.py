@@ -74,6 +74,8 @@ def watch(arguments: argparse.Namespace) -> int:
         with nullcontext() if arguments.verbose else without_engine_chatter():
             live = LiveClassifier(arguments.model, say=_say, **options(arguments))
         now = live.now()
+        if arguments.verbose and now.why:
+            _say(now.why)
         if not arguments.json:
             print(
                 printable(f"{folder} by {now.model.path} on {now.run.engine}, {now.threads} threads"),
@@ -100,12 +102,14 @@ def watch(arguments: argparse.Namespace) -> int:
                 table.add(_row(photo, classifier.model.sha256, answer))
                 table.done.add(photo.version)
                 _tell(answer, photo, classifier.model.contract.labels, arguments.json)
-            if there is not None:  # what is gone is forgotten, or years of photos would fill the memory
+            # What is gone is forgotten, or years of photos would fill the memory. Not when all is gone: so
+            # looks a network folder that is not mounted, and its photos will be back.
+            if there:
                 table.done.intersection_update({photo.version for photo in there.values()})
                 failing = {
                     photo: since for photo, since in failing.items() if there.get(photo.source) == photo
                 }
-                before = there
+            before = there or {}
             time.sleep(max(LOOK_EVERY, 4 * took))
 
 
@@ -120,15 +124,17 @@ def _look(folder: Path) -> dict[str, Photo] | None:
 
     for at, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        here = Path(at)
+        below = "" if here == folder else f"{here.relative_to(folder).as_posix()}/"
         for name in names:
-            path = Path(at, name)
-            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+            if name.startswith(".") or f".{name.rpartition('.')[2].lower()}" not in SUFFIXES:
                 continue
+            path = here / name
             try:
                 status = path.stat()
             except OSError:  # gone again
                 continue
-            source = printable(path.relative_to(folder).as_posix())
+            source = printable(below + name)
             found[source] = Photo(source, path, status.st_size, status.st_mtime_ns)
     return None if away else found
 
@@ -216,7 +222,11 @@ def _csv_table(path: Path) -> Iterator[Table]:
 
         if not done and file.seek(0, os.SEEK_END) == 0:
             add(COLUMNS)
-        yield Table(done, lambda row: add(astuple(row)))
+        yield Table(done, lambda row: add(_csv_value(value) for value in astuple(row)))
+
+
+def _csv_value(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value  # true and false, as in JSON
 
 
 def _csv_line(values: Iterable[object]) -> bytes:

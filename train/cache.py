@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from runtime.cache import cache_home
 from runtime.errors import UserError
 
 CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the five views of fine-tuning block5
@@ -31,7 +32,7 @@ class CacheError(UserError):
 
 def cache_folder(name: str) -> Path:
     """`name` under the cache of this project, made if need be; XDG_CACHE_HOME moves it. Raises CacheError."""
-    folder = _home() / name
+    folder = cache_home() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -90,26 +91,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m train.cache", description="What the cache holds.")
     parser.add_argument("--clear", action="store_true", help="remove it all; it is made again when needed")
     arguments = parser.parse_args(argv)
-    total = 0
-    parts = [part for part in _home().glob("*") if part.name != "features"]
-    for folder in sorted([*parts, *_home().glob("features/*")]):
+    home, total = cache_home(), 0
+    parts = [part for part in home.glob("*") if part.name != "features"]
+    for folder in sorted([*parts, *home.glob("features/*")]):
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         total += sum(sizes)
-        print(f"{sum(sizes) / 1e6:10,.1f} MB  {len(sizes):7,} files  {folder.relative_to(_home())}")
-    print(f"{total / 1e6:10,.1f} MB  in {_home()}")
+        print(f"{sum(sizes) / 1e6:10,.1f} MB  {len(sizes):7,} files  {folder.relative_to(home)}")
+    print(f"{total / 1e6:10,.1f} MB  in {home}")
     if arguments.clear:
         try:
-            if _home().exists():
-                shutil.rmtree(_home())
+            if home.exists():
+                shutil.rmtree(home)
         except OSError as error:
-            print(f"error: {CacheError(_home(), error)}", file=sys.stderr)
+            print(f"error: {CacheError(home, error)}", file=sys.stderr)
             return 2
         print("cleared")
     return 0
-
-
-def _home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vgg-edge"
 
 
 if __name__ == "__main__":

@@ -28,7 +28,9 @@ _AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?",
 class Refused(Exception):
     """A request that is not served: an HTTP status, and one line for whoever sent it."""
 
-    def __init__(self, status: int, reason: str, *, source: str = "-", retry_after: int | None = None) -> None:
+    def __init__(
+        self, status: int, reason: str, *, source: str = "-", retry_after: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.status, self.reason, self.source, self.retry_after = status, reason, source, retry_after
 

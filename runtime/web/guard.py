@@ -6,11 +6,14 @@ from uvicorn import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_CONNECTIONS = 256
-HEAD_SECONDS = 15.0  # for a request's head to come, and for an answer to be read
+HEAD_SECONDS = 10.0  # for a request's head to come, and for an answer to be read
 MAX_HEAD = 65_536  # bytes
 
 
 class Guarded(HttpToolsProtocol):
+    _since: float
+    _head: int  # bytes
+
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
         self._wait()

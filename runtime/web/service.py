@@ -1,4 +1,4 @@
-"""Photos of many clients, one engine: what waits is bounded, and whoever finds no place is told when to return.
+"""Photos of many clients, one engine: what waits is bounded; who finds no place is told when to return.
 
 Photos are decoded side by side in a few threads, which take turns at the engine.
 """

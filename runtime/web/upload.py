@@ -27,7 +27,9 @@ def read_upload(content_type: str, body: bytes) -> Upload:
         if not (boundary := options.get(b"boundary")):
             raise Refused(400, "multipart/form-data without a boundary")
         return _read_form(boundary, body)
-    if kind not in (b"", b"application/octet-stream") and not kind.startswith(b"image/"):
+    # The last is what `curl --data-binary` and Python's urllib say of bytes when nobody tells them better.
+    bare = (b"", b"application/octet-stream", b"application/x-www-form-urlencoded")
+    if kind not in bare and not kind.startswith(b"image/"):
         raise Refused(
             415,
             f"Content-Type {kind.decode('latin-1')[:100]!r}: send a picture as image/jpeg, as "

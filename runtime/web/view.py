@@ -1,7 +1,7 @@
 """What the camera sees, for those who watch: the newest frame with its answer, and what was seen before.
 
-Viewers ask for a frame newer than their last one and wait until there is one. So each gets the newest
-frame at its own pace, nothing is queued for a slow one, and a frame is encoded once for all of them, or not at all.
+Viewers ask for a frame newer than their last one and wait until there is one. So each gets the newest frame
+at its own pace, nothing is queued for a slow one, and a frame is encoded once for all of them, or not at all.
 """
 
 import asyncio

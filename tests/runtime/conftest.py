@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.model import CONTRACT_VERSION, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
@@ -116,3 +117,56 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(1, 11):
         Image.new("RGB", (64, 48), "blue").save(folder / "more" / f"{number}.png")
     return folder
+
+
+def _write_clip(path: Path, pictures: list[NDArray[np.uint8]], fps: int = 30, codec: str = "libx264") -> Path:
+    import av
+
+    height, width = pictures[0].shape[:2]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for pixels in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.fixture(scope="session")
+def write_clip() -> Callable[..., Path]:
+    """Writes pictures, uint8 [h, w, 3], as a clip."""
+    return _write_clip
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Red, green and blue for a third of a second each, as H.264 and as MJPEG."""
+    folder = tmp_path_factory.mktemp("clips")
+    colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
+    pictures = [np.full((48, 64, 3), colour, np.uint8) for colour in colours for _ in range(10)]
+    return {
+        "h264": _write_clip(folder / "colours.mp4", pictures),
+        "mjpeg": _write_clip(folder / "colours.avi", pictures, codec="mjpeg"),
+        "mpegts": _write_clip(folder / "colours.ts", pictures),
+    }
+
+
+@pytest.fixture(scope="session")
+def make_clip() -> Callable[..., Path]:
+    """Writes a clip of plain colours, each for so many frames of a 25th of a second."""
+
+    def make(path: Path, colours: list[tuple[str, int]]) -> Path:
+        import av
+
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            for colour, frames in colours:
+                for _ in range(frames):
+                    frame = av.VideoFrame.from_image(Image.new("RGB", (64, 48), colour))
+                    container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        return path
+
+    return make

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime import camera, live, sources
+from runtime import camera, live, picture, sources
 from runtime.camera import Camera, Frame, over_frames, over_seconds, sights
 from runtime.classify import main
 from runtime.errors import CameraError
@@ -35,18 +36,6 @@ from runtime.sources import hide_password
 ROOT = Path(__file__).parents[2]
 COLOURS = {"红": (255, 0, 0), "grün": (0, 255, 0), "blau": (0, 0, 255)}
 Capture = pytest.CaptureFixture[str]
-
-
-def write_clip(path: Path, pictures: list[NDArray[np.uint8]], fps: int = 30, codec: str = "libx264") -> Path:
-    height, width = pictures[0].shape[:2]
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height = width, height
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        for pixels in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    return path
 
 
 def plain(colour: tuple[int, int, int], size: tuple[int, int] = (48, 64)) -> NDArray[np.uint8]:
@@ -67,18 +56,6 @@ def numbered(number: int) -> NDArray[np.uint8]:
 def number_of(frame: Frame) -> int:
     middle = frame.pixels[24, 8::16].mean(axis=-1)
     return sum(1 << bit for bit in range(BITS) if middle[bit] > 127)
-
-
-@pytest.fixture(scope="session")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Red, green and blue for a third of a second each, as H.264 and as MJPEG."""
-    folder = tmp_path_factory.mktemp("clips")
-    pictures = [plain(colour) for colour in COLOURS.values() for _ in range(10)]
-    return {
-        "h264": write_clip(folder / "colours.mp4", pictures),
-        "mjpeg": write_clip(folder / "colours.avi", pictures, codec="mjpeg"),
-        "mpegts": write_clip(folder / "colours.ts", pictures),
-    }
 
 
 def jpeg(pixels: NDArray[np.uint8]) -> bytes:
@@ -168,9 +145,9 @@ def objects(text: str) -> list[dict[str, Any]]:
 def test_a_clip_is_seen_in_its_colours_and_at_its_pace(
     colours: Path, clips: dict[str, Path], kind: str
 ) -> None:
-    began = time.monotonic()
+    classifier, began = LiveClassifier(colours), time.monotonic()
     with Camera(str(clips[kind])) as source:
-        seen = list(sights(source, LiveClassifier(colours), smooth=over_frames(1)))
+        seen = list(sights(source, classifier, smooth=over_frames(1)))
     assert list(dict.fromkeys(sight.prediction.label for sight in seen)) == list(COLOURS)
     assert time.monotonic() - began > 29 / 30  # not faster than it was taken
     assert source.ended and seen[0].frame.pixels.shape == (48, 64, 3)
@@ -181,7 +158,7 @@ def test_a_clip_is_seen_in_its_colours_and_at_its_pace(
 
 @pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("avi", "mjpeg")])
 def test_a_slow_reader_gets_the_newest_frame_and_never_an_older_one(
-    tmp_path: Path, suffix: str, codec: str
+    write_clip: Callable[..., Path], tmp_path: Path, suffix: str, codec: str
 ) -> None:
     clip = write_clip(tmp_path / f"numbers.{suffix}", [numbered(n) for n in range(200)], 100, codec)
     last, lags = 0, list[float]()
@@ -190,12 +167,12 @@ def test_a_slow_reader_gets_the_newest_frame_and_never_an_older_one(
             assert number_of(frame) == frame.number - 1
             lags.append(time.monotonic() - frame.taken)
             last = frame.number
-            time.sleep(0.1)  # ten frames go by
-    # A queue of them would be 1.8 s behind at the end, and would give them all.
-    assert len(lags) <= 22 and sorted(lags)[len(lags) // 2] < 0.05
+            time.sleep(0.3)  # thirty frames go by
+    # Were the first of them kept, or all, each would be as old as the pause, or older and older.
+    assert len(lags) <= 8 and sorted(lags)[len(lags) // 2] < 0.15
 
 
-def test_frames_that_have_lain_are_passed_over(tmp_path: Path) -> None:
+def test_frames_that_have_lain_are_passed_over(write_clip: Callable[..., Path], tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "numbers.mp4", [numbered(n) for n in range(20)], 10)
     waited = list[float]()
     with Camera(str(clip)) as source:
@@ -210,7 +187,9 @@ def test_frames_that_have_lain_are_passed_over(tmp_path: Path) -> None:
     assert sorted(waited)[len(waited) // 2] > 0.01
 
 
-def test_the_age_covers_all_from_the_frames_arrival_to_its_answer(colours: Path, tmp_path: Path) -> None:
+def test_the_age_covers_all_from_the_frames_arrival_to_its_answer(
+    write_clip: Callable[..., Path], colours: Path, tmp_path: Path
+) -> None:
     clip = write_clip(tmp_path / "red.mp4", [plain((255, 0, 0))] * 30)
     classifier = LiveClassifier(colours)
     run = classifier.now().run
@@ -224,15 +203,16 @@ def test_the_age_covers_all_from_the_frames_arrival_to_its_answer(colours: Path,
         for sight in sights(source, classifier):
             now = time.monotonic()
             assert sight.age_ms >= sight.prediction.ms["infer"] >= 100
-            assert abs(1000 * (now - sight.frame.taken) - sight.age_ms) < 50
+            assert 0 <= 1000 * (now - sight.frame.taken) - sight.age_ms + 0.1 < 200
             assert sight.fps < 10
 
 
 def test_every_paces_the_answers(colours: Path, clips: dict[str, Path]) -> None:
+    classifier = LiveClassifier(colours)
     with Camera(str(clips["h264"])) as source:
-        seen = list(sights(source, LiveClassifier(colours), every=0.3, smooth=over_frames(1)))
+        seen = list(sights(source, classifier, every=0.3, smooth=over_frames(1)))
     starts = [sight.frame.taken for sight in seen]
-    assert 3 <= len(seen) <= 5 and min(np.diff(starts)) > 0.2
+    assert 3 <= len(seen) <= 5 and min(np.diff(starts)) > 0.1
 
 
 def test_smoothing_averages_over_frames_or_time() -> None:
@@ -244,8 +224,9 @@ def test_smoothing_averages_over_frames_or_time() -> None:
 
 
 def test_smoothing_lags_behind_a_change(colours: Path, clips: dict[str, Path]) -> None:
+    classifier = LiveClassifier(colours)
     with Camera(str(clips["h264"])) as source:
-        seen = list(sights(source, LiveClassifier(colours), smooth=over_seconds(100)))
+        seen = list(sights(source, classifier, smooth=over_seconds(100)))
     assert {sight.prediction.label for sight in seen} == {"红"}
     assert seen[-1].prediction.probability < seen[0].prediction.probability
 
@@ -255,18 +236,17 @@ def test_another_model_starts_another_average(
 ) -> None:
     monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
     folder = make_folder(tmp_path / "colours")
-    red = jpeg(plain((255, 0, 0)))
-    labels = list[str]()
-    with serving(lambda number: red) as server, Camera(server.address) as source:
-        for sight in sights(source, LiveClassifier(folder), smooth=over_seconds(1000)):
+    classifier, labels = LiveClassifier(folder), list[str]()
+    red, blue = jpeg(plain((255, 0, 0))), jpeg(plain((0, 0, 255)))
+    with serving(lambda number: blue if labels else red) as server, Camera(server.address) as source:
+        for sight in sights(source, classifier, smooth=over_seconds(1000)):
             if not labels:
                 folder.rename(tmp_path / "colours.old")
-                make_folder(folder, labels=("un", "deux", "trois", "quatre")[:3])
+                make_folder(folder, labels=("blue", "green", "red"))
             labels.append(sight.prediction.label)
-            if labels[-1] == "trois" or len(labels) > 500:
+            if labels[-1] in ("blue", "green", "red") or len(labels) > 500:
                 break
-    assert labels[0] == "红" and labels[-1] == "trois"
-    assert sight.prediction.probability > 0.99
+    assert set(labels[:-1]) == {"红"} and labels[-1] == "blue"
 
 
 @pytest.mark.parametrize(
@@ -289,29 +269,30 @@ def test_passwords_are_hidden(source: str, shown: str) -> None:
     assert hide_password(source) == shown
 
 
-@pytest.mark.parametrize("flags", [(), ("--json", "--verbose"), ("--retry",)])
-def test_no_output_holds_a_password(colours: Path, flags: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("scheme", "flags"), [("rtsp", ("--json", "--verbose")), ("http", ()), ("nonsense", ("--retry",))]
+)
+def test_no_output_holds_a_password(colours: Path, scheme: str, flags: tuple[str, ...]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    for scheme in ("rtsp", "http", "nonsense"):
-        process = runs(
-            "--camera", f"{scheme}://user:geheim@127.0.0.1:{port}/x?token=geheim", "--model", colours, *flags
-        )
-        if flags == ("--retry",):
-            assert process.stderr is not None
-            said = process.stderr.readline()
-            process.send_signal(signal.SIGTERM)
-            out, err = process.communicate(timeout=20)
-            assert process.returncode == 0
-            err = said + err
-        else:
-            out, err = process.communicate(timeout=20)
-            assert process.returncode == 2
-        assert "geheim" not in out + err
-        assert f"{scheme}://user:***@127.0.0.1:{port}/x?token=***: " in err and "Traceback" not in err
-    # Forgotten: --camera.
-    process = runs("rtsp://user:geheim@host/x")
-    assert "geheim" not in "".join(process.communicate(timeout=20)) and process.returncode == 2
+    process = runs(
+        "--camera", f"{scheme}://user:geheim@127.0.0.1:{port}/x?token=geheim", "--model", colours, *flags
+    )
+    assert process.stderr is not None
+    said = process.stderr.readline()
+    if "--retry" in flags:
+        process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == (0 if "--retry" in flags else 2)
+    assert f"{scheme}://user:***@127.0.0.1:{port}/x?token=***: " in said + err
+    assert "geheim" not in out + said + err and "Traceback" not in err
+
+
+def test_an_address_given_as_a_photo_is_not_repeated(capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["rtsp://user:geheim@host/x"])
+    err = capsys.readouterr().err
+    assert "an address goes with --camera" in err and "geheim" not in err
 
 
 def test_a_stream_gets_its_password() -> None:
@@ -450,6 +431,15 @@ def test_it_ends_at_once_when_asked(colours: Path, number: signal.Signals, hangs
     assert took < 1
 
 
+def test_it_ends_when_asked_in_the_middle_of_a_picture(
+    colours: Path, clips: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """Where every Exception becomes a PictureError."""
+    monkeypatch.setattr(picture, "_pixels", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["--camera", str(clips["h264"]), "--model", str(colours)]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
 def test_json_is_one_object_a_frame(colours: Path, clips: dict[str, Path], capsys: Capture) -> None:
     assert main(["--camera", str(clips["h264"]), "--json", "--smooth", "0", "--model", str(colours)]) == 0
     out, err = capsys.readouterr()
@@ -515,7 +505,9 @@ def test_frames_are_kept_for_the_next_training(
     assert err.count("holds as much as --max-mb allows: no more frames are kept") == 1
 
 
-def test_only_unknown_frames_are_kept(knowing: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_only_unknown_frames_are_kept(
+    write_clip: Callable[..., Path], knowing: Path, tmp_path: Path, capsys: Capture
+) -> None:
     pictures = [plain((255, 0, 0))] * 15 + [plain((30, 0, 0))] * 15
     clip = write_clip(tmp_path / "darkens.mp4", pictures)
     arguments = ["--camera", str(clip), "--smooth", "0", "--every", "50ms", "--model", str(knowing)]
@@ -598,18 +590,16 @@ def test_picamera_frames_come_out_in_rgb(
     assert sorted(released) == list(range(1, 61))
 
 
-def test_a_phones_upright_clip_is_upright(tmp_path: Path) -> None:
+def test_a_phones_upright_clip_is_upright(write_clip: Callable[..., Path], tmp_path: Path) -> None:
     pixels = plain((0, 0, 0))
     pixels[:, :32] = (255, 0, 0)  # the left half, which is the upper one after a quarter turn clockwise
-    upright = tmp_path / "phone.mp4"
-    with av.open(str(upright), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        stream.set_display_rotation(-90)
-        for _ in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-    with Camera(str(upright)) as source:
+    clip = write_clip(tmp_path / "phone.mp4", [pixels] * 5, 10)
+    data = clip.read_bytes()
+    at = data.index(b"tkhd") + 44  # the track's matrix (ISO/IEC 14496-12, 8.3.2)
+    assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    clip.write_bytes(data[:at] + turn + data[at + 36 :])
+    with Camera(str(clip)) as source:
         frame = source.newest()
     assert frame is not None and frame.pixels.shape == (64, 48, 3)
     assert frame.pixels[8, 24, 0] > 200 and frame.pixels[56, 24, 0] < 50

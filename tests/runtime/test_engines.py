@@ -8,13 +8,15 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime import engines
-from runtime.engines import ENGINES, FORMATS_OF, MODULES, choose_engine, how_to_install, load, need
+from runtime import Classifier, engines
+from runtime.engines import ENGINES, FORMATS_OF, MODULES, choose_engine, how_to_install, load, need, version
 from runtime.errors import EngineError
 from runtime.model import CONTRACT_NAME, open_model
 
@@ -132,6 +134,33 @@ def test_auto_takes_the_first_installed(monkeypatch: pytest.MonkeyPatch) -> None
         need("litert")
 
 
+def test_without_litert_the_rule_is_onnx_before_tflite(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tflite-runtime's int8 was measured at several times ONNX Runtime's on x86."""
+    hidden = {MODULES["litert"]}
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
+    classifier = Classifier(colours)
+    assert classifier.run.engine.startswith("onnx ") and classifier.model.format == "onnx"
+    assert classifier.why.startswith("auto: onnx, by rule: the first installed of litert, onnx")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_version_is_known_without_the_import(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; from runtime.engines import version; print(version(sys.argv[1]), *sys.modules)"
+    run = [sys.executable, "-c", code, engine]
+    said, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
+    assert said == metadata.version(MODULES[engine]) and MODULES[engine] not in modules
+    package = tmp_path / MODULES[engine]
+    package.mkdir()
+    (package / "__init__.py").write_text("from ._version import __version__\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, MODULES[engine], raising=False)
+    assert version(engine) == str((package / "__init__.py").stat().st_mtime_ns)
+
+
 @pytest.mark.parametrize(
     ("machine", "system", "python", "bits", "asked", "answer"),
     [
@@ -185,7 +214,7 @@ def test_one_engine_alone_is_imported(engine: str, colours: Path) -> None:
     """And nothing that trains or exports, at any depth."""
     code = (
         "import sys; from runtime import Classifier; Classifier(sys.argv[1], engine=sys.argv[2]); "
-        "print(*{name.split('.')[0] for name in sys.modules})"
+        "print(*{name.split('.')[0] for name in list(sys.modules)})"
     )
     run = [sys.executable, "-c", code, str(colours), engine]
     modules = set(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split())

@@ -69,6 +69,11 @@ def test_labels_in_scripts_that_join_letters() -> None:
         (changed(resize="nearest"), "resized by 'nearest'"),
         (changed(thresholds={"known": "0.5"}), "thresholds"),
         (changed(thresholds={"known": float("nan")}), "thresholds"),
+        # Found by tests/fuzz: an integer that no float holds, and messages of many lines or of a page.
+        (changed(thresholds={"known": 10**400}), "thresholds"),
+        (changed(resize="x" * 5000), "resized by 'x{40}'"),
+        (changed(version=10**400), "contract version 100000000000,"),
+        (changed(labels=["a", "\u2028"]), "printable"),
         (changed(versions={"keras": 3}), "versions"),
         (changed(created="yesterday"), "UTC"),
         (changed(synthetic=None), "'synthetic' is not of type bool"),
@@ -164,6 +169,37 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path: Path, make_folder: M
     reindex(folder, lambda index: index["files"][0].update(file=file))  # type: ignore[index]
     with pytest.raises(ModelError, match="not a bare file name"):
         open_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"file": "a\u2028b"}, r"'a\\u2028b' is not a bare file name"),
+        ({"file": "☃" * 150}, "not a bare file name"),  # 450 bytes, too long for a file system
+        ({"file": "x" * 5000}, "'x{40}' is not a bare file name"),
+        ({"file": "\ud800"}, "not a bare file name"),
+        ({"format": "\u2028"}, r"'\\u2028', 'float32' is no format"),
+        ({"precision": "x" * 5000}, "'tflite', 'x{40}' is no format"),
+    ],
+)
+def test_names_in_an_index_fit_on_a_line(
+    tmp_path: Path, make_folder: Make, fields: dict[str, str], reason: str
+) -> None:
+    """Found by tests/fuzz."""
+    folder = make_folder(tmp_path / "m")
+    reindex(folder, lambda index: index["files"][0].update(fields))  # type: ignore[index]
+    with pytest.raises(ModelError, match=reason):
+        open_model(folder)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_compressed_contract_is_refused(method: int) -> None:
+    """Found by tests/fuzz: LZMA's own errors came through, and its file may ask for gigabytes."""
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", method) as archive:
+        archive.writestr("contract.json", CONTRACT.to_json())
+    with pytest.raises(ModelError, match="is compressed"):
+        read_contract(b"\0\0\0\0TFL3" + zipped.getvalue(), "tflite")
 
 
 def test_a_large_or_forged_zip_is_refused() -> None:

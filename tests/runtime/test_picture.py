@@ -296,6 +296,67 @@ def test_what_cannot_be_read_says_why_in_one_line(data: bytes, reason: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def scans(count: int, side: int) -> bytes:
+    """A progressive JPEG whose header claims a size, and whose last scan is there again and again."""
+    data = encode(Image.new("L", (16, 16), 128), "JPEG", progressive=True)
+    at, last = data.index(b"\xff\xc2"), data.rindex(b"\xff\xda")
+    data = data[: at + 5] + struct.pack(">HH", side, side) + data[at + 9 :]
+    return data[:-2] + (count - data.count(b"\xff\xda")) * data[last:-2] + data[-2:]
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
+    """11 kB would take a core for minutes, at 15,000 pixels a side for an hour."""
+    with pytest.raises(PictureError, match="over 62 scans, and would take minutes to decode"):
+        read_picture(scans(1000, 8000))
+    assert read_picture(scans(50, 200)).shape == (224, 224, 3)
+    # A film behind the photo may hold the same two bytes.
+    photo = encode(Image.new("L", (8000, 8000), 90), "JPEG")
+    assert (read_picture(photo + 100 * b"\xff\xda\x00") == read_picture(photo)).all()
+
+
+def test_the_machines_memory_bounds_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board with 512 MB has about 430 for its programs: half of that is what a picture may take."""
+    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    with pytest.raises(PictureError, match=r"has 20 megapixels .* and a PNG may have 13"):
+        read_picture(bomb(5000, 4000))
+    with pytest.raises(PictureError, match="and a JPEG may have 26"):
+        read_picture(scans(10, 6000))
+    assert (
+        read_picture(encode(Image.new("L", (6000, 6000), 90), "JPEG")).mean() == 90
+    )  # reduced as it is read
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("PNG", "RGBA", {}),
+        ("PNG", "I;16", {}),
+        ("TIFF", "F", {}),
+        ("WEBP", "RGBA", {"lossless": True, "method": 0}),
+        ("JPEG2000", "RGBA", {}),
+        ("AVIF", "RGBA", {"speed": 10}),
+        ("JPEG", "CMYK", {"progressive": True}),
+    ],
+)
+def test_no_kind_takes_more_memory_a_pixel_than_it_is_reckoned_with(
+    kind: str, mode: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    side = 2500
+    Image.new(mode, (side, side)).save(tmp_path / "large", kind, **options)
+    Image.new(mode, (8, 8)).save(tmp_path / "small", kind, **options)
+    code = (
+        "import re, sys; from runtime.picture import read_picture; "
+        "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); "
+        "read_picture(sys.argv[1]); data = open(sys.argv[2], 'rb').read(); "
+        "before = peak(); read_picture(data); print(peak() - before)"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "small"), str(tmp_path / "large")]
+    kilobytes = int(subprocess.run(run, capture_output=True, check=True, text=True).stdout)
+    reckoned = picture._BYTES_A_PIXEL.get(kind, picture._BYTES_OF_OTHERS)
+    assert reckoned / 3 < 1024 * kilobytes / side**2 < reckoned + 1
+
+
 def test_paths_are_named(tmp_path: Path) -> None:
     path = tmp_path / "фото 🌷.jpg"
     with pytest.raises(PictureError, match=r"фото 🌷\.jpg: no such file"):

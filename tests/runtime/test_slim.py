@@ -87,6 +87,18 @@ def test_nothing_that_trains_is_imported_or_there(python: Path, tmp_path: Path) 
     assert not {"tensorflow", "keras", "onnx", "tf2onnx", "train", "export"} & set(imported)
 
 
+def test_a_key_without_its_extra_is_told(python: Path, tmp_path: Path) -> None:
+    """Refused, not passed over: what cannot be checked does not run."""
+    Image.new("RGB", (64, 48), "gold").save(tmp_path / "photo.jpg")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    command = [python, "-m", "runtime.classify", "--key", "maker.pub", "photo.jpg"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: maker.pub: checking signatures needs cryptography: pip install 'vgg-edge[verify]'\n"
+    )
+
+
 def test_the_environment_is_small(python: Path) -> None:
     files = [path for path in python.parents[1].rglob("*") if path.is_file() and not path.is_symlink()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES

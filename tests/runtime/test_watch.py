@@ -22,16 +22,16 @@ from runtime.watch import COLUMNS
 ROOT = Path(__file__).parents[2]
 CODE = (
     "import sys; from runtime import watch, classify; "
-    "watch.LOOK_EVERY, watch.DAMAGED_AFTER = 0.05, 1.0; sys.exit(classify.main())"
+    "watch.LOOK_EVERY, watch.DAMAGED_AFTER = {pause}, 1.0; sys.exit(classify.main())"
 )
 
 
 class Watcher:
     """The command as a process, with shorter pauses."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, pause: float = 0.05) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", CODE, *map(str, arguments)],
+            [sys.executable, "-c", CODE.format(pause=pause), *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -45,8 +45,8 @@ class Watcher:
 
 
 @contextmanager
-def watching(*arguments: object) -> Iterator[Watcher]:
-    watcher = Watcher(*arguments)
+def watching(*arguments: object, pause: float = 0.05) -> Iterator[Watcher]:
+    watcher = Watcher(*arguments, pause=pause)
     try:
         yield watcher
     finally:
@@ -127,6 +127,23 @@ def test_a_file_that_grows_is_waited_for(colours: Path, photos: Path, folder: Pa
     assert [(row["label"], row["error"]) for row in rows_of(out)] == [("红", "")]
 
 
+def test_a_file_is_not_read_before_it_is_at_rest(
+    colours: Path, photos: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Even one that is a picture at every moment."""
+    out = tmp_path / "results.csv"
+    with watching("--watch", folder, "--out", out, "--model", colours, pause=0.2):
+        with (folder / "growing.jpg").open("wb", buffering=0) as file:
+            file.write((photos / "red.jpg").read_bytes())
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                file.write(b"more")
+                time.sleep(0.01)
+        file_size = (folder / "growing.jpg").stat().st_size
+        wait_for(lambda: out.exists() and any(row["bytes"] == str(file_size) for row in rows_of(out)))
+    assert len(rows_of(out)) <= 2  # of ten looks
+
+
 def test_a_damaged_file_is_a_row_and_a_line(
     knowing: Path, photos: Path, folder: Path, tmp_path: Path
 ) -> None:
@@ -138,7 +155,7 @@ def test_a_damaged_file_is_a_row_and_a_line(
         time.sleep(0.2)  # told after it is kept
         code, printed, err = watcher.end()
     whole, cut = rows_of(out)
-    assert code == 0 and whole["known"] == "True" and cut["label"] == ""
+    assert code == 0 and whole["known"] == "true" and cut["label"] == ""
     assert cut["source"] == "cut\\n=1.jpg" and "damaged" in cut["error"]
     (line,) = err.splitlines()
     assert line.startswith("error: cut\\n=1.jpg: is damaged")
@@ -187,12 +204,30 @@ def test_what_is_gone_is_forgotten(colours: Path, photos: Path, folder: Path, tm
     """Or years of photos would fill the memory. So one that comes back is answered again."""
     out = tmp_path / "results.csv"
     shutil.copy(photos / "red.jpg", folder / "1.jpg")
+    shutil.copy(photos / "red.jpg", folder / "2.jpg")
+    with watching("--watch", folder, "--out", out, "--model", colours):
+        wait_for(has(out, 2))
+        (folder / "1.jpg").rename(tmp_path / "1.jpg")
+        time.sleep(0.5)
+        (tmp_path / "1.jpg").rename(folder / "1.jpg")
+        wait_for(has(out, 3))
+
+
+def test_a_folder_that_is_not_mounted_is_not_forgotten(
+    colours: Path, photos: Path, folder: Path, tmp_path: Path
+) -> None:
+    """It is there, and empty."""
+    out = tmp_path / "results.csv"
+    shutil.copy(photos / "red.jpg", folder / "1.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours):
         wait_for(has(out, 1))
         (folder / "1.jpg").rename(tmp_path / "1.jpg")
         time.sleep(0.5)
         (tmp_path / "1.jpg").rename(folder / "1.jpg")
+        shutil.copy(photos / "green.jpg", folder / "2.jpg")
         wait_for(has(out, 2))
+        time.sleep(0.3)
+    assert [row["source"] for row in rows_of(out)] == ["1.jpg", "2.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,132 @@
+"""Sign a model's folder: a device that holds the public key then runs what this key signed, and nothing else.
+
+python -m export.sign FOLDER KEY signs a folder that is there; `python -m export --sign KEY` a new one.
+The signature is the OpenSSF's, made by its model-signing library with a plain key, without a network;
+runtime/signature.py reads it, and so does `model_signing verify key`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from export.folder import check, swap_in
+from runtime.errors import UserError
+from runtime.model import MAX_MODEL_BYTES, read_bytes, read_index
+from runtime.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
+from train.command import ended
+
+PASSPHRASE_VARIABLE = "VGG_EDGE_KEY_PASSPHRASE"
+NEEDED = "signing needs, in a clone of this project: pip install '.[sign]'"
+
+# The folder's name and its files, by name → the bytes of model.sig.
+Sign = Callable[[str, Mapping[str, bytes]], bytes]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code: 0 done, 2 a usage error, 130 stopped."""
+    parser = argparse.ArgumentParser(prog="python -m export.sign", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that python -m export wrote")
+    parser.add_argument("key", type=Path, metavar="KEY", help="a private key, PEM; see the README")
+    arguments = parser.parse_args(argv)
+    return ended(lambda: sign_folder(arguments.folder, arguments.key), NEEDED, "nothing is signed")
+
+
+def sign_folder(folder: Path, key: Path) -> int:
+    """Puts a signature over all its files in place of the one that `folder` had, if any. Raises UserError."""
+    index = read_index(folder)
+    check(folder)
+    sign = open_key(key)
+    contents = {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
+    contents.pop(SIGNATURE_NAME, None)
+    for file in index.files:
+        if file.file in contents and hashlib.sha256(contents[file.file]).hexdigest() != file.sha256:
+            raise UserError(f"{folder / file.file}: is not the file that was exported: not signed")
+    # The whole folder is swapped, so that who follows it sees a new model and not half a signature.
+    swap_in({**contents, SIGNATURE_NAME: sign(folder.name, contents)}, folder)
+    print(f"signed: {folder}: {', '.join(contents)}")
+    return 0
+
+
+def open_key(path: Path) -> Sign:
+    """A private key made ready to sign with. Its passphrase is VGG_EDGE_KEY_PASSPHRASE, or is asked for.
+
+    Raises UserError: not an elliptic-curve key on P-256, P-384 or P-521, the passphrase is wrong, or the
+    extra `sign` is not installed.
+    """
+    if find_spec("model_signing") is None:
+        raise UserError(f"model-signing is not installed; {NEEDED}")
+    from model_signing import hashing, signing
+
+    passphrase, public = _unlock(path)
+    # Its hint says str, its call takes bytes alone.
+    config = signing.Config().use_elliptic_key_signer(  # type: ignore[no-untyped-call]
+        private_key=path,
+        password=passphrase,  # type: ignore[arg-type]
+    )
+    config.set_hashing_config(
+        hashing.Config().set_ignored_paths(  # type: ignore[no-untyped-call]
+            paths=[SIGNATURE_NAME], ignore_git_paths=False
+        )
+    )
+
+    def sign(name: str, files: Mapping[str, bytes]) -> bytes:
+        with TemporaryDirectory() as there:
+            model, signature = Path(there, name), Path(there, f"{name}.sig")
+            model.mkdir()
+            for file, data in files.items():
+                (model / file).write_bytes(data)
+            config.sign(model, signature)
+            bundle = signature.read_bytes()
+        # As a device will read it: a library of tomorrow may write what runtime does not know.
+        if signed_files(bundle, public) != {f: hashlib.sha256(data).hexdigest() for f, data in files.items()}:
+            raise UserError(f"{name}: model-signing did not sign these files as they are")
+        return bundle
+
+    return sign
+
+
+def _unlock(path: Path) -> tuple[bytes | None, PublicKey]:
+    """The passphrase that opens the key, None where it needs none, and the public half."""
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    pem, passphrase = read_bytes(path, MAX_KEY_BYTES), None
+    try:
+        try:
+            private = load_pem_private_key(pem, None)
+        except TypeError:  # it is encrypted
+            passphrase = _passphrase(path)
+            private = load_pem_private_key(pem, passphrase)
+    except UserError:
+        raise
+    except Exception:  # of damaged keys it raises more than it documents
+        what = "is not a private key in PEM form" if passphrase is None else "does not open: wrong passphrase"
+        raise UserError(f"{path}: {what}") from None
+    if not isinstance(private, EllipticCurvePrivateKey) or private.curve.name not in HASH_BY_CURVE:
+        raise UserError(
+            f"{path}: is not an elliptic-curve key on P-256, P-384 or P-521: "
+            "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out KEY makes one"
+        )
+    return passphrase, PublicKey(path, private.public_key())
+
+
+def _passphrase(path: Path) -> bytes:
+    given = os.environ.get(PASSPHRASE_VARIABLE)
+    if given is None and not sys.stdin.isatty():
+        raise UserError(f"{path}: is encrypted: give its passphrase in {PASSPHRASE_VARIABLE}")
+    if given is None:
+        from getpass import getpass
+
+        given = getpass(f"passphrase of {path}: ")
+    return given.encode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Signing: what a device accepts, what the library's own command says of it, and each key that is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+
+from export.__main__ import main as export_main
+from export.sign import PASSPHRASE_VARIABLE, main
+from runtime.model import INDEX_NAME, KEY_VARIABLE, open_model
+from runtime.signature import SIGNATURE_NAME, read_signature
+
+RELEASED = Path(__file__).parents[2] / "models" / "flowers"
+
+
+def write_key(path: Path, private: object, passphrase: bytes | None = None) -> Path:
+    """KEY, and KEY.pub beside it."""
+    pem, text = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    lock = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    path.write_bytes(private.private_bytes(pem, text, lock))  # type: ignore[attr-defined]
+    public = private.public_key()  # type: ignore[attr-defined]
+    info = serialization.PublicFormat.SubjectPublicKeyInfo
+    path.with_suffix(".pub").write_bytes(public.public_bytes(pem, info))
+    return path
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_key(tmp_path_factory.mktemp("keys") / "maker.key", ec.generate_private_key(ec.SECP256R1()))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(RELEASED, tmp_path / "flowers"))
+
+
+def stock(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """The command of the library itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "model_signing", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_folder_is_signed_whole_and_the_librarys_command_agrees(
+    folder: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main([str(folder), str(key)]) == 0
+    assert capsys.readouterr().out == f"signed: {folder}: {', '.join(sorted(before))}\n"
+    signature = read_signature(folder, key.with_suffix(".pub"))
+    assert signature.files == {name: hashlib.sha256(data).hexdigest() for name, data in before.items()}
+    assert {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.name != SIGNATURE_NAME
+    } == before
+    verify = (
+        "verify",
+        "key",
+        "--public_key",
+        key.with_suffix(".pub"),
+        "--signature",
+        folder / SIGNATURE_NAME,
+    )
+    done = stock(*verify, folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "README.md").write_text("another card")
+    assert stock(*verify, folder).returncode != 0
+
+
+@pytest.mark.parametrize(
+    "curve", [ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()], ids=lambda curve: curve.name
+)
+def test_what_the_librarys_command_signed_is_accepted(
+    folder: Path, tmp_path: Path, curve: ec.EllipticCurve
+) -> None:
+    key = write_key(tmp_path / "stock.key", ec.generate_private_key(curve))
+    sign = ("sign", "key", "--private_key", key, "--signature")
+    assert stock(*sign, folder / SIGNATURE_NAME, folder).returncode == 0
+    assert open_model(folder, key=key.with_suffix(".pub")).signature
+    # One file by itself: its signature lists it as ".".
+    lone = Path(shutil.copy(folder / "flowers_int8.tflite", tmp_path / "mine.tflite"))
+    assert stock(*sign, tmp_path / "mine.tflite.sig", lone).returncode == 0
+    assert open_model(lone, key=key.with_suffix(".pub")).signature
+
+
+def test_signing_again_is_by_the_new_key(folder: Path, key: Path, tmp_path: Path) -> None:
+    other = write_key(tmp_path / "other.key", ec.generate_private_key(ec.SECP256R1()))
+    assert main([str(folder), str(key)]) == main([str(folder), str(other)]) == 0
+    assert SIGNATURE_NAME not in read_signature(folder, other.with_suffix(".pub")).files
+
+
+def test_a_damaged_folder_is_not_signed(folder: Path, key: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = folder / "flowers_int8.onnx"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert main([str(folder), str(key)]) == 2
+    assert capsys.readouterr().err == f"error: {path}: is not the file that was exported: not signed\n"
+    assert not (folder / SIGNATURE_NAME).exists()
+
+
+def test_an_encrypted_key_takes_its_passphrase(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = write_key(tmp_path / "locked.key", ec.generate_private_key(ec.SECP256R1()), b"open sesame")
+    command = [str(folder), str(key)]
+    monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
+    assert main(command) == 2
+    assert "is encrypted: give its passphrase in" in capsys.readouterr().err
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "open")
+    assert main(command) == 2
+    assert "wrong passphrase" in capsys.readouterr().err
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "open sesame")
+    assert main(command) == 0
+    assert read_signature(folder, key.with_suffix(".pub"))
+
+
+def test_keys_of_other_kinds_are_refused(
+    folder: Path, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edwards = write_key(tmp_path / "ed.key", ed25519.Ed25519PrivateKey.generate())
+    bitcoin = write_key(tmp_path / "k1.key", ec.generate_private_key(ec.SECP256K1()))
+    (tmp_path / "not.key").write_text("-----BEGIN PRIVATE KEY-----\nno\n-----END PRIVATE KEY-----\n")
+    for path, reason in (
+        (edwards, "not an elliptic-curve key on P-256"),
+        (bitcoin, "not an elliptic-curve key on P-256"),
+        (key.with_suffix(".pub"), "not a private key in PEM form"),
+        (tmp_path / "not.key", "not a private key in PEM form"),
+        (tmp_path / "nowhere.key", "no such file"),
+    ):
+        assert main([str(folder), str(path)]) == 2
+        (line,) = capsys.readouterr().err.lower().splitlines()
+        assert line.startswith(f"error: {str(path).lower()}: ") and reason.lower() in line
+    assert not (folder / SIGNATURE_NAME).exists()
+
+
+def test_an_export_signs_what_it_writes(
+    compressed_run: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the same swap as the files, over those that are kept, and not where parity failed."""
+    monkeypatch.setenv(KEY_VARIABLE, str(key.with_suffix(".pub")))
+    out = tmp_path / "small"
+    command = [str(compressed_run), "--out", str(out), "--keep", "float32.tflite", "--sign", str(key)]
+    assert export_main(command) == 0
+    kept = {"small_float32.tflite", INDEX_NAME, "parity.csv", "README.md"}
+    assert {path.name for path in out.iterdir()} == {*kept, SIGNATURE_NAME}
+    assert set(open_model(out).signature.files) == kept  # type: ignore[union-attr]
+
+
+def test_an_export_with_a_bad_key_does_no_work(
+    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(compressed_run), "--out", str(tmp_path / "m"), "--sign", str(tmp_path / "nowhere")]
+    assert export_main(command) == 2
+    said = capsys.readouterr()
+    assert "No such file" in said.err and "convert" not in said.out

@@ -1,0 +1,275 @@
+"""What is fuzzed: a function for each parser of ours that reads what strangers wrote.
+
+It may raise the error whose one line the user is told, and nothing else. Its seeds are real files, small.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import mkdtemp
+
+import numpy as np
+from PIL import Image
+
+from runtime.errors import ModelError, PictureError, UserError
+from runtime.model import INDEX_NAME, Contract, choose_model, read_contract, read_index
+from runtime.picture import read_picture
+from runtime.signature import PublicKey, signed_files
+
+RELEASED = Path(__file__).parents[2] / "models" / "flowers"
+LONGEST_LINE = 1000  # characters
+
+
+@dataclass(frozen=True)
+class Target:
+    parse: Callable[[bytes], object]  # one input
+    seeds: Callable[[], list[bytes]]
+    megabytes: int = 256  # the process's peak, Python's and the fuzzer's own included
+    longest: int = 16_384  # bytes of an input
+    text: bool = False  # JSON, whose values are exchanged too
+
+
+def told(error: type[UserError], parse: Callable[[], object]) -> None:
+    """What a user may see of bad input: this error, and one line of it that fits on a screen."""
+    try:
+        parse()
+    except error as refused:
+        line = str(refused)
+        assert line and len(line) <= LONGEST_LINE and len(line.splitlines()) == 1, repr(line[:2000])
+
+
+def tflite(data: bytes) -> None:
+    told(ModelError, lambda: read_contract(data, "tflite"))
+
+
+def tflite_seeds() -> list[bytes]:
+    """The zip at the end of a released file, behind the first bytes of its FlatBuffer."""
+    data = (RELEASED / "flowers_int8.tflite").read_bytes()
+    return [data[:64] + data[data.index(b"PK\x03\x04") :]]
+
+
+def onnx(data: bytes) -> None:
+    told(ModelError, lambda: read_contract(data, "onnx"))
+
+
+def onnx_seeds() -> list[bytes]:
+    """A released file without its graph."""
+    import onnx as library
+
+    model = library.load(RELEASED / "flowers_int8.onnx")
+    model.graph.Clear()
+    return [model.SerializeToString()]
+
+
+def contract(data: bytes) -> None:
+    told(ModelError, lambda: Contract.from_json(data))
+
+
+def contract_seeds() -> list[bytes]:
+    made = read_index(RELEASED).contract
+    other = replace(made, labels=("grün", "红"), thresholds={}, created="2025-01-31T12:00:00.5+00:00")
+    return [made.to_json().encode(), other.to_json().encode()]
+
+
+_FOLDER = Path(mkdtemp(prefix="vgg-edge-fuzz-"))
+
+
+def index(data: bytes) -> None:
+    """From the disk, so that what it makes of the listed names is tried too."""
+    (_FOLDER / INDEX_NAME).write_bytes(data)
+    told(ModelError, lambda: choose_model(_FOLDER))
+
+
+def index_seeds() -> list[bytes]:
+    return [(RELEASED / INDEX_NAME).read_bytes()]
+
+
+def bundle(data: bytes) -> None:
+    told(ModelError, lambda: signed_files(data, _signer()[1]))
+
+
+def bundle_seeds() -> list[bytes]:
+    return [_bundle(seed) for seed in statement_seeds()]
+
+
+def statement(data: bytes) -> None:
+    """What a signature that holds says: its maker is trusted, but perhaps signs other things too."""
+    told(ModelError, lambda: signed_files(_bundle(data), _signer()[1]))
+
+
+def statement_seeds() -> list[bytes]:
+    resources = [{"name": name, "digest": "0a" * 32, "algorithm": "sha256"} for name in ("a", INDEX_NAME)]
+    return [
+        json.dumps(
+            {
+                "_type": "https://in-toto.io/Statement/v1",
+                "subject": [{"name": "flowers", "digest": {"sha256": "0b" * 32}}],
+                "predicateType": "https://model_signing/signature/v1.0",
+                "predicate": {
+                    "resources": resources,
+                    "serialization": {
+                        "method": "files",
+                        "hash_type": "sha256",
+                        "ignore_paths": ["model.sig"],
+                    },
+                },
+            }
+        ).encode()
+    ]
+
+
+def _signer(made: list[tuple[object, PublicKey]] = []) -> tuple[object, PublicKey]:  # noqa: B006 (kept)
+    if not made:
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        private = ec.derive_private_key(2**128 + 1, ec.SECP256R1())
+        made.append((private, PublicKey(Path("fuzz.pub"), private.public_key())))
+    return made[0]
+
+
+def _bundle(payload: bytes) -> bytes:
+    """Signed as model-signing signs, whatever is in it."""
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+    from cryptography.hazmat.primitives.hashes import SHA256
+
+    private, public = _signer()
+    kind = "application/vnd.in-toto+json"
+    signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind.encode(), len(payload), payload)
+    signature = private.sign(signed, ECDSA(SHA256()))  # type: ignore[attr-defined]
+    return json.dumps(
+        {
+            "mediaType": "application/vnd.dev.sigstore.bundle.v0.3+json",
+            "verificationMaterial": {"publicKey": {"hint": public.sha256}, "tlogEntries": []},
+            "dsseEnvelope": {
+                "payload": base64.b64encode(payload).decode(),
+                "payloadType": kind,
+                "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
+            },
+        }
+    ).encode()
+
+
+def picture(data: bytes) -> None:
+    def read() -> None:
+        pixels = read_picture(data, (32, 32))
+        assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
+
+    told(PictureError, read)
+
+
+def picture_seeds() -> list[bytes]:
+    return list(_pictures())
+
+
+def _pictures() -> Iterator[bytes]:
+    """Every kind that is read, of 24 x 20 pixels, in the modes that take ways of their own."""
+    from PIL import ImageCms
+
+    noise = np.random.default_rng(0).integers(0, 256, (20, 24, 4), np.uint8)
+    rgba = Image.fromarray(noise, "RGBA")
+    rgb, grey, palette = rgba.convert("RGB"), rgba.convert("L"), rgba.convert("RGB").quantize(16)
+    deep = Image.fromarray(noise.astype(np.uint16)[..., 0] * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+    def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        return file.getvalue()
+
+    yield saved(rgb, "JPEG", exif=exif, icc_profile=srgb)
+    yield saved(rgb, "JPEG", progressive=True)
+    yield saved(grey, "JPEG")
+    yield saved(rgb.convert("CMYK"), "JPEG")
+    yield saved(rgb, "MPO", save_all=True, append_images=[rgb])
+    for image in (rgba, rgb, grey, deep, rgba.convert("LA"), rgb.convert("1")):
+        yield saved(image, "PNG")
+    yield saved(palette, "PNG", transparency=3, icc_profile=srgb)
+    yield saved(rgb, "PNG", exif=exif)
+    yield saved(palette, "GIF", save_all=True, append_images=[palette.rotate(90)], transparency=3)
+    for options in ({"lossless": True}, {"exif": exif}, {"save_all": True, "append_images": [rgb]}):
+        yield saved(rgba, "WEBP", **options)
+    for compression in (None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg"):
+        yield saved(rgb, "TIFF", compression=compression)
+    yield saved(deep, "TIFF")
+    yield saved(Image.fromarray(noise.astype(np.float32)[..., 0]), "TIFF")
+    for image in (rgb, palette, rgba):
+        yield saved(image, "BMP")
+    yield saved(rgb, "JPEG2000")
+    yield saved(rgb, "JPEG2000", no_jp2=True)
+    for image in (rgb, grey, rgb.convert("1")):
+        yield saved(image, "PPM")
+    yield saved(rgb, "AVIF")
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
+    yield saved(rgb, "HEIF")
+
+
+def upload(data: bytes) -> None:
+    """A request's body behind a line with its Content-Type."""
+    from runtime.web.door import Refused
+    from runtime.web.upload import read_upload
+
+    kind, _, body = data.partition(b"\n")
+    try:
+        read_upload(kind.decode("latin-1"), body)
+    except Refused as refused:
+        assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
+        assert len(refused.reason) <= LONGEST_LINE
+
+
+def head(data: bytes) -> None:
+    """A request's headers, one a line, at a door with a token."""
+    from runtime.web.door import Refused, open_door
+
+    door = open_door("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
+    fields = [line.partition(b":")[::2] for line in data.split(b"\n")]
+    try:
+        door.check("POST", fields)
+    except Refused as refused:
+        assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
+        assert len(refused.reason) <= LONGEST_LINE
+
+
+def head_seeds() -> list[bytes]:
+    bearer = b"authorization:Bearer " + b"t" * 24
+    return [
+        b"host:127.0.0.1:8080\norigin:http://127.0.0.1:8080\nsec-fetch-site:same-origin\n" + bearer,
+        b'host:[::1]:8080\norigin:http://[::1]:8080\ncookie:vgg_edge_8080=0; other="1"',
+        b"host:pi.example.org\n" + bearer,
+    ]
+
+
+def upload_seeds() -> list[bytes]:
+    photo = picture_seeds()[2]
+    head = b'--b\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+    field = b'--b\r\nContent-Disposition: form-data; name="note"\r\n\r\nmine\r\n'
+    return [
+        b"image/jpeg\n" + photo,
+        b"multipart/form-data; boundary=b\n" + head + photo + b"\r\n--b--\r\n",
+        b'multipart/form-data; boundary="b"\n' + field + head + photo + b"\r\n--b--\r\n",
+    ]
+
+
+TARGETS = {
+    "tflite": Target(tflite, tflite_seeds),
+    "onnx": Target(onnx, onnx_seeds),
+    "contract": Target(contract, contract_seeds, text=True),
+    "index": Target(index, index_seeds, text=True),
+    "bundle": Target(bundle, bundle_seeds, text=True),
+    "statement": Target(statement, statement_seeds, text=True),
+    "picture": Target(picture, picture_seeds, megabytes=1024),
+}
+if find_spec("runtime.web"):  # the service's
+    TARGETS["upload"] = Target(upload, upload_seeds)
+    TARGETS["head"] = Target(head, head_seeds, longest=2048)
