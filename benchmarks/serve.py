@@ -48,7 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/flowers"
 CLIENTS = 32
 PHOTOS = 200
-ROUNDS = 6
+ROUNDS = 12
 BAR = 0.9
 
 Expected = tuple[str, float]  # the label and its probability
@@ -115,14 +115,18 @@ def beside_the_engine(
     scale = cores / (cores - statistics.median(sinks))
     goodput = [run.answered / run.seconds for run in served]
     ratio = statistics.median(ours / (theirs * scale) for ours, theirs in zip(goodput, alone, strict=True))
-    infer_ratio = statistics.median(ours / (theirs * scale) for ours, theirs in zip(goodput, infers, strict=True))
+    infer_ratio = statistics.median(
+        ours / (theirs * scale) for ours, theirs in zip(goodput, infers, strict=True)
+    )
     total = sum(run.answered for run in served)
     wrong, failed = (sum(getattr(run, name) for run in served) for name in ("wrong", "failed"))
     latencies = sorted(latency for run in served for latency in run.latencies)
     busy = sum(run.cpu for run in served) / sum(run.seconds for run in served)
     yield Row("photos answered", total, "", "all", failed == 0, f"{CLIENTS} clients, {seconds:.0f} s")
     yield Row("wrong answers", wrong, "", "0", wrong == 0, "label and probability, against the classifier's")
-    yield Row("goodput", statistics.median(goodput), "photos/s", "", None, f"the generator takes {busy:.2f} cores")
+    yield Row(
+        "goodput", statistics.median(goodput), "photos/s", "", None, f"the generator takes {busy:.2f} cores"
+    )
     yield Row(
         "engine alone, with decoding",
         statistics.median(alone) * scale,
@@ -132,7 +136,9 @@ def beside_the_engine(
         f"{statistics.median(alone):.0f} measured, the sink takes {statistics.median(sinks):.2f} cores",
     )
     yield Row("goodput / engine alone, with decoding", ratio, "", f"≥ {BAR}", ratio >= BAR, f"{ROUNDS} turns")
-    yield Row("goodput / engine alone, photos decoded before", infer_ratio, "", "", None, "no photo comes decoded")
+    yield Row(
+        "goodput / engine alone, photos decoded before", infer_ratio, "", "", None, "no photo comes decoded"
+    )
     for share in (50, 95, 99):
         yield Row(f"latency p{share}", 1000 * latencies[int(share / 100 * len(latencies))], "ms")
     growth = memory[-1] - memory[0]
@@ -151,11 +157,18 @@ def with_few_places(photos: list[bytes], expected: list[Expected], seconds: floa
     name = f"{CLIENTS // 4} places: "
     latencies = sorted(run.latencies)
     yield Row(
-        f"{name}photos answered", run.answered, "", "all", run.failed == 0, f"{run.refused:,} times 503 before"
+        f"{name}photos answered",
+        run.answered,
+        "",
+        "all",
+        run.failed == 0,
+        f"{run.refused:,} times 503 before",
     )
     yield Row(f"{name}wrong answers", run.wrong, "", "0", run.wrong == 0)
     yield Row(f"{name}goodput", run.answered / run.seconds, "photos/s")
-    yield Row(f"{name}latency p99", 1000 * latencies[int(0.99 * len(latencies))], "ms", "", None, "waiting included")
+    yield Row(
+        f"{name}latency p99", 1000 * latencies[int(0.99 * len(latencies))], "ms", "", None, "waiting included"
+    )
     yield Row(f"{name}memory growth", growth, "MB", "≤ 5", growth <= 5)
 
 
@@ -246,7 +259,9 @@ async def _client(
         began = time.perf_counter()
         while True:
             if connection is None or connection.lost:
-                _, connection = await asyncio.get_running_loop().create_connection(Connected, "127.0.0.1", port)
+                _, connection = await asyncio.get_running_loop().create_connection(
+                    Connected, "127.0.0.1", port
+                )
             status, headers, body = await connection.ask(request)
             if status != 503:
                 break
@@ -401,8 +416,15 @@ def write(rows: Sequence[Row], used: str) -> None:
         writer = csv.DictWriter(file, [*asdict(rows[0]), "measured_on"])
         writer.writeheader()
         for row in rows:
-            writer.writerow({**asdict(row), "value": f"{row.value:.4g}", "measured_on": f"{used}, {machine()}"})
-    lines = [f"{used}, load {os.getloadavg()[0]:.1f}. {machine()}", "", "| | | bar | holds | |", "|---|---|---|---|---|"]
+            writer.writerow(
+                {**asdict(row), "value": f"{row.value:.4g}", "measured_on": f"{used}, {machine()}"}
+            )
+    lines = [
+        f"{used}, load {os.getloadavg()[0]:.1f}. {machine()}",
+        "",
+        "| | | bar | holds | |",
+        "|---|---|---|---|---|",
+    ]
     for row in rows:
         value = f"{row.value:,.0f}" if row.value == int(row.value) else f"{row.value:.3g}"
         holds = "" if row.holds is None else "yes" if row.holds else "no"
