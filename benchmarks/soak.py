@@ -117,7 +117,7 @@ def soak(clip: Path, engine: str, model: str) -> Soak:
             fields = dict(line.split(":", 1) for line in status.splitlines())
             resident.append(int(fields["VmRSS"].split()[0]) / 1e3)
             loads.append(os.getloadavg()[0])
-            peak = int(fields["VmHWM"].split()[0]) / 1e3
+            peak = max(int(fields["VmHWM"].split()[0]) / 1e3, resident[-1])  # the kernel counts in batches
             times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
             cores = (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK") / max(1, second)
             if second % 60 == 0:

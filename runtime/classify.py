@@ -310,6 +310,11 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
     def frames_or_seconds(text: str) -> int | float:
         return int(text) if text.isdecimal() else seconds(text)
 
+    def megabytes(text: str) -> float:
+        if not 0 <= (number := float(text)) < 1e9:  # nor NaN, which no sum would ever reach
+            raise ValueError
+        return number
+
     seconds.__name__ = "time such as 500ms, 1s or 2m"
     frames_or_seconds.__name__ = "number of frames, or time such as 500ms"
     camera = parser.add_argument_group("camera")
@@ -344,7 +349,7 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
     )
     camera.add_argument(
         "--max-mb",
-        type=float,
+        type=megabytes,
         metavar="MB",
         default=1000,
         help="keep no more than that (default: %(default)s)",

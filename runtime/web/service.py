@@ -20,7 +20,7 @@ from runtime.classify import Classifier, Prediction
 from runtime.engines import default_threads
 from runtime.errors import ModelError, PictureError, PictureKindError
 from runtime.live import LiveClassifier
-from runtime.model import choose_model
+from runtime.model import read_index
 from runtime.web.door import Refused
 from runtime.web.upload import read_upload
 
@@ -219,10 +219,11 @@ def _parity(classifier: Classifier) -> dict[str, object] | None:
     """
     model = classifier.model
     try:
-        listed = choose_model(model.path).listed
+        index = read_index(model.path.parent, model.signature)
     except ModelError:
         return None
-    if listed is None or listed.sha256 != model.sha256:
+    listed = next((file for file in index.files if file.sha256 == model.sha256), None)
+    if listed is None:
         return None
     engines = listed.metrics.get("parity")
     if not isinstance(engines, dict):

@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -134,7 +133,6 @@ def test_the_watchdog_restarts_what_hangs(installed: Machine, tmp_path: Path) ->
     assert (tmp_path / "results/second").read_text() == "0.5"
 
 
-@pytest.mark.skipif(find_spec("runtime.serve") is None, reason="runtime.serve is not part of this version")
 def test_the_page_answers_hangs_and_comes_back(installed: Machine, loads: str, tmp_path: Path) -> None:
     """The unit as it is, but for a shorter watchdog: asked, stopped so that it hangs, asked again."""
     units = tmp_path / "etc/systemd/system"

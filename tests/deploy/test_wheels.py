@@ -24,7 +24,7 @@ else:
     import tomli as tomllib
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = ("litert", "onnx", "tflite", "camera", "web", "heic")
+EXTRAS = ("litert", "onnx", "tflite", "camera", "web", "heic", "verify")
 
 
 @dataclass(frozen=True)

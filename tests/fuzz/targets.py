@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -21,6 +20,8 @@ from runtime.errors import ModelError, PictureError, UserError
 from runtime.model import INDEX_NAME, Contract, choose_model, read_contract, read_index
 from runtime.picture import read_picture
 from runtime.signature import PublicKey, signed_files
+from runtime.web.door import Refused, open_door
+from runtime.web.upload import read_upload
 
 RELEASED = Path(__file__).parents[2] / "models" / "flowers"
 LONGEST_LINE = 1000  # characters
@@ -217,9 +218,6 @@ def _pictures() -> Iterator[bytes]:
 
 def upload(data: bytes) -> None:
     """A request's body behind a line with its Content-Type."""
-    from runtime.web.door import Refused
-    from runtime.web.upload import read_upload
-
     kind, _, body = data.partition(b"\n")
     try:
         read_upload(kind.decode("latin-1"), body)
@@ -230,8 +228,6 @@ def upload(data: bytes) -> None:
 
 def head(data: bytes) -> None:
     """A request's headers, one a line, at a door with a token."""
-    from runtime.web.door import Refused, open_door
-
     door = open_door("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
     fields = [line.partition(b":")[::2] for line in data.split(b"\n")]
     try:
@@ -268,8 +264,7 @@ TARGETS = {
     "index": Target(index, index_seeds, text=True),
     "bundle": Target(bundle, bundle_seeds, text=True),
     "statement": Target(statement, statement_seeds, text=True),
+    "upload": Target(upload, upload_seeds),
+    "head": Target(head, head_seeds, longest=2048),
     "picture": Target(picture, picture_seeds, megabytes=1024),
 }
-if find_spec("runtime.web"):  # the service's
-    TARGETS["upload"] = Target(upload, upload_seeds)
-    TARGETS["head"] = Target(head, head_seeds, longest=2048)

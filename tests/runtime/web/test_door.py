@@ -1,0 +1,19 @@
+"""Who is let in: a request whose head is not one is refused like any other."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.web.door import Refused, open_door
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://[]:8080", "http://[::1", "null", "", "//localhost:8080"]
+)
+def test_an_origin_that_is_none_is_another_page(origin: str) -> None:
+    """Found by tests/fuzz: urlsplit raised ValueError, and the service answered 500."""
+    door = open_door("127.0.0.1", 8080, [], "")
+    head = [(b"host", b"localhost:8080"), (b"origin", origin.encode())]
+    with pytest.raises(Refused, match="comes from another page"):
+        door.check("POST", head)
+    door.check("POST", [(b"host", b"localhost:8080"), (b"origin", b"http://LOCALHOST:8080")])
