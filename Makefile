@@ -36,7 +36,7 @@ test: setup lint  ## lint, types, import arrows, and the suite
 test-arm64: setup  ## the runtime on emulated 64-bit Arm, every engine, as on Raspberry Pi 3, 4 and 5: about 5 minutes
 	$(PY) -m pytest tests/arm64 -rP
 
-debian:  ## the Debian packages that tests/deploy, the page's tests and test-arm64 need, as root
+debian:  ## the Debian packages that the tests of deploy, of the page, and test-arm64 need, as root
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck chromium chromium-driver
 
