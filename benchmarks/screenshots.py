@@ -35,12 +35,13 @@ UNKNOWN = ("ground.jpg", (92, 108, 120))
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clip = draw_clip(Path(folder) / "garden.mp4", [("daisy", 0), ("tulips", 0), ("sunflowers", 0)])
-        photos = [Path(folder) / UNKNOWN[0]]
-        Image.new("RGB", (320, 240), UNKNOWN[1]).save(photos[0])
+        photos = []
         for name, number in PHOTOS:
             photos.append(Path(folder) / f"{name}.jpg")
             draw_flower(name, number).save(photos[-1], quality=92)
-        for name, size, dark in (("desktop", (1280, 1140), False), ("phone", (390, 844), True)):
+        photos.insert(2, Path(folder) / UNKNOWN[0])
+        Image.new("RGB", (320, 240), UNKNOWN[1]).save(photos[2])
+        for name, size, dark in (("desktop", (1280, 1300), False), ("phone", (390, 1500), True)):
             with serving("--camera", str(clip)) as address, chromium(size, dark=dark) as browser:
                 shoot(browser, address, photos, HERE / f"page_{name}.png")
 

@@ -140,13 +140,13 @@ def make_app(
 
     app = Starlette(
         routes=[
-            *(Route(path, _file(*file)) for path, file in FILES.items()),
-            Route("/classify", classify, methods=["POST"]),
+            Route("/classify", classify, methods=["POST"]),  # they are tried in this order
             Route("/status", status),
             Route("/live.jpg", live),
             Route("/login", login, methods=["POST"]),
             Route("/healthz", healthz),
             Route("/metrics", read_metrics),
+            *(Route(path, _file(*file)) for path, file in FILES.items()),
         ],
         exception_handlers={
             Refused: _refused,
