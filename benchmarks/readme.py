@@ -31,7 +31,7 @@ def main(photo: str, demo_log: str | None = None) -> int:
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
     outputs = {"classify": classify(photo), "json": classify(photo, "--json"), "auto": auto(photo)}
-    outputs |= camera(photo) | {"install": install()} | signed()
+    outputs |= camera(photo) | page(photo) | {"install": install()} | signed()
     if demo_log:
         outputs["demo"] = tail_of_demo(Path(demo_log).read_text(encoding="utf-8"))
     for name, said in outputs.items():
@@ -157,6 +157,27 @@ def line_on_a_terminal(command: list[str], folder: str) -> str:
     return f"{header}\n{lines[len(lines) // 2]}"
 
 
+def page(photo: str) -> dict[str, str]:
+    """What the service prints at its start, and what curl gets from it for a photo and for a text."""
+    command = [sys.executable, "-m", "runtime.serve", "--model", "models/flowers"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            started = process.stdout.readline() + process.stdout.readline()
+
+            def curl(file: str) -> str:
+                asked = f"curl -F file=@{file} http://127.0.0.1:8080/classify"
+                where = Path(photo).resolve().parent if file == Path(photo).name else ROOT
+                done = subprocess.run(
+                    [*asked.split(), "--silent"], cwd=where, capture_output=True, text=True, check=True
+                )
+                return f"$ {asked}\n{done.stdout}"
+
+            return {"serve": started, "curl": f"{curl(Path(photo).name)}\n{curl('README.md')}"}
+        finally:
+            process.terminate()
+
+
 def install() -> str:
     """What the install script would do on a Pi with the release of Debian that is here."""
     command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
@@ -240,6 +261,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "released": recorded("released.md"),
     "soak": recorded("soak.md"),
     "memory": recorded("memory.md"),
+    "serve": recorded("serve.md"),
 }
 
 

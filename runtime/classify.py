@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from queue import Empty, Queue
@@ -508,7 +508,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _json_line(prediction: Prediction) -> str:
-    return json.dumps(asdict(prediction))
+    # asdict() copies each field deeply, and the service writes such a line for every photo.
+    return json.dumps({**vars(prediction), "top": [vars(guess) for guess in prediction.top]})
 
 
 def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callable[[Prediction], str]:

@@ -1,6 +1,14 @@
 """What Prometheus reads at /metrics."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from runtime.web.service import Service, Times
 from runtime.web.view import View
@@ -14,6 +22,7 @@ class Metrics:
 
     def __init__(self, service: Service, view: View | None) -> None:
         self._service, self._view = service, view
+        disable_created_metrics()  # when each figure began: twice the lines, and nobody asks
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self._requests = Counter(
