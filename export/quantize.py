@@ -17,9 +17,11 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cholesky, inv
 
 from export.calibration import LEVELS, RANGES, SAMPLE
 from runtime.errors import UserError
+from train.matmul import matmul
 
 Floats = NDArray[np.float32]
 
@@ -206,10 +208,10 @@ def gptq(kernel: Floats, scale: Floats, recipe: Recipe, inputs: Floats) -> NDArr
     """
     patches = _patches(inputs, kernel.shape[:2])
     patches -= patches.mean(0)
-    covariance = (patches.T @ patches).astype(np.float64) / len(patches)
+    covariance = matmul(patches.T, patches).astype(np.float64) / len(patches)
     covariance[np.diag_indices_from(covariance)] += DAMPING * covariance.diagonal().mean() + 1e-9
     # Row i of the inverse's upper Cholesky factor says how weight i's error is spread over those after it.
-    spread = np.linalg.cholesky(np.linalg.inv(covariance)).T
+    spread = cholesky(inv(covariance))
     left = kernel.reshape(-1, kernel.shape[3]).astype(np.float64)
     codes = np.zeros_like(left)
     block = 128  # rows whose corrections are applied to the rest at once
@@ -223,7 +225,7 @@ def gptq(kernel: Floats, scale: Floats, recipe: Recipe, inputs: Floats) -> NDArr
             codes[i] = _within(pair.reshape(1, 1, -1, pair.shape[1]), recipe.weights)[0, 0, -1]
             errors[i - start] = (left[i] - codes[i] * scale) / spread[i, i]
             left[i + 1 : stop] -= np.outer(spread[i, i + 1 : stop], errors[i - start])
-        left[stop:] -= spread[start:stop, stop:].T @ errors
+        left[stop:] -= matmul(spread[start:stop, stop:].T, errors)
     return codes.reshape(kernel.shape).astype(np.int8)
 
 

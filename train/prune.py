@@ -16,9 +16,11 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import inv, solve
 
 from train.backbone import BLOCKS, CONVOLUTIONS, MEAN_RGB
 from train.budget import LAST, Sensitivity, least
+from train.matmul import matmul
 
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]  # kernels and biases by name, as in train.backbone.Weights
@@ -133,9 +135,9 @@ def _equations(exact: NDArray[Any], small: NDArray[Any], kernel: Floats) -> Equa
     total, count = 0.0, 0
     for start in range(0, len(exact), 32):
         x = patches(small[start : start + 32], start)
-        y = (x if exact is small else patches(exact[start : start + 32], start)) @ flat
-        gram += x.T @ x
-        cross += x.T @ y
+        y = matmul(x if exact is small else patches(exact[start : start + 32], start), flat)
+        gram += matmul(x.T, x)
+        cross += matmul(x.T, y)
         mean_in += x.sum(0, dtype=np.float64)
         mean_out += y.sum(0, dtype=np.float64)
         total += float(np.square(y, dtype=np.float64).sum())
@@ -161,23 +163,25 @@ def eliminate(
     alive = np.arange(len(gram) // size)
     if keep >= len(alive):
         return alive, np.zeros(1)
-    inverse = np.linalg.inv(_regular(gram, ridge))
-    weights = inverse @ cross
+    inverse = inv(_regular(gram, ridge))
+    weights = matmul(inverse, cross)
     gone: list[NDArray[np.intp]] = []
     lost = [0.0]
     while len(alive) > keep:
         n = len(alive)
         blocks = inverse.reshape(n, size, n, size)[np.arange(n), :, np.arange(n), :]
         own = weights.reshape(n, size, -1)
-        cost = (own * np.linalg.solve(blocks, own)).sum((1, 2))
+        cost = (own * (np.linalg.inv(blocks) @ own)).sum((1, 2))
         drop = np.argsort(cost, kind="stable")[: min(max(n // AT_ONCE, 1), n - keep)]
         rest = np.setdiff1d(np.arange(n), drop)
         out, stay = _rows(drop, size), _rows(rest, size)
-        carry = np.linalg.solve(inverse[np.ix_(out, out)], inverse[np.ix_(out, stay)]).T
-        together = float((weights[out] * np.linalg.solve(inverse[np.ix_(out, out)], weights[out])).sum())
+        shared = inverse[np.ix_(out, stay)]
+        carry = solve(inverse[np.ix_(out, out)], shared).T
+        together = float((weights[out] * solve(inverse[np.ix_(out, out)], weights[out])).sum())
         lost += list(lost[-1] + together * np.arange(1, len(drop) + 1) / len(drop))
-        weights = weights[stay] - carry @ weights[out]
-        inverse = inverse[np.ix_(stay, stay)] - carry @ inverse[np.ix_(out, stay)]
+        weights = weights[stay] - matmul(carry, weights[out])
+        inverse = inverse[np.ix_(stay, stay)]
+        inverse -= matmul(carry, shared)
         gone.append(alive[drop])
         alive = alive[rest]
     return np.concatenate([*gone, alive]), np.array(lost)
@@ -186,7 +190,7 @@ def eliminate(
 def _solved(equations: Equations, kept: NDArray[np.intp], bias: Floats) -> tuple[Floats, Floats]:
     """The kernel [3, 3, kept, out] and the bias [out] that the kept channels are best used with."""
     rows = _rows(kept, 9)
-    weights = np.linalg.solve(_regular(equations.gram)[np.ix_(rows, rows)], equations.cross[rows])
+    weights = solve(_regular(equations.gram)[np.ix_(rows, rows)], equations.cross[rows])
     kernel = weights.reshape(len(kept), 3, 3, -1).transpose(1, 2, 0, 3)
     shift = equations.mean_out - equations.mean_in[rows] @ weights
     return kernel.astype(np.float32), (shift + bias).astype(np.float32)
