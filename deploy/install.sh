@@ -140,7 +140,7 @@ install_all() {
         fail "vgg-edge.service did not start: journalctl -u vgg-edge tells why"
     [ -n "$dry_run" ] || cat <<'DONE'
 vgg-edge.service runs: http://127.0.0.1:8080 on this machine, settings in /etc/vgg-edge/serve.conf, and
-  sudo cat /etc/vgg-edge/token    what the page asks for when it is opened from another machine
+  sudo cat /etc/vgg-edge/token    what the page asks for
   journalctl -u vgg-edge -f       what it says
 DONE
 }
