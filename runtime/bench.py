@@ -24,12 +24,13 @@ from pathlib import Path
 import numpy as np
 
 from runtime.atomic import atomic
+from runtime.classify import positive
 from runtime.engines import ENGINES, FORMATS_OF, choose_engine, default_threads, installed
 from runtime.errors import EngineError, ModelError, UserError
 from runtime.fastest import Fastest, save
 from runtime.machine import board, cpu
 from runtime.model import IndexedFile, ModelFile, choose_model, open_model
-from runtime.terminal import complain, pad, printable, width
+from runtime.terminal import complain, ended, pad, printable, width
 from runtime.turn import Turn
 
 ROUNDS = 5
@@ -202,21 +203,12 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all done, 1 a file did not run in an engine, 2 usage, no model, no engine."""
-    try:
-        return _bench(_arguments(argv))
-    except UserError as error:
-        complain(str(error))
-        return 2
+    return ended(lambda: _bench(_arguments(argv)))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    def positive(text: str) -> float:
+    def seconds(text: str) -> float:
         if not 0 < (number := float(text)) < 1e6:
-            raise ValueError
-        return number
-
-    def count(text: str) -> int:
-        if (number := int(text)) < 1:
             raise ValueError
         return number
 
@@ -230,14 +222,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--runs",
-        type=count,
+        type=positive,
         metavar="N",
         default=RUNS,
         help=f"inferences of each, over {ROUNDS} rounds (default: %(default)s)",
     )
     parser.add_argument(
         "--seconds",
-        type=positive,
+        type=seconds,
         metavar="S",
         default=SECONDS,
         help="time for the inferences of each (default: %(default)g)",

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from math import exp, inf
 from threading import Condition, Event, Lock, Thread
 from types import TracebackType
@@ -16,7 +17,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.classify import Answer, Classifier, Prediction
+from runtime.classify import Answer, Classifier, Prediction, json_line
 from runtime.errors import CameraError
 from runtime.live import LiveClassifier
 from runtime.picture import read_picture
@@ -48,6 +49,27 @@ class Sight:
     age_ms: float  # from `frame.taken` to when the answer was there
     fps: float  # answers a second, over the last ten
     dropped: int  # frames that came and were not looked at, so far
+
+    @property
+    def time(self) -> datetime:
+        """When the frame was taken, UTC."""
+        return datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.frame.taken)
+
+    def to_json(self) -> str:
+        """The line that `python -m runtime.classify --camera --json` prints of it."""
+        return json_line(
+            self.prediction,
+            frame=self.frame.number,
+            age_ms=self.age_ms,
+            fps=self.fps,
+            dropped=self.dropped,
+            time=to_iso(self.time),
+        )
+
+
+def to_iso(moment: datetime) -> str:
+    """ISO 8601 to the millisecond, of a time in UTC."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def over_seconds(seconds: float) -> Callable[[float], float]:

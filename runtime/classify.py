@@ -37,7 +37,16 @@ from runtime.errors import EngineError, PictureError, UserError
 from runtime.fastest import Fastest, saved
 from runtime.model import FORMATS, KEY_VARIABLE, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
-from runtime.terminal import answer_columns, complain, pad, printable, width, without_engine_chatter
+from runtime.terminal import (
+    answer_columns,
+    complain,
+    ended,
+    pad,
+    printable,
+    say,
+    width,
+    without_engine_chatter,
+)
 
 Source = str | Path | bytes | BinaryIO | NDArray[np.uint8]
 
@@ -122,6 +131,9 @@ class Classifier:
                 f"auto: {self.run.engine.split()[0]}, by rule: the first installed of {', '.join(ENGINES)}, "
                 f"int8 first ({measured}); `python -m runtime.bench --save` measures"
             )
+
+    def __str__(self) -> str:
+        return f"{self.model.path} on {self.run.engine}, {self.threads} threads"
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
@@ -240,23 +252,8 @@ def _name(source: Source) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all done, 1 some photos failed and the others are done, 2 usage, no model, no engine."""
-    for stream in (sys.stdout, sys.stderr):
-        # A name in any script, on a terminal of any encoding. The streams of a test may not know how.
-        with suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.filterwarnings("ignore", module="PIL")  # oddities of a picture's tags: not the user's to mend
-    try:
-        return _run(_arguments(argv))
-    except UserError as error:
-        complain(str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (
-        BrokenPipeError
-    ):  # `| head` has read enough; nothing is left for the interpreter to flush into the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    return ended(lambda: _run(_arguments(argv)))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -383,14 +380,15 @@ def _run(arguments: argparse.Namespace) -> int:
     return _classify(arguments)
 
 
+def positive(text: str) -> int:
+    """The type of a flag that counts. Raises ValueError."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The flags of whatever classifies: which model, and Classifier's `options`."""
-
-    def positive(text: str) -> int:
-        if (number := int(text)) < 1:
-            raise ValueError
-        return number
-
     parser.add_argument(
         "--model",
         metavar="PATH",
@@ -423,16 +421,13 @@ def _classify(arguments: argparse.Namespace) -> int:
     with nullcontext() if arguments.verbose else without_engine_chatter():
         classifier = Classifier(arguments.model, **options(arguments))
     if arguments.verbose and classifier.why:
-        print(printable(classifier.why), file=sys.stderr)
+        say(classifier.why)
     names, problems = _expand(arguments.photos)
-    used = f"{classifier.model.path} on {classifier.run.engine}, {classifier.threads} threads"
     if not arguments.json:
-        print(printable(used), flush=True)
+        print(printable(str(classifier)), flush=True)
     elif arguments.verbose:
-        print(printable(used), file=sys.stderr)
-    line = (
-        _json_line if arguments.json else _table(names, classifier.model.contract.labels, arguments.verbose)
-    )
+        say(str(classifier))
+    line = json_line if arguments.json else _table(names, classifier.model.contract.labels, arguments.verbose)
 
     def fail(name: str, reason: str) -> None:
         problems[name] = reason
@@ -507,9 +502,10 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if at % 2 else (0, part) for at, part in enumerate(parts)]
 
 
-def _json_line(prediction: Prediction) -> str:
+def json_line(prediction: Prediction, **more: object) -> str:
+    """What --json prints: the prediction's fields, and `more` of them."""
     # asdict() copies each field deeply, and the service writes such a line for every photo.
-    return json.dumps({**vars(prediction), "top": [vars(guess) for guess in prediction.top]})
+    return json.dumps({**vars(prediction), "top": [vars(guess) for guess in prediction.top], **more})
 
 
 def _table(names: Sequence[str], labels: Sequence[str], verbose: bool) -> Callable[[Prediction], str]:

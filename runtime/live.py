@@ -1,19 +1,30 @@
 """A model that may be replaced while it is in use: the camera, the page and the watched folder run one."""
 
+import argparse
 import hashlib
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
-from runtime.classify import Classifier
+from runtime.classify import Classifier, options
 from runtime.errors import UserError
 from runtime.model import choose_model
 from runtime.signature import SIGNATURE_NAME
+from runtime.terminal import without_engine_chatter
 
 LOOK_EVERY = 1.0  # seconds
+
+
+def follow(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "LiveClassifier":
+    """The one that a command's flags ask for; `tell` gets its news, and with --verbose what auto went by."""
+    with nullcontext() if arguments.verbose else without_engine_chatter():
+        live = LiveClassifier(arguments.model, say=tell, **options(arguments))
+    if arguments.verbose and live.now().why:
+        tell(live.now().why)
+    return live
 
 
 class LiveClassifier:

@@ -12,35 +12,22 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 
-from runtime.classify import add_options, options
+from runtime.classify import add_options, options, positive
 from runtime.errors import UserError
-from runtime.terminal import complain, ends_by_sigterm, printable, without_engine_chatter
+from runtime.terminal import ended, ends_by_sigterm, printable, say, without_engine_chatter
 
 GRACE = 3  # seconds that requests get to end when the service is asked to
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 ended by SIGTERM, 2 usage, no model, no engine, no token, or an address that is taken."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # names in any script, on a terminal of any encoding
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        _serve(_arguments(argv))
-        return 0
-    except UserError as error:
-        complain(str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return ended(lambda: _serve(_arguments(argv)))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    def at_least(lowest: int) -> Any:
-        def number(text: str) -> int:
-            if not lowest <= int(text) < 2**31:
-                raise ValueError
-            return int(text)
-
+    def port(text: str) -> int:
+        if not 0 <= (number := int(text)) < 2**31:
+            raise ValueError
         return number
 
     parser = argparse.ArgumentParser(
@@ -54,7 +41,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="the address to listen on; 0.0.0.0 for all of this machine's, which needs a token "
         "(default: %(default)s)",
     )
-    parser.add_argument("--port", type=at_least(0), default=8080, help="default: %(default)s; 0 for any")
+    parser.add_argument("--port", type=port, default=8080, help="default: %(default)s; 0 for any")
     parser.add_argument(
         "--token-file",
         metavar="FILE",
@@ -80,7 +67,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser)
     parser.add_argument(
         "--queue",
-        type=at_least(1),
+        type=positive,
         metavar="N",
         default=64,
         help="photos at once; whoever comes then is told when to try again (default: %(default)s)",
@@ -98,8 +85,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _serve(arguments: argparse.Namespace) -> None:
-    """Serves until SIGTERM or Ctrl-C. Raises UserError before the first request."""
+def _serve(arguments: argparse.Namespace) -> int:
+    """Serves until SIGTERM or Ctrl-C; gives the exit code, 0. Raises UserError before the first request."""
     _need_web()
     import uvicorn
 
@@ -119,13 +106,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         listening = stack.enter_context(_listen(family, address))
         port = listening.getsockname()[1]
         door = open_door(address[0], port, [*arguments.allow_host, arguments.host], token)
-        camera = Camera(arguments.camera, retry=True, say=_say) if arguments.camera else None
+        camera = Camera(arguments.camera, retry=True, say=say) if arguments.camera else None
         with without_engine_chatter():
-            live = LiveClassifier(arguments.model, say=_say, **options(arguments))
+            live = LiveClassifier(arguments.model, say=say, **options(arguments))
         service = Service(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
         view = View(stack.enter_context(camera), live, arguments.every) if camera else None
-        now = live.now()
-        print(printable(f"{now.model.path} on {now.run.engine}, {now.threads} threads"))
+        print(printable(str(live.now())))
         print(f"{_url(address[0], port, door.beyond, token)}  (Ctrl-C ends it)", flush=True)
 
         async def sweep() -> None:
@@ -157,6 +143,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             server.run(sockets=[listening])
         finally:
             notify("STOPPING=1")
+    return 0
 
 
 def _need_web() -> None:
@@ -201,10 +188,6 @@ def _own_address() -> str:
         )  # an address for documentation, RFC 5737: reached by the default route
         return str(probe.getsockname()[0])
     return socket.gethostname()
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
 
@@ -17,10 +15,9 @@ from PIL import Image
 
 from runtime.atomic import atomic
 from runtime.camera import Camera, Frame, Sight, over_frames, over_seconds, sights
-from runtime.classify import options
 from runtime.errors import CameraError, UserError
-from runtime.live import LiveClassifier
-from runtime.terminal import answer_columns, complain, cut, ends_by_sigterm, printable, without_engine_chatter
+from runtime.live import follow
+from runtime.terminal import answer_columns, complain, cut, ends_by_sigterm, printable
 
 REDRAW_EVERY = 0.1  # seconds; nobody reads faster, and a terminal may be at the end of a slow line
 KEEP_EVERY = 1.0  # seconds between photos kept, without --every: neighbouring frames teach nothing new
@@ -39,12 +36,8 @@ def show(arguments: argparse.Namespace) -> int:
     seen = False
     with ends_by_sigterm(), Screen(json=arguments.json, on_change=_on_change(arguments)) as screen:
         camera = Camera(arguments.camera, retry=arguments.retry, say=screen.say)
-        with nullcontext() if arguments.verbose else without_engine_chatter():
-            live = LiveClassifier(arguments.model, say=screen.say, **options(arguments))
-        now = live.now()
-        if arguments.verbose and now.why:
-            screen.say(now.why)
-        used = f"{now.model.path} on {now.run.engine}, {now.threads} threads"
+        live = follow(arguments, screen.say)
+        used = str(live.now())
         keepers = list(_keepers(arguments, screen.say))
         try:
             with camera:
@@ -95,16 +88,8 @@ class Screen:
         changed, self._told = answer != self._told, answer
         if self._on_change and not changed:
             return
-        taken = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - sight.frame.taken)
         if self._json:
-            extra = {
-                "frame": sight.frame.number,
-                "age_ms": sight.age_ms,
-                "fps": sight.fps,
-                "dropped": sight.dropped,
-                "time": taken.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            }
-            self._print(json.dumps(asdict(prediction) | extra))
+            self._print(sight.to_json())
             return
         if labels is not self._labels:
             self._labels, self._columns = labels, answer_columns(labels)
@@ -112,7 +97,7 @@ class Screen:
         answered, *others = self._columns(prediction, remark)
         line = "  ".join([answered, *reversed(others)])
         if not self._redraws:
-            self._print(f"{taken.astimezone():%H:%M:%S}  {line}")
+            self._print(f"{sight.time.astimezone():%H:%M:%S}  {line}")
         elif time.monotonic() - self._drawn >= REDRAW_EVERY:
             self._drawn = time.monotonic()
             self._print(f"\r{cut(line, os.get_terminal_size().columns - 1)}\x1b[K", end="")

@@ -7,15 +7,35 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from runtime.errors import UserError
 from runtime.model import JOINERS
 
 if TYPE_CHECKING:
     from runtime.classify import Prediction
+
+
+def ended(run: Callable[[], int]) -> int:
+    """Runs a command. Its exit code: 2 after a UserError's line, 130 after Ctrl-C, 141 without a reader."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name in any script, on a terminal of any encoding. The streams of a test may not know how.
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        return run()
+    except UserError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `| head` has read enough; nothing is left for the interpreter to flush into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def answer_columns(labels: Sequence[str]) -> Callable[[Prediction, str], list[str]]:
@@ -86,8 +106,13 @@ def can_print(text: str) -> bool:
     return True
 
 
+def say(line: str) -> None:
+    """News, beside what the command is asked for."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def complain(text: str) -> None:
-    print(f"error: {printable(text)}", file=sys.stderr, flush=True)
+    say(f"error: {text}")
 
 
 @contextmanager

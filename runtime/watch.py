@@ -7,20 +7,19 @@ import io
 import json
 import os
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from contextlib import closing, contextmanager, suppress
+from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 
-from runtime.classify import Classifier, Prediction, options
+from runtime.classify import Classifier, Prediction, json_line
 from runtime.errors import PictureError, UserError
-from runtime.live import LiveClassifier
+from runtime.live import follow
 from runtime.picture import SUFFIXES
-from runtime.terminal import answer_columns, complain, ends_by_sigterm, printable, without_engine_chatter
+from runtime.terminal import answer_columns, complain, ends_by_sigterm, printable, say
 
 # Seconds between two looks through the folder: network folders tell nobody what arrives. A look that takes
 # long is followed by a pause four times as long, so that a large folder costs a fifth of a core at most.
@@ -71,16 +70,9 @@ def watch(arguments: argparse.Namespace) -> int:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     with ends_by_sigterm(), _table(arguments.out) as table:
-        with nullcontext() if arguments.verbose else without_engine_chatter():
-            live = LiveClassifier(arguments.model, say=_say, **options(arguments))
-        now = live.now()
-        if arguments.verbose and now.why:
-            _say(now.why)
+        live = follow(arguments, say)
         if not arguments.json:
-            print(
-                printable(f"{folder} by {now.model.path} on {now.run.engine}, {now.threads} threads"),
-                flush=True,
-            )
+            print(printable(f"{folder} by {live.now()}"), flush=True)
         before: dict[str, Photo] = {}
         failing: dict[Photo, float] = {}
         away = False
@@ -90,7 +82,7 @@ def watch(arguments: argparse.Namespace) -> int:
             took = time.monotonic() - began
             if (there is None) != away:
                 away = there is None
-                _say(f"{folder}: is away, waiting for it" if away else f"{folder}: is back")
+                say(f"{folder}: is away, waiting for it" if away else f"{folder}: is back")
             for photo in sorted((there or {}).values(), key=lambda photo: (photo.modified, photo.source)):
                 if photo.version in table.done or before.get(photo.source) != photo:
                     continue
@@ -160,13 +152,9 @@ def _tell(answer: Prediction | str, photo: Photo, labels: tuple[str, ...], as_js
         if as_json:
             print(json.dumps({"source": photo.source, "error": answer}), flush=True)
     elif as_json:
-        print(json.dumps(asdict(answer)), flush=True)
+        print(json_line(answer), flush=True)
     else:
         print("  ".join([photo.source, *answer_columns(labels)(answer, "")]), flush=True)
-
-
-def _say(line: str) -> None:
-    print(printable(line), file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)

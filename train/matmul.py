@@ -1,8 +1,7 @@
 """Products of large matrices, by the BLAS that SciPy brings.
 
 numpy 1.26, the newest that tflite-runtime works beside, brings one of 2023, which takes processors that it
-does not know for those of 2004: on an Intel Xeon with AMX a float32 product took it four times as long, and
-an inverse eight.
+does not know, such as Xeons with AMX, for those of 2004, and multiplies as slowly.
 """
 
 from typing import Any

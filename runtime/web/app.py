@@ -14,13 +14,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.classify import _json_line
+from runtime.classify import json_line
 from runtime.errors import EngineError
 from runtime.terminal import complain
 from runtime.web.door import Door, Refused
 from runtime.web.metrics import Metrics
 from runtime.web.service import BEAT_EVERY, Disconnected, Service, card, speed
-from runtime.web.view import View, fields
+from runtime.web.view import View
 
 PAGE = Path(__file__).parent / "page"
 FILES = {
@@ -72,7 +72,7 @@ def make_app(
             )
         except Disconnected:
             return Response(status_code=499)  # nobody gets it; nginx's number for it, in the metrics
-        return Response(_json_line(prediction), media_type="application/json")
+        return Response(json_line(prediction), media_type="application/json")
 
     async def status(request: Request) -> Response:
         classifier = service.live.now()
@@ -100,7 +100,7 @@ def make_app(
         return Response(
             await view.jpeg(sight),
             media_type="image/jpeg",
-            headers={"Sight": json.dumps(fields(sight)), "Cache-Control": "no-store"},
+            headers={"Sight": sight.to_json(), "Cache-Control": "no-store"},
         )
 
     async def login(request: Request) -> Response:

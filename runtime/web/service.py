@@ -87,7 +87,7 @@ class Service:
         started = time.perf_counter()
         with self.place() as place:
             body = await self._read_body(place, length, receive)
-            work = self.pool.submit(_answer, self.live.now(), content_type, body)
+            work = self.pool.submit(_answer, self.live, content_type, body)
             del body
             prediction = await asyncio.wrap_future(work)
         ms = prediction.ms
@@ -147,7 +147,7 @@ class Service:
         answered = -1
         while True:
             if answered == self.answered:
-                await loop.run_in_executor(self.pool, _answer_grey, self.live.now())
+                await loop.run_in_executor(self.pool, _answer_grey, self.live)
             answered = self.answered
             if alive():
                 self._beaten = time.monotonic()
@@ -161,17 +161,18 @@ class Service:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _answer(classifier: Classifier, content_type: str, body: bytes) -> Prediction:
+def _answer(live: LiveClassifier, content_type: str, body: bytes) -> Prediction:
     upload = read_upload(content_type, body)
     try:
-        return replace(classifier(upload.data), source=upload.name)
+        return replace(live.now()(upload.data), source=upload.name)
     except PictureKindError as error:
         raise Refused(415, str(error), source=upload.name) from None
     except PictureError as error:
         raise Refused(400, str(error), source=upload.name) from None
 
 
-def _answer_grey(classifier: Classifier) -> None:
+def _answer_grey(live: LiveClassifier) -> None:
+    classifier = live.now()
     classifier.infer(np.full((*classifier.model.contract.input_size, 3), 128, np.uint8))
 
 

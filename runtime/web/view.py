@@ -6,17 +6,14 @@ at its own pace, nothing is queued for a slow one, and a frame is encoded once f
 
 import asyncio
 import io
-import time
 from collections import deque
 from contextlib import suppress
-from dataclasses import asdict
-from datetime import datetime, timedelta, timezone
 from threading import Thread
 from typing import Any
 
 from PIL import Image
 
-from runtime.camera import Camera, Sight, sights
+from runtime.camera import Camera, Sight, sights, to_iso
 from runtime.errors import UserError
 from runtime.live import LiveClassifier
 from runtime.web.door import Refused
@@ -65,7 +62,7 @@ class View:
         last = self.history[-1] if self.history else {}
         if (last.get("label"), last.get("known")) != (now.label, now.known):
             answer = {"label": now.label, "probability": now.probability, "known": now.known}
-            self.history.append({"time": taken_at(sight), **answer})
+            self.history.append({"time": to_iso(sight.time), **answer})
         elif last["probability"] < now.probability:  # what was seen best stands for it
             last["probability"] = now.probability
         self.sight = sight
@@ -105,19 +102,3 @@ def _encode(sight: Sight) -> bytes:
     out = io.BytesIO()
     image.save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()
-
-
-def taken_at(sight: Sight) -> str:
-    taken = datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - sight.frame.taken)
-    return taken.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def fields(sight: Sight) -> dict[str, object]:
-    """What `python -m runtime.classify --camera --json` tells of a frame."""
-    return asdict(sight.prediction) | {
-        "frame": sight.frame.number,
-        "age_ms": sight.age_ms,
-        "fps": sight.fps,
-        "dropped": sight.dropped,
-        "time": taken_at(sight),
-    }

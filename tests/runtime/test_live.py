@@ -12,6 +12,7 @@ import pytest
 from runtime import live
 from runtime.errors import ModelError
 from runtime.live import LiveClassifier
+from tests.waiting import wait_for
 
 NAMES = ("blue", "green", "red")
 
@@ -19,14 +20,6 @@ NAMES = ("blue", "green", "red")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    """Asks often, as a camera does."""
-    until = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < until, "did not happen within 20 s"
-        time.sleep(0.02)
 
 
 def test_a_new_model_is_taken_up(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from PIL import Image
 from runtime.web.app import PAGE
 from runtime.web.door import MIN_TOKEN
 from runtime.web.guard import HEAD_SECONDS
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 MAX_BYTES = 1_000_000
@@ -449,13 +450,6 @@ def test_a_camera_that_is_away_is_told_and_photos_go_on(knowing: Path, red: byte
         server.process.terminate()
         out, err = server.process.communicate(timeout=10)
         assert "hunter2" not in out + err and "nothing answers" in err
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < until, "did not happen within 20 s"
-        time.sleep(0.02)
 
 
 def test_silent_connections_are_closed(server: Server, silent: list[socket.socket]) -> None:

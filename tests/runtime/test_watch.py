@@ -18,6 +18,7 @@ import pytest
 
 from runtime.classify import main
 from runtime.watch import COLUMNS
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 CODE = (
@@ -65,13 +66,6 @@ def rows_of(path: Path) -> list[dict[str, str]]:
     return [dict(zip(COLUMNS, row, strict=True)) for row in texts]
 
 
-def wait_for(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 30
-    while not happened():
-        assert time.monotonic() < until, "did not happen within 30 s"
-        time.sleep(0.02)
-
-
 def has(path: Path, number: int) -> Callable[[], bool]:
     return lambda: path.exists() and len(rows_of(path)) >= number
 
@@ -90,12 +84,12 @@ def test_photos_are_answered_as_they_arrive_and_once(
     out = tmp_path / name
     shutil.copy(photos / "red.jpg", folder / "there, already.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours) as watcher:
-        wait_for(has(out, 1))
+        wait_for(has(out, 1), 30)
         (folder / "notes.txt").write_text("no picture")
         (folder / ".hidden.jpg").write_bytes(b"")
         (folder / "below").mkdir()
         shutil.copy(photos / "green.jpg", folder / "below" / "arrived.jpg")
-        wait_for(has(out, 2))
+        wait_for(has(out, 2), 30)
         code, printed, err = watcher.end()
     assert (code, err) == (0, "") and "there, already.jpg  红" in printed
     first, second = rows_of(out)
@@ -107,7 +101,7 @@ def test_photos_are_answered_as_they_arrive_and_once(
     shutil.copy(photos / "blue.png", folder / "new.png")
     shutil.copy(photos / "blue.png", folder / "there, already.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours) as watcher:
-        wait_for(has(out, 4))
+        wait_for(has(out, 4), 30)
         time.sleep(0.5)
         assert watcher.end()[0] == 0
     assert sorted(row["source"] for row in rows_of(out)[2:]) == ["new.png", "there, already.jpg"]
@@ -121,7 +115,7 @@ def test_a_file_that_grows_is_waited_for(colours: Path, photos: Path, folder: Pa
             for at in range(0, len(data), len(data) // 8):
                 file.write(data[at : at + len(data) // 8])
                 time.sleep(0.2)  # it stays the same over several looks, and is damaged at each
-        wait_for(has(out, 1))
+        wait_for(has(out, 1), 30)
         code, _, err = watcher.end()
     assert (code, err) == (0, "")
     assert [(row["label"], row["error"]) for row in rows_of(out)] == [("红", "")]
@@ -140,7 +134,7 @@ def test_a_file_is_not_read_before_it_is_at_rest(
                 file.write(b"more")
                 time.sleep(0.01)
         file_size = (folder / "growing.jpg").stat().st_size
-        wait_for(lambda: out.exists() and any(row["bytes"] == str(file_size) for row in rows_of(out)))
+        wait_for(lambda: out.exists() and any(row["bytes"] == str(file_size) for row in rows_of(out)), 30)
     assert len(rows_of(out)) <= 2  # of ten looks
 
 
@@ -151,7 +145,7 @@ def test_a_damaged_file_is_a_row_and_a_line(
     (folder / "cut\n=1.jpg").write_bytes((photos / "red.jpg").read_bytes()[:200])
     shutil.copy(photos / "red.jpg", folder / "whole.jpg")
     with watching("--watch", folder, "--out", out, "--model", knowing, "--json") as watcher:
-        wait_for(has(out, 2))
+        wait_for(has(out, 2), 30)
         time.sleep(0.2)  # told after it is kept
         code, printed, err = watcher.end()
     whole, cut = rows_of(out)
@@ -171,12 +165,12 @@ def test_killed_in_the_middle_it_goes_on(
         shutil.copy(photos / "red.jpg", folder / f"{number}.jpg")
     for many in (5, 25):
         with watching("--watch", folder, "--out", out, "--model", colours) as watcher:
-            wait_for(has(out, many))
+            wait_for(has(out, many), 30)
             assert watcher.end(signal.SIGKILL)[0] == -signal.SIGKILL
     if name == "results.csv":  # and a loss of power cut the last row short
         out.write_bytes(out.read_bytes()[:-30])
     with watching("--watch", folder, "--out", out, "--model", colours):
-        wait_for(has(out, 60))
+        wait_for(has(out, 60), 30)
     sources = [row["source"] for row in rows_of(out)]
     assert sorted(sources) == sorted(f"{number}.jpg" for number in range(60))
     assert {row["label"] for row in rows_of(out)} == {"红"}
@@ -188,12 +182,12 @@ def test_a_folder_that_is_away_is_waited_for(
     out = tmp_path / "results.csv"
     shutil.copy(photos / "red.jpg", folder / "1.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours) as watcher:
-        wait_for(has(out, 1))
+        wait_for(has(out, 1), 30)
         folder.rename(tmp_path / "elsewhere")
         time.sleep(0.5)
         (tmp_path / "elsewhere").rename(folder)
         shutil.copy(photos / "red.jpg", folder / "2.jpg")
-        wait_for(has(out, 2))
+        wait_for(has(out, 2), 30)
         time.sleep(0.3)
         code, _, err = watcher.end()
     assert code == 0 and err.splitlines() == [f"{folder}: is away, waiting for it", f"{folder}: is back"]
@@ -206,11 +200,11 @@ def test_what_is_gone_is_forgotten(colours: Path, photos: Path, folder: Path, tm
     shutil.copy(photos / "red.jpg", folder / "1.jpg")
     shutil.copy(photos / "red.jpg", folder / "2.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours):
-        wait_for(has(out, 2))
+        wait_for(has(out, 2), 30)
         (folder / "1.jpg").rename(tmp_path / "1.jpg")
         time.sleep(0.5)
         (tmp_path / "1.jpg").rename(folder / "1.jpg")
-        wait_for(has(out, 3))
+        wait_for(has(out, 3), 30)
 
 
 def test_a_folder_that_is_not_mounted_is_not_forgotten(
@@ -220,12 +214,12 @@ def test_a_folder_that_is_not_mounted_is_not_forgotten(
     out = tmp_path / "results.csv"
     shutil.copy(photos / "red.jpg", folder / "1.jpg")
     with watching("--watch", folder, "--out", out, "--model", colours):
-        wait_for(has(out, 1))
+        wait_for(has(out, 1), 30)
         (folder / "1.jpg").rename(tmp_path / "1.jpg")
         time.sleep(0.5)
         (tmp_path / "1.jpg").rename(folder / "1.jpg")
         shutil.copy(photos / "green.jpg", folder / "2.jpg")
-        wait_for(has(out, 2))
+        wait_for(has(out, 2), 30)
         time.sleep(0.3)
     assert [row["source"] for row in rows_of(out)] == ["1.jpg", "2.jpg"]
 

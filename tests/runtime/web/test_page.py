@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,8 @@ from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
 TOKEN = "a-token-of-the-test"
@@ -80,13 +81,6 @@ def text(chrome: Chrome, selector: str) -> str:
     """Of the first such element; "" where there is none, or none is to be seen."""
     found = chrome.find_elements(By.CSS_SELECTOR, selector)
     return found[0].text if found else ""
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
-    while not happened():
-        assert time.monotonic() < until, "did not happen within 20 s"
-        time.sleep(0.05)
 
 
 def complaints(chrome: Chrome) -> list[str]:
