@@ -95,8 +95,8 @@ def sights(
     """Classifies the newest frame, again and again, at most once in `every` seconds, until a clip ends.
 
     The engine starts on a frame that is at most one frame interval old, as long as making pixels of it takes
-    no longer. `smooth` gives the weight of a new answer, 0-1. While a camera with `retry` is away, it waits.
-    Raises CameraError, EngineError.
+    no longer: a frame overtaken meanwhile is given up for the next that comes, once. `smooth` gives the weight
+    of a new answer, 0-1. While a camera with `retry` is away, it waits. Raises CameraError, EngineError.
     """
     last, dropped, due = 0, 0, time.monotonic()
     preparing = 0.0  # the seconds that it last took to make the model's pixels of a frame
@@ -116,12 +116,17 @@ def sights(
         due += every
         if due < began:  # late, or the first: no second answer to make up for it
             due = began + every
-        dropped += frame.number - last - 1
-        last = frame.number
         if (now := live.now()) is not classifier:  # another model's probabilities are of other classes
             classifier, average = now, None
-        pixels = read_picture(frame.pixels, classifier.model.contract.input_size)
-        preparing = frame.decode_ms / 1000 + time.monotonic() - began
+        size = classifier.model.contract.input_size
+        pixels, preparing = _prepare(frame, size)
+        if camera.count > frame.number and preparing < camera.interval:
+            fresher = camera.newest(frame.number, timeout=camera.interval, within=0)
+            if fresher is not None:
+                frame = fresher
+                pixels, preparing = _prepare(frame, size)
+        dropped += frame.number - last - 1
+        last = frame.number
         answer = classifier.infer(pixels)
         ready = time.monotonic()
         average = _mean(average, answer, smooth(ready - answered[-1]) if answered else 1.0)
@@ -134,6 +139,13 @@ def sights(
             fps=round((len(answered) - 1) / span, 1) if span else 0.0,
             dropped=dropped,
         )
+
+
+def _prepare(frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.uint8], float]:
+    """The model's pixels, and the seconds that they took from the camera's bytes on."""
+    began = time.monotonic()
+    pixels = read_picture(frame.pixels, size)
+    return pixels, frame.decode_ms / 1000 + time.monotonic() - began
 
 
 def _mean(old: Answer | None, new: Answer, weight: float) -> Answer:
@@ -151,8 +163,8 @@ class Camera:
 
     A context manager: inside, a thread reads the camera. `retry` waits for a camera that is away or goes
     away, and `say` gets a line when it does and when it is back. `name` is the source without its password,
-    `problem` is one line while the camera is away, `ended` is true after a clip's last frame. Raises
-    CameraError when PyAV or picamera2 is missing.
+    `problem` is one line while the camera is away, `ended` is true after a clip's last frame, `count` is how
+    many frames have come. Raises CameraError when PyAV or picamera2 is missing.
     """
 
     def __init__(
@@ -167,7 +179,7 @@ class Camera:
         self._frame: Frame | None = None  # the newest that was
         self._developing = Lock()
         self._arrivals: deque[float] = deque(maxlen=30)
-        self._count = 0
+        self.count = 0
         self._error: CameraError | None = None
         self._closing = Event()
         self._heard = time.monotonic()  # the last sign of life of the reader
@@ -268,8 +280,8 @@ class Camera:
     def _put(self, shot: Shot) -> None:
         with self._changed:
             old, now = self._shot, time.monotonic()
-            self._count += 1
-            self._shot = self._count, now, shot
+            self.count += 1
+            self._shot = self.count, now, shot
             self._arrivals.append(now)
             self._heard = now
             back, self.problem = bool(self.problem), ""

@@ -207,6 +207,31 @@ def test_the_age_covers_all_from_the_frames_arrival_to_its_answer(
             assert sight.fps < 10
 
 
+def test_a_frame_overtaken_while_it_is_prepared_is_given_up_for_the_next(
+    write_clip: Callable[..., Path], colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = write_clip(tmp_path / "red.mp4", [plain((255, 0, 0))] * 40, 10)
+    classifier = LiveClassifier(colours)
+    run, read, prepared, started = classifier.now().run, camera.read_picture, list[float](), list[float]()
+
+    def now_and_then_slow(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        prepared.append(0.08 * (len(prepared) % 2))
+        time.sleep(prepared[-1])
+        return read(pixels, size)
+
+    def slow(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        started.append(time.monotonic())
+        time.sleep(0.15)  # half an interval is over when it ends: what takes 0.08 s then ends in the next
+        return run(pixels)
+
+    monkeypatch.setattr(camera, "read_picture", now_and_then_slow)
+    classifier.now().run = slow  # type: ignore[assignment]
+    with Camera(str(clip)) as source:
+        taken = [sight.frame.taken for sight in sights(source, classifier)]
+    ages = sorted(start - frame for start, frame in zip(started, taken, strict=True))
+    assert len(prepared) > len(ages) and ages[len(ages) * 3 // 4] < 0.1
+
+
 def test_every_paces_the_answers(colours: Path, clips: dict[str, Path]) -> None:
     classifier = LiveClassifier(colours)
     with Camera(str(clips["h264"])) as source:
