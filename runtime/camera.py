@@ -95,8 +95,8 @@ def sights(
     """Classifies the newest frame, again and again, at most once in `every` seconds, until a clip ends.
 
     The engine starts on a frame that is at most one frame interval old, as long as making pixels of it takes
-    no longer: a frame overtaken meanwhile is given up for the next that comes, once. `smooth` gives the weight
-    of a new answer, 0-1. While a camera with `retry` is away, it waits. Raises CameraError, EngineError.
+    no longer: one overtaken meanwhile is given up for the next that comes, once. `smooth` gives the weight of
+    a new answer, 0-1. While a camera with `retry` is away, it waits. Raises CameraError, EngineError.
     """
     last, dropped, due = 0, 0, time.monotonic()
     preparing = 0.0  # the seconds that it last took to make the model's pixels of a frame

@@ -16,11 +16,11 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import inv, solve
+from scipy.linalg import solve
 
 from train.backbone import BLOCKS, CONVOLUTIONS, MEAN_RGB
 from train.budget import LAST, Sensitivity, least
-from train.matmul import matmul
+from train.matmul import inverse_of_positive, matmul, subtract_product
 
 Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]  # kernels and biases by name, as in train.backbone.Weights
@@ -163,25 +163,27 @@ def eliminate(
     alive = np.arange(len(gram) // size)
     if keep >= len(alive):
         return alive, np.zeros(1)
-    inverse = inv(_regular(gram, ridge))
+    inverse = inverse_of_positive(_regular(gram, ridge))
     weights = matmul(inverse, cross)
     gone: list[NDArray[np.intp]] = []
     lost = [0.0]
     while len(alive) > keep:
         n = len(alive)
-        blocks = inverse.reshape(n, size, n, size)[np.arange(n), :, np.arange(n), :]
+        paired = inverse.reshape(n, size, n, size)
         own = weights.reshape(n, size, -1)
-        cost = (own * (np.linalg.inv(blocks) @ own)).sum((1, 2))
+        blocks = paired[np.arange(n), :, np.arange(n), :]
+        cost = (np.linalg.inv(blocks) * (own @ own.transpose(0, 2, 1))).sum((1, 2))
         drop = np.argsort(cost, kind="stable")[: min(max(n // AT_ONCE, 1), n - keep)]
         rest = np.setdiff1d(np.arange(n), drop)
         out, stay = _rows(drop, size), _rows(rest, size)
-        shared = inverse[np.ix_(out, stay)]
-        carry = solve(inverse[np.ix_(out, out)], shared).T
-        together = float((weights[out] * solve(inverse[np.ix_(out, out)], weights[out])).sum())
-        lost += list(lost[-1] + together * np.arange(1, len(drop) + 1) / len(drop))
-        weights = weights[stay] - matmul(carry, weights[out])
-        inverse = inverse[np.ix_(stay, stay)]
-        inverse -= matmul(carry, shared)
+        shared, theirs = inverse[out][:, stay], weights[out]
+        solved = solve(inverse[np.ix_(out, out)], np.concatenate([shared, theirs], axis=1), assume_a="pos")
+        carry, makes_up = np.ascontiguousarray(solved[:, : len(stay)].T), solved[:, len(stay) :]
+        lost += list(lost[-1] + float((theirs * makes_up).sum()) * np.arange(1, len(drop) + 1) / len(drop))
+        weights = weights[stay] - matmul(carry, theirs)
+        # Block by block: picking single numbers of a matrix of this size takes longer than the product.
+        inverse = paired.take(rest, 0).take(rest, 2).reshape(len(stay), -1)
+        subtract_product(inverse, carry, shared)
         gone.append(alive[drop])
         alive = alive[rest]
     return np.concatenate([*gone, alive]), np.array(lost)
@@ -190,7 +192,7 @@ def eliminate(
 def _solved(equations: Equations, kept: NDArray[np.intp], bias: Floats) -> tuple[Floats, Floats]:
     """The kernel [3, 3, kept, out] and the bias [out] that the kept channels are best used with."""
     rows = _rows(kept, 9)
-    weights = solve(_regular(equations.gram)[np.ix_(rows, rows)], equations.cross[rows])
+    weights = solve(_regular(equations.gram)[np.ix_(rows, rows)], equations.cross[rows], assume_a="pos")
     kernel = weights.reshape(len(kept), 3, 3, -1).transpose(1, 2, 0, 3)
     shift = equations.mean_out - equations.mean_in[rows] @ weights
     return kernel.astype(np.float32), (shift + bias).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.matmul import matmul
+from train.matmul import inverse_of_positive, matmul, subtract_product
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -19,3 +19,24 @@ def test_it_is_numpys(dtype: str, turned: tuple[bool, bool]) -> None:
     np.testing.assert_allclose(product, a @ b, rtol=1e-5)
     np.testing.assert_allclose(matmul(a.T, a), a.T @ a, rtol=1e-5)
     np.testing.assert_allclose(matmul(a[::2], b[:, ::2]), a[::2] @ b[:, ::2], rtol=1e-5)
+
+
+def test_a_product_is_subtracted_in_place() -> None:
+    random = np.random.default_rng(1)
+    a, b, c = random.normal(size=(7, 5)), random.normal(size=(5, 3)), random.normal(size=(7, 3))
+    expected = c - a @ b
+    subtract_product(c, a, b)
+    np.testing.assert_allclose(c, expected, rtol=1e-9)
+    with pytest.raises(AssertionError, match="C's order"):
+        subtract_product(np.asfortranarray(c), a, b)
+
+
+def test_the_inverse_of_a_positive_matrix() -> None:
+    factor = np.random.default_rng(2).normal(size=(40, 40))
+    matrix = factor @ factor.T + np.eye(40)
+    before = matrix.copy()
+    found = inverse_of_positive(matrix)
+    assert found.flags.c_contiguous and np.array_equal(matrix, before)
+    np.testing.assert_allclose(found @ matrix, np.eye(40), atol=1e-9)
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        inverse_of_positive(-matrix)
