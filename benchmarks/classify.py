@@ -260,6 +260,8 @@ def clock(action: Callable[[], object]) -> float:
 
 def timed(arguments: Sequence[str]) -> float:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # As installed: pip compiles what it installs, so the first of several runs may, too.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return clock(
         lambda: subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=True)
     )
