@@ -440,7 +440,8 @@ def write(rows: Sequence[Row], used: str) -> None:
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        value = f"{row.value:,.0f}" if row.value == int(row.value) else f"{row.value:.3g}"
+        whole = row.value == int(row.value) or row.value >= 1000
+        value = f"{row.value:,.0f}" if whole else f"{row.value:.3g}"
         holds = "" if row.holds is None else "yes" if row.holds else "no"
         lines.append(f"| {row.what} | {value} {row.unit} | {row.bar} | {holds} | {row.detail} |")
     here.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
