@@ -181,7 +181,8 @@ def features(cache: Path) -> dict[str, Path]:
 
 
 def assert_same(found: Path, expected: Path) -> None:
-    np.testing.assert_allclose(np.load(found), np.load(expected), rtol=1e-5)
+    """To two steps of float16: a node's one core adds up in another order than all of this machine's."""
+    np.testing.assert_allclose(np.load(found), np.load(expected), rtol=2e-3, atol=1e-3)
 
 
 def test_an_address_where_nothing_answers_is_told(
