@@ -256,7 +256,8 @@ def test_killed_it_loses_a_batch_at_most(
     undisturbed = extract(dataset, weights, tmp_path / "other", views=2, devices=cpu)
     assert kept.items() <= files(cache).items(), "what was whole is not computed again"
     for split in ("train", "val", "test"):
-        np.testing.assert_array_equal(again.of(split)[0][:], undisturbed.of(split)[0][:])
+        # To two steps of float16: what was left makes other batches, summed in another order on some processors.
+        np.testing.assert_allclose(again.of(split)[0][:], undisturbed.of(split)[0][:], rtol=2e-3, atol=1e-3)
 
 
 def test_a_cache_over_its_bound_is_told_before_it_is_filled(
