@@ -256,7 +256,7 @@ def test_killed_it_loses_a_batch_at_most(
     undisturbed = extract(dataset, weights, tmp_path / "other", views=2, devices=cpu)
     assert kept.items() <= files(cache).items(), "what was whole is not computed again"
     for split in ("train", "val", "test"):
-        # To two steps of float16: what was left makes other batches, summed in another order on some processors.
+        # To two steps of float16: what was left makes other batches, which may be summed in another order.
         np.testing.assert_allclose(again.of(split)[0][:], undisturbed.of(split)[0][:], rtol=2e-3, atol=1e-3)
 
 
