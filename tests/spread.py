@@ -66,10 +66,10 @@ def main(gpus: str, last: str = "") -> None:
 
 
 def blobs(photos: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
-    """block4_pool features of two classes."""
+    """block4_pool features of two classes, of small photos."""
     chance = np.random.default_rng(seed)
     labels = np.arange(photos, dtype=np.int32) % 2
-    features = chance.gamma(0.3, 20.0, (photos, 14, 14, 512))
+    features = chance.gamma(0.3, 20.0, (photos, 4, 4, 512))
     for label in range(2):
         features[labels == label, :, :, label * 40 : label * 40 + 40] += 60.0
     return features.astype(np.float16), labels

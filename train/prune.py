@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve
+from scipy.linalg import inv, solve
 
 from train.backbone import BLOCKS, CONVOLUTIONS, MEAN_RGB
 from train.budget import LAST, Sensitivity, least
@@ -172,7 +172,7 @@ def eliminate(
         paired = inverse.reshape(n, size, n, size)
         own = weights.reshape(n, size, -1)
         blocks = paired[np.arange(n), :, np.arange(n), :]
-        cost = (np.linalg.inv(blocks) * (own @ own.transpose(0, 2, 1))).sum((1, 2))
+        cost = (inv(blocks) * (own @ own.transpose(0, 2, 1))).sum((1, 2))
         drop = np.argsort(cost, kind="stable")[: min(max(n // AT_ONCE, 1), n - keep)]
         rest = np.setdiff1d(np.arange(n), drop)
         out, stay = _rows(drop, size), _rows(rest, size)

@@ -32,10 +32,10 @@ Split = tuple[NDArray[Any], NDArray[Any]]
 
 
 def blobs(photos: int, views: int, seed: int) -> Split:
-    """block4_pool features of two classes, in all photos' first view, then their second."""
+    """block4_pool features of two classes, in all photos' first view, then their second; of small photos."""
     rng = np.random.default_rng(seed)
     labels = np.tile(np.arange(photos, dtype=np.int32) % 2, views)
-    x = rng.gamma(0.3, 20.0, (len(labels), 14, 14, 512))
+    x = rng.gamma(0.3, 20.0, (len(labels), 4, 4, 512))
     for label in range(2):
         x[labels == label, :, :, label * 40 : label * 40 + 40] += 60.0
     return x.astype(np.float16), labels
@@ -104,7 +104,7 @@ def test_a_small_class_can_be_weighted(tmp_path: Path, weights: Weights) -> None
 def test_what_only_makes_it_worse_is_not_kept(
     weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    careless = replace(SETTINGS, fine_tune_learning_rate=1.0)
+    careless = replace(SETTINGS, fine_tune_learning_rate=100.0)
     start = fit(TRAIN, VAL, 2, careless, upper_blocks(weights, careless))
     head = [array.copy() for layer in start.head for array in layer.get_weights()]
     fitted, result = fine_tune(start, TRAIN, VAL, 2, weights, careless)

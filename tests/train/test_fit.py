@@ -30,7 +30,7 @@ def blobs(count: int, seed: int) -> Split:
     return x.astype(np.float16), labels
 
 
-TRAIN, VAL = blobs(90, 0), blobs(30, 1)
+TRAIN, VAL = blobs(45, 0), blobs(30, 1)
 NONE: Split = (np.empty((0, 7, 7, 512), np.float16), np.empty(0, np.int32))
 
 
