@@ -67,7 +67,13 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def has(path: Path, number: int) -> Callable[[], bool]:
-    return lambda: path.exists() and len(rows_of(path)) >= number
+    def now() -> bool:
+        try:
+            return path.exists() and len(rows_of(path)) >= number
+        except sqlite3.OperationalError:  # its table is about to be made
+            return False
+
+    return now
 
 
 @pytest.fixture

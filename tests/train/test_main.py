@@ -32,7 +32,7 @@ def test_the_article_recipe_uses_the_same_features(
     out = tmp_path / "article"
     assert command.main([str(drawn_photos), "--recipe", "article", "--epochs", "3", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "features: 60 of 60 photos are in the cache" in printed
+    assert "features: 40 of 40 photos are in the cache" in printed
     assert printed.endswith(
         f"run: {out} (synthetic: trained on drawings)\nnext: python -m export {out} --int8\n"
     )
@@ -49,7 +49,7 @@ def test_fine_tuning_makes_a_run_like_any_other(
     out = tmp_path / "tuned"
     flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "2"]
     flags += ["--logs", str(tmp_path / "logs")]
-    assert command.main([str(drawn_photos), "--limit", "6", "--out", str(out), *flags]) == 0
+    assert command.main([str(drawn_photos), "--limit", "4", "--out", str(out), *flags]) == 0
     run = open_run(out)
     assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
     model = run.model()
@@ -112,7 +112,7 @@ def test_photos_left_out_are_told_and_listed(
     assert "left out: daisy/bad0.jpg: is not a picture" in printed
     assert "left out: 1 more; all are listed in left_out.csv\n" in printed
     assert len(open_run(out).dataset.left_out) == 5
-    assert len(open_run(out).dataset.photos) == 61
+    assert len(open_run(out).dataset.photos) == 41
     assert "near-duplicates: 1 pair in different classes, so that a label is wrong" in printed
     assert {"daisy/daisy-000.jpg", "tulips/again.jpg"} <= set(
         (out / "near_duplicates.csv").read_text().replace("\n", ",").split(",")
