@@ -212,7 +212,7 @@ def gptq(kernel: Floats, scale: Floats, recipe: Recipe, inputs: Floats) -> NDArr
     covariance = matmul(patches.T, patches).astype(np.float64) / len(patches)
     covariance[np.diag_indices_from(covariance)] += DAMPING * covariance.diagonal().mean() + 1e-9
     # Row i of the inverse's upper Cholesky factor says how weight i's error is spread over those after it.
-    # That is the inverse of the lower factor of all in reverse, put back in order: no matrix is inverted whole.
+    # That is the inverse of the lower factor of all in reverse, put back in order.
     factor = cholesky(covariance[::-1, ::-1], lower=True, overwrite_a=True)
     spread = dtrtri(factor, lower=True, overwrite_c=True)[0][::-1, ::-1]
     left = kernel.reshape(-1, kernel.shape[3]).astype(np.float64)

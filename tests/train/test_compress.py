@@ -68,7 +68,8 @@ def test_one_that_is_killed_goes_on_and_ends_the_same(
     (kept / "fingerprint").write_text(compress.fingerprint_of(open_run(drawn_run), how))
     plan = {"size": 64, "widths": open_run(compressed_run).compressed["widths"]}
     (kept / "plan.json").write_text(json.dumps(plan))
-    quick = f"import sys; from train import compress, prune; prune.AT_ONCE = {QUICK_AT_ONCE}; sys.exit(compress.main())"
+    quick = "import sys; from train import compress, prune; prune.AT_ONCE = "
+    quick += f"{QUICK_AT_ONCE}; sys.exit(compress.main())"
     command = [sys.executable, "-c", quick, str(drawn_run), "--out", str(out), "--resume", *QUICK]
     for sign in ("train.pictures.npy", "val.json", "reconstructed.safetensors", "head.npz", "distill.npz"):
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
