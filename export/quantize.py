@@ -17,12 +17,10 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cholesky
-from scipy.linalg.lapack import dtrtri
 
 from export.calibration import LEVELS, RANGES, SAMPLE
 from runtime.errors import UserError
-from train.matmul import matmul
+from train.matmul import factor_of_inverse, matmul
 
 Floats = NDArray[np.float32]
 
@@ -212,9 +210,7 @@ def gptq(kernel: Floats, scale: Floats, recipe: Recipe, inputs: Floats) -> NDArr
     covariance = matmul(patches.T, patches).astype(np.float64) / len(patches)
     covariance[np.diag_indices_from(covariance)] += DAMPING * covariance.diagonal().mean() + 1e-9
     # Row i of the inverse's upper Cholesky factor says how weight i's error is spread over those after it.
-    # That is the inverse of the lower factor of all in reverse, put back in order.
-    factor = cholesky(covariance[::-1, ::-1], lower=True, overwrite_a=True)
-    spread = dtrtri(factor, lower=True, overwrite_c=True)[0][::-1, ::-1]
+    spread = factor_of_inverse(covariance)
     left = kernel.reshape(-1, kernel.shape[3]).astype(np.float64)
     codes = np.zeros_like(left)
     block = 128  # rows whose corrections are applied to the rest at once

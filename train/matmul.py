@@ -1,15 +1,16 @@
 """Products and inverses of large matrices, by the BLAS and the LAPACK that SciPy brings.
 
 numpy 1.26, the newest that tflite-runtime works beside, brings one of 2023, which takes processors that it
-does not know, such as Xeons with AMX, for those of 2004, and multiplies as slowly.
+does not know, such as Xeons with AMX, for those of 2004, and multiplies as slowly. Its threads and
+SciPy's also wait for each other, so that beside SciPy's products even small inverses are SciPy's.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import get_blas_funcs
-from scipy.linalg.lapack import dpotrf, dpotri
+from scipy.linalg import cholesky, get_blas_funcs
+from scipy.linalg.lapack import dpotrf, dpotri, dtrtri
 
 
 def matmul(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
@@ -41,3 +42,13 @@ def inverse_of_positive(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         raise np.linalg.LinAlgError("the matrix is not positive definite")
     # Its other triangle is zero.
     return np.ascontiguousarray(found.T + np.triu(found, 1))
+
+
+def factor_of_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The upper Cholesky factor [n, n] of the inverse of a symmetric positive definite matrix.
+
+    It is the inverse of the lower factor of all in reverse, put back in order: the matrix itself is not
+    inverted. Raises LinAlgError when it is not positive definite.
+    """
+    found, _ = dtrtri(cholesky(matrix[::-1, ::-1], lower=True), lower=True, overwrite_c=True)
+    return np.asarray(found[::-1, ::-1])

@@ -34,11 +34,11 @@ MADE = [
 
 @pytest.fixture(scope="session")
 def exported(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every format of the drawn run, proven on two photos."""
+    """Every format of the drawn run, proven on four photos."""
     out = tmp_path_factory.mktemp("models") / "drawn"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladder, "CALIBRATION_PHOTOS", 8)
-        assert main([str(drawn_run), "--all", "--photos", "2", "--out", str(out)]) == 0
+        assert main([str(drawn_run), "--all", "--photos", "4", "--out", str(out)]) == 0
     return out
 
 
@@ -81,7 +81,7 @@ def test_parity_is_proven_in_every_engine(exported: Path) -> None:
     proven = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
     assert proven == set(pairs(MADE))
     assert {row["verdict"] for row in rows} == {"holds"}
-    assert {row["n"] for row in rows} == {"2"}
+    assert {row["n"] for row in rows} == {"4"}
 
 
 def test_each_file_names_the_flowers_in_the_test_photos(exported: Path, drawn_run: Path) -> None:

@@ -70,8 +70,10 @@ def has(path: Path, number: int) -> Callable[[], bool]:
     def now() -> bool:
         try:
             return path.exists() and len(rows_of(path)) >= number
-        except sqlite3.OperationalError:  # its table is about to be made
-            return False
+        except sqlite3.OperationalError as error:
+            if "no such table" not in str(error):
+                raise
+            return False  # it is about to be made
 
     return now
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.matmul import inverse_of_positive, matmul, subtract_product
+from train.matmul import factor_of_inverse, inverse_of_positive, matmul, subtract_product
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -40,3 +40,14 @@ def test_the_inverse_of_a_positive_matrix() -> None:
     np.testing.assert_allclose(found @ matrix, np.eye(40), atol=1e-9)
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         inverse_of_positive(-matrix)
+
+
+def test_the_factor_of_an_inverse() -> None:
+    factor = np.random.default_rng(3).normal(size=(40, 40))
+    matrix = factor @ factor.T + np.eye(40)
+    before = matrix.copy()
+    found = factor_of_inverse(matrix)
+    assert np.array_equal(matrix, before)
+    np.testing.assert_allclose(found, np.linalg.cholesky(np.linalg.inv(matrix)).T, atol=1e-9)
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        factor_of_inverse(-matrix)
