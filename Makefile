@@ -30,8 +30,8 @@ demo: setup  ## photos → trained model → proven files → labels; PHOTOS=dir
 	$(PY) -m export runs/demo --int8 --photos 50 --out models/demo
 	@$(PY) -c "$$ONE_A_CLASS" runs/demo | xargs -0 $(PY) -m runtime.classify --model models/demo
 
-test: setup lint  ## lint, types, import arrows, and the suite
-	$(PY) -m pytest
+test: setup lint  ## lint, types, import arrows, and the suite in PROCESSES=2
+	$(PY) -m pytest -n $(or $(PROCESSES),2) --no-loadscope-reorder
 
 test-arm64: setup  ## the runtime on emulated 64-bit Arm, every engine, as on Raspberry Pi 3, 4 and 5: about 5 minutes
 	$(PY) -m pytest tests/arm64 -rP

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+
+ROOT = Path(__file__).parents[1]
 
 # Drawings are told apart by colour, so 64 x 64 pixels show enough of them.
 QUICK = ("--size", "64", "--photos", "12", "--views", "2", "--epochs", "2", "--reduce", "30")
 QUICK_AT_ONCE = 4  # instead of prune.AT_ONCE: an eighth of the steps that channels go in
+# By group, the words that ask for what takes longest to make.
+DEAR = {"a run": {"drawn_run", "compressed_run"}, "a machine": {"Machine"}}
 
 # A suite started in the background inherits an ignored SIGINT, which its Ctrl-C tests could not send then.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class ByFixture(LoadFileScheduling):
+    """A file's tests run in one process, and so do all files that ask for the same dear fixture."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        words = set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8")))
+        return next((name for name, fixtures in DEAR.items() if fixtures & words), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFixture:
+    return ByFixture(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

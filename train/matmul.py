@@ -40,8 +40,13 @@ def inverse_of_positive(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         found, failed = dpotri(factor, lower=False, overwrite_c=True)
     if failed:
         raise np.linalg.LinAlgError("the matrix is not positive definite")
-    # Its other triangle is zero.
-    return np.ascontiguousarray(found.T + np.triu(found, 1))
+    # Its other triangle is zero, and is filled in strips, as another matrix of this size takes longer to get.
+    whole: NDArray[np.float64] = found.T
+    for start in range(0, len(whole), 256):
+        strip, stop = whole[start : start + 256], start + 256
+        strip[:, stop:] = whole[stop:, start:stop].T
+        strip[:, start:stop] += np.tril(strip[:, start:stop], -1).T
+    return whole
 
 
 def factor_of_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -142,14 +142,11 @@ def _equations(exact: NDArray[Any], small: NDArray[Any], kernel: Floats) -> Equa
         mean_out += y.sum(0, dtype=np.float64)
         total += float(np.square(y, dtype=np.float64).sum())
         count += len(x)
-    mean_in, mean_out = mean_in / count, mean_out / count
-    return Equations(
-        gram / count - np.outer(mean_in, mean_in),
-        cross / count - np.outer(mean_in, mean_out),
-        mean_in,
-        mean_out,
-        total / count - float(mean_out @ mean_out),
-    )
+    for sums in (gram, cross, mean_in, mean_out):
+        sums /= count
+    subtract_product(gram, mean_in[:, np.newaxis], mean_in[np.newaxis])
+    subtract_product(cross, mean_in[:, np.newaxis], mean_out[np.newaxis])
+    return Equations(gram, cross, mean_in, mean_out, total / count - float(mean_out @ mean_out))
 
 
 def eliminate(
@@ -199,7 +196,9 @@ def _solved(equations: Equations, kept: NDArray[np.intp], bias: Floats) -> tuple
 
 
 def _regular(gram: NDArray[Any], ridge: float = RIDGE) -> NDArray[np.float64]:
-    return np.asarray(gram + ridge * gram.diagonal().mean() * np.eye(len(gram)), np.float64)
+    found = np.array(gram, np.float64)
+    found[np.diag_indices_from(found)] += ridge * gram.diagonal().mean()
+    return found
 
 
 def _rows(channels: NDArray[np.intp], size: int) -> NDArray[np.intp]:

@@ -26,7 +26,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-LIMIT = 40  # photos a class and split: 200 of test, of which 1 point is 2
+LIMIT = 20  # photos a class and split: 100 of test, of which 1 point is 1
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,7 @@
-"""The whole command on a run of drawn flowers, with the full VGG16: every format, and every way to refuse."""
+"""The whole command on a compressed run of drawn flowers: every format, and every way to refuse.
+
+The full VGG16 goes through every gate in tests/accuracy.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export import ladder
 from export.__main__ import main
 from export.parity import pairs
 from runtime import Classifier
@@ -33,20 +35,10 @@ MADE = [
 
 
 @pytest.fixture(scope="session")
-def exported(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every format of the drawn run, proven on four photos."""
-    out = tmp_path_factory.mktemp("models") / "drawn"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ladder, "CALIBRATION_PHOTOS", 8)
-        assert main([str(drawn_run), "--all", "--photos", "4", "--out", str(out)]) == 0
-    return out
-
-
-@pytest.fixture(scope="session")
-def small_exported(compressed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The int8 files of the compressed run, proven on all its test photos."""
+def exported(compressed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every format of the compressed run, proven on all its test photos."""
     out = tmp_path_factory.mktemp("models") / "small"
-    assert main([str(compressed_run), "--int8", "--out", str(out)]) == 0
+    assert main([str(compressed_run), "--all", "--out", str(out)]) == 0
     return out
 
 
@@ -54,12 +46,12 @@ def held(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_every_format_is_there_and_opens(exported: Path, drawn_run: Path) -> None:
-    run = open_run(drawn_run)
+def test_every_format_is_there_and_opens(exported: Path, compressed_run: Path) -> None:
+    run = open_run(compressed_run)
     index = read_index(exported)
     assert {(file.format, file.precision) for file in index.files} == set(MADE)
     assert {path.name for path in exported.iterdir()} == {
-        *(f"drawn_{precision}.{format}" for format, precision in MADE),
+        *(f"small_{precision}.{format}" for format, precision in MADE),
         INDEX_NAME,
         "README.md",
         "parity.csv",
@@ -81,15 +73,15 @@ def test_parity_is_proven_in_every_engine(exported: Path) -> None:
     proven = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
     assert proven == set(pairs(MADE))
     assert {row["verdict"] for row in rows} == {"holds"}
-    assert {row["n"] for row in rows} == {"4"}
+    assert {row["n"] for row in rows} == {"5"}
 
 
-def test_each_file_names_the_flowers_in_the_test_photos(exported: Path, drawn_run: Path) -> None:
+def test_each_file_names_the_flowers_in_the_test_photos(exported: Path, compressed_run: Path) -> None:
     """The last step of the path: the command, in a process of its own: as often right as the model."""
-    run = open_run(drawn_run)
+    run = open_run(compressed_run)
     photos = {str(run.dataset.root / photo.path): photo.label for photo in run.dataset.split("test")}
     for format, precision in MADE:
-        model = exported / f"drawn_{precision}.{format}"
+        model = exported / f"small_{precision}.{format}"
         command = [sys.executable, "-m", "runtime.classify", "--json", "--model", str(model), *photos]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         said = [json.loads(line) for line in done.stdout.splitlines()]
@@ -98,27 +90,27 @@ def test_each_file_names_the_flowers_in_the_test_photos(exported: Path, drawn_ru
         assert abs(right - run.metrics["test"]["top1"] * len(photos)) <= 1, model.name
 
 
-def test_a_compressed_run_is_exported_like_any_other(small_exported: Path, compressed_run: Path) -> None:
+def test_a_compressed_run_is_exported_like_any_other(exported: Path, compressed_run: Path) -> None:
     """Its int8 files are held to its own float model, and beside that stands the uncompressed one."""
-    run, index = open_run(compressed_run), read_index(small_exported)
+    run, index = open_run(compressed_run), read_index(exported)
     assert index.contract.input_size == (64, 64)
     for file in index.files:
         heads = file.metrics["macs"] - run.compressed["macs"]
         assert 0 < heads < run.compressed["macs"] / 50, "all convolutions, and the two heads"
-    with (small_exported / "parity.csv").open(newline="") as file:
+    with (exported / "parity.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     said = run.uncompressed()
     for row in rows:
         assert row["verdict"] == "holds" and row["uncompressed_disagreements"] != ""
-    assert "| uncompressed, float32 | 224 x 224 |" in (small_exported / "README.md").read_text()
+    assert "| uncompressed, float32 | 224 x 224 |" in (exported / "README.md").read_text()
     photo = run.dataset.split("test")[0]
     assert photo.path in said
-    answer = Classifier(small_exported)(run.dataset.root / photo.path)
+    answer = Classifier(exported)(run.dataset.root / photo.path)
     assert answer.label in run.classes
 
 
 def test_a_corrupted_weight_is_caught_and_replaces_nothing(
-    small_exported: Path,
+    exported: Path,
     compressed_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -137,13 +129,13 @@ def test_a_corrupted_weight_is_caught_and_replaces_nothing(
         return to_tflite.float32(copy)
 
     monkeypatch.setitem(formats.FLOAT_FORMATS, ("tflite", "float32"), spoilt)
-    before = held(small_exported)
+    before = held(exported)
     capsys.readouterr()
     command = [str(compressed_run), "--photos", "2", "--engines", "litert", "onnx"]
-    assert main([*command, "--out", str(small_exported)]) == 3
+    assert main([*command, "--out", str(exported)]) == 3
     said = capsys.readouterr()
-    assert held(small_exported) == before
-    rejected = small_exported.with_name("small.rejected")
+    assert held(exported) == before
+    rejected = exported.with_name("small.rejected")
     assert set(held(rejected)) == {
         "small_float32.tflite",
         "small_float32.onnx",
@@ -214,14 +206,14 @@ def test_int8_needs_val_photos(drawn_run: Path, empty: Path, capsys: pytest.Capt
 
 
 def test_ctrl_c_replaces_nothing(
-    exported: Path, drawn_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Path, compressed_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("export.__main__._convert", interrupted)
     before = held(exported)
-    assert main([str(drawn_run), "--photos", "1", "--out", str(exported)]) == 130
+    assert main([str(compressed_run), "--photos", "1", "--out", str(exported)]) == 130
     assert held(exported) == before
     assert "nothing old is replaced" in capsys.readouterr().err
 

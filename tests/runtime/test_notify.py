@@ -54,7 +54,7 @@ def test_nobody_listening_harms_nothing(address: str | None, monkeypatch: pytest
     ("usec", "pid", "seconds"),
     [
         ("30000000", None, 15.0),
-        ("30000000", str(os.getpid()), 15.0),
+        pytest.param("30000000", str(os.getpid()), 15.0, id="this process"),
         ("30000000", "1", None),  # meant for the process that started this one
         ("0", None, None),
         ("soon", None, None),

@@ -32,12 +32,12 @@ def test_a_product_is_subtracted_in_place() -> None:
 
 
 def test_the_inverse_of_a_positive_matrix() -> None:
-    factor = np.random.default_rng(2).normal(size=(40, 40))
-    matrix = factor @ factor.T + np.eye(40)
+    factor = np.random.default_rng(2).normal(size=(300, 300))
+    matrix = factor @ factor.T + np.eye(300)
     before = matrix.copy()
     found = inverse_of_positive(matrix)
     assert found.flags.c_contiguous and np.array_equal(matrix, before)
-    np.testing.assert_allclose(found @ matrix, np.eye(40), atol=1e-9)
+    np.testing.assert_allclose(found @ matrix, np.eye(300), atol=1e-9)
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         inverse_of_positive(-matrix)
 
