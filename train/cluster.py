@@ -40,10 +40,10 @@ SHARD_BATCHES = 4  # about five seconds of two cores: what a death costs at most
 SHARDS_AHEAD = 2  # a worker's: the one it computes, and one that it begins as soon as that is done
 LOOK_EVERY = 10.0  # seconds without a result after which it is asked whether there is a worker at all
 
-# Before Ray is imported: no reports to its makers, and its own notes stay in its log files.
+# Before Ray is imported: no reports to its makers, and none of its own notes: what a user must know we tell.
 RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_task_oom_retries": str(RETRIES),  # without it a shard that fills the memory is tried for ever
 }
@@ -178,6 +178,7 @@ class Cluster:
         plan = _Plan(str(root), layer, self.devices, self.cpus, versions())
         base = ray.put(weights)
         waiting = deque((shard, False) for shard in self._shards(jobs))
+        lived = {node["NodeID"] for node in _nodes()}
         running: dict[Any, list[Job]] = {}
         try:
             while waiting or running:
@@ -197,6 +198,13 @@ class Cluster:
                 for left in re.findall(r"(\d+) retries remaining", heard.getvalue()):
                     again = f"a worker died; its photos are tried again, {left} times at most"
                     tqdm.write(again, file=sys.stderr)
+                live = {node["NodeID"] for node in _nodes()}
+                if (
+                    lived - live
+                ):  # also where no worker was at work: Ray has lost results that were not fetched
+                    again = "a node is gone; what it was at or held is computed again on the others"
+                    tqdm.write(again, file=sys.stderr)
+                lived = live
                 if not done and not self.slots():
                     raise ClusterError(
                         f"--ray {self.address}: no node is left to compute on; start one and give the same "
