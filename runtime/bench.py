@@ -9,6 +9,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import platform
 import random
 import statistics
@@ -29,7 +30,7 @@ from runtime.engines import ENGINES, FORMATS_OF, choose_engine, default_threads,
 from runtime.errors import EngineError, ModelError, UserError
 from runtime.fastest import Fastest, save
 from runtime.machine import board, cpu
-from runtime.model import IndexedFile, ModelFile, choose_model, open_model
+from runtime.model import KEY_VARIABLE, IndexedFile, ModelFile, choose_model, open_model
 from runtime.terminal import complain, ended, pad, printable, width
 from runtime.turn import Turn
 
@@ -221,6 +222,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--model", metavar="PATH", help="folder with a model.json, or a file (default: as runtime.classify)"
     )
     parser.add_argument(
+        "--key",
+        metavar="PUBLIC.pem",
+        help=f"measure only what this key has signed (default: the one that {KEY_VARIABLE} names)",
+    )
+    parser.add_argument(
         "--runs",
         type=positive,
         metavar="N",
@@ -242,10 +248,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
+    if arguments.key:
+        os.environ[KEY_VARIABLE] = arguments.key  # for the processes that measure, too
     choice = choose_model(arguments.model)
     if arguments.save and not choice.among:
         raise ModelError(f"{choice.path}: --save needs the model.json that an export wrote beside it")
-    if arguments.csv and not arguments.csv.absolute().parent.is_dir():
+    if arguments.csv and not os.path.isdir(arguments.csv.absolute().parent):
         raise UserError(f"--csv {arguments.csv}: no such folder; make it first")
     paths = [choice.path.parent / file.file for file in choice.among] or [choice.path]
     models = [open_model(path) for path in paths]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.classify import Answer, Classifier, Prediction, json_line
-from runtime.errors import CameraError
+from runtime.errors import CameraError, PictureError
 from runtime.live import LiveClassifier
 from runtime.picture import read_picture
 from runtime.sources import TIMEOUT, Shot, hide_password, need, shots_of
@@ -119,12 +119,12 @@ def sights(
         if (now := live.now()) is not classifier:  # another model's probabilities are of other classes
             classifier, average = now, None
         size = classifier.model.contract.input_size
-        pixels, preparing = _prepare(frame, size)
+        pixels, preparing = _prepare(camera, frame, size)
         if camera.count > frame.number and preparing < camera.interval:
             fresher = camera.newest(frame.number, timeout=camera.interval, within=0)
             if fresher is not None:
                 frame = fresher
-                pixels, preparing = _prepare(frame, size)
+                pixels, preparing = _prepare(camera, frame, size)
         dropped += frame.number - last - 1
         last = frame.number
         answer = classifier.infer(pixels)
@@ -141,10 +141,13 @@ def sights(
         )
 
 
-def _prepare(frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.uint8], float]:
+def _prepare(camera: "Camera", frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.uint8], float]:
     """The model's pixels, and the seconds that they took from the camera's bytes on."""
     began = time.monotonic()
-    pixels = read_picture(frame.pixels, size)
+    try:
+        pixels = read_picture(frame.pixels, size)
+    except PictureError as error:
+        raise CameraError(f"{camera.name}: its picture {error}") from None
     return pixels, frame.decode_ms / 1000 + time.monotonic() - began
 
 
@@ -226,7 +229,7 @@ class Camera:
                     began = time.perf_counter()
                     pixels = shot.pixels()
                     frame = Frame(pixels, shot.taken, number, 1000 * (time.perf_counter() - began))
-                except ValueError:  # USB cameras do send damaged ones
+                except Exception:  # USB cameras do send damaged ones, and each library tells in its own way
                     continue
                 finally:
                     shot.drop()

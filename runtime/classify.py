@@ -38,6 +38,7 @@ from runtime.fastest import Fastest, saved
 from runtime.model import FORMATS, KEY_VARIABLE, choose_model, open_model
 from runtime.picture import SUFFIXES, read_picture
 from runtime.terminal import (
+    Parser,
     answer_columns,
     complain,
     ended,
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runtime.classify",
         description="Names what is in photos.",
         epilog="Exit codes: 0 all done, 1 some photos failed or the camera was lost, 2 usage, no model, "
@@ -473,7 +474,7 @@ def _expand(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
             if not matches:
                 problems[argument] = "matches no file"
         for match in matches:
-            if Path(match).is_dir():
+            if os.path.isdir(match):
                 names += _pictures_below(match, problems)
             else:
                 names.append(match)

@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from typing import Any
+from weakref import ref
 
 from runtime.classify import Classifier, options
 from runtime.errors import UserError
@@ -30,10 +31,10 @@ def follow(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "LiveC
 class LiveClassifier:
     """A Classifier that follows its model on disk.
 
-    `now()` gives the one to use. When another model lies where the first one lay, it is loaded on a thread
-    of its own and taken up once it is ready; one that cannot be used is refused, and the old one goes on.
-    `say` gets a line for either, which stays in `news`. `options` are Classifier's, and the first model
-    raises its errors.
+    `now()` gives the one to use. A thread looks at the disk once a second, as long as this is referred to.
+    When another model lies where the first one lay, the thread loads it, and it is taken up once it is ready;
+    one that cannot be used is refused, and the old one goes on. `say` gets a line for either, which stays in
+    `news`. `options` are Classifier's, and the first model raises its errors.
     """
 
     def __init__(
@@ -47,37 +48,28 @@ class LiveClassifier:
         self._path, self._options, self._say = model, options, say
         self._classifier, self._tried = self._open()
         self._seen = self._tried  # what lay there at the last look
-        self._looked = time.monotonic()
-        self._loading: Thread | None = None
-        self._looking = Lock()
+        Thread(target=_keep_looking, args=(ref(self),), name="model", daemon=True).start()
 
     def now(self) -> Classifier:
-        """The classifier for the next picture, for any thread. Looks at the disk once a second at most."""
-        if self._looking.acquire(blocking=False):
-            try:
-                self._look_again()
-            finally:
-                self._looking.release()
+        """The classifier for the next picture, for any thread."""
         return self._classifier
 
-    def _look_again(self) -> None:
-        if time.monotonic() - self._looked < LOOK_EVERY or (self._loading and self._loading.is_alive()):
-            return
-        self._looked = time.monotonic()
-        there = self._look(self._classifier)
+    def look(self) -> None:
+        """At the disk, and takes up another model that has come to rest there."""
+        there = self._lies_there(self._classifier)
         # Twice the same before it is read: a file that is being copied changes from look to look.
         if there != self._tried and there == self._seen:
-            self._loading = Thread(target=self._replace, args=(there,), name="load-model", daemon=True)
-            self._loading.start()
+            self._replace(there)
         self._seen = there
 
     def _replace(self, there: object) -> None:
         old = self._classifier.model.sha256
         try:
             self._classifier, self._tried = self._open()
-        except UserError as error:
+        except Exception as error:  # whatever is wrong with the new one, the old one goes on
             self._tried = there  # not again before it changes
-            self._tell(f"new model refused, the old one goes on: {error}")
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self._tell(f"new model refused, the old one goes on: {reason}")
         else:
             if self._classifier.model.sha256 != old:
                 self._tell(f"model replaced: {self._classifier.model.path}")
@@ -90,13 +82,13 @@ class LiveClassifier:
         """The model, and what lay on disk when it was read: looked at again, for it may change meanwhile."""
         while True:
             classifier = Classifier(self._path, **self._options)
-            there = self._look(classifier)
+            there = self._lies_there(classifier)
             with suppress(OSError):
                 data = classifier.model.path.read_bytes()
                 if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
                     return classifier, there
 
-    def _look(self, classifier: Classifier) -> object:
+    def _lies_there(self, classifier: Classifier) -> object:
         """What would be opened, as something to compare: the same as long as nothing changed."""
         try:
             choice = choose_model(self._path, classifier.formats, prefer=classifier.prefer)
@@ -109,6 +101,13 @@ class LiveClassifier:
             )
         except (UserError, OSError) as error:
             return str(error)
+
+
+def _keep_looking(live: "ref[LiveClassifier]") -> None:
+    while (followed := live()) is not None:
+        followed.look()
+        del followed
+        time.sleep(LOOK_EVERY)
 
 
 def _state(path: Path) -> tuple[int, int, int]:

@@ -38,6 +38,8 @@ def show(arguments: argparse.Namespace) -> int:
         camera = Camera(arguments.camera, retry=arguments.retry, say=screen.say)
         live = follow(arguments, screen.say)
         used = str(live.now())
+        if arguments.save_unknown and "known" not in live.now().model.contract.thresholds:
+            raise UserError(f"--save-unknown: {live.now().model.path} does not tell what is unknown")
         keepers = list(_keepers(arguments, screen.say))
         try:
             with camera:
@@ -100,7 +102,8 @@ class Screen:
             self._print(f"{sight.time.astimezone():%H:%M:%S}  {line}")
         elif time.monotonic() - self._drawn >= REDRAW_EVERY:
             self._drawn = time.monotonic()
-            self._print(f"\r{cut(line, os.get_terminal_size().columns - 1)}\x1b[K", end="")
+            columns = os.get_terminal_size().columns or 80  # a serial console tells of none
+            self._print(f"\r{cut(line, columns - 1)}\x1b[K", end="")
 
     def say(self, line: str, *, news: bool = True) -> None:
         """A line that stays: on standard error when it is for people beside objects, or news."""
@@ -177,8 +180,8 @@ class Keeper:
 def _check_label(label: str) -> None:
     """Raises UserError unless it is a folder's name everywhere, and not a way out of its place."""
     if (
-        not 1 <= len(label.encode()) <= 200
-        or not label.isprintable()
+        not label.isprintable()
+        or not 1 <= len(label.encode()) <= 200
         or set(label) & set('/\\:*?"<>|')
         or label[0] in "._- "
         or label[-1] in ". "

@@ -3,6 +3,7 @@ PyAV, and CSI cameras by picamera2. What is wrong with one is told in a line tha
 """
 
 import errno
+import os
 import re
 import sys
 import time
@@ -48,38 +49,40 @@ def shots_of(source: str, name: str) -> Generator[Shot, None, None]:
         yield from _picamera_shots(name) if source == "picamera" else _av_shots(source, name)
     except CameraError:
         raise
-    except Exception as error:  # a driver's own
-        raise CameraError(f"{name}: {_one_line(error)}") from None
+    except Exception as error:  # a driver's own; it may hold the address, with its password
+        raise CameraError(f"{name}: {_one_line(error).replace(source, name)}") from None
 
 
 def hide_password(source: str) -> str:
     """An address as it may be shown: without its password, and without the values in its path and query.
 
-    Nothing before the last @ is shown but the user, for a password may hold an unescaped / or @.
+    Nothing before the last @ is shown but the user, for a password may hold an unescaped / or @. So it is
+    where the scheme was forgotten, unless there is a file of that name.
     """
     scheme, found, rest = source.partition("://")
     if not found:
-        return source
+        if "@" not in source or ":" not in source.rpartition("@")[0] or os.path.lexists(source):
+            return source
+        scheme, rest = "", source
     user, at, place = rest.rpartition("@")
+    if not at and (colon := re.match(r"([^/?:\[]*):(?!\d*([/?]|$))", rest)):  # the host was forgotten
+        return f"{scheme}{found}{colon[1]}:***"
     who = f"{user.partition(':')[0]}:***@" if ":" in user else "***@" if at else ""
     path, asked, query = place.partition("?")
-    if asked and "=" not in query:
-        query = "***"
-    return f"{scheme}://{who}{_VALUE.sub('=***', path + asked + query)}"
-
-
-_VALUE = re.compile("=[^&;/?]*")
+    path = re.sub("=[^;/]*", "=***", path)
+    values = [f"{part.partition('=')[0]}=***" if "=" in part else "***" for part in query.split("&")]
+    return f"{scheme}{found}{who}{path}{asked}{'&'.join(values) if query else ''}"
 
 
 def _av_shots(source: str, name: str) -> Generator[Shot, None, None]:
     """What PyAV reads: a device, a stream, or a clip at its own pace."""
     import av
 
-    device = _device(source)
+    device, address = _device(source), "://" in source
     try:
         container = _open_device(*device) if device else _open_stream(source)
     except av.FFmpegError as error:
-        raise CameraError(f"{name}: {_why(error, device)}") from None
+        raise CameraError(f"{name}: {_why(error, device, address)}") from None
     with container:
         if not container.streams.video:
             raise CameraError(f"{name}: holds no pictures")
@@ -87,7 +90,7 @@ def _av_shots(source: str, name: str) -> Generator[Shot, None, None]:
         decoder = stream.codec_context
         # Threads share a frame: if each had one of its own, as many frames would be held back.
         decoder.thread_type = "SLICE"
-        clip = Path(source).is_file() or ("://" in source and bool(container.duration))
+        clip = bool(container.duration) if address else os.path.isfile(source)
         pace = _Pace() if clip else None
         arrived: dict[int | None, float] = {}
         packets = container.demux(stream)
@@ -95,7 +98,7 @@ def _av_shots(source: str, name: str) -> Generator[Shot, None, None]:
             try:
                 packet = next(packets, None)
             except av.FFmpegError as error:
-                raise CameraError(f"{name}: {_why_lost(error, device)}") from None
+                raise CameraError(f"{name}: {_why_lost(error, device, address)}") from None
             if packet is None:
                 break
             taken = _stamp(packet) if device else time.monotonic()
@@ -146,7 +149,7 @@ class _Pace:
         """Waits for it; gives the time."""
         if timed.pts is not None and timed.time_base is not None:
             at, now = float(timed.pts * timed.time_base), time.monotonic()
-            if self._began is None:
+            if self._began is None or abs(self._began + at - now) > TIMEOUT:  # the first, or after a gap
                 self._began = now - at
             time.sleep(max(0.0, self._began + at - now))
         return time.monotonic()
@@ -165,7 +168,7 @@ def _open_stream(source: str) -> Any:
     import av
 
     if "://" not in source:
-        return av.open(source)
+        return av.open(f"file:{source}")  # without it, 12:30.mp4 would be of the protocol 12
     # RTSP over TCP: lost packets cost grey smears over UDP, and many a router lets none through. FFmpeg's own
     # time limit, in microseconds: PyAV's calls Python back, which crashes a process that is about to end.
     limit = "timeout" if source.startswith(("rtsp", "http")) else "rw_timeout"
@@ -212,7 +215,7 @@ def _open_device(device: str, driver: str) -> Any:
     return av.open(device, format=driver)  # as the camera likes
 
 
-def _why(error: Any, device: tuple[str, str] | None) -> str:
+def _why(error: Any, device: tuple[str, str] | None, address: bool) -> str:
     """What to do about an error of FFmpeg's. Its own text would hold the address with the password."""
     code = error.errno
     kind = type(error).__name__
@@ -229,6 +232,8 @@ def _why(error: Any, device: tuple[str, str] | None) -> str:
             return f"permission refused: only the group {group} may use it: {add}, then log in again"
     if code in (errno.EACCES, errno.EPERM):
         return "permission refused"
+    if address and code in (errno.EIO, errno.EHOSTUNREACH, errno.ENETUNREACH):  # EIO: no such name
+        return "is not found, or cannot be reached: look at its name and at the network"
     if "HTTPUnauthorized" in kind or "HTTPForbidden" in kind:
         return "refuses this user and password: give them as rtsp://USER:PASSWORD@HOST/…"
     if "HTTPNotFound" in kind:
@@ -242,11 +247,11 @@ def _why(error: Any, device: tuple[str, str] | None) -> str:
     return str(error.strerror or kind).lower()
 
 
-def _why_lost(error: Any, device: tuple[str, str] | None) -> str:
+def _why_lost(error: Any, device: tuple[str, str] | None, address: bool) -> str:
     """The same of an error after the first frame."""
     if error.errno in (errno.ENODEV, errno.EIO, errno.ENXIO):
         return "was unplugged: look at its cable" if device else "has ended"
-    return _why(error, device)
+    return _why(error, device, address)
 
 
 def _group(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import signal
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from runtime.errors import UserError
 from runtime.model import JOINERS
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 def ended(run: Callable[[], int]) -> int:
     """Runs a command. Its exit code: 2 after a UserError's line, 130 after Ctrl-C, 141 without a reader."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # started with it closed: what is opened next would get its number
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (it stays open)
     for stream in (sys.stdout, sys.stderr):
         # A name in any script, on a terminal of any encoding. The streams of a test may not know how.
         with suppress(AttributeError):
@@ -32,10 +36,28 @@ def ended(run: Callable[[], int]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # `| head` has read enough; nothing is left for the interpreter to flush into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head` has read enough
+        _drop_what_is_left()
         return 141
+    except OSError as error:
+        if error.filename is None:  # the disk that the output goes to is full
+            _drop_what_is_left()
+        complain(f"{error.filename or 'the output'}: {(error.strerror or str(error)).lower()}")
+        return 2
+
+
+def _drop_what_is_left() -> None:
+    """Or the interpreter would try to write it once more at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose complaints do not repeat the passwords of addresses."""
+
+    def error(self, message: str) -> NoReturn:
+        from runtime.sources import hide_password
+
+        super().error(re.sub(r"[^\s'\"]+", lambda word: hide_password(word[0]), message))
 
 
 def answer_columns(labels: Sequence[str]) -> Callable[[Prediction, str], list[str]]:
@@ -142,11 +164,7 @@ def without_engine_chatter() -> Iterator[None]:
     engine has to say about a failure is in its exception.
     """
     sys.stderr.flush()
-    try:
-        kept = os.dup(2)
-    except OSError:  # started with stderr closed
-        yield
-        return
+    kept = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:

@@ -7,9 +7,10 @@ import io
 import json
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields, replace
 from datetime import datetime, timezone
 from math import inf
@@ -27,6 +28,7 @@ LOOK_EVERY = 1.0
 # A file is read once it is the same in two looks. One that cannot be read may be a copy that stands still:
 # it counts as damaged when it has stayed so for as many seconds.
 DAMAGED_AFTER = 10.0
+LOCKED_FOR = 0.5  # seconds that SQLite waits for another program: SIGTERM is not heard meanwhile
 
 
 @dataclass(frozen=True)
@@ -67,15 +69,15 @@ def watch(arguments: argparse.Namespace) -> int:
     What the table of --out holds already is not done again. Raises UserError.
     """
     folder = Path(arguments.watch)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder, or none that this user may enter")
     with ends_by_sigterm(), _table(arguments.out) as table:
         live = follow(arguments, say)
         if not arguments.json:
             print(printable(f"{folder} by {live.now()}"), flush=True)
         before: dict[str, Photo] = {}
         failing: dict[Photo, float] = {}
-        away = False
+        away = locked = False
         while True:
             began = time.monotonic()
             there = _look(folder)
@@ -91,7 +93,12 @@ def watch(arguments: argparse.Namespace) -> int:
                 since = failing.setdefault(photo, time.monotonic()) if isinstance(answer, str) else -inf
                 if time.monotonic() - since < DAMAGED_AFTER:
                     continue
-                table.add(_row(photo, classifier.model.sha256, answer))
+                if not table.add(_row(photo, classifier.model.sha256, answer)):
+                    if not locked:
+                        say(f"{arguments.out}: is locked by another program, waiting for it")
+                    locked = True
+                    break
+                locked = False
                 table.done.add(photo.version)
                 _tell(answer, photo, classifier.model.contract.labels, arguments.json)
             # What is gone is forgotten, or years of photos would fill the memory. Not when all is gone: so
@@ -126,8 +133,11 @@ def _look(folder: Path) -> dict[str, Photo] | None:
                 status = path.stat()
             except OSError:  # gone again
                 continue
+            if not stat.S_ISREG(status.st_mode):  # a pipe would be waited on for ever
+                continue
             source = printable(below + name)
-            found[source] = Photo(source, path, status.st_size, status.st_mtime_ns)
+            modified = min(status.st_mtime_ns, 2**63 - 1)  # SQLite's integers end in the year 2262
+            found[source] = Photo(source, path, status.st_size, modified)
     return None if away else found
 
 
@@ -162,22 +172,35 @@ class Table:
     """What was answered before, and how to add to it."""
 
     done: set[tuple[str, int, int]]  # versions of photos
-    add: Callable[[Row], None]  # on the disk, whole, when it returns
+    add: Callable[[Row], bool]  # on the disk, whole, when it returns; False while another program locks it
 
 
 @contextmanager
 def _table(name: str | None) -> Iterator[Table]:
     """The table of --out, by its suffix. Raises UserError."""
     if name is None:
-        yield Table(set(), lambda row: None)
+        yield Table(set(), lambda row: True)
         return
     path = Path(name)
     if path.suffix not in TABLES:
         raise UserError(f"{path}: the answers go into a file that ends in {' or '.join(TABLES)}")
+    with ExitStack() as opened:
+        with _telling(path):
+            table = opened.enter_context(TABLES[path.suffix](path))
+
+        def add(row: Row) -> bool:
+            with _telling(path):
+                return table.add(row)
+
+        yield Table(table.done, add)
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """What is wrong with a table, as a UserError."""
     try:
-        with TABLES[path.suffix](path) as table:
-            yield table
-    except (OSError, sqlite3.Error) as error:
+        yield
+    except (OSError, sqlite3.Error, csv.Error) as error:
         reason = error.strerror.lower() if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"{path}: {reason}: the answers cannot be kept there") from None
 
@@ -202,11 +225,12 @@ def _csv_table(path: Path) -> Iterator[Table]:
                 done.add((str(fields["source"]), int(fields["bytes"]), int(fields["modified"])))
         del data, whole
 
-        def add(values: Iterable[object]) -> None:
+        def add(values: Iterable[object]) -> bool:
             line = _csv_line(values)
             if file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, "no space left on device")
             os.fsync(file.fileno())
+            return True
 
         if not done and file.seek(0, os.SEEK_END) == 0:
             add(COLUMNS)
@@ -227,7 +251,7 @@ def _csv_line(values: Iterable[object]) -> bytes:
 def _sqlite_table(path: Path) -> Iterator[Table]:
     """The table `answers`. Every row is a transaction."""
     names = ", ".join(COLUMNS)
-    with closing(sqlite3.connect(path)) as database:
+    with closing(sqlite3.connect(path, timeout=LOCKED_FOR)) as database:
         database.execute(
             "CREATE TABLE IF NOT EXISTS answers (time TEXT, source TEXT, bytes INTEGER, modified INTEGER, "
             "model TEXT, label TEXT, probability REAL, known INTEGER, error TEXT)"
@@ -236,9 +260,15 @@ def _sqlite_table(path: Path) -> Iterator[Table]:
         done = set(database.execute("SELECT source, bytes, modified FROM answers"))
         insert = f"INSERT INTO answers ({names}) VALUES ({', '.join('?' * len(COLUMNS))})"
 
-        def add(row: Row) -> None:
-            with database:
-                database.execute(insert, astuple(row))
+        def add(row: Row) -> bool:
+            try:
+                with database:
+                    database.execute(insert, astuple(row))
+            except sqlite3.OperationalError as error:
+                if "locked" in str(error):
+                    return False
+                raise
+            return True
 
         yield Table(done, add)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _write_clip(path: Path, pictures: list[NDArray[np.uint8]], fps: int = 30, codec: str = "libx264") -> Path:
+def _write_clip(
+    path: Path, pictures: list[NDArray[np.uint8]], fps: int | Fraction = 30, codec: str = "libx264"
+) -> Path:
     import av
 
     height, width = pictures[0].shape[:2]

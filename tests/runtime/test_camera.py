@@ -15,6 +15,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from runtime.classify import main
 from runtime.errors import CameraError
 from runtime.live import LiveClassifier
 from runtime.sources import hide_password
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"红": (255, 0, 0), "grün": (0, 255, 0), "blau": (0, 0, 255)}
@@ -232,6 +234,34 @@ def test_a_frame_overtaken_while_it_is_prepared_is_given_up_for_the_next(
     assert len(prepared) > len(ages) and ages[len(ages) * 3 // 4] < 0.1
 
 
+def test_a_clip_may_stand_still_for_longer_than_a_camera(
+    write_clip: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "TIMEOUT", 0.5)
+    monkeypatch.setattr(camera, "TIMEOUT", 0.5)
+    clip = write_clip(tmp_path / "lapse.avi", [plain((255, 0, 0))] * 2, Fraction(1, 60), "mjpeg")
+    with Camera(str(clip)) as source:
+        assert source.newest(0, timeout=10) and source.newest(1, timeout=10)
+        wait_for(lambda: source.ended)
+
+
+def test_a_clips_name_is_no_protocol(
+    clips: dict[str, Path], colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("12:30:05.mp4").write_bytes(clips["h264"].read_bytes())
+    assert main(["--camera", "12:30:05.mp4", "--json", "--model", str(colours)]) == 0
+
+
+def test_a_picture_that_no_model_can_see_is_the_cameras(
+    write_clip: Callable[..., Path], colours: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    clip = write_clip(tmp_path / "thin.avi", [plain((255, 0, 0), (16, 4096))] * 3, codec="mjpeg")
+    assert main(["--camera", str(clip), "--json", "--model", str(colours)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {clip}: its picture is 4096 x 16 pixels: ")
+
+
 def test_every_paces_the_answers(colours: Path, clips: dict[str, Path]) -> None:
     classifier = LiveClassifier(colours)
     with Camera(str(clips["h264"])) as source:
@@ -288,6 +318,14 @@ def test_another_model_starts_another_average(
         ("http://host/video?geheim", "http://host/video?***"),
         ("rtsp://host/user=geheim_password=geheim_channel=1.sdp?real", "rtsp://host/user=***?***"),
         ("http://u:geheim@host/a?b=geheim@c", "http://u:***@c"),
+        ("http://host/v?sig=AAA/geheim==", "http://host/v?sig=***"),
+        ("http://host/v?token=a;geheim", "http://host/v?token=***"),
+        ("http://host/v?geheim&x=1", "http://host/v?***&x=***"),
+        ("admin:geheim@192.168.1.5:554/s", "admin:***@192.168.1.5:554/s"),
+        ("rtsp:/admin:geheim@host/s", "rtsp:***@host/s"),
+        ("rtsp://admin:geheim", "rtsp://admin:***"),
+        ("rtsp://host:554/a:b", "rtsp://host:554/a:b"),
+        ("rtsp://[::1]:554/s", "rtsp://[::1]:554/s"),
     ],
 )
 def test_passwords_are_hidden(source: str, shown: str) -> None:
@@ -311,6 +349,27 @@ def test_no_output_holds_a_password(colours: Path, scheme: str, flags: tuple[str
     assert process.returncode == (0 if "--retry" in flags else 2)
     assert f"{scheme}://user:***@127.0.0.1:{port}/x?token=***: " in said + err
     assert "geheim" not in out + said + err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--camra=rtsp://user:geheim@host/s"],
+        ["--camera", "--every", "rtsp://user:geheim@host/s"],
+        ["photo.jpg", "--jsn", "user:geheim@host/s"],
+    ],
+)
+def test_a_mistyped_flag_does_not_show_a_password(arguments: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(arguments)
+    err = capsys.readouterr().err
+    assert "user:***@host/s" in err and "geheim" not in err
+
+
+def test_an_address_of_any_length_is_none_of_a_file() -> None:
+    red = jpeg(plain((255, 0, 0)))
+    with serving(lambda number: red) as server, Camera(f"{server.address}?token={'x' * 5000}") as source:
+        assert source.newest(timeout=20) is not None
 
 
 def test_an_address_given_as_a_photo_is_not_repeated(capsys: Capture) -> None:
@@ -361,7 +420,7 @@ def test_what_is_wrong_with_a_device_is_told_with_what_to_do(monkeypatch: pytest
     device = ("/dev/video0", "v4l2")
 
     def why(kind: type[Exception], code: int) -> str:
-        return sources._why(kind(code, os.strerror(code), device[0]), device)
+        return sources._why(kind(code, os.strerror(code), device[0]), device, False)
 
     monkeypatch.setattr(sources, "_video_devices", lambda: ["/dev/video3 (HD Webcam)"])
     assert why(av.error.FileNotFoundError, 2) == "no such camera; there are: /dev/video3 (HD Webcam)"
@@ -530,6 +589,16 @@ def test_frames_are_kept_for_the_next_training(
     assert err.count("holds as much as --max-mb allows: no more frames are kept") == 1
 
 
+def test_a_model_that_does_not_tell_keeps_nothing_unknown(
+    colours: Path, clips: dict[str, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    arguments = ["--camera", str(clips["h264"]), "--model", str(colours)]
+    assert main([*arguments, "--save-unknown", str(tmp_path / "kept")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --save-unknown: ") and line.endswith("does not tell what is unknown")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_only_unknown_frames_are_kept(
     write_clip: Callable[..., Path], knowing: Path, tmp_path: Path, capsys: Capture
 ) -> None:
@@ -543,7 +612,7 @@ def test_only_unknown_frames_are_kept(
 
 
 @pytest.mark.parametrize(
-    "label", ["", "..", "../up", "a/b", "a\\b", ".hidden", "-x", "tail.", "a\nb", "x" * 201]
+    "label", ["", "..", "../up", "a/b", "a\\b", ".hidden", "-x", "tail.", "a\nb", "x" * 201, "\udcff"]
 )
 def test_a_class_is_a_plain_name(label: str, colours: Path, tmp_path: Path, capsys: Capture) -> None:
     arguments = ["--camera", "none.mp4", "--model", str(colours), f"--capture={label}", str(tmp_path)]

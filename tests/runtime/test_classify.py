@@ -205,6 +205,37 @@ def test_a_closed_pipe_and_ctrl_c_are_quiet(colours: Path, photos: Path) -> None
         assert (complaints, stopped.returncode) == (b"", 130)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_full_disk_is_told(colours: Path, photos: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = command(photos, "--model", colours, stdout=full, stderr=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, done.stderr) == (2, b"error: the output: no space left on device\n")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a POSIX shell")
+@pytest.mark.parametrize(
+    ("closed", "code", "out"), [(">&-", 0, 0), ("2>&-", 0, 2), (">&- 2>&-", 0, 0), ("- <&-", 1, 2)]
+)
+def test_streams_may_be_closed(closed: str, code: int, out: int, colours: Path, photos: Path) -> None:
+    line = f"exec {sys.executable} -m runtime.classify --model {colours} {photos / 'red.jpg'} {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", line], env=environment, capture_output=True, text=True)
+    assert (done.returncode, len(done.stdout.splitlines())) == (code, out)
+    assert done.stderr == ("error: -: is empty\n" if code else "")
+
+
+def test_a_name_longer_than_any_file_has(colours: Path, tmp_path: Path, capsys: Capture) -> None:
+    name = "x" * 300
+    for arguments in (
+        [name, "--model", str(colours)],
+        ["--watch", name, "--model", str(colours)],
+        [str(tmp_path), "--model", name],
+    ):
+        assert main(arguments) in (1, 2)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and name in line
+
+
 def test_no_warning_from_running_the_module(colours: Path, photos: Path) -> None:
     done = command(photos / "red.jpg", "--model", colours, env={"PYTHONWARNINGS": "error"})
     assert (done.returncode, done.stderr) == (0, b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,10 +71,48 @@ def test_a_lone_file_that_grows_is_left_alone_until_it_is_whole(
             out.write(new[at : at + len(new) // 20])
             out.flush()
             time.sleep(0.001)
-            classifier.now()
     wait_for(lambda: classifier.now() is not first)
     wait_for(lambda: bool(said))
     assert classifier.now()(photos / "red.jpg").label == "red" and len(said) == 1
+
+
+def test_it_is_taken_up_and_told_though_nobody_asks(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    """Photos of a watched folder may be hours apart: the first one is the new model's."""
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = LiveClassifier(folder, say=said.append)
+    folder.rename(tmp_path / "colours.old")
+    make_folder(folder, labels=NAMES)
+    wait_for(lambda: bool(said))
+    assert classifier.now()(photos / "red.jpg").label == "red"
+
+
+def test_whatever_is_wrong_with_it_is_told_once(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = LiveClassifier(folder, say=said.append)
+    first = classifier.now()
+
+    def odd(*_: object, **__: object) -> None:
+        raise IndexError("no such output")
+
+    monkeypatch.setattr(live, "Classifier", odd)
+    folder.rename(tmp_path / "colours.old")
+    make_folder(folder, labels=NAMES)
+    wait_for(lambda: bool(said))
+    time.sleep(0.1)
+    assert said == ["new model refused, the old one goes on: IndexError: no such output"]
+    assert classifier.now() is first
+
+
+def test_the_thread_ends_with_it(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    before = threading.enumerate()
+    classifier = LiveClassifier(make_folder(tmp_path / "colours"))
+    (thread,) = [new for new in threading.enumerate() if new.name == "model" and new not in before]
+    del classifier
+    wait_for(lambda: not thread.is_alive())
 
 
 def test_the_first_model_has_no_one_to_stand_in(tmp_path: Path) -> None:

@@ -228,7 +228,6 @@ def test_a_running_model_gives_way_to_signed_ones_alone(
         until = time.monotonic() + 20
         while not (said and line in said[-1]):
             assert time.monotonic() < until, said
-            running.now()
             time.sleep(0.02)
 
     new = held(make_folder(tmp_path / "new", created="2026-01-31T12:00:00Z"))

@@ -33,14 +33,14 @@ def test_cut_counts_what_is_seen(text: str, columns: int, kept: str) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
-@pytest.mark.parametrize("columns", [20, 80])
-def test_one_line_is_redrawn_and_fits(columns: int, colours: Path, clips: dict[str, Path]) -> None:
+@pytest.mark.parametrize(("told", "columns"), [(20, 20), (80, 80), (0, 80)])  # 0: a serial console
+def test_one_line_is_redrawn_and_fits(told: int, columns: int, colours: Path, clips: dict[str, Path]) -> None:
     import fcntl
     import pty
     import termios
 
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, told, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime.classify", "--camera", clips["h264"], "--model", colours],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"},

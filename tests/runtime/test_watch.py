@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -240,12 +240,14 @@ def test_a_folder_that_is_not_mounted_is_not_forgotten(
         ("none/results.db", "unable to open database file"),
         ("other.csv", "is a table of other columns"),
         ("other.db", "file is not a database"),
+        ("huge.csv", "field larger than field limit"),
     ],
 )
 def test_a_table_that_cannot_be_kept_is_told_at_once(
     out: str, reason: str, colours: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "other.csv").write_text("name,price\nrose,1")
+    (tmp_path / "huge.csv").write_text(f"{','.join(COLUMNS)}\n{'x' * 200_000}\n")
     (tmp_path / "other.db").write_text("name,price\nrose,1\n" * 100)
     assert main(["--watch", str(folder), "--out", str(tmp_path / out), "--model", str(colours)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -255,4 +257,51 @@ def test_a_table_that_cannot_be_kept_is_told_at_once(
 
 def test_no_folder(colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--watch", str(tmp_path / "none"), "--model", str(colours)]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'none'}: no such folder\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'none'}: no such folder, or none that this user may enter\n"
+    )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with names")
+def test_what_is_no_file_and_a_time_far_ahead_stop_nothing(
+    colours: Path, photos: Path, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "results.db"
+    os.mkfifo(folder / "a.jpg")
+    shutil.copy(photos / "red.jpg", folder / "b.jpg")
+    os.utime(folder / "b.jpg", (10_413_792_000,) * 2)  # the year 2300
+    with watching("--watch", folder, "--out", out, "--model", colours) as watcher:
+        wait_for(has(out, 1), 30)
+        assert watcher.end()[0::2] == (0, "")
+    assert [(row["source"], row["label"]) for row in rows_of(out)] == [("b.jpg", "红")]
+
+
+def test_a_locked_table_is_waited_for(colours: Path, photos: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.db"
+    with watching("--watch", folder, "--out", out, "--model", colours) as watcher:
+        wait_for(has(out, 0), 30)
+        with closing(sqlite3.connect(out)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            shutil.copy(photos / "red.jpg", folder / "a.jpg")
+            shutil.copy(photos / "green.jpg", folder / "b.jpg")
+            assert watcher.process.stderr
+            said = watcher.process.stderr.readline()
+            time.sleep(1)
+        wait_for(has(out, 2), 30)
+        code, _, err = watcher.end()
+    assert said == f"{out}: is locked by another program, waiting for it\n" and (code, err) == (0, "")
+    assert [row["source"] for row in rows_of(out)] == ["a.jpg", "b.jpg"]
+
+
+def test_a_reader_that_leaves_is_not_the_tables_fault(
+    colours: Path, photos: Path, folder: Path, tmp_path: Path
+) -> None:
+    with watching("--watch", folder, "--out", tmp_path / "results.csv", "--model", colours) as watcher:
+        assert watcher.process.stdout and watcher.process.stderr
+        watcher.process.stdout.readline()
+        watcher.process.stdout.close()
+        shutil.copy(photos / "red.jpg", folder / "a.jpg")
+        assert watcher.process.wait(timeout=30) == 141
+        assert watcher.process.stderr.read() == ""
+        watcher.process.stdout = None
