@@ -102,11 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
-    dataset = find_photos(Path(os.environ["VGG_EDGE_PHOTOS"]))
     with redirect_stdout(sys.stderr):
-        features = extract(dataset, read_weights(), cache_folder("features"), views=2)
-    pooled = {split: mean_of(features.of(split)[0]) for split in ("train", "test")}
-    labels = {split: features.of(split)[1] for split in ("train", "test")}
+        pooled, labels = pooled_of_flowers(Path(os.environ["VGG_EDGE_PHOTOS"]))
     far = pooled_of_no_flowers()
     rows = []
     for name, score in METHODS.items():
@@ -167,6 +164,14 @@ def by_folds(
         )
     near, distant = np.mean(found, axis=0)
     return float(near), float(distant)
+
+
+def pooled_of_flowers(photos: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """By split, the frozen base's pooled features [n, 512] and the labels [n]."""
+    features = extract(find_photos(photos), read_weights(), cache_folder("features"), views=2)
+    splits = {split: features.of(split) for split in ("train", "test")}
+    pooled = {split: mean_of(x) for split, (x, _) in splits.items()}
+    return pooled, {split: labels for split, (_, labels) in splits.items()}
 
 
 def mean_of(features: Any) -> NDArray[Any]:
