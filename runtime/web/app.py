@@ -19,7 +19,7 @@ from runtime.errors import EngineError
 from runtime.terminal import complain
 from runtime.web.door import Door, Refused
 from runtime.web.metrics import Metrics
-from runtime.web.service import BEAT_EVERY, Disconnected, Service, card, speed
+from runtime.web.service import BEAT_EVERY, Disconnected, Service, card, read_body, speed
 from runtime.web.view import View
 
 PAGE = Path(__file__).parent / "page"
@@ -66,12 +66,9 @@ def make_app(
         length = request.headers.get("content-length")
         if length is not None and not length.isdecimal():
             raise Refused(400, "Content-Length is no number")
-        try:
-            prediction = await service.classify(
-                request.headers.get("content-type", ""), int(length) if length else None, request.receive
-            )
-        except Disconnected:
-            return Response(status_code=499)  # nobody gets it; nginx's number for it, in the metrics
+        prediction = await service.classify(
+            request.headers.get("content-type", ""), int(length) if length else None, request.receive
+        )
         return Response(json_line(prediction), media_type="application/json")
 
     async def status(request: Request) -> Response:
@@ -105,11 +102,7 @@ def make_app(
 
     async def login(request: Request) -> Response:
         """A browser gives the token once and gets a cookie for it, which no script can read."""
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_LOGIN:
-                raise Refused(413, "is more than a token")
+        body = await read_body(request.receive, MAX_LOGIN)
         try:
             token = json.loads(body)["token"]
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -150,6 +143,7 @@ def make_app(
         ],
         exception_handlers={
             Refused: _refused,
+            Disconnected: _gone,
             HTTPException: _no_such,
             EngineError: _engine_failed,
         },
@@ -220,6 +214,10 @@ def _response(refused: Refused) -> JSONResponse:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refused)
     return _response(error)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody gets it; nginx's number for it, in the metrics
 
 
 async def _no_such(request: Request, error: Exception) -> Response:

@@ -8,6 +8,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 MAX_CONNECTIONS = 256
 HEAD_SECONDS = 10.0  # for a request's head to come, and for an answer to be read
 MAX_HEAD = 65_536  # bytes
+MAX_PIPELINED = (
+    100  # requests sent before the answer to an earlier one; each takes some kB, no browser does it
+)
 
 
 class Guarded(HttpToolsProtocol):
@@ -23,15 +26,21 @@ class Guarded(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._head = self._head + len(data) if self._is_idle() else 0
-        if self._head > MAX_HEAD:
+        if self._head > MAX_HEAD or len(self.pipeline) > MAX_PIPELINED:
             self.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait()
+
     def is_late(self) -> bool:
-        return self._is_idle() and self.loop.time() - self._since > HEAD_SECONDS
+        """Whether a head does not come, or an answer that the sockets' buffers cannot take is not read."""
+        waits = self._is_idle() or self.flow.write_paused
+        return waits and self.loop.time() - self._since > HEAD_SECONDS
 
     def _wait(self) -> None:
         self._since, self._head = self.loop.time(), 0

@@ -47,7 +47,7 @@ class Times:
 
 
 class Disconnected(Exception):
-    """The client went away before its answer."""
+    """The client went away before its request was whole."""
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Service:
         """The answer to one request's body. Raises Refused, Disconnected, EngineError."""
         started = time.perf_counter()
         with self.place() as place:
-            body = await self._read_body(place, length, receive)
+            body = await read_body(receive, self.max_bytes, length, place.hold)
             work = self.pool.submit(_answer, self.live, content_type, body)
             del body
             prediction = await asyncio.wrap_future(work)
@@ -117,30 +117,6 @@ class Service:
         patience = min(MAX_PATIENCE, max(1, math.ceil(each * self.waiting)))
         return Refused(503, f"too many photos at once: try again in {patience} s", retry_after=patience)
 
-    async def _read_body(self, place: Place, length: int | None, receive: Receive) -> bytes:
-        """At most max_bytes, which are not read any further once they are known to be more."""
-        too_large = Refused(413, f"is over {self.max_bytes / 1e6:g} MB, the most that is taken here")
-        if length is not None and length > self.max_bytes:
-            raise too_large
-        parts: list[bytes] = []
-        size, started = 0, time.monotonic()
-        while True:
-            left = started + BODY_SECONDS + size / BODY_RATE - time.monotonic()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, left))
-            except asyncio.TimeoutError:
-                raise Refused(408, "came too slowly") from None
-            if message["type"] == "http.disconnect":
-                raise Disconnected
-            part: bytes = message.get("body", b"")
-            size += len(part)
-            if size > self.max_bytes:
-                raise too_large
-            place.hold(len(part))
-            parts.append(part)
-            if not message.get("more_body", False):
-                return b"".join(parts)
-
     async def beat(self, every: float, alive: Callable[[], bool], tell: Callable[[], object]) -> None:
         """Calls `tell` as long as photos are answered: now and then by answering a grey one. Never ends."""
         loop = asyncio.get_running_loop()
@@ -159,6 +135,39 @@ class Service:
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def read_body(
+    receive: Receive,
+    max_bytes: int,
+    length: int | None = None,
+    hold: Callable[[int], None] = lambda count: None,
+) -> bytes:
+    """A request's body, which is not read any further once it is known to be larger, or comes too slowly.
+
+    Raises Refused: 408 or 413; Disconnected; and what `hold` raises, which is told of each part's bytes.
+    """
+    too_large = Refused(413, f"is over {max_bytes / 1e6:g} MB, the most that is taken here")
+    if length is not None and length > max_bytes:
+        raise too_large
+    parts: list[bytes] = []
+    size, started = 0, time.monotonic()
+    while True:
+        left = started + BODY_SECONDS + size / BODY_RATE - time.monotonic()
+        try:
+            message = await asyncio.wait_for(receive(), max(0.0, left))
+        except asyncio.TimeoutError:
+            raise Refused(408, "came too slowly") from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > max_bytes:
+            raise too_large
+        hold(len(part))
+        parts.append(part)
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 def _answer(live: LiveClassifier, content_type: str, body: bytes) -> Prediction:

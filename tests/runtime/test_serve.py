@@ -29,13 +29,16 @@ from PIL import Image
 
 from runtime.web.app import PAGE
 from runtime.web.door import MIN_TOKEN
-from runtime.web.guard import HEAD_SECONDS
+from runtime.web.guard import HEAD_SECONDS, MAX_PIPELINED
+from runtime.web.service import BODY_SECONDS
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 MAX_BYTES = 1_000_000
 TOKEN = "t0ken-" + "x" * MIN_TOKEN
 SPEC = json.loads((PAGE / "openapi.json").read_text())
+PIPELINED = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LOGIN = b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n"
 
 
 @dataclass(frozen=True)
@@ -106,9 +109,13 @@ def server(knowing: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module", autouse=True)
 def silent(server: Server) -> Iterator[list[socket.socket]]:
-    """One that says nothing, and one that stops in the middle of a request's head."""
-    opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(2)]
+    """One that says nothing, one that stops in a head, one before its body, one that never reads."""
+    opened = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
     opened[1].sendall(b"GET / HTTP/1.1\r\nHost: loc")
+    opened[2].sendall(LOGIN)
+    for _ in range(40):  # more answers than the sockets' buffers take
+        opened[3].sendall(PIPELINED * (MAX_PIPELINED // 2))
+        time.sleep(0.02)
     yield opened
     for connection in opened:
         connection.close()
@@ -337,6 +344,17 @@ def test_with_a_token(knowing: Path, red: bytes, tmp_path: Path) -> None:
         assert TOKEN not in out + err  # no log keeps it
 
 
+def test_who_leaves_during_login_leaves_no_trace(knowing: Path) -> None:
+    with serving("--model", knowing, VGG_EDGE_TOKEN=TOKEN) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as leaving:
+            leaving.sendall(LOGIN)
+        left = 'vgg_edge_requests_total{path="/login",status="499"} 1.0'
+        key = {"Authorization": f"Bearer {TOKEN}"}
+        wait_for(lambda: left in server.ask("GET", "/metrics", headers=key)[2].decode())
+        server.process.terminate()
+        assert server.process.communicate(timeout=10)[1] == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -452,8 +470,29 @@ def test_a_camera_that_is_away_is_told_and_photos_go_on(knowing: Path, red: byte
         assert "hunter2" not in out + err and "nothing answers" in err
 
 
+def hung_up(connection: socket.socket, seconds: float) -> bool:
+    """Whether the server does so in this time. Nothing is read."""
+    poll = select.poll()
+    poll.register(connection, select.POLLHUP)
+    return bool(poll.poll(1000 * seconds))
+
+
+def test_too_many_requests_without_waiting_for_answers(server: Server) -> None:
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(PIPELINED * 100 * MAX_PIPELINED)
+        assert hung_up(connection, 3)
+
+
 def test_silent_connections_are_closed(server: Server, silent: list[socket.socket]) -> None:
-    for connection in silent:  # opened when the server was, for this takes a while
+    *idle, login, unread = silent  # opened when the server was, for this takes a while
+    for connection in idle:
         connection.settimeout(HEAD_SECONDS + 5)
         with suppress(ConnectionError):
             assert connection.recv(100) == b""
+    assert hung_up(unread, HEAD_SECONDS + 5)
+    login.settimeout(BODY_SECONDS + 5)
+    answer = b""
+    while part := login.recv(10_000):
+        answer += part
+    assert answer.startswith(b"HTTP/1.1 408 ") and b"came too slowly" in answer
