@@ -4,6 +4,7 @@ The page shows what a camera sees and takes photos; POST /classify answers as `r
 """
 
 import argparse
+import errno
 import os
 import socket
 import sys
@@ -14,14 +15,26 @@ from typing import Any
 
 from runtime.classify import add_options, options, positive
 from runtime.errors import UserError
-from runtime.terminal import ended, ends_by_sigterm, printable, say, without_engine_chatter
+from runtime.terminal import complain, ended, ends_by_sigterm, printable, say, without_engine_chatter
 
 GRACE = 3  # seconds that requests get to end when the service is asked to
 
 
+class AddressError(UserError):
+    """An address that cannot be listened on now: the network may not be up yet, or the port in use."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 ended by SIGTERM, 2 usage, no model, no engine, no token, or an address that is taken."""
-    return ended(lambda: _serve(_arguments(argv)))
+    """Exit codes: 0 ended by SIGTERM, 1 address away or in use, 2 usage, no model, no engine, no token."""
+
+    def run() -> int:
+        try:
+            return _serve(_arguments(argv))
+        except AddressError as error:
+            complain(str(error))
+            return 1
+
+    return ended(run)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -33,7 +46,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m runtime.serve",
         description="A page that shows what a camera sees and names photos; the same for programs.",
-        epilog="GET /openapi.json describes the addresses for programs.",
+        epilog="GET /openapi.json describes the addresses for programs. Exit codes: 0 ended by SIGTERM, "
+        "1 the address is not there or in use, which another try may mend, 2 usage, no model, no engine, "
+        "no token.",
     )
     parser.add_argument(
         "--host",
@@ -86,7 +101,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    """Serves until SIGTERM or Ctrl-C; gives the exit code, 0. Raises UserError before the first request."""
+    """Serves until SIGTERM or Ctrl-C; gives the exit code, 0. Raises UserError before the first request.
+
+    AddressError is the one that another try may mend.
+    """
     _need_web()
     import uvicorn
 
@@ -160,16 +178,17 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
-        raise UserError(f"--host {host}: is no address of this machine; 127.0.0.1 always is") from None
+        raise AddressError(f"--host {host}: is no address of this machine; 127.0.0.1 always is") from None
     return family, address
 
 
 def _listen(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
     try:
         return socket.create_server(address, family=family, backlog=128)
-    except (OSError, OverflowError) as error:
-        reason = str(getattr(error, "strerror", None) or error).lower()
-        raise UserError(f"{address[0]} port {address[1]}: {reason}: --port takes another") from None
+    except OSError as error:
+        option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        reason = os.strerror(error.errno or 0).lower()
+        raise AddressError(f"{address[0]} port {address[1]}: {reason}: {option} takes another") from None
 
 
 def _url(host: str, port: int, beyond: bool, token: str) -> str:
