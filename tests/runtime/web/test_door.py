@@ -17,3 +17,14 @@ def test_an_origin_that_is_none_is_another_page(origin: str) -> None:
     with pytest.raises(Refused, match="comes from another page"):
         door.check("POST", head)
     door.check("POST", [(b"host", b"localhost:8080"), (b"origin", b"http://LOCALHOST:8080")])
+
+
+@pytest.mark.parametrize(
+    "others", ['prefs={"a":1}; {}', "flag; {}", "{}; a=b=c", "=; {};", "vgg_edge_8080=old; {}"]
+)
+def test_the_cookie_is_found_among_those_of_other_programs(others: str) -> None:
+    door = open_door("127.0.0.1", 8080, [], "t0ken-of-the-test")
+    cookie = door.set_cookie.partition(";")[0]
+    assert door.knows({"cookie": others.replace("{}", cookie)})
+    assert not door.knows({"cookie": others.replace("{}", f"x{cookie}")})
+    assert not door.knows({"cookie": others.replace("{}", cookie[:-1])})
