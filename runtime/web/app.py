@@ -83,7 +83,12 @@ def make_app(
             "history": [] if view is None else list(view.history),
             "max_bytes": service.max_bytes,
         }
-        return JSONResponse(answer, headers={"Cache-Control": "no-store"})
+        # In ASCII: JSONResponse's UTF-8 knows no half of a surrogate pair, which a file's name may hold.
+        return Response(
+            json.dumps(answer, allow_nan=False),
+            media_type="application/json",
+            headers={"Cache-Control": "no-store"},
+        )
 
     async def live(request: Request) -> Response:
         if view is None:

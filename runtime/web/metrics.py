@@ -10,6 +10,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from runtime.terminal import printable
 from runtime.web.service import Service, Times
 from runtime.web.view import View
 
@@ -77,7 +78,6 @@ class Metrics:
         model = classifier.model
         contract = model.contract
         self._model.clear()
-        self._model.labels(
-            contract.name, contract.created, model.sha256, model.precision, classifier.run.engine
-        ).set(1)
+        facts = (contract.name, contract.created, model.sha256, model.precision, classifier.run.engine)
+        self._model.labels(*map(printable, facts)).set(1)  # UTF-8 knows no half of a surrogate pair
         return generate_latest(self.registry)

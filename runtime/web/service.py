@@ -239,7 +239,7 @@ def _parity(classifier: Classifier) -> dict[str, object] | None:
     if not isinstance(engines, dict):
         return None
     mine = classifier.run.engine
-    engine = mine if mine in engines else next((e for e in engines if e.split()[0] == mine.split()[0]), None)
+    engine = mine if mine in engines else next((e for e in engines if _kind(e) == _kind(mine)), None)
     figures = engines.get(engine)
     if not isinstance(figures, dict):
         return None
@@ -247,5 +247,11 @@ def _parity(classifier: Classifier) -> dict[str, object] | None:
     return {"engine": engine} | {name: figures[name] for name in wanted if _is_number(figures.get(name))}
 
 
+def _kind(engine: str) -> str:
+    """Its name without its version."""
+    return engine.partition(" ")[0]
+
+
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    """Whether JSON and a page can hold it: neither NaN nor infinite, nor an int as good as that."""
+    return isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e300

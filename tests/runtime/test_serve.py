@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -27,6 +28,7 @@ import pytest
 from openapi_spec_validator import validate
 from PIL import Image
 
+from runtime.model import INDEX_NAME
 from runtime.web.app import PAGE
 from runtime.web.door import MIN_TOKEN
 from runtime.web.guard import HEAD_SECONDS, MAX_PIPELINED
@@ -253,6 +255,24 @@ def test_status_tells_the_model_and_the_speed(server: Server, red: bytes) -> Non
     assert status["model"]["name"] == "colours" and status["model"]["labels"] == ["blau", "grün", "红"]
     assert status["engine"].startswith("litert ") and status["speed"]["photos"] >= 1
     assert 0 < status["speed"]["infer_ms"] <= status["speed"]["p95_ms"] and status["camera"] is None
+
+
+def test_status_of_a_model_whose_index_is_odd(knowing: Path, tmp_path: Path) -> None:
+    """Names of engines that are empty or no UTF-8, figures beyond any float, a file's name of other bytes."""
+    folder = shutil.copytree(knowing, tmp_path / "odd")
+    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    figures = {"": {"n": 1}, "litert \ud800": {"n": 7, "top1": 10**400, "max_dp": True, "mean_dp": 0.5}}
+    for file in index["files"]:
+        file["metrics"]["parity"] = figures
+    (folder / INDEX_NAME).write_text(json.dumps(index))
+    (model,) = folder.glob("*.tflite")
+    model = model.rename(folder / "caf\udce9.tflite")
+    with serving("--model", model) as server:
+        status, _, body = server.ask("GET", "/status")
+        assert status == 200 and server.ask("GET", "/metrics")[0] == 200
+    card = json.loads(body)["model"]
+    assert card["file"] == model.name
+    assert card["parity"] == {"engine": "litert \ud800", "n": 7, "mean_dp": 0.5}
 
 
 def test_metrics_count(server: Server, red: bytes) -> None:
