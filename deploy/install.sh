@@ -8,7 +8,7 @@ usage: sudo deploy/install.sh [--dry-run] [--picamera2] [--extras LIST] [--from 
        sudo deploy/install.sh --uninstall [--dry-run]
 
 Puts the program into /opt/vgg-edge, its settings and token into /etc/vgg-edge, models and pictures into
-/var/lib/vgg-edge, and starts vgg-edge.service. Running it again upgrades; settings and token stay.
+/var/lib/vgg-edge, and starts vgg-edge.service. Running it again upgrades; settings, token and --picamera2 stay.
 
   --dry-run            print every command and change nothing
   --picamera2          for a camera on the ribbon cable: Debian's picamera2, and the numpy that it was built for
@@ -97,6 +97,8 @@ refuse_other_systems() {
 
 install_all() {
     local constraint=() site=() missing=() source=$from package
+    # Made anew without Debian's packages, the environment would lose the picamera2 of an earlier run.
+    if grep -qsx 'include-system-site-packages = true' /opt/vgg-edge/pyvenv.cfg; then picamera2=yes; fi
     for package in python3-venv ${picamera2:+python3-picamera2}; do
         dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
     done
@@ -128,10 +130,18 @@ install_all() {
         run cp -r "$from/models/flowers" "$source/models"
     fi
     run /opt/vgg-edge/bin/python -m pip install --upgrade "${constraint[@]}" "${source}[$extras]"
-    [ "$source" = "$from" ] || run rm -rf "$source"
+    if [ -f "$from" ]; then
+        # pip leaves what is installed when a wheel has the same version, whatever is in it.
+        run /opt/vgg-edge/bin/python -m pip install --force-reinstall --no-deps "$from"
+    else
+        run rm -rf "$source"
+    fi
 
-    [ -e /etc/vgg-edge/token ] ||
-        run sh -c 'umask 077 && /usr/bin/python3 -c "import secrets; print(secrets.token_urlsafe(24))" >/etc/vgg-edge/token'
+    # Under its name once it is whole: an interrupted run must not leave an empty one.
+    if [ ! -s /etc/vgg-edge/token ]; then
+        run sh -c 'umask 077 && /usr/bin/python3 -c "import secrets; print(secrets.token_urlsafe(24))" >/etc/vgg-edge/token.new'
+        run mv /etc/vgg-edge/token.new /etc/vgg-edge/token
+    fi
     [ -e /etc/vgg-edge/serve.conf ] || run install -m 644 "$here/serve.conf" /etc/vgg-edge/serve.conf
     run install -m 644 "$here/vgg-edge.service" /etc/systemd/system/vgg-edge.service
     run systemctl daemon-reload

@@ -51,7 +51,8 @@ def test_dry_run_prints_every_command(os_release: str, tmp_path: Path) -> None:
         "useradd --system --user-group",
         "-m venv /opt/vgg-edge",
         "pip install --upgrade '/opt/vgg-edge/source[litert,camera,web]'",
-        ">/etc/vgg-edge/token",
+        ">/etc/vgg-edge/token.new",
+        "mv /etc/vgg-edge/token.new /etc/vgg-edge/token",
         "/etc/systemd/system/vgg-edge.service",
         "systemctl enable vgg-edge.service",
         "systemctl restart vgg-edge.service",
@@ -69,6 +70,36 @@ def test_picamera2_comes_from_debian_with_its_numpy(os_release: str, tmp_path: P
     assert re.search(r"apt-get install .* python3-picamera2", text)
     assert "-m venv --system-site-packages /opt/vgg-edge" in text
     assert "pip install --upgrade --constraint /etc/vgg-edge/constraints.txt" in text
+
+
+def test_a_wheel_replaces_one_of_the_same_version(tmp_path: Path) -> None:
+    (tmp_path / "x.whl").touch()
+    given = ("--from", str(tmp_path / "x.whl"))
+    _, commands, _ = dry_run(*given, os_release=BOOKWORM, architecture="arm64", folder=tmp_path)
+    first, second = (command for command in commands if "pip install" in command)
+    assert first.endswith(f"pip install --upgrade '{tmp_path}/x.whl[litert,camera,web]'")
+    assert second.endswith(f"pip install --force-reinstall --no-deps {tmp_path}/x.whl")
+
+
+def test_a_run_after_one_with_picamera2_and_an_interrupted_one(machine: Machine) -> None:
+    """It keeps to Debian's packages, and does not take an empty token for one."""
+    script = f"""
+        mkdir -p /opt/vgg-edge /etc/vgg-edge
+        echo 'include-system-site-packages = true' >/opt/vgg-edge/pyvenv.cfg
+        : >/etc/vgg-edge/token
+        {install()} --dry-run
+        echo {"x" * 32} >/etc/vgg-edge/token
+        {install()} --dry-run | grep -c token
+        sed -i s/true/false/ /opt/vgg-edge/pyvenv.cfg
+        {install()} --dry-run | grep -c picamera2
+    """
+    done = machine.run("bare", "interrupted", "bash", "-c", script)
+    *commands, tokens, picameras = done.stdout.splitlines()
+    text = "\n".join(commands)
+    assert "-m venv --system-site-packages /opt/vgg-edge" in text and "python3-picamera2" in text
+    assert "pip install --upgrade --constraint /etc/vgg-edge/constraints.txt" in text
+    assert "mv /etc/vgg-edge/token.new /etc/vgg-edge/token" in text
+    assert (tokens, picameras) == ("0", "0")
 
 
 @pytest.mark.parametrize(
