@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     def port(text: str) -> int:
-        if not 0 <= (number := int(text)) < 2**31:
-            raise ValueError
-        return number
+        if not text.isdecimal() or int(text) > 65535:
+            raise argparse.ArgumentTypeError(f"{text} is no port: give one from 0 to 65535")
+        return int(text)
 
     parser = argparse.ArgumentParser(
         prog="python -m runtime.serve",
@@ -130,7 +130,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         service = Service(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
         view = View(stack.enter_context(camera), live, arguments.every) if camera else None
         print(printable(str(live.now())))
-        print(f"{_url(address[0], port, door.beyond, token)}  (Ctrl-C ends it)", flush=True)
+        print(f"{_url(address[0], port, token)}  (Ctrl-C ends it)", flush=True)
 
         async def sweep() -> None:
             drop_late(server)
@@ -184,16 +184,23 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...
 
 def _listen(family: socket.AddressFamily, address: tuple[Any, ...]) -> socket.socket:
     try:
-        return socket.create_server(address, family=family, backlog=128)
+        return socket.create_server(
+            address, family=family, backlog=128, dualstack_ipv6=_means_ipv4_too(address[0])
+        )
     except OSError as error:
         option = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
         reason = os.strerror(error.errno or 0).lower()
         raise AddressError(f"{address[0]} port {address[1]}: {reason}: {option} takes another") from None
 
 
-def _url(host: str, port: int, beyond: bool, token: str) -> str:
+def _means_ipv4_too(host: str) -> bool:
+    """Whether all of IPv6 is to be listened on, and this machine can listen on all of IPv4 with it."""
+    return host == "::" and socket.has_dualstack_ipv6()
+
+
+def _url(host: str, port: int, token: str) -> str:
     """For a browser. With the token where a person reads it, and nowhere else: output may be a log."""
-    if beyond and host in ("0.0.0.0", "::"):
+    if host == "0.0.0.0" or _means_ipv4_too(host):
         host = _own_address()
     shown = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     return f"{shown}/#token={token}" if token and sys.stdout.isatty() else shown

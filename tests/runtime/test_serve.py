@@ -376,6 +376,24 @@ def test_who_leaves_during_login_leaves_no_trace(knowing: Path) -> None:
         assert server.process.communicate(timeout=10)[1] == ""
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_of_both_kinds(knowing: Path) -> None:
+    with serving("--model", knowing, "--host", "::", VGG_EDGE_TOKEN=TOKEN) as server:
+        assert server.ask("GET", "/healthz")[0] == 200  # by IPv4
+        with socket.create_connection(("::1", server.port), 20) as connection:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: [::1]\r\n\r\n")
+            assert b" 200 " in connection.recv(100)
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "80a"])
+def test_what_is_no_port(port: str) -> None:
+    done = subprocess.run(
+        command("--port", port), env=environment(), capture_output=True, text=True, timeout=60
+    )
+    *_, line = done.stderr.splitlines()
+    assert done.returncode == 2 and line.endswith(f"{port} is no port: give one from 0 to 65535")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "reason"),
     [
