@@ -5,9 +5,11 @@ The page shows what a camera sees and takes photos; POST /classify answers as `r
 
 import argparse
 import errno
+import logging
 import os
 import socket
 import sys
+from asyncio import CancelledError
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
@@ -117,6 +119,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     from runtime.web.service import BEAT_EVERY, Service
     from runtime.web.view import View
 
+    _quiet_libraries()
     token = read_token(arguments.token_file)
     family, address = _resolve(arguments.host, arguments.port)
     open_door(address[0], address[1], (), token)  # refused before the port is taken
@@ -162,6 +165,19 @@ def _serve(arguments: argparse.Namespace) -> int:
         finally:
             notify("STOPPING=1")
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Of what the libraries log, failures of ours alone are printed.
+
+    The rest is told to whoever sent the request, or is that the service ends while there are requests.
+    """
+
+    def is_failure(record: logging.LogRecord) -> bool:
+        return record.exc_info is not None and not isinstance(record.exc_info[1], CancelledError)
+
+    logging.getLogger("uvicorn.error").addFilter(is_failure)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 def _need_web() -> None:

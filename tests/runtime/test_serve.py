@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -463,6 +463,23 @@ def test_sigterm_ends_it_cleanly_and_systemd_hears(knowing: Path, red: bytes, tm
                 while (word := systemd.recv(100)) == b"WATCHDOG=1":
                     pass
             assert word == b"STOPPING=1"
+
+
+def test_it_ends_without_a_word_in_the_middle_of_requests(knowing: Path, red: bytes) -> None:
+    """A body that still comes, a frame that is waited for, and what the libraries would have remarked."""
+    broken = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nbegun"
+    waiting = b"GET /live.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with serving("--model", knowing, "--camera", "rtsp://127.0.0.1:9/x") as server, ExitStack() as stack:
+        data, kind = form("a.jpg", red)
+        assert server.classify(data.replace(b"--b\r\n", b"-!b\r\n"), Content_Type=kind)[0] == 400
+        for sent in (b"GET nonsense\r\n\r\n", broken, waiting):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            connection.sendall(sent)
+        wait_for(lambda: server.metric("in_flight") == 1)
+        server.process.terminate()
+        _, err = server.process.communicate(timeout=15)
+        assert server.process.returncode == 0
+        assert [line for line in err.splitlines() if "nothing answers" not in line] == []
 
 
 def test_ctrl_c(knowing: Path) -> None:
