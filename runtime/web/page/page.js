@@ -100,7 +100,8 @@ async function watch() {
         await showPicture(await answer.blob());
         shown = sight.frame;
         const words = sight.known === false ? "unknown" : sight.label;
-        if (words !== told || performance.now() - (watch.labelled ?? 0) > 300) { // a screen reader is not to be told each frame
+        if (words !== told) at("live-said").textContent = words; // a screen reader is told of changes alone
+        if (words !== told || performance.now() - (watch.labelled ?? 0) > 300) { // a percentage is to be readable
           showLabel(at("live-label"), sight);
           watch.labelled = performance.now();
           told = words;

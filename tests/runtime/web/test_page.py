@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from runtime.web.app import PAGE
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -98,6 +100,38 @@ def hosts_asked(chrome: Chrome) -> set[str | None]:
 
 def choose(chrome: Chrome, *photos: Path) -> None:
     chrome.find_element(By.ID, "file").send_keys("\n".join(map(str, photos)))
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, of #rrggbb (WCAG 2)."""
+    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize(
+    ("text", "ground"),
+    [
+        ("ink", "ground"),
+        ("ink", "leaf-soft"),
+        ("soft", "ground"),
+        ("soft", "panel"),
+        ("soft", "leaf-soft"),
+        ("soft", "unknown-soft"),
+        ("leaf", "ground"),
+        ("leaf", "panel"),
+        ("on-leaf", "leaf"),
+        ("unknown", "panel"),
+        ("bad", "panel"),
+    ],
+)
+def test_text_stands_out(text: str, ground: str, scheme: int) -> None:
+    """WCAG 2 asks for 4.5 : 1, and rounding is not to decide."""
+    rules = re.findall(r":root \{(.*?)\}", (PAGE / "page.css").read_text(), re.DOTALL)
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", rules[scheme]))
+    dark, light = sorted(luminance(colours[name]) for name in (text, ground))
+    assert (light + 0.05) / (dark + 0.05) > 4.7
 
 
 NEWEST = "#answers li:first-child"
@@ -186,12 +220,22 @@ def test_the_token_opens_it(chrome: Chrome, knowing: Path) -> None:
         chrome.delete_all_cookies()
 
 
+COUNT_CHANGES = """
+    window.changes = { label: 0, said: 0 };
+    for (const name in changes) {
+      const seen = new MutationObserver((found) => { changes[name] += found.length; });
+      seen.observe(document.getElementById(`live-${name}`), { childList: true });
+    }
+"""
+
+
 def test_the_camera_is_live(
     chrome: Chrome, knowing: Path, make_clip: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     clip = make_clip(tmp_path / "clip.mp4", [("red", 150)])
     with serving("--model", knowing, "--camera", clip) as address:
         chrome.get(address)
+        chrome.execute_script(COUNT_CHANGES)
         wait_for(lambda: text(chrome, "#live-label").startswith("红") and text(chrome, "#state") == "live")
         assert chrome.execute_script("return document.getElementById('picture').naturalWidth") == 64
         assert "frames/s" in text(chrome, "#figures")
@@ -199,6 +243,10 @@ def test_the_camera_is_live(
         choose(chrome, photos / "blue.png")
         wait_for(lambda: text(chrome, f"{NEWEST} .label").startswith("blau"))
         assert text(chrome, "#live-label").startswith("红")
+        wait_for(lambda: chrome.execute_script("return changes.label") > 3)
+        assert chrome.execute_script("return changes.said") <= 1  # a screen reader is told the label alone
+        assert not chrome.find_elements(By.CSS_SELECTOR, "#live-label:is([aria-live], [aria-live] *)")
+        assert chrome.execute_script("return document.getElementById('live-said').textContent") == "红"
         assert complaints(chrome) == []
         wait_for(lambda: text(chrome, "#state") == "camera away")  # the clip has ended
         assert "has ended" in text(chrome, "#problem")
