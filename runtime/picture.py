@@ -8,7 +8,8 @@ out as pixels or raises PictureError with one line.
 import io
 import os
 import re
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,8 +58,8 @@ MAX_ICC_BYTES = 4 * 2**20  # printers' CMYK profiles reach 3 MB
 # 12-megapixel photo costs the same at 2 and 3, a fifth more at 4 (benchmarks/classify.py).
 _DRAFT = 3
 
-# Bytes that a pixel takes at the most between file and model, measured, by Pillow's names. A JPEG in one scan
-# is made smaller while it is read; one that is not is kept whole.
+# Bytes that a pixel takes at the most between file and model, measured, by Pillow's names. A TIFF's 16 are
+# enough for its tile beside it.
 _BYTES_A_PIXEL = {"JPEG": 8, "WEBP": 22, "JPEG2000": 25, "AVIF": 18}
 _BYTES_OF_OTHERS = 16
 
@@ -76,7 +77,11 @@ def read_picture(
     try:
         data = b"" if isinstance(source, np.ndarray) else _read_bytes(source)
         image = Image.fromarray(source) if isinstance(source, np.ndarray) else _open(data)
-        _check_size(image, data)
+        whole = image.size
+        if image.format == "JPEG":  # a HEIC's draft would be its thumbnail
+            side = _DRAFT * max(size)  # enough for either way round: photos are often stored sideways
+            image.draft(None, (side, side))
+        _check_size(image, whole, data)
         return _pixels(image, size)
     except Exception as error:  # Pillow's plugins raise whatever the bytes made them stumble over
         thing = f"{source}: " if isinstance(source, (str, Path)) else ""
@@ -181,24 +186,30 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Image.Image]],
 )
 
 
-def _check_size(image: Image.Image, data: bytes) -> None:
-    """From the header, before anything is decoded."""
-    width, height = image.size
-    limit = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
-    if image.format != "JPEG" or image.info.get("progressive"):
-        # A board with 512 MB takes 13 megapixels of PNG, and 26 of progressive JPEG.
-        limit = min(limit, _memory() // 2 // _BYTES_A_PIXEL.get(image.format or "", _BYTES_OF_OTHERS))
-    if width * height > limit:
+def _check_size(image: Image.Image, whole: tuple[int, int], data: bytes) -> None:
+    """From the header, before anything is decoded; `whole` is the size that an image reduced by draft has."""
+    width, height = whole
+    pixels = width * height
+    most = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
+    # A board with 512 MB takes 13 megapixels of PNG, and 26 of progressive JPEG.
+    fit = min(most, _memory() // 2 // _BYTES_A_PIXEL.get(image.format or "", _BYTES_OF_OTHERS))
+    at_once = pixels
+    if image.format == "JPEG" and not _is_kept_whole(data):
+        at_once = image.width * image.height
+    elif image.format == "TIFF":
+        at_once = max(pixels, _pixels_of_tile(data, image.tag_v2.offset))  # type: ignore[attr-defined]
+    if pixels > most or at_once > fit:
+        tiles = "in a tile " if at_once > pixels else ""
         raise PictureError(
-            f"has {width * height / 1e6:,.0f} megapixels ({width} x {height}), "
-            f"and a {image.format} may have {limit // 10**6}"
+            f"has {max(pixels, at_once) / 1e6:,.0f} megapixels {tiles}({width} x {height}), "
+            f"and a {image.format} may have {(most if pixels > most else fit) // 10**6}"
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise PictureError(f"is {width} x {height} pixels: nothing could be seen in it when made square")
-    most = MAX_SCANNED // (width * height)
+    scans = MAX_SCANNED // pixels
     # Counted roughly first: the same two bytes may stand in a film behind the photo.
-    if image.format == "JPEG" and data.count(b"\xff\xda") > most and _scans(data) > most:
-        raise PictureError(f"has over {most} scans, and would take minutes to decode: save it anew")
+    if image.format == "JPEG" and data.count(b"\xff\xda") > scans and _scans(data) > scans:
+        raise PictureError(f"has over {scans} scans, and would take minutes to decode: save it anew")
 
 
 def _memory() -> int:
@@ -210,23 +221,67 @@ def _memory() -> int:
 
 
 def _scans(data: bytes) -> int:
-    """How many scans a JPEG has, by its markers (ITU-T T.81, annex B)."""
-    at, scans = 2, 0
+    """How many scans a JPEG has."""
+    return sum(marker == _SCAN for marker, _ in _segments(data))
+
+
+def _is_kept_whole(data: bytes) -> bool:
+    """Whether libjpeg keeps all coefficients of a JPEG, not reduced: one scan does not hold them all."""
+    components = 0
+    for marker, at in _segments(data):
+        if marker in _PROGRESSIVE:
+            return True
+        if marker in _FRAMES:
+            components = data[at + 5]
+        elif marker == _SCAN:  # of the components that it holds itself, the first decides
+            return data[at] < components
+    return False
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """A JPEG's markers, and where what follows their length begins (ITU-T T.81, annex B)."""
+    at = 2
     while (marker := _MARKER.search(data, at)) and marker[1] != b"\xd9":  # the end of the image
-        scans += marker[1] == b"\xda"
+        yield marker[1][0], marker.end() + 2
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
-    return scans
 
 
+_SCAN = 0xDA
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} - _PROGRESSIVE
 # Not in it: an escaped 0xFF in the compressed data, and restarts, which have no length.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 
 
+def _pixels_of_tile(data: bytes, at: int) -> int:
+    """The pixels of a TIFF's tile, which libtiff holds whole and which may be far larger than the picture.
+
+    Read as libtiff reads the directory at `at`: of a tag that stands there twice, or with an odd type, Pillow
+    may take another value. Raises PictureError: a side that is no one number.
+    """
+    big = 43 in data[2:4]
+    count, entry = ("Q", "HHQ8s") if big else ("H", "HHL4s")
+    order = "<" if data.startswith(b"I") else ">"
+    (entries,) = struct.unpack_from(order + count, data, at)
+    at += struct.calcsize(order + count)
+    sides = {_TILE_WIDTH: 0, _TILE_LENGTH: 0}
+    for _ in range(min(entries, 2**16)):
+        tag, kind, values, value = struct.unpack_from(order + entry, data, at)
+        at += struct.calcsize(order + entry)
+        if tag in sides:
+            if kind not in _TIFF_INTEGERS or values != 1:
+                raise PictureError("is damaged (a tile's size is no number)")
+            (side,) = struct.unpack_from(order + _TIFF_INTEGERS[kind], value)
+            sides[tag] = max(sides[tag], side)
+    return sides[_TILE_WIDTH] * sides[_TILE_LENGTH]
+
+
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
+_TIFF_INTEGERS = {3: "H", 4: "L"}  # TIFF 6.0 allows no others for a tile's sides
+
+
 def _pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
     height, width = size
-    if image.format == "JPEG":  # a HEIC's draft would be its thumbnail
-        side = _DRAFT * max(height, width)  # enough for either way round: photos are often stored sideways
-        image.draft(None, (side, side))
     image.load()
     image = _upright(image)
     image = _to_rgb(image)

@@ -326,6 +326,75 @@ def test_the_machines_memory_bounds_what_is_decoded(monkeypatch: pytest.MonkeyPa
     )  # reduced as it is read
 
 
+def in_scans(side: int, *scans: tuple[int, ...]) -> bytes:
+    """A grey baseline JPEG of three components, each scan holding those given; a side is a multiple of 8."""
+
+    def segment(marker: int, body: bytes) -> bytes:
+        return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+    shortest = bytes([1, *bytes(15), 0])  # of Huffman codes, one: the bit 0, no difference, end of block
+    data = b"\xff\xd8" + segment(0xDB, b"\0" + b"\1" * 64)
+    data += segment(0xC0, struct.pack(">BHHB", 8, side, side, 3) + b"\1\x11\0\2\x11\0\3\x11\0")
+    data += segment(0xC4, b"\0" + shortest) + segment(0xC4, b"\x10" + shortest)
+    for scan in scans:
+        head = bytes([len(scan), *(byte for component in scan for byte in (component, 0)), 0, 63, 0])
+        data += segment(0xDA, head) + bytes((side // 8) ** 2 * len(scan) // 4 + 1)
+    return data + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("scans", [((1,), (2,), (3,)), ((1, 2), (3,))])
+def test_a_jpeg_kept_whole_for_its_scans_is_bounded_as_a_progressive_one(
+    scans: tuple[tuple[int, ...], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """160 megapixels of it took 925 MB, from a file of 2 MB."""
+    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    with pytest.raises(PictureError, match=r"has 36 megapixels .* and a JPEG may have 26"):
+        read_picture(in_scans(6000, *scans))
+    assert read_picture(in_scans(800, *scans)).mean() == 128
+    assert read_picture(in_scans(6000, (1, 2, 3))).mean() == 128  # reduced as it is read
+
+
+def test_a_jpeg_too_narrow_to_be_reduced_is_bounded_by_the_machines_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    with pytest.raises(PictureError, match=r"has 84 megapixels .* and a JPEG may have 26"):
+        read_picture(jpeg_of(1300, 65_000))
+
+
+def tiled(*sides: tuple[int, int, int], big: bool = False) -> bytes:
+    """The header of a TIFF of 16 x 16 pixels, and tags of its tiles: number, type and value."""
+    head = b"II+\0\x08\0\0\0" + struct.pack("<Q", 16) if big else b"II*\0" + struct.pack("<L", 8)
+    count, entry, size = ("<Q", "<HHQ", 8) if big else ("<H", "<HHL", 4)
+    tags = [(256, 4, 16), (257, 4, 16), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), *sides]
+    tags += [(324, 4, 8), (325, 4, 8)]
+    entries = (struct.pack(entry, tag, kind, 1) + side.to_bytes(size, "little") for tag, kind, side in tags)
+    return head + struct.pack(count, len(tags)) + b"".join(entries) + bytes(size)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (
+            tiled((322, 4, 8192), (323, 4, 8192)),
+            "has 67 megapixels in a tile .16 x 16., and a TIFF may have 13",
+        ),
+        (tiled((322, 4, 8192), (323, 4, 8192), big=True), "has 67 megapixels in a tile"),
+        (tiled((322, 3, 8192), (322, 3, 16), (323, 3, 8192)), "has 67 megapixels in a tile"),
+        (tiled((322, 3, 16), (322, 3, 8192), (323, 3, 8192)), "has 67 megapixels in a tile"),
+        (tiled((322, 9, 8192), (322, 3, 16), (323, 3, 8192)), "a tile's size is no number"),
+        (tiled((322, 3, 16), (323, 3, 16)), "decoder error"),  # of these tiles nothing is in the file
+    ],
+)
+def test_a_tiffs_tiles_are_bounded_as_pictures_are(
+    data: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """196 kB took 192 MB, for a picture of 16 x 16 pixels."""
+    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    with pytest.raises(PictureError, match=reason):
+        read_picture(data)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),
