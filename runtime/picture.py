@@ -10,7 +10,9 @@ import os
 import re
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Condition, Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -72,21 +74,29 @@ def read_picture(
     """Reads a path, encoded bytes, a binary file or a frame into uint8 [H, W, 3], RGB, `size` being (H, W).
 
     A frame is uint8 [h, w, 3], RGB, upright, in sRGB: what a camera gives. Raises PictureError: unreadable,
-    damaged or too large; PictureKindError: not a picture, or of a kind that needs another package.
+    damaged or too large; PictureKindError: not a picture, or of a kind that needs another package. Where
+    threads decode at once more than half of the machine's memory would hold, they wait for each other.
     """
     try:
-        data = b"" if isinstance(source, np.ndarray) else _read_bytes(source)
-        image = Image.fromarray(source) if isinstance(source, np.ndarray) else _open(data)
-        whole = image.size
-        if image.format == "JPEG":  # a HEIC's draft would be its thumbnail
-            side = _DRAFT * max(size)  # enough for either way round: photos are often stored sideways
-            image.draft(None, (side, side))
-        _check_size(image, whole, data)
-        return _pixels(image, size)
+        return _decoded(source, size)
     except Exception as error:  # Pillow's plugins raise whatever the bytes made them stumble over
         thing = f"{source}: " if isinstance(source, (str, Path)) else ""
         kind = PictureKindError if isinstance(error, PictureKindError) else PictureError
-        raise kind(f"{thing}{_reason(error)}") from None
+        failure = kind(f"{thing}{_reason(error)}")
+    raise failure  # not in there: it would keep `error`, whose frames hold what was decoded
+
+
+def _decoded(
+    source: str | Path | bytes | BinaryIO | NDArray[np.uint8], size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    data = b"" if isinstance(source, np.ndarray) else _read_bytes(source)
+    image = Image.fromarray(source) if isinstance(source, np.ndarray) else _open(data)
+    whole = image.size
+    if image.format == "JPEG":  # a HEIC's draft would be its thumbnail
+        side = _DRAFT * max(size)  # enough for either way round: photos are often stored sideways
+        image.draft(None, (side, side))
+    with _ROOM.taken(_check_size(image, whole, data)):
+        return _pixels(image, size)
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -186,13 +196,14 @@ _KINDS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Image.Image]],
 )
 
 
-def _check_size(image: Image.Image, whole: tuple[int, int], data: bytes) -> None:
-    """From the header, before anything is decoded; `whole` is the size that an image reduced by draft has."""
+def _check_size(image: Image.Image, whole: tuple[int, int], data: bytes) -> int:
+    """The bytes that decoding will take, from the header; `whole` is the size of what draft has reduced."""
     width, height = whole
     pixels = width * height
     most = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
     # A board with 512 MB takes 13 megapixels of PNG, and 26 of progressive JPEG.
-    fit = min(most, _memory() // 2 // _BYTES_A_PIXEL.get(image.format or "", _BYTES_OF_OTHERS))
+    each = _BYTES_A_PIXEL.get(image.format or "", _BYTES_OF_OTHERS)
+    fit = min(most, _memory() // 2 // each)
     at_once = pixels
     if image.format == "JPEG" and not _is_kept_whole(data):
         at_once = image.width * image.height
@@ -210,6 +221,34 @@ def _check_size(image: Image.Image, whole: tuple[int, int], data: bytes) -> None
     # Counted roughly first: the same two bytes may stand in a film behind the photo.
     if image.format == "JPEG" and data.count(b"\xff\xda") > scans and _scans(data) > scans:
         raise PictureError(f"has over {scans} scans, and would take minutes to decode: save it anew")
+    return at_once * each if image.format else 0  # a frame is decoded already
+
+
+class _Room:
+    """The memory for what this process decodes, shared by its threads in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._taken = 0  # bytes
+        self._turn = Lock()  # of the one that waits: small pictures do not overtake a large one for ever
+        self._change = Condition()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[None]:
+        if not count:
+            yield
+            return
+        with self._turn, self._change:
+            self._change.wait_for(lambda: not self._taken or self._taken + count <= _memory() // 2)
+            self._taken += count
+        try:
+            yield
+        finally:
+            with self._change:
+                self._taken -= count
+                self._change.notify()
+
+
+_ROOM = _Room()
 
 
 def _memory() -> int:

@@ -1,16 +1,18 @@
 """Photos of many clients, one engine: what waits is bounded; who finds no place is told when to return.
 
-Photos are decoded side by side in a few threads, which take turns at the engine.
+Photos are decoded side by side in a few threads, as far as memory goes (runtime/picture.py), which take turns
+at the engine.
 """
 
 import asyncio
+import ctypes
 import math
 import statistics
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,6 +35,9 @@ BEAT_EVERY = 5.0  # seconds between proofs that photos are answered
 DEAD_AFTER = 30.0  # without one, the service says that it is not well
 MAX_PATIENCE = 30  # seconds, the longest Retry-After
 REMEMBERED = 1000  # answers that the percentiles are of
+
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+LARGE_BLOCK = 4 * 2**20  # bytes
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
@@ -78,6 +83,7 @@ class Service:
     times: deque[Times] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def __post_init__(self) -> None:
+        give_memory_back()
         self.max_held = 2 * self.max_bytes
         self.pool = ThreadPoolExecutor(default_threads(), "classify")
         self._beaten = time.monotonic()
@@ -168,6 +174,15 @@ async def read_body(
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
+
+
+def give_memory_back() -> None:
+    """What a picture took goes back to the system: glibc would keep much of it for each thread that decoded.
+
+    It raises the size of the blocks that it gives back at once by those that it has seen, unless one is set.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # other systems have other ways
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
 def _answer(live: LiveClassifier, content_type: str, body: bytes) -> Prediction:

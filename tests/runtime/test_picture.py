@@ -7,8 +7,10 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from PIL import Image, ImageCms
 from runtime import picture
 from runtime.errors import PictureError
 from runtime.picture import MAX_PIXELS, read_picture
+from tests.waiting import wait_for
 
 Pixels = NDArray[np.uint8]
 SIZE = (96, 64)  # height, width: not square, so that a mix-up shows
@@ -424,6 +427,42 @@ def test_no_kind_takes_more_memory_a_pixel_than_it_is_reckoned_with(
     kilobytes = int(subprocess.run(run, capture_output=True, check=True, text=True).stdout)
     reckoned = picture._BYTES_A_PIXEL.get(kind, picture._BYTES_OF_OTHERS)
     assert reckoned / 3 < 1024 * kilobytes / side**2 < reckoned + 1
+
+
+def test_a_large_picture_is_not_overtaken_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is being decoded, a larger one waits for it, and what comes then waits behind that."""
+    small, large = encode(PICTURE, "PNG"), encode(PICTURE.resize((300, 200)), "PNG")
+    monkeypatch.setattr(picture, "_memory", lambda: 2 * 16 * 300 * 200)
+    room, order = picture._ROOM, []
+
+    def read(data: bytes) -> None:
+        read_picture(data)
+        order.append(data)
+
+    with ThreadPoolExecutor() as pool, room.taken(16 * 100 * 100):
+        pool.submit(read, large)
+        wait_for(room._turn.locked)
+        pool.submit(read, small)
+        time.sleep(0.1)
+        assert order == []
+    assert order == [large, small] and not room._taken
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+def test_an_error_does_not_keep_the_picture(tmp_path: Path) -> None:
+    """Of a picture cut off, the pixels would stay in memory for as long as the error does."""
+    data = encode(Image.new("RGB", (4000, 4000)), "PNG")
+    (tmp_path / "cut").write_bytes(data[: len(data) // 2])
+    code = (
+        "import re, sys; from runtime.picture import PictureError, read_picture\n"
+        "now = lambda: int(re.search(r'VmRSS:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
+        "before = now()\n"
+        "try: read_picture(sys.argv[1])\n"
+        "except PictureError as error: kept = error\n"
+        "print(now() - before)"
+    )
+    run = [sys.executable, "-c", code, str(tmp_path / "cut")]
+    assert int(subprocess.run(run, capture_output=True, check=True, text=True).stdout) < 20_000
 
 
 def test_paths_are_named(tmp_path: Path) -> None:
