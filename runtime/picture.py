@@ -8,6 +8,7 @@ out as pixels or raises PictureError with one line.
 import io
 import os
 import re
+import stat
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ SUFFIXES = frozenset(
     }
     | {".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
+
+# Paths by which a process names what it was handed: standard input, and a shell's <(command).
+_OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 MAX_BYTES = 2**30
 _STEP = 2**24
@@ -112,8 +116,12 @@ def _read_bytes(source: str | Path | bytes | BinaryIO) -> bytes:
         data = bytes(source)
     elif isinstance(source, (str, Path)):
         path = Path(source)
-        if path.is_dir():
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
             raise PictureError("is a folder, not a picture")
+        # A pipe in a folder of photos would be waited for, a device read without an end.
+        if not stat.S_ISREG(mode) and not str(path).startswith(_OPEN_ALREADY):
+            raise PictureError("is a pipe or a device, not a picture: hand it to standard input")
         with path.open("rb") as file:
             data = _read_all(file)
     else:

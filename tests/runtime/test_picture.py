@@ -525,5 +525,27 @@ def test_pillows_settings_are_left_alone() -> None:
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
 def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picture, "MAX_BYTES", 50_000_000)
-    with pytest.raises(PictureError, match="/dev/zero: is over 47 MiB"):
-        read_picture("/dev/zero")
+    with Path("/dev/zero").open("rb") as file, pytest.raises(PictureError, match="is over 47 MiB"):
+        read_picture(file)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+def test_pipes_and_devices_are_no_pictures(tmp_path: Path) -> None:
+    """The pipe would be waited for without an end."""
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    for path in (tmp_path / "a.jpg", tmp_path / "b.jpg"):
+        for read in (read_picture, picture.read_bytes):
+            with pytest.raises(PictureError, match=rf"{path.name}: is a pipe or a device"):
+                read(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_what_a_process_was_handed_is_read_by_its_path(path: str) -> None:
+    code = "import sys; from runtime.picture import read_picture; print(read_picture(sys.argv[1]).shape)"
+    if not Path(path).exists():
+        pytest.skip("not on this system")
+    run = [sys.executable, "-c", code, path]
+    done = subprocess.run(run, input=encode(PICTURE, "PNG"), capture_output=True, check=True)
+    assert done.stdout.split() == [b"(224,", b"224,", b"3)"]
