@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import ModelError
@@ -153,7 +154,8 @@ def choose_model(
     Raises ModelError.
     """
     path = _default_folder() if path is None else _or_old(Path(path))
-    if not path.exists():
+    mode = _mode(path)
+    if not mode:
         raise ModelError(
             f"{path}: no such file or folder: --model takes a .tflite, an .onnx or a folder with {INDEX_NAME}"
         )
@@ -161,10 +163,13 @@ def choose_model(
     if key is not None:
         from runtime.signature import read_signature  # late: it reads as this module does, and seldom
 
-        signature = read_signature(path, key)
-    if path.is_dir():
+        try:
+            signature = read_signature(path, key)
+        except OSError as error:
+            raise _untold(path, error) from None
+    if S_ISDIR(mode):
         index = read_index(path, signature)
-        there = tuple(f for f in index.files if (path / f.file).is_file())
+        there = tuple(f for f in index.files if S_ISREG(_mode(path / f.file)))
         listed = [f for f in there if f.format in formats]
         if not listed:
             has = " and ".join(sorted({f.format for f in index.files})) or "no"
@@ -176,7 +181,7 @@ def choose_model(
 
         best = min(listed, key=rank)
         return Choice(path / best.file, index.contract, best, among=there, signature=signature)
-    if (path.parent / INDEX_NAME).is_file():
+    if S_ISREG(_mode(path.parent / INDEX_NAME)):
         # Its own FILE.sig says nothing of the index, which then only has to agree with the file.
         covers = signature and INDEX_NAME in signature.files
         index = read_index(path.parent, signature if covers else None)
@@ -189,7 +194,7 @@ def choose_model(
 def read_index(folder: Path, signature: "Signature | None" = None) -> Index:
     """Reads and checks `folder`/model.json, against the signature if there is one. Raises ModelError."""
     path = folder / INDEX_NAME
-    if not path.is_file():
+    if not S_ISREG(_mode(path)):
         raise ModelError(f"{folder}: has no {INDEX_NAME}: give a folder that `python -m export` wrote")
     try:
         text = read_bytes(path, MAX_JSON_BYTES)
@@ -239,7 +244,7 @@ def _default_folder() -> Path:
     for path in sorted(Path("models").glob(f"*/{INDEX_NAME}")):
         folder = path.parent
         hidden = folder.name.startswith(".") or folder.suffix == ".rejected"
-        if hidden or (folder.suffix == ".old" and folder.with_suffix("").is_dir()):
+        if hidden or (folder.suffix == ".old" and S_ISDIR(_mode(folder.with_suffix("")))):
             continue
         try:
             contract = read_index(folder).contract
@@ -251,7 +256,7 @@ def _default_folder() -> Path:
         return newest[1]
     here = Path(__file__).parent
     for released in (here / "released", here.parent / "models" / "flowers"):  # in a wheel, in a clone
-        if (released / INDEX_NAME).is_file():
+        if S_ISREG(_mode(released / INDEX_NAME)):
             return released
     raise ModelError(
         "no model under ./models and none in this package: --model FOLDER, or `python -m export` makes one"
@@ -261,13 +266,29 @@ def _default_folder() -> Path:
 def _or_old(path: Path) -> Path:
     """An export renames NAME to NAME.old, then the new folder to NAME: meanwhile NAME.old is the set."""
     old = path.with_name(path.name + ".old") if path.name else path
-    return old if not path.exists() and (old / INDEX_NAME).is_file() else path
+    return old if not _mode(path) and S_ISREG(_mode(old / INDEX_NAME)) else path
+
+
+def _mode(path: Path) -> int:
+    """What lies there, as stat tells it, or 0 where nothing does. Raises ModelError where it is not told."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last: a null byte
+        return 0
+    except OSError as error:
+        raise _untold(path, error) from None
+
+
+def _untold(path: Path, error: OSError) -> ModelError:
+    reason = str(error.strerror or error).lower()
+    return ModelError(f"{path}: {reason}: name one that this user may read")
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
     """A file's bytes, if they are not more than `limit`. Raises ModelError."""
     try:
-        if path.exists() and not path.is_file():
+        mode = _mode(path)
+        if mode and not S_ISREG(mode):
             raise ModelError(f"{path}: is not a file")
         if path.stat().st_size > limit:
             raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")

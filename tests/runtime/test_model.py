@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from runtime.errors import ModelError
 from runtime.model import (
@@ -17,6 +20,7 @@ from runtime.model import (
     Contract,
     choose_model,
     open_model,
+    read_bytes,
     read_contract,
     read_index,
 )
@@ -253,3 +257,41 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.tflite").write_bytes(b"this is no model")
     with pytest.raises(ModelError, match="neither"):
         open_model(tmp_path / "x.tflite")
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that this user may not look into."""
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield folder
+        os.seteuid(0)
+    else:
+        yield folder
+        folder.chmod(0o700)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+@pytest.mark.parametrize("read", [open_model, choose_model, read_index, lambda path: read_bytes(path, 9)])
+def test_what_this_user_may_not_look_at_is_named(closed: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(ModelError, match=r"closed/m\S*: permission denied: name one that this user may read"):
+        read(closed / "m")
+
+
+@pytest.mark.parametrize("read", [open_model, choose_model, read_index, lambda path: read_bytes(path, 9)])
+def test_a_name_too_long_for_a_file_is_told_in_one_line(read: Callable[[Path], object]) -> None:
+    with pytest.raises(ModelError, match=r"^x{300}\S*: file name too long: "):
+        read(Path("x" * 300))
+
+
+def test_a_name_too_long_for_its_signatures_is_told_in_one_line(colours: Path, tmp_path: Path) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    key = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (tmp_path / "key.pub").write_bytes(key)
+    path = tmp_path / f"{'x' * 250}.onnx"
+    path.write_bytes((colours / "colours_float32.onnx").read_bytes())
+    assert open_model(path).contract == CONTRACT
+    with pytest.raises(ModelError, match="file name too long: "):
+        open_model(path, key=tmp_path / "key.pub")
