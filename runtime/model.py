@@ -422,6 +422,9 @@ def _contract(fields: dict[str, Any]) -> Contract:
     # Labels end up on terminals: one that could move the cursor is refused here, once.
     if not all(isinstance(label, str) and _is_name(label) for label in labels):
         raise ModelError("a label is not a name of printable characters")
+    name = _field(fields, "name", str)
+    if not _is_name(name):  # it goes where they go, and into the service's answers and tables
+        raise ModelError("the name is not one of 1 to 200 printable characters")
     size = _field(fields, "input_size", list)
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
         raise ModelError(f"input_size must be [height, width], each 1 to {MAX_SIDE}")
@@ -441,7 +444,7 @@ def _contract(fields: dict[str, Any]) -> Contract:
         raise ModelError("created must be a UTC time such as 2025-01-31T12:00:00Z")
     return Contract(
         version=version,
-        name=_field(fields, "name", str),
+        name=name,
         labels=tuple(labels),
         input_size=(size[0], size[1]),
         resize=resize,

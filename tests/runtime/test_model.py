@@ -64,6 +64,9 @@ def test_labels_in_scripts_that_join_letters() -> None:
         (changed(version=2), "contract version 2, this runtime reads version 1: upgrade"),
         (changed(version=0), "export the model again"),
         (changed(version=True), "'version' is not of type int"),
+        (changed(name="a\nb"), "the name is not one of"),
+        (changed(name="\ud800"), "the name is not one of"),  # no file and no answer could hold it
+        (changed(name=""), "the name is not one of"),
         (changed(labels=["one"]), "labels must be 2"),
         (changed(labels=["a", "a"]), "different"),
         (changed(labels=["a", "\x1b[2J"]), "printable"),
