@@ -35,6 +35,7 @@ MAX_JSON_BYTES = 2**20
 MAX_LABELS = 10_000
 JOINERS = dict.fromkeys((0x200C, 0x200D))  # invisible, and part of words in Persian and many Indian scripts
 MAX_SIDE = 4096  # pixels
+MAX_ONNX_FIELDS = 1000  # of a file's outermost message; an export writes six
 
 
 @dataclass(frozen=True)
@@ -347,15 +348,13 @@ def _text_in_onnx(data: bytes) -> bytes:
     A walk over the top level of the wire format (https://protobuf.dev/programming-guides/encoding/) with
     the field numbers of onnx.proto: metadata_props = 14, and in its entries key = 1, value = 2.
     """
-    for number, value in _fields(memoryview(data)):
+    for number, value in _fields(memoryview(data), MAX_ONNX_FIELDS):
         if number == 14 and isinstance(value, memoryview):
-            entry = dict(_fields(value))
+            entry = dict(_fields(value, 2))
             key, text = entry.get(1), entry.get(2)
-            if (
-                isinstance(key, memoryview)
-                and bytes(key) == CONTRACT_NAME.encode()
-                and isinstance(text, memoryview)
-            ):
+            if not isinstance(key, memoryview) or not isinstance(text, memoryview):
+                continue
+            if key == CONTRACT_NAME.encode():
                 if len(text) > MAX_JSON_BYTES:
                     raise ModelError(f"its {CONTRACT_NAME} is over {MAX_JSON_BYTES:,} bytes")
                 return bytes(text)
@@ -365,8 +364,11 @@ def _text_in_onnx(data: bytes) -> bytes:
 _CONTRACT_TEXT: dict[str, Callable[[bytes], bytes]] = {"tflite": _text_in_tflite, "onnx": _text_in_onnx}
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """Field number and value of each field of one protobuf message; nested messages are not entered."""
+def _fields(data: memoryview, most: int) -> Iterator[tuple[int, int | memoryview]]:
+    """Field number and value of each field of one protobuf message; nested messages are not entered.
+
+    Raises ModelError where it is no such message, or has over `most` fields.
+    """
     at = 0
 
     def varint() -> int:
@@ -383,6 +385,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         raise ModelError("is truncated, or not an ONNX file: copy it again, or export it")
 
     while at < len(data):
+        if not most:
+            raise ModelError("has more fields than an ONNX file of `python -m export`: export it again")
+        most -= 1
         tag = varint()
         number, wire = tag >> 3, tag & 7
         if wire == 0:
