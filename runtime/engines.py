@@ -21,6 +21,7 @@ from runtime.errors import EngineError, ModelError
 from runtime.model import ModelFile
 
 MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime", "onnx": "onnxruntime"}
+OUTPUTS = frozenset({"probabilities", "known"})  # those that a contract speaks of
 FORMATS_OF = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}
 
 
@@ -31,10 +32,23 @@ class Run:
     engine: str  # with its version: "litert 2.3.0"
     input: tuple[str, tuple[int, ...]]  # dtype and shape; -1 where any size goes
     outputs: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, str]  # of the outputs
     call: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
 
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        return self.call(image)
+        """Raises EngineError when the engine fails, or gives another shape than the file says."""
+        try:
+            outputs = self.call(image)
+        except Exception as error:  # each engine has its own
+            reason = _one_line(error)
+            raise EngineError(f"{self.engine} cannot run this model: {reason}: export it again") from None
+        for name in OUTPUTS & outputs.keys():
+            if outputs[name].shape != (len(image), *self.outputs[name][1:]):
+                raise EngineError(
+                    f"{self.engine} gives {name} of shape {list(outputs[name].shape)}, "
+                    f"where the file says {list(self.outputs[name])}: export it again"
+                )
+        return outputs
 
 
 def load(model: ModelFile, engine: str = "auto", threads: int | None = None) -> Run:
@@ -51,9 +65,7 @@ def load(model: ModelFile, engine: str = "auto", threads: int | None = None) -> 
     except EngineError:
         raise
     except Exception as error:  # each engine has its own
-        raise EngineError(
-            f"{model.path}: {engine} cannot load it: {' '.join(str(error).split())[:300]}"
-        ) from None
+        raise EngineError(f"{model.path}: {engine} cannot load it: {_one_line(error)}") from None
     contract = model.contract
     height, width = contract.input_size
     dtype, shape = run.input
@@ -61,14 +73,25 @@ def load(model: ModelFile, engine: str = "auto", threads: int | None = None) -> 
         raise ModelError(
             f"{model.path}: takes {dtype} {list(shape)}, its contract says uint8 [1, {height}, {width}, 3]"
         )
-    classes = run.outputs.get("probabilities", (0,))[-1]
-    if classes != len(contract.labels):
-        raise ModelError(
-            f"{model.path}: gives {classes} probabilities, its contract has {len(contract.labels)} labels"
-        )
+    _check_output(model.path, run, "probabilities", len(contract.labels))
     if "known" in run.outputs and "known" not in contract.thresholds:
         raise ModelError(f"{model.path}: has an output `known`, but its contract gives no threshold for it")
+    if "known" in run.outputs:
+        _check_output(model.path, run, "known", 1)
     return run
+
+
+def _check_output(path: Path, run: Run, name: str, columns: int) -> None:
+    dtype, shape = run.dtypes.get(name), run.outputs.get(name)
+    if dtype != "float32" or shape not in ((1, columns), (-1, columns)):
+        gives = f"{dtype} {list(shape)}" if shape is not None else "nothing"
+        raise ModelError(
+            f"{path}: gives {gives} as {name}, its contract says float32 [1, {columns}]: export it again"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def installed(engine: str) -> bool:
@@ -172,6 +195,7 @@ def _tflite_run(engine: str, interpreter: Any) -> Run:
         engine=engine,
         input=(np.dtype(image["dtype"]).name, tuple(int(side) for side in image["shape"])),
         outputs={name: tuple(int(side) for side in detail["shape"]) for name, detail in outputs.items()},
+        dtypes={name: np.dtype(detail["dtype"]).name for name, detail in outputs.items()},
         call=call,
     )
 
@@ -181,7 +205,7 @@ def _onnx(data: bytes, threads: int) -> Run:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3  # errors alone: they are raised as well
+    options.log_severity_level = 4  # not errors either: they are raised
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
     outputs = session.get_outputs()
@@ -192,10 +216,17 @@ def _onnx(data: bytes, threads: int) -> Run:
 
     return Run(
         engine=f"onnx {onnxruntime.__version__}",
-        input=(image.type.removeprefix("tensor(").removesuffix(")"), _sides(image.shape)),
+        input=(_dtype(image.type), _sides(image.shape)),
         outputs={output.name: _sides(output.shape) for output in outputs},
+        dtypes={output.name: _dtype(output.type) for output in outputs},
         call=call,
     )
+
+
+def _dtype(kind: str) -> str:
+    """By numpy's name, of an ONNX type such as tensor(float)."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    return "float32" if name == "float" else name
 
 
 def _sides(shape: list[int | str | None]) -> tuple[int, ...]:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
+import re
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from runtime import Classifier, engines
 from runtime.engines import ENGINES, FORMATS_OF, MODULES, choose_engine, how_to_install, load, need, version
-from runtime.errors import EngineError
+from runtime.errors import EngineError, ModelError
 from runtime.model import CONTRACT_NAME, open_model
 
-from .conftest import LABELS
+from .conftest import LABELS, SIDE
 
 
 # tflite-runtime cannot read a signature where TensorFlow is loaded, as other tests do in this process.
@@ -100,12 +106,82 @@ def test_a_file_that_is_not_as_its_contract_says_is_refused(
     engine: str, colours: Path, knowing: Path
 ) -> None:
     for path, changes, reason in (
-        (colours, {"labels": ["a", "b"]}, "gives 3 probabilities, its contract has 2 labels"),
+        (
+            colours,
+            {"labels": ["a", "b"]},
+            "3] as probabilities, its contract says float32 [1, 2]",
+        ),
         (colours, {"input_size": [224, 224]}, "its contract says uint8 [1, 224, 224, 3]"),
         (knowing, {"thresholds": {}}, "its contract gives no threshold"),
     ):
         said = in_process(engine, file_for(engine, path), changes)
         assert said.startswith("ModelError") and reason in said
+
+
+def constant(dtype: int, sides: list[int], said: list[int] | None = None, name: str = "probabilities") -> Any:
+    """An ONNX output that is all ones, or says that it has other sides."""
+    ones = helper.make_tensor("ones", dtype, sides, [1] * math.prod(sides))
+    node = helper.make_node("Constant", [], [name], value=ones)
+    return node, helper.make_tensor_value_info(name, dtype, sides if said is None else said)
+
+
+def onnx_of(
+    *outputs: tuple[onnx.NodeProto, onnx.ValueInfoProto], nodes: Sequence[onnx.NodeProto] = ()
+) -> bytes:
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [1, SIDE, SIDE, 3])
+    infos = [info for _, info in outputs]
+    graph = helper.make_graph([*nodes, *(node for node, _ in outputs)], "graph", [image], infos)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+FLOAT = TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reason"),
+    [
+        ([constant(FLOAT, [])], "gives float32 [] as probabilities"),
+        ([constant(FLOAT, [1, 1, 1, 3])], "gives float32 [1, 1, 1, 3] as probabilities"),
+        ([constant(FLOAT, [2, 3])], "gives float32 [2, 3] as probabilities"),
+        ([constant(TensorProto.INT64, [1, 3])], "gives int64 [1, 3] as probabilities"),
+        ([constant(TensorProto.FLOAT16, [1, 3])], "gives float16 [1, 3] as probabilities"),
+        ([constant(FLOAT, [1, 3], name="other")], "gives nothing as probabilities"),
+        ([constant(FLOAT, [1, 3]), constant(FLOAT, [1, 2], name="known")], "gives float32 [1, 2] as known"),
+    ],
+)
+def test_outputs_that_are_not_the_contracts_are_refused(
+    outputs: list[Any], reason: str, knowing: Path
+) -> None:
+    model = replace(open_model(knowing, ["onnx"]), data=onnx_of(*outputs))
+    with pytest.raises(ModelError, match=re.escape(reason)) as caught:
+        load(model, "onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_a_picture_shows_is_told_in_one_line(
+    knowing: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Six numbers in as many rows as the picture is bright, where the file says three a row."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["numbers"], ["rows"], axes=[1, 2, 3], keepdims=0),
+        constant(TensorProto.INT64, [1], name="minus")[0],
+        helper.make_node("Neg", ["minus"], ["rest"]),
+        helper.make_node("Concat", ["rows", "rest"], ["shape"], axis=0),
+        constant(FLOAT, [6], name="six")[0],
+    ]
+    info = helper.make_tensor_value_info("probabilities", FLOAT, [-1, 3])
+    output = helper.make_node("Reshape", ["six", "shape"], ["probabilities"]), info
+    run = load(replace(open_model(knowing, ["onnx"]), data=onnx_of(output, nodes=nodes)), "onnx")
+    for bright, reason in (
+        (2, r"gives probabilities of shape \[2, 3\], where the file says \[-1, 3\]"),
+        (1, r"gives probabilities of shape \[1, 6\]"),
+        (7, "cannot run this model: .*Reshape"),
+    ):
+        with pytest.raises(EngineError, match=rf"^onnx [\d.]+ {reason}") as caught:
+            run(np.full((1, SIDE, SIDE, 3), bright, np.uint8))
+        assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("engine", ENGINES)
