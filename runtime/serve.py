@@ -17,7 +17,7 @@ from typing import Any
 
 from runtime.classify import add_options, options, positive
 from runtime.errors import UserError
-from runtime.terminal import complain, ended, ends_by_sigterm, printable, say, without_engine_chatter
+from runtime.terminal import Parser, complain, ended, ends_by_sigterm, printable, say, without_engine_chatter
 
 GRACE = 3  # seconds that requests get to end when the service is asked to
 
@@ -45,7 +45,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{text} is no port: give one from 0 to 65535")
         return int(text)
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m runtime.serve",
         description="A page that shows what a camera sees and names photos; the same for programs.",
         epilog="GET /openapi.json describes the addresses for programs. Exit codes: 0 ended by SIGTERM, "
