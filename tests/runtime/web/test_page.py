@@ -218,6 +218,9 @@ def test_the_token_opens_it(chrome: Chrome, knowing: Path) -> None:
         assert chrome.execute_script("return document.cookie") == ""
         assert [line for line in complaints(chrome) if "(Unauthorized)" not in line] == []
         chrome.delete_all_cookies()
+        chrome.get(
+            "about:blank"
+        )  # the page would ask on after the service's end, and the next test hear of it
 
 
 COUNT_CHANGES = """
