@@ -76,14 +76,19 @@ def test_a_lone_file_that_grows_is_left_alone_until_it_is_whole(
     assert classifier.now()(photos / "red.jpg").label == "red" and len(said) == 1
 
 
+def swap(new: Path, folder: Path) -> None:
+    """As an export exchanges them, at no moment without a model."""
+    folder.rename(folder.with_name(f"{folder.name}.old"))
+    new.rename(folder)
+
+
 def test_it_is_taken_up_and_told_though_nobody_asks(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     """Photos of a watched folder may be hours apart: the first one is the new model's."""
     folder, said = make_folder(tmp_path / "colours"), list[str]()
     classifier = LiveClassifier(folder, say=said.append)
-    folder.rename(tmp_path / "colours.old")
-    make_folder(folder, labels=NAMES)
+    swap(make_folder(tmp_path / "new", labels=NAMES), folder)
     wait_for(lambda: bool(said))
     assert classifier.now()(photos / "red.jpg").label == "red"
 
@@ -98,9 +103,9 @@ def test_whatever_is_wrong_with_it_is_told_once(
     def odd(*_: object, **__: object) -> None:
         raise IndexError("no such output")
 
+    new = make_folder(tmp_path / "new", labels=NAMES)
     monkeypatch.setattr(live, "Classifier", odd)
-    folder.rename(tmp_path / "colours.old")
-    make_folder(folder, labels=NAMES)
+    swap(new, folder)
     wait_for(lambda: bool(said))
     time.sleep(0.1)
     assert said == ["new model refused, the old one goes on: IndexError: no such output"]
