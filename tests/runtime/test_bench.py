@@ -17,7 +17,7 @@ import pytest
 from runtime import bench
 from runtime.bench import Row, main, report, thread_counts
 from runtime.engines import default_threads, version
-from runtime.model import INDEX_NAME, read_index
+from runtime.model import INDEX_NAME, KEY_VARIABLE, read_index
 
 ROOT = Path(__file__).parents[2]
 FILES = (("tflite", "float32"), ("onnx", "float32"))
@@ -137,9 +137,13 @@ def test_a_file_replaced_meanwhile_is_not_counted(
         (["--csv", "nowhere/board.csv"], "no such folder; make it first"),
         (["--runs", "0"], "--runs"),
         (["--seconds", "nan"], "--seconds"),
+        (["--key", "nowhere.pub"], "nowhere.pub: "),
     ],
 )
-def test_usage_exits_2(arguments: list[str], reason: str, folder: Path, capsys: Capture) -> None:
+def test_usage_exits_2(
+    arguments: list[str], reason: str, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "")  # --key sets it: for this test alone
     try:
         status = main([*(["--model", str(folder)] if "--model" not in arguments else []), *arguments])
     except SystemExit as exit:  # argparse's own
