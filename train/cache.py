@@ -18,6 +18,12 @@ from runtime.errors import UserError
 
 CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the five views of fine-tuning block5
 
+_HEX = "[0-9a-f]"
+_FEATURE = f"{16 * _HEX}-picture*/{2 * _HEX}/%s{64 * _HEX}*.npy%s"
+# What train/features.py and train/near_duplicates.py put into a cache, half-written files of killed runs
+# among it. --cache may name a folder that holds anything else.
+OWN = (_FEATURE % ("", ""), _FEATURE % (".", ".*"), "hashes*-picture*/hashes.sqlite")
+
 
 class CacheError(UserError):
     """A cache that cannot be written or read."""
@@ -59,7 +65,7 @@ def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> N
     if not needed:
         return
     others = []
-    for file in cache.rglob("*"):
+    for file in (file for pattern in OWN for file in cache.glob(pattern)):
         with suppress(OSError):  # removed meanwhile by another run
             if file.is_file() and file not in used:
                 others.append((file.stat().st_mtime, file.stat().st_size, file))

@@ -9,6 +9,8 @@ from runtime.errors import UserError
 from train import cache
 from train.cache import CacheError, cache_folder, make_room
 
+LAYER = f"{16 * 'a'}-picture1-224x224-block5_pool-float32-tensorflow"
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -37,18 +39,18 @@ def test_a_folder_that_cannot_be_made_is_told(home: Path) -> None:
 
 
 def aged(folder: Path, count: int) -> list[Path]:
-    """Files of 100 bytes, the first used longest ago."""
-    folder.mkdir()
-    files = [folder / f"{number}.npy" for number in range(count)]
+    """Features of 100 bytes, named as train/features.py does, the first used longest ago."""
+    files = [folder / f"{number:02x}" / f"{number:02x}{62 * '0'}.draw1-2.npy" for number in range(count)]
     for number, file in enumerate(files):
+        file.parent.mkdir(parents=True)
         file.write_bytes(bytes(100))
         os.utime(file, (1_000 + number, 1_000 + number))
     return files
 
 
 def test_what_was_used_longest_ago_gives_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files = aged(tmp_path / "features", 6)
-    used = [files[0], tmp_path / "features" / "to come.npy"]
+    files = aged(tmp_path / LAYER, 6)
+    used = [files[0], tmp_path / LAYER / "to come.npy"]
     make_room(tmp_path, used, needed=100, limit=400)
     assert [file for file in files if file.exists()] == [files[0], *files[4:]]
     assert "used longest ago removed" in capsys.readouterr().out
@@ -56,14 +58,25 @@ def test_what_was_used_longest_ago_gives_way(tmp_path: Path, capsys: pytest.Capt
     assert [file for file in files if file.exists()] == [files[0], files[4]], "used a moment ago"
 
 
+def test_files_that_are_none_of_its_own_stay(tmp_path: Path) -> None:
+    files = aged(tmp_path / LAYER, 2)
+    for name in ("thesis.odt", "features/model.npy", f"{LAYER}/notes.txt", f"{LAYER}/00/weights.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1000))
+        os.utime(tmp_path / name, (0, 0))
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    make_room(tmp_path, [], needed=100, limit=200)
+    assert before - {path for path in tmp_path.rglob("*") if path.is_file()} == {files[0]}
+
+
 def test_nothing_gives_way_when_nothing_is_needed(tmp_path: Path) -> None:
-    files = aged(tmp_path / "features", 6)
+    files = aged(tmp_path / LAYER, 6)
     make_room(tmp_path, files[:2], needed=0, limit=400)
     assert all(file.exists() for file in files)
 
 
 def test_what_cannot_fit_is_told_and_nothing_removed(tmp_path: Path) -> None:
-    files = aged(tmp_path / "features", 6)
+    files = aged(tmp_path / LAYER, 6)
     with pytest.raises(UserError, match="give a higher --cache-limit"):
         make_room(tmp_path, files[:2], needed=250, limit=400)
     with pytest.raises(UserError, match="are free; make room, or give another folder by --cache"):

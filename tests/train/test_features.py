@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from runtime.errors import UserError
 from runtime.picture import read_picture
 from train.backbone import Weights, load_weights, read_weights
-from train.cache import CacheError
+from train.cache import CacheError, make_room
 from train.dataset import find_photos
 from train.drawn import draw_flower
-from train.features import Devices, Replica, _ahead, extract
+from train.features import Devices, Replica, _ahead, extract, find_devices, survey
+from train.near_duplicates import near_duplicates
 
 ROOT = Path(__file__).parents[2]
 
@@ -266,3 +267,15 @@ def test_a_cache_over_its_bound_is_told_before_it_is_filled(
     with pytest.raises(UserError, match="give a higher --cache-limit"):
         extract(find_photos(photos), weights, tmp_path / "cache", views=1, limit=300_000)
     assert not (tmp_path / "cache").exists()
+
+
+def test_all_that_a_cache_holds_can_give_way(photos: Path, tmp_path: Path, weights: Weights) -> None:
+    cache, dataset = tmp_path / "cache", find_photos(photos)
+    near_duplicates(dataset, cache)
+    work = survey(dataset, weights, cache, views=3, layer="block5_pool", devices=find_devices())
+    half_written = {file.with_name(f".{file.name}.123") for file in work.files}
+    for file in work.files | half_written:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(bytes(work.size))
+    make_room(cache, [], needed=1, limit=1)
+    assert not files(cache)
