@@ -413,10 +413,10 @@ def _begin(out: Path, fingerprint: str, resume: bool) -> Path:
 
 
 def read(dataset: Dataset, photos: Sequence[Photo], size: int) -> NDArray[np.uint8]:
-    """The photos as they are, uint8 [n, size, size, 3]. Raises PictureError."""
+    """The photos as recorded, uint8 [n, size, size, 3]. Raises PhotosError as `recorded`, PictureError."""
     with ThreadPoolExecutor() as pool:
         return np.stack(
-            list(pool.map(lambda photo: read_picture(dataset.root / photo.path, (size, size)), photos))
+            list(pool.map(lambda photo: read_picture(recorded(dataset, photo), (size, size)), photos))
         )
 
 

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runtime.errors import UserError
+from runtime.errors import PictureError, UserError
 from runtime.model import JOINERS
-from runtime.picture import SUFFIXES
+from runtime.picture import SUFFIXES, read_bytes
 from train.drawn import DRAWN
 
 SPLITS = ("train", "val", "test")
@@ -33,6 +33,10 @@ NAMES = "surrogateescape"  # on Linux a file's name is any bytes: those that are
 
 class PhotosError(UserError):
     """A folder that cannot be trained on, or photos that are not those which a run recorded."""
+
+
+class ChangedError(PictureError):
+    """A photo whose bytes are no longer those that were hashed."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,18 @@ def recorded(dataset: Dataset, photo: Photo) -> bytes:
         ) from None
     if hashlib.sha256(data).hexdigest() != photo.sha256:
         raise PhotosError(f"{path}: has changed since it was trained with: put it back, or train again")
+    return data
+
+
+def as_hashed(root: Path, photo: Photo, sent: bytes | None = None) -> bytes:
+    """The photo's bytes, `sent` or else read under `root`: what comes of them is kept by their sha256.
+
+    Raises ChangedError when they are others than were hashed, PictureError when they cannot be read.
+    """
+    path = root / photo.path
+    data = read_bytes(path) if sent is None else sent
+    if hashlib.sha256(data).hexdigest() != photo.sha256:
+        raise ChangedError(f"{path}: has changed while it was read")
     return data
 
 

@@ -28,7 +28,7 @@ from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION
 from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.cache import CACHE_LIMIT, CacheError, make_room
-from train.dataset import Dataset, LeftOut, Photo
+from train.dataset import Dataset, LeftOut, Photo, as_hashed
 from train.devices import cpu, gpus
 from train.progress import Progress
 from train.views import see, view_name
@@ -276,11 +276,10 @@ def look(
 
     def decode(job: Job) -> list[NDArray[Any]] | str:
         photo, views = job
-        path = root / photo.path
         try:
-            return see((sent or {}).get(photo.sha256, path), photo.sha256, views)
+            return see(as_hashed(root, photo, (sent or {}).get(photo.sha256)), photo.sha256, views)
         except PictureError as error:
-            return str(error).removeprefix(f"{path}: ")
+            return str(error).removeprefix(f"{root / photo.path}: ")
 
     def pictures() -> Iterator[tuple[Photo, int, NDArray[Any]]]:
         for job, seen in _ahead(decoders, lambda job: (job, decode(job)), jobs, 2 * size):

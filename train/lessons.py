@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtime.atomic import atomic
 from runtime.errors import UserError
 from train.backbone import INPUT_SIZE
-from train.dataset import Dataset, Photo
+from train.dataset import Dataset, Photo, recorded
 from train.views import see
 
 BATCH = 16  # pictures at once: a CPU gains nothing past this
@@ -60,7 +60,8 @@ def collect(
 ) -> Lessons:
     """Look at a split with `trained`, see `with_features`, going on from what `folder` holds of it.
 
-    `step` is called with how many pictures were looked at. Raises UserError when the disk is full.
+    `step` is called with how many pictures were looked at. Raises UserError when the disk is full,
+    PhotosError as `recorded`, PictureError.
     """
     jobs = [(photo, view) for view in range(views) for photo in dataset.split(split)]
     labels = np.array([dataset.classes.index(photo.label) for photo, _ in jobs], np.int32)
@@ -69,8 +70,8 @@ def collect(
     def look(job: tuple[Photo, int]) -> tuple[NDArray[Any], NDArray[Any]]:
         """As the trained model sees it, and as the smaller one will."""
         photo, view = job
-        file = dataset.root / photo.path
-        whole, small = (see(file, photo.sha256, [view], sides)[0] for sides in (INPUT_SIZE, (size, size)))
+        data = recorded(dataset, photo)
+        whole, small = (see(data, photo.sha256, [view], sides)[0] for sides in (INPUT_SIZE, (size, size)))
         return whole, small
 
     try:

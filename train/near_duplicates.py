@@ -26,7 +26,7 @@ from PIL import Image, ImageOps
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION, read_picture
 from train.cache import CacheError
-from train.dataset import NAMES, SPLITS, Dataset, LeftOut, Photo, PhotosError
+from train.dataset import NAMES, SPLITS, ChangedError, Dataset, LeftOut, Photo, PhotosError, as_hashed
 from train.progress import Progress
 
 HASH_VERSION = 1  # bumped when a photo's hashes or what counts as alike change: both are kept by it
@@ -76,8 +76,9 @@ def check_near_duplicates(dataset: Dataset, cache: Path, what: str) -> tuple[Dat
 def near_duplicates(dataset: Dataset, cache: Path, alike: int = ALIKE) -> list[Pair]:
     """The pairs that lie in different splits or carry different labels, by path; `cache` keeps the hashes.
 
-    The photo of a pair is the one in the earlier split of train, val, test. Photos that cannot be read are
-    passed over. Over MOST_CROPPED photos no crops are looked for, over MOST nothing is, which a line tells.
+    The photo of a pair is the one in the earlier split of train, val, test. Photos that cannot be read, or
+    are no longer those that were hashed, are passed over: features leave them out. Over MOST_CROPPED photos
+    no crops are looked for, over MOST nothing is, which a line tells.
     Raises UserError for a cache that cannot be used.
     """
     if len(dataset.photos) > MOST:
@@ -89,8 +90,10 @@ def near_duplicates(dataset: Dataset, cache: Path, alike: int = ALIKE) -> list[P
     with closing(_Kept(cache / f"hashes{HASH_VERSION}-picture{PICTURE_VERSION}-{len(boxes)}")) as kept:
         found = kept.pairs(dataset.sha256)
         if found is None:
-            found = _compare(dataset, _hashes(dataset, boxes, kept), boxes)
-            kept.keep_pairs(dataset.sha256, found)
+            look = _Look(dataset.root)
+            found = _compare(dataset, _hashes(dataset, boxes, kept, look), boxes, look)
+            if not look.changed:  # or what is lacking would be so for ever
+                kept.keep_pairs(dataset.sha256, found)
     of = {photo.sha256: photo for photo in dataset.photos}
     pairs = []
     for *names, distance in found:
@@ -139,18 +142,27 @@ def _hash(gray: Image.Image, box: Box = (0, 0, 1, 1)) -> Hash:
     return np.packbits(np.concatenate([bits.ravel() for bits in found]))
 
 
-def _hashes(dataset: Dataset, boxes: Sequence[Box], kept: _Kept) -> dict[str, NDArray[np.uint8]]:
+@dataclass
+class _Look:
+    """Photos as pictures [SIDE, SIDE, 3]; `changed` once there was one that is not what was hashed."""
+
+    root: Path
+    changed: bool = False
+
+    def __call__(self, photo: Photo) -> NDArray[np.uint8] | None:
+        """None of a photo that cannot be read."""
+        try:
+            return read_picture(as_hashed(self.root, photo), (SIDE, SIDE))
+        except PictureError as error:
+            self.changed |= isinstance(error, ChangedError)
+            return None
+
+
+def _hashes(dataset: Dataset, boxes: Sequence[Box], kept: _Kept, look: _Look) -> dict[str, NDArray[np.uint8]]:
     """The hashes of every photo that can be read, by its sha256, in the order of the data set."""
     shape = (1 + len(boxes), BITS // 8)
     found = {photo.sha256: kept.hashes(photo.sha256, shape) for photo in dataset.photos}
     missing = [photo for photo in dataset.photos if found[photo.sha256] is None]
-
-    def read(photo: Photo) -> NDArray[np.uint8] | None:
-        try:
-            return read_picture(dataset.root / photo.path, (SIDE, SIDE))
-        except PictureError:
-            return None
-
     if missing:
         with (
             ThreadPoolExecutor() as pool,
@@ -161,7 +173,7 @@ def _hashes(dataset: Dataset, boxes: Sequence[Box], kept: _Kept) -> dict[str, ND
                 # Hashes are small work for Python: several threads at it are slower than one.
                 new = {
                     photo.sha256: hashes_of(picture, boxes)
-                    for photo, picture in zip(part, pool.map(read, part), strict=True)
+                    for photo, picture in zip(part, pool.map(look, part), strict=True)
                     if picture is not None
                 }
                 found |= new
@@ -171,7 +183,7 @@ def _hashes(dataset: Dataset, boxes: Sequence[Box], kept: _Kept) -> dict[str, ND
 
 
 def _compare(
-    dataset: Dataset, hashes: Mapping[str, NDArray[np.uint8]], boxes: Sequence[Box]
+    dataset: Dataset, hashes: Mapping[str, NDArray[np.uint8]], boxes: Sequence[Box], look: _Look
 ) -> list[tuple[str, str, int]]:
     """The sha256 of both photos and the distance of every pair that matters and may be alike."""
     photos = [photo for photo in dataset.photos if photo.sha256 in hashes]
@@ -180,8 +192,10 @@ def _compare(
 
     def fitted(candidate: _Candidate) -> int:
         wanted = stack[candidate.whole][int(candidate.mirrored)]
-        path = dataset.root / photos[candidate.cropped].path
-        return _fitted(path, boxes[candidate.box], wanted, candidate.distance)
+        picture = look(photos[candidate.cropped])
+        if picture is None:  # gone since it was hashed
+            return candidate.distance
+        return _fitted(picture, boxes[candidate.box], wanted, candidate.distance)
 
     with Progress("near-duplicates, comparing", len(photos), "photos") as progress:
         for rows, candidates in _candidates(photos, stack, boxes):
@@ -234,12 +248,9 @@ def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.where(np.unpackbits(hashes, axis=1), np.float32(1), np.float32(-1))
 
 
-def _fitted(path: Path, box: Box, wanted: Hash, distance: int) -> int:
+def _fitted(picture: NDArray[np.uint8], box: Box, wanted: Hash, distance: int) -> int:
     """The least distance found by moving the edges of the photo's crop, in ever smaller steps."""
-    try:
-        gray = Image.fromarray(read_picture(path, (SIDE, SIDE))).convert("L")
-    except PictureError:  # gone since it was hashed
-        return distance
+    gray = Image.fromarray(picture).convert("L")
     for step in (0.04, 0.02, 0.01):
         for edge, move in product(range(4), (-step, step)):
             edges = list(box)

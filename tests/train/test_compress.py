@@ -17,7 +17,9 @@ from tests.train.test_budget import EVEN
 from train import compress
 from train.backbone import CONVOLUTIONS
 from train.budget import macs
-from train.compress import Compression, Prices, cheapest, read_board
+from train.compress import Compression, Prices, cheapest, read, read_board
+from train.dataset import PhotosError, find_photos
+from train.drawn import draw_flowers
 from train.run import UNCOMPRESSED, RunError, open_run
 
 
@@ -139,6 +141,15 @@ def test_flags_that_cannot_be(flags: list[str], said: str, capsys: pytest.Captur
     with pytest.raises(SystemExit):
         compress.main(["runs/any", *flags])
     assert said in capsys.readouterr().err
+
+
+def test_a_photo_that_changed_is_not_solved_on(tmp_path: Path) -> None:
+    dataset = find_photos(draw_flowers(tmp_path / "photos", 3))
+    one, two = dataset.photos[:2]
+    (dataset.root / one.path).write_bytes((dataset.root / two.path).read_bytes())
+    assert read(dataset, [two], 32).shape == (1, 32, 32, 3)
+    with pytest.raises(PhotosError, match=r"has changed since it was trained with"):
+        read(dataset, [one], 32)
 
 
 def test_a_boards_timings(tmp_path: Path, drawn_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

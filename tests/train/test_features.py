@@ -16,7 +16,7 @@ from runtime.errors import UserError
 from runtime.picture import read_picture
 from train.backbone import Weights, load_weights, read_weights
 from train.cache import CacheError, make_room
-from train.dataset import find_photos
+from train.dataset import LeftOut, find_photos
 from train.drawn import draw_flower
 from train.features import Devices, Replica, _ahead, extract, find_devices, survey
 from train.near_duplicates import near_duplicates
@@ -83,6 +83,17 @@ def test_unreadable_photos_are_left_out(photos: Path, tmp_path: Path, weights: W
     dataset = extract(find_photos(photos), weights, tmp_path / "cache", views=1).dataset
     assert len(dataset.photos) == 6
     assert [item.path for item in dataset.left_out] == ["daisy/text.jpg", "roses/cut.png"]
+
+
+def test_a_photo_that_changes_after_it_was_hashed_is_left_out(
+    photos: Path, tmp_path: Path, weights: Weights
+) -> None:
+    dataset = find_photos(photos)
+    changed = dataset.split("val")[0]
+    draw_flower("daisy", 9).save(photos / changed.path)
+    found = extract(dataset, weights, tmp_path / "cache", views=1).dataset
+    assert found.left_out == (LeftOut(changed.path, "has changed while it was read"),)
+    assert not list((tmp_path / "cache").rglob(f"*{changed.sha256}*"))
 
 
 def test_a_damaged_cache_file_is_computed_again(photos: Path, tmp_path: Path, weights: Weights) -> None:

@@ -201,6 +201,18 @@ def test_photos_that_cannot_be_read_are_passed_over(planted: Path, tmp_path: Pat
     assert len(pairs) >= 14 and "train/a/0.jpg" not in {pair.photo.path for pair in pairs}
 
 
+def test_a_photo_that_changes_after_it_was_hashed_is_not_kept(planted: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(planted, tmp_path / "photos")
+    dataset = find_photos(root, val_share=0)
+    photo, other = root / "train" / "a" / "0.jpg", root / "train" / "b" / "1.jpg"
+    kept = photo.read_bytes()
+    photo.write_bytes(other.read_bytes())
+    pairs = near_duplicates(dataset, tmp_path / "cache")
+    assert "train/a/0.jpg" not in {pair.photo.path for pair in pairs}
+    photo.write_bytes(kept)
+    assert near_duplicates(dataset, tmp_path / "cache") == near_duplicates(dataset, tmp_path / "another")
+
+
 def test_a_damaged_cache_is_one_line(planted: Path, tmp_path: Path) -> None:
     dataset = find_photos(planted, val_share=0)
     near_duplicates(dataset, tmp_path)

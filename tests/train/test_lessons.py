@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import pytest
+
+from train.backbone import INPUT_SIZE
+from train.dataset import Dataset, PhotosError, find_photos
+from train.drawn import draw_flowers
+from train.lessons import collect
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return find_photos(draw_flowers(tmp_path_factory.mktemp("photos") / "drawn", 3))
+
+
+@pytest.fixture(scope="module")
+def trained() -> keras.Model:
+    """A model of the outputs that `with_features` gives, as small as can be."""
+    image = keras.Input((*INPUT_SIZE, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(image)
+    return keras.Model(image, [keras.layers.Dense(5, activation="softmax")(pooled), pooled])
+
+
+def test_a_photo_that_changed_is_told(dataset: Dataset, trained: keras.Model, tmp_path: Path) -> None:
+    photo = dataset.root / dataset.split("train")[0].path
+    kept = photo.read_bytes()
+    (tmp_path / "whole").mkdir()
+    lessons = collect(dataset, "train", 2, 32, trained, tmp_path / "whole", lambda count: None)
+    assert len(lessons.features) == 2 * len(dataset.split("train")) and lessons.pictures.std() > 5
+    try:
+        photo.write_bytes((dataset.root / dataset.split("train")[1].path).read_bytes())
+        with pytest.raises(PhotosError, match="has changed since it was trained with"):
+            collect(dataset, "train", 2, 32, trained, tmp_path, lambda count: None)
+    finally:
+        photo.write_bytes(kept)
