@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import math
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,14 +150,20 @@ def checked(dataset: Dataset) -> Dataset:
 
 def write_manifest(dataset: Dataset, folder: Path) -> None:
     """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`."""
-    with (folder / "photos.csv").open("w", newline="", encoding="utf-8", errors=NAMES) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label", "split", "sha256"])
-        writer.writerows((p.path, p.label, p.split, p.sha256) for p in dataset.photos)
-    with (folder / "left_out.csv").open("w", newline="", encoding="utf-8", errors=NAMES) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "reason"])
-        writer.writerows((item.path, item.reason) for item in dataset.left_out)
+    photos = ((photo.path, photo.label, photo.split, photo.sha256) for photo in dataset.photos)
+    write_table(folder / "photos.csv", ("path", "label", "split", "sha256"), photos)
+    left_out = ((item.path, item.reason) for item in dataset.left_out)
+    write_table(folder / "left_out.csv", ("path", "reason"), left_out)
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV whose lines end in "\\n", and whose texts read back whatever is in them."""
+    with file.open("w", newline="", encoding="utf-8", errors=NAMES) as stream:
+        for row in (columns, *rows):
+            line = io.StringIO(newline="")
+            # Python's csv may quote "\r" in a name only where it is part of the line's end.
+            csv.writer(line, lineterminator="\r\n").writerow(row)
+            stream.write(line.getvalue().removesuffix("\r\n") + "\n")
 
 
 def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic: bool = False) -> Dataset:

@@ -8,7 +8,6 @@ best. What was found is kept by the photos' bytes, so that asking again costs no
 
 from __future__ import annotations
 
-import csv
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +25,16 @@ from PIL import Image, ImageOps
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION, read_picture
 from train.cache import CacheError
-from train.dataset import NAMES, SPLITS, ChangedError, Dataset, LeftOut, Photo, PhotosError, as_hashed
+from train.dataset import (
+    SPLITS,
+    ChangedError,
+    Dataset,
+    LeftOut,
+    Photo,
+    PhotosError,
+    as_hashed,
+    write_table,
+)
 from train.progress import Progress
 
 HASH_VERSION = 1  # bumped when a photo's hashes or what counts as alike change: both are kept by it
@@ -105,12 +113,12 @@ def near_duplicates(dataset: Dataset, cache: Path, alike: int = ALIKE) -> list[P
 
 def write_pairs(pairs: Iterable[Pair], folder: Path) -> None:
     """Write near_duplicates.csv: path, split and label of both, and the distance in bits."""
-    with (folder / "near_duplicates.csv").open("w", newline="", encoding="utf-8", errors=NAMES) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "split", "label", "other_path", "other_split", "other_label", "distance"])
-        for pair in pairs:
-            one, two = pair.photo, pair.other
-            writer.writerow([one.path, one.split, one.label, two.path, two.split, two.label, pair.distance])
+    columns = ("path", "split", "label", "other_path", "other_split", "other_label", "distance")
+    rows = []
+    for pair in pairs:
+        one, two = pair.photo, pair.other
+        rows.append((one.path, one.split, one.label, two.path, two.split, two.label, pair.distance))
+    write_table(folder / "near_duplicates.csv", columns, rows)
 
 
 def _grid() -> list[Box]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
-from train.dataset import NAMES, Dataset, read_manifest, write_manifest
+from train.dataset import NAMES, Dataset, read_manifest, write_manifest, write_table
 from train.settings import write_settings
 
 if TYPE_CHECKING:
@@ -179,19 +179,20 @@ def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root
     whole = {**record, "classes": list(dataset.classes)}
     whole["photos_root"] = str(dataset.root) if root is None else root
     whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
-    (folder / "run.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # In ASCII: a folder's name that is no UTF-8 can be written in no other way.
+    (folder / "run.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     (folder / "settings.toml").write_text(write_settings(record["settings"]), encoding="utf-8")
     write_manifest(dataset, folder)
 
 
 def write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArray[np.intp]]) -> None:
     """Write what the uncompressed model calls each photo, by split as class indices [N]."""
-    with (folder / UNCOMPRESSED).open("w", newline="", encoding="utf-8", errors=NAMES) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "label"])
-        for split, indices in said.items():
-            for photo, index in zip(dataset.split(split), indices, strict=True):
-                writer.writerow([photo.path, dataset.classes[index]])
+    rows = (
+        (photo.path, dataset.classes[index])
+        for split, indices in said.items()
+        for photo, index in zip(dataset.split(split), indices, strict=True)
+    )
+    write_table(folder / UNCOMPRESSED, ("path", "label"), rows)
 
 
 @contextmanager

@@ -243,6 +243,18 @@ def test_a_file_name_that_is_no_utf8(tmp_path: Path) -> None:
     assert read_manifest(tmp_path, dataset.root, dataset.classes) == dataset
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_file_name_with_the_end_of_a_line(tmp_path: Path) -> None:
+    root = put(tmp_path / "photos", "a/1.jpg", "a/two\rlines.jpg", "a/\r\n\n\r.jpg", "b/2.jpg", "b/\r.mov")
+    dataset = find_photos(root)
+    write_manifest(dataset, tmp_path)
+    assert read_manifest(tmp_path, dataset.root, dataset.classes) == dataset
+    ordinary = [photo for photo in dataset.photos if photo.path == "a/1.jpg"]
+    assert f"\na/1.jpg,a,{ordinary[0].split},{ordinary[0].sha256}\n" in (
+        (tmp_path / "photos.csv").read_bytes().decode()
+    )
+
+
 def test_the_digest_is_of_content(tmp_path: Path) -> None:
     dataset = find_photos(many(tmp_path / "one", count=9))
     (tmp_path / "one" / "a" / "1.jpg").rename(tmp_path / "one" / "a" / "x.jpg")

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +14,24 @@ from PIL import Image
 
 from runtime.picture import PICTURE_VERSION, read_picture
 from train.backbone import read_weights
-from train.dataset import find_photos
+from train.dataset import Dataset, Photo, find_photos
+from train.drawn import draw_flowers
 from train.evaluate import figures
 from train.known import refused
-from train.run import RunError, new_folder, newest_run, open_run
+from train.run import RunError, new_folder, newest_run, open_run, write_record, write_uncompressed
+
+# What write_record takes, of a run that was trained on nothing.
+RECORD: dict[str, Any] = {
+    "name": "run",
+    "created": "2026-01-01T00:00:00+00:00",
+    "recipe": "pooled",
+    "settings": {},
+    "base_sha256": "",
+    "picture_version": PICTURE_VERSION,
+    "versions": {},
+    "device": "cpu:0",
+    "metrics": {},
+}
 
 
 def test_the_folder_holds_the_whole_record(drawn_run: Path, drawn_photos: Path) -> None:
@@ -87,6 +104,25 @@ def test_folders_that_are_no_run(drawn_run: Path, tmp_path: Path) -> None:
     (copy / "photos.csv").unlink()
     with pytest.raises(RunError, match=r"photos.csv is missing"):
         open_run(copy)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_photos_in_a_folder_whose_name_is_no_utf8(tmp_path: Path) -> None:
+    photos = draw_flowers(tmp_path / os.fsdecode(b"caf\xe9"), 3)
+    dataset = find_photos(photos)
+    write_record(tmp_path, RECORD, dataset)
+    (tmp_path / "model.keras").touch()
+    assert open_run(tmp_path).dataset == dataset
+
+
+def test_what_a_photo_was_called_reads_back_whatever_its_name(tmp_path: Path) -> None:
+    photos = tuple(Photo(f"a/{name}", "a", "val", "0" * 64) for name in ("one\rtwo", "\r\n", 'a,"b"', "薔薇"))
+    write_uncompressed(tmp_path, Dataset(tmp_path, ("a", "b"), photos), {"val": np.array([0, 1, 1, 0])})
+    write_record(tmp_path, RECORD | {"compressed": {"from": "whole"}}, Dataset(tmp_path, ("a", "b"), photos))
+    (tmp_path / "model.keras").touch()
+    assert open_run(tmp_path).uncompressed() == dict(
+        zip((photo.path for photo in photos), "abba", strict=True)
+    )
 
 
 def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
