@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+import stat
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.errors import PictureError, UserError
-from runtime.model import JOINERS
+from runtime.model import MAX_LABELS, _is_name
 from runtime.picture import SUFFIXES, read_bytes
+from runtime.terminal import printable
 from train.drawn import DRAWN
 
 SPLITS = ("train", "val", "test")
@@ -34,6 +36,9 @@ NAMES = "surrogateescape"  # on Linux a file's name is any bytes: those that are
 
 class PhotosError(UserError):
     """A folder that cannot be trained on, or photos that are not those which a run recorded."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))  # names of files come from anywhere
 
 
 class ChangedError(PictureError):
@@ -103,17 +108,23 @@ def find_photos(
     A photo's place in a split that is not given depends on `split_seed` and its own bytes alone, so that
     adding photos moves none of the others. `limit` keeps that many photos a class of each split that is
     given, chosen the same way. Raises PhotosError for a folder that cannot be trained on: a wrong path, fewer
-    than two classes, an empty class, the same photo in two given splits.
+    than two classes, an empty class, one whose name no model can carry, the same photo in two given splits.
     """
     root = Path(root)
-    if not root.exists():
-        raise PhotosError(f"{root}: no such folder; give a folder that holds one folder of photos a class")
-    if not root.is_dir():
+    try:
+        is_folder = stat.S_ISDIR(root.stat().st_mode)
+    except OSError as error:
+        reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
+        raise PhotosError(
+            f"{root}: {reason}; give a folder that holds one folder of photos a class"
+        ) from None
+    if not is_folder:
         raise PhotosError(f"{root} is a file; give the folder that holds one folder of photos a class")
     given, left_out = _given_splits(root)
+    labelled = {split: _class_folders(folder) for split, folder in given.items()}
     photos: list[Photo] = []
     for split, folder in given.items():
-        found, unfit = _read_split(root, folder, split)
+        found, unfit = _read_split(root, folder, labelled[split], split)
         photos += found
         left_out += unfit
     classes = tuple(sorted({photo.label for photo in photos if photo.split == "train"}))
@@ -127,7 +138,7 @@ def find_photos(
     photos = _cut_from_train(photos, cut, split_seed)
     photos.sort(key=lambda photo: photo.path)
     left_out.sort(key=lambda item: item.path)
-    synthetic = (root / DRAWN).exists()
+    synthetic = os.path.exists(root / DRAWN)
     return checked(Dataset(root.resolve(), classes, tuple(photos), tuple(left_out), synthetic))
 
 
@@ -225,22 +236,38 @@ def _given_splits(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
     return {split: given[split] for split in SPLITS if split in given}, left_out
 
 
-def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list[LeftOut]]:
+def _class_folders(folder: Path) -> list[tuple[Path, str]]:
+    """The class folders of `folder` and their labels, those that a model's contract takes: they end up on
+    terminals.
+    """
+    found: list[tuple[Path, str]] = []
+    for class_folder in _folders(folder):
+        label = unicodedata.normalize("NFC", class_folder.name)  # macOS spells é in two characters
+        if not _is_name(label):
+            raise PhotosError(
+                f"{folder}: the class name {label!r} is too long or not all printable; rename the folder"
+            )
+        found.append((class_folder, label))
+    if len({label for _, label in found}) > MAX_LABELS:
+        raise PhotosError(
+            f"{folder}: holds over {MAX_LABELS:,} classes, more than a model can tell; put some together"
+        )
+    return found
+
+
+def _read_split(
+    root: Path, folder: Path, labelled: Sequence[tuple[Path, str]], split: str
+) -> tuple[list[Photo], list[LeftOut]]:
     """Every picture file in the class folders of `folder`, hashed, and the files that are none."""
     pictures: list[tuple[Path, str]] = []
     left_out: list[LeftOut] = []
-    for class_folder in _folders(folder):
-        label = unicodedata.normalize("NFC", class_folder.name)  # macOS spells é in two characters
-        if not label.translate(
-            JOINERS
-        ).isprintable():  # a model's contract takes no other: labels end up on terminals
-            raise PhotosError(f"{folder}: the class name {label!r} is not all printable; rename the folder")
+    for class_folder, label in labelled:
         before = len(pictures)
-        for path in _files(class_folder):
+        for path in _files(class_folder, (root, folder)):
             if _is_picture(path):
                 pictures.append((path, label))
             else:
-                left_out.append(LeftOut(path.relative_to(root).as_posix(), "not a picture by its name"))
+                left_out.append(LeftOut(path.relative_to(root).as_posix(), _why_no_picture(path)))
         if len(pictures) == before:
             raise PhotosError(f"{class_folder}: no photo in this class folder; add some or remove the folder")
     with ThreadPoolExecutor() as pool:
@@ -257,6 +284,14 @@ def _read_split(root: Path, folder: Path, split: str) -> tuple[list[Photo], list
             f"{folder}: class {min(unread)} has no readable photo; add some or remove its folder"
         )
     return photos, left_out
+
+
+def _why_no_picture(path: Path) -> str:
+    try:
+        path.stat()
+    except OSError as error:  # of what may be a folder of photos
+        return error.strerror
+    return "not a picture by its name"
 
 
 def _one_of_each(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
@@ -279,7 +314,8 @@ def _one_of_each(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
             left_out += [LeftOut(photo.path, reason) for photo in (first, *others)]
         else:
             kept.append(first)
-            left_out += [LeftOut(other.path, f"the same photo as {first.path}") for other in others]
+            reason = f"the same photo as {printable(first.path)}"
+            left_out += [LeftOut(other.path, reason) for other in others]
     return kept, left_out
 
 
@@ -328,6 +364,8 @@ def file_sha256(path: Path) -> str:
     """The hex digest of a file, or "!" and the reason why it cannot be read."""
     digest = hashlib.sha256()
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "!is not a regular file"  # opening a pipe would wait for whoever writes into it
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)
@@ -340,25 +378,39 @@ def _visible(folder: Path) -> list[Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise PhotosError(f"{folder}: {error.strerror}; make the folder readable") from None
+        raise _unreadable(folder, error) from None
     return [path for path in entries if not path.name.startswith(".") and path.name.lower() not in LITTER]
 
 
+def _unreadable(folder: Path, error: OSError) -> PhotosError:
+    return PhotosError(f"{folder}: {error.strerror}; make the folder readable, or move it away")
+
+
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in _visible(folder) if path.is_dir()]
+    return [path for path in _visible(folder) if os.path.isdir(path)]
 
 
-def _files(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """Every visible file under `folder`, links followed; a link back to a folder above is not."""
-    here = os.path.realpath(folder)
-    if here in above:
-        return
-    for path in _visible(folder):
-        if path.is_dir():
-            yield from _files(path, above | {here})
-        else:
+def _files(folder: Path, above: Iterable[Path]) -> Iterator[Path]:
+    """Every visible file under `folder`, links followed, but into no folder twice nor one of `above`."""
+    seen = {_place(path) for path in above}
+    waiting = [folder]  # no recursion: folders may lie deeper than that goes
+    while waiting:
+        path = waiting.pop()
+        if not os.path.isdir(path):
             yield path
+        elif (place := _place(path)) not in seen:
+            seen.add(place)
+            waiting += reversed(_visible(path))
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What tells a folder from every other, whatever links lead to it."""
+    try:
+        found = folder.stat()
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    return found.st_dev, found.st_ino
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    return path.suffix.lower() in SUFFIXES and not os.path.isdir(path)

@@ -24,6 +24,7 @@ from PIL import Image, ImageOps
 
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION, read_picture
+from runtime.terminal import printable
 from train.cache import CacheError
 from train.dataset import (
     SPLITS,
@@ -327,7 +328,7 @@ def _dropped(pairs: Iterable[Pair]) -> list[LeftOut]:
     for pair in pairs:
         if pair.photo.split != pair.other.split:
             reasons.setdefault(
-                pair.photo.path, f"a near-duplicate of {pair.other.path} in {pair.other.split}"
+                pair.photo.path, f"a near-duplicate of {printable(pair.other.path)} in {pair.other.split}"
             )
     return [LeftOut(path, reason) for path, reason in reasons.items()]
 
@@ -354,7 +355,7 @@ def _tell(pairs: Sequence[Pair], what: str) -> None:
 
 def _tell_first(pairs: Sequence[Pair]) -> None:
     for pair in pairs[:3]:
-        print(f"near-duplicates: {pair.photo.path} and {pair.other.path}")
+        print(printable(f"near-duplicates: {pair.photo.path} and {pair.other.path}"))
     if len(pairs) > 3:
         print(f"near-duplicates: {len(pairs) - 3:,} more; all are listed in near_duplicates.csv")
 

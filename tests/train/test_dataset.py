@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -204,6 +205,8 @@ def test_wrong_paths(tmp_path: Path) -> None:
     put(tmp_path, "a.jpg")
     with pytest.raises(PhotosError, match="is a file"):
         find_photos(tmp_path / "a.jpg")
+    with pytest.raises(PhotosError, match="File name too long; give a folder that holds"):
+        find_photos(tmp_path / (300 * "x"))
 
 
 def test_a_class_that_cannot_be_read_at_all_is_named(tmp_path: Path) -> None:
@@ -215,9 +218,109 @@ def test_a_class_that_cannot_be_read_at_all_is_named(tmp_path: Path) -> None:
 
 
 def test_a_class_that_no_terminal_can_show_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PhotosError, match=r"'two\\nlines' is not all printable") as error:
+    with pytest.raises(PhotosError, match=r"'two\\nlines' is too long or not all printable") as error:
         find_photos(put(tmp_path, "a/1.jpg", "two\nlines/2.jpg"))
     assert "\n" not in str(error.value)
+
+
+def test_what_no_model_can_carry_is_told_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hashed(path: Path) -> str:
+        raise AssertionError(f"{path} was read")
+
+    monkeypatch.setattr("train.dataset.file_sha256", hashed)
+    root = put(tmp_path / "long", "train/a/1.jpg", "train/b/2.jpg", f"test/{201 * 'c'}/3.jpg")
+    with pytest.raises(PhotosError, match=r"c' is too long or not all printable; rename the folder"):
+        find_photos(root)
+    for number in range(10_001):
+        (tmp_path / "many" / str(number)).mkdir(parents=True)
+    with pytest.raises(PhotosError, match=r"holds over 10,000 classes, more than a model can tell"):
+        find_photos(tmp_path / "many")
+
+
+def test_a_label_as_long_as_a_model_carries_is_taken(tmp_path: Path) -> None:
+    assert find_photos(put(tmp_path, f"{200 * 'a'}/1.jpg", "b/2.jpg")).classes == (200 * "a", "b")
+
+
+def test_what_is_no_file_is_left_out(tmp_path: Path) -> None:
+    many(tmp_path, count=4)
+    os.mkfifo(tmp_path / "a" / "pipe.jpg")  # opened, it would wait for a writer
+    (tmp_path / "a" / "long.jpg").symlink_to(300 * "x")
+    assert find_photos(tmp_path).left_out == (
+        LeftOut("a/long.jpg", "File name too long"),
+        LeftOut("a/pipe.jpg", "is not a regular file"),
+    )
+
+
+def test_folders_lie_as_deep_as_they_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = put(tmp_path / "photos", "a/1.jpg", "b/2.jpg")
+    monkeypatch.chdir(root / "a")
+    for _ in range(1200):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("3.jpg").write_text("deep")
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert max(photo.path.count("/") for photo in find_photos(root).photos) == 1201
+    finally:
+        subprocess.run(["rm", "-r", root], check=True)  # pytest's own way recurses
+
+
+def test_links_lead_into_a_folder_once_and_not_out_of_the_class(tmp_path: Path) -> None:
+    root = put(tmp_path / "photos", "train/a/1.jpg", "train/b/2.jpg", "test/b/3.jpg")
+    for level in range(12):
+        (tmp_path / f"{level}").mkdir()
+        for link in "xy":
+            (tmp_path / f"{level}" / link).symlink_to(tmp_path / f"{level + 1}")
+    put(tmp_path / "12", "4.jpg")
+    (root / "train" / "a" / "maze").symlink_to(tmp_path / "0")
+    for name, target in (("root", root), ("split", root / "train")):
+        (root / "train" / "b" / name).symlink_to(target)
+    dataset = find_photos(root, val_share=0)
+    maze = f"train/a/maze/{'/'.join(12 * 'x')}/4.jpg"
+    assert [photo.path for photo in dataset.photos] == [
+        "test/b/3.jpg",
+        "train/a/1.jpg",
+        maze,
+        "train/b/2.jpg",
+    ]
+    assert not dataset.left_out
+
+
+def test_names_do_not_command_the_terminal(tmp_path: Path) -> None:
+    root = put(tmp_path / "two\n\x1b[2J", "a/1.jpg", "b/\x1b]0;.jpg")
+    (root / "b" / "same.jpg").write_bytes((root / "b" / "\x1b]0;.jpg").read_bytes())
+    assert find_photos(root).left_out == (LeftOut("b/same.jpg", r"the same photo as b/\x1b]0;.jpg"),)
+    (root / "a" / "1.jpg").unlink()
+    with pytest.raises(PhotosError, match="no photo in this class folder") as error:
+        find_photos(root)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root enters everything")
+def test_folders_that_may_not_be_entered(tmp_path: Path) -> None:
+    root = put(many(tmp_path / "photos", count=4), "c/5.jpg")
+    put(tmp_path / "closed", "6.jpg")
+    (root / "a" / "linked.jpg").symlink_to(tmp_path / "closed" / "6.jpg")
+    (root / "a" / "more").symlink_to(tmp_path / "closed" / "inside")
+    for path, mode in ((tmp_path / "closed", 0o000), (root / "c", 0o444)):
+        path.chmod(mode)
+    try:
+        with pytest.raises(PhotosError, match="class c has no readable photo"):
+            find_photos(root)
+        with pytest.raises(PhotosError, match="closed: Permission denied; make the folder readable"):
+            find_photos(tmp_path / "closed")
+        with pytest.raises(PhotosError, match="inside: Permission denied; give a folder that holds"):
+            find_photos(tmp_path / "closed" / "inside")
+        (root / "c").chmod(0o755)
+        assert find_photos(root).left_out == (
+            LeftOut("a/linked.jpg", "Permission denied"),
+            LeftOut("a/more", "Permission denied"),
+        )
+    finally:
+        for path in (tmp_path / "closed", root / "c"):
+            path.chmod(0o755)
 
 
 def test_leaving_out_the_last_photo_of_a_class_is_an_error(tmp_path: Path) -> None:

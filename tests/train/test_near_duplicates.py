@@ -145,11 +145,11 @@ def test_a_copy_in_another_class_is_told(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = shutil.copytree(planted / "train", tmp_path / "photos")
-    Image.open(root / "a" / "0.jpg").save(root / "b" / "wrong.jpg", quality=60)
+    Image.open(root / "a" / "0.jpg").save(root / "b" / "wrong\x1b[2J.jpg", quality=60)
     check_near_duplicates(find_photos(root, val_share=0, test_share=0), tmp_path / "cache", "report")
     assert capsys.readouterr().out.splitlines() == [
         "near-duplicates: 1 pair in different classes, so that a label is wrong; move or remove the photo",
-        "near-duplicates: a/0.jpg and b/wrong.jpg",
+        r"near-duplicates: a/0.jpg and b/wrong\x1b[2J.jpg",
     ]
 
 
