@@ -19,6 +19,10 @@ from numpy.typing import NDArray
 
 RELATIVE = 0.95  # how much of the distance from all photos is taken off
 SHRINK = 1.0  # of the mean variance, added to each: there are about as many channels as photos
+# Photos of a class are taken to vary by this share of what all photos do, at least: one a class tells nothing
+# of it. Drawn flowers vary by half.
+LEAST_WITHIN = 0.01
+TINY = 1e-9  # variance, where all photos are alike
 REFUSED = 0.02  # of the validation photos, at most
 
 THRESHOLD = 0.5  # of `known`: the sigmoid is centred where REFUSED says
@@ -56,7 +60,8 @@ def fit_known(
     means = np.stack([u[labels == index].mean(0) for index in classes])
     within = u - means[np.searchsorted(classes, labels)]
     everything = u - u.mean(0)
-    shrink = SHRINK * within.var(0).mean() * np.eye(u.shape[1])
+    variance = max(within.var(0).mean(), LEAST_WITHIN * everything.var(0).mean(), TINY)
+    shrink = SHRINK * variance * np.eye(u.shape[1])
     near = np.linalg.inv(within.T @ within / len(u) + shrink)
     far = relative * np.linalg.inv(everything.T @ everything / len(u) + shrink)
     # -(u-m)ᵀ near (u-m) + (u-m₀)ᵀ far (u-m₀), by powers of u. What is squared is the same for every class,

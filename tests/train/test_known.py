@@ -64,6 +64,18 @@ def test_features_of_zeros_have_an_answer() -> None:
     assert np.isfinite(model.predict_on_batch(np.zeros((1, 32), np.float32))).all()
 
 
+def test_one_photo_a_class() -> None:
+    train, labels = photos(3, 4)
+    one = fit_known(train, labels, VAL)
+    assert np.isfinite(one(VAL)).all() and refused(one(VAL), {"known": THRESHOLD}) == REFUSED
+    assert one.score(VAL).mean() > one.score(np.random.default_rng(2).gamma(2.0, 1.0, (100, 32))).mean()
+
+
+def test_photos_that_are_all_alike() -> None:
+    alike = fit_known(np.ones((4, 32)), np.arange(4) % 2, VAL)
+    assert np.isfinite(alike(VAL)).all()
+
+
 @pytest.mark.parametrize("count", [6, 30])
 def test_fewer_photos_than_channels(count: int) -> None:
     train, labels = photos(count, 4)
