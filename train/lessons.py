@@ -7,6 +7,7 @@ beside each the probabilities and the pooled features that the trained model giv
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,6 +84,9 @@ def collect(
             if not jobs:  # a file without bytes cannot be mapped
                 return np.empty(shape, dtype)
             mapped.append(np.lib.format.open_memmap(file, "r+" if done else "w+", dtype, shape))  # type: ignore[no-untyped-call]
+            if hasattr(os, "posix_fallocate"):  # a full disk would be a signal as soon as it is written to
+                with file.open("r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
             return mapped[-1]
 
         lessons = Lessons(

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import keras
 import pytest
 
+from runtime.errors import UserError
 from train.backbone import INPUT_SIZE
 from train.dataset import Dataset, PhotosError, find_photos
 from train.drawn import draw_flowers
@@ -36,3 +40,17 @@ def test_a_photo_that_changed_is_told(dataset: Dataset, trained: keras.Model, tm
             collect(dataset, "train", 2, 32, trained, tmp_path, lambda count: None)
     finally:
         photo.write_bytes(kept)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no disk here is small enough to be filled")
+def test_a_full_disk_is_told_before_it_is_written_to(dataset: Dataset, trained: keras.Model) -> None:
+    def step(count: int) -> None:
+        raise AssertionError("it went on to write")
+
+    size, photos = 4000, len(dataset.split("train"))
+    views = 2 + shutil.disk_usage("/dev/shm").total // (3 * size**2 * photos)
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
+        pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room there"),
+    ):
+        collect(dataset, "train", views, size, trained, Path(folder), step)
