@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -201,8 +202,10 @@ def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
     cannot be written.
     """
     path = path.resolve()  # what a link leads to is replaced, not the link
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    old = path.with_name(f".{path.name}.old.{os.getpid()}")
+    # Not by the process's number: in another container the killed one, whose folder is left, had the same.
+    # Cut, for `path` may have as long a name as there can be.
+    hidden = f".{path.name[:40]}.{secrets.token_hex(8)}"
+    partial, old = path.with_name(hidden), path.with_name(f"{hidden}.old")
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -137,6 +137,23 @@ def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "file").read_text() == "new"
 
 
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    left = tmp_path / f".run.{os.getpid()}"
+    left.mkdir()
+    with new_folder(tmp_path / "run", overwrite=False) as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "run" / "file").read_text() == "new"
+    assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
+
+
+def test_a_folder_s_name_may_be_as_long_as_any(tmp_path: Path) -> None:
+    name = 85 * "薔"  # of three bytes each
+    for text in ("old", "new"):
+        with new_folder(tmp_path / name, overwrite=True) as folder:
+            (folder / "file").write_text(text)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_linked_folder_is_replaced_behind_its_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
