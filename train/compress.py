@@ -274,12 +274,12 @@ def read_board(path: Path, engine: str) -> list[tuple[float, float]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if (row.get("engine") or "").split(" ")[0] == engine]
         found = sorted((float(row["gmacs"]), float(row["ms"])) for row in rows)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or f"{error!r}"
         raise UserError(
             f"--measured {path}: cannot be read ({reason}); its columns must be engine, gmacs, ms"
         ) from None
-    if not found or min(min(row) for row in found) <= 0:
+    if not all(0 < number < float("inf") for row in found for number in row) or not found:
         raise UserError(f"--measured {path}: has no timing of {engine}; give another --engine or file")
     return found
 

@@ -178,9 +178,15 @@ def write_table(file: Path, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic: bool = False) -> Dataset:
-    """The data set that write_manifest wrote into `folder`, its photos lying under `root`."""
+    """The data set that write_manifest wrote into `folder`, its photos lying under `root`.
+
+    Raises OSError, ValueError, TypeError or csv.Error when it did not.
+    """
     with (folder / "photos.csv").open(newline="", encoding="utf-8", errors=NAMES) as file:
-        photos = tuple(Photo(**row) for row in csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if any(None in row.values() for row in rows):
+        raise ValueError("a line of photos.csv is cut short")
+    photos = tuple(Photo(**row) for row in rows)
     with (folder / "left_out.csv").open(newline="", encoding="utf-8", errors=NAMES) as file:
         left_out = tuple(LeftOut(**row) for row in csv.DictReader(file))
     return Dataset(root, classes, photos, left_out, synthetic)
@@ -290,7 +296,7 @@ def _why_no_picture(path: Path) -> str:
     try:
         path.stat()
     except OSError as error:  # of what may be a folder of photos
-        return error.strerror
+        return error.strerror or str(error)
     return "not a picture by its name"
 
 

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import UserError
+from runtime.terminal import printable
 from train.dataset import NAMES, Dataset, read_manifest, write_manifest, write_table
 from train.settings import write_settings
 
@@ -31,6 +32,27 @@ CHANGES = "changes.safetensors"
 ARCHITECTURE = "architecture.json"
 # What the uncompressed model calls each photo of val and test, in a run that train/compress.py made.
 UNCOMPRESSED = "uncompressed.csv"
+
+# Of run.json, what each field is.
+FIELDS = {
+    "name": str,
+    "created": str,
+    "recipe": str,
+    "settings": dict,
+    "classes": list,
+    "photos_root": str,
+    "synthetic": bool,
+    "base_sha256": str,
+    "data_sha256": str,
+    "picture_version": int,
+    "versions": dict,
+    "device": str,
+    "metrics": dict,
+    "thresholds": dict,
+    "compressed": dict,
+}
+# What the values of some of them are.
+VALUES = {"thresholds": (int, float), "versions": (str,), "metrics": (dict, type(None))}
 
 
 class RunError(UserError):
@@ -124,14 +146,14 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
     `photos_root` says where its photos are, if no longer where they were trained on.
     """
     path = Path(path)
-    if not path.is_dir():
-        raise RunError(f"run {path}: no such folder; train one with: python -m train PHOTOS --out {path}")
-    trained = (CHANGES, ARCHITECTURE) if (path / CHANGES).is_file() else ("model.keras",)
-    for name in ("run.json", "photos.csv", "left_out.csv", *trained):
-        if not (path / name).is_file():
-            raise RunError(f"run {path}: {name} is missing, so this is not a whole run; train it again")
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        if not path.is_dir():
+            raise RunError(f"run {path}: no such folder; train one with: python -m train PHOTOS --out {path}")
+        trained = (CHANGES, ARCHITECTURE) if (path / CHANGES).is_file() else ("model.keras",)
+        for name in ("run.json", "photos.csv", "left_out.csv", *trained):
+            if not (path / name).is_file():
+                raise RunError(f"run {path}: {name} is missing, so this is not a whole run; train it again")
+        record = _record(path / "run.json")
         classes = tuple(record["classes"])
         root = photos_root or Path(record["photos_root"])
         dataset = read_manifest(path, root, classes, record["synthetic"])
@@ -150,11 +172,35 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
             versions=record["versions"],
             device=record["device"],
             metrics=record["metrics"],
-            thresholds=record.get("thresholds", {}),  # older runs have none
-            compressed=record.get("compressed", {}),
+            thresholds=record["thresholds"],
+            compressed=record["compressed"],
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"run {path}: its record cannot be read ({error!r}); train it again") from None
+    except OSError as error:
+        raise RunError(f"run {path}: {error.strerror}; make it readable, or give another run") from None
+    except (ValueError, TypeError, csv.Error, RecursionError) as error:
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise RunError(f"run {path}: its record cannot be read ({reason}); train it again") from None
+
+
+def _record(file: Path) -> dict[str, Any]:
+    """A run.json, each field of its type. Raises OSError, ValueError, RecursionError."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError("run.json is not a JSON object")
+    record: dict[str, Any] = {"thresholds": {}, "compressed": {}} | found  # older runs have none
+    for field, kind in FIELDS.items():
+        if type(record.get(field)) is not kind:
+            raise ValueError(f"{field} is missing or not of type {kind.__name__}")
+    for field, kinds in VALUES.items():
+        if not all(type(value) in kinds for value in record[field].values()):
+            raise ValueError(f"a value of {field} is of another type than it must be")
+    if not all(isinstance(label, str) for label in record["classes"]):
+        raise ValueError("classes are not all names")
+    name = record["name"]
+    # It becomes a folder's where a run is exported or compressed: one that must not lead elsewhere.
+    if name in ("", ".", "..") or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255:
+        raise ValueError("name is not a bare name of a folder")
+    return record
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
@@ -162,10 +208,8 @@ def newest_run(root: Path = Path("runs")) -> Path:
     runs: list[tuple[str, Path]] = []
     for file in Path(root).glob("*/run.json"):
         if not file.parent.name.startswith("."):
-            try:
-                runs.append((json.loads(file.read_text(encoding="utf-8"))["created"], file.parent))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+            with suppress(OSError, ValueError, RecursionError):
+                runs.append((_record(file)["created"], file.parent))
     if not runs:
         raise RunError(f"no run under {root}/; train one with: python -m train PHOTOS")
     return max(runs)[1]

@@ -160,6 +160,8 @@ def test_a_boards_timings(tmp_path: Path, drawn_run: Path, capsys: pytest.Captur
         ("engine,ms\nlitert,3\n", r"its columns must be engine, gmacs, ms"),
         ("engine,gmacs,ms\nonnx,1,3\n", "has no timing of litert"),
         ("engine,gmacs,ms\nlitert,1,-3\n", "has no timing of litert"),
+        ("engine,gmacs,ms\nlitert,1,nan\n", "has no timing of litert"),
+        (f"engine,gmacs,ms\nlitert,1,{200_000 * '3'}\n", "field larger than field limit"),
     ):
         board.write_text(text)
         out = str(tmp_path / "out")

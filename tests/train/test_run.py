@@ -125,6 +125,71 @@ def test_what_a_photo_was_called_reads_back_whatever_its_name(tmp_path: Path) ->
     )
 
 
+@pytest.fixture
+def bare(tmp_path: Path) -> Path:
+    """A run of two photos, without a model."""
+    for label in "ab":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        (tmp_path / "photos" / label / "1.jpg").write_text(label)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_record(folder, RECORD, find_photos(tmp_path / "photos"))
+    (folder / "model.keras").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"name": 5}, "name is missing or not of type str"),
+        ({"thresholds": None}, "thresholds is missing or not of type dict"),
+        ({"thresholds": {"known": "half"}}, "a value of thresholds is of another type"),
+        ({"metrics": [1]}, "metrics is missing or not of type dict"),
+        ({"compressed": [1]}, "compressed is missing or not of type dict"),
+        ({"settings": []}, "settings is missing or not of type dict"),
+        ({"versions": None}, "versions is missing or not of type dict"),
+        ({"classes": [1, 2]}, "classes are not all names"),
+        ({"picture_version": True}, "picture_version is missing or not of type int"),
+        *(({"name": name}, "is not a bare name") for name in ("/etc/cron.d", "../x", "..", "", 256 * "x")),
+    ],
+)
+def test_a_record_of_other_types_is_told(bare: Path, change: dict[str, Any], says: str) -> None:
+    record = json.loads((bare / "run.json").read_text())
+    assert open_run(bare).classes == ("a", "b")
+    (bare / "run.json").write_text(json.dumps(record | change))
+    with pytest.raises(RunError, match=f"its record cannot be read .*{says}.*; train it again") as error:
+        open_run(bare)
+    assert str(error.value).isprintable()
+    with pytest.raises(RunError, match="no run under"):
+        newest_run(bare.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("run.json", 100_000 * "["),
+        ("run.json", "[]"),
+        ("photos.csv", f"path,label,split,sha256\n{200_000 * 'x'},a,train,0\n"),
+        ("photos.csv", "path,label,split,sha256\na/1.jpg,a\n"),
+        ("left_out.csv", "path,why\x1b\na/1.jpg,none\n"),
+    ],
+)
+def test_a_record_that_is_damaged_is_told(bare: Path, name: str, text: str) -> None:
+    (bare / name).write_text(text)
+    with pytest.raises(RunError, match="its record cannot be read") as error:
+        open_run(bare)
+    assert str(error.value).isprintable()
+
+
+def test_a_run_that_may_not_be_read_is_told(bare: Path) -> None:
+    with pytest.raises(RunError, match="File name too long; make it readable, or give another run"):
+        open_run(bare / (300 * "x"))
+    (bare / "run.json").unlink()
+    (bare / "run.json").symlink_to(300 * "x")
+    with pytest.raises(RunError, match="File name too long"):
+        open_run(bare)
+
+
 def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "run", overwrite=False) as folder:
         (folder / "file").write_text("half")
