@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UserError
+from runtime.terminal import printable
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -136,6 +137,10 @@ def read_settings(path: Path) -> dict[str, Any]:
         raise SettingsError(f"--settings {path}: {reason}; give a TOML file") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"--settings {path}: is not TOML: {error}") from None
+    except (ValueError, RecursionError):  # Python's bounds on digits and on depth
+        raise SettingsError(
+            f"--settings {path}: holds a number that is too long, or is nested too deep; mend it"
+        ) from None
     known = {one.name: one for one in fields(Settings)}
     given: dict[str, Any] = {}
     for key, value in found.items():
@@ -143,7 +148,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else "; `python -m train --help` lists them"
-            raise SettingsError(f"--settings {path}: there is no setting {key}{hint}")
+            raise SettingsError(f"--settings {path}: there is no setting {printable(key)}{hint}")
         try:
             given[name] = _checked(known[name], value)
         except ValueError as error:
@@ -188,6 +193,8 @@ def _checked(one: Field[Any], value: Any) -> Any:
     whole = one.type != "float"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         raise ValueError(f"is {value!r}; it must be a {'whole ' if whole else ''}number")
+    if value > sys.float_info.max:  # so is a whole number that no float holds
+        raise ValueError("is too large a number")
     if not low <= value <= high:
         bounds = f"{low} or more" if high == float("inf") else f"from {low} to {high}"
         raise ValueError(f"is {value}; it must be {bounds}")

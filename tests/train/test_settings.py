@@ -74,6 +74,13 @@ def test_every_setting_has_its_flag_and_bounds_that_its_defaults_keep() -> None:
         ("epochs = true", "epochs is True; it must be a whole number"),
         ("known = 1", "known is 1; it must be true or false"),
         ("learning_rate = nan", "learning_rate is nan; it must be 0 or more"),
+        ("learning_rate = inf", "learning_rate is too large a number; change it, or give --learning-rate"),
+        ("learning_rate = -inf", "learning_rate is -inf; it must be 0 or more"),
+        (f"learning_rate = 1{400 * '0'}", "learning_rate is too large a number; change it"),
+        (f"epochs = 0x{5000 * 'f'}", "epochs is too large a number; change it"),
+        (f"epochs = {5001 * '9'}", "holds a number that is too long, or is nested too deep; mend it"),
+        (f"epochs = {5000 * '['}", "holds a number that is too long, or is nested too deep; mend it"),
+        (r'"two\nlines" = 3', r"there is no setting two\nlines"),
         ('fine_tune = "block3"', "fine_tune is 'block3'; it must be one of none, block5, block4"),
         ("recipe = [1]", "recipe is [1]; it must be one of"),
         ("[pooled]\nepochs = 3", "there is no setting pooled"),
@@ -84,6 +91,13 @@ def test_what_a_file_gets_wrong_is_named(text: str, says: str, tmp_path: Path) -
     with pytest.raises(SettingsError) as error:
         parsed(toml(tmp_path, text))
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_flag_must_be_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("inf", "nan", "1e999"):
+        with pytest.raises(SystemExit):
+            parsed("--learning-rate", text)
+        assert "argument --learning-rate: is " in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
