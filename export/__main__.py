@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.sign,
         ),
         NEEDED,
-        "nothing is exported, and nothing old is replaced",
+        lambda: "nothing is exported, and nothing old is replaced",
     )
 
 

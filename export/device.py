@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.scratch import scratch
 from runtime.engines import ENGINES
 from runtime.errors import EngineError
 
@@ -42,10 +42,10 @@ def answers(
     """Runs the model file `data` over the first `n` photos of a .npy of uint8 [N, H, W, 3], one at a time.
 
     `step` is called after each photo; what it raises stops the engine. Raises EngineError with the engine's
-    own words when it cannot run the file.
+    own words when it cannot run the file, UserError when there is no room for temporary files.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        model, out, errors = (Path(folder) / name for name in ("model", "out.npz", "stderr"))
+    with scratch() as folder:
+        model, out, errors = (folder / name for name in ("model", "out.npz", "stderr"))
         model.write_bytes(data)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "export.device", engine]

@@ -9,17 +9,16 @@ from __future__ import annotations
 import csv
 import io
 import math
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.device import answers
+from export.scratch import scratch
 from runtime.engines import ENGINES, FORMATS_OF, default_threads, installed
 from runtime.errors import EngineError
 
@@ -112,7 +111,7 @@ def measure(
     `uncompressed` the top-1 [n] of the model that it was compressed from, if it was; `photos` uint8
     [n, H, W, 3]; `truth` the index of each photo's label, [n]. `step` is called with 1 after each of
     `steps(…)` inferences. A file that an engine cannot run, or that breaks the contract, makes a row with an
-    error.
+    error. Raises UserError when the photos or a file cannot be put where engines read them.
     """
     lock, stop = threading.Lock(), threading.Event()
 
@@ -122,8 +121,8 @@ def measure(
         with lock:
             step(1)
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "photos.npy"
+    with scratch() as folder:
+        path = folder / "photos.npy"
         np.save(path, photos)
 
         def one(file: tuple[str, str], engine: str) -> Row:

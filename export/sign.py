@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from export.folder import check, swap_in
+from export.scratch import scratch
 from runtime.errors import UserError
 from runtime.model import MAX_MODEL_BYTES, read_bytes, read_index
 from runtime.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that python -m export wrote")
     parser.add_argument("key", type=Path, metavar="KEY", help="a private key, PEM; see the README")
     arguments = parser.parse_args(argv)
-    return ended(lambda: sign_folder(arguments.folder, arguments.key), NEEDED, "nothing is signed")
+    return ended(lambda: sign_folder(arguments.folder, arguments.key), NEEDED, lambda: "nothing is signed")
 
 
 def sign_folder(folder: Path, key: Path) -> int:
@@ -77,8 +77,8 @@ def open_key(path: Path) -> Sign:
     )
 
     def sign(name: str, files: Mapping[str, bytes]) -> bytes:
-        with TemporaryDirectory() as there:
-            model, signature = Path(there, name), Path(there, f"{name}.sig")
+        with scratch() as there:
+            model, signature = there / name, there / f"{name}.sig"
             model.mkdir()
             for file, data in files.items():
                 (model / file).write_bytes(data)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.ray,
         ),
         NEEDED,
-        "no run is written; the same command goes on from the features kept",
+        lambda: "no run is written; the same command goes on from the features kept",
     )
 
 

@@ -5,26 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from runtime import terminal
 from runtime.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
 
 
-def ended(run: Callable[[], int], needed: str, stopped: str) -> int:
-    """The exit code of a command: what `run` returns, 2 for a usage error, 130 for Ctrl-C.
+def ended(run: Callable[[], int], needed: str, stopped: Callable[[], str]) -> int:
+    """The exit code of a command: what `run` returns, 130 for Ctrl-C, and otherwise as runtime's commands.
 
     `needed` says how to install what is lacking, `stopped` what Ctrl-C leaves behind.
     """
-    # What the terminal's encoding lacks, such as a table's Δ or a photo's name, is escaped, not fatal.
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    try:
-        return run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed; {needed}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"stopped: {stopped}", file=sys.stderr)
-        return INTERRUPTED
+
+    def told() -> int:
+        try:
+            code = run()
+            sys.stdout.flush()  # here and not at Python's end, where a full disk would be a traceback
+            return code
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is not installed; {needed}") from None
+        except KeyboardInterrupt:
+            terminal.say(f"stopped: {stopped()}")
+            return INTERRUPTED
+        except OSError as error:  # most often a full disk
+            reason = f"{error.strerror or error}; make room there, or mend that, and try again"
+            raise OSError(error.errno, reason, error.filename) from None
+
+    return terminal.ended(told)

@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.logs,
         ),
         NEEDED,
-        "no run is written; --resume goes on from what is done",
+        lambda: "no run is written; --resume goes on from what is done",
     )
 
 

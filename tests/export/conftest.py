@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,6 +50,15 @@ def small_model(known: bool = False) -> keras.Model:
             keras.layers.Dense(1, activation="sigmoid", kernel_initializer=start(1e-4, 4), name="known")(x)
         )
     return keras.Model(image, outputs, name="small")
+
+
+@pytest.fixture
+def little_room() -> Iterator[None]:
+    """No file may grow over a megabyte, as on a disk that is nearly full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

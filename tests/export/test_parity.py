@@ -7,6 +7,7 @@ import io
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from export import device, parity, to_onnx
 from export.device import Answers
 from export.graph import predict
 from export.parity import Known, Row, broken_bounds, failures, measure, steps, table, to_csv, upper_bound
-from runtime.errors import EngineError
+from runtime.errors import EngineError, UserError
 from tests.export.conftest import small_model
 
 ROW = Row(
@@ -195,3 +196,15 @@ def test_an_engines_own_words_are_told(tmp_path: object, pictures: NDArray[np.ui
     np.save(path, pictures)
     with pytest.raises(EngineError, match=r"onnx stopped with status 1: .+"):
         device.answers(b"not a model", "onnx", path, 1, 1)
+
+
+@pytest.mark.usefixtures("little_room")
+def test_no_room_for_temporary_files_is_one_line(
+    pictures: NDArray[np.uint8], reference: NDArray[np.float32]
+) -> None:
+    full = r"temporary files: .*; make room there, or name another folder in TMPDIR$"
+    photos, said = np.repeat(pictures, 50, axis=0), np.repeat(reference, 50, axis=0)
+    with pytest.raises(UserError, match=full):
+        measure({("tflite", "float32"): b""}, said, photos, said.argmax(axis=1))
+    with pytest.raises(UserError, match=full):
+        device.answers(bytes(2 * 10**6), "litert", Path("photos.npy"), 1, 1)

@@ -103,6 +103,15 @@ def test_a_damaged_folder_is_not_signed(folder: Path, key: Path, capsys: pytest.
     assert not (folder / SIGNATURE_NAME).exists()
 
 
+def test_no_room_for_temporary_files_is_one_line(
+    folder: Path, key: Path, little_room: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), str(key)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: temporary files: ") and "TMPDIR" in line
+    assert not (folder / SIGNATURE_NAME).exists()
+
+
 def test_an_encrypted_key_takes_its_passphrase(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

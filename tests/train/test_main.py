@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import train.__main__ as command
+from train.command import ended
 from train.dataset import find_photos
 from train.flowers import Unreachable
 from train.run import open_run
@@ -196,6 +197,24 @@ def test_what_cannot_be_done_is_one_line(
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "runs") == [
         *("empty", "file.jpg", "photos", "taken")
     ]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fill(path: Path) -> int:
+        with path.open("wb", buffering=0) as file:
+            return file.write(b"x")
+
+    mended = "; make room there, or mend that, and try again\n"
+    assert ended(lambda: fill(tmp_path / "gone" / "file"), "", str) == 2
+    said = capsys.readouterr().err
+    assert said == f"error: {tmp_path / 'gone' / 'file'}: no such file or directory{mended}"
+    text = "import sys; from train.command import ended; sys.exit(ended(lambda: print(1) or 0, '', str))"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", text], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"error: the output: no space left on device{mended}"
 
 
 @pytest.mark.parametrize(
