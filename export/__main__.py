@@ -21,10 +21,20 @@ from export.card import card
 from export.folder import check, swap_in
 from export.parity import ENOUGH, Known, Row, failures, measure, pairs, steps, table, to_csv
 from export.photos import choose, read_photos
+from export.scratch import scratch
 from export.sign import open_key
 from runtime.engines import ENGINES, choose_engine, need
-from runtime.errors import UserError
-from runtime.model import CONTRACT_VERSION, FORMATS, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
+from runtime.errors import ModelError, UserError
+from runtime.model import (
+    CONTRACT_VERSION,
+    FORMATS,
+    INDEX_NAME,
+    RESIZE,
+    Contract,
+    Index,
+    IndexedFile,
+    read_index,
+)
 from runtime.signature import SIGNATURE_NAME
 from train.command import ended
 from train.progress import Progress
@@ -96,11 +106,12 @@ def export(
 
     model = deployable(run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
+    contract = _contract(run, out.name, size)
+    _check_readable(contract, precisions, run.path, out)
     count = min(limit or sys.maxsize, len(run.dataset.split("test")))
     with Progress("decode", count, "photos") as progress:
         photos = read_photos(run.dataset, "test", size, limit, progress.step)
 
-    contract = _contract(run, out.name, size)
     files: dict[tuple[str, str], bytes] = {}
     recipes: dict[tuple[str, str], str] = {}
     for key, (data, recipe) in _convert(model, run, precisions, engines).items():
@@ -197,6 +208,42 @@ def _contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
     )
 
 
+def _check_readable(contract: Contract, precisions: Sequence[str], run: Path, out: Path) -> None:
+    """What is to be written must open on a device: told before the work. Raises UserError."""
+    if reason := _refusal(Index(contract, ())):
+        raise UserError(_unfit(run, reason))
+    files = (
+        IndexedFile(_file_name(contract, format, precision), format, precision, 0, "", {})
+        for format in FORMATS
+        for precision in precisions
+    )
+    if reason := _refusal(Index(contract, tuple(files))):
+        raise UserError(f"{out}: names files after itself: {reason}; give another --out")
+
+
+def _refusal(index: Index) -> str:
+    """Why a device would not read this index, by its own reader; nothing, when it would."""
+    with scratch() as folder:
+        path = folder / INDEX_NAME
+        path.write_bytes(index.to_json().encode("utf-8", "surrogatepass"))  # to be refused by that reader
+        try:
+            read_index(folder)
+        except ModelError as error:
+            return str(error).removeprefix(f"{path}: ")
+    return ""
+
+
+def _unfit(run: Path, reason: str) -> str:
+    return (
+        f"run {run}: no device would read its {INDEX_NAME}: {reason}; "
+        "give its classes other names, or fewer and shorter ones, and train again"
+    )
+
+
+def _file_name(contract: Contract, format: str, precision: str) -> str:
+    return f"{contract.name}_{precision}.{format}"
+
+
 def _contents(
     contract: Contract,
     run: Run,
@@ -207,7 +254,7 @@ def _contents(
     """The whole folder, by file name."""
     from export.macs import macs
 
-    names = {key: f"{contract.name}_{key[1]}.{key[0]}" for key in files}
+    names = {key: _file_name(contract, *key) for key in files}
     index = Index(
         contract,
         tuple(
@@ -225,6 +272,8 @@ def _contents(
             for key, data in files.items()
         ),
     )
+    if reason := _refusal(index):  # with all its figures it is longer than was foreseen
+        raise UserError(_unfit(run.path, reason))
     text = card(index, run, rows, {name: recipes[key] for key, name in names.items()})
     return {
         **{names[key]: data for key, data in files.items()},

@@ -11,15 +11,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from export.__main__ import main
+from export.__main__ import _check_readable, _contents, main
 from export.parity import pairs
 from runtime import Classifier
-from runtime.model import INDEX_NAME, open_model, read_index
+from runtime.errors import UserError
+from runtime.model import INDEX_NAME, MAX_JSON_BYTES, Contract, Index, open_model, read_index
 from train.run import open_run
 
 ROOT = Path(__file__).parents[2]
@@ -179,6 +182,54 @@ def test_a_folder_of_something_else_is_kept(
     (empty / "thesis" / "chapter.txt").write_text("years of work")
     assert "holds other files" in refused([str(drawn_run), "--out", "thesis"], capsys)
     assert (empty / "thesis" / "chapter.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    ("changes", "out", "says"),
+    [
+        (
+            {},
+            "2025-01-31T12:00:00",
+            r"m/.*: '2025-01-31T12:00:00_float32\.tflite' is not a bare file name; give",
+        ),
+        ({}, "a\x1b[2J", "is not a bare file name; give another --out"),
+        ({}, "a\udce9", "is not a bare file name; give another --out"),
+        ({}, "a" * 190, "is not a bare file name; give another --out"),
+        (
+            {"labels": ("daisy", "d" * 201)},
+            "m",
+            "run runs/r: .* a label is not a name of .*; give its classes",
+        ),
+        ({"labels": tuple(map(str, range(10_001)))}, "m", "labels must be 2 to 10,000 different names"),
+        ({"labels": tuple(f"{n:0200}" for n in range(6_000))}, "m", "is over 1,048,576 bytes"),
+        ({"versions": {"keras": None}}, "m", "versions must be texts by the name of a package"),
+    ],
+)
+def test_what_no_device_would_open_is_not_made(
+    contract: Contract, changes: dict[str, Any], out: str, says: str
+) -> None:
+    precisions = ("float32", "int8")
+    _check_readable(contract, precisions, Path("runs/r"), Path("m"))
+    with pytest.raises(UserError, match=says):
+        _check_readable(replace(contract, name=out, **changes), precisions, Path("runs/r"), Path("m", out))
+
+
+def test_a_name_that_no_device_would_open_is_told_before_the_work(
+    drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = "models/2025-01-31T12:00:00"
+    assert "is not a bare file name; give another --out" in refused([str(drawn_run), "--out", out], capsys)
+    assert not (empty / "models").exists()
+
+
+def test_an_index_that_its_figures_make_too_long_is_not_written(
+    drawn_run: Path, contract: Contract, float_files: dict[tuple[str, str], bytes]
+) -> None:
+    left = MAX_JSON_BYTES - len(Index(contract, ()).to_json().encode())
+    full = replace(contract, base_sha256=left * "a")
+    key = ("tflite", "float32")
+    with pytest.raises(UserError, match=r"model\.json: is over 1,048,576 bytes"):
+        _contents(full, open_run(drawn_run), {key: float_files[key]}, {key: ""}, [])
 
 
 def test_each_format_needs_an_engine(
