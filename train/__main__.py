@@ -44,10 +44,14 @@ DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: ab
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
     arguments = _parse(argv)
-    return ended(
-        lambda: train(
+
+    def run() -> int:
+        settings = settings_of(arguments)
+        started = datetime.now(timezone.utc)
+        arguments.out = arguments.out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}"
+        return train(
             arguments.photos,
-            settings_of(arguments),
+            settings,
             arguments.out,
             arguments.weights,
             arguments.overwrite,
@@ -57,16 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.dry_run,
             arguments.logs,
             arguments.ray,
-        ),
-        NEEDED,
-        lambda: "no run is written; the same command goes on from the features kept",
-    )
+        )
+
+    return ended(run, NEEDED, lambda: _left_by_ctrl_c(arguments.out))
 
 
 def train(
     photos: Path | None,
     settings: Settings,
-    out: Path | None = None,
+    out: Path,
     weights: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -78,7 +81,7 @@ def train(
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
-    out = free(out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}", overwrite, dry_run)
+    overwrite = free(out, overwrite, resume, dry_run)
     if ray:
         check(ray)  # before the photos are hashed
     dataset = find_photos(
@@ -149,9 +152,11 @@ def train(
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
     train_features = features.of("train", settings.views)
-    kept = None if share.process else out.with_name(f".{out.name}.resume")
-    if kept and not resume:
-        shutil.rmtree(kept, ignore_errors=True)
+    kept = None if share.process else state_of(out)
+    if kept:
+        if not resume:
+            shutil.rmtree(kept, ignore_errors=True)
+        kept.mkdir(exist_ok=True)  # before the first whole epoch too, --resume goes on with the run
     blocks = upper_blocks(base, settings)
     fitted = fit(train_features, val, len(dataset.classes), settings, blocks, kept, log.epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
@@ -191,7 +196,10 @@ def train(
         )
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
-        print(f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept")
+        print(
+            f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept, and "
+            f"--out {shlex.quote(str(out))} --resume goes on"
+        )
     elif kept:
         shutil.rmtree(kept, ignore_errors=True)
     tell_figures(measured.summaries)
@@ -253,7 +261,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
 
     add_flags(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.resume and not arguments.out:
+        parser.error("--resume goes on with a run that was stopped; give its --out too")
+    return arguments
 
 
 def _gigabytes(text: str) -> int:
@@ -267,20 +278,39 @@ def _gigabytes(text: str) -> int:
     return found
 
 
-def free(out: Path, overwrite: bool, dry_run: bool = False) -> Path:
-    """The run folder, where a new one may be written. Raises RunError."""
-    if out.exists() and not (overwrite and (out / "run.json").exists()):
-        what = "is not a run, so it is not replaced" if overwrite else "exists; --overwrite replaces it"
-        raise RunError(f"{out} {what}, or give another --out")
-    if dry_run:
-        return out
+def state_of(out: Path) -> Path:
+    """The folder that holds what a run goes on from, once it was stopped or killed."""
+    return out.with_name(f".{out.name}.resume")
+
+
+def free(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
+    """Whether a run that is there gives way: if asked to, or if it was stopped and now goes on.
+
+    Raises RunError where no run can be written.
+    """
+    if out.name in ("", ".."):
+        raise RunError(f"{out}: --out takes a folder of its own, such as runs/flowers")
     try:
+        gives_way = overwrite or (resume and state_of(out).is_dir())
+        if out.exists() and not (gives_way and (out / "run.json").exists()):
+            what = "is not a run, so it is not replaced" if gives_way else "exists; --overwrite replaces it"
+            raise RunError(f"{out} {what}, or give another --out")
+        if dry_run:
+            return gives_way
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: cannot be made there ({error.strerror}); give another --out") from None
     if not os.access(out.parent, os.W_OK):
         raise RunError(f"{out}: {out.parent} cannot be written; give another --out")
-    return out
+    return gives_way
+
+
+def _left_by_ctrl_c(out: Path | None) -> str:
+    if out and state_of(out).is_dir():
+        how = f"with --out {shlex.quote(str(out))} --resume the same command goes on from what is done"
+    else:
+        how = "the same command goes on from the features kept"
+    return f"no run is written; {how}"
 
 
 def _features_folder(cache: str | None) -> Path:

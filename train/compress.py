@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from runtime.atomic import atomic
 from runtime.errors import UserError
 from runtime.picture import read_picture
-from train.__main__ import free, tell_figures, versions, write_figures
+from train.__main__ import free, state_of, tell_figures, versions, write_figures
 from train.command import INTERRUPTED, ended
 from train.dataset import Dataset, Photo, recorded
 from train.logs import Logs
@@ -106,7 +106,8 @@ def compress(
             f"run {run.path}: was compressed already, from {run.compressed['from']}; compress that"
         )
     board = read_board(Path(how.measured), how.engine) if how.measured else None
-    out = free(out or Path("runs") / f"{run.name}-compressed", overwrite)
+    out = out or Path("runs") / f"{run.name}-compressed"
+    overwrite = free(out, overwrite, resume)
     if out.resolve() == run.path.resolve():
         raise RunError(f"{out}: is the run to compress; give another --out")
     dataset = run.dataset
@@ -403,7 +404,7 @@ def fingerprint_of(run: Run, how: Compression) -> str:
 
 def _begin(out: Path, fingerprint: str, resume: bool) -> Path:
     """The folder of what is done so far, emptied unless it is of the same run and settings."""
-    kept = out.with_name(f".{out.name}.resume")
+    kept = state_of(out)
     noted = kept / "fingerprint"
     if not (resume and noted.exists() and noted.read_text() == fingerprint):
         shutil.rmtree(kept, ignore_errors=True)

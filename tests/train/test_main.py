@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import train.__main__ as command
+from train import compress
 from train.command import ended
 from train.dataset import find_photos
 from train.flowers import Unreachable
@@ -120,7 +121,7 @@ def test_photos_left_out_are_told_and_listed(
     )
 
 
-def test_ctrl_c_while_fitting_writes_the_run(
+def test_ctrl_c_while_fitting_writes_the_run_and_resume_goes_on(
     drawn_run: Path,
     drawn_photos: Path,
     tmp_path: Path,
@@ -138,11 +139,55 @@ def test_ctrl_c_while_fitting_writes_the_run(
 
     monkeypatch.setattr(Watch, "on_epoch_end", then_stop)
     out = tmp_path / "run"
-    assert command.main([str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "5000"]) == 130
-    assert "of 5000 epochs; the best so far is kept" in capsys.readouterr().out
-    assert "of 5000 epochs. What follows is of the best so far" in (out / "report.html").read_text()
+    again = [str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "8"]
+    assert command.main(again) == 130
+    told = f"of 8 epochs; the best so far is kept, and --out {out} --resume goes on"
+    assert told in capsys.readouterr().out
+    assert "of 8 epochs. What follows is of the best so far" in (out / "report.html").read_text()
     assert open_run(out).metrics["test"]["n"] > 0
     assert open_run(out).model().outputs[0].shape == (None, 5)
+    assert command.main(again) == 2, "without --resume it is not replaced"
+    assert command.main([*again, "--resume"]) == 0
+    epochs = [row["epoch"] for row in csv.DictReader((out / "history.csv").open())]
+    assert epochs == [f"{number:.1f}" for number in range(1, 9)]
+    assert list(tmp_path.iterdir()) == [out]
+    assert command.main([*again, "--resume"]) == 2, "nothing is left to go on from"
+    assert "exists; --overwrite replaces it" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_measuring_names_resume(
+    drawn_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("train.measure.measure", interrupted)
+    out = tmp_path / "a run"
+    assert command.main([str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "1"]) == 130
+    assert (
+        f"stopped: no run is written; with --out '{out}' --resume the same command goes on"
+        in capsys.readouterr().err
+    )
+    assert (tmp_path / ".a run.resume" / "head.npz").exists() and not out.exists()
+
+
+def test_compressing_goes_on_with_a_run_that_was_stopped_alone(
+    drawn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(drawn_run, tmp_path / "small")
+    again = [str(drawn_run), "--out", str(out), "--resume", "--reduce", "5000"]
+    assert compress.main(again) == 2
+    assert "exists; --overwrite replaces it" in capsys.readouterr().err
+    (tmp_path / ".small.resume").mkdir()
+    assert compress.main(again) == 2
+    assert "no more channels can go" in capsys.readouterr().err, "it came past what is there"
+
+
+def test_resume_needs_the_name_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        command.main(["photos", "--resume"])
+    assert stop.value.code == 2
+    assert "--resume goes on with a run that was stopped; give its --out too" in capsys.readouterr().err
 
 
 def test_ctrl_c_while_extracting_keeps_the_features(
@@ -175,6 +220,7 @@ def test_ctrl_c_while_extracting_keeps_the_features(
         (["photos", "--out", "taken"], "taken exists; --overwrite replaces it, or give another --out"),
         (["photos", "--out", "taken", "--overwrite"], "taken is not a run, so it is not replaced"),
         (["photos", "--out", "file.jpg/run"], "file.jpg/run: cannot be made there"),
+        (["photos", "--out", "."], ".: --out takes a folder of its own, such as runs/flowers"),
         (["photos", "--weights", "nowhere.safetensors"], "base weights nowhere.safetensors: No such file"),
     ],
 )
