@@ -8,7 +8,9 @@ runtime/signature.py reads it, and so does `model_signing verify key`.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,7 @@ from pathlib import Path
 from export.folder import check, swap_in
 from export.scratch import scratch
 from runtime.errors import UserError
-from runtime.model import MAX_MODEL_BYTES, read_bytes, read_index
+from runtime.model import INDEX_NAME, MAX_MODEL_BYTES, Index, read_bytes, read_index
 from runtime.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
 from train.command import ended
 
@@ -39,19 +41,40 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def sign_folder(folder: Path, key: Path) -> int:
-    """Puts a signature over all its files in place of the one that `folder` had, if any. Raises UserError."""
+    """Puts a signature over what was exported in place of the one that `folder` had, if any.
+
+    What else lies there stays, unsigned. Raises UserError: the export was rejected, or a file has changed.
+    """
     index = read_index(folder)
     check(folder)
-    sign = open_key(key)
     contents = {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
-    contents.pop(SIGNATURE_NAME, None)
+    _check_proven(folder, index, contents.get("parity.csv"))
+    sign = open_key(key)
     for file in index.files:
         if file.file in contents and hashlib.sha256(contents[file.file]).hexdigest() != file.sha256:
             raise UserError(f"{folder / file.file}: is not the file that was exported: not signed")
+    exported = {file.file for file in index.files} | {INDEX_NAME, "README.md", "parity.csv"}
+    signed = {name: data for name, data in contents.items() if name in exported}
     # The whole folder is swapped, so that who follows it sees a new model and not half a signature.
-    swap_in({**contents, SIGNATURE_NAME: sign(folder.name, contents)}, folder)
-    print(f"signed: {folder}: {', '.join(contents)}")
+    swap_in({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)
+    print(f"signed: {folder}: {', '.join(signed)}")
     return 0
+
+
+def _check_proven(folder: Path, index: Index, parity: bytes | None) -> None:
+    """Raises UserError for a folder that an export rejected, or that says so of a file that it lists."""
+    if folder.name.endswith(".rejected"):
+        raise UserError(f"{folder}: was rejected, so it is not signed; export again")
+    path = folder / "parity.csv"
+    try:
+        rows = list(csv.DictReader(io.StringIO((parity or b"").decode())))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error}), so it is not signed; export again") from None
+    listed = {(file.format, file.precision) for file in index.files}
+    for row in rows:
+        if (row.get("format"), row.get("precision")) in listed and row.get("verdict") != "holds":
+            what = f"{row['format']} {row['precision']} in {row.get('engine')}"
+            raise UserError(f"{path}: {what} does not hold, so it is not signed; export again")
 
 
 def open_key(path: Path) -> Sign:

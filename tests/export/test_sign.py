@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from export.__main__ import main as export_main
 from export.sign import PASSPHRASE_VARIABLE, main
 from runtime.model import INDEX_NAME, KEY_VARIABLE, open_model
-from runtime.signature import SIGNATURE_NAME, read_signature
+from runtime.signature import SIGNATURE_NAME, read_signature, verify_beside
 
 RELEASED = Path(__file__).parents[2] / "models" / "flowers"
 
@@ -101,6 +102,41 @@ def test_a_damaged_folder_is_not_signed(folder: Path, key: Path, capsys: pytest.
     assert main([str(folder), str(key)]) == 2
     assert capsys.readouterr().err == f"error: {path}: is not the file that was exported: not signed\n"
     assert not (folder / SIGNATURE_NAME).exists()
+
+
+def test_what_failed_parity_is_not_signed(
+    folder: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rejected = folder.rename(folder.with_name("flowers.rejected"))
+    assert main([str(rejected), str(key)]) == 2
+    assert capsys.readouterr().err == f"error: {rejected}: was rejected, so it is not signed; export again\n"
+    folder = rejected.rename(folder)
+    parity = folder / "parity.csv"
+    rows = list(csv.reader(parity.read_text().splitlines()))
+    at = next(n for n, row in enumerate(rows) if row[:2] == ["onnx", "int8"])
+    rows[at][-1] = "max |Δp| 0.3 is over 0.25"
+    parity.write_text("\n".join(",".join(row) for row in rows))
+    assert main([str(folder), str(key)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {parity}: onnx int8 in {rows[at][2]} does not hold, so it is not signed;")
+    parity.write_bytes(b"format,precision\n\xff")
+    assert main([str(folder), str(key)]) == 2
+    assert f"error: {parity}: cannot be read" in capsys.readouterr().err
+    rows[at][1] = "float16"  # of a file that was not kept
+    parity.write_text("\n".join(",".join(row) for row in rows))
+    assert main([str(folder), str(key)]) == 0
+
+
+def test_what_was_not_exported_stays_unsigned(folder: Path, key: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+    (folder / "flowers_other.tflite").write_bytes(b"TFL3")
+    assert main([str(folder), str(key)]) == 0
+    beside = verify_beside(read_signature(folder, key.with_suffix(".pub")))
+    assert [name for name, state in beside.items() if state != "holds"] == [
+        "flowers_other.tflite",
+        "notes.txt",
+    ]
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_no_room_for_temporary_files_is_one_line(
