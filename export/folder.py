@@ -10,7 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from runtime.errors import UserError
 from runtime.model import INDEX_NAME
@@ -26,20 +28,23 @@ def swap_in(files: Mapping[str, bytes], folder: Path) -> None:
     Raises FolderError: in use for something else, or not to be written.
     """
     check(folder)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}")
     old = _old(folder)
     try:
-        new.mkdir(parents=True)
-        for name, data in files.items():
-            with (new / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        _sync(new)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        new.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # One of its own, whatever a killed export left: in containers, processes have the same numbers.
+        with TemporaryDirectory(prefix=".export-", dir=folder.parent, ignore_cleanup_errors=True) as own:
+            new = Path(own, "new")
+            new.mkdir()  # with the usual mode, which `own` has not
+            for name, data in files.items():
+                with (new / name).open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _sync(new)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            new.rename(folder)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
@@ -49,14 +54,22 @@ def swap_in(files: Mapping[str, bytes], folder: Path) -> None:
     finally:
         if not folder.exists() and old.exists():
             old.rename(folder)
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def check(folder: Path) -> None:
     """Raises FolderError when a swap would delete what is not an export's, or cannot be made there."""
+    try:
+        _check(folder)
+    except OSError as error:  # too long a name, or a folder above it that may not be searched
+        raise FolderError(f"{folder}: cannot be made there ({error.strerror}); give another --out") from None
+
+
+def _check(folder: Path) -> None:
     if folder.name in ("", "..") or folder.is_symlink():
         raise FolderError(f"{folder}: --out takes a folder of its own, such as models/flowers")
     for place in (folder, _old(folder)):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            place.stat()  # from Python 3.14 on, `exists` does not tell what is wrong
         if place.exists() and not place.is_dir():
             raise FolderError(f"{place}: is a file, in the way of a folder; give another --out")
         if place.is_dir() and any(place.iterdir()) and not (place / INDEX_NAME).is_file():

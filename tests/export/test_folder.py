@@ -112,6 +112,37 @@ def test_keeps_what_is_not_an_exports(tmp_path: Path) -> None:
     assert (tmp_path / "flowers.old" / "chapter.txt").read_text() == "years of work"
 
 
+def test_what_a_killed_export_left_is_not_in_the_way(tmp_path: Path) -> None:
+    folder = tmp_path / "flowers"
+    (tmp_path / f".flowers.{os.getpid()}").mkdir()
+    swap_in(NEW, folder)
+    assert held(folder) == NEW
+    usual = tmp_path / "usual"
+    usual.mkdir()
+    assert folder.stat().st_mode == usual.stat().st_mode, "others read it, whatever mktemp does"
+
+
+@pytest.mark.parametrize("length", [252, 300])
+def test_too_long_a_name_is_one_line(length: int, tmp_path: Path) -> None:
+    """At 252 there is room for the folder, and none for the old one beside it."""
+    with pytest.raises(FolderError, match=r"aa: cannot be made there \(File name too long\); give another"):
+        check(tmp_path / ("a" * length))
+
+
+def test_below_a_folder_that_may_not_be_searched(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    private.mkdir(mode=0o600)
+    user = os.geteuid()
+    try:
+        if user == 0:  # root may search any
+            os.seteuid(65534)
+        with pytest.raises(FolderError, match=r"flowers: cannot be made there \(Permission denied\)"):
+            check(private / "models" / "flowers")
+    finally:
+        os.seteuid(user)
+        private.chmod(0o700)
+
+
 def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     (tmp_path / "flowers").mkdir()
     swap_in(NEW, tmp_path / "flowers")
