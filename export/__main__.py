@@ -36,6 +36,7 @@ from runtime.model import (
     read_index,
 )
 from runtime.signature import SIGNATURE_NAME
+from runtime.terminal import complain, printable
 from train.command import ended
 from train.progress import Progress
 from train.quiet import quiet_stderr
@@ -95,7 +96,7 @@ def export(
             f"run {run.path}: has no val photos to choose an int8 recipe on; train with more photos a class, "
             "or export without --int8"
         )
-    print(f"run: {run.path}{' (synthetic: trained on drawings)' if run.synthetic else ''}")
+    print(printable(f"run: {run.path}{' (synthetic: trained on drawings)' if run.synthetic else ''}"))
 
     # Here and not at the top: what is wrong so far is told before TensorFlow's five seconds of start.
     with quiet_stderr():
@@ -135,15 +136,15 @@ def export(
     if broken:
         swap_in(contents, rejected)
         for line in broken:
-            print(f"error: {line}", file=sys.stderr)
+            complain(line)
         kept = f"{out} is as it was" if out.exists() else f"{out} is not written"
-        print(f"error: {kept}; the rejected files are in {rejected}", file=sys.stderr)
+        complain(f"{kept}; the rejected files are in {rejected}")
         return NOT_PROVEN
     if sign:
         contents[SIGNATURE_NAME] = sign(out.name, contents)
     swap_in(contents, out)
-    print(f"model: {out}")
-    print(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(out))}")
+    print(printable(f"model: {out}"))
+    print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(out))}"))
     return 0
 
 

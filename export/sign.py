@@ -22,6 +22,7 @@ from export.scratch import scratch
 from runtime.errors import UserError
 from runtime.model import INDEX_NAME, MAX_MODEL_BYTES, Index, read_bytes, read_index
 from runtime.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
+from runtime.terminal import printable
 from train.command import ended
 
 PASSPHRASE_VARIABLE = "VGG_EDGE_KEY_PASSPHRASE"
@@ -57,7 +58,7 @@ def sign_folder(folder: Path, key: Path) -> int:
     signed = {name: data for name, data in contents.items() if name in exported}
     # The whole folder is swapped, so that who follows it sees a new model and not half a signature.
     swap_in({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)
-    print(f"signed: {folder}: {', '.join(signed)}")
+    print(printable(f"signed: {folder}: {', '.join(signed)}"))
     return 0
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError
+from runtime.terminal import printable
 from train.balance import tell_uneven
 from train.cache import CACHE_LIMIT, cache_folder
 from train.cluster import check, connected
@@ -92,7 +93,8 @@ def train(
         limit=settings.limit,
     )
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
-    print(f"photos: {dataset.root}: {counts}; {len(dataset.classes)} classes: {', '.join(dataset.classes)}")
+    classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
+    print(printable(f"photos: {dataset.root}: {counts}; {classes}"))
     _tell_left_out(dataset.left_out)
     tell_uneven(dataset, settings.class_weight)
 
@@ -134,7 +136,7 @@ def train(
             leave(share)
             work = survey(dataset, base, cache_at, views=views, layer=layer, devices=devices)
             tell_plan(dataset, work, base, devices, settings)
-            print(f"would write: {out}")
+            print(printable(f"would write: {out}"))
             return 0
         dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
         log = Logs(None if share.process else logs, out)
@@ -148,7 +150,7 @@ def train(
             limit=cache_limit,
             cluster=cluster,
         )
-    _tell_left_out([item for item in features.dataset.left_out if item not in dataset.left_out])
+    _tell_left_out(features.dataset.left_out, dataset.left_out)
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
     train_features = features.of("train", settings.views)
@@ -196,16 +198,15 @@ def train(
         )
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
-        print(
-            f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept, and "
-            f"--out {shlex.quote(str(out))} --resume goes on"
-        )
+        goes_on = f"--out {shlex.quote(str(out))} --resume goes on"
+        stopped = f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept"
+        print(printable(f"{stopped}, and {goes_on}"))
     elif kept:
         shutil.rmtree(kept, ignore_errors=True)
     tell_figures(measured.summaries)
-    print(f"report: {out / 'report.html'}")
-    print(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}")
-    print(f"next: python -m export {shlex.quote(str(out))} --int8")
+    print(printable(f"report: {out / 'report.html'}"))
+    print(printable(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}"))
+    print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
     return INTERRUPTED if fitted.stopped else 0
 
 
@@ -295,12 +296,13 @@ def free(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> boo
         if out.exists() and not (gives_way and (out / "run.json").exists()):
             what = "is not a run, so it is not replaced" if gives_way else "exists; --overwrite replaces it"
             raise RunError(f"{out} {what}, or give another --out")
-        if dry_run:
-            return gives_way
-        out.parent.mkdir(parents=True, exist_ok=True)
+        if not dry_run:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # too long a name is told: what is kept beside it has longer ones
+            out.with_name(f".{out.name}.{'x' * 16}").stat()
     except OSError as error:
         raise RunError(f"{out}: cannot be made there ({error.strerror}); give another --out") from None
-    if not os.access(out.parent, os.W_OK):
+    if not dry_run and not os.access(out.parent, os.W_OK):
         raise RunError(f"{out}: {out.parent} cannot be written; give another --out")
     return gives_way
 
@@ -334,11 +336,13 @@ def _flowers(limit: int | None) -> Path:
     return draw_flowers(cache_folder("photos") / f"drawn{DRAWN_VERSION}-{count}", count)
 
 
-def _tell_left_out(left_out: Sequence[LeftOut]) -> None:
-    for item in left_out[:3]:
-        print(f"left out: {item.path}: {item.reason}")
-    if len(left_out) > 3:
-        print(f"left out: {len(left_out) - 3:,} more; all are listed in left_out.csv")
+def _tell_left_out(left_out: Sequence[LeftOut], told: Sequence[LeftOut] = ()) -> None:
+    before = set(told)
+    new = [item for item in left_out if item not in before]
+    for item in new[:3]:
+        print(printable(f"left out: {item.path}: {item.reason}"))
+    if len(new) > 3:
+        print(f"left out: {len(new) - 3:,} more; all are listed in left_out.csv")
 
 
 def tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:

@@ -127,7 +127,10 @@ def test_what_failed_parity_is_not_signed(
     assert main([str(folder), str(key)]) == 0
 
 
-def test_what_was_not_exported_stays_unsigned(folder: Path, key: Path) -> None:
+def test_what_was_not_exported_stays_unsigned(
+    folder: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder.rename(folder.with_name("a\x1b[2J"))
     (folder / "notes.txt").write_text("mine")
     (folder / "flowers_other.tflite").write_bytes(b"TFL3")
     assert main([str(folder), str(key)]) == 0
@@ -137,6 +140,8 @@ def test_what_was_not_exported_stays_unsigned(folder: Path, key: Path) -> None:
         "notes.txt",
     ]
     assert (folder / "notes.txt").read_text() == "mine"
+    said = capsys.readouterr().out
+    assert "/a\\x1b[2J: README.md" in said and "notes.txt" not in said
 
 
 def test_no_room_for_temporary_files_is_one_line(

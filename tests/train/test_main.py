@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 import train.__main__ as command
 from train import compress
 from train.command import ended
-from train.dataset import find_photos
+from train.dataset import LeftOut, find_photos
 from train.flowers import Unreachable
 from train.run import open_run
 
@@ -183,6 +184,16 @@ def test_compressing_goes_on_with_a_run_that_was_stopped_alone(
     assert "no more channels can go" in capsys.readouterr().err, "it came past what is there"
 
 
+def test_left_out_photos_are_told_once_and_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    before = [LeftOut(f"{number}.jpg", "is empty") for number in range(10_000)]
+    started = time.perf_counter()
+    command._tell_left_out(
+        [*before, LeftOut("a\x1b[2J.jpg", "is\nempty"), LeftOut("\udce9.jpg", "x")], before
+    )
+    assert time.perf_counter() - started < 1, "each was looked for in all of them"
+    assert capsys.readouterr().out == ("left out: a\\x1b[2J.jpg: is\\nempty\nleft out: \\udce9.jpg: x\n")
+
+
 def test_resume_needs_the_name_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         command.main(["photos", "--resume"])
@@ -220,6 +231,12 @@ def test_ctrl_c_while_extracting_keeps_the_features(
         (["photos", "--out", "taken"], "taken exists; --overwrite replaces it, or give another --out"),
         (["photos", "--out", "taken", "--overwrite"], "taken is not a run, so it is not replaced"),
         (["photos", "--out", "file.jpg/run"], "file.jpg/run: cannot be made there"),
+        (["photos", "--out", "x" * 250], "x: cannot be made there (File name too long); give another --out"),
+        (
+            ["photos", "--out", "runs/" + "x" * 250],
+            "x: cannot be made there (File name too long); give another --out",
+        ),
+        (["photos", "--out", "x" * 250, "--dry-run"], "x: cannot be made there (File name too long)"),
         (["photos", "--out", "."], ".: --out takes a folder of its own, such as runs/flowers"),
         (["photos", "--weights", "nowhere.safetensors"], "base weights nowhere.safetensors: No such file"),
     ],
