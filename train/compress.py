@@ -280,7 +280,7 @@ def read_board(path: Path, engine: str) -> list[tuple[float, float]]:
         raise UserError(
             f"--measured {path}: cannot be read ({reason}); its columns must be engine, gmacs, ms"
         ) from None
-    if not all(0 < number < float("inf") for row in found for number in row) or not found:
+    if not found or not all(0 < number < float("inf") for row in found for number in row):
         raise UserError(f"--measured {path}: has no timing of {engine}; give another --engine or file")
     return found
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from runtime.atomic import atomic
 from runtime.errors import PictureError, UserError
 from runtime.picture import PICTURE_VERSION
+from runtime.terminal import printable
 from train.backbone import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.dataset import Dataset, LeftOut, Photo, as_hashed
@@ -256,7 +257,7 @@ def compute(
         for seen in results:
             for (photo, view), feature in zip(seen.pictures, seen.features, strict=True):
                 _store(_file(folder, photo, view), feature)
-            unreadable += [LeftOut(photo.path, reason) for (photo, _), reason in seen.unreadable]
+            unreadable += [LeftOut(photo.path, printable(reason)) for (photo, _), reason in seen.unreadable]
             progress.step(len(seen.pictures) + sum(len(views) for (_, views), _ in seen.unreadable))
     return unreadable
 

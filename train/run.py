@@ -159,7 +159,7 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
         dataset = read_manifest(path, root, classes, record["synthetic"])
         return Run(
             path=path,
-            name=record["name"],
+            name=record["name"] or path.resolve().name,  # of one written to "."
             created=record["created"],
             recipe=record["recipe"],
             settings=record["settings"],
@@ -198,7 +198,7 @@ def _record(file: Path) -> dict[str, Any]:
         raise ValueError("classes are not all names")
     name = record["name"]
     # It becomes a folder's where a run is exported or compressed: one that must not lead elsewhere.
-    if name in ("", ".", "..") or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255:
+    if name in (".", "..") or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255:
         raise ValueError("name is not a bare name of a folder")
     return record
 
