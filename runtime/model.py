@@ -425,10 +425,10 @@ def _contract(fields: dict[str, Any]) -> Contract:
     if not 2 <= len(labels) <= MAX_LABELS or len(set(map(str, labels))) != len(labels):
         raise ModelError(f"labels must be 2 to {MAX_LABELS:,} different names")
     # Labels end up on terminals: one that could move the cursor is refused here, once.
-    if not all(isinstance(label, str) and _is_name(label) for label in labels):
+    if not all(isinstance(label, str) and is_name(label) for label in labels):
         raise ModelError("a label is not a name of printable characters")
     name = _field(fields, "name", str)
-    if not _is_name(name):  # it goes where they go, and into the service's answers and tables
+    if not is_name(name):  # it goes where they go, and into the service's answers and tables
         raise ModelError("the name is not one of 1 to 200 printable characters")
     size = _field(fields, "input_size", list)
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
@@ -467,7 +467,7 @@ def _indexed_file(fields: Any) -> IndexedFile:
         raise ModelError("files must be a list of objects")
     file, format, precision = (_field(fields, name, str) for name in ("file", "format", "precision"))
     # A bare name: an index must not lead out of its folder, on any system.
-    if not _is_name(file) or len(file.encode()) > 255 or re.search(r"[/\\:]", file) or file in (".", ".."):
+    if not is_name(file) or len(file.encode()) > 255 or re.search(r"[/\\:]", file) or file in (".", ".."):
         raise ModelError(f"{file[:40]!r} is not a bare file name")
     if format not in FORMATS or precision not in PRECISIONS:
         raise ModelError(
@@ -483,7 +483,7 @@ def _indexed_file(fields: Any) -> IndexedFile:
     )
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Whether it can stand on a line of a terminal, and in a file system."""
     return 0 < len(text) <= 200 and text.translate(JOINERS).isprintable()
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.errors import PictureError, UserError
-from runtime.model import MAX_LABELS, _is_name
+from runtime.model import MAX_LABELS, is_name
 from runtime.picture import SUFFIXES, read_bytes
 from runtime.terminal import printable
 from train.drawn import DRAWN
@@ -249,7 +249,7 @@ def _class_folders(folder: Path) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     for class_folder in _folders(folder):
         label = unicodedata.normalize("NFC", class_folder.name)  # macOS spells é in two characters
-        if not _is_name(label):
+        if not is_name(label):
             raise PhotosError(
                 f"{folder}: the class name {label!r} is too long or not all printable; rename the folder"
             )
