@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -211,7 +212,7 @@ def _contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
 
 def _check_readable(contract: Contract, precisions: Sequence[str], run: Path, out: Path) -> None:
     """What is to be written must open on a device: told before the work. Raises UserError."""
-    if reason := _refusal(Index(contract, ())):
+    if reason := _refusal(Index(replace(contract, name="model"), ())):  # whatever --out is called
         raise UserError(_unfit(run, reason))
     files = (
         IndexedFile(_file_name(contract, format, precision), format, precision, 0, "", {})
@@ -219,7 +220,7 @@ def _check_readable(contract: Contract, precisions: Sequence[str], run: Path, ou
         for precision in precisions
     )
     if reason := _refusal(Index(contract, tuple(files))):
-        raise UserError(f"{out}: names files after itself: {reason}; give another --out")
+        raise UserError(f"{out}: a model and its files are called after it: {reason}; give another --out")
 
 
 def _refusal(index: Index) -> str:

@@ -192,8 +192,8 @@ def test_a_folder_of_something_else_is_kept(
             "2025-01-31T12:00:00",
             r"m/.*: '2025-01-31T12:00:00_float32\.tflite' is not a bare file name; give",
         ),
-        ({}, "a\x1b[2J", "is not a bare file name; give another --out"),
-        ({}, "a\udce9", "is not a bare file name; give another --out"),
+        ({}, "a\x1b[2J", "the name is not one of 1 to 200 printable characters; give another --out"),
+        ({}, "a\udce9", "the name is not one of 1 to 200 printable characters; give another --out"),
         ({}, "a" * 190, "is not a bare file name; give another --out"),
         (
             {"labels": ("daisy", "d" * 201)},
