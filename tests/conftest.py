@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,9 +28,13 @@ class ByFixture(LoadFileScheduling):
     """A file's tests run in one process, and so do all files that ask for the same dear fixture."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        words = set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8")))
-        return next((name for name, fixtures in DEAR.items() if fixtures & words), file)
+        return _scope_of(super()._split_scope(nodeid))
+
+
+@cache  # asked for each test, before and after it
+def _scope_of(file: str) -> str:
+    words = set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8")))
+    return next((name for name, fixtures in DEAR.items() if fixtures & words), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFixture:

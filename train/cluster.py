@@ -178,7 +178,7 @@ class Cluster:
         plan = _Plan(str(root), layer, self.devices, self.cpus, versions())
         base = ray.put(weights)
         waiting = deque((shard, False) for shard in self._shards(jobs))
-        lived = {node["NodeID"] for node in _nodes()}
+        lived = _living()
         running: dict[Any, list[Job]] = {}
         try:
             while waiting or running:
@@ -198,10 +198,9 @@ class Cluster:
                 for left in re.findall(r"(\d+) retries remaining", heard.getvalue()):
                     again = f"a worker died; its photos are tried again, {left} times at most"
                     tqdm.write(again, file=sys.stderr)
-                live = {node["NodeID"] for node in _nodes()}
-                if (
-                    lived - live
-                ):  # also where no worker was at work: Ray has lost results that were not fetched
+                # Told where no worker was at work, too: Ray has lost results that were not fetched.
+                live = _living()
+                if lived - live:
                     again = "a node is gone; what it was at or held is computed again on the others"
                     tqdm.write(again, file=sys.stderr)
                 lived = live
@@ -342,6 +341,10 @@ def _nodes() -> list[dict[str, Any]]:
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+
+
+def _living() -> set[str]:
+    return {node["NodeID"] for node in _nodes()}
 
 
 def _unreachable(address: str, said: str) -> ClusterError:
