@@ -55,11 +55,11 @@ release: photos setup  ## models/flowers from the kept compressed run, through e
 
 retrain: photos setup  ## the kept run itself, from VGG_EDGE_PHOTOS: about an hour on 2 cores
 	$(PY) -m train "$$VGG_EDGE_PHOTOS" --fine-tune block5 --out runs/flowers --overwrite --resume
-	$(PY) -m train.keep runs/flowers models/flowers_run
+	$(PY) -m train.pack_run runs/flowers models/flowers_run
 
 compress: photos setup  ## the kept compressed run, from the kept run and VGG_EDGE_PHOTOS: about an hour on 2 cores
 	$(PY) -m train.compress models/flowers_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
-	$(PY) -m train.keep runs/flowers_compressed models/flowers_compressed
+	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed
 
 photos:
 	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; point it at a folder with train/ and test/ of real photos' >&2; exit 1; }

@@ -29,10 +29,11 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import machine
-from runtime import Classifier, picture
-from runtime.fastest import Fastest, save
-from runtime.model import choose_model
-from runtime.picture import read_picture
+from runtime import Classifier
+from runtime.inference.engine_cache import EngineSelection, save_selection
+from runtime.model_file.model import choose_model
+from runtime.preprocess import picture
+from runtime.preprocess.picture import read_picture
 
 ROOT = Path(__file__).parents[1]
 LARGE = (4000, 3000)  # twelve megapixels
@@ -132,7 +133,10 @@ def command(classifier: Classifier, photo: Path) -> Row:
     model = str(classifier.model.path)
     os.environ["XDG_CACHE_HOME"] = str(photo.parent)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    save(choose_model(model).among, Fastest(classifier.model.sha256, engine, classifier.threads, 0.0, now))
+    save_selection(
+        choose_model(model).among,
+        EngineSelection(classifier.model.sha256, engine, classifier.threads, 0.0, now),
+    )
     ours, reference = in_turns(
         lambda: timed(["-m", "runtime.classify", str(small), "--model", model]),
         lambda: timed(["-c", bare, model, str(small)]),

@@ -21,10 +21,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from train.quiet import quiet_stderr
+from runtime.common.terminal import suppress_native_stderr
 from train.run import Run, open_run
 
-with quiet_stderr():
+with suppress_native_stderr():
     import keras
     import tensorflow  # noqa: F401
 import numpy as np
@@ -33,22 +33,22 @@ from numpy.typing import NDArray
 from benchmarks.efficientnet_lite import efficientnet_lite
 from benchmarks.int8 import by_the_book
 from benchmarks.machine import machine
-from export.device import answers
-from export.graph import named_outputs, predict
-from export.ladder import CALIBRATION_PHOTOS, INT8, LADDER
+from export.int8.quantize import quantize
+from export.int8.search import CALIBRATION_PHOTOS, INT8, LADDER
 from export.macs import macs as macs_of_file
-from export.parity import measure
+from export.parity.engine_worker import run_in_engine
+from export.parity.parity import run_parity
 from export.photos import read_photos
-from export.quantize import quantize
-from runtime.engines import default_threads
-from train.backbone import CONVOLUTIONS, Weights, tensors_of
-from train.budget import LAST, WHOLE, macs
-from train.compress import SIZES, cheapest, features, price, read, told_apart_by
-from train.fit import Fitted, fit
-from train.head import classifier
-from train.lessons import with_features
-from train.prune import reconstruct, shorten
+from export.serving_model import named_outputs, predict
+from runtime.inference.engines import default_threads
+from train.compress.allocation import LAST, WHOLE, macs
+from train.compress.pipeline import SIZES, cheapest, features, price, pruning_targets, read
+from train.compress.pruning import reconstruct, shorten
+from train.compress.teacher_cache import with_pooled_features
+from train.network.heads import build_classifier
+from train.network.vgg import CONVOLUTIONS, Weights, tensors_of
 from train.settings import Settings
+from train.train_head import TrainedHead, train_head
 
 REDUCTIONS = (2, 4, 8, 10, 16, 32)
 SOLVED = 200  # photos
@@ -123,10 +123,10 @@ class Bench:
         found, _ = reconstruct(self.tensors, read(self.run.dataset, self.sample, size), widths)
         whole = Weights(found, "", "")
         pooled = features(whole, self.pictures("train", size))
-        wanted = told_apart_by(*self.taught())
+        wanted = pruning_targets(*self.taught())
         weights = Weights(shorten(found, pooled, wanted, widths[LAST]), "", "")
         fitted, figures = self.headed(weights, size)
-        model = classifier(weights, fitted.head, size=(size, size))
+        model = build_classifier(weights, fitted.head, size=(size, size))
         return self.deployed("least squares", reduce, model, figures)
 
     def sliced(
@@ -147,17 +147,17 @@ class Bench:
         top1 = figures["val"]["top1"], figures["test"]["top1"]
         return Point(way, reduce, size, macs(widths, size) / 1e9, *top1)
 
-    def headed(self, weights: Weights, size: int) -> tuple[Fitted, dict[str, dict[str, float]]]:
+    def headed(self, weights: Weights, size: int) -> tuple[TrainedHead, dict[str, dict[str, float]]]:
         pooled = {
             split: features(weights, self.pictures(split, size), split)[:, np.newaxis, np.newaxis, :]
             for split in ("train", "val", "test")
         }
         return self.fitted(pooled)
 
-    def fitted(self, pooled: Mapping[str, NDArray[Any]]) -> tuple[Fitted, dict[str, dict[str, float]]]:
+    def fitted(self, pooled: Mapping[str, NDArray[Any]]) -> tuple[TrainedHead, dict[str, dict[str, float]]]:
         labels = self.labels
         train, val = ((pooled[split], labels[split].astype(np.int32)) for split in ("train", "val"))
-        fitted = fit(train, val, len(self.run.classes), replace(Settings(), views=1))
+        fitted = train_head(train, val, len(self.run.classes), replace(Settings(), views=1))
         said = {
             split: fitted.rest.predict(fitted.reduce.predict(pooled[split], verbose=0), verbose=0)
             for split in ("val", "test")
@@ -181,7 +181,9 @@ class Bench:
         photos = read_photos(self.run.dataset, "test", size)
         files = (convert or by_the_ladder)(model, calibration)
         said = predict(model, photos.pixels, lambda done: None)["probabilities"]
-        rows = {row.format: row for row in measure(files, said, photos.pixels, photos.truth, list(ENGINES))}
+        rows = {
+            row.format: row for row in run_parity(files, said, photos.pixels, photos.truth, list(ENGINES))
+        }
         found = []
         for engine, format in ENGINES.items():
             data, row = files[format, "int8"], rows[format]
@@ -199,7 +201,7 @@ class Bench:
             for _ in range(TURNS):
                 for point, engine, data, pixels in self.files:
                     np.save(path, pixels)
-                    taken = answers(data, engine, path, WARM + TIMED, default_threads()).ms[WARM:]
+                    taken = run_in_engine(data, engine, path, WARM + TIMED, default_threads()).ms[WARM:]
                     ms[point].append(float(np.median(taken)))
         return {point: float(np.median(medians)) for point, medians in ms.items()}
 
@@ -224,7 +226,7 @@ class Bench:
 
     def _taught(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Pooled features and probabilities of the uncompressed model for the training photos' first view."""
-        said, pooled = with_features(self.run.model()).predict(
+        said, pooled = with_pooled_features(self.run.model()).predict(
             self.pictures("train", 224), batch_size=16, verbose=0
         )
         return pooled, said

@@ -19,15 +19,15 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from train.quiet import quiet_stderr
+from runtime.common.terminal import suppress_native_stderr
 
-with quiet_stderr():
+with suppress_native_stderr():
     import keras  # noqa: F401
 from benchmarks.machine import machine
-from runtime.picture import read_picture
-from train.backbone import read_weights
-from train.dataset import find_photos
-from train.features import Replica, compute, find_devices
+from runtime.preprocess.picture import read_picture
+from train.data.dataset import find_photos
+from train.features.extraction import Replica, compute, find_devices
+from train.network.vgg import read_weights
 
 COUNT = 96
 MACS = 15.35e9  # of the base, for a picture

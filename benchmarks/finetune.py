@@ -66,8 +66,8 @@ def row(what: list[str], runs: list[Run], chosen: bool) -> str:
     if chosen:
         cells += [
             f"{mean_of(runs, 'test', 'top1'):.1%}",
-            f"{mean_of(runs, 'test', 'calibration_error_before'):.3f}",
-            f"{mean_of(runs, 'test', 'calibration_error'):.3f}",
+            f"{mean_of(runs, 'test', 'ece_before'):.3f}",
+            f"{mean_of(runs, 'test', 'ece'):.3f}",
             f"{mean_of(runs, 'test', 'unknown'):.1%}",
         ]
     else:

@@ -17,21 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runtime.common.terminal import suppress_native_stderr
 from train.cache import cache_folder
-from train.dataset import Dataset, Photo, find_photos
-from train.quiet import quiet_stderr
+from train.data.dataset import Dataset, Photo, find_photos
 from train.settings import RECIPES, Settings
 
-with quiet_stderr():
+with suppress_native_stderr():
     import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.picture import read_picture
-from train.backbone import CONVOLUTIONS, base_layers, load_weights, picture_input, read_weights
-from train.features import extract
-from train.fit import fit, predict
-from train.head import HEADS
+from runtime.preprocess.picture import read_picture
+from train.features.extraction import extract
+from train.network.heads import HEADS
+from train.network.vgg import CONVOLUTIONS, base_layers, load_weights, picture_input, read_weights
+from train.train_head import predict, train_head
 
 SEEDS = (0, 1, 2)
 Layers = list[keras.layers.Layer]
@@ -127,7 +127,7 @@ def main() -> None:
 
 def measure(train: Split, val: Split, rounded: NDArray[Any], settings: Settings) -> tuple[float, ...]:
     """Top-1 and loss on validation; of its rounded features, agreement, 99th percentile and most of |Δp|."""
-    head = fit(train, val, int(val[1].max()) + 1, settings)
+    head = train_head(train, val, int(val[1].max()) + 1, settings)
     exact, moved = (predict(head.rest, predict(head.reduce, x)) for x in (val[0], rounded))
     change = np.abs(exact - moved).max(axis=1)
     right = np.maximum(exact[np.arange(len(val[1])), val[1]], 1e-30)

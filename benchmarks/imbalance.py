@@ -18,21 +18,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from runtime.common.terminal import suppress_native_stderr
 from train.cache import cache_folder
-from train.dataset import find_photos
-from train.quiet import quiet_stderr
+from train.data.dataset import find_photos
 from train.settings import RECIPES
 
-with quiet_stderr():
+with suppress_native_stderr():
     import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from train.backbone import read_weights
-from train.calibrate import calibration_error, temperature
-from train.features import extract
-from train.fit import fit, predict
+from train.features.extraction import extract
+from train.network.calibration import expected_calibration_error, temperature
+from train.network.vgg import read_weights
+from train.train_head import predict, train_head
 
 SEEDS = (0, 1, 2)
 SHARES = (0.1, 0.3)
@@ -100,7 +100,7 @@ def measure(
     splits: dict[str, Split], held_out: Split, small: int, classes: int, how: str, seed: int
 ) -> tuple[float, ...]:
     settings = replace(RECIPES["pooled"], class_weight=how, seed=seed)
-    head = fit(splits["train"], splits["val"], classes, settings)
+    head = train_head(splits["train"], splits["val"], classes, settings)
     divisor = temperature(said(head, splits["val"]), splits["val"][1])
     figures: list[float] = []
     for features, labels in (held_out, splits["test"]):
@@ -110,7 +110,7 @@ def measure(
         if features is held_out[0]:
             recalls = [float(right[labels == label].mean()) for label in range(classes)]
             figures += [recalls[small], float(np.mean(recalls))]
-        figures += [float(right.mean()), calibration_error(probabilities, labels)]
+        figures += [float(right.mean()), expected_calibration_error(probabilities, labels)]
     return tuple(figures)
 
 

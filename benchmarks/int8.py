@@ -15,23 +15,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from export.ladder import CALIBRATION_PHOTOS, INT8, LADDER
-from export.parity import Row, measure
+from export.int8.quantize import Recipe
+from export.int8.search import CALIBRATION_PHOTOS, INT8, LADDER
+from export.parity.parity import ParityResult, run_parity
 from export.photos import read_photos
-from export.quantize import Recipe
-from train.quiet import quiet_stderr
+from runtime.common.terminal import suppress_native_stderr
 from train.run import open_run
 
-with quiet_stderr():
+with suppress_native_stderr():
     import keras
     import tensorflow as tf
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import machine
-from export import to_onnx
-from export.graph import deployable, predict, save
-from export.quantize import quantize
+from export import onnx as to_onnx
+from export.int8.quantize import quantize
+from export.serving_model import predict, save_serving_model, serving_model
 
 PHOTOS = 100  # of val
 BEST = LADDER[0]
@@ -53,7 +53,7 @@ Files = dict[tuple[str, str], bytes]
 
 def main(run_folder: str, *only: str) -> int:
     run = open_run(Path(run_folder))
-    model = deployable(run)
+    model = serving_model(run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
     calibration = read_photos(run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
     validation = read_photos(run.dataset, "val", size, PHOTOS)
@@ -68,13 +68,13 @@ def main(run_folder: str, *only: str) -> int:
         "the libraries' defaults, reduce_range": lambda: by_the_book(model, calibration, reduce_range=True),
     }
     ways |= {recipe.name: (lambda recipe=recipe: planned(recipe)) for recipe in RECIPES}
-    found: list[tuple[str, float, Row]] = []
+    found: list[tuple[str, float, ParityResult]] = []
     for name, make in ways.items():
         if not only or name in only:
             started = time.monotonic()
             files = make()
             seconds = time.monotonic() - started
-            rows = measure(files, reference, validation.pixels, validation.truth, ["litert", "onnx"])
+            rows = run_parity(files, reference, validation.pixels, validation.truth, ["litert", "onnx"])
             found += [(name, seconds, row) for row in rows]
             print(f"{name}: {seconds:.0f} s", *rows, sep="\n  ", file=sys.stderr, flush=True)
     write(found)
@@ -100,7 +100,7 @@ def by_the_book(model: keras.Model, calibration: NDArray[np.uint8], reduce_range
         quantization.quantize_static(before, after, Reader(), **options)
         files = {("onnx", "int8"): after.read_bytes()}
         if not reduce_range:  # TFLiteConverter knows no such thing
-            save(model, Path(folder) / "saved", batch=1)
+            save_serving_model(model, Path(folder) / "saved", batch=1)
             converter = tf.lite.TFLiteConverter.from_saved_model(str(Path(folder) / "saved"))
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.representative_dataset = lambda: ([photo[np.newaxis]] for photo in calibration)
@@ -108,7 +108,7 @@ def by_the_book(model: keras.Model, calibration: NDArray[np.uint8], reduce_range
     return files
 
 
-def write(found: list[tuple[str, float, Row]]) -> None:
+def write(found: list[tuple[str, float, ParityResult]]) -> None:
     """The table on stdout, and benchmarks/int8.csv."""
     head = [
         "recipe",

@@ -30,17 +30,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
-from runtime.picture import read_picture
+from runtime.common.terminal import suppress_native_stderr
+from runtime.preprocess.picture import read_picture
 from train.cache import cache_folder
-from train.dataset import find_photos
-from train.quiet import quiet_stderr
+from train.data.dataset import find_photos
 
-with quiet_stderr():
+with suppress_native_stderr():
     import keras  # noqa: F401
 
-from train.backbone import INPUT_SIZE, read_weights
-from train.features import Replica, extract, find_devices
-from train.known import RELATIVE, fit_known
+from train.features.extraction import Replica, extract, find_devices
+from train.network.novelty import RELATIVE, fit_novelty
+from train.network.vgg import INPUT_SIZE, read_weights
 
 FOLDS = 5
 CROPS = 3  # of each sample picture
@@ -78,7 +78,7 @@ def mahalanobis(relative: float, roots: bool) -> Score:
 
     def score(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
         power = 1 if roots else 2
-        return fit_known(train**power, labels, train[:0], relative).score(photos**power)
+        return fit_novelty(train**power, labels, train[:0], relative).score(photos**power)
 
     return score
 

@@ -7,7 +7,7 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from runtime.machine import cpu
+from runtime.common.cpu_info import cpu
 
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "tflite-runtime", "onnxruntime", "numpy", "pillow")
 

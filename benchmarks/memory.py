@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import machine
-from train.drawn import FLOWERS, draw_flower
+from train.data.synthetic import FLOWERS, draw_flower
 
 MODEL = Path(__file__).parents[1] / "models" / "flowers"
 ENGINES = ("litert", "onnx")

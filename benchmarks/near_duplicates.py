@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.machine import machine
-from train.dataset import Dataset, Photo, find_photos
-from train.near_duplicates import ALIKE, CANDIDATE, near_duplicates
+from train.data.dataset import Dataset, Photo, find_photos
+from train.data.near_duplicates import ALIKE, CANDIDATE, near_duplicates
 
 KNOWN = {
     frozenset(pair)

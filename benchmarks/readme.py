@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from runtime.bench import Row, report
+from runtime.bench import BenchRow, report
 
 ROOT = Path(__file__).resolve().parent.parent
 PARITY = ROOT / "models/flowers/parity.csv"
@@ -72,13 +72,14 @@ def bench() -> str:
     """What `python -m runtime.bench` printed when it wrote the reference."""
     with REFERENCE.open(encoding="utf-8", newline="") as file:
         rows = [
-            Row(**{name: typed(name, text) for name, text in row.items()}) for row in csv.DictReader(file)
+            BenchRow(**{name: typed(name, text) for name, text in row.items()})
+            for row in csv.DictReader(file)
         ]
     return f"```\n{report(rows)}\n```"
 
 
 def typed(name: str, text: str) -> str | int | float | None:
-    kind = Row.__annotations__[name]
+    kind = BenchRow.__annotations__[name]
     if kind == float | None:
         return float(text) if text else None
     return kind(text)  # type: ignore[no-any-return]

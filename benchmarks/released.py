@@ -19,11 +19,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.known import no_flowers
-from export.graph import named_outputs
 from export.photos import read_photos
+from export.serving_model import named_outputs
 from runtime import Classifier
-from train.dataset import Dataset
-from train.near_duplicates import check_near_duplicates
+from train.data.dataset import Dataset
+from train.data.near_duplicates import check_near_duplicates
 from train.run import open_run
 
 MODELS = Path(__file__).parents[1] / "models"

@@ -18,10 +18,10 @@ from statistics import median
 import numpy as np
 
 from benchmarks.machine import machine
-from train.backbone import SHAPES, Weights, read_weights
-from train.cluster import Cluster, check, connected
-from train.dataset import Dataset, find_photos
-from train.features import _store, extract, find_devices, survey
+from train.data.dataset import Dataset, find_photos
+from train.features.extraction import _store, extract, find_devices, survey
+from train.features.ray_cluster import Cluster, check, connected
+from train.network.vgg import SHAPES, Weights, read_weights
 
 COUNT = 128  # photos: four shards of two batches
 ROUNDS = 2

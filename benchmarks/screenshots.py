@@ -24,7 +24,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from train.drawn import draw_flower
+from train.data.synthetic import draw_flower
 
 ROOT = Path(__file__).resolve().parent.parent
 HERE = Path(__file__).parent

@@ -40,8 +40,8 @@ from typing import Any
 
 from benchmarks.machine import machine
 from runtime.classify import Classifier
-from runtime.engines import default_threads
-from runtime.picture import read_picture
+from runtime.inference.engines import default_threads
+from runtime.preprocess.picture import read_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models/flowers"
@@ -183,7 +183,7 @@ def small_photos() -> list[bytes]:
     root = os.environ.get("VGG_EDGE_PHOTOS")
     if root:
         return [path.read_bytes() for path in sorted(Path(root).glob("test/*/*.jpg"))[:: 500 // PHOTOS]]
-    from train.drawn import FLOWERS, draw_flower
+    from train.data.synthetic import FLOWERS, draw_flower
 
     made = []
     for number in range(PHOTOS):

@@ -100,7 +100,7 @@ def run_loop(run: str, test: str, epochs: str) -> dict[str, Any]:
     """The article's: pictures as arrays in memory, VGG16 with its layers frozen, a new head, `fit`."""
     import keras
 
-    from train.backbone import base_layers, load_weights, picture_input, read_weights
+    from train.network.vgg import base_layers, load_weights, picture_input, read_weights
     from train.run import open_run
 
     dataset = open_run(Path(run)).dataset
@@ -170,7 +170,7 @@ def _top1(model: Any, classes: tuple[str, ...], test: str) -> float:
 def _pixels(paths: list[Path]) -> Any:
     import numpy as np
 
-    from runtime.picture import read_picture
+    from runtime.preprocess.picture import read_picture
 
     return np.stack([read_picture(path) for path in paths])
 

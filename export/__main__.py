@@ -18,15 +18,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.card import card
-from export.folder import check, swap_in
-from export.parity import ENOUGH, Known, Row, failures, measure, pairs, steps, table, to_csv
-from export.photos import choose, read_photos
-from export.scratch import scratch
+from export.model_card import card
+from export.output_dir import check_output_dir, replace_dir
+from export.parity.parity import (
+    MIN_PHOTOS,
+    NoveltyReference,
+    ParityResult,
+    failures,
+    file_engine_pairs,
+    inference_count,
+    run_parity,
+    table,
+    to_csv,
+)
+from export.photos import read_photos, select_photos
 from export.sign import open_key
-from runtime.engines import ENGINES, choose_engine, need
-from runtime.errors import ModelError, UserError
-from runtime.model import (
+from export.tempdir import temporary_dir
+from runtime.common.errors import ModelError, UserError
+from runtime.common.terminal import print_error, printable, suppress_native_stderr
+from runtime.inference.engines import ENGINES, choose_engine, require_engine
+from runtime.model_file.model import (
     CONTRACT_VERSION,
     FORMATS,
     INDEX_NAME,
@@ -36,11 +47,9 @@ from runtime.model import (
     IndexedFile,
     read_index,
 )
-from runtime.signature import SIGNATURE_NAME
-from runtime.terminal import complain, printable
-from train.command import ended
+from runtime.model_file.signature import SIGNATURE_NAME
+from train.cli import run_cli
 from train.progress import Progress
-from train.quiet import quiet_stderr
 from train.run import UNCOMPRESSED, Run, newest_run, open_run
 
 if TYPE_CHECKING:
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code: 0 done, 2 a usage error, 3 a file failed parity, 130 stopped."""
     arguments = _parse(argv)
     precisions = _precisions(arguments)
-    return ended(
+    return run_cli(
         lambda: export(
             arguments.run,
             precisions,
@@ -86,8 +95,8 @@ def export(
     run = open_run(run_folder or newest_run(), photos_root)
     out = out or Path("models") / run.name
     rejected = out.with_name(f"{out.name}.rejected")
-    check(out)
-    check(rejected)
+    check_output_dir(out)
+    check_output_dir(rejected)
     _check_engines(engines)
     sign = (
         open_key(signing_key) if signing_key else None
@@ -100,13 +109,13 @@ def export(
     print(printable(f"run: {run.path}{' (synthetic: trained on drawings)' if run.synthetic else ''}"))
 
     # Here and not at the top: what is wrong so far is told before TensorFlow's five seconds of start.
-    with quiet_stderr():
+    with suppress_native_stderr():
         import tensorflow  # noqa: F401
 
-    from export.graph import deployable, predict
     from export.metadata import embed
+    from export.serving_model import predict, serving_model
 
-    model = deployable(run)
+    model = serving_model(run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
     contract = _contract(run, out.name, size)
     _check_readable(contract, precisions, run.path, out)
@@ -121,11 +130,11 @@ def export(
 
     with Progress("keras", count, "photos") as progress:
         reference = predict(model, photos.pixels, progress.step)
-    with Progress("parity", steps(files, count, engines), "inferences") as progress:
+    with Progress("parity", inference_count(files, count, engines), "inferences") as progress:
         said, known = reference["probabilities"], None
         if "known" in reference:
-            known = Known(reference["known"], run.thresholds["known"])
-        rows = measure(
+            known = NoveltyReference(reference["known"], run.thresholds["known"])
+        rows = run_parity(
             files, said, photos.pixels, photos.truth, engines, progress.step, known, _uncompressed(run, limit)
         )
     print(table(rows))
@@ -135,15 +144,15 @@ def export(
         files = {key: data for key, data in files.items() if f"{key[1]}.{key[0]}" in keep}
     contents = _contents(contract, run, files, recipes, rows)
     if broken:
-        swap_in(contents, rejected)
+        replace_dir(contents, rejected)
         for line in broken:
-            complain(line)
+            print_error(line)
         kept = f"{out} is as it was" if out.exists() else f"{out} is not written"
-        complain(f"{kept}; the rejected files are in {rejected}")
+        print_error(f"{kept}; the rejected files are in {rejected}")
         return NOT_PROVEN
     if sign:
         contents[SIGNATURE_NAME] = sign(out.name, contents)
-    swap_in(contents, out)
+    replace_dir(contents, out)
     print(printable(f"model: {out}"))
     print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(out))}"))
     return 0
@@ -161,7 +170,7 @@ def _convert(
             print(f"convert: {format} {precision}", flush=True)
             made[format, precision] = convert(model), ""
     if "int8" in precisions:
-        from export.ladder import build_int8
+        from export.int8.search import build_int8
 
         for format, (data, recipe) in build_int8(model, run, FORMATS, engines).items():
             print(f"convert: {format} int8: {recipe}", flush=True)
@@ -172,7 +181,7 @@ def _convert(
 def _uncompressed(run: Run, limit: int | None) -> NDArray[np.int64] | None:
     """By the photos of read_photos, the top-1 of the model that the run was compressed from, if it was."""
     said = run.uncompressed()
-    photos = choose(run.dataset.split("test"), limit)
+    photos = select_photos(run.dataset.split("test"), limit)
     try:
         return np.array([run.classes.index(said[photo.path]) for photo in photos]) if said else None
     except (KeyError, ValueError) as error:
@@ -182,9 +191,9 @@ def _uncompressed(run: Run, limit: int | None) -> NDArray[np.int64] | None:
 def _check_engines(engines: Sequence[str] | None) -> None:
     """Each format needs an engine to be proven in. Raises EngineError."""
     for engine in engines or ():
-        need(engine)
+        require_engine(engine)
     for format in FORMATS:
-        if not pairs([(format, "float32")], engines):
+        if not file_engine_pairs([(format, "float32")], engines):
             if engines is not None:
                 raise UserError(f"--engines {' '.join(engines)}: none of them runs {format} files; add one")
             choose_engine(format)  # says what to install
@@ -225,7 +234,7 @@ def _check_readable(contract: Contract, precisions: Sequence[str], run: Path, ou
 
 def _refusal(index: Index) -> str:
     """Why a device would not read this index, by its own reader; nothing, when it would."""
-    with scratch() as folder:
+    with temporary_dir() as folder:
         path = folder / INDEX_NAME
         path.write_bytes(index.to_json().encode("utf-8", "surrogatepass"))  # to be refused by that reader
         try:
@@ -251,7 +260,7 @@ def _contents(
     run: Run,
     files: Mapping[tuple[str, str], bytes],
     recipes: Mapping[tuple[str, str], str],
-    rows: Sequence[Row],
+    rows: Sequence[ParityResult],
 ) -> dict[str, bytes]:
     """The whole folder, by file name."""
     from export.macs import macs
@@ -285,7 +294,7 @@ def _contents(
     }
 
 
-def _metrics(recipe: str, rows: Sequence[Row]) -> dict[str, Any]:
+def _metrics(recipe: str, rows: Sequence[ParityResult]) -> dict[str, Any]:
     """What model.json says of a file: its recipe, and by engine what parity found."""
     names = ("n", "top1", "agreement", "uncompressed_agreement", "mean_dp", "p99_dp", "max_dp", "ms")
     figures = {
@@ -319,7 +328,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--photos",
         type=_positive,
         metavar="N",
-        help=f"prove parity on N test photos, evenly over the classes (all); every gate needs {ENOUGH}",
+        help=f"prove parity on N test photos, evenly over the classes (all); every gate needs {MIN_PHOTOS}",
     )
     parser.add_argument(
         "--photos-root",

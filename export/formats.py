@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import keras
 
-from export import to_onnx, to_tflite
+from export import onnx as to_onnx
+from export import tflite as to_tflite
 
 # By format and precision: the model, image → probabilities, to the file's bytes. The int8 files also take
 # photos to calibrate on, and more than one try: export/ladder.py makes them.

@@ -11,12 +11,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from export.device import answers
-from export.ladder import INT8
-from export.quantize import Recipe, quantize
-from runtime.engines import FORMATS_OF, default_threads
-from train.backbone import Weights
-from train.head import HEADS, classifier
+from export.int8.quantize import Recipe, quantize
+from export.int8.search import INT8
+from export.parity.engine_worker import run_in_engine
+from runtime.inference.engines import FORMATS_OF, default_threads
+from train.network.heads import HEADS, build_classifier
+from train.network.vgg import Weights
 from train.settings import Settings
 
 WARM = 10  # inferences before any counts
@@ -37,11 +37,11 @@ def latency(widths: Mapping[str, int], size: int, classes: int, engine: str) -> 
         channels = filters
     head = HEADS["pooled"](classes, Settings())
     keras.Sequential([keras.Input((1, 1, channels)), *head])  # gives the head its weights
-    model = classifier(Weights(tensors, "", "drawn"), head, size=(size, size))
+    model = build_classifier(Weights(tensors, "", "drawn"), head, size=(size, size))
     pictures = chance.integers(0, 256, (2, size, size, 3), np.uint8)
     data = INT8[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.npy"
         np.save(path, np.repeat(pictures, (WARM + TIMED) // 2, axis=0))
-        ms = answers(data, engine, path, WARM + TIMED, default_threads()).ms
+        ms = run_in_engine(data, engine, path, WARM + TIMED, default_threads()).ms
     return float(np.median(ms[WARM:]))

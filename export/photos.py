@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.picture import read_picture
-from train.dataset import Dataset, Photo, PhotosError, recorded
+from runtime.preprocess.picture import read_picture
+from train.data.dataset import Dataset, Photo, PhotosError, read_verified
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def read_photos(
 
     Raises PhotosError when the split is empty, or a photo is missing or changed since it was recorded.
     """
-    photos = choose(dataset.split(split), limit)
+    photos = select_photos(dataset.split(split), limit)
     if not photos:
         raise PhotosError(f"the run has no {split} photos, so nothing can be proven: train with some")
 
     def read(photo: Photo) -> NDArray[np.uint8]:
-        pixels = read_picture(recorded(dataset, photo), size)
+        pixels = read_picture(read_verified(dataset, photo), size)
         step(1)
         return pixels
 
@@ -51,7 +51,7 @@ def read_photos(
     return Photos(pixels, np.array([dataset.classes.index(photo.label) for photo in photos], np.int64))
 
 
-def choose(photos: tuple[Photo, ...], limit: int | None) -> tuple[Photo, ...]:
+def select_photos(photos: tuple[Photo, ...], limit: int | None) -> tuple[Photo, ...]:
     """At most `limit` photos, evenly over the classes, and always the same: by the order of their hashes."""
     if limit is None or limit >= len(photos):
         return photos

@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from export.folder import check, swap_in
-from export.scratch import scratch
-from runtime.errors import UserError
-from runtime.model import INDEX_NAME, MAX_MODEL_BYTES, Index, read_bytes, read_index
-from runtime.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
-from runtime.terminal import printable
-from train.command import ended
+from export.output_dir import check_output_dir, replace_dir
+from export.tempdir import temporary_dir
+from runtime.common.errors import UserError
+from runtime.common.terminal import printable
+from runtime.model_file.model import INDEX_NAME, MAX_MODEL_BYTES, Index, read_bytes, read_index
+from runtime.model_file.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
+from train.cli import run_cli
 
 PASSPHRASE_VARIABLE = "VGG_EDGE_KEY_PASSPHRASE"
 NEEDED = "signing needs, in a clone of this project: pip install '.[sign]'"
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a folder that python -m export wrote")
     parser.add_argument("key", type=Path, metavar="KEY", help="a private key, PEM; see the README")
     arguments = parser.parse_args(argv)
-    return ended(lambda: sign_folder(arguments.folder, arguments.key), NEEDED, lambda: "nothing is signed")
+    return run_cli(lambda: sign_folder(arguments.folder, arguments.key), NEEDED, lambda: "nothing is signed")
 
 
 def sign_folder(folder: Path, key: Path) -> int:
@@ -47,7 +47,7 @@ def sign_folder(folder: Path, key: Path) -> int:
     What else lies there stays, unsigned. Raises UserError: the export was rejected, or a file has changed.
     """
     index = read_index(folder)
-    check(folder)
+    check_output_dir(folder)
     contents = {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
     _check_proven(folder, index, contents.get("parity.csv"))
     sign = open_key(key)
@@ -57,7 +57,7 @@ def sign_folder(folder: Path, key: Path) -> int:
     exported = {file.file for file in index.files} | {INDEX_NAME, "README.md", "parity.csv"}
     signed = {name: data for name, data in contents.items() if name in exported}
     # The whole folder is swapped, so that who follows it sees a new model and not half a signature.
-    swap_in({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)
+    replace_dir({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)
     print(printable(f"signed: {folder}: {', '.join(signed)}"))
     return 0
 
@@ -101,7 +101,7 @@ def open_key(path: Path) -> Sign:
     )
 
     def sign(name: str, files: Mapping[str, bytes]) -> bytes:
-        with scratch() as there:
+        with temporary_dir() as there:
             model, signature = there / name, there / f"{name}.sig"
             model.mkdir()
             for file, data in files.items():

@@ -24,15 +24,15 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.atomic import atomic
+from runtime.benchmark.worker import BenchResult
 from runtime.classify import positive
-from runtime.engines import ENGINES, FORMATS_OF, choose_engine, default_threads, installed
-from runtime.errors import EngineError, ModelError, UserError
-from runtime.fastest import Fastest, save
-from runtime.machine import board, cpu
-from runtime.model import KEY_VARIABLE, IndexedFile, ModelFile, choose_model, open_model
-from runtime.terminal import complain, ended, pad, printable, width
-from runtime.turn import Turn
+from runtime.common.atomic import atomic
+from runtime.common.cpu_info import board, cpu
+from runtime.common.errors import EngineError, ModelError, UserError
+from runtime.common.terminal import pad, print_error, printable, run_cli, width
+from runtime.inference.engine_cache import EngineSelection, save_selection
+from runtime.inference.engines import ENGINES, FORMATS_OF, choose_engine, default_threads, is_installed
+from runtime.model_file.model import KEY_VARIABLE, IndexedFile, ModelFile, choose_model, open_model
 
 ROUNDS = 5
 RUNS, SECONDS = 200, 20.0  # inferences of each file, engine and number of threads, and their time at most
@@ -40,7 +40,7 @@ PLAIN_LINE_EVERY = 10.0  # seconds, where progress is no terminal's
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One file in one engine on one number of threads. These are the columns of `--csv`.
 
     benchmarks/reference/ has such a CSV a machine, named after it.
@@ -81,9 +81,9 @@ class Job:
         )
 
 
-def measure(
+def run_bench(
     models: Sequence[ModelFile], runs: int = RUNS, seconds: float = SECONDS
-) -> Iterator[tuple[list[Row], dict[Job, str]]]:
+) -> Iterator[tuple[list[BenchRow], dict[Job, str]]]:
     """Gives after each round the rows so far, the fastest first, and why others could not be measured.
 
     Each job gets `runs` inferences, or what `seconds` allow; its engines start and warm up besides.
@@ -92,10 +92,10 @@ def measure(
         Job(model.path, engine, threads)
         for model in models
         for engine in ENGINES
-        if FORMATS_OF[engine] == model.format and installed(engine)
+        if FORMATS_OF[engine] == model.format and is_installed(engine)
         for threads in thread_counts(default_threads())
     ]
-    turns: dict[Job, list[Turn]] = {job: [] for job in jobs}
+    turns: dict[Job, list[BenchResult]] = {job: [] for job in jobs}
     failed: dict[Job, str] = {}
     by_path = {model.path: model for model in models}
     with _progress(ROUNDS * len(jobs)) as tell:
@@ -119,9 +119,9 @@ def thread_counts(cores: int) -> list[int]:
     return sorted({*(2**power for power in range(cores.bit_length())), cores})
 
 
-def _turn(job: Job, runs: int, seconds: float) -> Turn:
+def _turn(job: Job, runs: int, seconds: float) -> BenchResult:
     """Raises EngineError, with the engine's last words."""
-    command = [sys.executable, "-m", "runtime.turn", str(job.path), job.engine]
+    command = [sys.executable, "-m", "runtime.benchmark.worker", str(job.path), job.engine]
     done = subprocess.run(
         [*command, str(job.threads), str(runs), str(seconds)],
         capture_output=True,
@@ -131,14 +131,14 @@ def _turn(job: Job, runs: int, seconds: float) -> Turn:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no word"])[-1]
         raise EngineError(f"stopped with status {done.returncode}: {last[:300]}")
-    return Turn(**json.loads(done.stdout.splitlines()[-1]))
+    return BenchResult(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def _row(model: ModelFile, job: Job, turns: Sequence[Turn]) -> Row:
+def _row(model: ModelFile, job: Job, turns: Sequence[BenchResult]) -> BenchRow:
     ms = [each for turn in turns for each in turn.ms]
     peaks = [turn.peak_mb for turn in turns if turn.peak_mb is not None]
     energy = [turn.energy_mj for turn in turns if turn.energy_mj is not None]
-    return Row(
+    return BenchRow(
         board=board(),
         cpu=cpu(),
         cores=default_threads(),
@@ -161,7 +161,7 @@ def _row(model: ModelFile, job: Job, turns: Sequence[Turn]) -> Row:
     )
 
 
-def report(rows: Sequence[Row]) -> str:
+def report(rows: Sequence[BenchRow]) -> str:
     """The machine, and a table whose columns align, the fastest marked."""
     first = rows[0]
     machine = ", ".join(filter(None, [first.board, first.cpu, f"{first.cores} cores", first.os]))
@@ -170,7 +170,7 @@ def report(rows: Sequence[Row]) -> str:
     return f"{heading}\n\n{_table(rows)}\n{unreported}"
 
 
-def _table(rows: Sequence[Row]) -> str:
+def _table(rows: Sequence[BenchRow]) -> str:
     energy = any(row.energy_mj is not None for row in rows)
     lines = [["file", "engine", "threads", "n", "median ms", "p95 ms", "load ms", "peak MB"]]
     lines[0] += ["mJ", ""] if energy else [""]
@@ -193,10 +193,10 @@ def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
 
 
-def to_csv(rows: Sequence[Row]) -> str:
+def to_csv(rows: Sequence[BenchRow]) -> str:
     """The rows' fields; what was not reported is left empty."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+    writer = csv.DictWriter(file, [field.name for field in fields(BenchRow)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(map(asdict, rows))
     return file.getvalue()
@@ -204,7 +204,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all done, 1 a file did not run in an engine, 2 usage, no model, no engine."""
-    return ended(lambda: _bench(_arguments(argv)))
+    return run_cli(lambda: _bench(_arguments(argv)))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -258,21 +258,21 @@ def _bench(arguments: argparse.Namespace) -> int:
     paths = [choice.path.parent / file.file for file in choice.among] or [choice.path]
     models = [open_model(path) for path in paths]
     if not any(
-        FORMATS_OF[engine] == model.format and installed(engine) for engine in ENGINES for model in models
+        FORMATS_OF[engine] == model.format and is_installed(engine) for engine in ENGINES for model in models
     ):
         choose_engine(models[0].format)  # says what to install
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     failed: dict[Job, str] = {}
     stopped = False
     try:
-        for so_far in measure(models, arguments.runs, arguments.seconds):
+        for so_far in run_bench(models, arguments.runs, arguments.seconds):
             rows, failed = so_far
     except KeyboardInterrupt:
         stopped = True
     if rows:
         print(report(rows))
     for job, reason in failed.items():
-        complain(f"{job}: {reason}")
+        print_error(f"{job}: {reason}")
     if stopped:
         print("stopped: nothing was written or saved", file=sys.stderr)
         return 130
@@ -293,14 +293,16 @@ def _write(path: Path, text: str) -> None:
         raise UserError(f"{path}: {error.strerror or error}; give another --csv") from None
 
 
-def _save(rows: Sequence[Row], files: Sequence[IndexedFile]) -> str:
+def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> str:
     """For the model, and for each of its files alone, which can be named instead of it."""
     try:
         for of in [tuple(files), *((file,) for file in files)]:
             row = next((row for row in rows if row.sha256 in {file.sha256 for file in of}), None)
             if row:
                 engine = row.engine.split()[0]
-                save(of, Fastest(row.sha256, engine, row.threads, row.median_ms, row.measured))
+                save_selection(
+                    of, EngineSelection(row.sha256, engine, row.threads, row.median_ms, row.measured)
+                )
     except (OSError, RuntimeError) as error:
         raise UserError(f"the cache: {error}; give another folder by XDG_CACHE_HOME") from None
     return f"saved: --engine auto takes {rows[0].file} in {rows[0].engine} on {rows[0].threads} threads"

@@ -23,31 +23,31 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.engines import (
+from runtime.common.errors import EngineError, PictureError, UserError
+from runtime.common.terminal import (
+    Parser,
+    answer_columns,
+    pad,
+    print_error,
+    print_info,
+    printable,
+    run_cli,
+    suppress_native_stderr,
+    width,
+)
+from runtime.inference.engine_cache import EngineSelection, load_selection
+from runtime.inference.engines import (
     ENGINES,
     FORMATS_OF,
     MODULES,
     choose_engine,
     default_threads,
-    installed,
-    load,
-    need,
+    is_installed,
+    load_session,
+    require_engine,
 )
-from runtime.errors import EngineError, PictureError, UserError
-from runtime.fastest import Fastest, saved
-from runtime.model import FORMATS, KEY_VARIABLE, choose_model, open_model
-from runtime.picture import SUFFIXES, read_picture
-from runtime.terminal import (
-    Parser,
-    answer_columns,
-    complain,
-    ended,
-    pad,
-    printable,
-    say,
-    width,
-    without_engine_chatter,
-)
+from runtime.model_file.model import FORMATS, KEY_VARIABLE, choose_model, open_model
+from runtime.preprocess.picture import SUFFIXES, read_picture
 
 Source = str | Path | bytes | BinaryIO | NDArray[np.uint8]
 
@@ -57,7 +57,7 @@ AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Guess:
+class ClassScore:
     label: str
     probability: float
 
@@ -70,12 +70,12 @@ class Prediction:
     label: str  # the most probable class, also when `known` is False
     probability: float
     known: bool | None  # whether it looks like any of the classes; None when the model does not tell
-    top: tuple[Guess, ...]  # the most probable classes, the first being `label`
+    top: tuple[ClassScore, ...]  # the most probable classes, the first being `label`
     ms: Mapping[str, float]  # "decode" and "infer", milliseconds
 
 
 @dataclass(frozen=True)
-class Answer:
+class ModelOutput:
     """What the model gave for one picture."""
 
     probabilities: NDArray[np.float32]  # [C], in the order of the labels
@@ -104,17 +104,17 @@ class Classifier:
     ) -> None:
         if engine == "auto":
             # What is installed comes first, but the rest too: load() then says what to install for the file.
-            formats = [FORMATS_OF[name] for name in ENGINES if installed(name)] + list(FORMATS)
+            formats = [FORMATS_OF[name] for name in ENGINES if is_installed(name)] + list(FORMATS)
         elif engine in ENGINES:
-            need(engine)
+            require_engine(engine)
             formats = [FORMATS_OF[engine]]
         else:
             raise EngineError(f"no engine is called {engine!r}: auto, {', '.join(ENGINES)}")
         self.top = top
         self.formats = list(dict.fromkeys(formats))  # those that it would open, best first
         choice = choose_model(model, self.formats)
-        measured = saved(choice.among) if engine == "auto" else ""
-        fastest = measured if isinstance(measured, Fastest) else None
+        measured = load_selection(choice.among) if engine == "auto" else ""
+        fastest = measured if isinstance(measured, EngineSelection) else None
         self.prefer = fastest.sha256 if fastest else ""  # of the files in these formats, the one to open
         # Reading and hashing a model leaves the interpreter to others: the imports take their turn meanwhile.
         ahead = (fastest.engine if fastest else engine, choice.path.suffix.removeprefix("."))
@@ -125,7 +125,7 @@ class Classifier:
             engine, threads = fastest.engine, threads or fastest.threads
             self.why = f"auto: {fastest}"
         self.threads = threads or default_threads()
-        self.run = load(self.model, engine, self.threads)
+        self.run = load_session(self.model, engine, self.threads)
         self._turn = Lock()  # interpreters are not thread-safe
         if engine == "auto":
             self.why = (
@@ -155,7 +155,7 @@ class Classifier:
                 else:
                     yield picture.source, self._predict(picture, picture.pixels)
 
-    def infer(self, pixels: NDArray[np.uint8]) -> Answer:
+    def infer(self, pixels: NDArray[np.uint8]) -> ModelOutput:
         """What the model says of pixels, uint8 [H, W, 3], RGB, of its input size. Raises EngineError.
 
         Threads take turns; the time is the engine's alone.
@@ -167,13 +167,15 @@ class Classifier:
         probabilities = outputs["probabilities"][0]
         if not np.isfinite(probabilities).all():
             raise EngineError(f"{self.model.path}: {self.run.engine} gave probabilities that are no numbers")
-        return Answer(probabilities, outputs["known"].item() if "known" in outputs else None, ms)
+        return ModelOutput(probabilities, outputs["known"].item() if "known" in outputs else None, ms)
 
-    def tell(self, source: str, answer: Answer, decode_ms: float) -> Prediction:
+    def tell(self, source: str, answer: ModelOutput, decode_ms: float) -> Prediction:
         """The answer in words: labels for the probabilities, and whether it is known."""
         contract = self.model.contract
         best = np.argsort(-answer.probabilities, kind="stable")[: max(1, self.top)]
-        guesses = tuple(Guess(contract.labels[i], round(float(answer.probabilities[i]), 6)) for i in best)
+        guesses = tuple(
+            ClassScore(contract.labels[i], round(float(answer.probabilities[i]), 6)) for i in best
+        )
         known = None if answer.known is None else bool(answer.known >= contract.thresholds["known"])
         return Prediction(
             source=source,
@@ -254,7 +256,7 @@ def _name(source: Source) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 all done, 1 some photos failed and the others are done, 2 usage, no model, no engine."""
     warnings.filterwarnings("ignore", module="PIL")  # oddities of a picture's tags: not the user's to mend
-    return ended(lambda: _run(_arguments(argv)))
+    return run_cli(lambda: _run(_arguments(argv)))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -352,9 +354,11 @@ def _add_camera(parser: argparse.ArgumentParser) -> None:
         default=1000,
         help="keep no more than that (default: %(default)s)",
     )
-    watch = parser.add_argument_group("watch")
-    watch.add_argument("--watch", metavar="DIR", help="classify the photos there, and those that arrive")
-    watch.add_argument("--out", metavar="FILE", help="append the answers to this .csv or .db (SQLite) file")
+    run_watch = parser.add_argument_group("watch")
+    run_watch.add_argument("--watch", metavar="DIR", help="classify the photos there, and those that arrive")
+    run_watch.add_argument(
+        "--out", metavar="FILE", help="append the answers to this .csv or .db (SQLite) file"
+    )
 
 
 class _Version(argparse.Action):
@@ -371,13 +375,13 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(arguments)
     if arguments.camera:
-        from runtime.show import show
+        from runtime.camera.camera_cli import run_camera
 
-        return show(arguments)
+        return run_camera(arguments)
     if arguments.watch:
-        from runtime.watch import watch
+        from runtime.watch.folder_watcher import run_watch
 
-        return watch(arguments)
+        return run_watch(arguments)
     return _classify(arguments)
 
 
@@ -419,20 +423,20 @@ def options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _classify(arguments: argparse.Namespace) -> int:
-    with nullcontext() if arguments.verbose else without_engine_chatter():
+    with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **options(arguments))
     if arguments.verbose and classifier.why:
-        say(classifier.why)
+        print_info(classifier.why)
     names, problems = _expand(arguments.photos)
     if not arguments.json:
         print(printable(str(classifier)), flush=True)
     elif arguments.verbose:
-        say(str(classifier))
+        print_info(str(classifier))
     line = json_line if arguments.json else _table(names, classifier.model.contract.labels, arguments.verbose)
 
     def fail(name: str, reason: str) -> None:
         problems[name] = reason
-        complain(f"{name}: {reason}")
+        print_error(f"{name}: {reason}")
         if arguments.json:
             print(json.dumps({"source": name, "error": reason}), flush=True)
 
@@ -452,7 +456,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     model = open_model(arguments.model, key=arguments.key)
     if model.signature is None:
         raise UserError(f"--verify takes the public key of who signed: --key PUBLIC.pem, or {KEY_VARIABLE}")
-    from runtime.signature import verify_beside
+    from runtime.model_file.signature import verify_beside
 
     found = verify_beside(model.signature)
     print(printable(f"{model.signature.path} holds, by the key {model.signature.key}"))

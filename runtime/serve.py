@@ -16,8 +16,16 @@ from importlib.util import find_spec
 from typing import Any
 
 from runtime.classify import add_options, options, positive
-from runtime.errors import UserError
-from runtime.terminal import Parser, complain, ended, ends_by_sigterm, printable, say, without_engine_chatter
+from runtime.common.errors import UserError
+from runtime.common.terminal import (
+    Parser,
+    print_error,
+    print_info,
+    printable,
+    run_cli,
+    stop_on_sigterm,
+    suppress_native_stderr,
+)
 
 GRACE = 3  # seconds that requests get to end when the service is asked to
 
@@ -33,10 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _serve(_arguments(argv))
         except AddressError as error:
-            complain(str(error))
+            print_error(str(error))
             return 1
 
-    return ended(run)
+    return run_cli(run)
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -110,28 +118,28 @@ def _serve(arguments: argparse.Namespace) -> int:
     _need_web()
     import uvicorn
 
-    from runtime.camera import Camera
-    from runtime.live import LiveClassifier
-    from runtime.notify import notify, watchdog_interval
-    from runtime.web.app import make_app
-    from runtime.web.door import open_door, read_token
-    from runtime.web.guard import Guarded, drop_late
-    from runtime.web.service import BEAT_EVERY, Service
-    from runtime.web.view import View
+    from runtime.camera.camera import Camera
+    from runtime.inference.model_reloader import ReloadingClassifier
+    from runtime.server.app import make_app
+    from runtime.server.auth import open_door, read_token
+    from runtime.server.connection_limits import BoundedHttpProtocol, drop_late
+    from runtime.server.inference_queue import BEAT_EVERY, InferenceQueue
+    from runtime.server.live_view import LiveView
+    from runtime.server.systemd import notify, watchdog_interval
 
     _quiet_libraries()
     token = read_token(arguments.token_file)
     family, address = _resolve(arguments.host, arguments.port)
     open_door(address[0], address[1], (), token)  # refused before the port is taken
-    with ends_by_sigterm(), ExitStack() as stack:
+    with stop_on_sigterm(), ExitStack() as stack:
         listening = stack.enter_context(_listen(family, address))
         port = listening.getsockname()[1]
         door = open_door(address[0], port, [*arguments.allow_host, arguments.host], token)
-        camera = Camera(arguments.camera, retry=True, say=say) if arguments.camera else None
-        with without_engine_chatter():
-            live = LiveClassifier(arguments.model, say=say, **options(arguments))
-        service = Service(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
-        view = View(stack.enter_context(camera), live, arguments.every) if camera else None
+        camera = Camera(arguments.camera, retry=True, say=print_info) if arguments.camera else None
+        with suppress_native_stderr():
+            live = ReloadingClassifier(arguments.model, say=print_info, **options(arguments))
+        service = InferenceQueue(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
+        view = LiveView(stack.enter_context(camera), live, arguments.every) if camera else None
         print(printable(str(live.now())))
         print(f"{_url(address[0], port, token)}  (Ctrl-C ends it)", flush=True)
 
@@ -148,7 +156,7 @@ def _serve(arguments: argparse.Namespace) -> int:
                     ready=lambda: notify("READY=1"),
                     beating=lambda: notify("WATCHDOG=1"),
                 ),
-                http=Guarded,
+                http=BoundedHttpProtocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,

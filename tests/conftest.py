@@ -12,7 +12,7 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT
 
 # Drawings are told apart by colour, so 64 x 64 pixels show enough of them.
 QUICK = ("--size", "64", "--photos", "12", "--views", "2", "--epochs", "2", "--reduce", "30")
@@ -51,31 +51,32 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def drawn_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight drawn pictures of each of five flowers, in class folders."""
-    from train.drawn import draw_flowers
+    from train.data.synthetic import draw_flowers
 
     return draw_flowers(tmp_path_factory.mktemp("photos") / "drawn", 8)
 
 
 @pytest.fixture(scope="session")
-def drawn_run(drawn_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def synthetic_run(synthetic_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder that `python -m train` makes of them, with the default recipe less the mirroring."""
     from train.__main__ import main
 
     out = tmp_path_factory.mktemp("runs") / "drawn"
-    assert main([str(drawn_photos), "--out", str(out), "--views", "1"]) == 0
+    assert main([str(synthetic_photos), "--out", str(out), "--views", "1"]) == 0
     return out
 
 
 @pytest.fixture(scope="session")
-def compressed_run(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def compressed_run(synthetic_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `python -m train.compress` makes of it with QUICK settings, named small."""
-    from train import compress, prune
+    from train.compress import pipeline as compress
+    from train.compress import pruning as prune
 
     out = tmp_path_factory.mktemp("compressed") / "small"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prune, "AT_ONCE", QUICK_AT_ONCE)
         patch.setattr(compress, "PROBE", 64)
-        assert compress.main([str(drawn_run), "--out", str(out), *QUICK]) == 0
+        assert compress.main([str(synthetic_run), "--out", str(out), *QUICK]) == 0
     return out

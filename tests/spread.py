@@ -31,12 +31,13 @@ def main(gpus: str, last: str = "") -> None:
         (processor,) = tensorflow.config.list_physical_devices("CPU")
         logical = [tensorflow.config.LogicalDeviceConfiguration()] * count
         tensorflow.config.set_logical_device_configuration(processor, logical)
-    from train import devices, finetune
-    from train.backbone import read_weights
-    from train.fit import fit
+    from train import distributed as devices
+    from train import finetune
+    from train.network.vgg import read_weights
     from train.settings import Settings
+    from train.train_head import train_head
 
-    share = devices.join()
+    share = devices.init_distributed()
     devices.gpus = lambda: [f"cpu:{number}" for number in range(count)]
     finetune.compute_dtype = lambda: "float32"  # bfloat16 would hide small differences
     settings = Settings(
@@ -50,7 +51,7 @@ def main(gpus: str, last: str = "") -> None:
     )
     train, val = blobs(10, 0), blobs(6, 1)
     weights = read_weights()
-    start = fit(train, val, 2, settings, finetune.upper_blocks(weights, settings))
+    start = train_head(train, val, 2, settings, finetune.upper_blocks(weights, settings))
     for layer in start.head:  # on another machine a head comes out a little different
         layer.set_weights([weight + 1e-6 * share.process for weight in layer.get_weights()])
 
@@ -59,7 +60,7 @@ def main(gpus: str, last: str = "") -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     fitted, _ = finetune.fine_tune(start, train, val, 2, weights, settings, tell=tell, share=share)
-    devices.leave(share)
+    devices.shutdown(share)
     if share.process:
         time.sleep(2)  # the first one, which serves the others, is gone by then
     print(json.dumps([dict(row) for row in fitted.history]))

@@ -21,22 +21,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.errors import UserError
-from runtime.terminal import printable
-from train.balance import tell_uneven
+from runtime.common.errors import UserError
+from runtime.common.terminal import printable, suppress_native_stderr
 from train.cache import CACHE_LIMIT, cache_folder
-from train.cluster import check, connected
-from train.command import INTERRUPTED, ended
-from train.dataset import SPLITS, LeftOut, find_photos
-from train.drawn import DRAWN_VERSION, draw_flowers
-from train.flowers import Unreachable, flower_photos
+from train.cli import INTERRUPTED, run_cli
+from train.data.class_weights import print_class_balance
+from train.data.dataset import SPLITS, LeftOut, find_photos
+from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
+from train.data.tf_flowers import Unreachable, flower_photos
+from train.features.ray_cluster import check, connected
 from train.logs import Logs
-from train.quiet import quiet_stderr
 from train.run import RunError, new_folder, write_record
 from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
 
 if TYPE_CHECKING:
-    from train.evaluate import Figures
+    from train.metrics import Figures
 
 NEEDED = "training needs, in a clone of this project: pip install '.[train]'"
 DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: about half a minute's work
@@ -64,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.ray,
         )
 
-    return ended(run, NEEDED, lambda: _left_by_ctrl_c(arguments.out))
+    return run_cli(run, NEEDED, lambda: _left_by_ctrl_c(arguments.out))
 
 
 def train(
@@ -82,7 +81,7 @@ def train(
 ) -> int:
     """Photos → features of the frozen layers → a trained head, maybe fine-tuned blocks → a run folder."""
     started = datetime.now(timezone.utc)
-    overwrite = free(out, overwrite, resume, dry_run)
+    overwrite = check_output_dir(out, overwrite, resume, dry_run)
     if ray:
         check(ray)  # before the photos are hashed
     dataset = find_photos(
@@ -96,32 +95,32 @@ def train(
     classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
     print(printable(f"photos: {dataset.root}: {counts}; {classes}"))
     _tell_left_out(dataset.left_out)
-    tell_uneven(dataset, settings.class_weight)
+    print_class_balance(dataset, settings.class_weight)
 
     # Here and not at the top: what is wrong with the photos is told before TensorFlow's five seconds of
     # start.
-    with quiet_stderr():
+    with suppress_native_stderr():
         import keras
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of models that are made anew
 
-    from runtime.picture import PICTURE_VERSION
-    from train.backbone import POOLS, read_weights
-    from train.devices import PROCESSES, agree, join, leave
-    from train.features import extract, find_devices, survey
+    from runtime.preprocess.picture import PICTURE_VERSION
+    from train.data.near_duplicates import check_near_duplicates, write_pairs
+    from train.distributed import PROCESSES, check_same_inputs, init_distributed, shutdown
+    from train.dry_run import print_plan
+    from train.evaluation import calibrate_and_evaluate
+    from train.features.extraction import extract, find_devices, survey
     from train.finetune import fine_tune, upper_blocks
-    from train.fit import fit
-    from train.head import classifier
-    from train.measure import measure
-    from train.near_duplicates import check_near_duplicates, write_pairs
-    from train.plan import tell_plan
-    from train.report import write_report
+    from train.network.heads import build_classifier
+    from train.network.vgg import POOLS, read_weights
+    from train.report.report import write_report
+    from train.train_head import train_head
 
-    share = join()
+    share = init_distributed()
     base = read_weights(weights)
     asked = settings, resume, dry_run
-    agree(share, {"photos": dataset.sha256, "weights": base.sha256, "settings": repr(asked)})
+    check_same_inputs(share, {"photos": dataset.sha256, "weights": base.sha256, "settings": repr(asked)})
     if share.processes > 1 and resume:
-        leave(share)
+        shutdown(share)
         raise UserError(f"--resume goes on in one process; give it without {PROCESSES}")
     cache_at = _features_folder(cache)
     tuned = settings.fine_tune != "none"
@@ -133,9 +132,9 @@ def train(
         device += f", {cluster}" if cluster else ""
         print(f"device: {device}")
         if dry_run:
-            leave(share)
+            shutdown(share)
             work = survey(dataset, base, cache_at, views=views, layer=layer, devices=devices)
-            tell_plan(dataset, work, base, devices, settings)
+            print_plan(dataset, work, base, devices, settings)
             print(printable(f"would write: {out}"))
             return 0
         dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
@@ -154,13 +153,13 @@ def train(
     dataset = features.dataset
     val, test = features.of("val"), features.of("test")
     train_features = features.of("train", settings.views)
-    kept = None if share.process else state_of(out)
+    kept = None if share.process else checkpoint_dir(out)
     if kept:
         if not resume:
             shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(exist_ok=True)  # before the first whole epoch too, --resume goes on with the run
     blocks = upper_blocks(base, settings)
-    fitted = fit(train_features, val, len(dataset.classes), settings, blocks, kept, log.epoch)
+    fitted = train_head(train_features, val, len(dataset.classes), settings, blocks, kept, log.epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     if tuned and not fitted.stopped:
         seen = features.of("train", settings.fine_tune_views)
@@ -170,10 +169,10 @@ def train(
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
     if not fitted.stopped:  # the others are at work still
-        leave(share)
+        shutdown(share)
     if share.process:  # the first one writes the run
         return INTERRUPTED if fitted.stopped else 0
-    measured = measure(fitted, train_features, val, test, dataset.classes, settings.known)
+    measured = calibrate_and_evaluate(fitted, train_features, val, test, dataset.classes, settings.known)
     record = {
         "name": out.name,
         "created": started.isoformat(timespec="seconds"),
@@ -189,7 +188,7 @@ def train(
     }
     log.final(measured.summaries)
     with new_folder(out, overwrite) as folder:
-        classifier(base, fitted.head, measured.known).save(folder / "model.keras")
+        build_classifier(base, fitted.head, measured.known).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
         write_figures(folder, history, fitted.history, measured.metrics, dataset.classes)
@@ -203,7 +202,7 @@ def train(
         print(printable(f"{stopped}, and {goes_on}"))
     elif kept:
         shutil.rmtree(kept, ignore_errors=True)
-    tell_figures(measured.summaries)
+    print_metrics(measured.summaries)
     print(printable(f"report: {out / 'report.html'}"))
     print(printable(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}"))
     print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
@@ -279,12 +278,12 @@ def _gigabytes(text: str) -> int:
     return found
 
 
-def state_of(out: Path) -> Path:
+def checkpoint_dir(out: Path) -> Path:
     """The folder that holds what a run goes on from, once it was stopped or killed."""
     return out.with_name(f".{out.name}.resume")
 
 
-def free(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
+def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
     """Whether a run that is there gives way: if asked to, or if it was stopped and now goes on.
 
     Raises RunError where no run can be written.
@@ -292,7 +291,7 @@ def free(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> boo
     if out.name in ("", ".."):
         raise RunError(f"{out}: --out takes a folder of its own, such as runs/flowers")
     try:
-        gives_way = overwrite or (resume and state_of(out).is_dir())
+        gives_way = overwrite or (resume and checkpoint_dir(out).is_dir())
         if out.exists() and not (gives_way and (out / "run.json").exists()):
             what = "is not a run, so it is not replaced" if gives_way else "exists; --overwrite replaces it"
             raise RunError(f"{out} {what}, or give another --out")
@@ -308,7 +307,7 @@ def free(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> boo
 
 
 def _left_by_ctrl_c(out: Path | None) -> str:
-    if out and state_of(out).is_dir():
+    if out and checkpoint_dir(out).is_dir():
         how = f"with --out {shlex.quote(str(out))} --resume the same command goes on from what is done"
     else:
         how = "the same command goes on from the features kept"
@@ -333,7 +332,7 @@ def _flowers(limit: int | None) -> Path:
     except Unreachable as error:
         print(f"tf_flowers is out of reach ({error}): drawing flowers instead, the run is marked synthetic")
     count = limit or DRAWN_PER_CLASS
-    return draw_flowers(cache_folder("photos") / f"drawn{DRAWN_VERSION}-{count}", count)
+    return draw_flowers(cache_folder("photos") / f"drawn{SYNTHETIC_VERSION}-{count}", count)
 
 
 def _tell_left_out(left_out: Sequence[LeftOut], told: Sequence[LeftOut] = ()) -> None:
@@ -345,7 +344,7 @@ def _tell_left_out(left_out: Sequence[LeftOut], told: Sequence[LeftOut] = ()) ->
         print(f"left out: {len(new) - 3:,} more; all are listed in left_out.csv")
 
 
-def tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
+def print_metrics(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
     """Print what run.json says of each split."""
     for split, summary in summaries.items():
         if summary is None:
@@ -353,7 +352,7 @@ def tell_figures(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
             continue
         print(
             f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
-            f"calibration error {summary['calibration_error']:.3f}"
+            f"calibration error {summary['ece']:.3f}"
             + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
         )
 
@@ -365,7 +364,7 @@ def write_figures(
     metrics: dict[str, Figures | None],
     classes: tuple[str, ...],
 ) -> None:
-    from train.charts import draw_confusion, draw_curves
+    from train.report.charts import draw_confusion, draw_curves
 
     (folder / "metrics.json").write_text(
         json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -13,8 +13,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from runtime.cache import cache_home
-from runtime.errors import UserError
+from runtime.common.errors import UserError
+from runtime.common.user_cache import cache_home
 
 CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the five views of fine-tuning block5
 

@@ -14,12 +14,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.backbone import Weights, block_layers, tensors_of
-from train.balance import class_weights
-from train.devices import Share, first_of, gpus, spread
-from train.epochs import Array, Batches, Tell, fingerprint_of, train_epochs
-from train.fit import Fitted, deterministic
+from train.data.class_weights import class_weights
+from train.distributed import ProcessShard, broadcast_from_first, distribute, gpus
+from train.network.vgg import Weights, block_layers, tensors_of
 from train.settings import TRAINED_FROM, Settings
+from train.train_head import TrainedHead, deterministic
+from train.trainer import Array, Batches, Tell, fingerprint_of, train_epochs
 
 WARM_UP = 0.1  # of the steps: Adam's first estimates are poor, and the blocks are good as they are
 BF16 = {"avx512_bf16", "amx_bf16"}  # what a CPU says that multiplies bfloat16 in hardware, at twice the pace
@@ -51,7 +51,7 @@ def compute_dtype() -> str:
 
 
 def fine_tune(
-    start: Fitted,
+    start: TrainedHead,
     train: tuple[Array, NDArray[Any]],
     val: tuple[Array, NDArray[Any]],
     classes: int,
@@ -59,8 +59,8 @@ def fine_tune(
     settings: Settings,
     kept: Path | None = None,
     tell: Tell = lambda stage, row: None,
-    share: Share | None = None,
-) -> tuple[Fitted, Weights]:
+    share: ProcessShard | None = None,
+) -> tuple[TrainedHead, Weights]:
     """Go on from `start`, whose blocks are `upper_blocks`; returns the result in float32, and its weights.
 
     `train` holds settings.fine_tune_views views of its photos, all photos' first view, then all their second.
@@ -70,15 +70,15 @@ def fine_tune(
     """
     deterministic(settings.seed)
     photos = len(train[1]) // settings.fine_tune_views
-    with spread(share or Share()) as shared:
+    with distribute(share or ProcessShard()) as shared:
         # Built anew, for what is spread over devices must be built there.
         blocks = upper_blocks(weights, settings)
         head = [type(layer).from_config(layer.get_config()) for layer in start.head]
         model = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, *head])
         for layer, trained in zip(head, start.head, strict=True):
-            layer.set_weights(first_of(shared, trained.get_weights()))
-        batches = Batches(*train, classes, settings.fine_tune_batch, turns(photos, settings), shared)
-        schedule = warmed(settings.fine_tune_learning_rate, settings.fine_tune_epochs * len(batches))
+            layer.set_weights(broadcast_from_first(shared, trained.get_weights()))
+        batches = Batches(*train, classes, settings.fine_tune_batch, view_schedule(photos, settings), shared)
+        schedule = warmup_cosine(settings.fine_tune_learning_rate, settings.fine_tune_epochs * len(batches))
         model.compile(
             optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
             loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
@@ -107,10 +107,10 @@ def fine_tune(
     result = Weights({**weights.tensors, **tensors_of(blocks)}, weights.sha256, weights.source)
     exact = upper_blocks(result, settings, "float32")
     reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
-    return Fitted(exact, start.head, reduce, start.rest, rows, stopped), result
+    return TrainedHead(exact, start.head, reduce, start.rest, rows, stopped), result
 
 
-def warmed(highest: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+def warmup_cosine(highest: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
     """The learning rate by step: up to `highest` in WARM_UP of the steps, then down to 0 by a cosine."""
     warm = max(1, round(WARM_UP * steps))
     return keras.optimizers.schedules.CosineDecay(
@@ -118,7 +118,7 @@ def warmed(highest: float, steps: int) -> keras.optimizers.schedules.LearningRat
     )
 
 
-def turns(photos: int, settings: Settings) -> Callable[[int], NDArray[np.intp]]:
+def view_schedule(photos: int, settings: Settings) -> Callable[[int], NDArray[np.intp]]:
     """Of an epoch, by its number: every photo once, in the next of its views, in an order drawn from the seed
     and the epoch.
     """

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from runtime.errors import UserError
-from train.dataset import SPLITS
+from runtime.common.errors import UserError
+from train.data.dataset import SPLITS
 
 EVENTS = "events.out.tfevents."  # what an event file's name begins with
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.errors import UserError
-from runtime.terminal import printable
-from train.dataset import NAMES, Dataset, read_manifest, write_manifest, write_table
+from runtime.common.errors import UserError
+from runtime.common.terminal import printable
+from train.data.dataset import NAMES, Dataset, read_manifest, write_manifest, write_table
 from train.settings import write_settings
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    from train.backbone import read_weights
+    from train.network.vgg import read_weights
 
     base = read_weights()
     if base.sha256 != base_sha256:

@@ -11,8 +11,8 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import UserError
-from runtime.terminal import printable
+from runtime.common.errors import UserError
+from runtime.common.terminal import printable
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.picture import read_picture
-from train.dataset import find_photos
+from runtime.preprocess.picture import read_picture
+from tests.helpers import ROOT
+from train.data.dataset import find_photos
 from train.run import open_run
 
 if sys.version_info >= (3, 11):
@@ -25,7 +26,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 20  # photos a class and split: 100 of test, of which 1 point is 1
 
 
@@ -79,9 +79,7 @@ def test_jax_trains_to_the_same_metrics(jax_python: Path, flower_photos: Path, t
 
 
 SPREAD = ROOT / "tests" / "spread.py"
-AGREE = (
-    "import sys; from train.devices import agree, join; agree(join(), {'photos': sys.argv[1], 'seed': '0'})"
-)
+AGREE = "import sys; from train.distributed import check_same_inputs, init_distributed; check_same_inputs(init_distributed(), {'photos': sys.argv[1], 'seed': '0'})"
 
 
 def together(*commands: list[Any]) -> list[subprocess.CompletedProcess[str]]:

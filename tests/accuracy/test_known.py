@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.known import METHODS, leave_one_out, pooled_of_flowers, pooled_of_no_flowers
-from train.known import RELATIVE
+from train.network.novelty import RELATIVE
 
 
 def test_auroc(flower_photos: Path) -> None:

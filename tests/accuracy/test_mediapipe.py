@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from runtime import Classifier
-from runtime.model import open_model
+from runtime.model_file.model import open_model
+from tests.helpers import RELEASED
 
 MEDIAPIPE = "mediapipe==1.2.3"
-RELEASED = Path(__file__).parents[2] / "models" / "flowers"
 PER_CLASS = 20
 
 # Run by MediaPipe's own Python: a model file and photos in, a label a photo out.

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from export import ladder
 from export.__main__ import main
-from export.parity import ENOUGH, pairs
-from runtime.model import read_index
+from export.int8 import search as ladder
+from export.parity.parity import MIN_PHOTOS, file_engine_pairs
+from runtime.model_file.model import read_index
 
 PHOTOS = 250  # of test/: every gate applies; eleven pairs of file and engine look at them
 TO_CHOOSE_ON = 50  # of val, an int8 recipe: the gates judge whatever is chosen
@@ -24,7 +24,9 @@ def test_every_gate(flowers_run: Path, tmp_path: Path, monkeypatch: pytest.Monke
         rows = list(csv.DictReader(file))
     made = [(file.format, file.precision) for file in read_index(out).files]
     assert len(made) == 7
-    assert {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows} == set(pairs(made))
+    assert {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows} == set(
+        file_engine_pairs(made)
+    )
     for row in rows:
-        assert int(row["n"]) >= ENOUGH
+        assert int(row["n"]) >= MIN_PHOTOS
         assert row["verdict"] == "holds"

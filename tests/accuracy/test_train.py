@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from export.graph import predict
 from export.photos import read_photos
-from train.calibrate import calibration_error
-from train.known import refused
+from export.serving_model import predict
+from train.network.calibration import expected_calibration_error
+from train.network.novelty import unknown_rate
 from train.run import open_run
 
 KEPT = Path(__file__).parents[2] / "models" / "flowers_run"
@@ -36,6 +36,6 @@ def test_the_kept_fine_tuned_run(flower_photos: Path) -> None:
     top1 = float((said["probabilities"].argmax(1) == photos.truth).mean())
     assert top1 >= 0.93
     assert abs(top1 - run.metrics["test"]["top1"]) <= 0.004
-    assert calibration_error(said["probabilities"], photos.truth) <= 0.05
-    assert refused(said["known"][:, 0], run.thresholds) <= 0.05
+    assert expected_calibration_error(said["probabilities"], photos.truth) <= 0.05
+    assert unknown_rate(said["known"][:, 0], run.thresholds) <= 0.05
     assert np.isfinite(said["known"]).all()

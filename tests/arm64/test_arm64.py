@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from runtime.engines import ENGINES
+from runtime.inference.engines import ENGINES
 from tests.deploy.conftest import need
-from train.drawn import FLOWERS, draw_flower
+from tests.helpers import ROOT
+from train.data.synthetic import FLOWERS, draw_flower
 
-ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "models" / "flowers"
 
 # The same code computes the same integers: what may differ is the float arithmetic of the first layer and the

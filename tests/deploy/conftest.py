@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
+
 MACHINE = Path(__file__).with_name("machine.sh")
 BOOKWORM, TRIXIE = (
     f'PRETTY_NAME="Debian GNU/Linux {number} ({name})"\nID=debian\nVERSION_CODENAME={name}\n'

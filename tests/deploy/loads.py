@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime import Classifier
-from runtime.notify import notify
+from runtime.server.systemd import notify
 
 
 def tried(action: Callable[[], object]) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import BOOKWORM, ROOT, TRIXIE, Machine, install, need
+from tests.deploy.conftest import BOOKWORM, TRIXIE, Machine, install, need
+from tests.helpers import ROOT
 
 INSTALL = ROOT / "deploy" / "install.sh"
 RASPBIAN = 'PRETTY_NAME="Raspbian GNU/Linux 12 (bookworm)"\nID=raspbian\nVERSION_CODENAME=bookworm\n'

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.model import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.model import CONTRACT_VERSION, RESIZE, Contract
 
 if TYPE_CHECKING:
     import keras
@@ -103,6 +103,6 @@ def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
 
 @pytest.fixture(scope="session")
 def reference(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    from export.graph import predict
+    from export.serving_model import predict
 
     return predict(model, pictures, lambda done: None)["probabilities"]

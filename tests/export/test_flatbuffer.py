@@ -9,7 +9,7 @@ from ai_edge_litert.tools.flatbuffer_utils import update_packed_buffer
 from numpy.typing import NDArray
 
 from export.flatbuffer import pack, unpack
-from runtime.engines import ENGINES
+from runtime.inference.engines import ENGINES
 
 
 @pytest.fixture

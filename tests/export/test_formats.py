@@ -7,8 +7,8 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
-from export.parity import measure
-from runtime.engines import ENGINES
+from export.parity.parity import run_parity
+from runtime.inference.engines import ENGINES
 from tests.export.conftest import LABELS, SIDE, small_model
 
 Files = dict[tuple[str, str], bytes]
@@ -18,7 +18,7 @@ def test_every_format_answers_as_keras_does(
     float_files: Files, reference: NDArray[np.float32], pictures: NDArray[np.uint8]
 ) -> None:
     assert len(set(reference.argmax(axis=1))) > 1  # or agreement would say nothing
-    rows = measure(float_files, reference, pictures, reference.argmax(axis=1))
+    rows = run_parity(float_files, reference, pictures, reference.argmax(axis=1))
     # tflite and onnx at least: an environment without them proves nothing.
     assert {row.format for row in rows} == {"tflite", "onnx"}
     most = {"float32": 1e-5, "float16": 5e-3, "dynamic": 0.1}
@@ -78,7 +78,8 @@ def test_onnx_takes_any_batch(
 
 def test_outputs_keep_their_names() -> None:
     """TensorFlow sorts a signature's outputs, so `known` comes first: it must not be taken for the other."""
-    from export import to_onnx, to_tflite
+    from export import onnx as to_onnx
+    from export import tflite as to_tflite
 
     model = small_model(known=True)
     picture = np.full((1, SIDE, SIDE, 3), 200, np.uint8)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from export.latency import latency
-from train.backbone import CONVOLUTIONS
+from train.network.vgg import CONVOLUTIONS
 
 
 @pytest.mark.parametrize("engine", ["litert", "onnx"])

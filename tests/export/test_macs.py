@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from export import to_onnx, to_tflite
+from export import onnx as to_onnx
+from export import tflite as to_tflite
+from export.int8.quantize import Recipe, quantize
 from export.macs import macs
-from export.quantize import Recipe, quantize
 
 # By hand, of `two_layers`: a 3x3 convolution of 3 channels into 8 at 16 x 16 places, and 8 numbers into 4.
 CONVOLUTION = 16 * 16 * 3 * 3 * 3 * 8

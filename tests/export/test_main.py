@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from export.__main__ import _check_readable, _contents, main
-from export.parity import pairs
+from export.parity.parity import file_engine_pairs
 from runtime import Classifier
-from runtime.errors import UserError
-from runtime.model import INDEX_NAME, MAX_JSON_BYTES, Contract, Index, open_model, read_index
+from runtime.common.errors import UserError
+from runtime.model_file.model import INDEX_NAME, MAX_JSON_BYTES, Contract, Index, open_model, read_index
+from tests.helpers import ROOT
 from train.run import open_run
 
-ROOT = Path(__file__).parents[2]
 MADE = [
     ("tflite", "float32"),
     ("tflite", "float16"),
@@ -74,7 +74,7 @@ def test_parity_is_proven_in_every_engine(exported: Path) -> None:
     with (exported / "parity.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     proven = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
-    assert proven == set(pairs(MADE))
+    assert proven == set(file_engine_pairs(MADE))
     assert {row["verdict"] for row in rows} == {"holds"}
     assert {row["n"] for row in rows} == {"5"}
 
@@ -121,7 +121,8 @@ def test_a_corrupted_weight_is_caught_and_replaces_nothing(
     """One kernel of one layer is spoilt on its way into one file: exit 3, and the old folder untouched."""
     import keras
 
-    from export import formats, to_tflite
+    from export import formats
+    from export import tflite as to_tflite
 
     def spoilt(model: keras.Model) -> bytes:
         copy = keras.models.clone_model(model)
@@ -176,11 +177,11 @@ def test_no_run(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_folder_of_something_else_is_kept(
-    drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (empty / "thesis").mkdir()
     (empty / "thesis" / "chapter.txt").write_text("years of work")
-    assert "holds other files" in refused([str(drawn_run), "--out", "thesis"], capsys)
+    assert "holds other files" in refused([str(synthetic_run), "--out", "thesis"], capsys)
     assert (empty / "thesis" / "chapter.txt").read_text() == "years of work"
 
 
@@ -215,42 +216,44 @@ def test_what_no_device_would_open_is_not_made(
 
 
 def test_a_name_that_no_device_would_open_is_told_before_the_work(
-    drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = "models/2025-01-31T12:00:00"
-    assert "is not a bare file name; give another --out" in refused([str(drawn_run), "--out", out], capsys)
+    assert "is not a bare file name; give another --out" in refused(
+        [str(synthetic_run), "--out", out], capsys
+    )
     assert not (empty / "models").exists()
 
 
 def test_an_index_that_its_figures_make_too_long_is_not_written(
-    drawn_run: Path, contract: Contract, float_files: dict[tuple[str, str], bytes]
+    synthetic_run: Path, contract: Contract, float_files: dict[tuple[str, str], bytes]
 ) -> None:
     left = MAX_JSON_BYTES - len(Index(contract, ()).to_json().encode())
     full = replace(contract, base_sha256=left * "a")
     key = ("tflite", "float32")
     with pytest.raises(UserError, match=r"model\.json: is over 1,048,576 bytes"):
-        _contents(full, open_run(drawn_run), {key: float_files[key]}, {key: ""}, [])
+        _contents(full, open_run(synthetic_run), {key: float_files[key]}, {key: ""}, [])
 
 
 def test_each_format_needs_an_engine(
-    drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = refused([str(drawn_run), "--engines", "litert"], capsys)
+    line = refused([str(synthetic_run), "--engines", "litert"], capsys)
     assert "none of them runs onnx files" in line
 
 
-def test_photos_that_have_moved(drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_photos_that_have_moved(synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = empty / "runs" / "moved"
-    shutil.copytree(drawn_run, copy)
+    shutil.copytree(synthetic_run, copy)
     record = (copy / "run.json").read_text()
-    root = str(open_run(drawn_run).dataset.root)
+    root = str(open_run(synthetic_run).dataset.root)
     (copy / "run.json").write_text(record.replace(root, str(empty / "gone")))
     assert "put the photos back" in refused([str(copy)], capsys)
     assert not (empty / "models").exists()
 
 
-def test_int8_needs_val_photos(drawn_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    copy = shutil.copytree(drawn_run, empty / "copy")
+def test_int8_needs_val_photos(synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = shutil.copytree(synthetic_run, empty / "copy")
     photos = (copy / "photos.csv").read_text().splitlines(keepends=True)
     (copy / "photos.csv").write_text("".join(line for line in photos if ",val," not in line))
     assert "no val photos to choose an int8 recipe on" in refused([str(copy), "--int8"], capsys)

@@ -13,8 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
 from export.metadata import embed
-from export.parity import measure
-from runtime.model import Contract, read_contract
+from export.parity.parity import run_parity
+from runtime.model_file.model import Contract, read_contract
 
 Files = dict[tuple[str, str], bytes]
 
@@ -37,7 +37,7 @@ def test_the_same_bytes_every_time(float_files: Files, embedded: Files, contract
 def test_the_files_still_run(
     embedded: Files, reference: NDArray[np.float32], pictures: NDArray[np.uint8]
 ) -> None:
-    rows = measure(embedded, reference, pictures, reference.argmax(axis=1))
+    rows = run_parity(embedded, reference, pictures, reference.argmax(axis=1))
     assert [row.error for row in rows if row.error] == []
     assert max(row.max_dp for row in rows if row.precision == "float32") < 1e-5
 

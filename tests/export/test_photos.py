@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.photos import choose, read_photos
-from runtime.picture import read_picture
-from train.dataset import Dataset, Photo, PhotosError
+from export.photos import read_photos, select_photos
+from runtime.preprocess.picture import read_picture
+from train.data.dataset import Dataset, Photo, PhotosError
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def test_pixels_are_the_devices(dataset: Dataset) -> None:
 
 
 def test_a_limit_takes_classes_evenly_and_always_the_same(dataset: Dataset) -> None:
-    chosen = choose(dataset.photos, 4)
+    chosen = select_photos(dataset.photos, 4)
     assert sorted(photo.label for photo in chosen) == ["a", "a", "b", "b"]
-    assert choose(tuple(reversed(dataset.photos)), 4) == chosen
-    assert choose(dataset.photos, 100) == dataset.photos
-    assert set(choose(dataset.photos, 2)) < set(chosen)
+    assert select_photos(tuple(reversed(dataset.photos)), 4) == chosen
+    assert select_photos(dataset.photos, 100) == dataset.photos
+    assert set(select_photos(dataset.photos, 2)) < set(chosen)
 
 
 def test_photos_that_are_gone_or_changed(dataset: Dataset) -> None:

@@ -15,10 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from export.__main__ import main as export_main
 from export.sign import PASSPHRASE_VARIABLE, main
-from runtime.model import INDEX_NAME, KEY_VARIABLE, open_model
-from runtime.signature import SIGNATURE_NAME, read_signature, verify_beside
-
-RELEASED = Path(__file__).parents[2] / "models" / "flowers"
+from runtime.model_file.model import INDEX_NAME, KEY_VARIABLE, open_model
+from runtime.model_file.signature import SIGNATURE_NAME, read_signature, verify_beside
+from tests.helpers import RELEASED
 
 
 def write_key(path: Path, private: object, passphrase: bytes | None = None) -> Path:

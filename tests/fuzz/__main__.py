@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.fuzz.targets import TARGETS, Target
+from tests.helpers import ROOT
 
 SLOWEST = 10  # seconds for one input
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from tempfile import mkdtemp
 import numpy as np
 from PIL import Image
 
-from runtime.errors import ModelError, PictureError, UserError
-from runtime.model import INDEX_NAME, Contract, choose_model, read_contract, read_index
-from runtime.picture import read_picture
-from runtime.signature import PublicKey, signed_files
-from runtime.web.door import Refused, open_door
-from runtime.web.upload import read_upload
+from runtime.common.errors import ModelError, PictureError, UserError
+from runtime.model_file.model import INDEX_NAME, Contract, choose_model, read_contract, read_index
+from runtime.model_file.signature import PublicKey, signed_files
+from runtime.preprocess.picture import read_picture
+from runtime.server.auth import RequestRejected, open_door
+from runtime.server.multipart import read_upload
+from tests.helpers import RELEASED
 
-RELEASED = Path(__file__).parents[2] / "models" / "flowers"
 LONGEST_LINE = 1000  # characters
 
 
@@ -221,7 +221,7 @@ def upload(data: bytes) -> None:
     kind, _, body = data.partition(b"\n")
     try:
         read_upload(kind.decode("latin-1"), body)
-    except Refused as refused:
+    except RequestRejected as refused:
         assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
         assert len(refused.reason) <= LONGEST_LINE
 
@@ -232,7 +232,7 @@ def head(data: bytes) -> None:
     fields = [line.partition(b":")[::2] for line in data.split(b"\n")]
     try:
         door.check("POST", fields)
-    except Refused as refused:
+    except RequestRejected as refused:
         assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
         assert len(refused.reason) <= LONGEST_LINE
 

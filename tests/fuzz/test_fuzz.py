@@ -57,9 +57,9 @@ def test_a_planted_failure_is_found(name: str, tmp_path: Path) -> None:
 
 def test_the_seeds_are_read_to_the_end() -> None:
     """Else the fuzzer would begin at the first check, and learn nothing of what lies behind it."""
-    from runtime.model import Contract, read_contract
-    from runtime.picture import read_picture
-    from runtime.signature import signed_files
+    from runtime.model_file.model import Contract, read_contract
+    from runtime.model_file.signature import signed_files
+    from runtime.preprocess.picture import read_picture
     from tests.fuzz import targets
 
     for seed in targets.tflite_seeds():

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from runtime import bench
-from runtime.bench import Row, main, report, thread_counts
-from runtime.engines import default_threads, version
-from runtime.model import INDEX_NAME, KEY_VARIABLE, read_index
+from runtime.bench import BenchRow, main, report, thread_counts
+from runtime.inference.engines import default_threads, engine_version
+from runtime.model_file.model import INDEX_NAME, KEY_VARIABLE, read_index
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 FILES = (("tflite", "float32"), ("onnx", "float32"))
 Capture = pytest.CaptureFixture[str]
 
@@ -41,10 +41,10 @@ def test_every_file_engine_and_thread_count(folder: Path, tmp_path: Path, capsys
     out, err = capsys.readouterr()
     with board.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [field.name for field in fields(Row)]
+    assert list(rows[0]) == [field.name for field in fields(BenchRow)]
     by = {(row["file"], row["engine"], int(row["threads"])) for row in rows}
     assert by == {
-        (f"colours_float32.{format}", f"{engine} {version(engine)}", threads)
+        (f"colours_float32.{format}", f"{engine} {engine_version(engine)}", threads)
         for format, engine in (("tflite", "litert"), ("tflite", "tflite"), ("onnx", "onnx"))
         for threads in thread_counts(default_threads())
     }
@@ -122,7 +122,7 @@ def test_a_file_replaced_meanwhile_is_not_counted(
     folder: Path, make_folder: Callable[..., Path], capsys: Capture
 ) -> None:
     model = bench.open_model(folder, ["onnx"])
-    rounds = bench.measure([model], runs=2)
+    rounds = bench.run_bench([model], runs=2)
     assert next(rounds)[1] == {}
     folder.rename(folder.with_name("old"))
     make_folder(folder, *FILES, labels=("blue", "green", "red"))
@@ -154,7 +154,7 @@ def test_usage_exits_2(
 def test_no_engine_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr("runtime.engines.find_spec", lambda name: None)
+    monkeypatch.setattr("runtime.inference.engines.find_spec", lambda name: None)
     assert main(["--model", str(folder)]) == 2
     assert "is installed: pip install 'vgg-edge[" in capsys.readouterr().err
 
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_it_and_its_process(folder: Path, tmp_path: Path) -> None:
     assert (out, err) == ("", "stopped: nothing was written or saved\n") and process.returncode == 130
     assert not board.exists() and not (tmp_path / "cache" / "vgg-edge").exists()
     there = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)]
-    assert not [line for line in there if b"runtime.turn" in line and os.fsencode(folder) in line]
+    assert not [line for line in there if b"runtime.benchmark.worker" in line and os.fsencode(folder) in line]
 
 
 def readable(path: Path) -> bool:
@@ -185,11 +185,11 @@ def readable(path: Path) -> bool:
         return False
 
 
-def a_row(**changes: object) -> Row:
-    empty: dict[str, object] = dict.fromkeys(field.name for field in fields(Row))
+def a_row(**changes: object) -> BenchRow:
+    empty: dict[str, object] = dict.fromkeys(field.name for field in fields(BenchRow))
     figures = {"cores": 2, "threads": 1, "n": 9, "median_ms": 2.0, "p95_ms": 3.0, "load_ms": 50.0}
     names = {"model": "colours", "file": "colours.onnx", "engine": "onnx 1"}
-    return Row(**{**empty, **figures, **names, **changes})  # type: ignore[arg-type]
+    return BenchRow(**{**empty, **figures, **names, **changes})  # type: ignore[arg-type]
 
 
 def test_energy_has_a_column_where_it_is_reported() -> None:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from runtime import Classifier, Prediction
 from runtime.classify import AHEAD, main
-from runtime.engines import ENGINES
-from runtime.errors import EngineError, PictureError
+from runtime.common.errors import EngineError, PictureError
+from runtime.inference.engines import ENGINES
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 

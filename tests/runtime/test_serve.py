@@ -28,14 +28,13 @@ import pytest
 from openapi_spec_validator import validate
 from PIL import Image
 
-from runtime.model import INDEX_NAME
-from runtime.web.app import PAGE
-from runtime.web.door import MIN_TOKEN
-from runtime.web.guard import HEAD_SECONDS, MAX_PIPELINED
-from runtime.web.service import BODY_SECONDS
-from tests.waiting import wait_for
+from runtime.model_file.model import INDEX_NAME
+from runtime.server.app import PAGE
+from runtime.server.auth import MIN_TOKEN
+from runtime.server.connection_limits import HEAD_SECONDS, MAX_PIPELINED
+from runtime.server.inference_queue import BODY_SECONDS
+from tests.helpers import ROOT, wait_for
 
-ROOT = Path(__file__).parents[2]
 MAX_BYTES = 1_000_000
 TOKEN = "t0ken-" + "x" * MIN_TOKEN
 RETRIED = 1  # the exit code after which deploy/vgg-edge.service is started again

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from runtime.model import INDEX_NAME, read_index
+from runtime.model_file.model import INDEX_NAME, read_index
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 RELEASED = ROOT / "models" / "flowers"
 MAX_BYTES = 200_000_000
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import UserError
+from runtime.common.errors import UserError
 from train import cache
 from train.cache import CacheError, cache_folder, make_room
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.errors import UserError
-from train.backbone import Weights, read_weights
-from train.epochs import Batches, Row, Tell, Watch
-from train.finetune import compute_dtype, fine_tune, turns, upper_blocks
-from train.fit import Fitted, fit, predict
+from runtime.common.errors import UserError
+from train.finetune import compute_dtype, fine_tune, upper_blocks, view_schedule
+from train.network.vgg import Weights, read_weights
 from train.settings import Settings
+from train.train_head import TrainedHead, predict, train_head
+from train.trainer import Batches, Row, Tell, Watch
 
 SETTINGS = Settings(
     epochs=3,
@@ -65,18 +65,18 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def tuned(
     kept: Path, weights: Weights, settings: Settings = SETTINGS, tell: Tell = lambda stage, row: None
-) -> tuple[Fitted, Weights]:
-    start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings), kept, tell)
+) -> tuple[TrainedHead, Weights]:
+    start = train_head(TRAIN, VAL, 2, settings, upper_blocks(weights, settings), kept, tell)
     return fine_tune(start, TRAIN, VAL, 2, weights, settings, kept, tell)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> tuple[Fitted, Weights]:
+def undisturbed(weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainedHead, Weights]:
     return tuned(tmp_path_factory.mktemp("kept") / "run", weights)
 
 
 def test_block5_is_trained_on_and_the_rest_is_not(
-    undisturbed: tuple[Fitted, Weights], weights: Weights
+    undisturbed: tuple[TrainedHead, Weights], weights: Weights
 ) -> None:
     fitted, result = undisturbed
     changed = {name for name, tensor in result.tensors.items() if (tensor != weights.tensors[name]).any()}
@@ -95,7 +95,7 @@ def test_a_small_class_can_be_weighted(tmp_path: Path, weights: Weights) -> None
     losses = []
     for how in ("none", "balanced"):
         settings = replace(SETTINGS, epochs=1, fine_tune_epochs=1, class_weight=how)
-        start = fit(TRAIN, VAL, 2, settings, upper_blocks(weights, settings))
+        start = train_head(TRAIN, VAL, 2, settings, upper_blocks(weights, settings))
         fitted, _ = fine_tune(start, uneven, VAL, 2, weights, settings, tmp_path / how)
         losses.append(fitted.history[0]["loss"])
     assert losses[0] != pytest.approx(losses[1], rel=0.01)
@@ -105,7 +105,7 @@ def test_what_only_makes_it_worse_is_not_kept(
     weights: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     careless = replace(SETTINGS, fine_tune_learning_rate=100.0)
-    start = fit(TRAIN, VAL, 2, careless, upper_blocks(weights, careless))
+    start = train_head(TRAIN, VAL, 2, careless, upper_blocks(weights, careless))
     head = [array.copy() for layer in start.head for array in layer.get_weights()]
     fitted, result = fine_tune(start, TRAIN, VAL, 2, weights, careless)
     assert "no epoch was better on val than the head alone" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_blocks_start_as_the_base(weights: Weights) -> None:
 
 def test_an_epoch_sees_each_photo_once_and_views_take_turns() -> None:
     seen: dict[int, list[int]] = {}
-    batches = Batches(*TRAIN, 2, SETTINGS.fine_tune_batch, turns(10, SETTINGS))
+    batches = Batches(*TRAIN, 2, SETTINGS.fine_tune_batch, view_schedule(10, SETTINGS))
     for epoch in range(2):
         batches.begin(epoch)
         assert sorted(batches.rows % 10) == list(range(10))
@@ -141,7 +141,7 @@ def test_an_epoch_sees_each_photo_once_and_views_take_turns() -> None:
             seen.setdefault(row % 10, []).append(row // 10)
         assert sum(len(batches[step][0]) for step in range(len(batches))) == 10
     assert all(sorted(views) == [0, 1] for views in seen.values())
-    assert (turns(10, SETTINGS)(1) == batches.rows).all()
+    assert (view_schedule(10, SETTINGS)(1) == batches.rows).all()
 
 
 KILLED = """
@@ -187,7 +187,7 @@ def test_killed_it_goes_on_and_ends_the_same(
     point: str,
     left: list[int],
     tmp_path: Path,
-    undisturbed: tuple[Fitted, Weights],
+    undisturbed: tuple[TrainedHead, Weights],
     weights: Weights,
     ran: list[int],
 ) -> None:

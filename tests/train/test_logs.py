@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from runtime.errors import UserError
+from runtime.common.errors import UserError
 from train.logs import Logs
 
 ROW = {"epoch": 1.0, "loss": 0.5, "accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 1.0}

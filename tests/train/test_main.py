@@ -14,26 +14,29 @@ import pytest
 from PIL import Image
 
 import train.__main__ as command
-from train import compress
-from train.command import ended
-from train.dataset import LeftOut, find_photos
-from train.flowers import Unreachable
+from tests.helpers import ROOT
+from train.cli import run_cli
+from train.compress import pipeline as compress
+from train.data.dataset import LeftOut, find_photos
+from train.data.tf_flowers import Unreachable
 from train.run import open_run
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_the_same_seed_gives_the_same_metrics(drawn_run: Path, drawn_photos: Path, tmp_path: Path) -> None:
-    assert command.main([str(drawn_photos), "--out", str(tmp_path / "again"), "--views", "1"]) == 0
+def test_the_same_seed_gives_the_same_metrics(
+    synthetic_run: Path, synthetic_photos: Path, tmp_path: Path
+) -> None:
+    assert command.main([str(synthetic_photos), "--out", str(tmp_path / "again"), "--views", "1"]) == 0
     for name in ("metrics.json", "history.csv", "photos.csv"):
-        assert (tmp_path / "again" / name).read_bytes() == (drawn_run / name).read_bytes(), name
+        assert (tmp_path / "again" / name).read_bytes() == (synthetic_run / name).read_bytes(), name
 
 
 def test_the_article_recipe_uses_the_same_features(
-    drawn_run: Path, drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_run: Path, synthetic_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "article"
-    assert command.main([str(drawn_photos), "--recipe", "article", "--epochs", "3", "--out", str(out)]) == 0
+    assert (
+        command.main([str(synthetic_photos), "--recipe", "article", "--epochs", "3", "--out", str(out)]) == 0
+    )
     printed = capsys.readouterr().out
     assert "features: 40 of 40 photos are in the cache" in printed
     assert printed.endswith(
@@ -47,12 +50,12 @@ def test_the_article_recipe_uses_the_same_features(
 
 
 def test_fine_tuning_makes_a_run_like_any_other(
-    drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "tuned"
     flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "2"]
     flags += ["--logs", str(tmp_path / "logs")]
-    assert command.main([str(drawn_photos), "--limit", "4", "--out", str(out), *flags]) == 0
+    assert command.main([str(synthetic_photos), "--limit", "4", "--out", str(out), *flags]) == 0
     run = open_run(out)
     assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
     model = run.model()
@@ -69,17 +72,17 @@ def test_fine_tuning_makes_a_run_like_any_other(
     assert "recipe pooled, fine-tuned from block5" in report and "Loss of block5 over 2 epochs" in report
     assert f"<b>{run.metrics['test']['top1']:.1%}</b>" in report
     for figures in run.metrics.values():
-        assert 0 <= figures["calibration_error"] <= 1 and 0 <= figures["unknown"] <= 1
+        assert 0 <= figures["ece"] <= 1 and 0 <= figures["unknown"] <= 1
 
 
-def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tmp_path: Path) -> None:
+def test_a_terminal_sees_our_lines_alone(synthetic_run: Path, synthetic_photos: Path, tmp_path: Path) -> None:
     """In a process of its own, where TensorFlow starts anew."""
     done = subprocess.run(
         [
             sys.executable,
             "-m",
             "train",
-            drawn_photos,
+            synthetic_photos,
             "--views",
             "1",
             "--epochs",
@@ -101,9 +104,9 @@ def test_a_terminal_sees_our_lines_alone(drawn_run: Path, drawn_photos: Path, tm
 
 
 def test_photos_left_out_are_told_and_listed(
-    drawn_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = shutil.copytree(drawn_photos, tmp_path / "photos")
+    root = shutil.copytree(synthetic_photos, tmp_path / "photos")
     for number in range(4):
         (root / "daisy" / f"bad{number}.jpg").write_text(f"no picture {number}")
     shutil.copy(root / "roses" / "roses-000.jpg", root / "roses" / "zcopy.jpg")
@@ -123,13 +126,13 @@ def test_photos_left_out_are_told_and_listed(
 
 
 def test_ctrl_c_while_fitting_writes_the_run_and_resume_goes_on(
-    drawn_run: Path,
-    drawn_photos: Path,
+    synthetic_run: Path,
+    synthetic_photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from train.epochs import Watch
+    from train.trainer import Watch
 
     end = Watch.on_epoch_end
 
@@ -140,7 +143,7 @@ def test_ctrl_c_while_fitting_writes_the_run_and_resume_goes_on(
 
     monkeypatch.setattr(Watch, "on_epoch_end", then_stop)
     out = tmp_path / "run"
-    again = [str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "8"]
+    again = [str(synthetic_photos), "--out", str(out), "--views", "1", "--epochs", "8"]
     assert command.main(again) == 130
     told = f"of 8 epochs; the best so far is kept, and --out {out} --resume goes on"
     assert told in capsys.readouterr().out
@@ -157,14 +160,17 @@ def test_ctrl_c_while_fitting_writes_the_run_and_resume_goes_on(
 
 
 def test_ctrl_c_while_measuring_names_resume(
-    drawn_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    synthetic_photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("train.measure.measure", interrupted)
+    monkeypatch.setattr("train.evaluation.calibrate_and_evaluate", interrupted)
     out = tmp_path / "a run"
-    assert command.main([str(drawn_photos), "--out", str(out), "--views", "1", "--epochs", "1"]) == 130
+    assert command.main([str(synthetic_photos), "--out", str(out), "--views", "1", "--epochs", "1"]) == 130
     assert (
         f"stopped: no run is written; with --out '{out}' --resume the same command goes on"
         in capsys.readouterr().err
@@ -173,10 +179,10 @@ def test_ctrl_c_while_measuring_names_resume(
 
 
 def test_compressing_goes_on_with_a_run_that_was_stopped_alone(
-    drawn_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = shutil.copytree(drawn_run, tmp_path / "small")
-    again = [str(drawn_run), "--out", str(out), "--resume", "--reduce", "5000"]
+    out = shutil.copytree(synthetic_run, tmp_path / "small")
+    again = [str(synthetic_run), "--out", str(out), "--resume", "--reduce", "5000"]
     assert compress.main(again) == 2
     assert "exists; --overwrite replaces it" in capsys.readouterr().err
     (tmp_path / ".small.resume").mkdir()
@@ -202,9 +208,12 @@ def test_resume_needs_the_name_of_the_run(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_ctrl_c_while_extracting_keeps_the_features(
-    drawn_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    synthetic_photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from train import features
+    from train.features import extraction as features
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store, stored = features._store, []
@@ -216,7 +225,7 @@ def test_ctrl_c_while_extracting_keeps_the_features(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(features, "_store", then_stop)
-    assert command.main([str(drawn_photos), "--out", str(tmp_path / "run"), "--views", "1"]) == 130
+    assert command.main([str(synthetic_photos), "--out", str(tmp_path / "run"), "--views", "1"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(stored) >= 4
@@ -245,7 +254,7 @@ def test_what_cannot_be_done_is_one_line(
     arguments: list[str],
     says: str,
     tmp_path: Path,
-    drawn_photos: Path,
+    synthetic_photos: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -253,7 +262,7 @@ def test_what_cannot_be_done_is_one_line(
     (tmp_path / "file.jpg").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "taken").mkdir()
-    (tmp_path / "photos").symlink_to(drawn_photos)
+    (tmp_path / "photos").symlink_to(synthetic_photos)
     assert command.main(arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and says in error and error.count("\n") == 1
@@ -268,7 +277,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
             return file.write(b"x")
 
     mended = "; make room there, or mend that, and try again\n"
-    assert ended(lambda: fill(tmp_path / "gone" / "file"), "", str) == 2
+    assert run_cli(lambda: fill(tmp_path / "gone" / "file"), "", str) == 2
     said = capsys.readouterr().err
     assert said == f"error: {tmp_path / 'gone' / 'file'}: no such file or directory{mended}"
     text = "import sys; from train.command import ended; sys.exit(ended(lambda: print(1) or 0, '', str))"

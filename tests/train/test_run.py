@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.picture import PICTURE_VERSION, read_picture
-from train.backbone import read_weights
-from train.dataset import Dataset, Photo, find_photos
-from train.drawn import draw_flowers
-from train.evaluate import figures
-from train.known import refused
+from runtime.preprocess.picture import PICTURE_VERSION, read_picture
+from train.data.dataset import Dataset, Photo, find_photos
+from train.data.synthetic import draw_flowers
+from train.metrics import figures
+from train.network.novelty import unknown_rate
+from train.network.vgg import read_weights
 from train.run import RunError, new_folder, newest_run, open_run, write_record, write_uncompressed
 
 # What write_record takes, of a run that was trained on nothing.
@@ -34,32 +34,32 @@ RECORD: dict[str, Any] = {
 }
 
 
-def test_the_folder_holds_the_whole_record(drawn_run: Path, drawn_photos: Path) -> None:
-    run = open_run(drawn_run)
+def test_the_folder_holds_the_whole_record(synthetic_run: Path, synthetic_photos: Path) -> None:
+    run = open_run(synthetic_run)
     assert run.name == "drawn" and run.recipe == "pooled" and run.synthetic
     assert run.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
-    assert run.dataset == find_photos(drawn_photos)
+    assert run.dataset == find_photos(synthetic_photos)
     assert run.data_sha256 == run.dataset.sha256
     assert run.base_sha256 == read_weights().sha256
     assert run.picture_version == PICTURE_VERSION
     assert run.settings["epochs"] and run.settings["views"] == 1
     assert {"python", "tensorflow", "keras", "numpy", "pillow"} <= run.versions.keys()
-    assert {path.name for path in drawn_run.iterdir()} == {
+    assert {path.name for path in synthetic_run.iterdir()} == {
         *("model.keras", "run.json", "photos.csv", "left_out.csv"),
         *("history.csv", "metrics.json", "curves.png", "confusion.png"),
         *("settings.toml", "near_duplicates.csv", "report.html"),
     }
-    with (drawn_run / "history.csv").open() as file:
+    with (synthetic_run / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == run.settings["epochs"]
     for picture in ("curves.png", "confusion.png"):
-        with Image.open(drawn_run / picture) as image:
+        with Image.open(synthetic_run / picture) as image:
             assert np.asarray(image).std() > 5
 
 
-def test_the_saved_model_gives_the_recorded_metrics(drawn_run: Path) -> None:
+def test_the_saved_model_gives_the_recorded_metrics(synthetic_run: Path) -> None:
     """From the pictures themselves, not from the features that the head was trained on."""
-    run = open_run(drawn_run)
-    recorded = json.loads((drawn_run / "metrics.json").read_text())["test"]
+    run = open_run(synthetic_run)
+    recorded = json.loads((synthetic_run / "metrics.json").read_text())["test"]
     photos = run.dataset.split("test")
     pixels = np.stack([read_picture(run.dataset.root / photo.path) for photo in photos])
     probabilities, known = run.model().predict_on_batch(pixels)
@@ -68,16 +68,16 @@ def test_the_saved_model_gives_the_recorded_metrics(drawn_run: Path) -> None:
     found = figures(probabilities, labels, run.classes)
     assert found["confusion"] == recorded["confusion"]
     assert found["loss"] == pytest.approx(recorded["loss"], rel=0.01)
-    shared = ("n", "top1", "loss", "calibration_error")
+    shared = ("n", "top1", "loss", "ece")
     assert {key: run.metrics["test"][key] for key in shared} == {key: recorded[key] for key in shared}
-    assert run.metrics["test"]["unknown"] == refused(known[:, 0], run.thresholds)
+    assert run.metrics["test"]["unknown"] == unknown_rate(known[:, 0], run.thresholds)
     assert found["top1"] >= 0.6, "drawn flowers can be learned"
 
 
-def test_the_newest_run_is_the_one_created_last(drawn_run: Path, tmp_path: Path) -> None:
+def test_the_newest_run_is_the_one_created_last(synthetic_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run under"):
         newest_run(tmp_path)
-    record = json.loads((drawn_run / "run.json").read_text())
+    record = json.loads((synthetic_run / "run.json").read_text())
     for name, created in (
         ("a", "2026-01-02T00:00:00+00:00"),
         ("b", "2026-01-01T00:00:00+00:00"),
@@ -90,15 +90,15 @@ def test_the_newest_run_is_the_one_created_last(drawn_run: Path, tmp_path: Path)
     assert newest_run(tmp_path) == tmp_path / "a"
 
 
-def test_folders_that_are_no_run(drawn_run: Path, tmp_path: Path) -> None:
+def test_folders_that_are_no_run(synthetic_run: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no such folder"):
         open_run(tmp_path / "nowhere")
-    copy = shutil.copytree(drawn_run, tmp_path / "copy")
+    copy = shutil.copytree(synthetic_run, tmp_path / "copy")
     (copy / "run.json").write_text('{"name": "x"}')
     with pytest.raises(RunError, match="its record cannot be read"):
         open_run(copy)
-    shutil.copy(drawn_run / "run.json", copy)
-    (copy / "model.keras").write_bytes((drawn_run / "model.keras").read_bytes()[:1000])
+    shutil.copy(synthetic_run / "run.json", copy)
+    (copy / "model.keras").write_bytes((synthetic_run / "model.keras").read_bytes()[:1000])
     with pytest.raises(RunError, match=r"model.keras cannot be read"):
         open_run(copy).model()
     (copy / "photos.csv").unlink()

@@ -1,0 +1,217 @@
+"""Who made a model: its signature, checked before a byte of the model reaches an engine.
+
+`model.sig` is what the OpenSSF's model-signing library writes for a plain key: a Sigstore bundle with a DSSE
+envelope around an in-toto statement that gives every file's sha256. Reading it takes `cryptography` alone.
+
+https://github.com/sigstore/model-transparency, model_signing/_signing/signing.py: the statement
+https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md: what exactly is signed
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.common.errors import ModelError
+from runtime.model_file.model import INDEX_NAME, MAX_JSON_BYTES, MAX_MODEL_BYTES, parse_json, read_bytes
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+
+SIGNATURE_NAME = "model.sig"
+MAX_KEY_BYTES = 2**14
+
+_BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
+_PAYLOAD = "application/vnd.in-toto+json"
+_STATEMENT = "https://in-toto.io/Statement/v1"
+_PREDICATE = "https://model_signing/signature/v1.0"
+HASH_BY_CURVE = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+
+
+@dataclass(frozen=True)
+class PublicKey:
+    """The key that signatures have to be made with."""
+
+    path: Path
+    ec: "EllipticCurvePublicKey"
+
+    @property
+    def sha256(self) -> str:
+        """Of its PEM text, as openssl writes it: what a signature names its key by."""
+        from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+        text = self.ec.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(text).hexdigest()
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A signature that holds."""
+
+    path: Path
+    key: str  # the sha256 of the PublicKey
+    files: Mapping[str, str]  # sha256 by name; of a file that was signed by itself, the name is "."
+
+    def check(self, path: Path, sha256: str) -> None:
+        """Raises ModelError unless such a file was signed, and by that name if it is among the signed."""
+        signed = [self.files[path.name]] if path.name in self.files else self.files.values()
+        if sha256 not in signed:
+            raise ModelError(
+                f"{path}: its sha256 ({sha256[:12]}…) is not signed in {self.path}: copy the model again"
+            )
+
+
+def read_signature(model: Path, key: str | Path) -> Signature:
+    """The signature of a model's folder, or of one file: FILE.sig, else the model.sig beside it.
+
+    `key` is a file with the public key, PEM. Raises ModelError: no signature, not by this key, damaged, or
+    the key cannot be read. The files themselves are not looked at.
+    """
+    public = read_key(key)
+    path = model / SIGNATURE_NAME if model.is_dir() else model.with_name(f"{model.name}.sig")
+    if not model.is_dir() and not path.exists():
+        path = model.with_name(SIGNATURE_NAME)
+    if not path.exists():
+        raise ModelError(
+            f"{model}: is not signed, without a {SIGNATURE_NAME}, and only what the key of {public.path} "
+            "signed may run: python -m export.sign signs it"
+        )
+    bundle = read_bytes(path, MAX_JSON_BYTES)
+    try:
+        return Signature(path, public.sha256, signed_files(bundle, public))
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def read_key(path: str | Path) -> PublicKey:
+    """An elliptic-curve public key, P-256, P-384 or P-521, from its PEM file. Raises ModelError."""
+    path = Path(path)
+    try:
+        from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_public_key
+    except ImportError:
+        raise ModelError(
+            f"{path}: checking signatures needs cryptography: pip install 'vgg-edge[verify]'"
+        ) from None
+    pem = read_bytes(path, MAX_KEY_BYTES)
+    if b"PRIVATE KEY-----" in pem:
+        raise ModelError(
+            f"{path}: is a private key, which stays with the signer: "
+            f"openssl pkey -in {path} -pubout -out {path.stem}.pub makes the public one"
+        )
+    try:
+        public = load_pem_public_key(pem)
+    except Exception:  # of damaged keys it raises more than it documents
+        raise ModelError(f"{path}: is not a public key in PEM form") from None
+    if not isinstance(public, EllipticCurvePublicKey) or public.curve.name not in HASH_BY_CURVE:
+        raise ModelError(f"{path}: is not an elliptic-curve key on P-256, P-384 or P-521")
+    return PublicKey(path, public)
+
+
+def verify_beside(signature: Signature) -> Mapping[str, str]:
+    """By name, what lies beside a signature: "holds", "not here" or "not signed". Raises ModelError.
+
+    Only in a folder with an index are files that were not signed told: a lone file may lie anywhere.
+    """
+    folder = signature.path.parent
+    found = {}
+    for name in sorted(signature.files):
+        path = folder / name if name != "." else signature.path.with_suffix("")
+        found[name] = "holds" if path.is_file() else "not here"
+        if path.is_file():
+            signature.check(path, hashlib.sha256(read_bytes(path, MAX_MODEL_BYTES)).hexdigest())
+    if (folder / INDEX_NAME).is_file():
+        others = {path.name for path in folder.iterdir()} - {*found, signature.path.name}
+        found |= dict.fromkeys(sorted(others), "not signed")
+    return found
+
+
+def signed_files(bundle: bytes, key: PublicKey) -> Mapping[str, str]:
+    """The sha256 of each signed file, by name, from a bundle whose signature holds. Raises ModelError.
+
+    Nothing may stand in the bundle but what the signer writes, so that no byte of it can change unnoticed.
+    """
+    fields = _object(parse_json(bundle), "mediaType", "verificationMaterial", "dsseEnvelope")
+    _equal(fields["mediaType"], _BUNDLE)
+    material = _object(fields["verificationMaterial"], "publicKey", "tlogEntries")
+    _equal(material["tlogEntries"], [])
+    signer = _object(material["publicKey"], "hint")["hint"]
+    envelope = _object(fields["dsseEnvelope"], "payload", "payloadType", "signatures")
+    _equal(envelope["payloadType"], _PAYLOAD)
+    if not isinstance(envelope["signatures"], list) or len(envelope["signatures"]) != 1:
+        raise ModelError(_DAMAGED)
+    entry = _object(envelope["signatures"][0], "sig", "keyid")
+    _equal(entry["keyid"], "")
+    payload, signature = _bytes(envelope["payload"]), _bytes(entry["sig"])
+    if signer != key.sha256:
+        by = (
+            f"{signer[:12]}…"
+            if isinstance(signer, str) and re.fullmatch("[0-9a-f]{64}", signer)
+            else "another"
+        )
+        raise ModelError(f"is not by the key of {key.path} ({key.sha256[:12]}…) but by {by}")
+    if not _holds(payload, signature, key):
+        raise ModelError(f"the signature does not hold: it is damaged, or forged for the key of {key.path}")
+    return dict(_resources(parse_json(payload)))
+
+
+_DAMAGED = "is damaged, or not a signature by `python -m export` or `model_signing sign key`"
+
+
+def _holds(payload: bytes, signature: bytes, key: PublicKey) -> bool:
+    from cryptography.exceptions import InvalidSignature
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+
+    signed = b"DSSEv1 %d %s %d %s" % (len(_PAYLOAD), _PAYLOAD.encode(), len(payload), payload)
+    try:
+        key.ec.verify(signature, signed, ECDSA(getattr(hashes, HASH_BY_CURVE[key.ec.curve.name])()))
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _resources(statement: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and digests. The key's owner wrote this, but perhaps about something else than a model."""
+    try:
+        _equal(statement["_type"], _STATEMENT)
+        _equal(statement["predicateType"], _PREDICATE)
+        predicate = statement["predicate"]
+        how = predicate["serialization"]
+        if (how["method"], how["hash_type"]) != ("files", "sha256"):
+            raise ModelError(
+                "gives other digests than each file's sha256: sign it with python -m export.sign"
+            )
+        for resource in predicate["resources"]:
+            _equal(resource["algorithm"], "sha256")
+            if not isinstance(resource["name"], str) or not re.fullmatch("[0-9a-f]{64}", resource["digest"]):
+                raise ModelError(_DAMAGED)
+            yield resource["name"], resource["digest"]
+    except (KeyError, TypeError, AttributeError):
+        raise ModelError("the signature holds, but it is not one of a model") from None
+
+
+def _object(value: Any, *names: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or set(value) != set(names):
+        raise ModelError(_DAMAGED)
+    return value
+
+
+def _equal(value: Any, expected: Any) -> None:
+    if value != expected:
+        raise ModelError(_DAMAGED)
+
+
+def _bytes(value: Any) -> bytes:
+    """Base64 in the one form that an encoder gives: the last character's unused bits are zero."""
+    try:
+        data = base64.b64decode(value, validate=True)
+    except (TypeError, ValueError, binascii.Error):
+        raise ModelError(_DAMAGED) from None
+    if base64.b64encode(data).decode() != value:
+        raise ModelError(_DAMAGED)
+    return data

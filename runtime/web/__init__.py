@@ -1,1 +1,0 @@
-"""What `python -m runtime.serve` is made of; needs the extra `web`."""

@@ -1,0 +1,60 @@
+"""What is said of a machine, by what Linux says on some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from runtime.common import cpu_info as machine
+
+X86 = """processor\t: 0
+vendor_id\t: AuthenticAMD
+model name\t: AMD EPYC
+flags\t\t: fpu avx2 hypervisor avx512f avx512_vnni
+
+processor\t: 1
+model name\t: never looked at
+"""
+PI_5 = """processor\t: 0
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp
+CPU implementer\t: 0x41
+CPU part\t: 0xd0b
+"""
+PI_2_32_BIT = """processor\t: 0
+model name\t: ARMv7 Processor rev 5 (v7l)
+Features\t: half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm
+CPU implementer\t: 0x41
+CPU part\t: 0xc07
+"""
+UNNAMED = "Features : fp asimd asimddp i8mm\nCPU implementer : 0x41\nCPU part : 0xd4f\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "cpu"),
+    [
+        (X86, "AMD EPYC, avx2 avx512f avx512_vnni"),
+        (PI_5, "Cortex-A76, asimddp"),
+        (PI_2_32_BIT, "Cortex-A7"),
+        (UNNAMED, "Arm part 0xd4f of implementer 0x41, asimddp i8mm"),
+    ],
+    ids=["x86", "pi-5", "pi-2", "unnamed"],
+)
+def test_cpu(said: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.cpu()  # on systems without one
+    (tmp_path / "cpuinfo").write_text(said)
+    assert machine.cpu() == cpu
+
+
+def test_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "BOARD", (tmp_path / "model", tmp_path / "product_name"))
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert machine.board() == ""
+    (tmp_path / "cpuinfo").write_text(X86)
+    assert machine.board() == "virtual machine"
+    (tmp_path / "product_name").write_text("ThinkPad X1\n")
+    assert machine.board() == "ThinkPad X1"
+    (tmp_path / "model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
+    assert machine.board() == "Raspberry Pi 5 Model B Rev 1.0"

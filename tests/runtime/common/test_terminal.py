@@ -1,0 +1,61 @@
+"""What the commands write on terminals of any width."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from runtime.common.terminal import cut, width
+from tests.helpers import ROOT
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "kept"),
+    [
+        ("tulips", 6, "tulips"),
+        ("tulips", 5, "tulip"),
+        ("红红红", 5, "红红"),
+        ("e\u0301e\u0301", 1, "e\u0301"),
+        ("\x1b[1mtulips\x1b[0m 41%", 4, "\x1b[1mtuli\x1b[0m"),  # never left bold
+        ("tulips", 0, ""),
+    ],
+)
+def test_cut_counts_what_is_seen(text: str, columns: int, kept: str) -> None:
+    assert cut(text, columns) == kept
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
+@pytest.mark.parametrize(("told", "columns"), [(20, 20), (80, 80), (0, 80)])  # 0: a serial console
+def test_one_line_is_redrawn_and_fits(told: int, columns: int, colours: Path, clips: dict[str, Path]) -> None:
+    import fcntl
+    import pty
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, told, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "runtime.classify", "--camera", clips["h264"], "--model", colours],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    with suppress(OSError):
+        while data := os.read(ours, 4096):
+            said += data
+    os.close(ours)
+    assert process.wait() == 0
+    header, drawn, end = re.sub(r"\x1b\[[0-9;]*[mK]", "", said.decode()).split("\r\n")
+    lines = drawn.split("\r")[1:]
+    assert "64 x 48" in header and end == "" and len(lines) >= 3
+    assert all(width(line) < columns for line in lines)
+    assert lines[0].startswith("红 ") and lines[-1].startswith("blau ")
+    assert ("ms old" in lines[-1]) == (columns == 80)

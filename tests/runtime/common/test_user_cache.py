@@ -1,0 +1,24 @@
+"""Each system's own place for caches."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.common.user_cache import cache_home
+
+
+@pytest.mark.parametrize(
+    ("system", "place"),
+    [("linux", ".cache"), ("darwin", "Library/Caches"), ("win32", "AppData/Local")],
+)
+def test_cache_home(system: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("LOCALAPPDATA", raising=False)
+    assert cache_home() == tmp_path / place / "vgg-edge"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    assert cache_home() == Path("/elsewhere/vgg-edge")

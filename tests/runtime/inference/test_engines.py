@@ -1,0 +1,308 @@
+"""The same file's answers in every engine, and what is said when there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from runtime import Classifier
+from runtime.common.errors import EngineError, ModelError
+from runtime.inference import engines
+from runtime.inference.engines import (
+    ENGINES,
+    FORMATS_OF,
+    MODULES,
+    choose_engine,
+    engine_version,
+    how_to_install,
+    load_session,
+    require_engine,
+)
+from runtime.model_file.model import CONTRACT_NAME, open_model
+from tests.runtime.conftest import LABELS, SIDE
+
+
+# tflite-runtime cannot read a signature where TensorFlow is loaded, as other tests do in this process.
+def in_process(engine: str, path: Path, changes: dict[str, object], *colours: tuple[int, int, int]) -> Any:
+    """Loads the file, its contract changed, in a process of its own: the outputs for plain pictures."""
+    code = """
+import json, sys
+from dataclasses import replace
+import numpy as np
+from runtime.engines import load
+from runtime.errors import UserError
+from runtime.model import open_model
+
+engine, path, changes, colours = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
+model = open_model(path)
+try:
+    run = load(replace(model, contract=replace(model.contract, **changes)), engine, threads=1)
+except UserError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+height, width = model.contract.input_size
+answers = [run(np.full((1, height, width, 3), colour, np.uint8)) for colour in colours]
+dtypes = {str(output.dtype) for answer in answers for output in answer.values()}
+outputs = [{name: output.tolist() for name, output in answer.items()} for answer in answers]
+print(json.dumps({"engine": run.engine, "dtypes": sorted(dtypes), "outputs": outputs}))
+"""
+    command = [sys.executable, "-c", code, engine, str(path), json.dumps(changes), json.dumps(colours)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else done.stderr.splitlines()[-1]
+
+
+def file_for(engine: str, folder: Path) -> Path:
+    return folder / f"colours_float32.{FORMATS_OF[engine]}"
+
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_outputs_by_name(engine: str, colours: Path) -> None:
+    said = in_process(engine, file_for(engine, colours), {}, RED, GREEN, BLUE)
+    assert said["engine"].startswith(f"{engine} ") and said["dtypes"] == ["float32"]
+    for outputs, label in zip(said["outputs"], ("红", "grün", "blau"), strict=True):
+        assert list(outputs) == ["probabilities"]
+        (probabilities,) = outputs["probabilities"]
+        assert len(probabilities) == 3 and sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert probabilities[LABELS.index(label)] > 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_known_is_there_when_the_file_has_it(engine: str, knowing: Path) -> None:
+    white, black, red = in_process(engine, file_for(engine, knowing), {}, WHITE, BLACK, RED)["outputs"]
+    assert white["known"][0][0] > 0.9 and black["known"][0][0] < 0.1
+    assert red["probabilities"][0][LABELS.index("红")] > 0.99
+
+
+@pytest.mark.parametrize("engine", ["litert", "tflite"])
+def test_without_a_signature_tensor_names_do(engine: str, knowing: Path, tmp_path: Path) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+    from flatbuffers import Builder
+
+    model = open_model(file_for(engine, knowing))
+    fields = schema.ModelT.InitFromPackedBuf(model.data)
+    fields.signatureDefs = []
+    builder = Builder()
+    builder.Finish(fields.Pack(builder), b"TFL3")
+    path = tmp_path / "nameless.tflite"
+    path.write_bytes(builder.Output())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(CONTRACT_NAME, model.contract.to_json())
+    (red,) = in_process(engine, path, {}, RED)["outputs"]
+    assert red.keys() == {"probabilities", "known"}
+    assert red["probabilities"][0][LABELS.index("红")] > 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_file_that_is_not_as_its_contract_says_is_refused(
+    engine: str, colours: Path, knowing: Path
+) -> None:
+    for path, changes, reason in (
+        (
+            colours,
+            {"labels": ["a", "b"]},
+            "3] as probabilities, its contract says float32 [1, 2]",
+        ),
+        (colours, {"input_size": [224, 224]}, "its contract says uint8 [1, 224, 224, 3]"),
+        (knowing, {"thresholds": {}}, "its contract gives no threshold"),
+    ):
+        said = in_process(engine, file_for(engine, path), changes)
+        assert said.startswith("ModelError") and reason in said
+
+
+def constant(dtype: int, sides: list[int], said: list[int] | None = None, name: str = "probabilities") -> Any:
+    """An ONNX output that is all ones, or says that it has other sides."""
+    ones = helper.make_tensor("ones", dtype, sides, [1] * math.prod(sides))
+    node = helper.make_node("Constant", [], [name], value=ones)
+    return node, helper.make_tensor_value_info(name, dtype, sides if said is None else said)
+
+
+def onnx_of(
+    *outputs: tuple[onnx.NodeProto, onnx.ValueInfoProto], nodes: Sequence[onnx.NodeProto] = ()
+) -> bytes:
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, [1, SIDE, SIDE, 3])
+    infos = [info for _, info in outputs]
+    graph = helper.make_graph([*nodes, *(node for node, _ in outputs)], "graph", [image], infos)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(made.SerializeToString())
+
+
+FLOAT = TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reason"),
+    [
+        ([constant(FLOAT, [])], "gives float32 [] as probabilities"),
+        ([constant(FLOAT, [1, 1, 1, 3])], "gives float32 [1, 1, 1, 3] as probabilities"),
+        ([constant(FLOAT, [2, 3])], "gives float32 [2, 3] as probabilities"),
+        ([constant(TensorProto.INT64, [1, 3])], "gives int64 [1, 3] as probabilities"),
+        ([constant(TensorProto.FLOAT16, [1, 3])], "gives float16 [1, 3] as probabilities"),
+        ([constant(FLOAT, [1, 3], name="other")], "gives nothing as probabilities"),
+        ([constant(FLOAT, [1, 3]), constant(FLOAT, [1, 2], name="known")], "gives float32 [1, 2] as known"),
+    ],
+)
+def test_outputs_that_are_not_the_contracts_are_refused(
+    outputs: list[Any], reason: str, knowing: Path
+) -> None:
+    model = replace(open_model(knowing, ["onnx"]), data=onnx_of(*outputs))
+    with pytest.raises(ModelError, match=re.escape(reason)) as caught:
+        load_session(model, "onnx")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_a_picture_shows_is_told_in_one_line(
+    knowing: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Six numbers in as many rows as the picture is bright, where the file says three a row."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.INT64),
+        helper.make_node("ReduceMax", ["numbers"], ["rows"], axes=[1, 2, 3], keepdims=0),
+        constant(TensorProto.INT64, [1], name="minus")[0],
+        helper.make_node("Neg", ["minus"], ["rest"]),
+        helper.make_node("Concat", ["rows", "rest"], ["shape"], axis=0),
+        constant(FLOAT, [6], name="six")[0],
+    ]
+    info = helper.make_tensor_value_info("probabilities", FLOAT, [-1, 3])
+    output = helper.make_node("Reshape", ["six", "shape"], ["probabilities"]), info
+    run = load_session(replace(open_model(knowing, ["onnx"]), data=onnx_of(output, nodes=nodes)), "onnx")
+    for bright, reason in (
+        (2, r"gives probabilities of shape \[2, 3\], where the file says \[-1, 3\]"),
+        (1, r"gives probabilities of shape \[1, 6\]"),
+        (7, "cannot run this model: .*Reshape"),
+    ):
+        with pytest.raises(EngineError, match=rf"^onnx [\d.]+ {reason}") as caught:
+            run(np.full((1, SIDE, SIDE, 3), bright, np.uint8))
+        assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("data", [b"", b"TFL3", b"\x18\0\0\0TFL3" + bytes(200), bytes(1000)])
+def test_bytes_that_are_no_model_are_refused_in_one_line(engine: str, data: bytes, colours: Path) -> None:
+    model = replace(open_model(colours, [FORMATS_OF[engine]]), data=data)
+    with pytest.raises(EngineError, match="cannot load it") as caught:
+        load_session(model, engine)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_engine_for_another_format_is_refused(colours: Path) -> None:
+    with pytest.raises(EngineError, match="onnx runs onnx files, not tflite"):
+        load_session(open_model(colours, ["tflite"]), "onnx")
+
+
+def test_auto_takes_the_first_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_engine("tflite") == "litert"
+    assert choose_engine("onnx") == "onnx"
+    monkeypatch.setattr(engines, "installed", lambda engine: engine != "litert")
+    assert choose_engine("tflite") == "tflite"
+    monkeypatch.setattr(engines, "installed", lambda engine: False)
+    with pytest.raises(EngineError, match=r"no engine for onnx files .* pip install 'vgg-edge\[onnx\]'"):
+        choose_engine("onnx")
+    with pytest.raises(EngineError, match=r"litert \(ai_edge_litert\) is not installed: pip install"):
+        require_engine("litert")
+
+
+def test_without_litert_the_rule_is_onnx_before_tflite(
+    colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """tflite-runtime's int8 was measured at several times ONNX Runtime's on x86."""
+    hidden = {MODULES["litert"]}
+    monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
+    classifier = Classifier(colours)
+    assert classifier.run.engine.startswith("onnx ") and classifier.model.format == "onnx"
+    assert classifier.why.startswith("auto: onnx, by rule: the first installed of litert, onnx")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_version_is_known_without_the_import(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import sys; from runtime.engines import version; print(version(sys.argv[1]), *sys.modules)"
+    run = [sys.executable, "-c", code, engine]
+    said, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
+    assert said == metadata.version(MODULES[engine]) and MODULES[engine] not in modules
+    package = tmp_path / MODULES[engine]
+    package.mkdir()
+    (package / "__init__.py").write_text("from ._version import __version__\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, MODULES[engine], raising=False)
+    assert engine_version(engine) == str((package / "__init__.py").stat().st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "python", "bits", "asked", "answer"),
+    [
+        ("x86_64", "linux", (3, 11), 64, ("tflite", None), "pip install 'vgg-edge[litert]'"),
+        ("x86_64", "linux", (3, 11), 64, ("tflite", "tflite"), "pip install 'vgg-edge[tflite]'"),
+        (
+            "x86_64",
+            "linux",
+            (3, 13),
+            64,
+            ("tflite", "tflite"),
+            "Python up to 3.11 alone: pip install 'vgg-edge[li",
+        ),
+        (
+            "arm64",
+            "darwin",
+            (3, 11),
+            64,
+            ("tflite", "tflite"),
+            "Python up to 3.11 alone: pip install 'vgg-edge[li",
+        ),
+        ("AMD64", "win32", (3, 12), 64, ("onnx", None), "pip install 'vgg-edge[onnx]'"),
+        ("aarch64", "linux", (3, 13), 64, ("tflite", None), "pip install 'vgg-edge[litert]'"),
+        ("armv7l", "linux", (3, 11), 32, ("tflite", None), "pip install 'vgg-edge[tflite]'"),
+        ("armv7l", "linux", (3, 13), 32, ("tflite", None), "use a 64-bit Raspberry Pi OS"),
+        ("armv7l", "linux", (3, 11), 32, ("onnx", None), "use a 64-bit Raspberry Pi OS"),
+        # A 32-bit system on a 64-bit kernel, as Raspberry Pi OS had it for years.
+        ("aarch64", "linux", (3, 11), 32, ("tflite", None), "pip install 'vgg-edge[tflite]'"),
+    ],
+)
+def test_what_to_install_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    system: str,
+    python: tuple[int, int],
+    bits: int,
+    asked: tuple[str, str | None],
+    answer: str,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(sys, "version_info", python)
+    monkeypatch.setattr(sys, "maxsize", 2 ** (bits - 1) - 1)
+    said = how_to_install(*asked)
+    monkeypatch.undo()
+    assert answer in said
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_one_engine_alone_is_imported(engine: str, colours: Path) -> None:
+    """And nothing that trains or exports, at any depth."""
+    code = (
+        "import sys; from runtime import Classifier; Classifier(sys.argv[1], engine=sys.argv[2]); "
+        "print(*{name.split('.')[0] for name in list(sys.modules)})"
+    )
+    run = [sys.executable, "-c", code, str(colours), engine]
+    modules = set(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split())
+    assert modules & {*MODULES.values(), "tensorflow", "keras", "tf2onnx", "onnx", "train", "export"} == {
+        MODULES[engine]
+    }

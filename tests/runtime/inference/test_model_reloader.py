@@ -1,0 +1,125 @@
+"""A model exchanged under a running classifier."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from runtime.common.errors import ModelError
+from runtime.inference import model_reloader as live
+from runtime.inference.model_reloader import ReloadingClassifier
+from tests.helpers import wait_for
+
+NAMES = ("blue", "green", "red")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
+
+
+def test_a_new_model_is_taken_up(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, say=said.append)
+    first = classifier.now()
+    assert first(photos / "red.jpg").label == "红"
+    folder.rename(tmp_path / "colours.old")  # as an export exchanges them
+    make_folder(tmp_path / "colours", labels=NAMES)
+    wait_for(lambda: classifier.now() is not first)
+    assert classifier.now()(photos / "red.jpg").label == "red"
+    wait_for(lambda: bool(said))
+    assert said == [classifier.news] and said[0].startswith(f"model replaced: {folder}")
+
+
+def test_a_damaged_one_is_refused_and_then_mended(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, say=said.append, engine="onnx")
+    first = classifier.now()
+    file = first.model.path
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+    wait_for(lambda: classifier.now() is first and bool(said))
+    assert said[0].startswith("new model refused, the old one goes on: ") and "copy it again" in said[0]
+    for _ in range(20):  # nor is it tried again and again
+        time.sleep(0.02)
+        assert classifier.now() is first
+    assert len(said) == 1 and first(photos / "red.jpg").label == "红"
+    shutil.rmtree(folder)
+    make_folder(folder, labels=NAMES)
+    wait_for(lambda: classifier.now()(photos / "red.jpg").label == "red")
+
+
+def test_a_lone_file_that_grows_is_left_alone_until_it_is_whole(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    def file_of(name: str, **changes: object) -> bytes:
+        return (make_folder(tmp_path / name, **changes) / "colours_float32.tflite").read_bytes()
+
+    path, said = tmp_path / "model.tflite", list[str]()
+    path.write_bytes(file_of("one"))
+    classifier = ReloadingClassifier(path, say=said.append)
+    first, new = classifier.now(), file_of("two", labels=NAMES)
+    with path.open("wb") as out:
+        for at in range(0, len(new), len(new) // 20):
+            out.write(new[at : at + len(new) // 20])
+            out.flush()
+            time.sleep(0.001)
+    wait_for(lambda: classifier.now() is not first)
+    wait_for(lambda: bool(said))
+    assert classifier.now()(photos / "red.jpg").label == "red" and len(said) == 1
+
+
+def swap(new: Path, folder: Path) -> None:
+    """As an export exchanges them, at no moment without a model."""
+    folder.rename(folder.with_name(f"{folder.name}.old"))
+    new.rename(folder)
+
+
+def test_it_is_taken_up_and_told_though_nobody_asks(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path
+) -> None:
+    """Photos of a watched folder may be hours apart: the first one is the new model's."""
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, say=said.append)
+    swap(make_folder(tmp_path / "new", labels=NAMES), folder)
+    wait_for(lambda: bool(said))
+    assert classifier.now()(photos / "red.jpg").label == "red"
+
+
+def test_whatever_is_wrong_with_it_is_told_once(
+    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, said = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, say=said.append)
+    first = classifier.now()
+
+    def odd(*_: object, **__: object) -> None:
+        raise IndexError("no such output")
+
+    new = make_folder(tmp_path / "new", labels=NAMES)
+    monkeypatch.setattr(live, "Classifier", odd)
+    swap(new, folder)
+    wait_for(lambda: bool(said))
+    time.sleep(0.1)
+    assert said == ["new model refused, the old one goes on: IndexError: no such output"]
+    assert classifier.now() is first
+
+
+def test_the_thread_ends_with_it(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+    before = threading.enumerate()
+    classifier = ReloadingClassifier(make_folder(tmp_path / "colours"))
+    (thread,) = [new for new in threading.enumerate() if new.name == "model" and new not in before]
+    del classifier
+    wait_for(lambda: not thread.is_alive())
+
+
+def test_the_first_model_has_no_one_to_stand_in(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        ReloadingClassifier(tmp_path / "none")

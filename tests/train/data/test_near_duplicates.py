@@ -1,0 +1,255 @@
+"""Planted copies are found, nothing else is, and the second time it costs nothing."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from runtime.common.errors import UserError
+from train.data import near_duplicates as module
+from train.data.dataset import find_photos
+from train.data.near_duplicates import check_near_duplicates, near_duplicates, write_pairs
+
+COUNT = 8  # pictures a class; every one has a copy planted in test/
+
+
+@pytest.fixture(scope="module")
+def originals() -> list[Image.Image]:
+    """Blots of every size and noise: no two have anything in common."""
+    chance = np.random.default_rng(0)
+    pictures = []
+    for _ in range(2 * COUNT):
+        blots = np.zeros((240, 320, 3))
+        for cells in (4, 9, 20):
+            grid = Image.fromarray(chance.integers(0, 256, (cells, cells, 3), np.uint8))
+            blots += np.asarray(grid.resize((320, 240), Image.Resampling.BICUBIC), float) / 3
+        noise = chance.normal(0, 6, blots.shape)
+        pictures.append(Image.fromarray((blots + noise).clip(0, 255).astype(np.uint8)))
+    return pictures
+
+
+def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    width, height = image.size
+    return image.crop((int(left * width), int(top * height), int(right * width), int(bottom * height)))
+
+
+CHANGES = {
+    "encoded again": lambda image: image,
+    "half the size": lambda image: image.resize((160, 120)),
+    "mirrored": ImageOps.mirror,
+    "other light": lambda image: ImageEnhance.Brightness(image).enhance(1.2),
+    "5 % cut, centre": lambda image: cropped(image, 0.025, 0.025, 0.975, 0.975),
+    "20 % cut, centre": lambda image: cropped(image, 0.1, 0.1, 0.9, 0.9),
+    "20 % cut from every side": lambda image: cropped(image, 0.2, 0.2, 0.8, 0.8),
+    "15 % cut, off-centre": lambda image: cropped(image, 0.03, 0.12, 0.88, 0.97),
+    "17 % and 7 % cut": lambda image: cropped(image, 0.13, 0.05, 0.96, 0.98),
+    "below cut": lambda image: cropped(image, 0, 0, 1, 0.85),
+    "mirrored and cropped": lambda image: cropped(ImageOps.mirror(image), 0.06, 0, 0.92, 0.88),
+}  # fmt: skip
+
+
+def plant(originals: list[Image.Image], root: Path, change: str, **how: int) -> Path:
+    """train/ holds the originals in two classes, test/ a changed copy of each."""
+    for number, image in enumerate(originals):
+        for split, picture in (("train", image), ("test", CHANGES[change](image))):
+            folder = root / split / "ab"[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            suffix, quality = ("jpg", 95) if split == "train" else ("webp" if number % 3 else "jpg", 40)
+            picture.save(folder / f"{number}.{suffix}", quality=quality)
+    return root
+
+
+@pytest.fixture(scope="module")
+def planted(originals: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return plant(originals, tmp_path_factory.mktemp("planted"), "15 % cut, off-centre")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_planted_copies_are_found_and_nothing_else(
+    change: str, originals: list[Image.Image], planted: Path, tmp_path: Path
+) -> None:
+    root = plant(originals, tmp_path / "photos", change)
+    # One cache for all, so that the originals are hashed once.
+    pairs = near_duplicates(find_photos(root, val_share=0), planted.with_name("cache"))
+    found = {(pair.photo.path, pair.other.path) for pair in pairs}
+    numbers = [(Path(one).stem, Path(two).stem) for one, two in found]
+    assert all(one == two for one, two in numbers)
+    assert len(found) >= 0.9 * len(originals)
+    assert all((pair.photo.split, pair.other.split) == ("train", "test") for pair in pairs)
+
+
+def test_drawn_flowers_raise_no_alarm(synthetic_photos: Path, tmp_path: Path) -> None:
+    dataset = find_photos(synthetic_photos)
+    apart = tuple(
+        replace(photo, label=str(at)) for at, photo in enumerate(dataset.photos)
+    )  # all are compared
+    assert near_duplicates(replace(dataset, photos=apart), tmp_path) == []
+
+
+def test_either_way_round_gives_the_same(planted: Path, tmp_path: Path) -> None:
+    swapped = tmp_path / "swapped"
+    shutil.copytree(planted / "train", swapped / "test")
+    shutil.copytree(planted / "test", swapped / "train")
+    one = near_duplicates(find_photos(planted, val_share=0), tmp_path / "one")
+    two = near_duplicates(find_photos(swapped, val_share=0), tmp_path / "two")
+    assert one and {(pair.photo.sha256, pair.other.sha256, pair.distance) for pair in one} == {
+        (pair.other.sha256, pair.photo.sha256, pair.distance) for pair in two
+    }
+
+
+def test_only_other_splits_or_classes_count(planted: Path, tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    shutil.copytree(planted / "train", root)
+    image = Image.open(root / "a" / "0.jpg")
+    image.save(root / "a" / "again.jpg", quality=50)
+    image.save(root / "b" / "wrong.jpg", quality=60)
+    dataset = find_photos(root, val_share=0, test_share=0)
+    found = [(pair.photo.path, pair.other.path) for pair in near_duplicates(dataset, tmp_path / "cache")]
+    assert found == [("a/0.jpg", "b/wrong.jpg"), ("a/again.jpg", "b/wrong.jpg")]
+
+
+def test_report_tells_and_changes_nothing(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = find_photos(planted, val_share=0)
+    same, pairs = check_near_duplicates(dataset, tmp_path, "report")
+    assert same is dataset
+    means = "which makes figures of val and test too good; --near-duplicates drop leaves out one of each"
+    told = capsys.readouterr().out.splitlines()
+    assert told[0] == f"near-duplicates: {len(pairs)} pairs in different splits, {means}"
+    assert told[1].startswith("near-duplicates: train/a/0.jpg and test/a/0.")
+    assert told[4] == f"near-duplicates: {len(pairs) - 3} more; all are listed in near_duplicates.csv"
+    assert len(told) == 5
+    write_pairs(pairs, tmp_path)
+    rows = list(csv.DictReader((tmp_path / "near_duplicates.csv").open(encoding="utf-8")))
+    assert len(rows) == len(pairs)
+    assert rows[0] == {
+        "path": "train/a/0.jpg",
+        "split": "train",
+        "label": "a",
+        "other_path": pairs[0].other.path,
+        "other_split": "test",
+        "other_label": "a",
+        "distance": str(pairs[0].distance),
+    }
+
+
+def test_a_copy_in_another_class_is_told(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(planted / "train", tmp_path / "photos")
+    Image.open(root / "a" / "0.jpg").save(root / "b" / "wrong\x1b[2J.jpg", quality=60)
+    check_near_duplicates(find_photos(root, val_share=0, test_share=0), tmp_path / "cache", "report")
+    assert capsys.readouterr().out.splitlines() == [
+        "near-duplicates: 1 pair in different classes, so that a label is wrong; move or remove the photo",
+        r"near-duplicates: a/0.jpg and b/wrong\x1b[2J.jpg",
+    ]
+
+
+def test_drop_leaves_the_measured_ones(planted: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(planted, tmp_path / "photos")
+    for file in (*root.glob("test/*/[4-9].*"), *root.glob("test/*/1?.*")):
+        file.unlink()
+    dataset = find_photos(root, val_share=0)
+    kept, pairs = check_near_duplicates(dataset, tmp_path / "cache", "drop")
+    assert len(pairs) == 4 and kept.split("test") == dataset.split("test")
+    assert {photo.path for photo in dataset.photos} - {photo.path for photo in kept.photos} == {
+        pair.photo.path for pair in pairs
+    }
+    assert kept.left_out[0].path == "train/a/0.jpg"
+    assert kept.left_out[0].reason.startswith("a near-duplicate of test/a/0.")
+
+
+def test_dropping_a_whole_class_is_an_error(planted: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"class a has no readable photo.*or --near-duplicates report"):
+        check_near_duplicates(find_photos(planted, val_share=0), tmp_path, "drop")
+
+
+def test_ignore_looks_at_nothing(planted: Path, tmp_path: Path) -> None:
+    dataset = find_photos(planted, val_share=0)
+    assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, [])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_what_was_found_is_kept(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = shutil.copytree(planted, tmp_path / "photos")
+    dataset = find_photos(root, val_share=0)
+    first = near_duplicates(dataset, tmp_path / "cache")
+    assert "hashing: 32 of 32 photos" in capsys.readouterr().err
+    file = next(tmp_path.rglob("hashes.sqlite"))
+    os.utime(file, (0, 0))
+    assert near_duplicates(dataset, tmp_path / "cache") == first
+    assert capsys.readouterr().err == ""
+    assert file.stat().st_mtime > 0  # it counts as used
+    Image.open(root / "train" / "a" / "0.jpg").rotate(90).save(root / "train" / "a" / "new.jpg")
+    more = near_duplicates(find_photos(root, val_share=0), tmp_path / "cache")
+    assert "hashing: 1 of 1 photos" in capsys.readouterr().err
+    assert more == first
+
+
+def test_photos_that_cannot_be_read_are_passed_over(planted: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(planted, tmp_path / "photos")
+    (root / "train" / "a" / "0.jpg").write_text("no picture")
+    pairs = near_duplicates(find_photos(root, val_share=0), tmp_path / "cache")
+    assert len(pairs) >= 14 and "train/a/0.jpg" not in {pair.photo.path for pair in pairs}
+
+
+def test_a_photo_that_changes_after_it_was_hashed_is_not_kept(planted: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(planted, tmp_path / "photos")
+    dataset = find_photos(root, val_share=0)
+    photo, other = root / "train" / "a" / "0.jpg", root / "train" / "b" / "1.jpg"
+    kept = photo.read_bytes()
+    photo.write_bytes(other.read_bytes())
+    pairs = near_duplicates(dataset, tmp_path / "cache")
+    assert "train/a/0.jpg" not in {pair.photo.path for pair in pairs}
+    photo.write_bytes(kept)
+    assert near_duplicates(dataset, tmp_path / "cache") == near_duplicates(dataset, tmp_path / "another")
+
+
+def test_a_damaged_cache_is_one_line(planted: Path, tmp_path: Path) -> None:
+    dataset = find_photos(planted, val_share=0)
+    near_duplicates(dataset, tmp_path)
+    file = next(tmp_path.rglob("hashes.sqlite"))
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(UserError, match="file is not a database; remove it") as raised:
+        near_duplicates(dataset, tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_very_many_photos_are_told_not_awaited(
+    originals: list[Image.Image],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    dataset = find_photos(plant(originals, tmp_path / "photos", "mirrored"), val_share=0)
+    monkeypatch.setattr(module, "MOST_CROPPED", 31)
+    assert len(near_duplicates(dataset, tmp_path / "cache")) == len(originals)
+    assert "crops are not looked for, there are over 31 photos" in capsys.readouterr().out
+    monkeypatch.setattr(module, "MOST", 31)
+    assert near_duplicates(dataset, tmp_path / "cache") == []
+    assert "not looked for, there are over 31 photos" in capsys.readouterr().out
+
+
+def test_a_film_of_one_scene_stays_bounded(tmp_path: Path, originals: list[Image.Image]) -> None:
+    """All alike: each photo's nearest are kept, not every pair."""
+    for number in range(20):
+        folder = tmp_path / "photos" / ("train", "test")[number % 2] / "ab"[number // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        originals[0].save(folder / f"{number}.jpg", quality=60 + number)
+    pairs = near_duplicates(find_photos(tmp_path / "photos", val_share=0), tmp_path / "cache")
+    assert 20 <= len(pairs) <= 20 * module.NEAREST
+
+
+def test_blocks_change_nothing(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = find_photos(planted, val_share=0)
+    whole = near_duplicates(dataset, tmp_path / "one")
+    monkeypatch.setattr(module, "BLOCK", 1)
+    assert near_duplicates(dataset, tmp_path / "two") == whole != []

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from train.metrics import figures
+from train.report.charts import draw_confusion, draw_curves
+
+
+@pytest.mark.parametrize(
+    "classes", [("$x_{ costs $5", "薔薇", 'it\'s "a"'), tuple(f"class {i}" for i in range(60))]
+)
+def test_classes_of_any_name_and_number(classes: tuple[str, ...], tmp_path: Path) -> None:
+    labels = np.arange(len(classes))
+    found = figures(np.eye(len(classes)), labels, classes)
+    draw_confusion({"val": found, "test": found}, classes, tmp_path / "confusion.png")
+    with Image.open(tmp_path / "confusion.png") as picture:
+        assert max(picture.size) < 2 * 26 * 130 + 1 and np.asarray(picture.convert("L")).std() > 5
+
+
+def test_nothing_measured(tmp_path: Path) -> None:
+    """No photos to validate and test on, and Ctrl-C in the first epoch."""
+    draw_confusion({"val": None, "test": None}, ("a", "b"), tmp_path / "confusion.png")
+    draw_curves([], tmp_path / "curves.png")
+    assert (tmp_path / "confusion.png").exists() and (tmp_path / "curves.png").exists()

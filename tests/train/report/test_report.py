@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.data.dataset import Dataset, LeftOut, Photo, find_photos
+from train.data.near_duplicates import Pair
+from train.metrics import figures
+from train.report.report import LEFT_OUT, MISTAKES, write_report
+from train.settings import RECIPES
+
+HISTORY = [
+    {"stage": stage, "epoch": epoch, "accuracy": 0.5, "loss": 1 / epoch, "val_accuracy": 0.4, "val_loss": 0.9}
+    for stage, epochs in (("head", 60), ("block5", 6))
+    for epoch in range(1, epochs + 1)
+]
+VOID = {"meta", "br", "img"}
+INLINE = {"bdi", "b", "span", "code"}  # no space stands between their text and what is before
+
+
+class Page(HTMLParser):
+    """A report as a browser would take it apart; every element must be closed where it was opened."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.html = path.read_text(encoding="utf-8")
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.parts: list[str] = []
+        self.feed(self.html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.parts.append("" if tag in INLINE else " ")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.parts).split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def report(
+    path: Path,
+    dataset: Dataset,
+    probabilities: dict[str, NDArray[Any]],
+    history: Sequence[dict[str, Any]] = HISTORY,
+    alike: Sequence[Pair] = (),
+    **settings: Any,
+) -> Page:
+    given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
+    metrics = {
+        split: figures(
+            rows,
+            np.array([dataset.classes.index(photo.label) for photo in dataset.split(split)], int),
+            dataset.classes,
+        )
+        for split, rows in probabilities.items()
+    }
+    record = {
+        "name": "mine",
+        "created": "2026-11-25T19:45:46+00:00",
+        "recipe": given.recipe,
+        "settings": asdict(given) | {"weights": "base.safetensors"},
+        "versions": {"python": "3.11"},
+        "device": "cpu:0",
+        "temperature": 1.25,
+        "thresholds": {"known": 0.5} if given.known else {},
+        "metrics": {split: of and {"ece_before": 0.25, "unknown": 0.0625} for split, of in metrics.items()},
+    }
+    write_report(path, record, dataset, history, metrics, probabilities, alike)
+    return Page(path)
+
+
+def made_up(classes: Sequence[str], train: int, val: int, test: int, root: Path = Path("nowhere")) -> Dataset:
+    """A data set whose photos are not there."""
+    counts = {"train": train, "val": val, "test": test}
+    return Dataset(
+        root,
+        tuple(classes),
+        tuple(
+            Photo(f"{split}/{label}/{number}.jpg", label, split, "")
+            for split, count in counts.items()
+            for label in classes
+            for number in range(count)
+        ),
+    )
+
+
+def all_right(dataset: Dataset) -> dict[str, NDArray[Any]]:
+    """Probabilities by which every photo is named right."""
+    rest = 0.1 / (len(dataset.classes) - 1)
+    return {
+        split: np.array(
+            [[0.9 if name == photo.label else rest for name in dataset.classes] for photo in photos]
+        ).reshape(-1, len(dataset.classes))
+        for split in ("val", "test")
+        for photos in [dataset.split(split)]
+    }
+
+
+@pytest.fixture(scope="module")
+def hostile(synthetic_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Real pictures in classes of which a careless page would make something else."""
+    root = tmp_path_factory.mktemp("photos")
+    for name, flower in (("<script>", "roses"), ('a&b\' "c"', "daisy"), ("{{ 1+1 }}", "tulips")):
+        shutil.copytree(synthetic_photos / flower, root / name)
+    (root / "<script>" / "<b>.txt").write_text("no picture")
+    return find_photos(root)
+
+
+@pytest.fixture(scope="module")
+def planted(hostile: Dataset) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Two mistakes on test, and what the page must say of them."""
+    said = all_right(hostile)
+    photos = hostile.split("test")
+    captions = []
+    for place, probability in ((-1, 0.975), (0, 0.55)):
+        right = hostile.classes.index(photos[place].label)
+        wrong = (right + 1) % 3
+        said["test"][place] = np.eye(3)[wrong] * (probability - 0.01) + 0.01
+        captions.append(
+            f"is {hostile.classes[right]} named {hostile.classes[wrong]}, {probability:.1%} sure "
+            f"{photos[place].path}"
+        )
+    return said, captions
+
+
+@pytest.fixture(scope="module")
+def page(
+    hostile: Dataset,
+    planted: tuple[dict[str, NDArray[Any]], list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Page:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    return report(path, hostile, planted[0], fine_tune="block5", views=3)
+
+
+def test_it_needs_nothing_beside_it(page: Page) -> None:
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base"}
+    for tag, attributes in page.elements:
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+                assert value is not None and value.startswith(("data:", "#")), (tag, name, value)
+            assert not name.startswith("on"), (tag, name)
+    assert re.findall(r"url\((?!#)|@import|https?://", page.html) == []
+    assert any("default-src 'none'" in str(meta.get("content")) for meta in page.all("meta"))
+
+
+def test_names_from_folders_stay_text(page: Page, hostile: Dataset) -> None:
+    for name in hostile.classes:
+        assert name in page.text
+    assert "<script>/<b>.txt not a picture by its name" in page.text
+    assert not page.all("script") and "<script" not in page.html and page.html.count("<b>.txt") == 0
+
+
+def test_the_most_confident_mistakes(page: Page, planted: tuple[dict[str, NDArray[Any]], list[str]]) -> None:
+    first, second = (page.text.index(caption) for caption in planted[1])
+    assert first < second
+    assert "2 test photos were named wrong" in page.text
+    pictures = page.all("img")
+    assert len(pictures) == 2
+    for picture in pictures:
+        kind, _, data = str(picture["src"]).partition(";base64,")
+        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+            assert kind == "data:image/jpeg" and image.size == (160, 160)
+            assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_what_it_tells(page: Page, hostile: Dataset) -> None:
+    test = len(hostile.split("test"))
+    for told in (
+        f"{(test - 2) / test:.1%} of {test} test photos are named right",
+        "25 November 2026, 19:45 UTC",
+        "recipe pooled, fine-tuned from block5",
+        "before 0.250",
+        "6.2%",
+        "--views 3 2",
+        "--fine-tune block5 none",
+        "cpu:0",
+        f"1 of {sum(photo.label == '<script>' for photo in hostile.split('test'))} <script> were named",
+        "The head, on the frozen base",
+        "Fine-tuning from block5",
+        "python 3.11",
+    ):
+        assert told in page.text, told
+    assert "Not finished" not in page.text
+
+
+def test_it_can_be_read_by_anyone(page: Page) -> None:
+    """With a screen reader, on a phone, in the dark."""
+    assert [tag for tag, _ in page.elements if tag in ("h1", "h2")][:2] == ["h1", "h2"]
+    assert len(page.all("h1")) == 1 and page.all("html")[0]["lang"] == "en"
+    assert all(image["alt"] for image in page.all("img"))
+    charts = [svg["aria-label"] for svg in page.all("svg") if svg["role"] == "img"]
+    assert len(charts) == len(page.all("svg")) == 5
+    assert charts[0] is not None and charts[0].startswith("Reliability diagram.")
+    assert "Loss of block5 over 6 epochs: train from 1.000 to 0.167; val from 0.900 to 0.900" in charts
+    assert {"viewport", "color-scheme"} <= {meta.get("name") for meta in page.all("meta")}
+    assert "prefers-color-scheme: dark" in page.html and "var(--green)" in page.html
+    targets = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    assert {str(link["href"])[1:] for link in page.all("a")} <= targets
+    assert len(targets) == sum("id" in attributes for _, attributes in page.elements), "ids are unique"
+
+
+def cells(page: Page, label: str) -> Iterator[str]:
+    """The text of the table that `label` names, a cell at a time."""
+    table = page.html.split(f'aria-label="{label}"', 1)[1].split("</table>", 1)[0]
+    found = re.findall(r"<t[hd].*?</t[hd]>", table, re.S)
+    return iter(re.sub(r"<[^>]+>", "", cell).strip() for cell in found)
+
+
+def test_each_class_and_each_split(tmp_path: Path) -> None:
+    dataset = made_up("abc", 30, 2, 4)
+    dataset = replace(dataset, photos=dataset.photos[10:])  # a has 20 to train on
+    said = all_right(dataset)
+    said["test"][:3] = [0.2, 0.7, 0.1]  # three of four a are named b
+    page = report(tmp_path / "report.html", dataset, said)
+    assert list(cells(page, "Confusion matrix, test")) == [
+        *("is ↓ · named →", "a", "b", "c"),
+        *("a", "1", "3", "0"),
+        *("b", "0", "4", "0"),
+        *("c", "0", "0", "4"),
+    ]
+    assert list(cells(page, "Classes, test"))[5:] == [
+        *("a", "4", "100.0%", "25.0%", "40.0%"),
+        *("b", "4", "57.1%", "100.0%", "72.7%"),
+        *("c", "4", "100.0%", "100.0%", "100.0%"),
+    ]
+    assert list(cells(page, "Photos of each class"))[4:] == [
+        *("a", "20", "2", "4"),
+        *("b", "30", "2", "4"),
+        *("c", "30", "2", "4"),
+    ]
+    assert "The classes are balanced, with 20 to 30 training photos each." in page.text
+    assert "3 of 4 a were named b" in page.text
+    assert page.text.count("no picture: no such file or directory") == 3, "photos that are gone meanwhile"
+
+
+def test_many_classes_many_mistakes_and_many_files_left_out(tmp_path: Path) -> None:
+    dataset = made_up([f"Species number {number} of a genus" for number in range(300)], 3, 1, 2)
+    left_out = tuple(LeftOut(f"notes/{number}.txt", "not a picture") for number in range(LEFT_OUT + 1150))
+    said = all_right(dataset)
+    said["test"] = np.roll(said["test"], 1, axis=1)
+    page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), said)
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+    assert "notes/99.txt" in page.text and "notes/100.txt" not in page.text
+    assert "And 1,150 more, which left_out.csv" in page.text
+    assert f"600 test photos were named wrong. Here are the {MISTAKES}" in page.text
+    assert page.text.count("% sure") == MISTAKES
+    assert [image["class"] for image in page.all("img")] == ["heat", "heat"]
+    assert "Classes, test: 300 lines" in page.text
+
+
+@pytest.mark.parametrize("counts", [(5, 0, 3), (5, 3, 0), (5, 0, 0), (5, 1, 1), (1, 1, 1)])
+def test_few_photos_and_none(counts: tuple[int, int, int], tmp_path: Path) -> None:
+    dataset = made_up(("ورد", "薔薇"), *counts)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), recipe="article", epochs=60)
+    measured = {split: count for split, count in zip(("val", "test"), counts[1:], strict=True) if count}
+    for split, count in measured.items():
+        assert f"100.0% of {2 * count} {split} photos are named right" in page.text
+    if measured:
+        assert f"It named all {2 * counts[1 + ('test' in measured)]} " in page.text
+        assert "did not learn to say “unknown”" in page.text
+    assert ("No photo was held back to measure on" in page.text) == (not measured)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [
+        (0, "head was stopped after 0 of 60"),
+        (1, "head was stopped after 1 of 60"),
+        (62, "block5 was stopped after 2 of 6"),
+    ],
+)
+def test_a_run_that_was_stopped_says_so(epochs: int, told: str, tmp_path: Path) -> None:
+    dataset = made_up("ab", 3, 1, 1)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), HISTORY[:epochs], fine_tune="block5")
+    assert f"Not finished: {told} epochs" in page.text
+
+
+def test_classes_of_unlike_size_and_drawings_are_told(tmp_path: Path) -> None:
+    dataset = made_up("ab", 9, 1, 1)
+    dataset = replace(dataset, photos=dataset.photos[5:], synthetic=True)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    assert "A photo of a small class counted for more" in page.text
+    assert "not balanced: b has 2.2 times the training photos of a." in page.text
+    assert "Trained on drawings" in page.text
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), class_weight="none")
+    assert "--class-weight balanced some" in page.text
+
+
+@pytest.mark.parametrize(
+    ("what", "told"), [("report", "drop leaves one of each out"), ("drop", "or else in val, was kept")]
+)
+def test_near_duplicates_are_listed(what: str, told: str, tmp_path: Path) -> None:
+    dataset = made_up("ab", 3, 1, 1)
+    pair = Pair(dataset.split("train")[0], dataset.split("test")[1], 7)
+    alike = [pair] * (LEFT_OUT + 5)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), alike=alike, near_duplicates=what)
+    assert "105 pairs of photos show one picture" in page.text and told in page.text
+    assert page.text.count("train/a/0.jpg train test/b/0.jpg test") == LEFT_OUT
+    assert "And 5 more, which near_duplicates.csv" in page.text
+    assert "Near-duplicates" not in report(tmp_path / "report.html", dataset, all_right(dataset)).text
+
+
+def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+    dataset = made_up("ab", 3, 1, 1)
+    left_out = (LeftOut("a/caf\udce9.txt", "not a picture"),)
+    page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), all_right(dataset))
+    assert r"a/caf\udce9.txt" in page.text

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from runtime.common.errors import UserError
+from tests.helpers import ROOT
+from train.distributed import PROCESSES, ProcessShard, init_distributed
+from train.trainer import Batches
+
+
+def history(gpus: int) -> list[dict[str, float]]:
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests" / "spread.py", str(gpus)],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows: list[dict[str, float]] = json.loads(done.stdout.splitlines()[-1])
+    return rows
+
+
+def test_two_devices_train_as_one() -> None:
+    """CPUs stand for GPUs: what Keras and TensorFlow do to spread a step is the same."""
+    one, two = history(1), history(2)
+    assert len(one) == len(two) == 3 and one[-1]["loss"] < one[0]["loss"]
+    for first, second in zip(one, two, strict=True):
+        assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
+
+
+def test_each_process_feeds_its_share() -> None:
+    features, labels = np.arange(22.0)[:, np.newaxis], np.zeros(22, np.int32)
+    shares = [Batches(features, labels, 2, 9, share=ProcessShard(process, 2, 4)) for process in range(2)]
+    whole = []
+    for step in range(len(shares[0])):
+        parts = [share[step][0].ravel().tolist() for share in shares]
+        assert len(parts[0]) == len(parts[1])
+        assert (len(parts[0]) + len(parts[1])) % 4 == 0, "each device has as many"
+        whole += [*parts[0], *parts[1]]
+    assert sorted(whole) == list(range(20)), "all but what cannot be shared evenly, once"
+    assert [len(share) for share in shares] == [3, 3]
+
+
+def test_processes_that_cannot_be_joined_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert init_distributed() == ProcessShard()
+    monkeypatch.setenv(PROCESSES, "2")
+    with pytest.raises(UserError, match="set KERAS_BACKEND=jax"):
+        init_distributed()

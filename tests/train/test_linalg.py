@@ -1,0 +1,53 @@
+"""Products by SciPy's BLAS, whatever lies in memory in which order."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from train.linalg import factor_of_inverse, inverse_of_positive, matmul, subtract_product
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_it_is_numpys(dtype: str, turned: tuple[bool, bool]) -> None:
+    random = np.random.default_rng(0)
+    a, b = random.normal(size=(7, 5)).astype(dtype), random.normal(size=(5, 3)).astype(dtype)
+    left, right = (np.asfortranarray(m) if turn else m for m, turn in zip((a, b), turned, strict=True))
+    product = matmul(left, right)
+    assert product.dtype == dtype and product.shape == (7, 3)
+    np.testing.assert_allclose(product, a @ b, rtol=1e-5)
+    np.testing.assert_allclose(matmul(a.T, a), a.T @ a, rtol=1e-5)
+    np.testing.assert_allclose(matmul(a[::2], b[:, ::2]), a[::2] @ b[:, ::2], rtol=1e-5)
+
+
+def test_a_product_is_subtracted_in_place() -> None:
+    random = np.random.default_rng(1)
+    a, b, c = random.normal(size=(7, 5)), random.normal(size=(5, 3)), random.normal(size=(7, 3))
+    expected = c - a @ b
+    subtract_product(c, a, b)
+    np.testing.assert_allclose(c, expected, rtol=1e-9)
+    with pytest.raises(AssertionError, match="C's order"):
+        subtract_product(np.asfortranarray(c), a, b)
+
+
+def test_the_inverse_of_a_positive_matrix() -> None:
+    factor = np.random.default_rng(2).normal(size=(300, 300))
+    matrix = factor @ factor.T + np.eye(300)
+    before = matrix.copy()
+    found = inverse_of_positive(matrix)
+    assert found.flags.c_contiguous and np.array_equal(matrix, before)
+    np.testing.assert_allclose(found @ matrix, np.eye(300), atol=1e-9)
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        inverse_of_positive(-matrix)
+
+
+def test_the_factor_of_an_inverse() -> None:
+    factor = np.random.default_rng(3).normal(size=(40, 40))
+    matrix = factor @ factor.T + np.eye(40)
+    before = matrix.copy()
+    found = factor_of_inverse(matrix)
+    assert np.array_equal(matrix, before)
+    np.testing.assert_allclose(found, np.linalg.cholesky(np.linalg.inv(matrix)).T, atol=1e-9)
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        factor_of_inverse(-matrix)

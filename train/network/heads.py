@@ -1,0 +1,68 @@
+"""The layers that tell the classes apart, on top of block5_pool; a head is one function in HEADS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import keras
+
+from train.network.novelty import NoveltyModel, novelty_layers
+from train.network.vgg import INPUT_SIZE, Weights, base_layers, load_weights, picture_input
+from train.settings import Settings
+
+Head = Callable[[int, Settings], list[keras.layers.Layer]]
+
+
+def pooled(classes: int, settings: Settings) -> list[keras.layers.Layer]:
+    """Mean over positions, brought to length 1, then one Dense layer: [N, 7, 7, 512] → [N, classes].
+
+    A photo's contrast then no longer decides how sure the model is, and rounding moves its answer less
+    (benchmarks/heads.md).
+    """
+    dropout = keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout")
+    return [
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+        keras.layers.UnitNormalization(name="unit"),
+        *([dropout] if settings.dropout else []),
+        keras.layers.Dense(classes, name="logits"),
+        keras.layers.Softmax(name="probabilities"),
+    ]
+
+
+def article(classes: int, settings: Settings) -> list[keras.layers.Layer]:
+    """The article's head: [N, 7, 7, 512] → [N, 25088] → 256 → [N, classes]."""
+    return [
+        keras.layers.Flatten(name="flatten"),
+        keras.layers.Dense(256, activation="relu", name="hidden"),
+        keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout"),
+        keras.layers.Dense(classes, name="logits"),
+        keras.layers.Softmax(name="probabilities"),
+    ]
+
+
+HEADS: dict[str, Head] = {"pooled": pooled, "article": article}
+
+
+def build_classifier(
+    weights: Weights,
+    head: Sequence[keras.layers.Layer],
+    known: NoveltyModel | None = None,
+    size: tuple[int, int] = INPUT_SIZE,
+) -> keras.Model:
+    """The whole model, flat: a picture `image` uint8 [N, *size, 3] → `probabilities` float32 [N, classes],
+    and with `known` also `known` float32 [N, 1].
+
+    `head` are a trained head's layers; the model takes copies of them, so that none of them has two places.
+    """
+    image = picture_input(size)
+    x = base_layers(image, widths=weights.widths)
+    copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
+    pool = copies[0](x)
+    x = pool
+    for copy in copies[1:]:
+        x = copy(x)
+    model = keras.Model(image, [x, novelty_layers(pool, known)] if known else x, name="vgg16")
+    load_weights(model, weights)
+    for layer, copy in zip(head, copies, strict=True):
+        copy.set_weights(layer.get_weights())
+    return model
