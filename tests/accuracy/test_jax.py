@@ -79,7 +79,10 @@ def test_jax_trains_to_the_same_metrics(jax_python: Path, flower_photos: Path, t
 
 
 SPREAD = ROOT / "tests" / "spread.py"
-AGREE = "import sys; from train.distributed import check_same_inputs, init_distributed; check_same_inputs(init_distributed(), {'photos': sys.argv[1], 'seed': '0'})"
+AGREE = (
+    "import sys; from train.distributed import check_same_inputs, init_distributed; "
+    "check_same_inputs(init_distributed(), {'photos': sys.argv[1], 'seed': '0'})"
+)
 
 
 def together(*commands: list[Any]) -> list[subprocess.CompletedProcess[str]]:

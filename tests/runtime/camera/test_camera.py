@@ -486,7 +486,7 @@ def test_a_stream_that_falls_silent_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 def test_a_driver_that_hangs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera, "TIMEOUT", 0.1)
     ended = threading.Event()
-    monkeypatch.setattr(camera, "shots_of", lambda *_: (ended.wait(20) for _ in range(1)))
+    monkeypatch.setattr(camera, "open_source", lambda *_: (ended.wait(20) for _ in range(1)))
     with Camera("0") as source, pytest.raises(CameraError, match=r"^0: has been silent for 0 s"):
         for _ in range(100):
             source.newest(timeout=0.05)

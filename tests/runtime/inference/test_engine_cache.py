@@ -94,7 +94,7 @@ def test_a_model_exchanged_after_the_look_is_opened_by_rule(
         make_folder(folder, *FILES, labels=("blue", "green", "red"))
         return found
 
-    monkeypatch.setattr("runtime.classify.saved", exchanging)
+    monkeypatch.setattr("runtime.classify.load_selection", exchanging)
     classifier = Classifier(folder)
     assert classifier.run.engine.startswith("litert ") and classifier.model.contract.labels[0] == "blue"
     assert "by rule" in classifier.why
@@ -117,7 +117,7 @@ def test_another_version_of_any_engine_voids_it(
 def test_an_engine_more_or_less_voids_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_for(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(fastest, "installed", lambda engine: engine != "tflite")
+        patch.setattr(fastest, "is_installed", lambda engine: engine != "tflite")
         reason = load_selection(choose_model(folder).among)
         assert isinstance(reason, str) and "tflite was " in reason and reason.endswith("is None")
         save_for(folder)
