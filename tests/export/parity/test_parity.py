@@ -170,7 +170,9 @@ def test_answers_that_break_the_contract_fail(
 ) -> None:
     reference = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], np.float32)
     said = answer(reference)  # type: ignore[operator]
-    monkeypatch.setattr(parity, "run_in_engine", lambda *_: EngineOutputs("engine 1", said, np.ones(2, np.float32)))
+    monkeypatch.setattr(
+        parity, "run_in_engine", lambda *_: EngineOutputs("engine 1", said, np.ones(2, np.float32))
+    )
     pictures = np.zeros((2, 8, 8, 3), np.uint8)
     (row,) = run_parity({("onnx", "int8"): b""}, reference, pictures, np.array([0, 1]), ["onnx"])
     assert re.search(says, row.error)
