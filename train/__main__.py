@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import csv
-import json
 import logging
-import os
-import platform
 import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runtime.common.errors import UserError
 from runtime.common.terminal import printable, suppress_native_stderr
@@ -31,11 +26,19 @@ from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_cluster import check, connected
 from train.logs import Logs
-from train.run import RunError, new_folder, write_record
+from train.run_writer import (
+    check_output_dir,
+    checkpoint_dir,
+    new_run_dir,
+    package_versions,
+    print_summaries,
+    write_charts,
+    write_record,
+)
 from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
 
 if TYPE_CHECKING:
-    from train.metrics import Figures
+    pass
 
 NEEDED = "training needs, in a clone of this project: pip install '.[train]'"
 DRAWN_PER_CLASS = 60  # pictures drawn when there is no photo and no --limit: about half a minute's work
@@ -180,18 +183,18 @@ def train(
         "settings": asdict(settings) | {"weights": base.source},
         "base_sha256": base.sha256,
         "picture_version": PICTURE_VERSION,
-        "versions": versions(),
+        "versions": package_versions(),
         "device": device,
         "temperature": measured.temperature,
         "thresholds": measured.thresholds,
         "metrics": measured.summaries,
     }
     log.final(measured.summaries)
-    with new_folder(out, overwrite) as folder:
+    with new_run_dir(out, overwrite) as folder:
         build_classifier(base, fitted.head, measured.known).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
-        write_figures(folder, history, fitted.history, measured.metrics, dataset.classes)
+        write_charts(folder, history, fitted.history, measured.metrics, dataset.classes)
         write_report(
             folder / "report.html", record, dataset, history, measured.metrics, measured.answers, alike
         )
@@ -202,7 +205,7 @@ def train(
         print(printable(f"{stopped}, and {goes_on}"))
     elif kept:
         shutil.rmtree(kept, ignore_errors=True)
-    print_metrics(measured.summaries)
+    print_summaries(measured.summaries)
     print(printable(f"report: {out / 'report.html'}"))
     print(printable(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}"))
     print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
@@ -278,34 +281,6 @@ def _gigabytes(text: str) -> int:
     return found
 
 
-def checkpoint_dir(out: Path) -> Path:
-    """The folder that holds what a run goes on from, once it was stopped or killed."""
-    return out.with_name(f".{out.name}.resume")
-
-
-def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
-    """Whether a run that is there gives way: if asked to, or if it was stopped and now goes on.
-
-    Raises RunError where no run can be written.
-    """
-    if out.name in ("", ".."):
-        raise RunError(f"{out}: --out takes a folder of its own, such as runs/flowers")
-    try:
-        gives_way = overwrite or (resume and checkpoint_dir(out).is_dir())
-        if out.exists() and not (gives_way and (out / "run.json").exists()):
-            what = "is not a run, so it is not replaced" if gives_way else "exists; --overwrite replaces it"
-            raise RunError(f"{out} {what}, or give another --out")
-        if not dry_run:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # too long a name is told: what is kept beside it has longer ones
-            out.with_name(f".{out.name}.{'x' * 16}").stat()
-    except OSError as error:
-        raise RunError(f"{out}: cannot be made there ({error.strerror}); give another --out") from None
-    if not dry_run and not os.access(out.parent, os.W_OK):
-        raise RunError(f"{out}: {out.parent} cannot be written; give another --out")
-    return gives_way
-
-
 def _left_by_ctrl_c(out: Path | None) -> str:
     if out and checkpoint_dir(out).is_dir():
         how = f"with --out {shlex.quote(str(out))} --resume the same command goes on from what is done"
@@ -342,50 +317,6 @@ def _tell_left_out(left_out: Sequence[LeftOut], told: Sequence[LeftOut] = ()) ->
         print(printable(f"left out: {item.path}: {item.reason}"))
     if len(new) > 3:
         print(f"left out: {len(new) - 3:,} more; all are listed in left_out.csv")
-
-
-def print_metrics(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Print what run.json says of each split."""
-    for split, summary in summaries.items():
-        if summary is None:
-            print(f"{split}: no photos, so nothing is known")
-            continue
-        print(
-            f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
-            f"calibration error {summary['ece']:.3f}"
-            + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
-        )
-
-
-def write_figures(
-    folder: Path,
-    history: Sequence[Mapping[str, object]],
-    last_stage: Sequence[Mapping[str, float]],
-    metrics: dict[str, Figures | None],
-    classes: tuple[str, ...],
-) -> None:
-    from train.report.charts import draw_confusion, draw_curves
-
-    (folder / "metrics.json").write_text(
-        json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
-    columns = list(history[0]) if history else ["epoch"]
-    with (folder / "history.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(history)
-    draw_curves(last_stage, folder / "curves.png")
-    draw_confusion(metrics, classes, folder / "confusion.png")
-
-
-def versions() -> dict[str, str]:
-    """Of what a result can depend on."""
-    found = {"python": platform.python_version()}
-    for package in ("vgg-edge", "tensorflow", "keras", "numpy", "pillow"):
-        # A clone may be run without being installed, and Keras without TensorFlow.
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ import numpy as np
 
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
-from train.run import ARCHITECTURE, CHANGES, UNCOMPRESSED, RunError, new_folder, open_run, write_record
+from train.run import ARCHITECTURE, CHANGES, UNCOMPRESSED, RunError, open_run
+from train.run_writer import new_run_dir, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +68,7 @@ def pack_run(run_folder: Path, folder: Path) -> None:
             changes[variable.path] = value.astype(np.float16) if value.size >= LARGE else value
     record = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     record["name"] = folder.name
-    with new_folder(folder, overwrite=True) as partial:
+    with new_run_dir(folder, overwrite=True) as partial:
         (partial / ARCHITECTURE).write_text(model.to_json(indent=1), encoding="utf-8")
         (partial / CHANGES).write_bytes(save(changes))
         write_record(partial, record, run.dataset, root="")

@@ -7,21 +7,17 @@ from __future__ import annotations
 import csv
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 from runtime.common.terminal import printable
-from train.data.dataset import NAMES, Dataset, read_manifest, write_manifest, write_table
-from train.settings import write_settings
+from train.data.dataset import NAMES, Dataset, read_manifest
 
 if TYPE_CHECKING:
     import keras
@@ -213,58 +209,3 @@ def newest_run(root: Path = Path("runs")) -> Path:
     if not runs:
         raise RunError(f"no run under {root}/; train one with: python -m train PHOTOS")
     return max(runs)[1]
-
-
-def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root: str | None = None) -> None:
-    """Write run.json, settings.toml, photos.csv and left_out.csv into `folder`.
-
-    `record` holds a Run's fields but path and dataset; `root` is written as the photos' place instead of
-    where they are.
-    """
-    whole = {**record, "classes": list(dataset.classes)}
-    whole["photos_root"] = str(dataset.root) if root is None else root
-    whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
-    # In ASCII: a folder's name that is no UTF-8 can be written in no other way.
-    (folder / "run.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    (folder / "settings.toml").write_text(write_settings(record["settings"]), encoding="utf-8")
-    write_manifest(dataset, folder)
-
-
-def write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArray[np.intp]]) -> None:
-    """Write what the uncompressed model calls each photo, by split as class indices [N]."""
-    rows = (
-        (photo.path, dataset.classes[index])
-        for split, indices in said.items()
-        for photo, index in zip(dataset.split(split), indices, strict=True)
-    )
-    write_table(folder / UNCOMPRESSED, ("path", "label"), rows)
-
-
-@contextmanager
-def new_folder(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `path` at the end, whole or not at all. Raises RunError when it
-    cannot be written.
-    """
-    path = path.resolve()  # what a link leads to is replaced, not the link
-    # Not by the process's number: in another container the killed one, whose folder is left, had the same.
-    # Cut, for `path` may have as long a name as there can be.
-    hidden = f".{path.name[:40]}.{secrets.token_hex(8)}"
-    partial, old = path.with_name(hidden), path.with_name(f"{hidden}.old")
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        for file in partial.iterdir():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-        if path.exists() and overwrite:
-            path.rename(old)
-        partial.rename(path)
-    except OSError as error:
-        raise RunError(
-            f"run {path}: cannot be written ({error.strerror or error}); make room there"
-        ) from None
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(partial, ignore_errors=True)

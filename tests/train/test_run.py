@@ -18,7 +18,8 @@ from train.data.synthetic import draw_flowers
 from train.metrics import figures
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
-from train.run import RunError, new_folder, newest_run, open_run, write_record, write_uncompressed
+from train.run import RunError, newest_run, open_run
+from train.run_writer import new_run_dir, write_record, write_uncompressed
 
 # What write_record takes, of a run that was trained on nothing.
 RECORD: dict[str, Any] = {
@@ -197,12 +198,12 @@ def test_a_run_that_may_not_be_read_is_told(bare: Path) -> None:
 
 
 def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "run", overwrite=False) as folder:
+    with pytest.raises(KeyboardInterrupt), new_run_dir(tmp_path / "run", overwrite=False) as folder:
         (folder / "file").write_text("half")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
     for text in ("old", "new"):
-        with new_folder(tmp_path / "run", overwrite=True) as folder:
+        with new_run_dir(tmp_path / "run", overwrite=True) as folder:
             (folder / "file").write_text(text)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert (tmp_path / "run" / "file").read_text() == "new"
@@ -211,7 +212,7 @@ def test_a_folder_becomes_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
     left = tmp_path / f".run.{os.getpid()}"
     left.mkdir()
-    with new_folder(tmp_path / "run", overwrite=False) as folder:
+    with new_run_dir(tmp_path / "run", overwrite=False) as folder:
         (folder / "file").write_text("new")
     assert (tmp_path / "run" / "file").read_text() == "new"
     assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
@@ -220,7 +221,7 @@ def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path: Path) -> None:
 def test_a_folder_s_name_may_be_as_long_as_any(tmp_path: Path) -> None:
     name = 85 * "薔"  # of three bytes each
     for text in ("old", "new"):
-        with new_folder(tmp_path / name, overwrite=True) as folder:
+        with new_run_dir(tmp_path / name, overwrite=True) as folder:
             (folder / "file").write_text(text)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -228,7 +229,7 @@ def test_a_folder_s_name_may_be_as_long_as_any(tmp_path: Path) -> None:
 def test_a_linked_folder_is_replaced_behind_its_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
-    with new_folder(tmp_path / "run", overwrite=True) as folder:
+    with new_run_dir(tmp_path / "run", overwrite=True) as folder:
         (folder / "file").write_text("new")
     assert (tmp_path / "run").is_symlink() and (tmp_path / "elsewhere" / "file").read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 2
@@ -249,7 +250,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_old_one_kept(
     monkeypatch.setattr(Path, "rename", full)
     with (
         pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"),
-        new_folder(tmp_path / "run", overwrite=True) as folder,
+        new_run_dir(tmp_path / "run", overwrite=True) as folder,
     ):
         (folder / "file").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

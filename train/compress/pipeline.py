@@ -31,12 +31,21 @@ from runtime.common.atomic import atomic
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.picture import read_picture
-from train.__main__ import check_output_dir, checkpoint_dir, print_metrics, versions, write_figures
 from train.cli import INTERRUPTED, run_cli
 from train.data.dataset import Dataset, Photo, read_verified
 from train.logs import Logs
 from train.progress import Progress
-from train.run import CHANGES, Run, RunError, new_folder, open_run, write_record, write_uncompressed
+from train.run import CHANGES, Run, RunError, open_run
+from train.run_writer import (
+    check_output_dir,
+    checkpoint_dir,
+    new_run_dir,
+    package_versions,
+    print_summaries,
+    write_charts,
+    write_record,
+    write_uncompressed,
+)
 from train.settings import RECIPES, Settings
 
 if TYPE_CHECKING:
@@ -208,7 +217,7 @@ def compress(
         "settings": asdict(settings) | {"weights": run.settings.get("weights")},
         "base_sha256": run.base_sha256,
         "picture_version": run.picture_version,
-        "versions": versions(),
+        "versions": package_versions(),
         "device": f"{', '.join(find_devices().names)}, {compute_dtype()}, on {keras.backend.backend()}",
         "temperature": measured.temperature,
         "thresholds": measured.thresholds,
@@ -227,17 +236,17 @@ def compress(
         },
     }
     log.final(measured.summaries)
-    with new_folder(out, overwrite) as folder:
+    with new_run_dir(out, overwrite) as folder:
         build_classifier(weights, fitted.head, measured.known, (size, size)).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_uncompressed(folder, dataset, uncompressed)
-        write_figures(folder, history, last_stage, measured.metrics, dataset.classes)
+        write_charts(folder, history, last_stage, measured.metrics, dataset.classes)
         write_report(folder / "report.html", record, dataset, history, measured.metrics, measured.answers)
     if stopped:
         print("stopped early; the best so far is kept, and --resume goes on")
     else:
         shutil.rmtree(kept, ignore_errors=True)
-    print_metrics(measured.summaries)
+    print_summaries(measured.summaries)
     for split, top1 in record["compressed"]["uncompressed_top1"].items():  # type: ignore[index]
         if top1 is not None:
             print(f"{split}: the uncompressed model has {top1:.1%}")
