@@ -1,4 +1,4 @@
-"""The rates that train/SCALE.md reckons with: a machine alone, and the same one as a Ray cluster of one node.
+"""The rates that docs/training-at-scale.md uses: a machine alone, and the same one as a Ray cluster of one node.
 
     python -m benchmarks.scale PHOTOS > benchmarks/scale.md
 
