@@ -1,4 +1,4 @@
-"""The rates that docs/training-at-scale.md uses: a machine alone, and the same one as a Ray cluster of one node.
+"""The rates behind docs/training-at-scale.md: one process alone, and a Ray cluster of one node.
 
     python -m benchmarks.scale PHOTOS > benchmarks/scale.md
 

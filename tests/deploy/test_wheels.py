@@ -1,4 +1,4 @@
-"""The table of wheels in the README, by resolving for each board what pyproject.toml asks for.
+"""The table of wheels in docs/raspberry-pi.md, by resolving for each board what pyproject.toml asks for.
 
 pip fits wheels to another platform by itself, but judges the markers of requirements by the Python that it
 runs on; so it runs here with the board's markers. Nothing is installed.
@@ -93,8 +93,8 @@ def resolve(board: Board, *arguments: str) -> dict[str, str]:
 
 
 def table() -> dict[str, dict[str, str]]:
-    """The README's table: board → package → "wheel" or "none"."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The table of the page: board → package → "wheel" or "none"."""
+    text = (ROOT / "docs/raspberry-pi.md").read_text(encoding="utf-8")
     block = text.split("<!-- table: wheels -->\n")[1].split("<!-- end -->")[0]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
     (_, *boards), _, *packages = rows
