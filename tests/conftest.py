@@ -1,49 +1,24 @@
-"""What several packages' tests share. A session fixture is made once, for all that ask for it."""
+"""Fixtures that the tests of several packages share."""
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import pytest
-from xdist.remote import Producer
-from xdist.scheduler import LoadFileScheduling
-
-from tests.helpers import ROOT
 
 # Drawings are told apart by colour, so 64 x 64 pixels show enough of them.
 QUICK = ("--size", "64", "--photos", "12", "--views", "2", "--epochs", "2", "--reduce", "30")
 QUICK_AT_ONCE = 4  # instead of prune.AT_ONCE: an eighth of the steps that channels go in
-# By group, the words that ask for what takes longest to make.
-DEAR = {"a run": {"drawn_run", "compressed_run"}, "a machine": {"Machine"}}
 
-# A suite started in the background inherits an ignored SIGINT, which its Ctrl-C tests could not send then.
+# A shell starts background jobs with SIGINT ignored; the Ctrl-C tests need Python's own handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-class ByFixture(LoadFileScheduling):
-    """A file's tests run in one process, and so do all files that ask for the same dear fixture."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return _scope_of(super()._split_scope(nodeid))
-
-
-@cache  # asked for each test, before and after it
-def _scope_of(file: str) -> str:
-    words = set(re.findall(r"\w+", (ROOT / file).read_text(encoding="utf-8")))
-    return next((name for name, fixtures in DEAR.items() if fixtures & words), file)
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFixture:
-    return ByFixture(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's own cache is neither read nor written by a test."""
+    """An empty user cache for each test process, so that no test reads or writes the real one."""
     home = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))

@@ -1,0 +1,96 @@
+"""The limits that keep the code and the documentation readable."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+COMMAND_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names old commands too
+MODULE_OF = {
+    "train": "train",
+    "compress": "train.compress",
+    "export": "export",
+    "classify": "runtime.classify",
+    "serve": "runtime.serve",
+    "bench": "runtime.bench",
+}  # by the name of the `vgg-edge` command
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
+    text = without_code(page.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)\s]+)\)|<img[^>]*src=\"([^\"]+)\"", text)
+    broken = []
+    for link in (inline or image for inline, image in links):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
+def test_every_command_of_a_page_exists_with_its_flags(page: Path) -> None:
+    missing = []
+    for module, arguments in commands(page.read_text(encoding="utf-8")):
+        used = {module, *re.findall(r"(?<!\S)--?[a-z][\w-]*", arguments)}
+        missing += [f"{module} {word}" for word in used - words_of(module)]
+    assert missing == []
+
+
+def commands(text: str) -> Iterator[tuple[str, str]]:
+    """The Python modules that a page's code calls, each with the rest of its command line."""
+    code = re.findall(r"```.*?```|`[^`\n]+`", text.replace("\\\n", " "), re.DOTALL)
+    for line in (line for block in code for line in block.splitlines()):
+        for command in re.split(r"[|;]|&&|(?<!\S)#", line):
+            if found := re.search(
+                r"python3? -m ([a-z_]+(?:\.[a-z_]+)*)(?![\w.])(.*)|vgg-edge ([a-z]+)\b(.*)", command
+            ):
+                module = found[1] or MODULE_OF.get(found[3], "")
+                if module.partition(".")[0] in ("train", "export", "runtime", "benchmarks", "tests"):
+                    yield module, found[2] or found[4] or ""
+
+
+@cache
+def words_of(module: str) -> set[str]:
+    """The name and the flags of a command; nothing if it does not exist.
+
+    The benchmarks have heavy imports, so their flags are read from the source instead of from --help.
+    """
+    source = ROOT.joinpath(*module.split("."))
+    file = source / "__main__.py" if source.is_dir() else source.with_suffix(".py")
+    if not file.exists():
+        return set()
+    text = file.read_text(encoding="utf-8")
+    if module.partition(".")[0] in ("train", "export", "runtime"):
+        text = help_of(f"{module}.__main__" if source.is_dir() else module)
+    return {module, *re.findall(r"(?<![\w-])--?[a-z][\w-]*", text)}
+
+
+def help_of(module: str) -> str:
+    with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main(["--help"])
+    assert ended.value.code == 0
+    return printed.getvalue()
