@@ -82,7 +82,7 @@ def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") 
         print(*found, sep="\n", file=sys.stderr, flush=True)
 
     run = bench.run
-    add(bench.deployed("uncompressed", 1, run.model(), run.metrics))
+    add(bench.deployed("uncompressed", 1, run.load_model(), run.metrics))
     prices = price(run.dataset, bench.tensors, bench.sample, SIZES)
     for reduce in REDUCTIONS:
         size, widths = cheapest(prices, reduce)
@@ -91,7 +91,7 @@ def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") 
         for way, order in (("smallest weights go", by_weight), ("random channels go", by_chance)):
             add([bench.sliced(way, reduce, size, uniform, order)])
     small = open_run(Path(compressed), Path(photos))
-    add(bench.deployed("distilled", small.compressed["reduce"], small.model(), small.metrics))
+    add(bench.deployed("distilled", small.compressed["reduce"], small.load_model(), small.metrics))
     if efficientnet:
         add(bench.instead(efficientnet_lite(Path(efficientnet))))
     timed = bench.timed()
@@ -107,7 +107,7 @@ class Bench:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.tensors = tensors_of(run.model().layers)
+        self.tensors = tensors_of(run.load_model().layers)
         train = run.dataset.split("train")
         order = np.random.default_rng(0).permutation(len(train))
         self.sample = tuple(train[at] for at in order[:SOLVED])
@@ -226,7 +226,7 @@ class Bench:
 
     def _taught(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Pooled features and probabilities of the uncompressed model for the training photos' first view."""
-        said, pooled = with_pooled_features(self.run.model()).predict(
+        said, pooled = with_pooled_features(self.run.load_model()).predict(
             self.pictures("train", 224), batch_size=16, verbose=0
         )
         return pooled, said

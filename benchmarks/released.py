@@ -38,7 +38,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|")
     for name in ("flowers_run", "flowers_compressed"):
         run = open_run(MODELS / name, photos)
-        model = run.model()
+        model = run.load_model()
         size = model.inputs[0].shape[1:3]
         test, others = read_photos(run.dataset, "test", size), no_flowers(size)
         names = list(named_outputs(model))

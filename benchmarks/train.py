@@ -157,7 +157,7 @@ def run_score(run: str, test: str) -> dict[str, Any]:
     from train.run import open_run
 
     opened = open_run(Path(run))
-    return {"top1": _top1(opened.model(), opened.classes, test)}
+    return {"top1": _top1(opened.load_model(), opened.classes, test)}
 
 
 def _top1(model: Any, classes: tuple[str, ...], test: str) -> float:

@@ -50,7 +50,7 @@ from runtime.model_file.model import (
 from runtime.model_file.signature import SIGNATURE_NAME
 from train.cli import run_cli
 from train.progress import Progress
-from train.run import UNCOMPRESSED, Run, newest_run, open_run
+from train.run import UNCOMPRESSED_CSV, Run, newest_run, open_run
 
 if TYPE_CHECKING:
     import keras
@@ -180,12 +180,12 @@ def _convert(
 
 def _uncompressed(run: Run, limit: int | None) -> NDArray[np.int64] | None:
     """By the photos of read_photos, the top-1 of the model that the run was compressed from, if it was."""
-    said = run.uncompressed()
+    said = run.uncompressed_labels()
     photos = select_photos(run.dataset.split("test"), limit)
     try:
         return np.array([run.classes.index(said[photo.path]) for photo in photos]) if said else None
     except (KeyError, ValueError) as error:
-        raise UserError(f"run {run.path}: {UNCOMPRESSED} lacks {error}; compress it again") from None
+        raise UserError(f"run {run.path}: {UNCOMPRESSED_CSV} lacks {error}; compress it again") from None
 
 
 def _check_engines(engines: Sequence[str] | None) -> None:

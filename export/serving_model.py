@@ -29,7 +29,7 @@ def serving_model(run: Run) -> keras.Model:
 
     Raises GraphError when the model does not keep the contract: a file must be replaceable by any other.
     """
-    model = run.model()
+    model = run.load_model()
     where = f"{run.path / 'model.keras'}"
     image = model.inputs[0]
     if len(model.inputs) != 1 or image.name != "image" or image.dtype != "uint8" or image.shape[3] != 3:

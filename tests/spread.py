@@ -38,7 +38,7 @@ def main(gpus: str, last: str = "") -> None:
     from train.train_head import train_head
 
     share = devices.init_distributed()
-    devices.gpus = lambda: [f"cpu:{number}" for number in range(count)]
+    devices.list_gpus = lambda: [f"cpu:{number}" for number in range(count)]
     finetune.compute_dtype = lambda: "float32"  # bfloat16 would hide small differences
     settings = Settings(
         epochs=2,

@@ -25,7 +25,7 @@ from train.data.dataset import SPLITS, LeftOut, find_photos
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_cluster import check, connected
-from train.logs import Logs
+from train.logs import TrainingLogger
 from train.run_writer import (
     check_output_dir,
     checkpoint_dir,
@@ -35,7 +35,7 @@ from train.run_writer import (
     write_charts,
     write_record,
 )
-from train.settings import TRAINED_FROM, Settings, add_flags, settings_of
+from train.settings import FIRST_TRAINED_BLOCK, Settings, add_flags, settings_from_flags
 
 if TYPE_CHECKING:
     pass
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
 
     def run() -> int:
-        settings = settings_of(arguments)
+        settings = settings_from_flags(arguments)
         started = datetime.now(timezone.utc)
         arguments.out = arguments.out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}"
         return train(
@@ -108,7 +108,7 @@ def train(
 
     from runtime.preprocess.picture import PICTURE_VERSION
     from train.data.near_duplicates import check_near_duplicates, write_pairs
-    from train.distributed import PROCESSES, check_same_inputs, init_distributed, shutdown
+    from train.distributed import PROCESSES_VARIABLE, check_same_inputs, init_distributed, shutdown
     from train.dry_run import print_plan
     from train.evaluation import calibrate_and_evaluate
     from train.features.extraction import extract, find_devices, survey
@@ -124,11 +124,11 @@ def train(
     check_same_inputs(share, {"photos": dataset.sha256, "weights": base.sha256, "settings": repr(asked)})
     if share.processes > 1 and resume:
         shutdown(share)
-        raise UserError(f"--resume goes on in one process; give it without {PROCESSES}")
+        raise UserError(f"--resume goes on in one process; give it without {PROCESSES_VARIABLE}")
     cache_at = _features_folder(cache)
     tuned = settings.fine_tune != "none"
     views = max(settings.views, settings.fine_tune_views if tuned else 1)
-    layer = POOLS[TRAINED_FROM[settings.fine_tune] - 2]  # of the block below
+    layer = POOLS[FIRST_TRAINED_BLOCK[settings.fine_tune] - 2]  # of the block below
     with connected(ray) if ray else nullcontext() as cluster:
         devices = cluster.devices if cluster else find_devices()
         device = f"{', '.join(devices.names)}, {devices.dtype}, on {keras.backend.backend()}"
@@ -141,7 +141,7 @@ def train(
             print(printable(f"would write: {out}"))
             return 0
         dataset, alike = check_near_duplicates(dataset, cache_at, settings.near_duplicates)
-        log = Logs(None if share.process else logs, out)
+        log = TrainingLogger(None if share.process else logs, out)
         features = extract(
             dataset,
             base,
@@ -162,12 +162,12 @@ def train(
             shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(exist_ok=True)  # before the first whole epoch too, --resume goes on with the run
     blocks = upper_blocks(base, settings)
-    fitted = train_head(train_features, val, len(dataset.classes), settings, blocks, kept, log.epoch)
+    fitted = train_head(train_features, val, len(dataset.classes), settings, blocks, kept, log.log_epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     if tuned and not fitted.stopped:
         seen = features.of("train", settings.fine_tune_views)
         fitted, base = fine_tune(
-            fitted, seen, val, len(dataset.classes), base, settings, kept, log.epoch, share
+            fitted, seen, val, len(dataset.classes), base, settings, kept, log.log_epoch, share
         )
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
@@ -189,14 +189,14 @@ def train(
         "thresholds": measured.thresholds,
         "metrics": measured.summaries,
     }
-    log.final(measured.summaries)
+    log.log_final(measured.summaries)
     with new_run_dir(out, overwrite) as folder:
-        build_classifier(base, fitted.head, measured.known).save(folder / "model.keras")
+        build_classifier(base, fitted.head, measured.novelty_model).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_pairs(alike, folder)
         write_charts(folder, history, fitted.history, measured.metrics, dataset.classes)
         write_report(
-            folder / "report.html", record, dataset, history, measured.metrics, measured.answers, alike
+            folder / "report.html", record, dataset, history, measured.metrics, measured.probabilities, alike
         )
     if fitted.stopped:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 
-PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"  # Keras's own, as are JOB_ADDRESSES and PROCESS_ID
+PROCESSES_VARIABLE = "KERAS_DISTRIBUTION_NUM_PROCESSES"  # Keras's own, as are JOB_ADDRESSES and PROCESS_ID
 # What Gloo, NCCL and JAX's coordination service say when another process is gone.
 GONE = ("Gloo", "NCCL", "UNAVAILABLE")
 
@@ -32,12 +32,12 @@ class ProcessShard:
     devices: int = 1
 
 
-def gpus() -> list[str]:
+def list_gpus() -> list[str]:
     """This process's GPUs that the backend sees, by Keras's names."""
     return _local("gpu") if _on_jax() else list(keras.distribution.list_devices("gpu"))
 
 
-def cpu() -> str:
+def cpu_name() -> str:
     """This process's CPU, by Keras's name."""
     return _local("cpu")[0] if _on_jax() else "cpu:0"
 
@@ -47,10 +47,12 @@ def init_distributed() -> ProcessShard:
 
     Comes before JAX computes anything. Raises UserError when Keras cannot join processes on this backend.
     """
-    if os.environ.get(PROCESSES, "1") in ("", "0", "1"):
+    if os.environ.get(PROCESSES_VARIABLE, "1") in ("", "0", "1"):
         return ProcessShard()
     if not _on_jax():
-        raise UserError(f"{PROCESSES} is set, and Keras joins processes on JAX alone; set KERAS_BACKEND=jax")
+        raise UserError(
+            f"{PROCESSES_VARIABLE} is set, and Keras joins processes on JAX alone; set KERAS_BACKEND=jax"
+        )
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -114,7 +116,7 @@ def distribute(share: ProcessShard) -> Iterator[ProcessShard]:
 
     TensorFlow's MirroredStrategy, or Keras's DataParallel on JAX; of one device, nothing is spread.
     """
-    found = gpus()
+    found = list_gpus()
     if share.processes == 1 and len(found) < 2:
         yield share
         return

@@ -8,7 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from train.metrics import Figures, figures
+from train.metrics import SplitMetrics, compute_metrics
 from train.network.calibration import apply_temperature, expected_calibration_error, temperature
 from train.network.novelty import THRESHOLD, NoveltyModel, fit_novelty, unknown_rate
 from train.train_head import TrainedHead, predict
@@ -23,11 +23,11 @@ class Evaluation:
     few of run.json, None of a split without photos. `known` is None where it was not learnt.
     """
 
-    answers: Mapping[str, NDArray[Any]]
-    metrics: dict[str, Figures | None]
+    probabilities: Mapping[str, NDArray[Any]]
+    metrics: dict[str, SplitMetrics | None]
     summaries: Mapping[str, Mapping[str, Any] | None]
     temperature: float
-    known: NoveltyModel | None
+    novelty_model: NoveltyModel | None
     thresholds: Mapping[str, float]
 
 
@@ -44,13 +44,13 @@ def calibrate_and_evaluate(
     divisor = temperature(said["val"], labels["val"])
     apply_temperature(fitted.head, divisor)
     answers = {split: predict(fitted.rest, reduced[split]) for split in reduced}
-    metrics = {split: figures(answers[split], labels[split], classes) for split in answers}
+    metrics = {split: compute_metrics(answers[split], labels[split], classes) for split in answers}
     known, thresholds = None, {}
     if learn_known and fitted.head[0].name == "pool":
         known = fit_novelty(predict(fitted.reduce, train[0]), train[1], reduced["val"])
         thresholds = {"known": THRESHOLD}
 
-    def summary(split: str, of: Figures) -> dict[str, Any]:
+    def summary(split: str, of: SplitMetrics) -> dict[str, Any]:
         return {
             "n": of["n"],
             "top1": of["top1"],

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.class_weights import class_weights
-from train.distributed import ProcessShard, broadcast_from_first, distribute, gpus
+from train.distributed import ProcessShard, broadcast_from_first, distribute, list_gpus
 from train.network.vgg import Weights, block_layers, tensors_of
-from train.settings import TRAINED_FROM, Settings
+from train.settings import FIRST_TRAINED_BLOCK, Settings
 from train.train_head import TrainedHead, deterministic
 from train.trainer import Array, Batches, Tell, fingerprint_of, train_epochs
 
@@ -30,7 +30,7 @@ def upper_blocks(weights: Weights, settings: Settings, dtype: str | None = None)
 
     They compute in `dtype`, or in what is quick here.
     """
-    first = TRAINED_FROM[settings.fine_tune]
+    first = FIRST_TRAINED_BLOCK[settings.fine_tune]
     layers = block_layers(first, 5, dtype or compute_dtype(), trainable=True) if first <= 5 else []
     channels = 512 if first == 5 else 256
     for layer in layers:
@@ -47,7 +47,7 @@ def compute_dtype() -> str:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         flags = set()
-    return "mixed_bfloat16" if gpus() or flags & BF16 else "float32"
+    return "mixed_bfloat16" if list_gpus() or flags & BF16 else "float32"
 
 
 def fine_tune(

@@ -23,7 +23,7 @@ EVENTS = "events.out.tfevents."  # what an event file's name begins with
 Add = Callable[[Mapping[str, float], int], None]
 
 
-class Logs:
+class TrainingLogger:
     """The logs of `run` in a folder of its name in `logs`, replacing those that one of that name left there.
 
     Of no `logs`, none are kept. Raises UserError when they cannot be written there.
@@ -52,11 +52,11 @@ class Logs:
         else:
             print(f"logs: {folder}/history.csv; for TensorBoard's too: pip install 'vgg-edge[tensorboard]'")
 
-    def epoch(self, stage: str, row: Mapping[str, float]) -> None:
+    def log_epoch(self, stage: str, row: Mapping[str, float]) -> None:
         """An epoch's figures, as {"epoch", "loss", "accuracy", "val_loss", …}."""
         self._write(partial(self._epoch, stage, row))
 
-    def final(self, metrics: Mapping[str, Mapping[str, float] | None]) -> None:
+    def log_final(self, metrics: Mapping[str, Mapping[str, float] | None]) -> None:
         """The run's figures in the end, of each split that was measured."""
         for split, figures in metrics.items():
             self._write(partial(self._add, split, "final", figures or {}, 0))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from train.network.calibration import expected_calibration_error
 
 
-class ClassFigures(TypedDict):
+class ClassMetrics(TypedDict):
     """Of one class: how many photos it has, how many of them are found, how many of those named so are
     right.
     """
@@ -21,7 +21,7 @@ class ClassFigures(TypedDict):
     precision: float | None
 
 
-class Figures(TypedDict):
+class SplitMetrics(TypedDict):
     """Of one split. `loss` is the mean cross-entropy in nats, `ece` the expected calibration error;
     `confusion` has a row a true class.
     """
@@ -30,11 +30,13 @@ class Figures(TypedDict):
     top1: float
     loss: float
     ece: float
-    per_class: dict[str, ClassFigures]
+    per_class: dict[str, ClassMetrics]
     confusion: list[list[int]]
 
 
-def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]) -> Figures | None:
+def compute_metrics(
+    probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]
+) -> SplitMetrics | None:
     """Figures for probabilities [N, C] against class indices [N]; None when there are none."""
     if not len(labels):
         return None
@@ -59,7 +61,7 @@ def figures(probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[st
     }
 
 
-def interval(right: int, n: int) -> tuple[float, float]:
+def confidence_interval(right: int, n: int) -> tuple[float, float]:
     """Between what shares the true one lies, 95 times in 100, when `right` of n > 0 photos were.
 
     Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.

@@ -18,14 +18,14 @@ import numpy as np
 
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
-from train.run import ARCHITECTURE, CHANGES, UNCOMPRESSED, RunError, open_run
+from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, UNCOMPRESSED_CSV, RunError, open_run
 from train.run_writer import new_run_dir, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGE = 2**16  # numbers: a tensor of fewer is kept as it is
-ALSO = ("metrics.json", "history.csv", "curves.png", "confusion.png", UNCOMPRESSED)
+ALSO = ("metrics.json", "history.csv", "curves.png", "confusion.png", UNCOMPRESSED_CSV)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def pack_run(run_folder: Path, folder: Path) -> None:
         raise RunError(f"run {run_folder}: was not trained on the bundled base; keep its model.keras instead")
     if folder.exists() and not (folder / "run.json").exists():
         raise RunError(f"{folder} is not a run, so it is not replaced; give another folder")
-    model = run.model()
+    model = run.load_model()
     changes: dict[str, NDArray[Any]] = {}
     for variable in model.variables:
         value = np.asarray(variable, np.float32)
@@ -69,8 +69,8 @@ def pack_run(run_folder: Path, folder: Path) -> None:
     record = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     record["name"] = folder.name
     with new_run_dir(folder, overwrite=True) as partial:
-        (partial / ARCHITECTURE).write_text(model.to_json(indent=1), encoding="utf-8")
-        (partial / CHANGES).write_bytes(save(changes))
+        (partial / PACKED_ARCHITECTURE).write_text(model.to_json(indent=1), encoding="utf-8")
+        (partial / PACKED_WEIGHTS).write_bytes(save(changes))
         write_record(partial, record, run.dataset, root="")
         for name in ALSO:
             if (run_folder / name).is_file():

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 
 
 # What a run in its smallest form has instead of model.keras.
-CHANGES = "changes.safetensors"
-ARCHITECTURE = "architecture.json"
+PACKED_WEIGHTS = "changes.safetensors"
+PACKED_ARCHITECTURE = "architecture.json"
 # What the uncompressed model calls each photo of val and test, in a run that train/compress.py made.
-UNCOMPRESSED = "uncompressed.csv"
+UNCOMPRESSED_CSV = "uncompressed.csv"
 
 # Of run.json, what each field is.
 FIELDS = {
@@ -78,7 +78,7 @@ class Run:
     thresholds: Mapping[str, float]  # by output, as in the contract
     compressed: Mapping[str, Any]  # what train/compress.py did to it; empty if nothing
 
-    def model(self) -> keras.Model:
+    def load_model(self) -> keras.Model:
         """The trained model, float32: `image` uint8 [N, H, W, 3], 224 x 224 unless compressed →
         `probabilities` float32 [N, C], and `known` float32 [N, 1] if it learnt that.
 
@@ -86,7 +86,7 @@ class Run:
         """
         import keras
 
-        if (self.path / CHANGES).is_file():
+        if (self.path / PACKED_WEIGHTS).is_file():
             return _rebuilt(self.path, self.base_sha256)
         try:
             return keras.saving.load_model(self.path / "model.keras", compile=False)
@@ -96,7 +96,7 @@ class Run:
                 f"run {self.path}: model.keras cannot be read ({reason}); train it again"
             ) from None
 
-    def uncompressed(self) -> Mapping[str, str]:
+    def uncompressed_labels(self) -> Mapping[str, str]:
         """By photo of val and test, what the uncompressed model calls it; nothing of a run not compressed.
 
         Raises RunError.
@@ -104,11 +104,11 @@ class Run:
         if not self.compressed:
             return {}
         try:
-            with (self.path / UNCOMPRESSED).open(newline="", encoding="utf-8", errors=NAMES) as file:
+            with (self.path / UNCOMPRESSED_CSV).open(newline="", encoding="utf-8", errors=NAMES) as file:
                 return {row["path"]: row["label"] for row in csv.DictReader(file)}
         except (OSError, ValueError, KeyError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or f"{error!r}"
-            raise RunError(f"run {self.path}: {UNCOMPRESSED}: {reason}; compress it again") from None
+            raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV}: {reason}; compress it again") from None
 
 
 def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
@@ -123,8 +123,8 @@ def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
     if base.sha256 != base_sha256:
         raise RunError(f"run {path}: is of another base than models/vgg16; check that out, or train again")
     try:
-        model = keras.models.model_from_json((path / ARCHITECTURE).read_text(encoding="utf-8"))
-        changes = load((path / CHANGES).read_bytes())
+        model = keras.models.model_from_json((path / PACKED_ARCHITECTURE).read_text(encoding="utf-8"))
+        changes = load((path / PACKED_WEIGHTS).read_bytes())
         for variable in model.variables:
             found = changes.get(variable.path, base.tensors.get(variable.path))
             if found is None:
@@ -132,7 +132,9 @@ def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
             variable.assign(found.astype(np.float32))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(f"run {path}: {CHANGES} cannot be read ({reason}); check it out again") from None
+        raise RunError(
+            f"run {path}: {PACKED_WEIGHTS} cannot be read ({reason}); check it out again"
+        ) from None
     return model
 
 
@@ -145,7 +147,9 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
     try:
         if not path.is_dir():
             raise RunError(f"run {path}: no such folder; train one with: python -m train PHOTOS --out {path}")
-        trained = (CHANGES, ARCHITECTURE) if (path / CHANGES).is_file() else ("model.keras",)
+        trained = (
+            (PACKED_WEIGHTS, PACKED_ARCHITECTURE) if (path / PACKED_WEIGHTS).is_file() else ("model.keras",)
+        )
         for name in ("run.json", "photos.csv", "left_out.csv", *trained):
             if not (path / name).is_file():
                 raise RunError(f"run {path}: {name} is missing, so this is not a whole run; train it again")

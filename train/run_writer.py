@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.dataset import Dataset, write_manifest, write_table
-from train.run import UNCOMPRESSED, RunError
-from train.settings import write_settings
+from train.run import UNCOMPRESSED_CSV, RunError
+from train.settings import settings_to_toml
 
 if TYPE_CHECKING:
-    from train.metrics import Figures
+    from train.metrics import SplitMetrics
 
 
 def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
@@ -94,7 +94,7 @@ def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root
     whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
     # In ASCII: a folder's name that is no UTF-8 can be written in no other way.
     (folder / "run.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    (folder / "settings.toml").write_text(write_settings(record["settings"]), encoding="utf-8")
+    (folder / "settings.toml").write_text(settings_to_toml(record["settings"]), encoding="utf-8")
     write_manifest(dataset, folder)
 
 
@@ -105,14 +105,14 @@ def write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArra
         for split, indices in said.items()
         for photo, index in zip(dataset.split(split), indices, strict=True)
     )
-    write_table(folder / UNCOMPRESSED, ("path", "label"), rows)
+    write_table(folder / UNCOMPRESSED_CSV, ("path", "label"), rows)
 
 
 def write_charts(
     folder: Path,
     history: Sequence[Mapping[str, object]],
     last_stage: Sequence[Mapping[str, float]],
-    metrics: dict[str, Figures | None],
+    metrics: dict[str, SplitMetrics | None],
     classes: tuple[str, ...],
 ) -> None:
     from train.report.charts import draw_confusion, draw_curves

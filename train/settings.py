@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 # By what --fine-tune is given, the first of VGG16's five blocks that is trained on.
-TRAINED_FROM = {"none": 6, "block5": 5, "block4": 4}
+FIRST_TRAINED_BLOCK = {"none": 6, "block5": 5, "block4": 4}
 
 
 class SettingsError(UserError):
@@ -70,7 +70,7 @@ class Settings:
     )
     known: bool = _setting(True, "also learn to tell a picture of none of the classes")
     fine_tune: str = _setting(
-        "none", "after the head, train on from this block of the base", choices=tuple(TRAINED_FROM)
+        "none", "after the head, train on from this block of the base", choices=tuple(FIRST_TRAINED_BLOCK)
     )
     # Three crops more than the head has: blocks learn photos by heart where a head cannot.
     fine_tune_views: int = _setting(5, "as --views, while fine-tuning", low=1, high=8)
@@ -117,7 +117,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(_flag(one.name), default=None, help=text, **how)
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
+def settings_from_flags(arguments: argparse.Namespace) -> Settings:
     """The recipe's settings, less what the file of --settings gives, less what flags give.
 
     Raises SettingsError for a file that cannot be read, an unknown name, or a value out of its bounds.
@@ -158,7 +158,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     return given
 
 
-def write_settings(settings: Mapping[str, Any]) -> str:
+def settings_to_toml(settings: Mapping[str, Any]) -> str:
     """TOML that --settings reads; what is None is left out."""
     names = [one.name for one in fields(Settings) if settings.get(one.name) is not None]
     return "".join(f"{name} = {json.dumps(settings[name])}\n" for name in names)

@@ -68,7 +68,7 @@ def test_jax_trains_to_the_same_metrics(jax_python: Path, flower_photos: Path, t
     run = open_run(tmp_path / "jax")
     test = find_photos(flower_photos, limit=LIMIT).split("test")
     assert run.dataset.split("test") == test
-    model = run.model()
+    model = run.load_model()
     right = 0
     for start in range(0, len(test), 20):
         part = test[start : start + 20]

@@ -31,7 +31,7 @@ def test_the_kept_fine_tuned_run(flower_photos: Path) -> None:
     """As it is kept, in float16, and from the photos themselves."""
     run = open_run(KEPT, flower_photos)
     photos = read_photos(run.dataset, "test", (224, 224))
-    said = predict(run.model(), photos.pixels, lambda done: None)
+    said = predict(run.load_model(), photos.pixels, lambda done: None)
     assert len(photos.truth) == 500
     top1 = float((said["probabilities"].argmax(1) == photos.truth).mean())
     assert top1 >= 0.93

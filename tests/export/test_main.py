@@ -102,7 +102,7 @@ def test_a_compressed_run_is_exported_like_any_other(exported: Path, compressed_
         assert 0 < heads < run.compressed["macs"] / 50, "all convolutions, and the two heads"
     with (exported / "parity.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    said = run.uncompressed()
+    said = run.uncompressed_labels()
     for row in rows:
         assert row["verdict"] == "holds" and row["uncompressed_disagreements"] != ""
     assert "| uncompressed, float32 | 224 x 224 |" in (exported / "README.md").read_text()

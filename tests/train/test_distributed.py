@@ -10,7 +10,7 @@ import pytest
 
 from runtime.common.errors import UserError
 from tests.helpers import ROOT
-from train.distributed import PROCESSES, ProcessShard, init_distributed
+from train.distributed import PROCESSES_VARIABLE, ProcessShard, init_distributed
 from train.trainer import Batches
 
 
@@ -50,6 +50,6 @@ def test_each_process_feeds_its_share() -> None:
 
 def test_processes_that_cannot_be_joined_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert init_distributed() == ProcessShard()
-    monkeypatch.setenv(PROCESSES, "2")
+    monkeypatch.setenv(PROCESSES_VARIABLE, "2")
     with pytest.raises(UserError, match="set KERAS_BACKEND=jax"):
         init_distributed()

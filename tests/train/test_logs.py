@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from runtime.common.errors import UserError
-from train.logs import Logs
+from train.logs import TrainingLogger
 
 ROW = {"epoch": 1.0, "loss": 0.5, "accuracy": 0.75, "val_loss": 0.25, "val_accuracy": 1.0}
 
@@ -21,22 +21,22 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_every_epoch_is_on_disk_when_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    logs = Logs(tmp_path / "logs", Path("runs/mine"))
+    logs = TrainingLogger(tmp_path / "logs", Path("runs/mine"))
     folder = tmp_path / "logs" / "mine"
     assert capsys.readouterr().out == (
         f"logs: {folder}; look at them with: tensorboard --logdir {tmp_path / 'logs'}\n"
     )
-    logs.epoch("head", ROW)
+    logs.log_epoch("head", ROW)
     assert scalars(folder / "train") == {"head/loss": [(1, 0.5)], "head/accuracy": [(1, 0.75)]}
     assert scalars(folder / "val") == {"head/loss": [(1, 0.25)], "head/accuracy": [(1, 1.0)]}
-    logs.epoch("block5", ROW | {"loss": 0.125})
+    logs.log_epoch("block5", ROW | {"loss": 0.125})
     assert scalars(folder / "train")["block5/loss"] == [(1, 0.125)]
     assert (folder / "history.csv").read_text() == (
         "stage,epoch,loss,accuracy,val_loss,val_accuracy\n"
         "head,1.0,0.5,0.75,0.25,1.0\n"
         "block5,1.0,0.125,0.75,0.25,1.0\n"
     )
-    logs.final({"val": None, "test": {"n": 8, "top1": 0.5}})
+    logs.log_final({"val": None, "test": {"n": 8, "top1": 0.5}})
     assert scalars(folder / "test") == {"final/n": [(0, 8.0)], "final/top1": [(0, 0.5)]}
 
 
@@ -44,7 +44,7 @@ def test_a_run_of_the_same_name_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("not ours")
     for loss in (0.5, 0.25):
-        Logs(tmp_path, Path("runs/mine")).epoch("head", {"epoch": 1.0, "loss": loss})
+        TrainingLogger(tmp_path, Path("runs/mine")).log_epoch("head", {"epoch": 1.0, "loss": loss})
         (written,) = (tmp_path / "mine" / "train").iterdir()
         written.rename(written.with_name(f"events.out.tfevents.{loss}"))  # another second
     assert scalars(tmp_path / "mine" / "train") == {"head/loss": [(1, 0.25)]}
@@ -57,12 +57,12 @@ def test_without_tensorboard_the_csv_is_kept(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
-    logs = Logs(tmp_path, Path("runs/mine"))
+    logs = TrainingLogger(tmp_path, Path("runs/mine"))
     assert capsys.readouterr().out == (
         f"logs: {tmp_path}/mine/history.csv; for TensorBoard's too: pip install 'vgg-edge[tensorboard]'\n"
     )
-    logs.epoch("head", ROW)
-    logs.final({"test": {"n": 8}})
+    logs.log_epoch("head", ROW)
+    logs.log_final({"test": {"n": 8}})
     assert (tmp_path / "mine" / "history.csv").read_text().count("\n") == 2
     assert not list(tmp_path.rglob("events*"))
 
@@ -70,11 +70,11 @@ def test_without_tensorboard_the_csv_is_kept(
 def test_logs_that_can_be_written_no_more_stop_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    logs = Logs(tmp_path, Path("runs/mine"))
+    logs = TrainingLogger(tmp_path, Path("runs/mine"))
     (tmp_path / "mine" / "history.csv").unlink()
     (tmp_path / "mine" / "history.csv").mkdir()
-    logs.epoch("head", ROW)
-    logs.epoch("head", ROW)
+    logs.log_epoch("head", ROW)
+    logs.log_epoch("head", ROW)
     assert capsys.readouterr().err == f"logs: {tmp_path}/mine: Is a directory; going on without\n"
 
 
@@ -82,11 +82,11 @@ def test_logs_that_can_be_written_no_more_stop_nothing(
 def test_logs_in_the_way_of_the_run(logs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="would be in the way of the run; give --logs"):
-        Logs(Path(logs), Path("runs/mine"))
+        TrainingLogger(Path(logs), Path("runs/mine"))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); give another --logs"):
-        Logs(tmp_path / "file", Path("mine"))
+        TrainingLogger(tmp_path / "file", Path("mine"))

@@ -43,10 +43,10 @@ def test_the_article_recipe_uses_the_same_features(
         f"run: {out} (synthetic: trained on drawings)\nnext: python -m export {out} --int8\n"
     )
     run = open_run(out)
-    assert [layer.name for layer in run.model().layers][-5:] == [
+    assert [layer.name for layer in run.load_model().layers][-5:] == [
         *("flatten", "hidden", "dropout", "logits", "probabilities")
     ]
-    assert run.model().get_layer("hidden").units == 256
+    assert run.load_model().get_layer("hidden").units == 256
 
 
 def test_fine_tuning_makes_a_run_like_any_other(
@@ -58,7 +58,7 @@ def test_fine_tuning_makes_a_run_like_any_other(
     assert command.main([str(synthetic_photos), "--limit", "4", "--out", str(out), *flags]) == 0
     run = open_run(out)
     assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
-    model = run.model()
+    model = run.load_model()
     assert model.output_names == ["probabilities", "known"]
     assert not any(layer.trainable_weights for layer in model.layers if layer.name.startswith("block"))
     with (out / "history.csv").open() as file:
@@ -149,7 +149,7 @@ def test_ctrl_c_while_fitting_writes_the_run_and_resume_goes_on(
     assert told in capsys.readouterr().out
     assert "of 8 epochs. What follows is of the best so far" in (out / "report.html").read_text()
     assert open_run(out).metrics["test"]["n"] > 0
-    assert open_run(out).model().outputs[0].shape == (None, 5)
+    assert open_run(out).load_model().outputs[0].shape == (None, 5)
     assert command.main(again) == 2, "without --resume it is not replaced"
     assert command.main([*again, "--resume"]) == 0
     epochs = [row["epoch"] for row in csv.DictReader((out / "history.csv").open())]

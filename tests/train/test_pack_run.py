@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from train import pack_run as keep
-from train.run import CHANGES, RunError, open_run
+from train.run import PACKED_WEIGHTS, RunError, open_run
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_it_answers_as_the_run_does(kept: Path, synthetic_run: Path, synthetic_p
     assert run.dataset.photos == whole.dataset.photos and run.thresholds == whole.thresholds
     picture = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
     for found, expected in zip(
-        run.model().predict_on_batch(picture), whole.model().predict_on_batch(picture), strict=True
+        run.load_model().predict_on_batch(picture), whole.load_model().predict_on_batch(picture), strict=True
     ):
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
@@ -40,9 +40,9 @@ def test_a_damaged_one_is_told(kept: Path, tmp_path: Path) -> None:
     broken.mkdir()
     for file in kept.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    (broken / CHANGES).write_bytes((kept / CHANGES).read_bytes()[:500])
+    (broken / PACKED_WEIGHTS).write_bytes((kept / PACKED_WEIGHTS).read_bytes()[:500])
     with pytest.raises(RunError, match=r"changes\.safetensors cannot be read"):
-        open_run(broken).model()
+        open_run(broken).load_model()
     (broken / "architecture.json").unlink()
     with pytest.raises(RunError, match=r"architecture\.json is missing"):
         open_run(broken)
@@ -69,9 +69,9 @@ def test_a_compressed_run_is_kept_with_what_the_uncompressed_one_says(
     assert keep.main([str(compressed_run), str(folder)]) == 0
     assert (folder / "README.md").read_text() == "of it"
     run, whole = open_run(folder), open_run(compressed_run)
-    assert run.compressed == whole.compressed and run.uncompressed() == whole.uncompressed()
+    assert run.compressed == whole.compressed and run.uncompressed_labels() == whole.uncompressed_labels()
     picture = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     for found, expected in zip(
-        run.model().predict_on_batch(picture), whole.model().predict_on_batch(picture), strict=True
+        run.load_model().predict_on_batch(picture), whole.load_model().predict_on_batch(picture), strict=True
     ):
         np.testing.assert_allclose(found, expected, atol=2e-3)

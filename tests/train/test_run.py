@@ -15,7 +15,7 @@ from PIL import Image
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
 from train.data.dataset import Dataset, Photo, find_photos
 from train.data.synthetic import draw_flowers
-from train.metrics import figures
+from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
 from train.run import RunError, newest_run, open_run
@@ -63,10 +63,10 @@ def test_the_saved_model_gives_the_recorded_metrics(synthetic_run: Path) -> None
     recorded = json.loads((synthetic_run / "metrics.json").read_text())["test"]
     photos = run.dataset.split("test")
     pixels = np.stack([read_picture(run.dataset.root / photo.path) for photo in photos])
-    probabilities, known = run.model().predict_on_batch(pixels)
+    probabilities, known = run.load_model().predict_on_batch(pixels)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     labels = np.array([run.classes.index(photo.label) for photo in photos])
-    found = figures(probabilities, labels, run.classes)
+    found = compute_metrics(probabilities, labels, run.classes)
     assert found["confusion"] == recorded["confusion"]
     assert found["loss"] == pytest.approx(recorded["loss"], rel=0.01)
     shared = ("n", "top1", "loss", "ece")
@@ -101,7 +101,7 @@ def test_folders_that_are_no_run(synthetic_run: Path, tmp_path: Path) -> None:
     shutil.copy(synthetic_run / "run.json", copy)
     (copy / "model.keras").write_bytes((synthetic_run / "model.keras").read_bytes()[:1000])
     with pytest.raises(RunError, match=r"model.keras cannot be read"):
-        open_run(copy).model()
+        open_run(copy).load_model()
     (copy / "photos.csv").unlink()
     with pytest.raises(RunError, match=r"photos.csv is missing"):
         open_run(copy)
@@ -121,7 +121,7 @@ def test_what_a_photo_was_called_reads_back_whatever_its_name(tmp_path: Path) ->
     write_uncompressed(tmp_path, Dataset(tmp_path, ("a", "b"), photos), {"val": np.array([0, 1, 1, 0])})
     write_record(tmp_path, RECORD | {"compressed": {"from": "whole"}}, Dataset(tmp_path, ("a", "b"), photos))
     (tmp_path / "model.keras").touch()
-    assert open_run(tmp_path).uncompressed() == dict(
+    assert open_run(tmp_path).uncompressed_labels() == dict(
         zip((photo.path for photo in photos), "abba", strict=True)
     )
 

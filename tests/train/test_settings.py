@@ -12,15 +12,15 @@ from train.settings import (
     SettingsError,
     add_flags,
     read_settings,
-    settings_of,
-    write_settings,
+    settings_from_flags,
+    settings_to_toml,
 )
 
 
 def parsed(*flags: str) -> Settings:
     parser = argparse.ArgumentParser()
     add_flags(parser)
-    return settings_of(parser.parse_args(flags))
+    return settings_from_flags(parser.parse_args(flags))
 
 
 def toml(folder: Path, text: str) -> str:
@@ -46,8 +46,8 @@ def test_a_flag_goes_before_the_file_and_the_file_before_the_recipe(tmp_path: Pa
 def test_what_is_recorded_is_read_again(recipe: str, tmp_path: Path) -> None:
     settings = replace(RECIPES[recipe], limit=5, learning_rate=1e-5)
     recorded = asdict(settings) | {"weights": "elsewhere"}
-    assert parsed(toml(tmp_path, write_settings(recorded))) == settings
-    assert "limit" not in write_settings(asdict(RECIPES[recipe]))
+    assert parsed(toml(tmp_path, settings_to_toml(recorded))) == settings
+    assert "limit" not in settings_to_toml(asdict(RECIPES[recipe]))
 
 
 def test_every_setting_has_its_flag_and_bounds_that_its_defaults_keep() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from train.metrics import Figures, figures
+from train.metrics import SplitMetrics, compute_metrics
 from train.network.heads import build_classifier
 from train.network.vgg import read_weights
 from train.settings import RECIPES
@@ -34,8 +34,8 @@ TRAIN, VAL = blobs(45, 0), blobs(30, 1)
 NONE: Split = (np.empty((0, 7, 7, 512), np.float16), np.empty(0, np.int32))
 
 
-def measure(fitted: TrainedHead, split: Split) -> Figures | None:
-    return figures(predict(fitted.rest, predict(fitted.reduce, split[0])), split[1], ("a", "b", "c"))
+def measure(fitted: TrainedHead, split: Split) -> SplitMetrics | None:
+    return compute_metrics(predict(fitted.rest, predict(fitted.reduce, split[0])), split[1], ("a", "b", "c"))
 
 
 def weights_of(fitted: TrainedHead) -> list[NDArray[Any]]:
@@ -112,7 +112,7 @@ def test_the_classifier_is_flat_and_made_of_standard_layers(recipe: str) -> None
 
 def test_figures_by_hand() -> None:
     probabilities = np.array([[0.8, 0.2, 0.0], [0.5, 0.4, 0.1], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0]])
-    found = figures(probabilities, np.array([0, 1, 1, 0]), ("a", "b", "c"))
+    found = compute_metrics(probabilities, np.array([0, 1, 1, 0]), ("a", "b", "c"))
     assert found is not None and found["n"] == 4 and found["top1"] == 0.5
     assert found["loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.3]).mean())
     assert found["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]

@@ -33,9 +33,9 @@ from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.picture import read_picture
 from train.cli import INTERRUPTED, run_cli
 from train.data.dataset import Dataset, Photo, read_verified
-from train.logs import Logs
+from train.logs import TrainingLogger
 from train.progress import Progress
-from train.run import CHANGES, Run, RunError, open_run
+from train.run import PACKED_WEIGHTS, Run, RunError, open_run
 from train.run_writer import (
     check_output_dir,
     checkpoint_dir,
@@ -147,7 +147,7 @@ def compress(
         raise UserError(unreachable(smallest))
     fingerprint = fingerprint_of(run, how)
     kept = _begin(out, fingerprint, resume)
-    model = run.model()
+    model = run.load_model()
     tensors = tensors_of(model.layers)
     drawn = np.random.default_rng(how.seed).permutation(len(dataset.split("train")))[: how.photos]
     sample = [dataset.split("train")[at] for at in drawn]
@@ -190,9 +190,9 @@ def compress(
         pooled = features(weights, lessons[split].pictures[rows], split)
         return pooled[:, np.newaxis, np.newaxis, :], labels[split][rows]
 
-    log = Logs(logs, out)
+    log = TrainingLogger(logs, out)
     train, val = seen("train"), seen("val")
-    fitted = train_head(train, val, len(dataset.classes), settings, kept=kept, tell=log.epoch)
+    fitted = train_head(train, val, len(dataset.classes), settings, kept=kept, tell=log.log_epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     last_stage = fitted.history
     stopped = fitted.stopped
@@ -203,7 +203,7 @@ def compress(
         )
         shown = train[0][: len(dataset.split("train")), 0, 0, :]
         weights, last_stage, stopped = distill(
-            fitted, weights, shown, lessons["train"], lessons["val"], lesson, kept, fingerprint, log.epoch
+            fitted, weights, shown, lessons["train"], lessons["val"], lesson, kept, fingerprint, log.log_epoch
         )
         history += [{"stage": "distill", **row} for row in last_stage]
         train, val = seen("train"), seen("val")
@@ -235,13 +235,17 @@ def compress(
             },
         },
     }
-    log.final(measured.summaries)
+    log.log_final(measured.summaries)
     with new_run_dir(out, overwrite) as folder:
-        build_classifier(weights, fitted.head, measured.known, (size, size)).save(folder / "model.keras")
+        build_classifier(weights, fitted.head, measured.novelty_model, (size, size)).save(
+            folder / "model.keras"
+        )
         write_record(folder, record, dataset)
         write_uncompressed(folder, dataset, uncompressed)
         write_charts(folder, history, last_stage, measured.metrics, dataset.classes)
-        write_report(folder / "report.html", record, dataset, history, measured.metrics, measured.answers)
+        write_report(
+            folder / "report.html", record, dataset, history, measured.metrics, measured.probabilities
+        )
     if stopped:
         print("stopped early; the best so far is kept, and --resume goes on")
     else:
@@ -406,7 +410,7 @@ def _within(
 
 def fingerprint_of(run: Run, how: Compression) -> str:
     """Of all that a compressed run depends on."""
-    file = run.path / (CHANGES if (run.path / CHANGES).exists() else "model.keras")
+    file = run.path / (PACKED_WEIGHTS if (run.path / PACKED_WEIGHTS).exists() else "model.keras")
     told = [asdict(how), run.data_sha256, run.picture_version, hashlib.sha256(file.read_bytes()).hexdigest()]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 

@@ -30,7 +30,7 @@ from runtime.preprocess.picture import PICTURE_VERSION
 from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.data.augment import augment, view_name
 from train.data.dataset import Dataset, LeftOut, Photo, read_hashed
-from train.distributed import cpu, gpus
+from train.distributed import cpu_name, list_gpus
 from train.network.vgg import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
 from train.progress import Progress
 
@@ -187,7 +187,7 @@ def survey(
 
 def find_devices() -> Devices:
     """Every visible GPU, computing in 16 bits through XLA; without one, the CPU in float32."""
-    return devices_on(gpus())
+    return devices_on(list_gpus())
 
 
 def devices_on(gpus: Sequence[str]) -> Devices:
@@ -195,7 +195,7 @@ def devices_on(gpus: Sequence[str]) -> Devices:
     if gpus:
         return Devices(tuple(gpus), GPU_DTYPE, jit=True, batch=GPU_BATCH)
     # TensorFlow is no faster through XLA on a CPU; without it JAX runs layer by layer.
-    return Devices((cpu(),), "float32", jit=keras.backend.backend() == "jax", batch=CPU_BATCH)
+    return Devices((cpu_name(),), "float32", jit=keras.backend.backend() == "jax", batch=CPU_BATCH)
 
 
 class Replica:

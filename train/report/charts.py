@@ -24,7 +24,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.metrics import Figures, interval
+from train.metrics import SplitMetrics, confidence_interval
 
 INK, GRID, KEPT = "#1c2b22", "#e5e8eb", "#c98a2b"
 COLOURS = {"train": "#9aa5b1", "val": "#2f6f4f"}
@@ -88,7 +88,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt:
     each = round(n / len(bins))
     label = f"about {each:,} photos each" if each > 1 else "a photo each"
     for share, sure, right in bins:
-        low, high = interval(round(right * share * n), round(share * n))
+        low, high = confidence_interval(round(right * share * n), round(share * n))
         axis.plot([sure, sure], [low, high], color=COLOURS["val"], linewidth=1, alpha=0.6)
         axis.plot([sure], [right], "o", color=COLOURS["val"], markersize=5, label=label)
         label = "_"
@@ -102,7 +102,7 @@ def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt:
     return _svg(figure, alt)
 
 
-def draw_confusion(metrics: Mapping[str, Figures | None], classes: Sequence[str], path: Path) -> None:
+def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence[str], path: Path) -> None:
     """Of each split: a row a true class, a column a class named, the photos counted, shaded by their share
     of the row.
     """

@@ -28,7 +28,7 @@ from runtime.preprocess.picture import read_picture
 from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
-from train.metrics import Figures, interval
+from train.metrics import SplitMetrics, confidence_interval
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
 from train.settings import RECIPES
@@ -48,7 +48,7 @@ def write_report(
     record: Mapping[str, Any],
     dataset: Dataset,
     history: Rows,
-    metrics: Mapping[str, Figures | None],
+    metrics: Mapping[str, SplitMetrics | None],
     probabilities: Mapping[str, NDArray[Any]],
     alike: Sequence[Pair] = (),
 ) -> None:
@@ -147,7 +147,7 @@ def _data_uri(picture: Image.Image, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _measured(split: str, figures: Figures, dataset: Dataset) -> dict[str, Any]:
+def _measured(split: str, figures: SplitMetrics, dataset: Dataset) -> dict[str, Any]:
     """A split's figures as the page tells them."""
     classes = dataset.classes
     counts = np.array(figures["confusion"])
@@ -159,7 +159,7 @@ def _measured(split: str, figures: Figures, dataset: Dataset) -> dict[str, Any]:
     return {
         "split": split,
         **figures,
-        "interval": interval(round(figures["top1"] * figures["n"]), figures["n"]),
+        "interval": confidence_interval(round(figures["top1"] * figures["n"]), figures["n"]),
         "per_class": [(*row, _f1(*row[2:])) for row in rows],
         "hardest": min((row for row in rows if row[3] is not None), key=lambda row: row[3] or 0.0),
         "confusion": [

@@ -20,7 +20,7 @@ from train.compress.pipeline import Compression, PruningCosts, cheapest, read, r
 from train.data.dataset import PhotosError, find_photos
 from train.data.synthetic import draw_flowers
 from train.network.vgg import CONVOLUTIONS
-from train.run import UNCOMPRESSED, RunError, open_run
+from train.run import UNCOMPRESSED_CSV, RunError, open_run
 
 
 def test_it_is_a_run_of_the_same_kind_for_fewer_multiplications(
@@ -31,7 +31,7 @@ def test_it_is_a_run_of_the_same_kind_for_fewer_multiplications(
     done = run.compressed
     assert done["from"] == whole.name and done["size"] == 64
     assert done["macs"] == macs(done["widths"], 64) <= macs(CONVOLUTIONS, 224) / 30
-    model = run.model()
+    model = run.load_model()
     assert model.inputs[0].shape == (None, 64, 64, 3) and model.inputs[0].dtype == "uint8"
     widths = {name: model.get_layer(name).filters for name in CONVOLUTIONS}
     assert widths == done["widths"] and widths["block5_conv1"] < 512
@@ -44,8 +44,8 @@ def test_it_is_a_run_of_the_same_kind_for_fewer_multiplications(
 
 def test_it_knows_what_the_uncompressed_model_says(compressed_run: Path, synthetic_run: Path) -> None:
     run, whole = open_run(compressed_run), open_run(synthetic_run)
-    said = run.uncompressed()
-    assert whole.uncompressed() == {}
+    said = run.uncompressed_labels()
+    assert whole.uncompressed_labels() == {}
     photos = [*run.dataset.split("val"), *run.dataset.split("test")]
     assert sorted(said) == sorted(photo.path for photo in photos)
     for split in ("val", "test"):
@@ -54,9 +54,9 @@ def test_it_knows_what_the_uncompressed_model_says(compressed_run: Path, synthet
         assert run.compressed["uncompressed_top1"][split] == pytest.approx(np.mean(right))
     broken = run.path.parent / "broken"
     shutil.copytree(run.path, broken)
-    (broken / UNCOMPRESSED).unlink()
+    (broken / UNCOMPRESSED_CSV).unlink()
     with pytest.raises(RunError, match=r"uncompressed\.csv: No such file.*; compress it again"):
-        open_run(broken).uncompressed()
+        open_run(broken).uncompressed_labels()
 
 
 def test_one_that_is_killed_goes_on_and_ends_the_same(
@@ -85,7 +85,7 @@ def test_one_that_is_killed_goes_on_and_ends_the_same(
     assert "sensitivity" not in done.stderr and "reconstruct:" not in done.stderr
     found, expected = open_run(out), open_run(compressed_run)
     assert found.metrics == expected.metrics
-    for one, other in zip(found.model().get_weights(), expected.model().get_weights(), strict=True):
+    for one, other in zip(found.load_model().get_weights(), expected.load_model().get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.metrics import figures
+from train.metrics import compute_metrics
 from train.report.charts import draw_confusion, draw_curves
 
 
@@ -15,7 +15,7 @@ from train.report.charts import draw_confusion, draw_curves
 )
 def test_classes_of_any_name_and_number(classes: tuple[str, ...], tmp_path: Path) -> None:
     labels = np.arange(len(classes))
-    found = figures(np.eye(len(classes)), labels, classes)
+    found = compute_metrics(np.eye(len(classes)), labels, classes)
     draw_confusion({"val": found, "test": found}, classes, tmp_path / "confusion.png")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert max(picture.size) < 2 * 26 * 130 + 1 and np.asarray(picture.convert("L")).std() > 5

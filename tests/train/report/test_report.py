@@ -17,7 +17,7 @@ from PIL import Image
 
 from train.data.dataset import Dataset, LeftOut, Photo, find_photos
 from train.data.near_duplicates import Pair
-from train.metrics import figures
+from train.metrics import compute_metrics
 from train.report.report import LEFT_OUT, MISTAKES, write_report
 from train.settings import RECIPES
 
@@ -77,7 +77,7 @@ def report(
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
     metrics = {
-        split: figures(
+        split: compute_metrics(
             rows,
             np.array([dataset.classes.index(photo.label) for photo in dataset.split(split)], int),
             dataset.classes,
