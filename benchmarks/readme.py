@@ -1,8 +1,10 @@
-"""Fill the README's blocks: tables from what the benchmarks recorded, output from commands run here and now.
+"""Fill the blocks in README.md and docs/*.md: tables from recorded benchmarks, output from commands run here.
 
     python -m benchmarks.readme PHOTO [DEMO_LOG]
 
-PHOTO is YellowFlower.jpg of Debian's mate-backgrounds package; DEMO_LOG what `make demo` printed.
+PHOTO is a copy of YellowFlower.jpg from Debian's package mate-backgrounds, named photo.jpg; DEMO_LOG is a
+file with the output of `make demo`. A block starts with `<!-- table: NAME -->` or `<!-- output: NAME -->` and
+ends with `<!-- end -->`. A block without a source here keeps its content, and its name is printed.
 """
 
 from __future__ import annotations
@@ -17,216 +19,62 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 
 from runtime.bench import BenchRow, report
 
 ROOT = Path(__file__).resolve().parent.parent
-PARITY = ROOT / "models/flowers/parity.csv"
-REFERENCE = ROOT / "benchmarks/reference/intel_xeon_2_cores.csv"
+RECORDS = ROOT / "benchmarks"
+RELEASED = ROOT / "models" / "flowers"
+REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
+RECORDED_TABLES = (
+    *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),
+    *("soak", "memory", "serve", "heads", "imbalance", "near_duplicates", "scale"),
+)
+BLOCK = re.compile(r"(?<=<!-- )((?:table|output): [^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
 def main(photo: str, demo_log: str | None = None) -> int:
-    """Rewrites README.md; blocks without a source stay as they are."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    outputs = {"classify": classify(photo), "json": classify(photo, "--json"), "auto": auto(photo)}
-    outputs |= camera(photo) | page(photo) | {"install": install()} | signed()
+    """Rewrite every block that has a source; only the commands of blocks that exist are run."""
+    sources = {**table_sources(), **output_sources(Path(photo).resolve())}
     if demo_log:
-        outputs["demo"] = tail_of_demo(Path(demo_log).read_text(encoding="utf-8"))
-    for name, said in outputs.items():
-        text = replace(text, f"output: {name}", f"```\n{said.strip()}\n```")
-    for name, make in TABLES.items():
-        text = replace(text, f"table: {name}", make())
-    readme.write_text(text, encoding="utf-8")
+        sources["output: demo"] = partial(demo_output, Path(demo_log))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(BLOCK.sub(lambda block, page=page: filled(block, page, sources), text), "utf-8")
     return 0
 
 
-def classify(photo: str, *flags: str) -> str:
-    """What the command prints for a photo that lies in the working directory."""
-    path = Path(photo).resolve()
-    with tempfile.TemporaryDirectory() as cache:
-        return run("classify", path.name, *flags, cwd=path.parent, cache=cache).stdout.replace(f"{ROOT}/", "")
+def filled(block: re.Match[str], page: Path, sources: dict[str, Callable[[], str]]) -> str:
+    name, marker = block.groups()
+    if name not in sources:
+        print(f"{page.relative_to(ROOT)}: kept {name}", file=sys.stderr)
+        return block[0]
+    content = sources[name]().strip()
+    return f"{name}{marker}{fenced(content) if name.startswith('output: ') else content}\n"
 
 
-def auto(photo: str) -> str:
-    """What --verbose says of the engine, before and after this machine was measured."""
-    said = []
-    with tempfile.TemporaryDirectory() as cache:
-        for measured in (False, True):
-            if measured:
-                run("bench", "--save", cwd=ROOT, cache=cache)
-            done = run("classify", str(Path(photo).resolve()), "--verbose", cwd=ROOT, cache=cache)
-            said += [line for line in done.stderr.splitlines() if line.startswith("auto: ")]
-    return "\n".join(said)
+def fenced(text: str) -> str:
+    return f"```\n{text}\n```"
 
 
-def run(module: str, *arguments: str, cwd: Path, cache: str) -> subprocess.CompletedProcess[str]:
-    """A command of runtime on the released model, with a cache of its own."""
-    command = [sys.executable, "-m", f"runtime.{module}", "--model", str(ROOT / "models/flowers"), *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache, "TZ": "UTC"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=True)
+# Tables
 
 
-def bench() -> str:
-    """What `python -m runtime.bench` printed when it wrote the reference."""
-    with REFERENCE.open(encoding="utf-8", newline="") as file:
-        rows = [
-            BenchRow(**{name: typed(name, text) for name, text in row.items()})
-            for row in csv.DictReader(file)
-        ]
-    return f"```\n{report(rows)}\n```"
+def table_sources() -> dict[str, Callable[[], str]]:
+    recorded = {name: partial((RECORDS / f"{name}.md").read_text, "utf-8") for name in RECORDED_TABLES}
+    tables = {**recorded, "parity": parity_table, "bench": bench_table, "results": results_table}
+    return {f"table: {name}": make for name, make in tables.items()}
 
 
-def typed(name: str, text: str) -> str | int | float | None:
-    kind = BenchRow.__annotations__[name]
-    if kind == float | None:
-        return float(text) if text else None
-    return kind(text)  # type: ignore[no-any-return]
-
-
-def camera(photo: str) -> dict[str, str]:
-    """What --camera tells of a clip: the photo for three seconds, then a hand over the lens for two."""
-    import av
-    import numpy as np
-    from PIL import Image
-
-    with tempfile.TemporaryDirectory() as folder:
-        picture = np.asarray(Image.open(photo).convert("RGB").resize((1920, 1080)))
-        random = np.random.default_rng(0)
-        with av.open(f"{folder}/garden.mp4", "w") as container:
-            stream = container.add_stream("libx264", rate=30)
-            stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
-            for number in range(150):
-                pixels = picture if number < 90 else random.integers(20, 40, picture.shape, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode())
-        command = [sys.executable, "-m", "runtime.classify", "--model", str(ROOT / "models/flowers")]
-        command += ["--camera", "garden.mp4"]
-
-        def see(*flags: str) -> str:
-            done = run("classify", "--camera", "garden.mp4", *flags, cwd=Path(folder), cache=folder)
-            return done.stdout.replace(f"{ROOT}/", "")
-
-        return {
-            "camera": line_on_a_terminal(command, folder).replace(f"{ROOT}/", ""),
-            "camera changes": see("--on-change"),
-            "camera json": see("--json", "--every", "2s").splitlines()[1],
-        }
-
-
-def watch(photo: str) -> str:
-    """The table that --watch makes of the photo and of a file that is none."""
-    with tempfile.TemporaryDirectory() as folder:
-        arrived, table = Path(folder, "arrived"), Path(folder, "results.csv")
-        arrived.mkdir()
-        shutil.copy(photo, arrived / "photo.jpg")
-        (arrived / "cut.jpg").write_bytes(Path(photo).read_bytes()[:5000])
-        command = [sys.executable, "-m", "runtime.classify", "--model", str(ROOT / "models/flowers")]
-        process = subprocess.Popen(
-            [*command, "--watch", str(arrived), "--out", str(table)],
-            env={"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while not table.exists() or table.read_text().count("\n") < 3:
-            time.sleep(0.1)
-        process.terminate()
-        process.wait()
-        return table.read_text()
-
-
-def line_on_a_terminal(command: list[str], folder: str) -> str:
-    """The header, and the line that is redrawn as it stood half way, without its colours."""
-    pid, terminal = os.forkpty()
-    if pid == 0:
-        os.chdir(folder)
-        os.execve(command[0], command, {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"})
-    import fcntl
-    import struct
-    import termios
-
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    said = b""
-    with suppress(OSError):  # how a terminal's end is told
-        while data := os.read(terminal, 4096):
-            said += data
-    os.waitpid(pid, 0)
-    text = re.sub(r"\x1b\[[0-9;]*[mK]", "", said.decode())
-    header, _, drawn = text.partition("\r\n")
-    lines = [line.strip() for line in drawn.split("\r") if line.strip()]
-    return f"{header}\n{lines[len(lines) // 2]}"
-
-
-def page(photo: str) -> dict[str, str]:
-    """What the service prints at its start, and what curl gets from it for a photo and for a text."""
-    command = [sys.executable, "-m", "runtime.serve", "--model", "models/flowers"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            started = process.stdout.readline() + process.stdout.readline()
-
-            def curl(file: str) -> str:
-                asked = f"curl -F file=@{file} http://127.0.0.1:8080/classify"
-                where = Path(photo).resolve().parent if file == Path(photo).name else ROOT
-                done = subprocess.run(
-                    [*asked.split(), "--silent"], cwd=where, capture_output=True, text=True, check=True
-                )
-                return f"$ {asked}\n{done.stdout}"
-
-            return {"serve": started, "curl": f"{curl(Path(photo).name)}\n{curl('README.md')}"}
-        finally:
-            process.terminate()
-
-
-def install() -> str:
-    """What the install script would do on a Pi with the release of Debian that is here."""
-    command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.replace(str(ROOT), "/home/pi/vgg-edge")
-
-
-def signed() -> dict[str, str]:
-    """What --verify says of the released model under a new key, and of one whose byte 100,000 is another."""
-    python, model = f"{sys.executable} -m", "models/flowers"
-    verify = f"{python} runtime.classify --model {model} --key maker.pub"
-    with tempfile.TemporaryDirectory() as there:
-        shutil.copytree(ROOT / model, Path(there, model))
-
-        def said(command: str) -> str:
-            return subprocess.run(
-                command.split(),
-                cwd=there,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            ).stdout
-
-        said("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out maker.key")
-        said("openssl pkey -in maker.key -pubout -out maker.pub")
-        said(f"{python} export.sign {model} maker.key")
-        holds = said(f"{verify} --verify")
-        file = Path(there, model, "flowers_int8.tflite")
-        data = bytearray(file.read_bytes())
-        data[100_000] ^= 1
-        file.write_bytes(data)
-        return {"verify": holds, "refused": said(f"{verify} photo.jpg")}
-
-
-def tail_of_demo(log: str) -> str:
-    """From the parity table on, without the paths of the machine it ran on."""
-    lines = log.splitlines()
-    start = max(i for i, line in enumerate(lines) if line.startswith("format "))
-    return "\n".join(re.sub(r"\S*/(?=[^/\s]+/[^/\s]+\.jpg)", "", line) for line in lines[start:])
-
-
-def parity() -> str:
+def parity_table() -> str:
     """models/flowers/parity.csv as Markdown."""
-    with PARITY.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    head = "| file | engine | MB | top-1 | agree | mean Δp | p99 | max | uncompressed | ms |"
-    lines = [head, "|---|---|---|---|---|---|---|---|---|---|"]
+    rows = read_csv(RELEASED / "parity.csv")
+    lines = [
+        "| file | engine | MB | top-1 | agree | mean Δp | p99 | max | uncompressed | ms |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         cells = [
             f"{row['format']} {row['precision']}",
@@ -245,32 +93,248 @@ def parity() -> str:
     )
 
 
-def recorded(name: str) -> Callable[[], str]:
-    return lambda: (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
+def results_table() -> str:
+    """The released model beside its alternatives, from compress.csv."""
+    names = {
+        "distilled": "**vgg-edge**: VGG16, fine-tuned, compressed 10 times",
+        "EfficientNet-Lite0, frozen": "EfficientNet-Lite0, frozen base",
+        "uncompressed": "VGG16, fine-tuned, not compressed",
+    }
+    lines = ["| model | top-1 | GMAC | MB | LiteRT | ONNX Runtime |", "|---|---|---|---|---|---|"]
+    rows = read_csv(RECORDS / "compress.csv")
+    for way, name in names.items():
+        by_engine = {row["engine"].split()[0]: row for row in rows if row["way"] == way}
+        litert, onnx = by_engine["litert"], by_engine["onnx"]
+        cells = [
+            name,
+            f"{100 * float(litert['int8_top1']):.1f} %",
+            f"{float(litert['gmacs']):.2f}",
+            f"{float(litert['mb']):.1f}",
+            *(f"{float(row['ms']):.1f} ms" for row in (litert, onnx)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "parity": parity,
-    "bench": bench,
-    "int8": recorded("int8.md"),
-    "classify": recorded("classify.md"),
-    "finetune": recorded("finetune.md"),
-    "known": recorded("known.md"),
-    "train": recorded("train.md"),
-    "extraction": recorded("extraction.md"),
-    "compress": recorded("compress.md"),
-    "released": recorded("released.md"),
-    "soak": recorded("soak.md"),
-    "memory": recorded("memory.md"),
-    "serve": recorded("serve.md"),
-}
+def bench_table() -> str:
+    """The text that `python -m runtime.bench` printed when it wrote the reference."""
+    rows = [
+        BenchRow(**{name: parsed(name, text) for name, text in row.items()}) for row in read_csv(REFERENCE)
+    ]
+    return fenced(report(rows))
 
 
-def replace(text: str, name: str, content: str) -> str:
-    pattern = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise SystemExit(f"error: README.md has no block `{name}`; put it back")
-    return pattern.sub(lambda found: f"{found[1]}{content.strip()}\n{found[2]}", text)
+def parsed(name: str, text: str) -> str | int | float | None:
+    kind = BenchRow.__annotations__[name]
+    if kind == float | None:
+        return float(text) if text else None
+    return kind(text)  # type: ignore[no-any-return]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# Output of commands
+
+
+def output_sources(photo: Path) -> dict[str, Callable[[], str]]:
+    outputs: dict[str, Callable[[], str]] = {
+        "classify": partial(classify_output, photo),
+        "json": partial(classify_output, photo, "--json"),
+        "auto": partial(auto_output, photo),
+        "watch": partial(watch_output, photo),
+        "install": install_output,
+    }
+    for names, run in (
+        (("camera", "camera changes", "camera json"), camera_outputs),
+        (("serve", "curl"), serve_outputs),
+        (("verify", "refused"), signature_outputs),
+    ):
+        outputs |= {name: partial(lambda run, name: run(photo)[name], run, name) for name in names}
+    return {f"output: {name}": make for name, make in outputs.items()}
+
+
+def classify_output(photo: Path, *flags: str) -> str:
+    with tempfile.TemporaryDirectory() as cache_home:
+        return run_released("classify", photo.name, *flags, cwd=photo.parent, cache_home=cache_home).stdout
+
+
+def auto_output(photo: Path) -> str:
+    """The engine choice that --verbose prints, before and after a benchmark of this machine."""
+    lines = []
+    with tempfile.TemporaryDirectory() as cache_home:
+        for measured in (False, True):
+            if measured:
+                run_released("bench", "--save", cwd=ROOT, cache_home=cache_home)
+            done = run_released("classify", str(photo), "--verbose", cwd=ROOT, cache_home=cache_home)
+            lines += [line for line in done.stderr.splitlines() if line.startswith("auto: ")]
+    return "\n".join(lines)
+
+
+def run_released(
+    module: str, *arguments: str, cwd: Path, cache_home: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of runtime with the released model; the output shows paths relative to the checkout."""
+    done = subprocess.run(
+        [*command_with_model(module), *arguments],
+        cwd=cwd,
+        env={"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache_home, "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    done.stdout = done.stdout.replace(f"{ROOT}/", "")
+    return done
+
+
+def command_with_model(module: str) -> list[str]:
+    return [sys.executable, "-m", f"runtime.{module}", "--model", str(RELEASED)]
+
+
+@cache
+def camera_outputs(photo: Path) -> dict[str, str]:
+    """--camera on a clip of five seconds: the photo for three, then darkness, as of a hand over the lens."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_clip(photo, Path(folder, "garden.mp4"))
+
+        def camera(*flags: str) -> str:
+            arguments = ("--camera", "garden.mp4", *flags)
+            return run_released("classify", *arguments, cwd=Path(folder), cache_home=folder).stdout
+
+        return {
+            "camera": terminal_line([*command_with_model("classify"), "--camera", "garden.mp4"], folder),
+            "camera changes": camera("--on-change"),
+            "camera json": camera("--json", "--every", "2s").splitlines()[1],
+        }
+
+
+def write_clip(photo: Path, clip: Path) -> None:
+    import av
+    import numpy as np
+    from PIL import Image
+
+    picture = np.asarray(Image.open(photo).convert("RGB").resize((1920, 1080)))
+    random = np.random.default_rng(0)
+    with av.open(str(clip), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        for number in range(150):
+            pixels = picture if number < 90 else random.integers(20, 40, picture.shape, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def terminal_line(command: list[str], folder: str) -> str:
+    """The header, and the redrawn line half way through, without colours."""
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.chdir(folder)
+        os.execve(command[0], command, {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"})
+    import fcntl
+    import struct
+    import termios
+
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
+    output = b""
+    with suppress(OSError):  # Linux reports the end of a terminal as an error
+        while data := os.read(terminal, 4096):
+            output += data
+    os.waitpid(pid, 0)
+    text = re.sub(r"\x1b\[[0-9;]*[mK]", "", output.decode()).replace(f"{ROOT}/", "")
+    header, _, redrawn = text.partition("\r\n")
+    lines = [line.strip() for line in redrawn.split("\r") if line.strip()]
+    return f"{header}\n{lines[len(lines) // 2]}"
+
+
+def watch_output(photo: Path) -> str:
+    """The table that --watch writes for the photo and for a truncated file."""
+    with tempfile.TemporaryDirectory() as folder:
+        arriving, table = Path(folder, "arriving"), Path(folder, "results.csv")
+        arriving.mkdir()
+        shutil.copy(photo, arriving / "photo.jpg")
+        (arriving / "cut.jpg").write_bytes(photo.read_bytes()[:5000])
+        process = subprocess.Popen(
+            [*command_with_model("classify"), "--watch", str(arriving), "--out", str(table)],
+            env={"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while not table.exists() or table.read_text().count("\n") < 3:
+            time.sleep(0.1)
+        process.terminate()
+        process.wait()
+        return table.read_text()
+
+
+@cache
+def serve_outputs(photo: Path) -> dict[str, str]:
+    """The lines that the service prints at its start, and curl's answers for a photo and for a text file."""
+    command = [sys.executable, "-m", "runtime.serve", "--model", "models/flowers", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            started = process.stdout.readline() + process.stdout.readline()
+            address = started.split("http://")[1].split()[0]  # of any free port; the page shows the default
+
+            def curl(file: str, cwd: Path) -> str:
+                line = f"curl -F file=@{file} http://{address}/classify"
+                done = subprocess.run(
+                    [*line.split(), "--silent"], cwd=cwd, capture_output=True, text=True, check=True
+                )
+                return f"$ {line}\n{done.stdout}"
+
+            answers = f"{curl(photo.name, photo.parent)}\n{curl('README.md', ROOT)}"
+            default = "127.0.0.1:8080"
+            return {
+                name: text.replace(address, default) for name, text in (("serve", started), ("curl", answers))
+            }
+        finally:
+            process.terminate()
+
+
+def install_output() -> str:
+    """The dry run of the install script, as on a Raspberry Pi with this machine's release of Debian."""
+    command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout.replace(str(ROOT), "/home/pi/vgg-edge")
+
+
+@cache
+def signature_outputs(_: Path) -> dict[str, str]:
+    """--verify on the released model signed with a new key, and on a copy with one changed byte."""
+    python, model = f"{sys.executable} -m", "models/flowers"
+    verify = f"{python} runtime.classify --model {model} --key maker.pub"
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(RELEASED, Path(folder, model))
+
+        def output(command: str) -> str:
+            return subprocess.run(
+                command.split(),
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            ).stdout
+
+        output("openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out maker.key")
+        output("openssl pkey -in maker.key -pubout -out maker.pub")
+        output(f"{python} export.sign {model} maker.key")
+        verified = output(f"{verify} --verify")
+        file = Path(folder, model, "flowers_int8.tflite")
+        data = bytearray(file.read_bytes())
+        data[100_000] ^= 1
+        file.write_bytes(data)
+        return {"verify": verified, "refused": output(f"{verify} photo.jpg")}
+
+
+def demo_output(log: Path) -> str:
+    """The end of the demo's output, from the parity table on, without this machine's paths."""
+    lines = log.read_text(encoding="utf-8").splitlines()
+    start = max(at for at, line in enumerate(lines) if line.startswith("format "))
+    return "\n".join(re.sub(r"\S*/(?=[^/\s]+/[^/\s]+\.jpg)", "", line) for line in lines[start:])
 
 
 if __name__ == "__main__":
