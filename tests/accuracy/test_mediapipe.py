@@ -1,4 +1,4 @@
-"""An unmodified MediaPipe Tasks ImageClassifier takes the released file and names the same flowers."""
+"""The ImageClassifier of MediaPipe Tasks reads the released file and gives the same labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers import RELEASED
 MEDIAPIPE = "mediapipe==1.2.3"
 PER_CLASS = 20
 
-# Run by MediaPipe's own Python: a model file and photos in, a label a photo out.
+# Runs in MediaPipe's environment: reads photo paths from stdin and prints one label per photo.
 CLIENT = """
 import json, sys
 from mediapipe import Image
@@ -36,7 +36,7 @@ with vision.ImageClassifier.create_from_options(options) as classifier:
 
 @pytest.fixture(scope="session")
 def mediapipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Python that has MediaPipe: it wants numpy 2, and the export's environment numpy 1."""
+    """The Python of a new environment with MediaPipe, which needs numpy 2; the export needs numpy 1."""
     folder = tmp_path_factory.mktemp("mediapipe") / "venv"
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
@@ -44,7 +44,7 @@ def mediapipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_names_the_same_flowers(mediapipe: Path, flower_photos: Path) -> None:
+def test_mediapipe_gives_the_same_labels_for_95_percent(mediapipe: Path, flower_photos: Path) -> None:
     model = open_model(RELEASED, ("tflite",))
     classes = sorted(folder for folder in (flower_photos / "test").iterdir() if folder.is_dir())
     photos = [photo for folder in classes for photo in sorted(folder.iterdir())[:PER_CLASS]]
@@ -57,9 +57,9 @@ def test_names_the_same_flowers(mediapipe: Path, flower_photos: Path) -> None:
         env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
     )
     assert client.returncode == 0, client.stderr[-2000:]
-    theirs = [json.loads(line) for line in client.stdout.splitlines()]
-    assert {answer["label"] for answer in theirs} <= set(model.contract.labels)  # names, not numbers
+    by_mediapipe = [json.loads(line) for line in client.stdout.splitlines()]
+    assert {answer["label"] for answer in by_mediapipe} <= set(model.contract.labels)  # names, not numbers
     classify = Classifier(RELEASED)
-    ours = [classify(photo).label for photo in photos]
-    same = sum(answer["label"] == label for answer, label in zip(theirs, ours, strict=True))
+    labels = [classify(photo).label for photo in photos]
+    same = sum(answer["label"] == label for answer, label in zip(by_mediapipe, labels, strict=True))
     assert same >= 0.95 * len(photos)

@@ -1,0 +1,78 @@
+"""Accuracy, unknown pictures and parity of the two recipes on test/, on which no setting was chosen.
+
+The tests share a file, and so a process: the first one extracts the features of all photos.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from benchmarks.known import METHODS, leave_one_out, pooled_of_flowers, pooled_of_no_flowers
+from export.__main__ import main as export
+from export.int8 import search
+from export.parity.parity import MIN_PHOTOS, file_engine_pairs
+from runtime.model_file.model import read_index
+from train.__main__ import main as train
+from train.network.novelty import RELATIVE
+from train.run import open_run
+
+PARITY_PHOTOS = MIN_PHOTOS  # of test/; the released run is judged on all 500 in test_released.py
+SEARCH_PHOTOS = 50  # of val, to choose an int8 recipe; the gates judge the chosen recipe
+
+
+@pytest.fixture(scope="session")
+def flowers_run(flower_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the default recipe."""
+    out = tmp_path_factory.mktemp("runs") / "pooled"
+    assert train([str(flower_photos), "--out", str(out)]) == 0
+    return out
+
+
+def test_the_default_recipe_reaches_87_percent(flowers_run: Path) -> None:
+    test = open_run(flowers_run).metrics["test"]
+    assert test["n"] >= 250
+    assert test["top1"] >= 0.87
+
+
+def test_the_article_recipe_reaches_82_percent(
+    flowers_run: Path, flower_photos: Path, tmp_path: Path
+) -> None:
+    """From the features that the default recipe left in the cache."""
+    assert train([str(flower_photos), "--recipe", "article", "--out", str(tmp_path / "article")]) == 0
+    test = open_run(tmp_path / "article").metrics["test"]
+    assert test["n"] >= 250
+    assert test["top1"] >= 0.82
+
+
+def test_the_novelty_score_separates_unknown_pictures(flowers_run: Path, flower_photos: Path) -> None:
+    pooled, labels = pooled_of_flowers(flower_photos)
+    no_flowers = pooled_of_no_flowers()
+
+    def auroc(method: str) -> tuple[float, float]:
+        known = pooled["train"], labels["train"]
+        return leave_one_out(METHODS[method], *known, pooled["test"], labels["test"], no_flowers)
+
+    near, far = auroc(f"{RELATIVE} of the relative one, square roots")
+    near_by_probability, _ = auroc("maximum probability")
+    assert near >= 0.78 and far >= 0.95
+    assert near > near_by_probability + 0.03
+
+
+def test_every_exported_file_passes_its_gate_in_every_engine(
+    flowers_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "VALIDATION_PHOTOS", SEARCH_PHOTOS)
+    out = tmp_path / "flowers"
+    assert export([str(flowers_run), "--all", "--photos", str(PARITY_PHOTOS), "--out", str(out)]) == 0
+    with (out / "parity.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    files = [(file.format, file.precision) for file in read_index(out).files]
+    assert len(files) == 7
+    tested = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
+    assert tested == set(file_engine_pairs(files))
+    for row in rows:
+        assert int(row["n"]) == PARITY_PHOTOS
+        assert row["verdict"] == "holds"

@@ -1,0 +1,73 @@
+"""The fine-tuned run, the compressed run and the released files under models/, on all test photos."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.__main__ import main as export
+from export.macs import macs
+from export.photos import read_photos
+from export.serving_model import predict
+from tests.helpers import RELEASED, ROOT
+from train.network.calibration import expected_calibration_error
+from train.network.novelty import unknown_rate
+from train.run import open_run
+
+FINE_TUNED = ROOT / "models" / "flowers_run"
+COMPRESSED = ROOT / "models" / "flowers_compressed"
+TEST_PHOTOS = 500
+
+
+def test_the_fine_tuned_run_reaches_93_percent(flower_photos: Path) -> None:
+    """From its float16 weights and from the photos themselves."""
+    run = open_run(FINE_TUNED, flower_photos)
+    photos = read_photos(run.dataset, "test", (224, 224))
+    outputs = predict(run.model(), photos.pixels, lambda done: None)
+    assert len(photos.truth) == TEST_PHOTOS
+    top1 = float((outputs["probabilities"].argmax(1) == photos.truth).mean())
+    assert top1 >= 0.93
+    assert abs(top1 - run.metrics["test"]["top1"]) <= 0.004
+    assert expected_calibration_error(outputs["probabilities"], photos.truth) <= 0.05
+    assert unknown_rate(outputs["known"][:, 0], run.thresholds) <= 0.05
+    assert np.isfinite(outputs["known"]).all()
+
+
+@pytest.mark.parametrize(("engine", "format"), [("litert", "tflite"), ("tflite", "tflite"), ("onnx", "onnx")])
+def test_the_released_files_lose_at_most_one_point_of_top1(
+    engine: str, format: str, flower_photos: Path
+) -> None:
+    uncompressed = open_run(FINE_TUNED, flower_photos)
+    photos = uncompressed.dataset.split("test")
+    # In a process without TensorFlow, as on a device: its symbols break tflite-runtime 2.14.
+    command = [sys.executable, "-m", "runtime.classify", str(flower_photos / "test"), "--json"]
+    command += ["--model", str(RELEASED / f"flowers_int8.{format}"), "--engine", engine]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    labels = {answer["source"]: answer["label"] for answer in map(json.loads, done.stdout.splitlines())}
+    correct = sum(labels[str(flower_photos / photo.path)] == photo.label for photo in photos)
+    assert len(photos) == len(labels) == TEST_PHOTOS
+    assert round(uncompressed.metrics["test"]["top1"] * TEST_PHOTOS) - correct <= 5
+
+
+@pytest.mark.parametrize("format", ["tflite", "onnx"])
+def test_the_released_files_have_3_mb_and_a_tenth_of_the_macs(format: str) -> None:
+    data = (RELEASED / f"flowers_int8.{format}").read_bytes()
+    assert len(data) <= 3_000_000
+    assert macs(data, format) <= 15_346_630_656 / 10
+
+
+def test_the_compressed_run_passes_every_int8_gate(flower_photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "flowers"
+    assert export([str(COMPRESSED), "--int8", "--out", str(out), "--photos-root", str(flower_photos)]) == 0
+    with (out / "parity.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["precision"] == "int8"]
+    assert {row["engine"].split()[0] for row in rows} == {"litert", "tflite", "onnx"}
+    for row in rows:
+        assert row["verdict"] == "holds" and row["n"] == str(TEST_PHOTOS)
+        assert float(row["uncompressed_agreement"]) >= 0.95
