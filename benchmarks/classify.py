@@ -31,7 +31,7 @@ from PIL import Image
 from benchmarks.machine import machine
 from runtime import Classifier
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.model_file.model import choose_model
+from runtime.model_file.selection import choose_model
 from runtime.preprocess import picture
 from runtime.preprocess.picture import read_picture
 
@@ -76,9 +76,8 @@ def main() -> None:
             *(overlap(classifier, photos, threads) for threads in sorted({1, classifier.threads})),
         ]
     # The load is that of other work on the machine meanwhile.
-    used = (
-        f"{classifier.model.path.name} on {classifier.run.engine}, load {os.getloadavg()[0]:.1f}, {machine()}"
-    )
+    load = f"load {os.getloadavg()[0]:.1f}"
+    used = f"{classifier.model.path.name} on {classifier.session.engine}, {load}, {machine()}"
     write(rows, used)
 
 
@@ -123,7 +122,7 @@ def command(classifier: Classifier, photo: Path) -> Row:
 
     The command looks up and checks what `runtime.bench --save` kept; the script knows it.
     """
-    engine = classifier.run.engine.split()[0]
+    engine = classifier.session.engine.split()[0]
     load, run = ONNX if engine == "onnx" else TFLITE
     module = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}.get(engine, "")
     size = classifier.model.contract.input_size[::-1]
@@ -134,7 +133,7 @@ def command(classifier: Classifier, photo: Path) -> Row:
     os.environ["XDG_CACHE_HOME"] = str(photo.parent)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     save_selection(
-        choose_model(model).among,
+        choose_model(model).candidates,
         EngineSelection(classifier.model.sha256, engine, classifier.threads, 0.0, now),
     )
     ours, reference = in_turns(
@@ -177,15 +176,15 @@ def probabilities(classifier: Classifier, photos: Sequence[Path]) -> list[Row]:
         return []
     rows, size = [], classifier.model.contract.input_size
     full = [answer(classifier, read_full(photo, size)) for photo in photos]
-    chosen = picture._DRAFT
+    chosen = picture.DRAFT_SCALE
     for draft in (1, 2, chosen, 4):
-        picture._DRAFT = draft
+        picture.DRAFT_SCALE = draft
         moved = [
             np.abs(answer(classifier, read_picture(p, size)) - f).max()
             for p, f in zip(photos, full, strict=True)
         ]
         ms = statistics.median(clock(lambda p=p: read_picture(p, size)) for p in photos[:20])  # type: ignore[misc]
-        picture._DRAFT = chosen
+        picture.DRAFT_SCALE = chosen
         rows.append(
             Row(
                 f"draft at {draft} times the input, {classifier.model.path.name}: max Δp"
@@ -202,17 +201,18 @@ def probabilities(classifier: Classifier, photos: Sequence[Path]) -> list[Row]:
 
 
 def overlap(classifier: Classifier, photos: Sequence[Path], threads: int) -> Row:
-    """All photos through `each`, against decoding them alone and inferring them alone, seconds."""
-    classifier = Classifier(classifier.model.path, engine=classifier.run.engine.split()[0], threads=threads)
+    """All photos through `predict_many`, against decoding them alone and inferring them alone, seconds."""
+    engine = classifier.session.engine.split()[0]
+    classifier = Classifier(classifier.model.path, engine=engine, threads=threads)
     size = classifier.model.contract.input_size
     pixels = [read_picture(photo, size)[np.newaxis] for photo in photos]
     decode, infer, both, work = [], [], [], []
     for _ in range(3):
         cpu_before = time.process_time()
         decode.append(clock(lambda: [read_picture(photo, size) for photo in photos]) / 1e3)
-        infer.append(clock(lambda: [classifier.run(image) for image in pixels]) / 1e3)
+        infer.append(clock(lambda: [classifier.session(image) for image in pixels]) / 1e3)
         work.append(time.process_time() - cpu_before)
-        both.append(clock(lambda: list(classifier.each(photos))) / 1e3)
+        both.append(clock(lambda: list(classifier.predict_many(photos))) / 1e3)
     ours, larger = min(both), max(min(decode), min(infer))
     cores = len(os.sched_getaffinity(0))
     floor = min(work) / cores
@@ -222,7 +222,7 @@ def overlap(classifier: Classifier, photos: Sequence[Path], threads: int) -> Row
 
 
 def answer(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
-    return classifier.run(pixels[np.newaxis])["probabilities"][0]
+    return classifier.session(pixels[np.newaxis])["probabilities"][0]
 
 
 def read_full(path: Path, size: tuple[int, int]) -> np.ndarray:

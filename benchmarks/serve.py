@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from runtime.classify import Classifier
+from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.preprocess.picture import read_picture
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             *beside_the_engine(generator, classifier, photos, arguments.seconds),
             *with_few_places(generator, arguments.seconds),
         ]
-    write(rows, f"{classifier.model.path.name} on {classifier.run.engine}, {classifier.threads} threads")
+    write(rows, f"{classifier.model.path.name} on {classifier.session.engine}, {classifier.threads} threads")
 
 
 def beside_the_engine(

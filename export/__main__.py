@@ -35,19 +35,12 @@ from export.photos import read_photos, select_photos
 from export.sign import open_key
 from export.tempdir import temporary_dir
 from runtime.common.errors import ModelError, UserError
-from runtime.common.terminal import print_error, printable, suppress_native_stderr
+from runtime.common.terminal import print_error, suppress_native_stderr
+from runtime.common.text import printable
 from runtime.inference.engines import ENGINES, choose_engine, require_engine
-from runtime.model_file.model import (
-    CONTRACT_VERSION,
-    FORMATS,
-    INDEX_NAME,
-    RESIZE,
-    Contract,
-    Index,
-    IndexedFile,
-    read_index,
-)
-from runtime.model_file.signature import SIGNATURE_NAME
+from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
+from runtime.model_file.index import FORMATS, Index, IndexedFile, read_index
 from train.cli import run_cli
 from train.progress import Progress
 from train.run import UNCOMPRESSED_CSV, Run, newest_run, open_run

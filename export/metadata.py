@@ -18,7 +18,8 @@ from ai_edge_litert import schema_py_generated as schema
 from flatbuffers.builder import Builder
 
 from export.flatbuffer import pack, unpack
-from runtime.model_file.model import CONTRACT_NAME, Contract
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import CONTRACT_NAME
 
 LABELS_NAME = "labels.txt"
 

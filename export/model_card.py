@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from export.parity.parity import ParityResult, confidence_note, known_agreement, percent, verdict
-from runtime.model_file.model import Contract, Index
+from runtime.model_file.contract import Contract
+from runtime.model_file.index import Index
 
 if TYPE_CHECKING:
     from train.run import Run

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from runtime.common.errors import UserError
-from runtime.model_file.model import INDEX_NAME
+from runtime.model_file.files import INDEX_NAME
 
 
 class FolderError(UserError):

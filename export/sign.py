@@ -20,9 +20,10 @@ from pathlib import Path
 from export.output_dir import check_output_dir, replace_dir
 from export.tempdir import temporary_dir
 from runtime.common.errors import UserError
-from runtime.common.terminal import printable
-from runtime.model_file.model import INDEX_NAME, MAX_MODEL_BYTES, Index, read_bytes, read_index
-from runtime.model_file.signature import HASH_BY_CURVE, MAX_KEY_BYTES, SIGNATURE_NAME, PublicKey, signed_files
+from runtime.common.text import printable
+from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
+from runtime.model_file.index import Index, read_index
+from runtime.model_file.signature import HASH_BY_CURVE, MAX_KEY_BYTES, PublicKey, signed_files
 from train.cli import run_cli
 
 PASSPHRASE_VARIABLE = "VGG_EDGE_KEY_PASSPHRASE"

@@ -25,14 +25,17 @@ from pathlib import Path
 import numpy as np
 
 from runtime.benchmark.worker import BenchResult
-from runtime.classify import positive
 from runtime.common.atomic import atomic
+from runtime.common.cli import positive_int, run_cli
 from runtime.common.cpu_info import board, cpu
 from runtime.common.errors import EngineError, ModelError, UserError
-from runtime.common.terminal import pad, print_error, printable, run_cli, width
+from runtime.common.terminal import print_error
+from runtime.common.text import display_width, pad, printable
 from runtime.inference.engine_cache import EngineSelection, save_selection
 from runtime.inference.engines import ENGINES, FORMATS_OF, choose_engine, default_threads, is_installed
-from runtime.model_file.model import KEY_VARIABLE, IndexedFile, ModelFile, choose_model, open_model
+from runtime.model_file.index import IndexedFile
+from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
+from runtime.model_file.selection import choose_model
 
 ROUNDS = 5
 RUNS, SECONDS = 200, 20.0  # inferences of each file, engine and number of threads, and their time at most
@@ -179,7 +182,7 @@ def _table(rows: Sequence[BenchRow]) -> str:
         line = [printable(row.file), row.engine, str(row.threads), str(row.n), *times, _figure(row.peak_mb)]
         line += [_figure(row.energy_mj)] if energy else []
         lines.append([*line, "fastest" if row is rows[0] else ""])
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(
             pad(cell, columns) if i in (0, 1, len(line) - 1) else cell.rjust(columns)
@@ -228,7 +231,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--runs",
-        type=positive,
+        type=positive_int,
         metavar="N",
         default=RUNS,
         help=f"inferences of each, over {ROUNDS} rounds (default: %(default)s)",
@@ -251,11 +254,11 @@ def _bench(arguments: argparse.Namespace) -> int:
     if arguments.key:
         os.environ[KEY_VARIABLE] = arguments.key  # for the processes that measure, too
     choice = choose_model(arguments.model)
-    if arguments.save and not choice.among:
+    if arguments.save and not choice.candidates:
         raise ModelError(f"{choice.path}: --save needs the model.json that an export wrote beside it")
     if arguments.csv and not os.path.isdir(arguments.csv.absolute().parent):
         raise UserError(f"--csv {arguments.csv}: no such folder; make it first")
-    paths = [choice.path.parent / file.file for file in choice.among] or [choice.path]
+    paths = [choice.path.parent / file.file for file in choice.candidates] or [choice.path]
     models = [open_model(path) for path in paths]
     if not any(
         FORMATS_OF[engine] == model.format and is_installed(engine) for engine in ENGINES for model in models
@@ -279,8 +282,8 @@ def _bench(arguments: argparse.Namespace) -> int:
     if rows and arguments.csv:
         _write(arguments.csv, to_csv(rows))
     if rows and arguments.save:
-        print(_save(rows, choice.among))
-    elif rows and choice.among:
+        print(_save(rows, choice.candidates))
+    elif rows and choice.candidates:
         print("next: --save makes the fastest what --engine auto takes here")
     return 1 if failed else 0
 

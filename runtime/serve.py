@@ -15,17 +15,11 @@ from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from typing import Any
 
-from runtime.classify import add_options, options, positive
+from runtime.common.cli import ArgumentParser, positive_int, run_cli
 from runtime.common.errors import UserError
-from runtime.common.terminal import (
-    Parser,
-    print_error,
-    print_info,
-    printable,
-    run_cli,
-    stop_on_sigterm,
-    suppress_native_stderr,
-)
+from runtime.common.terminal import print_error, print_info, stop_on_sigterm, suppress_native_stderr
+from runtime.common.text import printable
+from runtime.inference.model_options import add_model_options, classifier_options
 
 GRACE = 3  # seconds that requests get to end when the service is asked to
 
@@ -53,7 +47,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
             raise argparse.ArgumentTypeError(f"{text} is no port: give one from 0 to 65535")
         return int(text)
 
-    parser = Parser(
+    parser = ArgumentParser(
         prog="python -m runtime.serve",
         description="A page that shows what a camera sees and names photos; the same for programs.",
         epilog="GET /openapi.json describes the addresses for programs. Exit codes: 0 ended by SIGTERM, "
@@ -89,10 +83,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every", type=float, default=0.0, metavar="SECONDS", help="look at most once in so long"
     )
-    add_options(parser)
+    add_model_options(parser)
     parser.add_argument(
         "--queue",
-        type=positive,
+        type=positive_int,
         metavar="N",
         default=64,
         help="photos at once; whoever comes then is told when to try again (default: %(default)s)",
@@ -137,7 +131,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         door = open_door(address[0], port, [*arguments.allow_host, arguments.host], token)
         camera = Camera(arguments.camera, retry=True, say=print_info) if arguments.camera else None
         with suppress_native_stderr():
-            live = ReloadingClassifier(arguments.model, say=print_info, **options(arguments))
+            live = ReloadingClassifier(arguments.model, say=print_info, **classifier_options(arguments))
         service = InferenceQueue(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))
         view = LiveView(stack.enter_context(camera), live, arguments.every) if camera else None
         print(printable(str(live.now())))

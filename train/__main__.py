@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.common.errors import UserError
-from runtime.common.terminal import printable, suppress_native_stderr
+from runtime.common.terminal import suppress_native_stderr
+from runtime.common.text import printable
 from train.cache import CACHE_LIMIT, cache_folder
 from train.cli import INTERRUPTED, run_cli
 from train.data.class_weights import print_class_balance

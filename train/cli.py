@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from runtime.common import terminal
+from runtime.common import cli, terminal
 from runtime.common.errors import UserError
 
 INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
@@ -31,4 +31,4 @@ def run_cli(run: Callable[[], int], needed: str, stopped: Callable[[], str]) -> 
             reason = f"{error.strerror or error}; make room there, or mend that, and try again"
             raise OSError(error.errno, reason, error.filename) from None
 
-    return terminal.run_cli(told)
+    return cli.run_cli(told)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.common.errors import UserError
-from runtime.common.terminal import printable
+from runtime.common.text import printable
 from train.data.dataset import NAMES, Dataset, read_manifest
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.common.errors import UserError
-from runtime.common.terminal import printable
+from runtime.common.text import printable
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -18,7 +18,7 @@ import numpy as np
 
 from runtime.common.errors import UserError
 from runtime.inference.engines import load_session
-from runtime.model_file.model import open_model
+from runtime.model_file.loader import open_model
 
 WARM_RUNS, WARM_SECONDS = 5, 1.0  # not counted; the first of them always runs
 POWERCAP = Path("/sys/class/powercap")

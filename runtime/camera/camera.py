@@ -17,10 +17,12 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.camera.capture_backends import TIMEOUT, RawFrame, hide_password, open_source, require_backend
-from runtime.classify import Classifier, ModelOutput, Prediction, json_line
+from runtime.camera.capture_backends import TIMEOUT, RawFrame, open_source, require_backend
 from runtime.common.errors import CameraError, PictureError
+from runtime.common.urls import hide_password
+from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import ModelOutput, Prediction, json_line
 from runtime.preprocess.picture import read_picture
 
 # With `retry`, seconds between tries. Those of an address double: cameras lock out who knocks too often.
@@ -134,7 +136,7 @@ def predict_stream(
         span = ready - answered[0]
         yield FramePrediction(
             frame=frame,
-            prediction=classifier.tell(camera.name, average, 1000 * preparing),
+            prediction=classifier.to_prediction(camera.name, average, 1000 * preparing),
             age_ms=round(1000 * (ready - frame.taken), 1),
             fps=round((len(answered) - 1) / span, 1) if span else 0.0,
             dropped=dropped,

@@ -16,8 +16,10 @@ from PIL import Image
 from runtime.camera.camera import Camera, Frame, FramePrediction, over_frames, over_seconds, predict_stream
 from runtime.common.atomic import atomic
 from runtime.common.errors import CameraError, UserError
-from runtime.common.terminal import answer_columns, cut, print_error, printable, stop_on_sigterm
+from runtime.common.terminal import print_error, stop_on_sigterm
+from runtime.common.text import printable, truncate
 from runtime.inference.model_reloader import open_reloader
+from runtime.inference.prediction import answer_columns
 
 REDRAW_EVERY = 0.1  # seconds; nobody reads faster, and a terminal may be at the end of a slow line
 KEEP_EVERY = 1.0  # seconds between photos kept, without --every: neighbouring frames teach nothing new
@@ -105,7 +107,7 @@ class Screen:
         elif time.monotonic() - self._drawn >= REDRAW_EVERY:
             self._drawn = time.monotonic()
             columns = os.get_terminal_size().columns or 80  # a serial console tells of none
-            self._print(f"\r{cut(line, columns - 1)}\x1b[K", end="")
+            self._print(f"\r{truncate(line, columns - 1)}\x1b[K", end="")
 
     def say(self, line: str, *, news: bool = True) -> None:
         """A line that stays: on standard error when it is for people beside objects, or news."""

@@ -53,27 +53,6 @@ def open_source(source: str, name: str) -> Generator[RawFrame, None, None]:
         raise CameraError(f"{name}: {_one_line(error).replace(source, name)}") from None
 
 
-def hide_password(source: str) -> str:
-    """An address as it may be shown: without its password, and without the values in its path and query.
-
-    Nothing before the last @ is shown but the user, for a password may hold an unescaped / or @. So it is
-    where the scheme was forgotten, unless there is a file of that name.
-    """
-    scheme, found, rest = source.partition("://")
-    if not found:
-        if "@" not in source or ":" not in source.rpartition("@")[0] or os.path.lexists(source):
-            return source
-        scheme, rest = "", source
-    user, at, place = rest.rpartition("@")
-    if not at and (colon := re.match(r"([^/?:\[]*):(?!\d*([/?]|$))", rest)):  # the host was forgotten
-        return f"{scheme}{found}{colon[1]}:***"
-    who = f"{user.partition(':')[0]}:***@" if ":" in user else "***@" if at else ""
-    path, asked, query = place.partition("?")
-    path = re.sub("=[^;/]*", "=***", path)
-    values = [f"{part.partition('=')[0]}=***" if "=" in part else "***" for part in query.split("&")]
-    return f"{scheme}{found}{who}{path}{asked}{'&'.join(values) if query else ''}"
-
-
 def _av_shots(source: str, name: str) -> Generator[RawFrame, None, None]:
     """What PyAV reads: a device, a stream, or a clip at its own pace."""
     import av

@@ -9,7 +9,7 @@ class PictureError(UserError):
     """A picture that cannot be read; the other pictures are not affected."""
 
 
-class PictureKindError(PictureError):
+class UnsupportedPictureError(PictureError):
     """Bytes of a kind that is not read here, or not without another package."""
 
 

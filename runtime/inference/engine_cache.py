@@ -17,7 +17,7 @@ from runtime.common.atomic import atomic
 from runtime.common.cpu_info import cpu
 from runtime.common.user_cache import cache_home
 from runtime.inference.engines import ENGINES, FORMATS_OF, default_threads, engine_version, is_installed
-from runtime.model_file.model import IndexedFile
+from runtime.model_file.index import IndexedFile
 
 MAX_BYTES = 2**16
 _KINDS = {"sha256": str, "engine": str, "threads": int, "median_ms": float, "measured": str}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.common.errors import EngineError, ModelError
-from runtime.model_file.model import ModelFile
+from runtime.model_file.loader import ModelFile
 
 MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime", "onnx": "onnxruntime"}
 OUTPUTS = frozenset({"probabilities", "known"})  # those that a contract speaks of

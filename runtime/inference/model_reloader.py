@@ -10,11 +10,12 @@ from threading import Thread
 from typing import Any
 from weakref import ref
 
-from runtime.classify import Classifier, options
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
-from runtime.model_file.model import choose_model
-from runtime.model_file.signature import SIGNATURE_NAME
+from runtime.inference.classifier import Classifier
+from runtime.inference.model_options import classifier_options
+from runtime.model_file.files import SIGNATURE_NAME
+from runtime.model_file.selection import choose_model
 
 LOOK_EVERY = 1.0  # seconds
 
@@ -22,9 +23,9 @@ LOOK_EVERY = 1.0  # seconds
 def open_reloader(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "ReloadingClassifier":
     """The one that a command's flags ask for; `tell` gets its news, and with --verbose what auto went by."""
     with nullcontext() if arguments.verbose else suppress_native_stderr():
-        live = ReloadingClassifier(arguments.model, say=tell, **options(arguments))
-    if arguments.verbose and live.now().why:
-        tell(live.now().why)
+        live = ReloadingClassifier(arguments.model, say=tell, **classifier_options(arguments))
+    if arguments.verbose and live.now().engine_reason:
+        tell(live.now().engine_reason)
     return live
 
 
@@ -42,10 +43,10 @@ class ReloadingClassifier:
         model: str | Path | None = None,
         *,
         say: Callable[[str], None] = lambda line: None,
-        **options: Any,
+        **classifier_options: Any,
     ) -> None:
         self.news = ""
-        self._path, self._options, self._say = model, options, say
+        self._path, self._options, self._say = model, classifier_options, say
         self._classifier, self._tried = self._open()
         self._seen = self._tried  # what lay there at the last look
         Thread(target=_keep_looking, args=(ref(self),), name="model", daemon=True).start()
@@ -91,7 +92,7 @@ class ReloadingClassifier:
     def _lies_there(self, classifier: Classifier) -> object:
         """What would be opened, as something to compare: the same as long as nothing changed."""
         try:
-            choice = choose_model(self._path, classifier.formats, prefer=classifier.prefer)
+            choice = choose_model(self._path, classifier.formats, prefer=classifier.preferred_sha256)
             path = choice.path
             signatures = (path.with_name(f"{path.name}.sig"), path.with_name(SIGNATURE_NAME))
             return (

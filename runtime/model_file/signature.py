@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.common.errors import ModelError
-from runtime.model_file.model import INDEX_NAME, MAX_JSON_BYTES, MAX_MODEL_BYTES, parse_json, read_bytes
+from runtime.model_file.contract import parse_json
+from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
-SIGNATURE_NAME = "model.sig"
 MAX_KEY_BYTES = 2**14
 
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
@@ -112,7 +112,7 @@ def read_key(path: str | Path) -> PublicKey:
     return PublicKey(path, public)
 
 
-def verify_beside(signature: Signature) -> Mapping[str, str]:
+def verify_files(signature: Signature) -> Mapping[str, str]:
     """By name, what lies beside a signature: "holds", "not here" or "not signed". Raises ModelError.
 
     Only in a folder with an index are files that were not signed told: a lone file may lie anywhere.

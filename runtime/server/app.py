@@ -14,9 +14,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.classify import json_line
 from runtime.common.errors import EngineError
 from runtime.common.terminal import print_error
+from runtime.inference.prediction import json_line
 from runtime.server.auth import AccessPolicy, RequestRejected
 from runtime.server.inference_queue import BEAT_EVERY, Disconnected, InferenceQueue, card, read_body, speed
 from runtime.server.live_view import LiveView
@@ -75,7 +75,7 @@ def make_app(
         classifier = service.live.now()
         answer = {
             "model": card(classifier),
-            "engine": classifier.run.engine,
+            "engine": classifier.session.engine,
             "threads": classifier.threads,
             "news": service.live.news,
             "speed": speed(service),

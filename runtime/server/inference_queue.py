@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from runtime.classify import Classifier, Prediction
-from runtime.common.errors import ModelError, PictureError, PictureKindError
+from runtime.common.errors import ModelError, PictureError, UnsupportedPictureError
+from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.model_file.model import read_index
+from runtime.inference.prediction import Prediction
+from runtime.model_file.index import read_index
 from runtime.server.auth import RequestRejected
 from runtime.server.multipart import read_upload
 
@@ -191,7 +192,7 @@ def _answer(live: ReloadingClassifier, content_type: str, body: bytes) -> Predic
     upload = read_upload(content_type, body)
     try:
         return replace(live.now()(upload.data), source=upload.name)
-    except PictureKindError as error:
+    except UnsupportedPictureError as error:
         raise RequestRejected(415, str(error), source=upload.name) from None
     except PictureError as error:
         raise RequestRejected(400, str(error), source=upload.name) from None
@@ -255,7 +256,7 @@ def _parity(classifier: Classifier) -> dict[str, object] | None:
     engines = listed.metrics.get("parity")
     if not isinstance(engines, dict):
         return None
-    mine = classifier.run.engine
+    mine = classifier.session.engine
     engine = mine if mine in engines else next((e for e in engines if _kind(e) == _kind(mine)), None)
     figures = engines.get(engine)
     if not isinstance(figures, dict):

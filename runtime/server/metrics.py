@@ -10,7 +10,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from runtime.common.terminal import printable
+from runtime.common.text import printable
 from runtime.server.inference_queue import InferenceQueue, RequestTiming
 from runtime.server.live_view import LiveView
 
@@ -78,6 +78,6 @@ class Metrics:
         model = classifier.model
         contract = model.contract
         self._model.clear()
-        facts = (contract.name, contract.created, model.sha256, model.precision, classifier.run.engine)
+        facts = (contract.name, contract.created, model.sha256, model.precision, classifier.session.engine)
         self._model.labels(*map(printable, facts)).set(1)  # UTF-8 knows no half of a surrogate pair
         return generate_latest(self.registry)

@@ -16,11 +16,13 @@ from datetime import datetime, timezone
 from math import inf
 from pathlib import Path
 
-from runtime.classify import Classifier, Prediction, json_line
 from runtime.common.errors import PictureError, UserError
-from runtime.common.terminal import answer_columns, print_error, print_info, printable, stop_on_sigterm
+from runtime.common.terminal import print_error, print_info, stop_on_sigterm
+from runtime.common.text import printable
+from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import open_reloader
-from runtime.preprocess.picture import SUFFIXES
+from runtime.inference.prediction import Prediction, answer_columns, json_line
+from runtime.preprocess.photo_files import SUFFIXES
 
 # Seconds between two looks through the folder: network folders tell nobody what arrives. A look that takes
 # long is followed by a pause four times as long, so that a large folder costs a fifth of a core at most.

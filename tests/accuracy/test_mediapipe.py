@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime import Classifier
-from runtime.model_file.model import open_model
+from runtime.model_file.loader import open_model
 from tests.helpers import RELEASED
 
 MEDIAPIPE = "mediapipe==1.2.3"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.model_file.model import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
 
 if TYPE_CHECKING:
     import keras

@@ -22,7 +22,10 @@ from export.__main__ import _check_readable, _contents, main
 from export.parity.parity import file_engine_pairs
 from runtime import Classifier
 from runtime.common.errors import UserError
-from runtime.model_file.model import INDEX_NAME, MAX_JSON_BYTES, Contract, Index, open_model, read_index
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES
+from runtime.model_file.index import Index, read_index
+from runtime.model_file.loader import open_model
 from tests.helpers import ROOT
 from train.run import open_run
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from export.metadata import embed
 from export.parity.parity import run_parity
-from runtime.model_file.model import Contract, read_contract
+from runtime.model_file.contract import Contract
+from runtime.model_file.loader import read_contract
 
 Files = dict[tuple[str, str], bytes]
 

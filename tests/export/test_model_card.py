@@ -8,7 +8,8 @@ from pathlib import Path
 
 from export.model_card import card
 from export.parity.parity import ParityResult
-from runtime.model_file.model import Contract, Index, IndexedFile
+from runtime.model_file.contract import Contract
+from runtime.model_file.index import Index, IndexedFile
 from tests.export.parity.test_parity import ROW
 from train.data.dataset import Dataset, Photo
 from train.run import Run

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export.output_dir import FolderError, check_output_dir, replace_dir
-from runtime.model_file.model import INDEX_NAME
+from runtime.model_file.files import INDEX_NAME
 
 OLD = {INDEX_NAME: b"old", "a": b"old"}
 NEW = {INDEX_NAME: b"new", "b": b"new"}

@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from export.__main__ import main as export_main
 from export.sign import PASSPHRASE_VARIABLE, main
-from runtime.model_file.model import INDEX_NAME, KEY_VARIABLE, open_model
-from runtime.model_file.signature import SIGNATURE_NAME, read_signature, verify_beside
+from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
+from runtime.model_file.loader import KEY_VARIABLE, open_model
+from runtime.model_file.signature import read_signature, verify_files
 from tests.helpers import RELEASED
 
 
@@ -133,7 +134,7 @@ def test_what_was_not_exported_stays_unsigned(
     (folder / "notes.txt").write_text("mine")
     (folder / "flowers_other.tflite").write_bytes(b"TFL3")
     assert main([str(folder), str(key)]) == 0
-    beside = verify_beside(read_signature(folder, key.with_suffix(".pub")))
+    beside = verify_files(read_signature(folder, key.with_suffix(".pub")))
     assert [name for name, state in beside.items() if state != "holds"] == [
         "flowers_other.tflite",
         "notes.txt",

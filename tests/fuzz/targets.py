@@ -17,7 +17,11 @@ import numpy as np
 from PIL import Image
 
 from runtime.common.errors import ModelError, PictureError, UserError
-from runtime.model_file.model import INDEX_NAME, Contract, choose_model, read_contract, read_index
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.index import read_index
+from runtime.model_file.loader import read_contract
+from runtime.model_file.selection import choose_model
 from runtime.model_file.signature import PublicKey, signed_files
 from runtime.preprocess.picture import read_picture
 from runtime.server.auth import RequestRejected, open_door

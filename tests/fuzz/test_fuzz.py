@@ -14,33 +14,33 @@ ONE = "from tests.fuzz.one import *\n"
 PLANTED = {
     # An exception that no user should see: of a field that lies in no seed's graph, cut in its length.
     "onnx": (
-        "from runtime import model\n"
+        "from runtime.model_file import contract, loader\n"
         "def careless(data):\n"
         "    text = original(data)\n"
         "    if b'keras' not in text: raise IndexError('planted')\n"
         "    return text\n"
-        "original = model._CONTRACT_TEXT['onnx']\n"
-        "model._CONTRACT_TEXT['onnx'] = careless\n",
+        "original = loader._CONTRACT_TEXT['onnx']\n"
+        "loader._CONTRACT_TEXT['onnx'] = careless\n",
         "IndexError: planted",
     ),
     # Memory by a number that the file gives.
     "tflite": (
-        "from runtime import model\n"
+        "from runtime.model_file import contract, loader\n"
         "def careless(data):\n"
         "    return original(data) + bytes(data[60] << 24)\n"
-        "original = model._CONTRACT_TEXT['tflite']\n"
-        "model._CONTRACT_TEXT['tflite'] = careless\n",
+        "original = loader._CONTRACT_TEXT['tflite']\n"
+        "loader._CONTRACT_TEXT['tflite'] = careless\n",
         "out-of-memory",
     ),
     # A loop that does not get on.
     "contract": (
-        "from runtime import model\n"
+        "from runtime.model_file import contract, loader\n"
         "def careless(text):\n"
         "    fields = original(text)\n"
         "    while fields.get('synthetic') == 0 and fields['synthetic'] is not False: pass\n"
         "    return fields\n"
-        "original = model.parse_json\n"
-        "model.parse_json = careless\n",
+        "original = contract.parse_json\n"
+        "contract.parse_json = careless\n",
         "timeout",
     ),
 }
@@ -57,7 +57,8 @@ def test_a_planted_failure_is_found(name: str, tmp_path: Path) -> None:
 
 def test_the_seeds_are_read_to_the_end() -> None:
     """Else the fuzzer would begin at the first check, and learn nothing of what lies behind it."""
-    from runtime.model_file.model import Contract, read_contract
+    from runtime.model_file.contract import Contract
+    from runtime.model_file.loader import read_contract
     from runtime.model_file.signature import signed_files
     from runtime.preprocess.picture import read_picture
     from tests.fuzz import targets

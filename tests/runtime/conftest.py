@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.model_file.model import CONTRACT_VERSION, INDEX_NAME, RESIZE, Contract, Index, IndexedFile
+from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.index import Index, IndexedFile
 
 LABELS = ("blau", "grün", "红")  # by the strongest channel of B, G, R
 SIDE = 32

@@ -17,7 +17,9 @@ import pytest
 from runtime import bench
 from runtime.bench import BenchRow, main, report, thread_counts
 from runtime.inference.engines import default_threads, engine_version
-from runtime.model_file.model import INDEX_NAME, KEY_VARIABLE, read_index
+from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.index import read_index
+from runtime.model_file.loader import KEY_VARIABLE
 from tests.helpers import ROOT
 
 FILES = (("tflite", "float32"), ("onnx", "float32"))
@@ -74,7 +76,7 @@ def auto(path: Path) -> list[str]:
     """Engine, threads, sha256 and why, in a process of its own, where any engine may turn out the fastest."""
     code = (
         "import sys; from runtime import Classifier; c = Classifier(sys.argv[1]); "
-        "print(c.run.engine, c.threads, c.model.sha256, c.why, sep='\\n')"
+        "print(c.session.engine, c.threads, c.model.sha256, c.engine_reason, sep='\\n')"
     )
     run = [sys.executable, "-c", code, str(path)]
     return subprocess.run(run, capture_output=True, check=True, text=True).stdout.splitlines()

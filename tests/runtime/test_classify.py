@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from runtime import Classifier, Prediction
-from runtime.classify import AHEAD, main
+from runtime.classify import main
 from runtime.common.errors import EngineError, PictureError
 from runtime.inference.engines import ENGINES
+from runtime.inference.prefetch import QUEUE_SIZE
 from tests.helpers import ROOT
 
 Capture = pytest.CaptureFixture[str]
@@ -171,7 +172,7 @@ def test_usage_models_and_engines_exit_2(colours: Path, photos: Path, tmp_path: 
 
 def test_no_engine_says_what_to_install(colours: Path, photos: Path) -> None:
     code = (
-        "import runtime.engines as e; e.find_spec = lambda name: None; import sys; "
+        "import runtime.inference.engines as e; e.find_spec = lambda name: None; import sys; "
         "from runtime.classify import main; sys.exit(main(sys.argv[1:]))"
     )
     run = [sys.executable, "-c", code, str(photos / "red.jpg"), "--model", str(colours)]
@@ -282,16 +283,16 @@ def test_reading_ahead_is_bounded_in_order_and_ends(colours: Path, photos: Path)
             yield photos / name
 
     classifier = Classifier(colours)
-    answers = classifier.each(sources())
+    answers = classifier.predict_many(sources())
     labels = []
     for done, (_, answer) in enumerate(answers, 1):
         labels.append(answer.label if isinstance(answer, Prediction) else "error")
         if done == 5:
             time.sleep(0.3)  # time enough to run ahead without bounds
-            assert taken <= done + AHEAD + 1
+            assert taken <= done + QUEUE_SIZE + 1
     assert labels == ["红", "grün", "blau", "error"] * 5
 
-    some = classifier.each(sources())
+    some = classifier.predict_many(sources())
     next(some)
     some.close()
     time.sleep(0.3)
@@ -304,12 +305,12 @@ def test_an_error_of_the_callers_own_sources_reaches_the_caller(colours: Path, p
         raise KeyError("mine")
 
     with pytest.raises(KeyError, match="mine"):
-        list(Classifier(colours).each(sources()))
+        list(Classifier(colours).predict_many(sources()))
 
 
 def test_encoded_bytes_in_a_stream(colours: Path, photos: Path) -> None:
     data = (photos / "red.jpg").read_bytes()
-    answers = [answer for _, answer in Classifier(colours).each([data, io.BytesIO(data)])]
+    answers = [answer for _, answer in Classifier(colours).predict_many([data, io.BytesIO(data)])]
     assert [(answer.source, answer.label) for answer in answers if isinstance(answer, Prediction)] == [
         ("-", "红")
     ] * 2

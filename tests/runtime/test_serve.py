@@ -28,7 +28,7 @@ import pytest
 from openapi_spec_validator import validate
 from PIL import Image
 
-from runtime.model_file.model import INDEX_NAME
+from runtime.model_file.files import INDEX_NAME
 from runtime.server.app import PAGE
 from runtime.server.auth import MIN_TOKEN
 from runtime.server.connection_limits import HEAD_SECONDS, MAX_PIPELINED

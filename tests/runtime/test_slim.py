@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from runtime.model_file.model import INDEX_NAME, read_index
+from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.index import read_index
 from tests.helpers import ROOT
 
 RELEASED = ROOT / "models" / "flowers"

@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from runtime.common.errors import PictureError, UserError
-from runtime.common.terminal import printable
-from runtime.model_file.model import MAX_LABELS, is_name
-from runtime.preprocess.picture import SUFFIXES, read_bytes
+from runtime.common.text import is_name, printable
+from runtime.model_file.contract import MAX_LABELS
+from runtime.preprocess.decode import read_bytes
+from runtime.preprocess.photo_files import SUFFIXES
 from train.data.synthetic import SYNTHETIC_MARKER
 
 SPLITS = ("train", "val", "test")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from runtime.common.errors import PictureError, UserError
-from runtime.common.terminal import printable
+from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
 from train.cache import CacheError
 from train.data.dataset import (

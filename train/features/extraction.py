@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic
 from runtime.common.errors import PictureError, UserError
-from runtime.common.terminal import printable
+from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION
 from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.data.augment import augment, view_name

@@ -27,7 +27,8 @@ from tqdm import tqdm
 
 from runtime.common.errors import PictureError, UserError
 from runtime.common.terminal import suppress_native_stderr
-from runtime.preprocess.picture import PICTURE_VERSION, read_bytes
+from runtime.preprocess.decode import read_bytes
+from runtime.preprocess.picture import PICTURE_VERSION
 from train.data.dataset import file_sha256
 
 if TYPE_CHECKING:

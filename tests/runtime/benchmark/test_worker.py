@@ -11,7 +11,7 @@ import pytest
 
 from runtime.benchmark import worker as turn
 from runtime.inference.engines import ENGINES, FORMATS_OF, engine_version
-from runtime.model_file.model import read_index
+from runtime.model_file.index import read_index
 
 
 def take(*arguments: object) -> subprocess.CompletedProcess[str]:

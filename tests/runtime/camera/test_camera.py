@@ -30,9 +30,9 @@ from PIL import Image
 from runtime.camera import camera
 from runtime.camera import capture_backends as sources
 from runtime.camera.camera import Camera, Frame, over_frames, over_seconds, predict_stream
-from runtime.camera.capture_backends import hide_password
 from runtime.classify import main
 from runtime.common.errors import CameraError
+from runtime.common.urls import hide_password
 from runtime.inference import model_reloader as live
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.preprocess import picture
@@ -196,13 +196,13 @@ def test_the_age_covers_all_from_the_frames_arrival_to_its_answer(
 ) -> None:
     clip = write_clip(tmp_path / "red.mp4", [plain((255, 0, 0))] * 30)
     classifier = ReloadingClassifier(colours)
-    run = classifier.now().run
+    run = classifier.now().session
 
     def slow(pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         time.sleep(0.1)
         return run(pixels)
 
-    classifier.now().run = slow  # type: ignore[assignment]
+    classifier.now().session = slow  # type: ignore[assignment]
     with Camera(str(clip)) as source:
         for sight in predict_stream(source, classifier):
             now = time.monotonic()
@@ -216,7 +216,7 @@ def test_a_frame_overtaken_while_it_is_prepared_is_given_up_for_the_next(
 ) -> None:
     clip = write_clip(tmp_path / "red.mp4", [plain((255, 0, 0))] * 40, 10)
     classifier = ReloadingClassifier(colours)
-    run, read, prepared, started = classifier.now().run, camera.read_picture, list[float](), list[float]()
+    run, read, prepared, started = classifier.now().session, camera.read_picture, list[float](), list[float]()
 
     def now_and_then_slow(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
         prepared.append(0.08 * (len(prepared) % 2))
@@ -229,7 +229,7 @@ def test_a_frame_overtaken_while_it_is_prepared_is_given_up_for_the_next(
         return run(pixels)
 
     monkeypatch.setattr(camera, "read_picture", now_and_then_slow)
-    classifier.now().run = slow  # type: ignore[assignment]
+    classifier.now().session = slow  # type: ignore[assignment]
     with Camera(str(clip)) as source:
         taken = [sight.frame.taken for sight in predict_stream(source, classifier)]
     ages = sorted(start - frame for start, frame in zip(started, taken, strict=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.common.terminal import cut, width
+from runtime.common.text import display_width, truncate
 from tests.helpers import ROOT
 
 
@@ -28,7 +28,7 @@ from tests.helpers import ROOT
     ],
 )
 def test_cut_counts_what_is_seen(text: str, columns: int, kept: str) -> None:
-    assert cut(text, columns) == kept
+    assert truncate(text, columns) == kept
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
@@ -56,6 +56,6 @@ def test_one_line_is_redrawn_and_fits(told: int, columns: int, colours: Path, cl
     header, drawn, end = re.sub(r"\x1b\[[0-9;]*[mK]", "", said.decode()).split("\r\n")
     lines = drawn.split("\r")[1:]
     assert "64 x 48" in header and end == "" and len(lines) >= 3
-    assert all(width(line) < columns for line in lines)
+    assert all(display_width(line) < columns for line in lines)
     assert lines[0].startswith("红 ") and lines[-1].startswith("blau ")
     assert ("ms old" in lines[-1]) == (columns == 80)

@@ -19,7 +19,7 @@ from runtime.inference import model_reloader as live
 from runtime.inference.engine_cache import EngineSelection, load_selection, save_selection
 from runtime.inference.engines import ENGINES, MODULES
 from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.model_file.model import choose_model
+from runtime.model_file.selection import choose_model
 
 FILES = (("tflite", "float32"), ("onnx", "float32"))
 
@@ -32,7 +32,7 @@ def folder(make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
 
 def save_for(folder: Path, **changes: object) -> Path:
     """What the rule would not choose: the ONNX file, on one thread."""
-    files = choose_model(folder).among
+    files = choose_model(folder).candidates
     (onnx,) = (file for file in files if file.format == "onnx")
     choice = {"sha256": onnx.sha256, "engine": "onnx", "threads": 1, "median_ms": 2.6}
     return save_selection(files, EngineSelection(**{**choice, "measured": "2026-11-26T12:00:00Z", **changes}))  # type: ignore[arg-type]
@@ -40,22 +40,22 @@ def save_for(folder: Path, **changes: object) -> Path:
 
 def test_auto_takes_what_was_measured(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_rule = Classifier(folder)
-    assert by_rule.run.engine.startswith("litert ")
-    assert by_rule.why.startswith("auto: litert, by rule: ")
-    assert "(not measured on this machine)" in by_rule.why
+    assert by_rule.session.engine.startswith("litert ")
+    assert by_rule.engine_reason.startswith("auto: litert, by rule: ")
+    assert "(not measured on this machine)" in by_rule.engine_reason
     save_for(folder)
     measured = Classifier(folder)
     assert (measured.model.path.suffix, measured.threads) == (".onnx", 1)
-    assert measured.run.engine.startswith("onnx ") and measured(photos / "red.jpg").label == "红"
-    assert measured.why == "auto: onnx, measured 2026-11-26: 2.6 ms on 1 thread"
+    assert measured.session.engine.startswith("onnx ") and measured(photos / "red.jpg").label == "红"
+    assert measured.engine_reason == "auto: onnx, measured 2026-11-26: 2.6 ms on 1 thread"
     assert Classifier(folder, threads=2).threads == 2
     named = Classifier(folder, engine="litert")
-    assert (named.model.path.suffix, named.why) == (".tflite", "")
+    assert (named.model.path.suffix, named.engine_reason) == (".tflite", "")
 
     capsys.readouterr()
     assert main([str(photos / "red.jpg"), "--model", str(folder), "--verbose"]) == 0
     out, err = capsys.readouterr()
-    assert "colours_float32.onnx on onnx " in out and measured.why in err.splitlines()
+    assert "colours_float32.onnx on onnx " in out and measured.engine_reason in err.splitlines()
     assert main([str(photos / "red.jpg"), "--model", str(folder)]) == 0
     assert capsys.readouterr().err == ""
 
@@ -65,7 +65,7 @@ def test_a_live_classifier_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyP
     save_for(folder)
     classifier = ReloadingClassifier(folder)
     first = classifier.now()
-    assert first.run.engine.startswith("onnx ")
+    assert first.session.engine.startswith("onnx ")
     for _ in range(5):
         time.sleep(0.02)
         assert classifier.now() is first
@@ -73,14 +73,14 @@ def test_a_live_classifier_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_another_model_voids_it(folder: Path, make_folder: Callable[..., Path], tmp_path: Path) -> None:
     save_for(folder)
-    assert isinstance(load_selection(choose_model(folder).among), EngineSelection)
+    assert isinstance(load_selection(choose_model(folder).candidates), EngineSelection)
     copied = folder.rename(tmp_path / "elsewhere")  # the same files in another place are the same model
-    assert isinstance(load_selection(choose_model(copied).among), EngineSelection)
+    assert isinstance(load_selection(choose_model(copied).candidates), EngineSelection)
     make_folder(folder, *FILES, labels=("blue", "green", "red"))
-    assert load_selection(choose_model(folder).among) == "not measured on this machine"
-    assert Classifier(folder).run.engine.startswith("litert ")
+    assert load_selection(choose_model(folder).candidates) == "not measured on this machine"
+    assert Classifier(folder).session.engine.startswith("litert ")
     (copied / "colours_float32.tflite").unlink()
-    assert load_selection(choose_model(copied).among) == "not measured on this machine"
+    assert load_selection(choose_model(copied).candidates) == "not measured on this machine"
 
 
 def test_a_model_exchanged_after_the_look_is_opened_by_rule(
@@ -89,15 +89,15 @@ def test_a_model_exchanged_after_the_look_is_opened_by_rule(
     save_for(folder)
 
     def exchanging(files: object) -> EngineSelection | str:
-        found = load_selection(choose_model(folder).among)
+        found = load_selection(choose_model(folder).candidates)
         folder.rename(folder.with_name("old"))
         make_folder(folder, *FILES, labels=("blue", "green", "red"))
         return found
 
-    monkeypatch.setattr("runtime.classify.load_selection", exchanging)
+    monkeypatch.setattr("runtime.inference.classifier.load_selection", exchanging)
     classifier = Classifier(folder)
-    assert classifier.run.engine.startswith("litert ") and classifier.model.contract.labels[0] == "blue"
-    assert "by rule" in classifier.why
+    assert classifier.session.engine.startswith("litert ") and classifier.model.contract.labels[0] == "blue"
+    assert "by rule" in classifier.engine_reason
 
 
 def test_another_version_of_any_engine_voids_it(
@@ -109,7 +109,7 @@ def test_another_version_of_any_engine_voids_it(
     (package / "__init__.py").write_text('__version__ = "99.1"\n')
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delitem(sys.modules, MODULES["litert"], raising=False)
-    reason = load_selection(choose_model(folder).among)
+    reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and reason.startswith("measured before a change: litert was ")
     assert reason.endswith(", is 99.1")
 
@@ -118,21 +118,21 @@ def test_an_engine_more_or_less_voids_it(folder: Path, monkeypatch: pytest.Monke
     save_for(folder)
     with monkeypatch.context() as patch:
         patch.setattr(fastest, "is_installed", lambda engine: engine != "tflite")
-        reason = load_selection(choose_model(folder).among)
+        reason = load_selection(choose_model(folder).candidates)
         assert isinstance(reason, str) and "tflite was " in reason and reason.endswith("is None")
         save_for(folder)
-        assert isinstance(load_selection(choose_model(folder).among), EngineSelection)
-    reason = load_selection(choose_model(folder).among)
+        assert isinstance(load_selection(choose_model(folder).candidates), EngineSelection)
+    reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and "tflite was None" in reason
 
 
 def test_another_processor_voids_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_for(folder)
     monkeypatch.setattr(fastest, "cpu", lambda: "Cortex-A76, asimddp")
-    reason = load_selection(choose_model(folder).among)
+    reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and reason.endswith(", is Cortex-A76, asimddp")
     classifier = Classifier(folder)
-    assert classifier.run.engine.startswith("litert ") and reason in classifier.why
+    assert classifier.session.engine.startswith("litert ") and reason in classifier.engine_reason
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux's way to take cores away")
@@ -143,7 +143,7 @@ def test_fewer_cores_void_it(folder: Path) -> None:
     save_for(folder)
     os.sched_setaffinity(0, {min(cores)})
     try:
-        assert load_selection(choose_model(folder).among) == (
+        assert load_selection(choose_model(folder).candidates) == (
             f"measured before a change: cores was {len(cores)}, is 1"
         )
     finally:
@@ -179,7 +179,7 @@ def test_a_damaged_file_is_ignored_and_told(
     path = save_for(folder)
     fields = json.loads(path.read_bytes())
     path.write_bytes(damage if isinstance(damage, bytes) else json.dumps({**fields, **damage}).encode())
-    assert load_selection(choose_model(folder).among) == f"{path} is damaged"
+    assert load_selection(choose_model(folder).candidates) == f"{path} is damaged"
     assert main([str(photos / "red.jpg"), "--model", str(folder), "--verbose"]) == 0
     out, err = capsys.readouterr()
     assert "colours_float32.tflite on litert " in out and f"({path} is damaged)" in err
@@ -190,30 +190,30 @@ def test_what_is_no_file_of_ours_is_ignored(folder: Path) -> None:
     path = save_for(folder)
     path.unlink()
     os.mkfifo(path)  # reading it would wait for ever
-    assert load_selection(choose_model(folder).among) == "not measured on this machine"
+    assert load_selection(choose_model(folder).candidates) == "not measured on this machine"
     path.unlink()
     path.parent.rmdir()
     path.parent.write_text("no folder")
-    reason = load_selection(choose_model(folder).among)
-    assert isinstance(reason, str) and Classifier(folder).run.engine.startswith("litert ")
+    reason = load_selection(choose_model(folder).candidates)
+    assert isinstance(reason, str) and Classifier(folder).session.engine.startswith("litert ")
 
 
 def test_a_file_named_alone_has_its_own(folder: Path) -> None:
     file = choose_model(folder, ["onnx"]).path
     save_for(folder)
-    assert "by rule" in Classifier(file).why
+    assert "by rule" in Classifier(file).engine_reason
     save_selection(
-        choose_model(file).among,
-        EngineSelection(choose_model(file).among[0].sha256, "onnx", 1, 3.0, "2026-11-26"),
+        choose_model(file).candidates,
+        EngineSelection(choose_model(file).candidates[0].sha256, "onnx", 1, 3.0, "2026-11-26"),
     )
-    assert Classifier(file).why == "auto: onnx, measured 2026-11-26: 3.0 ms on 1 thread"
+    assert Classifier(file).engine_reason == "auto: onnx, measured 2026-11-26: 3.0 ms on 1 thread"
     (folder / "model.json").unlink()
-    assert "without its model.json" in Classifier(file).why
+    assert "without its model.json" in Classifier(file).engine_reason
 
 
 def test_one_engine_is_imported(folder: Path) -> None:
     """tflite-runtime breaks beside others: the import ahead must be of the engine that was measured."""
-    files = choose_model(folder).among
+    files = choose_model(folder).candidates
     (tflite,) = (file for file in files if file.format == "tflite")
     save_for(folder, sha256=tflite.sha256, engine="tflite")
     code = "import sys; from runtime import Classifier; Classifier(sys.argv[1]); print(*list(sys.modules))"

@@ -34,7 +34,8 @@ from runtime.inference.engines import (
     load_session,
     require_engine,
 )
-from runtime.model_file.model import CONTRACT_NAME, open_model
+from runtime.model_file.files import CONTRACT_NAME
+from runtime.model_file.loader import open_model
 from tests.runtime.conftest import LABELS, SIDE
 
 
@@ -45,14 +46,14 @@ def in_process(engine: str, path: Path, changes: dict[str, object], *colours: tu
 import json, sys
 from dataclasses import replace
 import numpy as np
-from runtime.engines import load
-from runtime.errors import UserError
-from runtime.model import open_model
+from runtime.common.errors import UserError
+from runtime.inference.engines import load_session
+from runtime.model_file.loader import open_model
 
 engine, path, changes, colours = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:])
 model = open_model(path)
 try:
-    run = load(replace(model, contract=replace(model.contract, **changes)), engine, threads=1)
+    run = load_session(replace(model, contract=replace(model.contract, **changes)), engine, threads=1)
 except UserError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 height, width = model.contract.input_size
@@ -210,9 +211,9 @@ def test_an_engine_for_another_format_is_refused(colours: Path) -> None:
 def test_auto_takes_the_first_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_engine("tflite") == "litert"
     assert choose_engine("onnx") == "onnx"
-    monkeypatch.setattr(engines, "installed", lambda engine: engine != "litert")
+    monkeypatch.setattr(engines, "is_installed", lambda engine: engine != "litert")
     assert choose_engine("tflite") == "tflite"
-    monkeypatch.setattr(engines, "installed", lambda engine: False)
+    monkeypatch.setattr(engines, "is_installed", lambda engine: False)
     with pytest.raises(EngineError, match=r"no engine for onnx files .* pip install 'vgg-edge\[onnx\]'"):
         choose_engine("onnx")
     with pytest.raises(EngineError, match=r"litert \(ai_edge_litert\) is not installed: pip install"):
@@ -226,15 +227,18 @@ def test_without_litert_the_rule_is_onnx_before_tflite(
     hidden = {MODULES["litert"]}
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
     classifier = Classifier(colours)
-    assert classifier.run.engine.startswith("onnx ") and classifier.model.format == "onnx"
-    assert classifier.why.startswith("auto: onnx, by rule: the first installed of litert, onnx")
+    assert classifier.session.engine.startswith("onnx ") and classifier.model.format == "onnx"
+    assert classifier.engine_reason.startswith("auto: onnx, by rule: the first installed of litert, onnx")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_version_is_known_without_the_import(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code = "import sys; from runtime.engines import version; print(version(sys.argv[1]), *sys.modules)"
+    code = (
+        "import sys; from runtime.inference.engines import engine_version; "
+        "print(engine_version(sys.argv[1]), *sys.modules)"
+    )
     run = [sys.executable, "-c", code, engine]
     said, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
     assert said == metadata.version(MODULES[engine]) and MODULES[engine] not in modules

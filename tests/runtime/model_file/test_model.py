@@ -15,16 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from runtime.common.errors import ModelError
-from runtime.model_file.model import (
-    INDEX_NAME,
-    MAX_JSON_BYTES,
-    Contract,
-    choose_model,
-    open_model,
-    read_bytes,
-    read_contract,
-    read_index,
-)
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, read_bytes
+from runtime.model_file.index import read_index
+from runtime.model_file.loader import open_model, read_contract
+from runtime.model_file.selection import choose_model
 from tests.runtime.conftest import CONTRACT
 
 Make = Callable[..., Path]
@@ -136,7 +131,7 @@ def test_a_truncated_lone_file_is_refused(colours: Path, tmp_path: Path, format:
     data = (colours / f"colours_float32.{format}").read_bytes()
     path = tmp_path / f"cut.{format}"
     path.write_bytes(data[: int(len(data) * keep) if keep == 0.5 else int(keep)])
-    with pytest.raises(ModelError, match=r"cut\.\w+: (is|carries) "):
+    with pytest.raises(ModelError, match=r"cut\.\w+: (is|holds) "):
         open_model(path)
 
 
@@ -185,8 +180,8 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path: Path, make_folder: M
         ({"file": "☃" * 150}, "not a bare file name"),  # 450 bytes, too long for a file system
         ({"file": "x" * 5000}, "'x{40}' is not a bare file name"),
         ({"file": "\ud800"}, "not a bare file name"),
-        ({"format": "\u2028"}, r"'\\u2028', 'float32' is no format"),
-        ({"precision": "x" * 5000}, "'tflite', 'x{40}' is no format"),
+        ({"format": "\u2028"}, r"'\\u2028' with precision 'float32'"),
+        ({"precision": "x" * 5000}, "format 'tflite' with precision 'x{40}'"),
     ],
 )
 def test_names_in_an_index_fit_on_a_line(
@@ -222,7 +217,7 @@ def test_a_large_or_forged_zip_is_refused() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, b"\x72\xff\xff\xff\xff\x0f", b"\x08\x07", b"\x0b\x0c"])
 def test_bytes_that_are_no_onnx_are_refused(data: bytes) -> None:
-    with pytest.raises(ModelError, match=r"truncated|carries no"):
+    with pytest.raises(ModelError, match=r"truncated|holds no"):
         read_contract(data, "onnx")
 
 

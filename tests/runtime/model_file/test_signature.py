@@ -30,8 +30,9 @@ from runtime.common.errors import ModelError
 from runtime.inference import model_reloader as live
 from runtime.inference.engines import MODULES
 from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.model_file.model import INDEX_NAME, KEY_VARIABLE, open_model
-from runtime.model_file.signature import SIGNATURE_NAME, read_key, signed_files
+from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
+from runtime.model_file.loader import KEY_VARIABLE, open_model
+from runtime.model_file.signature import read_key, signed_files
 from tests.helpers import ROOT
 
 TFLITE, ONNX = "colours_float32.tflite", "colours_float32.onnx"
@@ -313,7 +314,7 @@ if engine == "onnx":
     watch(onnxruntime, "InferenceSession")
 else:
     from importlib import import_module
-    from runtime.engines import MODULES
+    from runtime.inference.engines import MODULES
     watch(import_module(f"{MODULES[engine]}.interpreter"), "Interpreter")
 for case in cases:
     before = len(handed)

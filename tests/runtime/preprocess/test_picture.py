@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from runtime.common.errors import PictureError
-from runtime.preprocess import picture
-from runtime.preprocess.picture import MAX_PIXELS, read_picture
+from runtime.preprocess import decode, limits
+from runtime.preprocess.limits import MAX_PIXELS
+from runtime.preprocess.picture import read_picture
 from tests.helpers import wait_for
 
 Pixels = NDArray[np.uint8]
@@ -234,7 +235,8 @@ def test_250_megapixels_of_jpeg_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "large.jpg"
     Image.new("L", (20_000, 12_500), 90).save(path, quality=50)
     code = (
-        "import re, sys; from runtime.picture import read_picture; pixels = read_picture(sys.argv[1]); "
+        "import re, sys; from runtime.preprocess.picture import read_picture; "
+        "pixels = read_picture(sys.argv[1]); "
         "print(pixels.min(), pixels.max()); "
         "print(*re.findall(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read()))"
     )
@@ -273,8 +275,11 @@ BLOWN_UP = zlib.compress(bytes(300_000_000))  # 300 kB of file
 
 BAD: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
-    "text": (b"<html>not found</html>", "not a picture of a kind"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture of a kind"),
+    "text": (b"<html>not found</html>", "supported format"),
+    "postscript": (
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        "supported format",
+    ),
     "truncated jpeg": (encode(PICTURE, "JPEG")[:-900], "is damaged"),
     "truncated png": (encode(PICTURE, "PNG")[:-900], "is damaged"),
     "truncated webp": (encode(PICTURE, "WEBP")[:-300], "is damaged"),
@@ -285,7 +290,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "png between Pillow's warning and its error": (bomb(12_000, 12_000), "144 megapixels"),
     "jpeg bomb": (jpeg_of(65_500, 65_500), "may have 250"),
     "gif bomb": (b"GIF89a\xff\xff\xff\xff" + encode(PICTURE, "GIF")[10:], "megapixels"),
-    "strip": (encode(Image.new("L", (1, 60_000)), "PNG"), "nothing could be seen"),
+    "strip": (encode(Image.new("L", (1, 60_000)), "PNG"), "too narrow"),
     "profile bomb": (chunked(ONE_PIXEL[0], (b"iCCP", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]), "is damaged"),
     "text bomb": (chunked(ONE_PIXEL[0], (b"zTXt", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]), "is damaged"),
 }
@@ -319,7 +324,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused() -> None:
 
 def test_the_machines_memory_bounds_what_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A board with 512 MB has about 430 for its programs: half of that is what a picture may take."""
-    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    monkeypatch.setattr(limits, "total_memory", lambda: 430 * 10**6)
     with pytest.raises(PictureError, match=r"has 20 megapixels .* and a PNG may have 13"):
         read_picture(bomb(5000, 4000))
     with pytest.raises(PictureError, match="and a JPEG may have 26"):
@@ -350,7 +355,7 @@ def test_a_jpeg_kept_whole_for_its_scans_is_bounded_as_a_progressive_one(
     scans: tuple[tuple[int, ...], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """160 megapixels of it took 925 MB, from a file of 2 MB."""
-    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    monkeypatch.setattr(limits, "total_memory", lambda: 430 * 10**6)
     with pytest.raises(PictureError, match=r"has 36 megapixels .* and a JPEG may have 26"):
         read_picture(in_scans(6000, *scans))
     assert read_picture(in_scans(800, *scans)).mean() == 128
@@ -360,7 +365,7 @@ def test_a_jpeg_kept_whole_for_its_scans_is_bounded_as_a_progressive_one(
 def test_a_jpeg_too_narrow_to_be_reduced_is_bounded_by_the_machines_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    monkeypatch.setattr(limits, "total_memory", lambda: 430 * 10**6)
     with pytest.raises(PictureError, match=r"has 84 megapixels .* and a JPEG may have 26"):
         read_picture(jpeg_of(1300, 65_000))
 
@@ -385,7 +390,7 @@ def tiled(*sides: tuple[int, int, int], big: bool = False) -> bytes:
         (tiled((322, 4, 8192), (323, 4, 8192), big=True), "has 67 megapixels in a tile"),
         (tiled((322, 3, 8192), (322, 3, 16), (323, 3, 8192)), "has 67 megapixels in a tile"),
         (tiled((322, 3, 16), (322, 3, 8192), (323, 3, 8192)), "has 67 megapixels in a tile"),
-        (tiled((322, 9, 8192), (322, 3, 16), (323, 3, 8192)), "a tile's size is no number"),
+        (tiled((322, 9, 8192), (322, 3, 16), (323, 3, 8192)), "size of a tile is not a number"),
         (tiled((322, 3, 16), (323, 3, 16)), "decoder error"),  # of these tiles nothing is in the file
     ],
 )
@@ -393,7 +398,7 @@ def test_a_tiffs_tiles_are_bounded_as_pictures_are(
     data: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """196 kB took 192 MB, for a picture of 16 x 16 pixels."""
-    monkeypatch.setattr(picture, "_memory", lambda: 430 * 10**6)
+    monkeypatch.setattr(limits, "total_memory", lambda: 430 * 10**6)
     with pytest.raises(PictureError, match=reason):
         read_picture(data)
 
@@ -418,34 +423,34 @@ def test_no_kind_takes_more_memory_a_pixel_than_it_is_reckoned_with(
     Image.new(mode, (side, side)).save(tmp_path / "large", kind, **options)
     Image.new(mode, (8, 8)).save(tmp_path / "small", kind, **options)
     code = (
-        "import re, sys; from runtime.picture import read_picture; "
+        "import re, sys; from runtime.preprocess.picture import read_picture; "
         "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1]); "
         "read_picture(sys.argv[1]); data = open(sys.argv[2], 'rb').read(); "
         "before = peak(); read_picture(data); print(peak() - before)"
     )
     run = [sys.executable, "-c", code, str(tmp_path / "small"), str(tmp_path / "large")]
     kilobytes = int(subprocess.run(run, capture_output=True, check=True, text=True).stdout)
-    reckoned = picture._BYTES_A_PIXEL.get(kind, picture._BYTES_OF_OTHERS)
+    reckoned = limits.BYTES_PER_PIXEL.get(kind, limits.BYTES_PER_PIXEL_OF_OTHERS)
     assert reckoned / 3 < 1024 * kilobytes / side**2 < reckoned + 1
 
 
 def test_a_large_picture_is_not_overtaken_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is being decoded, a larger one waits for it, and what comes then waits behind that."""
     small, large = encode(PICTURE, "PNG"), encode(PICTURE.resize((300, 200)), "PNG")
-    monkeypatch.setattr(picture, "_memory", lambda: 2 * 16 * 300 * 200)
-    room, order = picture._ROOM, []
+    monkeypatch.setattr(limits, "total_memory", lambda: 2 * 16 * 300 * 200)
+    room, order = limits.DECODE_MEMORY, []
 
     def read(data: bytes) -> None:
         read_picture(data)
         order.append(data)
 
-    with ThreadPoolExecutor() as pool, room.taken(16 * 100 * 100):
+    with ThreadPoolExecutor() as pool, room.reserve(16 * 100 * 100):
         pool.submit(read, large)
-        wait_for(room._turn.locked)
+        wait_for(room._queue.locked)
         pool.submit(read, small)
         time.sleep(0.1)
         assert order == []
-    assert order == [large, small] and not room._taken
+    assert order == [large, small] and not room._used
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
@@ -454,7 +459,9 @@ def test_an_error_does_not_keep_the_picture(tmp_path: Path) -> None:
     data = encode(Image.new("RGB", (4000, 4000)), "PNG")
     (tmp_path / "cut").write_bytes(data[: len(data) // 2])
     code = (
-        "import re, sys; from runtime.picture import PictureError, read_picture\n"
+        "import re, sys\n"
+        "from runtime.common.errors import PictureError\n"
+        "from runtime.preprocess.picture import read_picture\n"
         "now = lambda: int(re.search(r'VmRSS:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
         "before = now()\n"
         "try: read_picture(sys.argv[1])\n"
@@ -524,7 +531,7 @@ def test_pillows_settings_are_left_alone() -> None:
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
 def test_a_file_without_an_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(picture, "MAX_BYTES", 50_000_000)
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 50_000_000)
     with Path("/dev/zero").open("rb") as file, pytest.raises(PictureError, match="is over 47 MiB"):
         read_picture(file)
 
@@ -535,7 +542,7 @@ def test_pipes_and_devices_are_no_pictures(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.jpg")
     (tmp_path / "b.jpg").symlink_to("/dev/zero")
     for path in (tmp_path / "a.jpg", tmp_path / "b.jpg"):
-        for read in (read_picture, picture.read_bytes):
+        for read in (read_picture, decode.read_bytes):
             with pytest.raises(PictureError, match=rf"{path.name}: is a pipe or a device"):
                 read(path)
 
@@ -543,7 +550,10 @@ def test_pipes_and_devices_are_no_pictures(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
 @pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
 def test_what_a_process_was_handed_is_read_by_its_path(path: str) -> None:
-    code = "import sys; from runtime.picture import read_picture; print(read_picture(sys.argv[1]).shape)"
+    code = (
+        "import sys; from runtime.preprocess.picture import read_picture; "
+        "print(read_picture(sys.argv[1]).shape)"
+    )
     if not Path(path).exists():
         pytest.skip("not on this system")
     run = [sys.executable, "-c", code, path]

@@ -18,13 +18,13 @@ def test_pictures_decoded_at_once_share_the_memory(tmp_path: Path) -> None:
     Image.new("RGBA", (side, side)).save(tmp_path / "large", "PNG")
     code = (
         "import re, sys\n"
-        "from runtime import picture\n"
+        "from runtime.preprocess import limits, picture\n"
         "from runtime.server import inference_queue as service\n"
         "peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])\n"
         "data, memory = open(sys.argv[1], 'rb').read(), int(sys.argv[2])\n"
-        "picture._memory = lambda: memory\n"
+        "limits.total_memory = lambda: memory\n"
         "service.default_threads = lambda: 4\n"
-        "pool, before = service.Service(None).pool, peak()\n"
+        "pool, before = service.InferenceQueue(None).pool, peak()\n"
         "assert all(pixels.shape for pixels in pool.map(picture.read_picture, [data] * 8))\n"
         "print(peak() - before)"
     )

@@ -1,0 +1,47 @@
+"""The flags of `python -m runtime.classify --camera`."""
+
+import argparse
+
+from runtime.common.cli import duration, frames_or_duration, megabytes
+
+NEEDS_CAMERA = ("retry", "every", "on_change", "save_unknown", "capture")
+
+
+def add_camera_flags(parser: argparse.ArgumentParser) -> None:
+    camera = parser.add_argument_group("camera")
+    camera.add_argument(
+        "--camera",
+        nargs="?",
+        const="0",
+        metavar="SOURCE",
+        help="classify a camera's frames: the number or device of a USB camera (default: 0), picamera, "
+        "an address (rtsp://, http://), or a video file",
+    )
+    camera.add_argument(
+        "--retry", action="store_true", help="wait for a camera that is not connected or disconnects"
+    )
+    camera.add_argument(
+        "--every", type=duration, metavar="TIME", default=0.0, help="classify at most once in this time"
+    )
+    camera.add_argument("--on-change", action="store_true", help="print only when the answer changes")
+    camera.add_argument(
+        "--smooth",
+        type=frames_or_duration,
+        metavar="N|TIME",
+        default=0.5,
+        help="average over N frames or a time; 0 for no average (default: 500ms)",
+    )
+    camera.add_argument("--save-unknown", metavar="DIR", help="save the frames whose answer is unknown")
+    camera.add_argument(
+        "--capture",
+        nargs=2,
+        metavar=("LABEL", "DIR"),
+        help="save frames as photos of this class, in DIR/LABEL; one per second, or as --every says",
+    )
+    camera.add_argument(
+        "--max-mb",
+        type=megabytes,
+        metavar="MB",
+        default=1000,
+        help="save no more than this many megabytes (default: %(default)s)",
+    )

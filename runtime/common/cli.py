@@ -1,0 +1,110 @@
+"""What all commands share: exit codes, a parser of flags, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from runtime.common.errors import UserError
+from runtime.common.terminal import print_error
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+EXIT_BROKEN_PIPE = 141  # the same for SIGPIPE
+
+SECONDS_PER_UNIT = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def run_cli(run: Callable[[], int]) -> int:
+    """Runs a command and returns its exit code: 2 after a UserError, 130 after Ctrl-C, 141 after `| head`."""
+    _prepare_streams()
+    try:
+        return run()
+    except UserError as error:
+        print_error(str(error))
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.filename is None:  # the disk that standard output goes to is full
+            _discard_output()
+        print_error(f"{error.filename or 'the output'}: {(error.strerror or str(error)).lower()}")
+        return EXIT_USER_ERROR
+
+
+def _prepare_streams() -> None:
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed at the start: the next opened file would get its number
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (stays open)
+    for stream in (sys.stdout, sys.stderr):
+        # Names may be in any script, the terminal in any encoding. A test's streams may lack the method.
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+def _discard_output() -> None:
+    """Drops unwritten output, which the interpreter would otherwise try to write again when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse.ArgumentParser whose error messages do not repeat the passwords of camera addresses."""
+
+    def error(self, message: str) -> NoReturn:
+        from runtime.common.urls import hide_password
+
+        super().error(re.sub(r"[^\s'\"]+", lambda word: hide_password(word[0]), message))
+
+
+class VersionAction(argparse.Action):
+    """--version. Reads the version only when the flag is given: importlib.metadata is slow to import."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            parser.exit(message=f"vgg-edge {version('vgg-edge')}\n")
+        except PackageNotFoundError:
+            parser.exit(message="vgg-edge, run from its source code\n")
+
+
+def positive_int(text: str) -> int:
+    """Parses a count of at least 1. Raises ArgumentTypeError."""
+    with suppress(ValueError):
+        if (number := int(text)) >= 1:
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+
+
+def duration(text: str) -> float:
+    """Parses a time such as "500ms", "1s", "2m" or "1h" into seconds. Raises ArgumentTypeError.
+
+    A number without a unit means seconds.
+    """
+    unit = next((unit for unit in SECONDS_PER_UNIT if text.endswith(unit)), "")
+    with suppress(ValueError):
+        if 0 <= (number := float(text.removesuffix(unit))) < 1e6:
+            return number * SECONDS_PER_UNIT.get(unit, 1.0)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 500ms, 1s or 2m")
+
+
+def frames_or_duration(text: str) -> int | float:
+    """Parses a number of frames (int), or a time in seconds (float). Raises ArgumentTypeError."""
+    return int(text) if text.isdecimal() else duration(text)
+
+
+def megabytes(text: str) -> float:
+    """Parses a size in MB, 0 or more. Raises ArgumentTypeError."""
+    with suppress(ValueError):
+        if 0 <= (number := float(text)) < 1e9:  # NaN fails this comparison
+            return number
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes")

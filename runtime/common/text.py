@@ -1,0 +1,53 @@
+"""Text from outside the program: which of it is safe to print, and its width on a terminal."""
+
+from __future__ import annotations
+
+import re
+
+# Zero-width (non-)joiners are invisible, but part of words in Persian and many Indian scripts.
+JOINERS = dict.fromkeys((0x200C, 0x200D))
+MAX_NAME_LENGTH = 200
+
+
+def is_name(text: str) -> bool:
+    """Whether a text has 1 to 200 printable characters, so that a terminal and a file system can hold it."""
+    return 0 < len(text) <= MAX_NAME_LENGTH and text.translate(JOINERS).isprintable()
+
+
+def printable(text: str) -> str:
+    """Returns the text with every character escaped that could break the line or control the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def display_width(text: str) -> int:
+    """The columns a text takes on a terminal: East Asian wide characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(
+        0 if combining(char) or ord(char) in JOINERS else 2 if east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def pad(text: str, columns: int) -> str:
+    """Returns the text with spaces after it, so that it takes `columns` columns on a terminal."""
+    return text + " " * (columns - display_width(text))
+
+
+def truncate(text: str, columns: int) -> str:
+    """Returns as much of a text as fits into `columns` columns. ANSI styles are kept and take no columns."""
+    parts, free = [], columns
+    for part in re.split("(\x1b\\[[0-9;]*m)", text):
+        if part.startswith("\x1b"):
+            parts.append(part)
+            continue
+        for char in part:
+            free -= display_width(char)
+            if free < 0:
+                break
+            parts.append(char)
+    return "".join(parts)

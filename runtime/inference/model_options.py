@@ -1,0 +1,44 @@
+"""The flags of every command that classifies: which model, which engine."""
+
+import argparse
+from typing import Any
+
+from runtime.common.cli import positive_int
+from runtime.inference.engines import ENGINES
+from runtime.model_file.loader import KEY_VARIABLE
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, --key, --engine, --threads and --top."""
+    parser.add_argument(
+        "--model",
+        metavar="PATH",
+        help="folder with a model.json, or a .tflite or .onnx file (default: the newest model under ./models "
+        "that was trained on photos, else the released model)",
+    )
+    parser.add_argument(
+        "--key",
+        metavar="PUBLIC.pem",
+        help=f"run only a model that this key signed (default: the key file that {KEY_VARIABLE} names)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["auto", *ENGINES],
+        default="auto",
+        help="inference engine (default: auto, the fastest that `python -m runtime.bench --save` measured, "
+        "else the first that is installed)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive_int,
+        metavar="N",
+        help="threads of the engine (default: the fastest measured number, else all cores)",
+    )
+    parser.add_argument(
+        "--top", type=positive_int, metavar="N", default=3, help="classes to print (default: %(default)s)"
+    )
+
+
+def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns Classifier's keyword arguments from the parsed flags."""
+    return {name: getattr(arguments, name) for name in ("engine", "threads", "top", "key")}

@@ -1,0 +1,73 @@
+"""Decodes the next pictures on another thread while the engine works on the current one."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import Empty, Queue
+from threading import Event, Thread
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.common.errors import PictureError
+from runtime.preprocess.picture import Source, read_picture
+
+# Decoded pictures that wait for the engine: one is being handed over, one is being made. More would only
+# take memory.
+QUEUE_SIZE = 2
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A source and its pixels, uint8 [H, W, 3], RGB, or the reason why it cannot be read."""
+
+    source: Source
+    pixels: NDArray[np.uint8] | PictureError
+    decode_ms: float
+
+
+def decode(source: Source, size: tuple[int, int]) -> DecodedPicture:
+    """Reads one picture as pixels of `size` (height, width), or as its PictureError."""
+    started = time.perf_counter()
+    try:
+        pixels: NDArray[np.uint8] | PictureError = read_picture(source, size)
+    except PictureError as error:
+        pixels = error
+    return DecodedPicture(source, pixels, 1000 * (time.perf_counter() - started))
+
+
+@contextmanager
+def prefetch(sources: Iterable[Source], size: tuple[int, int]) -> Iterator[Iterator[DecodedPicture]]:
+    """Decodes the sources in their order on one other thread.
+
+    One is enough: engines use all cores, and one decoder keeps up with them. An exception of the iterable
+    itself is raised where the pictures are consumed.
+    """
+    pictures: Queue[DecodedPicture | BaseException | None] = Queue(QUEUE_SIZE)
+    stopped = Event()
+
+    def produce() -> None:
+        try:
+            for source in sources:
+                if stopped.is_set():
+                    return
+                pictures.put(decode(source, size))
+            pictures.put(None)
+        except BaseException as error:
+            pictures.put(error)
+
+    def consume() -> Iterator[DecodedPicture]:
+        while (picture := pictures.get()) is not None:
+            if isinstance(picture, BaseException):
+                raise picture
+            yield picture
+
+    Thread(target=produce, name="prefetch", daemon=True).start()
+    try:
+        yield consume()
+    finally:
+        stopped.set()
+        with suppress(Empty):  # makes room for a producer that waits in put()
+            while True:
+                pictures.get_nowait()

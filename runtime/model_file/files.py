@@ -1,0 +1,47 @@
+"""The files of a model folder: their names, their size limits, and how they are read."""
+
+from pathlib import Path
+from stat import S_ISREG
+
+from runtime.common.errors import ModelError
+
+INDEX_NAME = "model.json"
+CONTRACT_NAME = "contract.json"  # the zip entry in a .tflite, the metadata key in an .onnx
+SIGNATURE_NAME = "model.sig"
+
+MAX_MODEL_BYTES = 2**30
+MAX_JSON_BYTES = 2**20
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Returns a file's bytes. Raises ModelError when it has more than `limit` or cannot be read."""
+    try:
+        mode = file_mode(path)
+        if mode and not S_ISREG(mode):
+            raise ModelError(f"{path}: is not a file")
+        if path.stat().st_size > limit:
+            raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from None
+
+
+def is_file(path: Path) -> bool:
+    """Whether the path is a regular file. Raises ModelError where this user may not look."""
+    return S_ISREG(file_mode(path))
+
+
+def file_mode(path: Path) -> int:
+    """Returns the path's st_mode, or 0 where nothing exists. Raises ModelError without permission."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: the name holds a null byte
+        return 0
+    except OSError as error:
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError) -> ModelError:
+    """Returns the ModelError for a path that this user may not look at."""
+    reason = str(error.strerror or error).lower()
+    return ModelError(f"{path}: {reason}: choose a path that this user may read")

@@ -1,0 +1,108 @@
+"""Opens a model file: reads it once, checks it, and keeps the checked bytes for the engine.
+
+Everything that is read is hostile until it is parsed. The bytes that were checked are the bytes that the
+engine gets, so that a file cannot change between the check and its use.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from runtime.common.errors import ModelError
+from runtime.model_file import onnx, tflite
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, read_bytes
+from runtime.model_file.index import FORMATS
+from runtime.model_file.selection import ModelSelection, choose_model
+
+if TYPE_CHECKING:
+    from runtime.model_file.signature import Signature
+
+KEY_VARIABLE = "VGG_EDGE_KEY"  # names a public key's file, used where no other key is given
+
+_CONTRACT_TEXT: dict[str, Callable[[bytes], bytes]] = {
+    "tflite": tflite.read_contract_text,
+    "onnx": onnx.read_contract_text,
+}
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file that was read once and checked. An engine gets its `data`."""
+
+    path: Path
+    format: str
+    precision: str  # "" for a file without an index, which does not say
+    data: bytes
+    sha256: str
+    contract: Contract
+    signature: "Signature | None" = None  # the valid signature, when a key was given
+
+
+def open_model(
+    path: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    *,
+    prefer: str = "",
+    key: str | Path | None = None,
+) -> ModelFile:
+    """Chooses a file as `choose_model` does, reads it once and checks it against index and contract.
+
+    With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names, if it is set), only a
+    model that this key signed is opened. Raises ModelError when there is no such model, or it is damaged, has
+    another contract version, differs from its index, or lacks a valid signature.
+    """
+    key = key or os.environ.get(KEY_VARIABLE) or None
+    reason = ""
+    while True:
+        previous = reason
+        try:
+            return _read_model(choose_model(path, formats, prefer=prefer, key=key))
+        except ModelError as error:
+            # An export may swap the folder between two reads: the same error twice is a real one.
+            reason = str(error)
+            if reason == previous:
+                raise
+
+
+def read_contract(data: bytes, format: str) -> Contract:
+    """Returns the contract inside a model file's bytes. Raises ModelError."""
+    return Contract.from_json(_CONTRACT_TEXT[format](data))
+
+
+def _read_model(selection: ModelSelection) -> ModelFile:
+    path, indexed = selection.path, selection.indexed
+    data = read_bytes(path, MAX_MODEL_BYTES)
+    sha256 = hashlib.sha256(data).hexdigest()
+    if selection.signature:
+        selection.signature.check(path, sha256)
+    if indexed and len(data) != indexed.bytes:
+        raise ModelError(
+            f"{path}: {len(data):,} bytes, but {INDEX_NAME} lists {indexed.bytes:,}: copy it again"
+        )
+    if indexed and sha256 != indexed.sha256:
+        raise ModelError(
+            f"{path}: its sha256 differs from {INDEX_NAME} ({sha256[:12]}… is not {indexed.sha256[:12]}…)"
+        )
+    format = indexed.format if indexed else _detect_format(path, data)
+    try:
+        contract = read_contract(data, format)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+    if selection.contract and contract != selection.contract:
+        raise ModelError(f"{path}: the contract inside it differs from the one in {INDEX_NAME}: export again")
+    precision = indexed.precision if indexed else ""
+    return ModelFile(path, format, precision, data, sha256, contract, selection.signature)
+
+
+def _detect_format(path: Path, data: bytes) -> str:
+    if data[4:8] == tflite.FILE_IDENTIFIER:
+        return "tflite"
+    if path.suffix == ".onnx":  # protobuf has no magic number
+        return "onnx"
+    if not data:
+        raise ModelError(f"{path}: is empty")
+    raise ModelError(f"{path}: is neither a TFLite file nor named .onnx")
