@@ -14,7 +14,7 @@ from benchmarks.known import METHODS, leave_one_out, pooled_of_flowers, pooled_o
 from export.__main__ import main as export
 from export.int8 import search
 from export.parity.parity import MIN_PHOTOS, file_engine_pairs
-from runtime.model_file.model import read_index
+from runtime.model_file.index import read_index
 from train.__main__ import main as train
 from train.network.novelty import RELATIVE
 from train.run import open_run
