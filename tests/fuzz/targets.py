@@ -1,6 +1,6 @@
-"""What is fuzzed: a function for each parser of ours that reads what strangers wrote.
+"""The fuzz targets: one function for each parser of untrusted input, with small real files as seeds.
 
-It may raise the error whose one line the user is told, and nothing else. Its seeds are real files, small.
+A target may raise the user error that its command prints, and no other exception.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -28,39 +29,51 @@ from runtime.server.auth import RequestRejected, open_door
 from runtime.server.multipart import read_upload
 from tests.helpers import RELEASED
 
-LONGEST_LINE = 1000  # characters
+MAX_MESSAGE = 1000  # characters
 
 
 @dataclass(frozen=True)
 class Target:
-    parse: Callable[[bytes], object]  # one input
+    parse: Callable[[bytes], object]  # takes one input
     seeds: Callable[[], list[bytes]]
-    megabytes: int = 256  # the process's peak, Python's and the fuzzer's own included
-    longest: int = 16_384  # bytes of an input
-    text: bool = False  # JSON, whose values are exchanged too
+    max_mb: int = 256  # of the whole process, with Python and the fuzzer
+    max_bytes: int = 16_384  # of one input
+    is_json: bool = False  # the fuzzer also replaces JSON values
 
 
-def told(error: type[UserError], parse: Callable[[], object]) -> None:
-    """What a user may see of bad input: this error, and one line of it that fits on a screen."""
+def allow_error(error: type[UserError], parse: Callable[[], object]) -> None:
+    """Allow this error, with a message of one line that fits on a screen."""
     try:
         parse()
-    except error as refused:
-        line = str(refused)
-        assert line and len(line) <= LONGEST_LINE and len(line.splitlines()) == 1, repr(line[:2000])
+    except error as raised:
+        check_message(str(raised))
+
+
+def allow_rejection(parse: Callable[[], object]) -> None:
+    """Allow an HTTP error of the client, with a reason of one line."""
+    try:
+        parse()
+    except RequestRejected as rejected:
+        assert 400 <= rejected.status < 500
+        check_message(rejected.reason)
+
+
+def check_message(line: str) -> None:
+    assert line and len(line) <= MAX_MESSAGE and len(line.splitlines()) == 1, repr(line[:2000])
 
 
 def tflite(data: bytes) -> None:
-    told(ModelError, lambda: read_contract(data, "tflite"))
+    allow_error(ModelError, lambda: read_contract(data, "tflite"))
 
 
 def tflite_seeds() -> list[bytes]:
-    """The zip at the end of a released file, behind the first bytes of its FlatBuffer."""
+    """The first bytes of a released file and the zip at its end, without the network between them."""
     data = (RELEASED / "flowers_int8.tflite").read_bytes()
     return [data[:64] + data[data.index(b"PK\x03\x04") :]]
 
 
 def onnx(data: bytes) -> None:
-    told(ModelError, lambda: read_contract(data, "onnx"))
+    allow_error(ModelError, lambda: read_contract(data, "onnx"))
 
 
 def onnx_seeds() -> list[bytes]:
@@ -73,7 +86,7 @@ def onnx_seeds() -> list[bytes]:
 
 
 def contract(data: bytes) -> None:
-    told(ModelError, lambda: Contract.from_json(data))
+    allow_error(ModelError, lambda: Contract.from_json(data))
 
 
 def contract_seeds() -> list[bytes]:
@@ -86,9 +99,9 @@ _FOLDER = Path(mkdtemp(prefix="vgg-edge-fuzz-"))
 
 
 def index(data: bytes) -> None:
-    """From the disk, so that what it makes of the listed names is tried too."""
+    """Reads a folder on disk, so that the listed file names are resolved too."""
     (_FOLDER / INDEX_NAME).write_bytes(data)
-    told(ModelError, lambda: choose_model(_FOLDER))
+    allow_error(ModelError, lambda: choose_model(_FOLDER))
 
 
 def index_seeds() -> list[bytes]:
@@ -96,7 +109,7 @@ def index_seeds() -> list[bytes]:
 
 
 def bundle(data: bytes) -> None:
-    told(ModelError, lambda: signed_files(data, _signer()[1]))
+    allow_error(ModelError, lambda: signed_files(data, _signer()[1]))
 
 
 def bundle_seeds() -> list[bytes]:
@@ -104,8 +117,8 @@ def bundle_seeds() -> list[bytes]:
 
 
 def statement(data: bytes) -> None:
-    """What a signature that holds says: its maker is trusted, but perhaps signs other things too."""
-    told(ModelError, lambda: signed_files(_bundle(data), _signer()[1]))
+    """The content of a valid signature: its key is trusted, but may also sign other statements."""
+    allow_error(ModelError, lambda: signed_files(_bundle(data), _signer()[1]))
 
 
 def statement_seeds() -> list[bytes]:
@@ -129,17 +142,16 @@ def statement_seeds() -> list[bytes]:
     ]
 
 
-def _signer(made: list[tuple[object, PublicKey]] = []) -> tuple[object, PublicKey]:  # noqa: B006 (kept)
-    if not made:
-        from cryptography.hazmat.primitives.asymmetric import ec
+@cache
+def _signer() -> tuple[object, PublicKey]:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
-        private = ec.derive_private_key(2**128 + 1, ec.SECP256R1())
-        made.append((private, PublicKey(Path("fuzz.pub"), private.public_key())))
-    return made[0]
+    private = ec.derive_private_key(2**128 + 1, ec.SECP256R1())
+    return private, PublicKey(Path("fuzz.pub"), private.public_key())
 
 
 def _bundle(payload: bytes) -> bytes:
-    """Signed as model-signing signs, whatever is in it."""
+    """The bundle that model-signing writes, with any payload."""
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
     from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -165,7 +177,7 @@ def picture(data: bytes) -> None:
         pixels = read_picture(data, (32, 32))
         assert pixels.shape == (32, 32, 3) and pixels.dtype == np.uint8
 
-    told(PictureError, read)
+    allow_error(PictureError, read)
 
 
 def picture_seeds() -> list[bytes]:
@@ -173,7 +185,7 @@ def picture_seeds() -> list[bytes]:
 
 
 def _pictures() -> Iterator[bytes]:
-    """Every kind that is read, of 24 x 20 pixels, in the modes that take ways of their own."""
+    """Every supported format, 24 x 20 pixels, in each mode that is decoded differently."""
     from PIL import ImageCms
 
     noise = np.random.default_rng(0).integers(0, 256, (20, 24, 4), np.uint8)
@@ -221,24 +233,16 @@ def _pictures() -> Iterator[bytes]:
 
 
 def upload(data: bytes) -> None:
-    """A request's body behind a line with its Content-Type."""
-    kind, _, body = data.partition(b"\n")
-    try:
-        read_upload(kind.decode("latin-1"), body)
-    except RequestRejected as refused:
-        assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
-        assert len(refused.reason) <= LONGEST_LINE
+    """The first line is the Content-Type, the rest is the body of the request."""
+    content_type, _, body = data.partition(b"\n")
+    allow_rejection(lambda: read_upload(content_type.decode("latin-1"), body))
 
 
 def head(data: bytes) -> None:
-    """A request's headers, one a line, at a door with a token."""
-    door = open_door("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
+    """The headers of a request, one per line, to a service with a token."""
+    policy = open_door("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
     fields = [line.partition(b":")[::2] for line in data.split(b"\n")]
-    try:
-        door.check("POST", fields)
-    except RequestRejected as refused:
-        assert 400 <= refused.status < 500 and len(refused.reason.splitlines()) == 1, refused.reason
-        assert len(refused.reason) <= LONGEST_LINE
+    allow_rejection(lambda: policy.check("POST", fields))
 
 
 def head_seeds() -> list[bytes]:
@@ -264,11 +268,11 @@ def upload_seeds() -> list[bytes]:
 TARGETS = {
     "tflite": Target(tflite, tflite_seeds),
     "onnx": Target(onnx, onnx_seeds),
-    "contract": Target(contract, contract_seeds, text=True),
-    "index": Target(index, index_seeds, text=True),
-    "bundle": Target(bundle, bundle_seeds, text=True),
-    "statement": Target(statement, statement_seeds, text=True),
+    "contract": Target(contract, contract_seeds, is_json=True),
+    "index": Target(index, index_seeds, is_json=True),
+    "bundle": Target(bundle, bundle_seeds, is_json=True),
+    "statement": Target(statement, statement_seeds, is_json=True),
     "upload": Target(upload, upload_seeds),
-    "head": Target(head, head_seeds, longest=2048),
-    "picture": Target(picture, picture_seeds, megabytes=1024),
+    "head": Target(head, head_seeds, max_bytes=2048),
+    "picture": Target(picture, picture_seeds, max_mb=1024),
 }
