@@ -1,12 +1,14 @@
-"""The runtime on emulated Arm: the released model, in every engine, on the processors of a Raspberry Pi.
+"""The released model in every engine on emulated Raspberry Pi processors.
 
-`make test-arm64` runs it; it needs Debian's apt, dpkg and qemu-user-static, and no container. The root that
-it makes, Debian's Python and the wheels for aarch64, stays in .cache/arm64. Emulated speed says nothing of
-real speed: what is tested is that the answers are those of this machine, and which kernels gave them.
+`make test-arm64` runs these tests. They need apt, dpkg and qemu-user-static of Debian, but no container. The
+root folder that they create (Debian's Python and the wheels for aarch64) stays in .cache/arm64. The tests
+compare the answers with those of this machine, and check which kernels ran. Emulated speed says nothing about
+real speed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +16,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,31 +25,28 @@ import pytest
 
 from runtime.inference.engines import ENGINES
 from tests.deploy.conftest import need
-from tests.helpers import ROOT
+from tests.helpers import RELEASED, ROOT
 from train.data.synthetic import FLOWERS, draw_flower
 
-MODEL = ROOT / "models" / "flowers"
-
-# The same code computes the same integers: what may differ is the float arithmetic of the first layer and the
-# head, where another order of summation can move an 8-bit code by one. Measured on a photo of each flower:
-# 0.000001 at most in LiteRT and tflite-runtime, 0.0004 in ONNX Runtime.
+# The integer arithmetic is identical. The first layer and the head are float: another order of summation can
+# change an 8-bit code by one. Measured: 0.000001 in LiteRT and tflite-runtime, 0.0004 in ONNX Runtime.
 MAX_DIFFERENCE = 0.005
 
-# What /proc/cpuinfo says on each board: LiteRT and ONNX Runtime read it, and crash on Arm without it.
-PLAIN = "fp asimd evtstrm crc32 cpuid"
+# Fields of /proc/cpuinfo on each board. LiteRT and ONNX Runtime crash on Arm without this file.
+OLDER = "fp asimd evtstrm crc32 cpuid"
 NEWER = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 CPUINFO = {
-    "cortex-a53": (PLAIN, "0x0", "0xd03", "4"),  # Raspberry Pi 3 and Zero 2
-    "cortex-a72": (PLAIN, "0x0", "0xd08", "3"),  # 4
+    "cortex-a53": (OLDER, "0x0", "0xd03", "4"),  # Raspberry Pi 3 and Zero 2
+    "cortex-a72": (OLDER, "0x0", "0xd08", "3"),  # 4
     "cortex-a76": (NEWER, "0x4", "0xd0b", "1"),  # 5
 }
-# tflite-runtime 2.14 has none in what it runs int8 files with.
+# Engines that use dot-product instructions. The int8 kernels of tflite-runtime 2.14 have none.
 DOT_PRODUCTS = {("litert", "cortex-a76"), ("onnx", "cortex-a76")}
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """Debian's Python for arm64 and the wheels, of the versions that are installed here."""
+    """A root folder with Debian's Python for arm64, and wheels of the versions that are installed here."""
     packages = ("numpy", "pillow", "ai-edge-litert", "tflite-runtime", "onnxruntime")
     pins = [f"{package}=={version(package)}" for package in packages]
     for program, package in (
@@ -55,26 +56,27 @@ def root() -> Path:
     ):
         need(program, package)
     codename = re.search(r"VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text())
-    assert codename, "this is not Debian: its packages for arm64 are needed"
+    assert codename, "this system is not Debian; the test needs Debian's packages for arm64"
     key = hashlib.sha256(" ".join([*pins, codename[1]]).encode()).hexdigest()[:12]
-    place = ROOT / ".cache" / "arm64" / key
-    if not place.exists():
-        partial = place.with_name(f".{key}.{os.getpid()}")
-        try:
+    folder = ROOT / ".cache" / "arm64" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes share the folder
+        if not folder.exists():
+            partial = folder.with_name(f".{key}")
+            shutil.rmtree(partial, ignore_errors=True)
             unpack_debian(partial)
             install_wheels(partial, pins)
-            partial.rename(place)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return place
+            partial.rename(folder)
+    return folder
 
 
 def unpack_debian(root: Path) -> None:
-    """python3 and all that it needs, without asking or changing what this machine has installed."""
+    """Unpack python3 and its dependencies, independent of the packages of this machine."""
     apt = root / "apt"
     for folder in ("lists/partial", "archives/partial"):
         (apt / folder).mkdir(parents=True)
-    (apt / "status").touch()  # nothing is installed there yet
+    (apt / "status").touch()  # no package is installed there yet
     settings = {
         "APT::Architecture": "arm64",
         "APT::Architectures": "arm64",
@@ -85,32 +87,37 @@ def unpack_debian(root: Path) -> None:
         "Dir::Cache": apt,
     }
     get = ["apt-get", "-qq", *(f"-o{name}={value}" for name, value in settings.items())]
-    do(*get, "update")
-    do(*get, "--yes", "--no-install-recommends", "--download-only", "install", "python3", "libstdc++6")
+    run(*get, "update")
+    run(*get, "--yes", "--no-install-recommends", "--download-only", "install", "python3", "libstdc++6")
     for package in (apt / "archives").glob("*.deb"):
-        do("dpkg", "--extract", package, root)
+        run("dpkg", "--extract", package, root)
     shutil.rmtree(apt)
 
 
 def install_wheels(root: Path, pins: list[str]) -> None:
     python = (root / "usr/bin/python3").readlink().name.removeprefix("python")
     platforms = [f"--platform=manylinux_2_{minor}_aarch64" for minor in range(17, 37)]
-    fitting = ["--platform=manylinux2014_aarch64", *platforms, "--implementation=cp", "--only-binary=:all:"]
+    compatible = [
+        "--platform=manylinux2014_aarch64",
+        *platforms,
+        "--implementation=cp",
+        "--only-binary=:all:",
+    ]
     target = [f"--python-version={python}", f"--target={root}/site", "--no-compile", "--quiet"]
-    do(sys.executable, "-m", "pip", "install", *fitting, *target, *pins)
+    run(sys.executable, "-m", "pip", "install", *compatible, *target, *pins)
 
 
-def do(*command: str | Path) -> None:
+def run(*command: str | Path) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert done.returncode == 0, f"{command[0]}: {done.stderr[-2000:]}"
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A real photo of each flower where VGG_EDGE_PHOTOS has them, else three drawn ones."""
+    """One real photo of each flower if VGG_EDGE_PHOTOS is set, otherwise three synthetic pictures."""
     if real := os.environ.get("VGG_EDGE_PHOTOS"):
         return [min((Path(real) / "test" / name).iterdir()) for name in sorted(FLOWERS)]
-    folder = tmp_path_factory.mktemp("drawn")
+    folder = tmp_path_factory.mktemp("synthetic")
     paths = [folder / f"{name}.jpg" for name in ("daisy", "roses", "tulips")]
     for path in paths:
         draw_flower(path.stem, 0).save(path, quality=90)
@@ -119,68 +126,62 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def answers_here(photos: list[Path]) -> dict[str, list[dict[str, float]]]:
-    """This machine's own, by engine."""
+    """The answers on this machine, by engine."""
     return {engine: classify([sys.executable], engine, photos)[0] for engine in ENGINES}
 
 
 def classify(command: list[str], engine: str, photos: list[Path]) -> tuple[list[dict[str, float]], list[str]]:
-    """What `COMMAND -m runtime.classify` answers, each photo's probabilities by label with the most probable
-    first, and the lines of its stderr."""
-    command = [
-        *command,
-        "-m",
-        "runtime.classify",
-        "--json",
-        "--engine",
-        engine,
-        "--threads",
-        "1",
-        "--top",
-        "5",
-    ]
-    command += ["--model", str(MODEL), *map(str, photos)]
+    """Run `COMMAND -m runtime.classify`.
+
+    Returns each photo's probabilities by label, the most probable first, and the lines of stderr.
+    """
+    flags = f"--json --engine {engine} --threads 1 --top 5 --model {RELEASED.relative_to(ROOT)}"
+    command = [*command, "-m", "runtime.classify", *flags.split(), *map(str, photos)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, (
-        f"exit code {done.returncode} (a signal where negative): {done.stderr[-500:]}"
-    )
+    assert done.returncode == 0, f"exit code {done.returncode} (negative: a signal): {done.stderr[-500:]}"
     tops = [json.loads(line)["top"] for line in done.stdout.splitlines()]
-    return [{guess["label"]: guess["probability"] for guess in top} for top in tops], done.stderr.splitlines()
+    return [{score["label"]: score["probability"] for score in top} for top in tops], done.stderr.splitlines()
 
 
-def emulated(root: Path, cpu: str, *logs: str) -> list[str]:
-    """The command that is `python` on this processor."""
+@pytest.fixture
+def emulate(root: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Returns the command that runs Python on an emulated processor."""
+    return partial(python_on, root, tmp_path)
+
+
+def python_on(root: Path, board: Path, cpu: str, *logs: str) -> list[str]:
+    """The command of Python on `cpu`, with the files of `root` and the board's own /proc/cpuinfo."""
+    for path in root.iterdir():
+        if path.name != "proc":
+            (board / path.name).symlink_to(path)
     features, variant, part, revision = CPUINFO[cpu]
     core = (
         "processor\t: {}\nBogoMIPS\t: 108.00\n"
         f"Features\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
         f"CPU variant\t: {variant}\nCPU part\t: {part}\nCPU revision\t: {revision}\n\n"
     )
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc/cpuinfo").write_text("".join(core.format(number) for number in range(4)))
-    environment = ("-E", f"PYTHONPATH={ROOT}:{root}/site", "-E", "PYTHONDONTWRITEBYTECODE=1")
+    (board / "proc").mkdir()
+    (board / "proc/cpuinfo").write_text("".join(core.format(number) for number in range(4)))
+    environment = ("-E", f"PYTHONPATH={ROOT}:{board}/site", "-E", "PYTHONDONTWRITEBYTECODE=1")
     python = (root / "usr/bin/python3").readlink().name
-    return [
-        "qemu-aarch64-static",
-        "-cpu",
-        cpu,
-        *logs,
-        "-L",
-        str(root),
-        *environment,
-        f"{root}/usr/bin/{python}",
-    ]
+    qemu = ["qemu-aarch64-static", "-cpu", cpu, *logs, "-L", str(board)]
+    return [*qemu, *environment, f"{board}/usr/bin/{python}"]
 
 
 @pytest.mark.parametrize("cpu", CPUINFO)
 @pytest.mark.parametrize("engine", ENGINES)
-def test_answers_and_kernels(
-    engine: str, cpu: str, root: Path, photos: list[Path], answers_here: dict[str, list[dict[str, float]]]
+def test_the_answers_are_those_of_this_machine(
+    engine: str,
+    cpu: str,
+    emulate: Callable[..., list[str]],
+    photos: list[Path],
+    answers_here: dict[str, list[dict[str, float]]],
 ) -> None:
-    answers, log = classify(emulated(root, cpu, "-d", "in_asm"), engine, photos)
+    answers, log = classify(emulate(cpu, "-d", "in_asm"), engine, photos)
     expected = answers_here[engine]
     difference = max(
-        abs(there[label] - here[label])
-        for there, here in zip(answers, expected, strict=True)
+        abs(on_arm[label] - here[label])
+        for on_arm, here in zip(answers, expected, strict=True)
         for label in here
     )
     dots = sum(map(is_dot_product, log))
@@ -189,12 +190,12 @@ def test_answers_and_kernels(
     )
     assert [next(iter(answer)) for answer in answers] == [next(iter(answer)) for answer in expected]
     assert difference <= MAX_DIFFERENCE
-    assert any("ret" in line for line in log)  # the log is there
+    assert any("ret" in line for line in log)  # the log is not empty
     assert (dots > 0) == ((engine, cpu) in DOT_PRODUCTS)
 
 
 def is_dot_product(line: str) -> bool:
-    """Whether a line of qemu's log shows an SDOT or UDOT translated, that is, about to be executed.
+    """Whether a line of qemu's log shows that an SDOT or UDOT instruction was translated for execution.
 
     Encodings from the Arm Architecture Reference Manual for A-profile: vector, and by element.
     """
@@ -204,9 +205,11 @@ def is_dot_product(line: str) -> bool:
 
 
 @pytest.mark.parametrize("engine", ["litert", "onnx"])
-def test_no_memory_is_writable_and_executable(engine: str, root: Path, photos: list[Path]) -> None:
-    """On Arm too the engines need nothing that MemoryDenyWriteExecute in deploy/vgg-edge.service forbids."""
-    _, log = classify(emulated(root, "cortex-a76", "-strace"), engine, photos[:1])
+def test_no_memory_is_both_writable_and_executable(
+    engine: str, emulate: Callable[..., list[str]], photos: list[Path]
+) -> None:
+    """deploy/vgg-edge.service sets MemoryDenyWriteExecute, so an engine must not need such memory."""
+    _, log = classify(emulate("cortex-a76", "-strace"), engine, photos[:1])
     executable = [line for line in log if "PROT_EXEC" in line]
     assert [line for line in executable if " mmap(" in line]
     assert [line for line in executable if "PROT_WRITE" in line or "mprotect(" in line] == []

@@ -1,0 +1,20 @@
+"""Reads the parity table of an exported folder."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from export.parity.parity import file_engine_pairs
+from runtime.model_file.index import read_index
+
+
+def parity_of_all_pairs(folder: Path) -> list[dict[str, str]]:
+    """The rows of parity.csv, after a check that every file of `export --all` was run in every engine."""
+    with (folder / "parity.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    files = [(file.format, file.precision) for file in read_index(folder).files]
+    assert len(files) == 7
+    tested = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
+    assert tested == set(file_engine_pairs(files))
+    return rows
