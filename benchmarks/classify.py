@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from runtime import Classifier
 from runtime.inference.engine_cache import EngineSelection, save_selection
 from runtime.model_file.selection import choose_model
@@ -77,7 +77,7 @@ def main() -> None:
         ]
     # The load is that of other work on the machine meanwhile.
     load = f"load {os.getloadavg()[0]:.1f}"
-    used = f"{classifier.model.path.name} on {classifier.session.engine}, {load}, {machine()}"
+    used = f"{classifier.model.path.name} on {classifier.session.engine}, {load}, {describe_machine()}"
     write(rows, used)
 
 

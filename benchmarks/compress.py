@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from benchmarks.efficientnet_lite import efficientnet_lite
 from benchmarks.int8 import by_the_book
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from export.int8.quantize import quantize
 from export.int8.search import CALIBRATION_PHOTOS, INT8, LADDER
 from export.macs import macs as macs_of_file
@@ -270,7 +270,7 @@ def write(points: list[Point]) -> None:
 
 def tell(points: list[Point]) -> None:
     """The table on stdout: a row a network, both engines' figures in it."""
-    print(f"Measured on {machine()}.\n")
+    print(f"Measured on {describe_machine()}.\n")
     head = ["way", "times fewer", "input", "GMAC", "top-1, val", "top-1, test"]
     engines = sorted({point.engine for point in points if point.engine})
     for engine in engines:

@@ -23,7 +23,7 @@ from runtime.common.terminal import suppress_native_stderr
 
 with suppress_native_stderr():
     import keras  # noqa: F401
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from runtime.preprocess.picture import read_picture
 from train.data.dataset import find_photos
 from train.features.extraction import Replica, compute, find_devices
@@ -35,7 +35,7 @@ LARGE = (4000, 3000)
 
 
 def main(photos: str) -> int:
-    print(f"Measured on {machine()}.\n")
+    print(f"Measured on {describe_machine()}.\n")
     print(
         "| photos | decoded, s | from files, s | ratio | decoding alone, s of one core "
         "| from files, pictures/s | computing alone, pictures/s | TFLOP/s |"

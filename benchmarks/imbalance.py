@@ -28,7 +28,7 @@ with suppress_native_stderr():
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from train.features.extraction import extract
 from train.network.calibration import expected_calibration_error, temperature
 from train.network.vgg import read_weights
@@ -56,7 +56,7 @@ def main() -> None:
         f"{len(splits['train'][1]) // 2:,} photos to train on before the cut, {len(splits['val'][1])} to "
         f"validate on, {len(splits['test'][1])} measured; mean of {classes} classes cut, seeds {SEEDS}."
     )
-    print(f"{machine()}\n")
+    print(f"{describe_machine()}\n")
     print(
         "| small class keeps | --class-weight | recall of it | mean recall | top-1, even | calibration error "
         "| top-1, uneven | calibration error |\n|---|---|---|---|---|---|---|---|"

@@ -28,7 +28,7 @@ with suppress_native_stderr():
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from export import onnx as to_onnx
 from export.int8.quantize import quantize
 from export.serving_model import predict, save_serving_model, serving_model
@@ -143,7 +143,7 @@ def write(found: list[tuple[str, float, ParityResult]]) -> None:
     ]
     with (Path(__file__).parent / "int8.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([head, *lines])
-    print(f"Measured on {machine()}.\n")
+    print(f"Measured on {describe_machine()}.\n")
     for line in [head, ["---"] * len(head), *lines]:
         print("| " + " | ".join(line) + " |")
 

@@ -1,4 +1,4 @@
-"""Which machine a figure was measured on, in one line."""
+"""Describes the machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from runtime.common.cpu_info import cpu
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "tflite-runtime", "onnxruntime", "numpy", "pillow")
 
 
-def machine() -> str:
-    """The processor, its cores, the vector instructions that int8 kernels use, and the packages' versions."""
+def describe_machine() -> str:
+    """One line: the processor with its vector instructions, its cores, and the versions of the packages."""
     versions = []
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

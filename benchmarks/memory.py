@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from train.data.synthetic import FLOWERS, draw_flower
 
 MODEL = Path(__file__).parents[1] / "models" / "flowers"
@@ -38,7 +38,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def main(seconds: str = "60") -> int:
-    print(f"Measured on {machine()}.\n")
+    print(f"Measured on {describe_machine()}.\n")
     print("| engine | source | pictures | peak MB | bar | holds |")
     print("|---|---|---|---|---|---|")
     failed = 0

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from train.data.dataset import Dataset, Photo, find_photos
 from train.data.near_duplicates import ALIKE, CANDIDATE, near_duplicates
 
@@ -130,7 +130,7 @@ def main() -> None:
     with Path(__file__).with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     print(f"{len(chosen)} copies planted, one change at a time, among {len(dataset.photos):,} photos.")
-    print(f"{machine()}\n")
+    print(f"{describe_machine()}\n")
     for at, row in enumerate(rows):
         print(f"| {' | '.join(row)} |")
         if not at:

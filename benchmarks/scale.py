@@ -17,7 +17,7 @@ from statistics import median
 
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from train.data.dataset import Dataset, find_photos
 from train.features.extraction import _store, extract, find_devices, survey
 from train.features.ray_cluster import Cluster, check, connected
@@ -28,7 +28,7 @@ ROUNDS = 2
 
 
 def main(photos: str) -> int:
-    print(f"Measured on {machine()}.\n")
+    print(f"Measured on {describe_machine()}.\n")
     weights = read_weights()
     tracemalloc.start()
     whole = find_photos(Path(photos) / "train", val_share=0, test_share=0)

@@ -38,7 +38,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.preprocess.picture import read_picture
@@ -431,10 +431,10 @@ def write(rows: Sequence[Row], used: str) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow(
-                {**asdict(row), "value": f"{row.value:.4g}", "measured_on": f"{used}, {machine()}"}
+                {**asdict(row), "value": f"{row.value:.4g}", "measured_on": f"{used}, {describe_machine()}"}
             )
     lines = [
-        f"{used}, load {os.getloadavg()[0]:.1f}. {machine()}",
+        f"{used}, load {os.getloadavg()[0]:.1f}. {describe_machine()}",
         "",
         "| | | bar | holds | |",
         "|---|---|---|---|---|",

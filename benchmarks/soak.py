@@ -22,7 +22,7 @@ from statistics import fmean
 
 import numpy as np
 
-from benchmarks.machine import machine
+from benchmarks.machine import describe_machine
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, 30
@@ -145,7 +145,7 @@ def verdict(one: Soak) -> str:
 
 def table(soaks: Sequence[Soak], minutes: float) -> str:
     lines = [
-        f"{minutes:g} minutes each of 1080p H.264 at {FPS} frames a second, {machine()}",
+        f"{minutes:g} minutes each of 1080p H.264 at {FPS} frames a second, {describe_machine()}",
         "",
         "| engine | answers | frames dropped | age at the engine's start: median | p99 | max "
         "| over an interval | age of the answer: p99 | MB, highest of the first half | second half | peak "

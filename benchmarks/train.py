@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[0] = str(ROOT)  # this script's own folder would hide the package train behind it
 
-from benchmarks.machine import machine  # noqa: E402
+from benchmarks.machine import describe_machine  # noqa: E402
 
 COUNTS = (250, 500, 1000, 2000)
 TABLE = Path(__file__).with_suffix(".csv")
@@ -224,7 +224,7 @@ def write(costs: list[Cost]) -> None:
 
 def draw_and_tell(costs: list[Cost]) -> None:
     """The table on stdout, and benchmarks/train.png."""
-    print(f"Measured on {machine()}.\n")
+    print(f"Measured on {describe_machine()}.\n")
     head = ("photos", "way", "epochs run", "s to 10 epochs", "photos/s", "peak GB")
     print(f"| {' | '.join((*head, 'val top-1', 'test top-1', 'times faster'))} |")
     print("|" + "---|" * 9)
