@@ -159,7 +159,7 @@ class Bench:
         train, val = ((pooled[split], labels[split].astype(np.int32)) for split in ("train", "val"))
         fitted = train_head(train, val, len(self.run.classes), replace(Settings(), views=1))
         said = {
-            split: fitted.rest.predict(fitted.reduce.predict(pooled[split], verbose=0), verbose=0)
+            split: fitted.classifier.predict(fitted.reducer.predict(pooled[split], verbose=0), verbose=0)
             for split in ("val", "test")
         }
         return fitted, {

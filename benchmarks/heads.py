@@ -31,7 +31,7 @@ from runtime.preprocess.picture import read_picture
 from train.features.extraction import extract
 from train.network.heads import HEADS
 from train.network.vgg import CONVOLUTIONS, base_layers, load_weights, picture_input, read_weights
-from train.train_head import predict, train_head
+from train.train_head import predict_in_batches, train_head
 
 SEEDS = (0, 1, 2)
 Layers = list[keras.layers.Layer]
@@ -128,7 +128,9 @@ def main() -> None:
 def measure(train: Split, val: Split, rounded: NDArray[Any], settings: Settings) -> tuple[float, ...]:
     """Top-1 and loss on validation; of its rounded features, agreement, 99th percentile and most of |Δp|."""
     head = train_head(train, val, int(val[1].max()) + 1, settings)
-    exact, moved = (predict(head.rest, predict(head.reduce, x)) for x in (val[0], rounded))
+    exact, moved = (
+        predict_in_batches(head.classifier, predict_in_batches(head.reducer, x)) for x in (val[0], rounded)
+    )
     change = np.abs(exact - moved).max(axis=1)
     right = np.maximum(exact[np.arange(len(val[1])), val[1]], 1e-30)
     return (

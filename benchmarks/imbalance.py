@@ -32,7 +32,7 @@ from benchmarks.machine import describe_machine
 from train.features.extraction import extract
 from train.network.calibration import expected_calibration_error, temperature
 from train.network.vgg import read_weights
-from train.train_head import predict, train_head
+from train.train_head import predict_in_batches, train_head
 
 SEEDS = (0, 1, 2)
 SHARES = (0.1, 0.3)
@@ -50,7 +50,7 @@ def main() -> None:
     for split in ("train", "val", "test"):
         found, labels = features.of(split)
         # One position is its own mean: the head trains on these as on the whole [7, 7, 512].
-        splits[split] = predict(pool, found)[:, None, None], labels
+        splits[split] = predict_in_batches(pool, found)[:, None, None], labels
     classes = len(dataset.classes)
     print(
         f"{len(splits['train'][1]) // 2:,} photos to train on before the cut, {len(splits['val'][1])} to "
@@ -115,7 +115,7 @@ def measure(
 
 
 def said(head: Any, split: Split) -> NDArray[Any]:
-    return predict(head.rest, predict(head.reduce, split[0]))
+    return predict_in_batches(head.classifier, predict_in_batches(head.reducer, split[0]))
 
 
 if __name__ == "__main__":

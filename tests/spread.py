@@ -59,7 +59,7 @@ def main(gpus: str, last: str = "") -> None:
         if share.process and str(int(row["epoch"])) == last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    fitted, _ = finetune.fine_tune(start, train, val, 2, weights, settings, tell=tell, share=share)
+    fitted, _ = finetune.fine_tune(start, train, val, 2, weights, settings, on_epoch=tell, shard=share)
     devices.shutdown(share)
     if share.process:
         time.sleep(2)  # the first one, which serves the others, is gone by then

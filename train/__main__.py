@@ -165,17 +165,17 @@ def train(
     blocks = upper_blocks(base, settings)
     fitted = train_head(train_features, val, len(dataset.classes), settings, blocks, kept, log.log_epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
-    if tuned and not fitted.stopped:
+    if tuned and not fitted.interrupted:
         seen = features.of("train", settings.fine_tune_views)
         fitted, base = fine_tune(
             fitted, seen, val, len(dataset.classes), base, settings, kept, log.log_epoch, share
         )
         history += [{"stage": settings.fine_tune, **row} for row in fitted.history]
 
-    if not fitted.stopped:  # the others are at work still
+    if not fitted.interrupted:  # the others are at work still
         shutdown(share)
     if share.process:  # the first one writes the run
-        return INTERRUPTED if fitted.stopped else 0
+        return INTERRUPTED if fitted.interrupted else 0
     measured = calibrate_and_evaluate(fitted, train_features, val, test, dataset.classes, settings.known)
     record = {
         "name": out.name,
@@ -199,7 +199,7 @@ def train(
         write_report(
             folder / "report.html", record, dataset, history, measured.metrics, measured.probabilities, alike
         )
-    if fitted.stopped:
+    if fitted.interrupted:
         planned = settings.fine_tune_epochs if len(history) > len(fitted.history) else settings.epochs
         goes_on = f"--out {shlex.quote(str(out))} --resume goes on"
         stopped = f"stopped after {len(fitted.history)} of {planned} epochs; the best so far is kept"
@@ -210,7 +210,7 @@ def train(
     print(printable(f"report: {out / 'report.html'}"))
     print(printable(f"run: {out}{' (synthetic: trained on drawings)' if dataset.synthetic else ''}"))
     print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
-    return INTERRUPTED if fitted.stopped else 0
+    return INTERRUPTED if fitted.interrupted else 0
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

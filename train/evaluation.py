@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from train.metrics import SplitMetrics, compute_metrics
 from train.network.calibration import apply_temperature, expected_calibration_error, temperature
 from train.network.novelty import THRESHOLD, NoveltyModel, fit_novelty, unknown_rate
-from train.train_head import TrainedHead, predict
-from train.trainer import Array
+from train.train_head import TrainedHead, predict_in_batches
+from train.trainer import FeatureArray
 
-Split = tuple[Array, NDArray[Any]]
+Split = tuple[FeatureArray, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,17 @@ def calibrate_and_evaluate(
     The three are features and class indices [N]. A head without pooled features has nothing to know by.
     """
     labels = {"val": val[1], "test": test[1]}
-    reduced = {split: predict(fitted.reduce, of[0]) for split, of in (("val", val), ("test", test))}
-    said = {split: predict(fitted.rest, reduced[split]) for split in reduced}
+    reduced = {
+        split: predict_in_batches(fitted.reducer, of[0]) for split, of in (("val", val), ("test", test))
+    }
+    said = {split: predict_in_batches(fitted.classifier, reduced[split]) for split in reduced}
     divisor = temperature(said["val"], labels["val"])
     apply_temperature(fitted.head, divisor)
-    answers = {split: predict(fitted.rest, reduced[split]) for split in reduced}
+    answers = {split: predict_in_batches(fitted.classifier, reduced[split]) for split in reduced}
     metrics = {split: compute_metrics(answers[split], labels[split], classes) for split in answers}
     known, thresholds = None, {}
     if learn_known and fitted.head[0].name == "pool":
-        known = fit_novelty(predict(fitted.reduce, train[0]), train[1], reduced["val"])
+        known = fit_novelty(predict_in_batches(fitted.reducer, train[0]), train[1], reduced["val"])
         thresholds = {"known": THRESHOLD}
 
     def summary(split: str, of: SplitMetrics) -> dict[str, Any]:

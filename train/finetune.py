@@ -1,14 +1,12 @@
-"""Train the last blocks of the base on, with the head, at a low learning rate.
+"""Fine-tune the last blocks of the base together with the head, at a low learning rate.
 
-Each epoch sees every training photo once, in the next of its views.
+train/trainer.py holds the loop and its checkpoints. An epoch trains on each photo once, in its next view.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -16,118 +14,138 @@ from numpy.typing import NDArray
 
 from train.data.class_weights import class_weights
 from train.distributed import ProcessShard, broadcast_from_first, distribute, list_gpus
-from train.network.vgg import Weights, block_layers, tensors_of
+from train.network.vgg import BLOCKS, Weights, block_layers, tensors_of
 from train.settings import FIRST_TRAINED_BLOCK, Settings
-from train.train_head import TrainedHead, deterministic
-from train.trainer import Array, Batches, Tell, fingerprint_of, train_epochs
+from train.train_head import TrainedHead, make_deterministic
+from train.trainer import (
+    Batches,
+    EpochCallback,
+    EpochOrder,
+    Split,
+    Stage,
+    ignore_epoch,
+    train_epochs,
+    training_fingerprint,
+)
 
-WARM_UP = 0.1  # of the steps: Adam's first estimates are poor, and the blocks are good as they are
-BF16 = {"avx512_bf16", "amx_bf16"}  # what a CPU says that multiplies bfloat16 in hardware, at twice the pace
+WARMUP_SHARE = 0.1  # of all steps: Adam's first estimates are poor and would damage the trained blocks
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # CPUs with one of these multiply bfloat16 twice as fast
 
 
 def upper_blocks(weights: Weights, settings: Settings, dtype: str | None = None) -> list[keras.layers.Layer]:
-    """The blocks that are trained on, with the base's weights; none without --fine-tune.
+    """The blocks that --fine-tune trains, with the base's weights; an empty list without --fine-tune.
 
-    They compute in `dtype`, or in what is quick here.
+    They compute in `dtype`, by default in `compute_dtype()`.
     """
     first = FIRST_TRAINED_BLOCK[settings.fine_tune]
-    layers = block_layers(first, 5, dtype or compute_dtype(), trainable=True) if first <= 5 else []
-    channels = 512 if first == 5 else 256
+    if first > len(BLOCKS):
+        return []
+    layers = block_layers(first, len(BLOCKS), dtype or compute_dtype(), True, weights.widths)
     for layer in layers:
-        layer.build((None, None, None, channels))
-        if layer.weights:
-            channels = layer.filters
-            layer.set_weights([weights.tensors[f"{layer.name}/{part}"] for part in ("kernel", "bias")])
+        if isinstance(layer, keras.layers.Conv2D):
+            kernel, bias = weights.tensors[f"{layer.name}/kernel"], weights.tensors[f"{layer.name}/bias"]
+            layer.build((None, None, None, kernel.shape[2]))
+            layer.set_weights([kernel, bias])
     return layers
 
 
 def compute_dtype() -> str:
-    """bfloat16 on a GPU, or a CPU that has it: float32's range, so that no loss needs scaling."""
+    """bfloat16 on a GPU or a CPU that supports it, else float32.
+
+    bfloat16 has float32's range, so the loss needs no scaling.
+    """
     try:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         flags = set()
-    return "mixed_bfloat16" if list_gpus() or flags & BF16 else "float32"
+    return "mixed_bfloat16" if list_gpus() or flags & BFLOAT16_FLAGS else "float32"
 
 
 def fine_tune(
     start: TrainedHead,
-    train: tuple[Array, NDArray[Any]],
-    val: tuple[Array, NDArray[Any]],
+    train: Split,
+    val: Split,
     classes: int,
     weights: Weights,
     settings: Settings,
-    kept: Path | None = None,
-    tell: Tell = lambda stage, row: None,
-    share: ProcessShard | None = None,
+    checkpoint_dir: Path | None = None,
+    on_epoch: EpochCallback = ignore_epoch,
+    shard: ProcessShard | None = None,
 ) -> tuple[TrainedHead, Weights]:
-    """Go on from `start`, whose blocks are `upper_blocks`; returns the result in float32, and its weights.
+    """Train `start`, whose blocks are `upper_blocks`, further; returns the result in float32 and its weights.
 
-    `train` holds settings.fine_tune_views views of its photos, all photos' first view, then all their second.
-    The weights kept have the lowest loss on `val`, those of `start` among them. `kept` is the folder that an
-    interrupted run goes on from, see train/epochs.py. Every GPU takes its part of each batch, and every
-    process of `share`.
+    `train` holds settings.fine_tune_views views of each photo: the first view of all photos, then the second
+    view of all photos, and so on. The weights of `start` stay when no epoch has a lower loss on `val`. See
+    train/trainer.py for `checkpoint_dir` and `on_epoch`. Each batch is divided among all GPUs, and among all
+    processes of `shard`.
     """
-    deterministic(settings.seed)
+    make_deterministic(settings.seed)
     photos = len(train[1]) // settings.fine_tune_views
-    with distribute(share or ProcessShard()) as shared:
-        # Built anew, for what is spread over devices must be built there.
+    with distribute(shard or ProcessShard()) as shared:
+        # Layers that a distribution spreads over devices must be created inside its scope.
         blocks = upper_blocks(weights, settings)
         head = [type(layer).from_config(layer.get_config()) for layer in start.head]
         model = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, *head])
         for layer, trained in zip(head, start.head, strict=True):
             layer.set_weights(broadcast_from_first(shared, trained.get_weights()))
         batches = Batches(*train, classes, settings.fine_tune_batch, view_schedule(photos, settings), shared)
-        schedule = warmup_cosine(settings.fine_tune_learning_rate, settings.fine_tune_epochs * len(batches))
-        model.compile(
-            optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
-            loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
-            metrics=["accuracy"],
-            # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
-            jit_compile=keras.backend.backend() == "jax",
-        )
-        whole, untouched = Batches(*val, classes, share=shared), model.get_weights()
-        before = model.evaluate(whole, verbose=0, return_dict=True)["loss"] if len(whole) else math.inf
-        rows, stopped = train_epochs(
-            model,
-            batches,
-            whole,
-            settings.fine_tune_epochs,
+        val_batches = Batches(*val, classes, shard=shared)
+        _compile(model, settings, settings.fine_tune_epochs * len(batches))
+        start_weights, start_loss = model.get_weights(), _loss(model, val_batches)
+        stage = Stage(
             settings.fine_tune,
-            kept,
-            fingerprint_of(settings, train, val) if kept else "",
+            settings.fine_tune_epochs,
+            checkpoint_dir,
+            training_fingerprint(settings, train, val) if checkpoint_dir else "",
             class_weights(train[1], classes, settings.class_weight),
-            tell,
+            on_epoch,
         )
-        if len(whole) and before <= min((row["val_loss"] for row in rows), default=math.inf):
-            print(f"{settings.fine_tune}: no epoch was better on val than the head alone, which is kept")
-            model.set_weights(untouched)
+        tuned = train_epochs(model, batches, val_batches, stage)
+        best_loss = min((epoch.get("val_loss", math.inf) for epoch in tuned.epochs), default=math.inf)
+        if len(val_batches) and start_loss <= best_loss:
+            print(f"{settings.fine_tune}: no epoch improved the loss on val, so the blocks stay as they were")
+            model.set_weights(start_weights)
         for layer, trained in zip(start.head, head, strict=True):
             layer.set_weights(trained.get_weights())
     result = Weights({**weights.tensors, **tensors_of(blocks)}, weights.sha256, weights.source)
     exact = upper_blocks(result, settings, "float32")
-    reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
-    return TrainedHead(exact, start.head, reduce, start.rest, rows, stopped), result
+    reducer = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
+    return TrainedHead(exact, start.head, reducer, start.classifier, tuned.epochs, tuned.interrupted), result
 
 
-def warmup_cosine(highest: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate by step: up to `highest` in WARM_UP of the steps, then down to 0 by a cosine."""
-    warm = max(1, round(WARM_UP * steps))
+def warmup_cosine(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """A learning rate that rises to `peak` in WARMUP_SHARE of the steps, then falls to 0 along a cosine."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
     return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, steps - warm), warmup_target=highest, warmup_steps=warm
+        0.0, max(1, steps - warmup), warmup_target=peak, warmup_steps=warmup
     )
 
 
-def view_schedule(photos: int, settings: Settings) -> Callable[[int], NDArray[np.intp]]:
-    """Of an epoch, by its number: every photo once, in the next of its views, in an order drawn from the seed
-    and the epoch.
+def view_schedule(photos: int, settings: Settings) -> EpochOrder:
+    """The rows of each epoch: each photo once, in its next view, in an order that depends on the seed and the
+    epoch.
     """
-    first = np.random.default_rng(settings.seed).integers(0, settings.fine_tune_views, photos)
+    first_view = np.random.default_rng(settings.seed).integers(0, settings.fine_tune_views, photos)
 
-    def order(epoch: int) -> NDArray[np.intp]:
-        view = (first + epoch) % settings.fine_tune_views
+    def epoch_order(epoch: int) -> NDArray[np.intp]:
+        view = (first_view + epoch) % settings.fine_tune_views
         shuffled = np.random.default_rng([settings.seed, epoch]).permutation(photos)
         rows: NDArray[np.intp] = (view * photos + np.arange(photos))[shuffled]
         return rows
 
-    return order
+    return epoch_order
+
+
+def _compile(model: keras.Model, settings: Settings, steps: int) -> None:
+    schedule = warmup_cosine(settings.fine_tune_learning_rate, steps)
+    model.compile(
+        optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
+        loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
+        metrics=["accuracy"],
+        # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
+        jit_compile=keras.backend.backend() == "jax",
+    )
+
+
+def _loss(model: keras.Model, batches: Batches) -> float:
+    return model.evaluate(batches, verbose=0, return_dict=True)["loss"] if len(batches) else math.inf

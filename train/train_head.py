@@ -1,11 +1,10 @@
-"""Train a head on features."""
+"""Train a head on features of the frozen base; train/trainer.py holds the loop and its checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -14,48 +13,56 @@ from numpy.typing import NDArray
 from train.data.class_weights import class_weights
 from train.network.heads import HEADS
 from train.settings import Settings
-from train.trainer import Array, Batches, Row, Tell, fingerprint_of, train_epochs
+from train.trainer import (
+    Batches,
+    EpochCallback,
+    EpochMetrics,
+    FeatureArray,
+    Split,
+    Stage,
+    ignore_epoch,
+    train_epochs,
+    training_fingerprint,
+)
 
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """Trained layers with the weights of the best epoch, each epoch's figures, and whether Ctrl-C cut it
-    short.
+    """A head with the weights of its best epoch, the metrics of each epoch, and whether Ctrl-C ended it.
 
-    `reduce` takes features through the blocks, if any lie above them, and the head's first layer; `rest`
-    takes what that gives to probabilities.
+    `reducer` maps features through `blocks` and the head's first layer, which has no weights; `classifier`
+    maps its output to probabilities.
     """
 
     blocks: Sequence[keras.layers.Layer]
     head: Sequence[keras.layers.Layer]
-    reduce: keras.Model
-    rest: keras.Model
-    history: Sequence[Row]
-    stopped: bool
+    reducer: keras.Model
+    classifier: keras.Model
+    history: Sequence[EpochMetrics]
+    interrupted: bool
 
 
 def train_head(
-    train: tuple[Array, NDArray[Any]],
-    val: tuple[Array, NDArray[Any]],
+    train: Split,
+    val: Split,
     classes: int,
     settings: Settings,
     blocks: Sequence[keras.layers.Layer] = (),
-    kept: Path | None = None,
-    tell: Tell = lambda stage, row: None,
+    checkpoint_dir: Path | None = None,
+    on_epoch: EpochCallback = ignore_epoch,
 ) -> TrainedHead:
     """Train the recipe's head on features [N, height, width, channels] and class indices [N].
 
-    `blocks` are layers of the base that lie between the features and the head: here they stay as they are.
-    The weights kept are those of the epoch with the lowest loss on `val` (on `train` when `val` is empty).
-    `kept` is the folder that an interrupted run goes on from, `tell` is given every epoch: train/epochs.py.
+    `blocks` are the base's layers between the features and the head; they stay frozen here. See
+    train/trainer.py for the best epoch, `checkpoint_dir` and `on_epoch`.
     """
-    deterministic(settings.seed)
+    make_deterministic(settings.seed)
     head = HEADS[settings.recipe](classes, settings)
-    # The first layer has no weights: what it gives for a photo is the same in every epoch, so it runs once.
-    reduce = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, head[0]])
-    train_x, val_x = predict(reduce, train[0]), predict(reduce, val[0])
+    # The blocks and the first layer do not train, so their output is computed once for all epochs.
+    reducer = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, head[0]])
+    train_x, val_x = predict_in_batches(reducer, train[0]), predict_in_batches(reducer, val[0])
     model = keras.Sequential([keras.Input(train_x.shape[1:]), *head[1:]])
-    _begin(head[1:], settings.seed)
+    _initialize_weights(head[1:], settings.seed)
     rows = len(train_x)
     batches = Batches(
         train_x,
@@ -72,33 +79,20 @@ def train_head(
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
         metrics=["accuracy"],
     )
-    history, stopped = train_epochs(
-        model,
-        batches,
-        Batches(val_x, val[1], classes),
-        settings.epochs,
+    stage = Stage(
         "head",
-        kept,
-        fingerprint_of(settings, train, val) if kept else "",
+        settings.epochs,
+        checkpoint_dir,
+        training_fingerprint(settings, train, val) if checkpoint_dir else "",
         class_weights(train[1], classes, settings.class_weight),
-        tell,
+        on_epoch,
     )
-    return TrainedHead(blocks, head, reduce, model, history, stopped)
+    trained = train_epochs(model, batches, Batches(val_x, val[1], classes), stage)
+    return TrainedHead(blocks, head, reducer, model, trained.epochs, trained.interrupted)
 
 
-def _begin(layers: Sequence[keras.layers.Layer], seed: int) -> None:
-    """First weights drawn by numpy, for each backend draws its own: uniform within the bounds of Glorot &
-    Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
-    """
-    chance = np.random.default_rng(seed)
-    for layer in layers:
-        if isinstance(layer, keras.layers.Dense):
-            bound = np.sqrt(6 / sum(layer.kernel.shape))
-            layer.kernel.assign(chance.uniform(-bound, bound, layer.kernel.shape).astype(np.float32))
-
-
-def predict(model: keras.Model, features: Array) -> NDArray[np.float32]:
-    """What the model gives for features, float32 [N, …], a bounded part at a time."""
+def predict_in_batches(model: keras.Model, features: FeatureArray) -> NDArray[np.float32]:
+    """The model's output for features, float32 [N, …], with bounded memory."""
     parts = [
         np.asarray(
             keras.ops.convert_to_numpy(
@@ -111,10 +105,22 @@ def predict(model: keras.Model, features: Array) -> NDArray[np.float32]:
     return np.concatenate(parts) if parts else np.empty((0, *model.output_shape[1:]), np.float32)
 
 
-def deterministic(seed: int) -> None:
-    """Same seed, same data, same machine, CPU: the same numbers from here on."""
+def make_deterministic(seed: int) -> None:
+    """From here on, the same seed, data and machine give the same numbers on a CPU."""
     keras.utils.set_random_seed(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow
 
         tensorflow.config.experimental.enable_op_determinism()
+
+
+def _initialize_weights(layers: Sequence[keras.layers.Layer], seed: int) -> None:
+    """Set the Dense kernels to Glorot uniform values from numpy, because each backend draws other numbers.
+
+    Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
+    """
+    rng = np.random.default_rng(seed)
+    for layer in layers:
+        if isinstance(layer, keras.layers.Dense):
+            bound = np.sqrt(6 / sum(layer.kernel.shape))
+            layer.kernel.assign(rng.uniform(-bound, bound, layer.kernel.shape).astype(np.float32))

@@ -1,6 +1,9 @@
-"""Train a model for some epochs, so that a run which was killed goes on from its last whole epoch and ends
-as if it had not been: the order of photos is drawn from the seed and the epoch alone, and all that an epoch
-leaves behind is kept on disk.
+"""The training loop, with a checkpoint after every epoch.
+
+All training uses it: train/train_head.py, train/finetune.py and train/compress/distillation.py compile a
+model and call `train_epochs`. A killed run resumes after its last complete epoch and ends with the same
+weights, bit for bit: the order of photos depends on the seed and the epoch number alone, and the checkpoint
+holds every variable that an epoch changes.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,101 +27,82 @@ from train.features.extraction import FeatureStore
 from train.progress import Progress
 from train.settings import Settings
 
-Array = FeatureStore | NDArray[Any]
-Row = Mapping[str, float]
-Tell = Callable[[str, Row], object]  # is given the stage and each epoch's figures as it ends
-WHOLE_SPLIT = 128  # photos a step where nothing is learned from them
+FeatureArray = FeatureStore | NDArray[Any]
+Split = tuple[FeatureArray, NDArray[Any]]  # features [N, …] and class indices [N]
+EpochMetrics = Mapping[str, float]  # "epoch", "loss", "accuracy", "val_loss", "val_accuracy"
+EpochCallback = Callable[[str, EpochMetrics], object]  # gets the stage's name and an epoch's metrics
+EpochOrder = Callable[[int], NDArray[np.intp]]  # epoch number from 0 → rows in training order
+EVALUATION_BATCH = 128
 
 
-class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Features [N, …] and class indices [N], float32 and one-hot, `size` at a time.
+def ignore_epoch(stage: str, metrics: EpochMetrics) -> None:
+    """The default EpochCallback."""
 
-    `order` gives the rows of an epoch, by its number from 0; without it, every row in its place. With a
-    `share`, of each batch that process's rows, and as many of all rows as its devices share evenly.
+
+@dataclass(frozen=True)
+class Stage:
+    """A training stage and what surrounds it.
+
+    `checkpoint_dir` holds the checkpoint `NAME.npz`, which resumes a run with the same `fingerprint`; the
+    caller deletes the folder. `class_weight` maps class indices to the weight of their photos in the loss.
+    `on_epoch` also gets the epochs that a resumed run skips.
     """
 
-    def __init__(
-        self,
-        features: Array,
-        labels: NDArray[Any],
-        classes: int,
-        size: int = WHOLE_SPLIT,
-        order: Callable[[int], NDArray[np.intp]] | None = None,
-        share: ProcessShard | None = None,
-    ) -> None:
-        super().__init__()
-        self.features, self.labels, self.classes = features, labels, classes
-        self.share = share or ProcessShard()
-        self.size = max(size // self.share.devices, 1) * self.share.devices
-        self.order = order or (lambda epoch: np.arange(len(labels)))
-        self.begin(0)
-
-    def begin(self, epoch: int) -> None:
-        rows = self.order(epoch)
-        self.rows = rows[: len(rows) // self.share.devices * self.share.devices]
-
-    def __len__(self) -> int:
-        return -(-len(self.rows) // self.size)
-
-    def __getitem__(self, step: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        rows = self.rows[step * self.size : (step + 1) * self.size]
-        rows = rows[self.share.process :: self.share.processes]
-        return self.features[rows].astype(np.float32), keras.utils.to_categorical(
-            self.labels[rows], self.classes
-        )
+    name: str
+    epochs: int
+    checkpoint_dir: Path | None = None
+    fingerprint: str = ""
+    class_weight: Mapping[int, float] | None = None
+    on_epoch: EpochCallback = ignore_epoch
 
 
-def train_epochs(
-    model: keras.Model,
-    train: Batches,
-    val: Batches,
-    epochs: int,
-    stage: str,
-    kept: Path | None = None,
-    fingerprint: str = "",
-    class_weight: Mapping[int, float] | None = None,
-    tell: Tell = lambda stage, row: None,
-) -> tuple[list[Row], bool]:
-    """Train the compiled `model`; returns each epoch's figures, and whether Ctrl-C cut it short.
+@dataclass(frozen=True)
+class TrainingHistory:
+    """The metrics of each epoch, and whether Ctrl-C ended training early."""
 
-    It is left with the weights of the epoch that had the lowest loss on `val`, or on `train` when `val` is
-    empty. `kept` is the folder that holds what a `stage` goes on from, if its `fingerprint` is the same;
-    whoever calls removes it in the end. `class_weight` says how much a photo of each class counts in
-    training; `tell` is given every epoch, those that it goes on from too. Raises UserError when `kept` cannot
-    be written.
+    epochs: Sequence[EpochMetrics]
+    interrupted: bool
+
+
+def train_epochs(model: keras.Model, train: Batches, val: Batches, stage: Stage) -> TrainingHistory:
+    """Train a compiled model and leave it with the weights of its best epoch.
+
+    The best epoch has the lowest loss on `val`, or on `train` when `val` is empty. Raises UserError when the
+    checkpoint cannot be written.
     """
     model.optimizer.build(model.trainable_variables)
-    state = _State(model, kept / f"{stage}.npz" if kept else None, fingerprint)
-    state.read()
-    for row in state.rows:
-        tell(stage, row)
-    with Progress(stage, epochs * len(train), "steps") as progress:
-        progress.step(len(state.rows) * len(train))
-        watch = Watch(state, train, progress, epochs, lambda row: tell(stage, row))
-        stopped = False
+    path = stage.checkpoint_dir / f"{stage.name}.npz" if stage.checkpoint_dir else None
+    checkpoint = Checkpoint(model, path, stage.fingerprint)
+    checkpoint.restore()
+    for metrics in checkpoint.history:
+        stage.on_epoch(stage.name, metrics)
+    done = len(checkpoint.history)
+    interrupted = False
+    with Progress(stage.name, stage.epochs * len(train), "steps") as progress:
+        progress.step(done * len(train))
         try:
-            if len(state.rows) < epochs:
+            if done < stage.epochs:
                 model.fit(
                     train,
                     validation_data=val if len(val) else None,
-                    initial_epoch=len(state.rows),
-                    epochs=epochs,
-                    shuffle=False,  # `order` does
-                    class_weight=class_weight,
-                    callbacks=[watch],
+                    initial_epoch=done,
+                    epochs=stage.epochs,
+                    shuffle=False,  # Batches shuffles
+                    class_weight=stage.class_weight,
+                    callbacks=[CheckpointCallback(checkpoint, train, progress, stage)],
                     verbose=0,
                 )
         except KeyboardInterrupt:
-            stopped = True
-    if state.best:
-        model.set_weights(state.best)
-    return state.rows, stopped
+            interrupted = True
+    if checkpoint.best_weights:
+        model.set_weights(checkpoint.best_weights)
+    return TrainingHistory(checkpoint.history, interrupted)
 
 
-def fingerprint_of(
-    settings: Settings, train: tuple[Array, NDArray[Any]], val: tuple[Array, NDArray[Any]]
-) -> str:
-    """Of all that epochs depend on: settings, labels, and the features' names, which say what they are of."""
+def training_fingerprint(settings: Settings, train: Split, val: Split) -> str:
+    """A hash of everything that training depends on: settings, labels and the names of the feature files,
+    which contain the hashes of photos and weights.
+    """
     digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
     for features, labels in (train, val):
         digest.update(np.ascontiguousarray(labels).tobytes())
@@ -127,85 +111,126 @@ def fingerprint_of(
     return digest.hexdigest()
 
 
-class Watch(keras.callbacks.Callback):  # type: ignore[misc]
-    """What is done beside training: the epoch's order, the progress, the state."""
+class Batches(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches of features float32 [batch_size, …] and one-hot classes.
+
+    `epoch_order` returns the rows of an epoch; without it, all rows in their order. With a `shard`, a batch
+    holds the rows of this process, and rows that do not divide evenly among all devices are left out.
+    """
 
     def __init__(
-        self, state: _State, train: Batches, progress: Progress, epochs: int, tell: Callable[[Row], object]
+        self,
+        features: FeatureArray,
+        labels: NDArray[Any],
+        classes: int,
+        batch_size: int = EVALUATION_BATCH,
+        epoch_order: EpochOrder | None = None,
+        shard: ProcessShard | None = None,
     ) -> None:
         super().__init__()
-        self.state, self.train, self.progress, self.epochs = state, train, progress, epochs
-        self.tell, self.told = tell, ""
+        self.features, self.labels, self.classes = features, labels, classes
+        self.shard = shard or ProcessShard()
+        self.batch_size = max(batch_size // self.shard.devices, 1) * self.shard.devices
+        self.epoch_order = epoch_order or (lambda epoch: np.arange(len(labels)))
+        self.set_epoch(0)
 
-    def on_epoch_begin(self, epoch: int, logs: Row | None = None) -> None:
-        self.train.begin(epoch)
+    def set_epoch(self, epoch: int) -> None:
+        rows = self.epoch_order(epoch)
+        self.rows = rows[: len(rows) // self.shard.devices * self.shard.devices]
 
-    def on_train_batch_end(self, batch: int, logs: Row | None = None) -> None:
-        self.progress.step(
-            1, self.told or f"epoch 1 of {self.epochs}, loss {(logs or {}).get('loss', 0):.3f}"
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, step: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        rows = self.rows[step * self.batch_size : (step + 1) * self.batch_size]
+        rows = rows[self.shard.process :: self.shard.processes]
+        return self.features[rows].astype(np.float32), keras.utils.to_categorical(
+            self.labels[rows], self.classes
         )
 
-    def on_epoch_end(self, epoch: int, logs: Row | None = None) -> None:
-        row = {name: float(value) for name, value in (logs or {}).items()}
-        self.state.write({"epoch": epoch + 1.0, **row})
-        self.tell(self.state.rows[-1])
-        figures = ", ".join(f"{name} {value:.3f}" for name, value in row.items())
-        self.told = f"epoch {epoch + 1} of {self.epochs}, {figures}"
-        self.progress.step(0, self.told)
+
+class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Sets the epoch's order of photos, shows progress, and saves a checkpoint after each epoch."""
+
+    def __init__(self, checkpoint: Checkpoint, train: Batches, progress: Progress, stage: Stage) -> None:
+        super().__init__()
+        self.checkpoint, self.train, self.progress, self.stage = checkpoint, train, progress, stage
+        self.last_epoch = ""
+
+    def on_epoch_begin(self, epoch: int, logs: EpochMetrics | None = None) -> None:
+        self.train.set_epoch(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: EpochMetrics | None = None) -> None:
+        first_epoch = f"epoch 1 of {self.stage.epochs}, loss {(logs or {}).get('loss', 0):.3f}"
+        self.progress.step(1, self.last_epoch or first_epoch)
+
+    def on_epoch_end(self, epoch: int, logs: EpochMetrics | None = None) -> None:
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        self.checkpoint.save({"epoch": epoch + 1.0, **metrics})
+        self.stage.on_epoch(self.stage.name, self.checkpoint.history[-1])
+        values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+        self.last_epoch = f"epoch {epoch + 1} of {self.stage.epochs}, {values}"
+        self.progress.step(0, self.last_epoch)
 
 
-class _State:
-    """What a whole epoch leaves behind: variables, the optimizer's own, the best weights, the history."""
+class Checkpoint:
+    """Everything that an epoch changes: the model's and the optimizer's variables, the weights of the best
+    epoch, and the metrics of each epoch.
+    """
 
     def __init__(self, model: keras.Model, path: Path | None, fingerprint: str) -> None:
         self.model, self.path, self.fingerprint = model, path, fingerprint
-        self.best: list[NDArray[Any]] = []
-        self.rows: list[Row] = []
+        self.best_weights: list[NDArray[Any]] = []
+        self.history: list[EpochMetrics] = []
 
-    def read(self) -> None:
-        """Take up what is kept; nothing, when it is of other photos or settings, or damaged."""
+    def restore(self) -> None:
+        """Load the file, unless it is missing, damaged, or has another fingerprint."""
         if self.path is None:
             return
         try:
             with np.load(self.path) as file:
                 if str(file["fingerprint"]) != self.fingerprint:
                     return
-                rows = json.loads(str(file["rows"]))
-                found = {kind: _arrays(file, kind) for kind in ("now", "optimizer", "best")}
+                history = json.loads(str(file["history"]))
+                saved = {
+                    group: [file[name] for name in sorted(file) if name.startswith(group)]
+                    for group in ("model", "optimizer", "best")
+                }
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return
-        # The seeds of dropout are variables too, and none of the weights.
-        for kind, variables in (("now", self.model.variables), ("optimizer", self.model.optimizer.variables)):
-            for variable, value in zip(variables, found[kind], strict=True):
+        # `variables` and not `weights`: the state of dropout's random seeds is a variable, not a weight.
+        for group, variables in (
+            ("model", self.model.variables),
+            ("optimizer", self.model.optimizer.variables),
+        ):
+            for variable, value in zip(variables, saved[group], strict=True):
                 variable.assign(value)
-        self.rows, self.best = rows, found["best"]
+        self.history, self.best_weights = history, saved["best"]
 
-    def write(self, row: Row) -> None:
-        self.rows.append(row)
-        name = "val_loss" if "val_loss" in row else "loss"
-        if row[name] <= min(before[name] for before in self.rows):
-            self.best = self.model.get_weights()
+    def save(self, metrics: EpochMetrics) -> None:
+        """Add an epoch and write the file. Raises UserError when it cannot be written."""
+        self.history.append(metrics)
+        loss = "val_loss" if "val_loss" in metrics else "loss"
+        if metrics[loss] <= min(epoch[loss] for epoch in self.history):
+            self.best_weights = self.model.get_weights()
         if self.path is None:
             return
-        kinds: dict[str, Sequence[Any]] = {
-            "now": self.model.variables,
+        groups: dict[str, Sequence[Any]] = {
+            "model": self.model.variables,
             "optimizer": self.model.optimizer.variables,
-            "best": self.best,
+            "best": self.best_weights,
         }
         arrays = {
-            f"{kind}{number:03}": keras.ops.convert_to_numpy(value)
-            for kind, values in kinds.items()
+            f"{group}{number:03}": keras.ops.convert_to_numpy(value)
+            for group, values in groups.items()
             for number, value in enumerate(values)
         }
         try:
             self.path.parent.mkdir(exist_ok=True)
             with atomic(self.path) as file:
-                np.savez(file, fingerprint=self.fingerprint, rows=json.dumps(self.rows), **arrays)
+                np.savez(file, fingerprint=self.fingerprint, history=json.dumps(self.history), **arrays)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror or error}); make room there, then --resume"
+                f"{self.path}: cannot be written ({error.strerror or error}); free some disk space, then "
+                "run the same command with --resume"
             ) from None
-
-
-def _arrays(file: Mapping[str, NDArray[Any]], kind: str) -> list[NDArray[Any]]:
-    return [file[name] for name in sorted(file) if name.startswith(kind)]

@@ -37,7 +37,7 @@ def test_two_devices_train_as_one() -> None:
 
 def test_each_process_feeds_its_share() -> None:
     features, labels = np.arange(22.0)[:, np.newaxis], np.zeros(22, np.int32)
-    shares = [Batches(features, labels, 2, 9, share=ProcessShard(process, 2, 4)) for process in range(2)]
+    shares = [Batches(features, labels, 2, 9, shard=ProcessShard(process, 2, 4)) for process in range(2)]
     whole = []
     for step in range(len(shares[0])):
         parts = [share[step][0].ravel().tolist() for share in shares]

@@ -132,16 +132,16 @@ def test_ctrl_c_while_fitting_writes_the_run_and_resume_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from train.trainer import Watch
+    from train.trainer import CheckpointCallback
 
-    end = Watch.on_epoch_end
+    end = CheckpointCallback.on_epoch_end
 
-    def then_stop(self: Watch, epoch: int, logs: Any = None) -> None:
+    def then_stop(self: CheckpointCallback, epoch: int, logs: Any = None) -> None:
         end(self, epoch, logs)
         if epoch == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(Watch, "on_epoch_end", then_stop)
+    monkeypatch.setattr(CheckpointCallback, "on_epoch_end", then_stop)
     out = tmp_path / "run"
     again = [str(synthetic_photos), "--out", str(out), "--views", "1", "--epochs", "8"]
     assert command.main(again) == 130

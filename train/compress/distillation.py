@@ -20,8 +20,8 @@ from train.compress.pruning import unit
 from train.compress.teacher_cache import TeacherOutputs
 from train.finetune import compute_dtype, warmup_cosine
 from train.network.vgg import Weights, base_layers, load_weights, tensors_of
-from train.train_head import TrainedHead, deterministic
-from train.trainer import Batches, Row, Tell, train_epochs
+from train.train_head import TrainedHead, make_deterministic
+from train.trainer import Batches, EpochCallback, EpochMetrics, Stage, train_epochs
 
 TRUTH = 0.3  # how much the photo's own class counts in what is learnt, the trained model's answer the rest
 HINTS = 20.0  # how much the features' squared distance counts beside the cross-entropy: both are then about 1
@@ -49,15 +49,15 @@ def distill(
     how: Distillation,
     kept: Path | None = None,
     fingerprint: str = "",
-    tell: Tell = lambda stage, row: None,
-) -> tuple[Weights, Sequence[Row], bool]:
+    tell: EpochCallback = lambda stage, row: None,
+) -> tuple[Weights, Sequence[EpochMetrics], bool]:
     """Train the network of `weights` on, with the head of `start`, which is left with its new weights.
 
     `pooled` is what the network gives now for the first of `train`'s pictures, [n, D]. Returns the network's
     weights, those of the epoch with the lowest loss on `val`, each epoch's figures, and whether Ctrl-C cut it
     short; train/epochs.py says how it goes on from `kept`.
     """
-    deterministic(how.seed)
+    make_deterministic(how.seed)
     image = keras.Input(train.pictures.shape[1:], name="image")
     x: Any = base_layers(image, compute_dtype(), widths=weights.widths, trainable=True)
     head = [type(layer).from_config(layer.get_config()) for layer in start.head]
@@ -89,12 +89,15 @@ def distill(
         metrics=[keras.metrics.MeanMetricWrapper(accuracy, name="accuracy")],
         jit_compile=keras.backend.backend() == "jax",
     )
-    rows, stopped = train_epochs(
-        model, batches, _Lessons(val), how.epochs, "distill", kept, fingerprint, None, tell
-    )
+    stage = Stage("distill", how.epochs, kept, fingerprint, None, tell)
+    trained_epochs = train_epochs(model, batches, _Lessons(val), stage)
     for layer, trained in zip(start.head, head, strict=True):
         layer.set_weights(trained.get_weights())
-    return Weights(tensors_of(model.layers), weights.sha256, weights.source), rows, stopped
+    return (
+        Weights(tensors_of(model.layers), weights.sha256, weights.source),
+        trained_epochs.epochs,
+        trained_epochs.interrupted,
+    )
 
 
 def _first_hint(small: NDArray[np.float64], whole: NDArray[np.float64]) -> list[NDArray[np.float32]]:
@@ -126,13 +129,13 @@ class _Lessons(Batches):
         self.of, self.seed = of, seed
         super().__init__(of.pictures, of.labels, of.probabilities.shape[1], size, order)
 
-    def begin(self, epoch: int) -> None:
-        super().begin(epoch)
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
         chance = np.random.default_rng([self.seed or 0, epoch, 1])
         self.mirrored = chance.random(len(self.labels)) < (0.0 if self.seed is None else 0.5)
 
     def __getitem__(self, step: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        rows = self.rows[step * self.size : (step + 1) * self.size]
+        rows = self.rows[step * self.batch_size : (step + 1) * self.batch_size]
         pictures, truth = super().__getitem__(step)
         turned = self.mirrored[rows]
         pictures[turned] = pictures[turned, :, ::-1]

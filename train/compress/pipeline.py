@@ -192,10 +192,12 @@ def compress(
 
     log = TrainingLogger(logs, out)
     train, val = seen("train"), seen("val")
-    fitted = train_head(train, val, len(dataset.classes), settings, kept=kept, tell=log.log_epoch)
+    fitted = train_head(
+        train, val, len(dataset.classes), settings, checkpoint_dir=kept, on_epoch=log.log_epoch
+    )
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in fitted.history]
     last_stage = fitted.history
-    stopped = fitted.stopped
+    stopped = fitted.interrupted
     if how.epochs and not stopped:
         order = view_schedule(len(dataset.split("train")), replace(settings, fine_tune_views=how.views))
         lesson = Distillation(

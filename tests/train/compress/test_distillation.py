@@ -46,7 +46,7 @@ def test_it_learns_what_it_is_told(weights: Weights, lessons: TeacherOutputs) ->
     pooled = features(weights, lessons.pictures)
     seen = pooled[:, np.newaxis, np.newaxis, :], lessons.labels
     fitted = train_head(seen, seen, 2, Settings(epochs=1))
-    before = fitted.rest.get_weights()[0].copy()
+    before = fitted.classifier.get_weights()[0].copy()
     how = Distillation(5, 8, 1e-3, 0.0, 0, lambda epoch: np.random.default_rng(epoch).permutation(COUNT))
     tuned, rows, stopped = distill(fitted, weights, pooled, lessons, lessons, how)
     assert not stopped and [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
@@ -54,7 +54,7 @@ def test_it_learns_what_it_is_told(weights: Weights, lessons: TeacherOutputs) ->
     assert min(row["val_loss"] for row in rows[1:]) < rows[0]["val_loss"]
     assert tuned.widths == weights.widths
     assert (tuned.tensors["block1_conv1/kernel"] != weights.tensors["block1_conv1/kernel"]).any()
-    assert (fitted.rest.get_weights()[0] != before).any(), "the head goes along"
+    assert (fitted.classifier.get_weights()[0] != before).any(), "the head goes along"
 
 
 def test_hints_begin_as_least_squares() -> None:
@@ -79,7 +79,7 @@ def test_half_of_the_pictures_are_mirrored_others_in_every_epoch(lessons: Teache
     batches = _Lessons(lessons, COUNT, None, seed=0)
     turned = []
     for epoch in (0, 1):
-        batches.begin(epoch)
+        batches.set_epoch(epoch)
         pictures, wanted = batches[0]
         same = (pictures == lessons.pictures).all((1, 2, 3))
         mirror = (pictures == lessons.pictures[:, :, ::-1]).all((1, 2, 3))

@@ -12,7 +12,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from train.data.class_weights import class_weights, print_class_balance
 from train.data.dataset import Dataset, Photo
 from train.settings import Settings
-from train.train_head import TrainedHead, predict, train_head
+from train.train_head import TrainedHead, predict_in_batches, train_head
 
 Split = tuple[NDArray[Any], NDArray[Any]]
 
@@ -32,7 +32,7 @@ def trained(train: Split, how: str) -> TrainedHead:
 
 def recall(fitted: TrainedHead, label: int) -> float:
     features, labels = split([200, 200, 200], 5)
-    said = predict(fitted.rest, predict(fitted.reduce, features)).argmax(1)
+    said = predict_in_batches(fitted.classifier, predict_in_batches(fitted.reducer, features)).argmax(1)
     return float((said[labels == label] == label).mean())
 
 

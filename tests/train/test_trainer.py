@@ -1,0 +1,187 @@
+"""The training loop and its checkpoints, on a model of two Dense layers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from runtime.common.errors import UserError
+from tests.helpers import ROOT
+from train.train_head import make_deterministic
+from train.trainer import (
+    Batches,
+    CheckpointCallback,
+    EpochCallback,
+    EpochMetrics,
+    Stage,
+    TrainingHistory,
+    ignore_epoch,
+    train_epochs,
+)
+
+Trained = tuple[TrainingHistory, keras.Model]
+EPOCHS = 4
+ROWS = np.random.default_rng(0).normal(size=(24, 6)).astype(np.float32)
+LABELS = (ROWS[:, 0] > 0).astype(np.int32)
+
+
+def small_model() -> keras.Model:
+    """A model with dropout, whose random state a checkpoint has to hold too."""
+    make_deterministic(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, activation="relu"),
+            keras.layers.Dropout(0.5, seed=0),
+            keras.layers.Dense(2, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.AdamW(1e-2), "categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def shuffled_batches() -> Batches:
+    return Batches(ROWS, LABELS, 2, 8, lambda epoch: np.random.default_rng(epoch).permutation(len(ROWS)))
+
+
+def train_small(
+    checkpoint_dir: Path | None, fingerprint: str = "a", on_epoch: EpochCallback = ignore_epoch
+) -> Trained:
+    model = small_model()
+    stage = Stage("head", EPOCHS, checkpoint_dir, fingerprint, None, on_epoch)
+    return train_epochs(model, shuffled_batches(), Batches(ROWS, LABELS, 2), stage), model
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Trained:
+    return train_small(None)
+
+
+@pytest.fixture
+def epochs_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of each epoch that is trained and not restored."""
+    epochs: list[int] = []
+    begin = CheckpointCallback.on_epoch_begin
+
+    def record(self: CheckpointCallback, epoch: int, logs: Any = None) -> None:
+        epochs.append(epoch)
+        begin(self, epoch, logs)
+
+    monkeypatch.setattr(CheckpointCallback, "on_epoch_begin", record)
+    return epochs
+
+
+def assert_same(found: Trained, expected: Trained) -> None:
+    assert list(found[0].epochs) == list(expected[0].epochs)
+    for one, other in zip(found[1].get_weights(), expected[1].get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+sync, writes = os.fsync, 0
+def fsync(number):
+    global writes
+    writes += 1
+    if writes == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(number)
+os.fsync = fsync
+import test_trainer
+test_trainer.train_small(Path(sys.argv[3]))
+"""
+
+
+def test_a_run_killed_while_it_writes_a_checkpoint_resumes_bit_for_bit(
+    tmp_path: Path, uninterrupted: Trained, epochs_run: list[int]
+) -> None:
+    folder = tmp_path / "checkpoints"
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(ROOT), str(Path(__file__).parent), str(folder)]
+    assert subprocess.run(command, timeout=300, capture_output=True).returncode == -signal.SIGKILL
+    reported: list[tuple[str, EpochMetrics]] = []
+    resumed = train_small(folder, on_epoch=lambda *epoch: reported.append(epoch))
+    assert epochs_run == [2, 3], "complete epochs do not run again"
+    assert_same(resumed, uninterrupted)
+    assert reported == [("head", metrics) for metrics in resumed[0].epochs], "restored epochs are reported"
+
+
+def test_a_run_killed_within_an_epoch_repeats_that_epoch(
+    tmp_path: Path,
+    uninterrupted: Trained,
+    epochs_run: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    steps = 0
+
+    def fail_in_the_third_epoch(self: CheckpointCallback, batch: int, logs: Any = None) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(CheckpointCallback, "on_train_batch_end", fail_in_the_third_epoch)
+        train_small(tmp_path)
+    assert_same(train_small(tmp_path), uninterrupted)
+    assert epochs_run == [0, 1, 2, 2, 3]
+
+
+def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_ignored(
+    tmp_path: Path, epochs_run: list[int]
+) -> None:
+    train_small(tmp_path)
+    train_small(tmp_path)
+    assert len(epochs_run) == EPOCHS, "the second call restores all epochs"
+    train_small(tmp_path, fingerprint="b")
+    assert len(epochs_run) == 2 * EPOCHS
+    checkpoint = tmp_path / "head.npz"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    train_small(tmp_path, fingerprint="b")
+    assert len(epochs_run) == 3 * EPOCHS
+
+
+def test_a_checkpoint_that_cannot_be_written_raises_an_error_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone/run/head\.npz.*No such file or directory.*--resume"):
+        train_small(tmp_path / "gone" / "run")
+
+
+def test_the_weights_of_the_epoch_with_the_lowest_loss_stay() -> None:
+    model = small_model()
+    wrong = Batches(ROWS, 1 - LABELS, 2)  # the better the model fits ROWS, the higher its loss here
+    trained = train_epochs(model, shuffled_batches(), wrong, Stage("head", EPOCHS))
+    losses = [epoch["val_loss"] for epoch in trained.epochs]
+    assert losses == sorted(losses) and losses[-1] > losses[0]
+    assert model.evaluate(wrong, verbose=0, return_dict=True)["loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_without_validation_rows_the_training_loss_decides() -> None:
+    model = small_model()
+    trained = train_epochs(model, shuffled_batches(), Batches(ROWS[:0], LABELS[:0], 2), Stage("head", 2))
+    assert "val_loss" not in trained.epochs[0]
+
+
+def test_ctrl_c_ends_training_with_the_best_weights_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    end = CheckpointCallback.on_epoch_end
+
+    def interrupt(self: CheckpointCallback, epoch: int, logs: Any = None) -> None:
+        end(self, epoch, logs)
+        if epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(CheckpointCallback, "on_epoch_end", interrupt)
+    model = small_model()
+    val = Batches(ROWS, LABELS, 2)
+    trained = train_epochs(model, shuffled_batches(), val, Stage("head", 1000))
+    assert trained.interrupted and 3 <= len(trained.epochs) < 10
+    lowest = min(epoch["val_loss"] for epoch in trained.epochs)
+    assert model.evaluate(val, verbose=0, return_dict=True)["loss"] == pytest.approx(lowest, rel=1e-5)
