@@ -1,12 +1,10 @@
-"""What the runtime costs over the engine alone: command, decoding, overlap, imports. Writes classify.csv
-beside itself.
+"""Measure the cost of the runtime beyond the engine: the command, decoding, prefetching and imports.
 
-    python -m benchmarks.classify [--model models/flowers] [--engine auto] [--float32 FILE]
+    python -m benchmarks.classify [--model DIR] [--engine NAME] [--float32 FILE] > benchmarks/classify.md
 
-Every figure is compared within one run, and the two sides of a comparison take turns, so that a busy
-machine slows both. Photos: twelve-megapixel JPEGs of about 4 MB, enlarged from the photos that
-VGG_EDGE_PHOTOS names, with the grain of a sensor; without it, of drawn noise, for which no probabilities
-are compared.
+Both sides of a comparison run alternately, so that other work on the machine slows both. The photos are
+12-megapixel JPEGs of about 4 MB, enlarged from the photos in VGG_EDGE_PHOTOS, with the noise of a sensor.
+Without VGG_EDGE_PHOTOS they show noise only, and probabilities are not compared. Also writes classify.csv.
 """
 
 from __future__ import annotations
@@ -26,6 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import describe_machine
@@ -36,20 +35,20 @@ from runtime.preprocess import picture
 from runtime.preprocess.picture import read_picture
 
 ROOT = Path(__file__).parents[1]
-LARGE = (4000, 3000)  # twelve megapixels
+LARGE = (4000, 3000)  # 12 megapixels
 PHOTOS = 50
 REPEATS = 7
 
 
 @dataclass(frozen=True)
-class Row:
-    what: str
-    ours: float
+class Measurement:
+    name: str
+    value: float
     reference: float
     unit: str
-    bar: str
-    holds: bool
-    detail: str
+    limit: str
+    passed: bool
+    detail: str = ""
 
 
 def main() -> None:
@@ -59,8 +58,8 @@ def main() -> None:
     parser.add_argument(
         "--float32",
         metavar="FILE",
-        help="what the decode's effect on probabilities is measured with: an int8 file "
-        "answers a rounding's difference in its pixels with one of its own (default: the model)",
+        help="the model file that compares probabilities between decoders; an int8 file adds its own "
+        "rounding (default: the model)",
     )
     arguments = parser.parse_args()
     classifier = Classifier(arguments.model, engine=arguments.engine)
@@ -69,28 +68,30 @@ def main() -> None:
         size = statistics.mean(path.stat().st_size for path in photos) / 1e6
         print(f"{len(photos)} photos of 12 megapixels, {size:.1f} MB on average", file=sys.stderr)
         rows = [
-            imports(),
-            command(classifier, photos[0]),
-            large_photo(classifier, photos[0]),
-            *probabilities(Classifier(arguments.float32) if arguments.float32 else classifier, photos),
-            *(overlap(classifier, photos, threads) for threads in sorted({1, classifier.threads})),
+            import_time(),
+            command_time(classifier, photos[0]),
+            decode_time(classifier, photos[0]),
+            *draft_errors(Classifier(arguments.float32) if arguments.float32 else classifier, photos),
+            *(prefetch_time(classifier, photos, threads) for threads in sorted({1, classifier.threads})),
         ]
-    # The load is that of other work on the machine meanwhile.
-    load = f"load {os.getloadavg()[0]:.1f}"
-    used = f"{classifier.model.path.name} on {classifier.session.engine}, {load}, {describe_machine()}"
-    write(rows, used)
+    engine = classifier.session.engine
+    machine = f"{classifier.model.path.name} on {engine}, load {os.getloadavg()[0]:.1f}, {describe_machine()}"
+    write_csv(rows, machine)
+    print_table(rows, machine)
 
 
-def imports() -> Row:
-    """`import runtime` and its Classifier, over numpy's and Pillow's own import."""
+def import_time() -> Measurement:
+    """`from runtime import Classifier` beyond the import of numpy and Pillow."""
     base = "import numpy, PIL.Image"
-    ours, reference = in_turns(
-        lambda: timed_python(f"{base}; import runtime; runtime.Classifier"), lambda: timed_python(base)
+    ours, reference = alternate(
+        lambda: python_time("-c", f"{base}; import runtime; runtime.Classifier"),
+        lambda: python_time("-c", base),
     )
-    return Row("import over numpy and Pillow", ours - reference, 0, "ms", "≤ 60", ours - reference <= 60, "")
+    extra = ours - reference
+    return Measurement("import beyond numpy and Pillow", extra, 0, "ms", "≤ 60", extra <= 60)
 
 
-BARE = """
+BARE_SCRIPT = """
 import sys
 import numpy as np
 from PIL import Image
@@ -100,7 +101,7 @@ pixels = np.asarray(image)[np.newaxis]
 {run}
 print(probabilities.argmax(), probabilities.max())
 """
-TFLITE = (
+TFLITE_CALLS = (
     "from {module}.interpreter import Interpreter\n"
     "interpreter = Interpreter(sys.argv[1], num_threads={threads})\n"
     "interpreter.allocate_tensors()",
@@ -108,7 +109,7 @@ TFLITE = (
     "interpreter.invoke()\n"
     'probabilities = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]',
 )
-ONNX = (
+ONNX_CALLS = (
     "import onnxruntime\n"
     "options = onnxruntime.SessionOptions()\n"
     "options.intra_op_num_threads = {threads}\n"
@@ -117,179 +118,156 @@ ONNX = (
 )
 
 
-def command(classifier: Classifier, photo: Path) -> Row:
-    """One small photo on the command line, against the script that one would write without us.
+def command_time(classifier: Classifier, photo: Path) -> Measurement:
+    """A cold start of the command with one small photo, against a minimal script for the same engine.
 
-    The command looks up and checks what `runtime.bench --save` kept; the script knows it.
+    The command also finds and validates the saved benchmark of `runtime.bench --save`.
     """
     engine = classifier.session.engine.split()[0]
-    load, run = ONNX if engine == "onnx" else TFLITE
+    load, run = ONNX_CALLS if engine == "onnx" else TFLITE_CALLS
     module = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}.get(engine, "")
     size = classifier.model.contract.input_size[::-1]
-    bare = BARE.format(load=load, run=run, size=size).format(module=module, threads=classifier.threads)
+    script = BARE_SCRIPT.format(load=load, run=run, size=size)
+    script = script.format(module=module, threads=classifier.threads)
     small = photo.with_name("small.jpg")
     Image.open(photo).resize((400, 300)).save(small)
     model = str(classifier.model.path)
     os.environ["XDG_CACHE_HOME"] = str(photo.parent)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    save_selection(
-        choose_model(model).candidates,
-        EngineSelection(classifier.model.sha256, engine, classifier.threads, 0.0, now),
+    selection = EngineSelection(classifier.model.sha256, engine, classifier.threads, 0.0, now)
+    save_selection(choose_model(model).candidates, selection)
+    ours, reference = alternate(
+        lambda: python_time("-m", "runtime.classify", str(small), "--model", model),
+        lambda: python_time("-c", script, model, str(small)),
     )
-    ours, reference = in_turns(
-        lambda: timed(["-m", "runtime.classify", str(small), "--model", model]),
-        lambda: timed(["-c", bare, model, str(small)]),
-    )
-    return Row(
-        "one photo by the command / a bare script",
-        ours,
-        reference,
-        "ms",
-        "≤ 1.2",
-        ours <= 1.2 * reference,
-        "",
-    )
+    name, passed = "one photo with the command / with a bare script", ours <= 1.15 * reference
+    return Measurement(name, ours, reference, "ms", "≤ 1.15", passed)
 
 
-def large_photo(classifier: Classifier, photo: Path) -> Row:
-    """What twelve megapixels cost more than a small photo."""
+def decode_time(classifier: Classifier, photo: Path) -> Measurement:
+    """The decoding of a 12-megapixel photo, against that of a small one."""
     small, size = photo.with_name("small.jpg"), classifier.model.contract.input_size
-    ours, reference = in_turns(
-        lambda: clock(lambda: read_picture(photo, size)), lambda: clock(lambda: read_picture(small, size))
+    large_ms, small_ms = alternate(
+        lambda: milliseconds(lambda: read_picture(photo, size)),
+        lambda: milliseconds(lambda: read_picture(small, size)),
     )
-    full = clock(lambda: read_full(photo, size))
-    detail = f"{full:.0f} ms decoded in full"
-    return Row(
-        "decoding 12 megapixels / a small photo",
-        ours,
-        reference,
-        "ms",
-        "≤ 60 more",
-        ours - reference <= 60,
-        detail,
-    )
+    full_ms = milliseconds(lambda: read_full(photo, size))
+    name, passed = "decode 12 megapixels / a small photo", large_ms - small_ms <= 60
+    detail = f"{full_ms:.0f} ms at full resolution"
+    return Measurement(name, large_ms, small_ms, "ms", "≤ 60 more", passed, detail)
 
 
-def probabilities(classifier: Classifier, photos: Sequence[Path]) -> list[Row]:
-    """How far the reduced decode moves the probabilities, at the scale we ask for and at its neighbours."""
+def draft_errors(classifier: Classifier, photos: Sequence[Path]) -> list[Measurement]:
+    """The change of probabilities by the JPEG decoder's draft mode, at our scale and at its neighbours."""
     if "VGG_EDGE_PHOTOS" not in os.environ:
         return []
-    rows, size = [], classifier.model.contract.input_size
-    full = [answer(classifier, read_full(photo, size)) for photo in photos]
-    chosen = picture.DRAFT_SCALE
-    for draft in (1, 2, chosen, 4):
-        picture.DRAFT_SCALE = draft
-        moved = [
-            np.abs(answer(classifier, read_picture(p, size)) - f).max()
-            for p, f in zip(photos, full, strict=True)
-        ]
-        ms = statistics.median(clock(lambda p=p: read_picture(p, size)) for p in photos[:20])  # type: ignore[misc]
-        picture.DRAFT_SCALE = chosen
-        rows.append(
-            Row(
-                f"draft at {draft} times the input, {classifier.model.path.name}: max Δp"
-                + (" (ours)" if draft == chosen else ""),
-                float(max(moved)),
-                0,
-                "",
-                "≤ 0.02",
-                max(moved) <= 0.02,
-                f"mean {statistics.mean(moved):.4f}, n {len(photos)}, {ms:.0f} ms a photo",
-            )
-        )
+    size, default = classifier.model.contract.input_size, picture.DRAFT_SCALE
+    full = [probabilities(classifier, read_full(photo, size)) for photo in photos]
+    rows = []
+    for scale in (1, 2, default, 4):
+        picture.DRAFT_SCALE = scale
+        drafts = [probabilities(classifier, read_picture(photo, size)) for photo in photos]
+        ms = statistics.median(milliseconds(lambda p=p: read_picture(p, size)) for p in photos[:20])  # type: ignore[misc]
+        picture.DRAFT_SCALE = default
+        changes = [float(np.abs(one - two).max()) for one, two in zip(drafts, full, strict=True)]
+        name = f"draft at {scale} times the input, {classifier.model.path.name}: max Δp"
+        detail = f"mean {statistics.mean(changes):.4f}, n {len(photos)}, {ms:.0f} ms per photo"
+        if scale == default:
+            name += " (default)"
+        rows.append(Measurement(name, max(changes), 0, "", "≤ 0.02", max(changes) <= 0.02, detail))
     return rows
 
 
-def overlap(classifier: Classifier, photos: Sequence[Path], threads: int) -> Row:
-    """All photos through `predict_many`, against decoding them alone and inferring them alone, seconds."""
+def prefetch_time(classifier: Classifier, photos: Sequence[Path], threads: int) -> Measurement:
+    """All photos through `predict_many`, against the slower of decoding and inference alone, in seconds."""
     engine = classifier.session.engine.split()[0]
     classifier = Classifier(classifier.model.path, engine=engine, threads=threads)
     size = classifier.model.contract.input_size
     pixels = [read_picture(photo, size)[np.newaxis] for photo in photos]
-    decode, infer, both, work = [], [], [], []
+    decode, infer, together, cpu = [], [], [], []
     for _ in range(3):
         cpu_before = time.process_time()
-        decode.append(clock(lambda: [read_picture(photo, size) for photo in photos]) / 1e3)
-        infer.append(clock(lambda: [classifier.session(image) for image in pixels]) / 1e3)
-        work.append(time.process_time() - cpu_before)
-        both.append(clock(lambda: list(classifier.predict_many(photos))) / 1e3)
-    ours, larger = min(both), max(min(decode), min(infer))
+        decode.append(milliseconds(lambda: [read_picture(photo, size) for photo in photos]) / 1e3)
+        infer.append(milliseconds(lambda: [classifier.session(image) for image in pixels]) / 1e3)
+        cpu.append(time.process_time() - cpu_before)
+        together.append(milliseconds(lambda: list(classifier.predict_many(photos))) / 1e3)
+    ours, slower = min(together), max(min(decode), min(infer))
     cores = len(os.sched_getaffinity(0))
-    floor = min(work) / cores
-    detail = f"decode {min(decode):.2f} s, infer {min(infer):.2f} s; work for {cores} cores {floor:.2f} s"
-    name = f"{len(photos)} photos decoded and inferred / the slower alone, {threads} engine threads"
-    return Row(name, ours, larger, "s", "≤ 1.15", ours <= 1.15 * larger, detail)
+    cpu_share = f"CPU time / {cores} cores {min(cpu) / cores:.2f} s"
+    detail = f"decode {min(decode):.2f} s, infer {min(infer):.2f} s; {cpu_share}"
+    name = f"decode and infer {len(photos)} photos / the slower step alone, {threads} engine threads"
+    return Measurement(name, ours, slower, "s", "≤ 1.15", ours <= 1.15 * slower, detail)
 
 
-def answer(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
-    return classifier.session(pixels[np.newaxis])["probabilities"][0]
+def probabilities(classifier: Classifier, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    answer: NDArray[np.float32] = classifier.session(pixels[np.newaxis])["probabilities"][0]
+    return answer
 
 
-def read_full(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Decoded whole, then brought to (height, width)."""
+def read_full(path: Path, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The photo decoded at full resolution, then resized to (height, width)."""
     image = Image.open(path).convert("RGB")
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def make_photos(folder: Path, count: int) -> list[Path]:
-    chance = random.Random(0)
-    grain = np.random.default_rng(0)
+    rng, noise = random.Random(0), np.random.default_rng(0)
     root = os.environ.get("VGG_EDGE_PHOTOS")
     small = sorted(Path(root).glob("train/*/*.jpg")) if root else []
-    made = []
+    paths = []
     for number in range(count):
         if small:
-            image = Image.open(chance.choice(small)).convert("RGB")
+            image = Image.open(rng.choice(small)).convert("RGB")
         else:
-            image = Image.fromarray(grain.integers(0, 256, (30, 40, 3), np.uint8))
+            image = Image.fromarray(noise.integers(0, 256, (30, 40, 3), np.uint8))
         pixels = np.asarray(image.resize(LARGE, Image.Resampling.BICUBIC)).astype(np.float32)
-        pixels += grain.standard_normal((LARGE[1], LARGE[0], 1), np.float32) * 9
+        pixels += noise.standard_normal((LARGE[1], LARGE[0], 1), np.float32) * 9
         path = folder / f"{number:02}.jpg"
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path, quality=88)
-        made.append(path)
-    return made
+        paths.append(path)
+    return paths
 
 
-def in_turns(ours: Callable[[], float], reference: Callable[[], float]) -> tuple[float, float]:
-    """The medians of both, measured alternately, the first of each left out."""
-    pairs = [(ours(), reference()) for _ in range(REPEATS + 1)][1:]
-    return statistics.median(one for one, _ in pairs), statistics.median(other for _, other in pairs)
+def alternate(one: Callable[[], float], other: Callable[[], float]) -> tuple[float, float]:
+    """The medians of both, measured alternately, without the first pair."""
+    pairs = [(one(), other()) for _ in range(REPEATS + 1)][1:]
+    return statistics.median(first for first, _ in pairs), statistics.median(second for _, second in pairs)
 
 
-def clock(action: Callable[[], object]) -> float:
+def milliseconds(action: Callable[[], object]) -> float:
     started = time.perf_counter()
     action()
     return 1e3 * (time.perf_counter() - started)
 
 
-def timed(arguments: Sequence[str]) -> float:
+def python_time(*arguments: str) -> float:
+    """Milliseconds of a Python process."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    # As installed: pip compiles what it installs, so the first of several runs may, too.
+    # pip compiles the files that it installs, so the first run may compile them here too.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    return clock(
+    return milliseconds(
         lambda: subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=True)
     )
 
 
-def timed_python(code: str) -> float:
-    return timed(["-c", code])
-
-
-def write(rows: Sequence[Row], used: str) -> None:
+def write_csv(rows: Sequence[Measurement], machine: str) -> None:
     with (Path(__file__).with_suffix(".csv")).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*asdict(rows[0]), "measured_on"])
+        writer = csv.DictWriter(file, [*asdict(rows[0]), "machine"])
         writer.writeheader()
         for row in rows:
-            figures = {"ours": f"{row.ours:.4g}", "reference": f"{row.reference:.4g}"}
-            writer.writerow({**asdict(row), **figures, "measured_on": used})
-    print(f"{used}\n")
-    print("| | ours | against | ratio | bar | holds | |")
+            figures = {"value": f"{row.value:.4g}", "reference": f"{row.reference:.4g}"}
+            writer.writerow({**asdict(row), **figures, "machine": machine})
+
+
+def print_table(rows: Sequence[Measurement], machine: str) -> None:
+    print(f"{machine}\n")
+    print("| measurement | value | reference | ratio | limit | passed | detail |")
     print("|---|---|---|---|---|---|---|")
     for row in rows:
-        ratio = f"{row.ours / row.reference:.2f}" if row.reference else ""
-        cells = [row.what, f"{row.ours:.4g} {row.unit}", f"{row.reference:.4g} {row.unit}" if ratio else ""]
-        cells += [ratio, row.bar, "yes" if row.holds else "no", row.detail]
-        print(f"| {' | '.join(cells)} |")
+        ratio = f"{row.value / row.reference:.2f}" if row.reference else ""
+        reference = f"{row.reference:.4g} {row.unit}" if ratio else ""
+        cells = [row.name, f"{row.value:.4g} {row.unit}".strip(), reference, ratio, row.limit]
+        print(f"| {' | '.join([*cells, 'yes' if row.passed else 'no', row.detail])} |")
 
 
 if __name__ == "__main__":
