@@ -1,13 +1,11 @@
-"""How well is a picture of no class told from those of the classes? Writes known.csv beside itself, or where
---csv says.
+"""Compare methods that separate pictures of the classes from unknown pictures. Writes known.csv too.
 
     VGG_EDGE_PHOTOS=dir python -m benchmarks.known > benchmarks/known.md
 
-Two tasks. Near: one flower is left out of the training photos, and is told from the others; the mean over
-the five. Far: what is no flower, the sample pictures of scikit-image and scikit-learn and crops of them, is
-told from flowers. The figure is the area under the ROC curve: the chance that a photo of the classes scores
-higher than one of none. Methods were chosen on the columns by folds of train/; test/ is read once, for the
-column of that name.
+Two tasks. Near: one flower is left out of the training photos and counts as unknown; the result is the mean
+over the five flowers. Far: the sample pictures of scikit-image and scikit-learn, and crops of them, are
+unknown. The metric is AUROC, the probability that a picture of a class scores higher than an unknown one. The
+method was chosen on cross-validation folds of train/; test/ is used once, for its own columns.
 """
 
 from __future__ import annotations
@@ -63,8 +61,8 @@ def energy(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> N
 
 def maximum_probability(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
     """Hendrycks & Gimpel, 2017."""
-    found = logits(train, labels, photos)
-    return found.max(1) - np.logaddexp.reduce(found, axis=1)
+    scores = logits(train, labels, photos)
+    return scores.max(1) - np.logaddexp.reduce(scores, axis=1)
 
 
 def nearest(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
@@ -74,7 +72,7 @@ def nearest(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> 
 
 
 def mahalanobis(relative: float, roots: bool) -> Score:
-    """Without roots the features are squared first, since fit_known takes their roots."""
+    """`fit_novelty` takes the square roots of features; without `roots` they are squared before."""
 
     def score(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
         power = 1 if roots else 2
@@ -83,6 +81,7 @@ def mahalanobis(relative: float, roots: bool) -> Score:
     return score
 
 
+RELEASED_METHOD = f"relative Mahalanobis, weight {RELATIVE}, square roots"
 METHODS: dict[str, Score] = {
     "maximum probability": maximum_probability,
     "energy": energy,
@@ -93,8 +92,8 @@ METHODS: dict[str, Score] = {
     "Mahalanobis": mahalanobis(0.0, roots=False),
     "relative Mahalanobis": mahalanobis(1.0, roots=False),
     "relative Mahalanobis, square roots": mahalanobis(1.0, roots=True),
-    f"{RELATIVE} of the relative one, square roots": mahalanobis(RELATIVE, roots=True),
-    "0.9 of the relative one, square roots": mahalanobis(0.9, roots=True),
+    RELEASED_METHOD: mahalanobis(RELATIVE, roots=True),
+    "relative Mahalanobis, weight 0.9, square roots": mahalanobis(0.9, roots=True),
 }
 
 
@@ -103,34 +102,34 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
     with redirect_stdout(sys.stderr):
-        pooled, labels = pooled_of_flowers(Path(os.environ["VGG_EDGE_PHOTOS"]))
-    far = pooled_of_no_flowers()
+        pooled, labels = pooled_flower_features(Path(os.environ["VGG_EDGE_PHOTOS"]))
+    far = pooled_unrelated_features()
     rows = []
     for name, score in METHODS.items():
-        near_test, far_test = leave_one_out(
+        near_test, far_test = leave_one_class_out(
             score, pooled["train"], labels["train"], pooled["test"], labels["test"], far
         )
-        near_folds, far_folds = by_folds(score, pooled["train"], labels["train"], far)
+        near_folds, far_folds = cross_validate(score, pooled["train"], labels["train"], far)
         rows.append(
             {
                 "method": name,
-                "near, folds of train": near_folds,
-                "far, folds of train": far_folds,
-                "near, test": near_test,
-                "far, test": far_test,
+                "near AUROC, folds of train": near_folds,
+                "far AUROC, folds of train": far_folds,
+                "near AUROC, test": near_test,
+                "far AUROC, test": far_test,
             }
         )
     with arguments.csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{len(labels['train']) // 2:,} training photos, {len(far)} pictures of no flower, frozen base\n")
+    print(f"{len(labels['train']) // 2:,} training photos, {len(far)} unrelated pictures, frozen base\n")
     print("| " + " | ".join(rows[0]) + " |\n|---|---|---|---|---|")
     for row in rows:
         print("| " + " | ".join(v if isinstance(v, str) else f"{v:.3f}" for v in row.values()) + " |")
 
 
-def leave_one_out(
+def leave_one_class_out(
     score: Score,
     train: NDArray[Any],
     labels: NDArray[Any],
@@ -138,43 +137,45 @@ def leave_one_out(
     truth: NDArray[Any],
     far: NDArray[Any],
 ) -> tuple[float, float]:
-    """Mean AUROC over the classes left out: of their photos, and of pictures of no class at all."""
-    near_areas, far_areas = [], []
-    for out in np.unique(labels):
-        stays = labels != out
-        scores = score(train[stays], labels[stays], np.concatenate([photos, far]))
-        near_areas.append(roc_auc_score(truth != out, scores[: len(photos)]))
-        known = np.concatenate([scores[: len(photos)][truth != out], scores[len(photos) :]])
-        far_areas.append(roc_auc_score(np.arange(len(known)) < len(known) - len(far), known))
-    return float(np.mean(near_areas)), float(np.mean(far_areas))
+    """The near and the far AUROC, each the mean over the classes that are left out of the training photos."""
+    near_aurocs, far_aurocs = [], []
+    for left_out in np.unique(labels):
+        kept = labels != left_out
+        scores = score(train[kept], labels[kept], np.concatenate([photos, far]))
+        near_aurocs.append(roc_auc_score(truth != left_out, scores[: len(photos)]))
+        known = np.concatenate([scores[: len(photos)][truth != left_out], scores[len(photos) :]])
+        far_aurocs.append(roc_auc_score(np.arange(len(known)) < len(known) - len(far), known))
+    return float(np.mean(near_aurocs)), float(np.mean(far_aurocs))
 
 
-def by_folds(
+def cross_validate(
     score: Score, train: NDArray[Any], labels: NDArray[Any], far: NDArray[Any]
 ) -> tuple[float, float]:
-    """The same within the training photos, of which the second half are the mirror images of the first."""
+    """The same on folds of the training photos. Their second half mirrors the first half."""
     photos = len(labels) // 2
     fold = np.random.default_rng(0).integers(0, FOLDS, photos)
-    found = []
-    for held in range(FOLDS):
-        stays = np.tile(fold != held, 2)
-        out = fold == held
-        found.append(
-            leave_one_out(score, train[stays], labels[stays], train[:photos][out], labels[:photos][out], far)
+    aurocs = []
+    for number in range(FOLDS):
+        kept = np.tile(fold != number, 2)
+        held_out = fold == number
+        aurocs.append(
+            leave_one_class_out(
+                score, train[kept], labels[kept], train[:photos][held_out], labels[:photos][held_out], far
+            )
         )
-    near, distant = np.mean(found, axis=0)
-    return float(near), float(distant)
+    near, far_mean = np.mean(aurocs, axis=0)
+    return float(near), float(far_mean)
 
 
-def pooled_of_flowers(photos: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """By split, the frozen base's pooled features [n, 512] and the labels [n]."""
+def pooled_flower_features(photos: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """By split, the pooled features of the frozen base [n, 512], and the labels [n]."""
     features = extract(find_photos(photos), read_weights(), cache_folder("features"), views=2)
     splits = {split: features.of(split) for split in ("train", "test")}
-    pooled = {split: mean_of(x) for split, (x, _) in splits.items()}
+    pooled = {split: spatial_mean(x) for split, (x, _) in splits.items()}
     return pooled, {split: labels for split, (_, labels) in splits.items()}
 
 
-def mean_of(features: Any) -> NDArray[Any]:
+def spatial_mean(features: Any) -> NDArray[Any]:
     parts = [
         features[start : start + 256].astype(np.float64).mean((1, 2))
         for start in range(0, len(features), 256)
@@ -182,13 +183,13 @@ def mean_of(features: Any) -> NDArray[Any]:
     return np.concatenate(parts)
 
 
-def pooled_of_no_flowers() -> NDArray[Any]:
+def pooled_unrelated_features() -> NDArray[Any]:
     replica = Replica(read_weights(), "cpu:0", find_devices())
-    return replica(no_flowers(INPUT_SIZE)).astype(np.float64).mean((1, 2))
+    return replica(unrelated_pictures(INPUT_SIZE)).astype(np.float64).mean((1, 2))
 
 
-def no_flowers(size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The sample pictures that the two packages bring, without sklearn's flower, and crops of them."""
+def unrelated_pictures(size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The sample pictures of the two packages, without scikit-learn's flower, and three crops of each."""
     folder = Path(skimage.data.__file__).parent
     pictures = [read_picture(path, (512, 512)) for path in sorted(folder.glob("*.[pj][np]g"))]
     samples = load_sample_images()
@@ -197,17 +198,17 @@ def no_flowers(size: tuple[int, int]) -> NDArray[np.uint8]:
         for name, image in zip(samples.filenames, samples.images, strict=True)
         if "flower" not in Path(name).name
     ]
-    chance = np.random.default_rng(0)
-    seen = []
+    rng = np.random.default_rng(0)
+    views = []
     for picture in pictures:
         boxes = [(0, 0, 512, 512)]
         for _ in range(CROPS):
-            side = int(chance.integers(170, 360))
-            left, top = (int(place) for place in chance.integers(0, 512 - side, 2))
+            side = int(rng.integers(170, 360))
+            left, top = (int(corner) for corner in rng.integers(0, 512 - side, 2))
             boxes.append((left, top, left + side, top + side))
         image = Image.fromarray(picture)
-        seen += [np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box)) for box in boxes]
-    return np.stack(seen)
+        views += [np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box)) for box in boxes]
+    return np.stack(views)
 
 
 if __name__ == "__main__":

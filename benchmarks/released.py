@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.known import no_flowers
+from benchmarks.known import unrelated_pictures
 from export.photos import read_photos
 from export.serving_model import named_outputs
 from runtime import Classifier
@@ -40,7 +40,7 @@ def main() -> int:
         run = open_run(MODELS / name, photos)
         model = run.load_model()
         size = model.inputs[0].shape[1:3]
-        test, others = read_photos(run.dataset, "test", size), no_flowers(size)
+        test, others = read_photos(run.dataset, "test", size), unrelated_pictures(size)
         names = list(named_outputs(model))
         said, none = (
             dict(zip(names, model.predict(pixels, batch_size=16, verbose=0), strict=True))

@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.known import METHODS, leave_one_out, pooled_of_flowers, pooled_of_no_flowers
+from benchmarks.known import (
+    METHODS,
+    RELEASED_METHOD,
+    leave_one_class_out,
+    pooled_flower_features,
+    pooled_unrelated_features,
+)
 from export.__main__ import main as export
 from export.int8 import search
 from tests.accuracy.parity_rows import parity_of_all_pairs
 from train.__main__ import main as train
-from train.network.novelty import RELATIVE
 from train.run import open_run
 
 # Every photo costs 4 seconds of one core in the 11 pairs of file and engine. The gates on rates need 250
@@ -49,14 +54,14 @@ def test_the_article_recipe_reaches_82_percent(
 
 
 def test_the_novelty_score_separates_unknown_pictures(flowers_run: Path, flower_photos: Path) -> None:
-    pooled, labels = pooled_of_flowers(flower_photos)
-    no_flowers = pooled_of_no_flowers()
+    pooled, labels = pooled_flower_features(flower_photos)
+    no_flowers = pooled_unrelated_features()
 
     def auroc(method: str) -> tuple[float, float]:
         known = pooled["train"], labels["train"]
-        return leave_one_out(METHODS[method], *known, pooled["test"], labels["test"], no_flowers)
+        return leave_one_class_out(METHODS[method], *known, pooled["test"], labels["test"], no_flowers)
 
-    near, far = auroc(f"{RELATIVE} of the relative one, square roots")
+    near, far = auroc(RELEASED_METHOD)
     near_by_probability, _ = auroc("maximum probability")
     assert near >= 0.78 and far >= 0.95
     assert near > near_by_probability + 0.03

@@ -29,7 +29,7 @@ def test_the_fine_tuned_run_reaches_93_percent(flower_photos: Path) -> None:
     """From its float16 weights and from the photos themselves."""
     run = open_run(FINE_TUNED, flower_photos)
     photos = read_photos(run.dataset, "test", (224, 224))
-    outputs = predict(run.model(), photos.pixels, lambda done: None)
+    outputs = predict(run.load_model(), photos.pixels, lambda done: None)
     assert len(photos.truth) == TEST_PHOTOS
     top1 = float((outputs["probabilities"].argmax(1) == photos.truth).mean())
     assert top1 >= 0.93
