@@ -1,11 +1,11 @@
-"""What decoding adds to computing: extraction from files beside `model.predict` on the same pictures decoded.
+"""Measure how much decoding slows feature extraction: from files, and from the same pictures in memory.
 
     python -m benchmarks.extraction PHOTOS > benchmarks/extraction.md
 
-Of some photos of PHOTOS/train as they are, and of the same enlarged to twelve megapixels and saved as JPEG.
-Both ways build a replica of the base first; three turns of each in one process, the ratio is of the medians.
-Computing alone, with the replica built and warm, is given in TFLOP/s (two a multiply-add, 15.35 G of those a
-picture); of the device's peak, which its data sheet tells, that is the model-FLOP utilization.
+The photos are a part of PHOTOS/train, at their own size and enlarged to 12 megapixels. Each measurement
+builds a replica of the base first; the ratio compares the medians of three alternate repetitions. The rate of
+the warm replica is in TFLOP/s (2 per multiply-add, 15.35 GMAC per picture). Divide it by the peak in the data
+sheet of the processor to get the model FLOP utilization.
 """
 
 from __future__ import annotations
@@ -30,63 +30,64 @@ from train.features.extraction import Replica, compute, find_devices
 from train.network.vgg import read_weights
 
 COUNT = 96
-MACS = 15.35e9  # of the base, for a picture
+MACS = 15.35e9  # of the base, per picture
 LARGE = (4000, 3000)
 
 
 def main(photos: str) -> int:
     print(f"Measured on {describe_machine()}.\n")
     print(
-        "| photos | decoded, s | from files, s | ratio | decoding alone, s of one core "
-        "| from files, pictures/s | computing alone, pictures/s | TFLOP/s |"
+        "| photos | from memory, s | from files, s | ratio | decode only, s of one core "
+        "| from files, pictures/s | compute only, pictures/s | TFLOP/s |"
     )
     print("|" + "---|" * 8)
     with tempfile.TemporaryDirectory() as folder:
-        row("as they are", Path(photos) / "train")
-        row("twelve megapixels", enlarged(Path(photos) / "train", Path(folder) / "large"))
+        print_row("original size", Path(photos) / "train")
+        print_row("12 megapixels", enlarge(Path(photos) / "train", Path(folder) / "large"))
     return 0
 
 
-def enlarged(photos: Path, large: Path) -> Path:
-    for photo in chosen(photos):
-        place = large / photo.relative_to(photos)
-        place.parent.mkdir(parents=True, exist_ok=True)
+def enlarge(photos: Path, large: Path) -> Path:
+    for photo in selected(photos):
+        path = large / photo.relative_to(photos)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(photo) as image:
-            image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC).save(place, quality=90)
+            image.convert("RGB").resize(LARGE, Image.Resampling.BICUBIC).save(path, quality=90)
     return large
 
 
-def chosen(photos: Path) -> list[Path]:
+def selected(photos: Path) -> list[Path]:
     folders = sorted(path for path in photos.iterdir() if path.is_dir())
     return [file for folder in folders for file in sorted(folder.iterdir())[: COUNT // len(folders)]]
 
 
-def row(name: str, photos: Path) -> None:
+def print_row(name: str, photos: Path) -> None:
     weights, devices = read_weights(), find_devices()
     dataset = find_photos(photos, val_share=0, test_share=0, limit=COUNT // 5)
     missing = [(photo, [0]) for photo in dataset.photos]
     files = [dataset.root / photo.path for photo in dataset.photos]
-    began = time.monotonic()
+    started = time.monotonic()
     pixels = np.stack([read_picture(file) for file in files])
-    decoding = time.monotonic() - began
-    decoded, from_files, computed = [], [], []
+    decode_seconds = time.monotonic() - started
+    from_memory, from_files, compute_only = [], [], []
     for _ in range(3):
-        began = time.monotonic()
+        started = time.monotonic()
         replica = Replica(weights, devices.names[0], devices)
         replica(pixels)
-        decoded.append(time.monotonic() - began)
-        began = time.monotonic()
+        from_memory.append(time.monotonic() - started)
+        started = time.monotonic()
         replica(pixels)
-        computed.append(time.monotonic() - began)
+        compute_only.append(time.monotonic() - started)
         with tempfile.TemporaryDirectory() as cache:
-            began = time.monotonic()
+            started = time.monotonic()
             compute(dataset.root, missing, Path(cache), weights, "block5_pool", devices)
-            from_files.append(time.monotonic() - began)
-    ratio = median(from_files) / median(decoded)
-    fed, alone = len(pixels) / median(from_files), len(pixels) / median(computed)
+            from_files.append(time.monotonic() - started)
+    ratio = median(from_files) / median(from_memory)
+    file_rate, compute_rate = len(pixels) / median(from_files), len(pixels) / median(compute_only)
+    tflops = 2 * MACS * compute_rate / 1e12
     print(
-        f"| {name} | {median(decoded):.1f} | {median(from_files):.1f} | {ratio:.2f} | {decoding:.1f} "
-        f"| {fed:.1f} | {alone:.1f} | {2 * MACS * alone / 1e12:.2f} |",
+        f"| {name} | {median(from_memory):.1f} | {median(from_files):.1f} | {ratio:.2f} "
+        f"| {decode_seconds:.1f} | {file_rate:.1f} | {compute_rate:.1f} | {tflops:.2f} |",
         flush=True,
     )
 

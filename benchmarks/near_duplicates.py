@@ -1,12 +1,12 @@
-"""How many planted copies are found, and how many photos are taken for copies that are none?
+"""Measure how many planted copies are found, and how many different photos are reported as copies.
 
     VGG_EDGE_PHOTOS=dir python -m benchmarks.near_duplicates > benchmarks/near_duplicates.md
 
-Of every tenth photo of train/ a changed copy is planted, one change at a time, and looked for among all of
-train/ (test/ is not read). What is found among the photos themselves, nothing planted, is a false alarm, but
-for the pairs in KNOWN: they were looked at, and are one picture or two shots of one scene. The bound of a
-single hash is the highest that raises at most one false alarm for 1,000 photos. ImageHash's crop-resistant
-hash has its own, and takes a second a photo, so that it is tried on fewer. The table is near_duplicates.csv.
+A changed copy of every tenth photo of train/ is planted, one change at a time, and searched among all photos
+of train/ (test/ is not used). Pairs found without planted copies are false positives, except
+KNOWN_DUPLICATES: a person checked that these show the same picture or scene. The threshold of a single hash
+is the highest with at most one false positive per 1,000 photos. ImageHash's crop-resistant hash has its own
+threshold and needs a second per photo, so it is measured on fewer photos. Also writes near_duplicates.csv.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from benchmarks.machine import describe_machine
 from train.data.dataset import Dataset, Photo, find_photos
 from train.data.near_duplicates import ALIKE, CANDIDATE, near_duplicates
 
-KNOWN = {
+KNOWN_DUPLICATES = {
     frozenset(pair)
     for pair in (
         ("1775233884_12ff5a124f", "2093263381_afd51358a3"),
@@ -45,21 +45,21 @@ KNOWN = {
         ("17420983523_2e32d70359", "19440910519_cb1162470e"),
     )
 }
-EVERY = 10
+EVERY = 10  # a copy of every tenth photo is planted
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
-def cut(low: float, high: float, where: str) -> Change:
-    """Cuts a share of width and height in [low, high]: alike from all sides, at random, or from one side."""
+def crop(low: float, high: float, place: str) -> Change:
+    """Crop a share in [low, high] of width and height: evenly, at a random place, or on one side."""
 
-    def change(image: Image.Image, chance: np.random.Generator) -> Image.Image:
-        across, down = chance.uniform(low, high, 2)
-        if where == "centre":
+    def change(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        across, down = rng.uniform(low, high, 2)
+        if place == "centre":
             down = across
-        left, top = (across / 2, down / 2) if where == "centre" else chance.uniform(0, (across, down))
+        left, top = (across / 2, down / 2) if place == "centre" else rng.uniform(0, (across, down))
         edges = [left, top, left + 1 - across, top + 1 - down]
-        if where == "one side":
-            side = chance.integers(4)
+        if place == "one side":
+            side = rng.integers(4)
             edges = [across if at == side else 0 for at in (0, 1)] + [
                 1 - across if at == side else 1 for at in (2, 3)
             ]
@@ -70,38 +70,38 @@ def cut(low: float, high: float, where: str) -> Change:
     return change
 
 
-def light(image: Image.Image, chance: np.random.Generator) -> Image.Image:
+def change_colours(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     for kind in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = kind(image).enhance(chance.uniform(0.8, 1.2))
+        image = kind(image).enhance(rng.uniform(0.8, 1.2))
     return image
 
 
-def mirrored(image: Image.Image, _: np.random.Generator) -> Image.Image:
+def mirror(image: Image.Image, _: np.random.Generator) -> Image.Image:
     return ImageOps.mirror(image)
 
 
-def half(image: Image.Image, _: np.random.Generator) -> Image.Image:
+def half_size(image: Image.Image, _: np.random.Generator) -> Image.Image:
     return image.resize((image.width // 2, image.height // 2), Image.Resampling.LANCZOS)
 
 
-# What is done to a copy, then how it is saved.
+# Name: the changes of a copy, then its file format and the options for saving.
 CHANGES: dict[str, tuple[list[Change], str, dict[str, Any]]] = {
     "JPEG 90": ([], "jpg", {"quality": 90}),
     "JPEG 60": ([], "jpg", {"quality": 60}),
     "JPEG 30": ([], "jpg", {"quality": 30}),
     "WebP 50": ([], "webp", {"quality": 50}),
-    "half the size, JPEG 85": ([half], "jpg", {"quality": 85}),
-    "mirrored, JPEG 85": ([mirrored], "jpg", {"quality": 85}),
-    "colours ± 20 %, JPEG 85": ([light], "jpg", {"quality": 85}),
-    "5-10 % cut, centre": ([cut(0.05, 0.1, "centre")], "jpg", {"quality": 85}),
-    "10-20 % cut, centre": ([cut(0.1, 0.2, "centre")], "jpg", {"quality": 85}),
-    "5-10 % cut, off-centre": ([cut(0.05, 0.1, "random")], "jpg", {"quality": 85}),
-    "10-20 % cut, off-centre": ([cut(0.1, 0.2, "random")], "jpg", {"quality": 85}),
-    "5-20 % cut, one side": ([cut(0.05, 0.2, "one side")], "jpg", {"quality": 85}),
-    "20-40 % cut, centre": ([cut(0.2, 0.4, "centre")], "jpg", {"quality": 85}),
-    "20-40 % cut, off-centre": ([cut(0.2, 0.4, "random")], "jpg", {"quality": 85}),
-    "5-20 % cut off-centre, mirrored, half, colours, JPEG 60": (
-        [cut(0.05, 0.2, "random"), mirrored, half, light],
+    "half the size, JPEG 85": ([half_size], "jpg", {"quality": 85}),
+    "mirrored, JPEG 85": ([mirror], "jpg", {"quality": 85}),
+    "colours ± 20 %, JPEG 85": ([change_colours], "jpg", {"quality": 85}),
+    "5-10 % cropped, centre": ([crop(0.05, 0.1, "centre")], "jpg", {"quality": 85}),
+    "10-20 % cropped, centre": ([crop(0.1, 0.2, "centre")], "jpg", {"quality": 85}),
+    "5-10 % cropped, off-centre": ([crop(0.05, 0.1, "random")], "jpg", {"quality": 85}),
+    "10-20 % cropped, off-centre": ([crop(0.1, 0.2, "random")], "jpg", {"quality": 85}),
+    "5-20 % cropped, one side": ([crop(0.05, 0.2, "one side")], "jpg", {"quality": 85}),
+    "20-40 % cropped, centre": ([crop(0.2, 0.4, "centre")], "jpg", {"quality": 85}),
+    "20-40 % cropped, off-centre": ([crop(0.2, 0.4, "random")], "jpg", {"quality": 85}),
+    "5-20 % cropped off-centre, mirrored, half, colours, JPEG 60": (
+        [crop(0.05, 0.2, "random"), mirror, half_size, change_colours],
         "jpg",
         {"quality": 60},
     ),
@@ -109,64 +109,67 @@ CHANGES: dict[str, tuple[list[Change], str, dict[str, Any]]] = {
 
 
 def main() -> None:
-    dataset = apart(find_photos(Path(os.environ["VGG_EDGE_PHOTOS"]) / "train", val_share=0, test_share=0))
+    dataset = one_class_each(
+        find_photos(Path(os.environ["VGG_EDGE_PHOTOS"]) / "train", val_share=0, test_share=0)
+    )
     chosen = dataset.photos[::EVERY]
     with tempfile.TemporaryDirectory() as scratch:
         planted = {
             name: plant(dataset, chosen, name, Path(scratch) / str(i)) for i, name in enumerate(CHANGES)
         }
         methods = {
-            "pHash": single(imagehash.phash, dataset, chosen, planted),
-            "dHash": single(imagehash.dhash, dataset, chosen, planted),
+            "pHash": single_hash(imagehash.phash, dataset, chosen, planted),
+            "dHash": single_hash(imagehash.dhash, dataset, chosen, planted),
             "crop-resistant": crop_resistant(dataset, chosen, planted),
-            **ours(dataset, chosen, planted, Path(scratch)),
+            **grid_of_crops(dataset, chosen, planted, Path(scratch)),
         }
     rows = [
         ["copies found, %", *methods],
         *([name, *(f"{100 * found[name]:.0f}" for found, _, _ in methods.values())] for name in CHANGES),
-        ["bound, bits", *(bound for _, bound, _ in methods.values())],
-        ["false pairs", *(false for _, _, false in methods.values())],
+        ["threshold, bits", *(threshold for _, threshold, _ in methods.values())],
+        ["false positives", *(false for _, _, false in methods.values())],
     ]
     with Path(__file__).with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
     print(f"{len(chosen)} copies planted, one change at a time, among {len(dataset.photos):,} photos.")
     print(f"{describe_machine()}\n")
-    for at, row in enumerate(rows):
+    for number, row in enumerate(rows):
         print(f"| {' | '.join(row)} |")
-        if not at:
+        if number == 0:
             print("|---" * len(row) + "|")
 
 
-def apart(dataset: Dataset) -> Dataset:
-    """Each photo a class of its own, so that every pair is looked at."""
+def one_class_each(dataset: Dataset) -> Dataset:
+    """The data set with a separate class for each photo, so that every pair is compared."""
     photos = tuple(replace(photo, label=str(at)) for at, photo in enumerate(dataset.photos))
     return replace(dataset, photos=photos)
 
 
 def plant(dataset: Dataset, chosen: Sequence[Photo], name: str, folder: Path) -> list[Path]:
-    changes, suffix, how = CHANGES[name]
+    changes, suffix, options = CHANGES[name]
     folder.mkdir()
     files = []
     for at, photo in enumerate(chosen):
-        chance = np.random.default_rng([at, len(changes)])
+        rng = np.random.default_rng([at, len(changes)])
         image = Image.open(dataset.root / photo.path).convert("RGB")
         for change in changes:
-            image = change(image, chance)
+            image = change(image, rng)
         files.append(folder / f"{at}.{suffix}")
-        image.save(files[-1], **how)
+        image.save(files[-1], **options)
     return files
 
 
-Found = tuple[dict[str, float], str, str]
+# The share of copies found by change, the threshold, and the false positives.
+Result = tuple[dict[str, float], str, str]
 
 
-def single(
+def single_hash(
     method: Callable[[Image.Image], imagehash.ImageHash],
     dataset: Dataset,
     chosen: Sequence[Photo],
     planted: dict[str, list[Path]],
-) -> Found:
-    """One hash of the whole photo."""
+) -> Result:
+    """The result of one hash of the whole photo."""
 
     def bits(paths: Sequence[Path]) -> NDArray[Any]:
         return np.array([method(Image.open(path)).hash.ravel() for path in paths])
@@ -176,55 +179,58 @@ def single(
     false = sorted(
         int(distances[one, two])
         for one, two in zip(*np.triu_indices(len(real), 1), strict=True)
-        if distances[one, two] < 16 and not known(dataset.photos[one], dataset.photos[two])
+        if distances[one, two] < 16 and not is_known(dataset.photos[one], dataset.photos[two])
     )
-    bound = highest(false, len(real))
+    threshold = highest_threshold(false, len(real))
     return (
         {
-            name: float(((bits(files) != real[::EVERY]).sum(-1) <= bound).mean())
+            name: float(((bits(files) != real[::EVERY]).sum(-1) <= threshold).mean())
             for name, files in planted.items()
         },
-        f"{bound} of {real.shape[1]}",
-        f"{sum(value <= bound for value in false)} in {len(real):,}",
+        f"{threshold} of {real.shape[1]}",
+        f"{sum(value <= threshold for value in false)} in {len(real):,}",
     )
 
 
-def crop_resistant(dataset: Dataset, chosen: Sequence[Photo], planted: dict[str, list[Path]]) -> Found:
-    """One hash a segment, after Steinebach, Liu & Yannikos, "Efficient Cropping-Resistant Robust Image
-    Hashing", ARES 2014.
+def crop_resistant(dataset: Dataset, chosen: Sequence[Photo], planted: dict[str, list[Path]]) -> Result:
+    """The result of one hash per segment.
+
+    Source: Steinebach, Liu & Yannikos, "Efficient Cropping-Resistant Robust Image Hashing", ARES 2014.
     """
 
-    def hashed(path: Path) -> imagehash.ImageMultiHash:
+    def segment_hashes(path: Path) -> imagehash.ImageMultiHash:
         return imagehash.crop_resistant_hash(Image.open(path).convert("RGB"))
 
-    some = chosen[::4]
-    real = [hashed(dataset.root / photo.path) for photo in some]
+    sample = chosen[::4]
+    real = [segment_hashes(dataset.root / photo.path) for photo in sample]
     false = sum(
-        one.matches(two) and not known(some[at], some[beside])
+        one.matches(two) and not is_known(sample[at], sample[other])
         for at, one in enumerate(real)
-        for beside, two in enumerate(real[:at])
+        for other, two in enumerate(real[:at])
     )
     found = {
-        name: float(np.mean([hashed(files[4 * at]).matches(real[at]) for at in range(0, len(some), 3)]))
+        name: float(
+            np.mean([segment_hashes(files[4 * at]).matches(real[at]) for at in range(0, len(sample), 3)])
+        )
         for name, files in planted.items()
     }
     return found, "25 % of a segment", f"{false} in {len(real)}"
 
 
-def ours(
+def grid_of_crops(
     dataset: Dataset, chosen: Sequence[Photo], planted: dict[str, list[Path]], scratch: Path
-) -> dict[str, Found]:
-    """train/near_duplicates.py as it runs in training, with its own bound."""
+) -> dict[str, Result]:
+    """The results of train/data/near_duplicates.py at its own threshold and at two others."""
     started = time.perf_counter()
     false = sorted(
         pair.distance
         for pair in near_duplicates(dataset, scratch / "cache", CANDIDATE)
-        if not known(pair.photo, pair.other)
+        if not is_known(pair.photo, pair.other)
     )
-    took = time.perf_counter() - started
+    seconds = time.perf_counter() - started
     found = {}
     for name, files in planted.items():
-        copies = find_copies(dataset, files)
+        copies = with_copies(dataset, files)
         pairs = near_duplicates(copies, scratch / "cache", CANDIDATE)
         place = {photo.path: at for at, photo in enumerate(copies.photos)}
         best = np.full(len(files), 192)
@@ -234,7 +240,7 @@ def ours(
                 best[two - len(dataset.photos)] = min(best[two - len(dataset.photos)], pair.distance)
         found[name] = best
     return {
-        f"ours, {bound} bits{f' ({took:.0f} s)' if bound == ALIKE else ''}": (
+        f"vgg-edge, {bound} bits{f' ({seconds:.0f} s)' if bound == ALIKE else ''}": (
             {name: float((best <= bound).mean()) for name, best in found.items()},
             f"{bound} of 192",
             f"{sum(value <= bound for value in false)} in {len(dataset.photos):,}",
@@ -243,7 +249,7 @@ def ours(
     }
 
 
-def find_copies(dataset: Dataset, files: Sequence[Path]) -> Dataset:
+def with_copies(dataset: Dataset, files: Sequence[Path]) -> Dataset:
     """The data set with the copies in `files` as its test split."""
     import hashlib
 
@@ -254,12 +260,12 @@ def find_copies(dataset: Dataset, files: Sequence[Path]) -> Dataset:
     return replace(dataset, photos=dataset.photos + copies)
 
 
-def known(one: Photo, two: Photo) -> bool:
-    return frozenset((Path(one.path).stem, Path(two.path).stem)) in KNOWN
+def is_known(one: Photo, two: Photo) -> bool:
+    return frozenset((Path(one.path).stem, Path(two.path).stem)) in KNOWN_DUPLICATES
 
 
-def highest(false: Sequence[int], photos: int) -> int:
-    """The highest bound that lets one false pair for 1,000 photos through."""
+def highest_threshold(false: Sequence[int], photos: int) -> int:
+    """The highest threshold with at most one false positive per 1,000 photos."""
     allowed = photos // 1000
     return false[allowed] - 1 if len(false) > allowed else 15
 

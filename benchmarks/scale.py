@@ -1,8 +1,8 @@
-"""The rates behind docs/training-at-scale.md: one process alone, and a Ray cluster of one node.
+"""Measure the rates in docs/training-at-scale.md: one machine, alone and as a Ray cluster of one node.
 
     python -m benchmarks.scale PHOTOS > benchmarks/scale.md
 
-Alone and by Ray in turns, each time into an empty cache; the ratio is of neighbouring turns.
+Both ways run alternately, each time with an empty cache; the ratio compares neighbouring repetitions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from train.features.extraction import _store, extract, find_devices, survey
 from train.features.ray_cluster import Cluster, check, connected
 from train.network.vgg import SHAPES, Weights, read_weights
 
-COUNT = 128  # photos: four shards of two batches
+COUNT = 128  # photos: 4 shards of 2 batches
 ROUNDS = 2
 
 
@@ -32,40 +32,40 @@ def main(photos: str) -> int:
     weights = read_weights()
     tracemalloc.start()
     whole = find_photos(Path(photos) / "train", val_share=0, test_share=0)
-    held = tracemalloc.get_traced_memory()[0] / len(whole.photos)
+    bytes_per_photo = tracemalloc.get_traced_memory()[0] / len(whole.photos)
     tracemalloc.stop()
-    began = time.monotonic()
+    started = time.monotonic()
     whole = find_photos(Path(photos) / "train", val_share=0, test_share=0)
-    hashing = len(whole.photos) / (time.monotonic() - began)
+    hash_rate = len(whole.photos) / (time.monotonic() - started)
     dataset = find_photos(Path(photos) / "train", val_share=0, test_share=0, limit=-(-COUNT // 5))
 
-    alone: list[float] = []
+    one_process: list[float] = []
     by_ray: list[float] = []
     check("local")
     with connected("local") as cluster:
-        first = rate(dataset, weights, cluster)
-        for _ in range(ROUNDS):  # in turns, for the machine may have other work
-            alone.append(rate(dataset, weights))
+        first_rate = rate(dataset, weights, cluster)
+        for _ in range(ROUNDS):  # alternately, because the machine may have other work
+            one_process.append(rate(dataset, weights))
             by_ray.append(rate(dataset, weights, cluster))
-    began = time.process_time()
+    started = time.process_time()
     rate(dataset, weights)
-    work = (time.process_time() - began) / len(dataset.photos)
-    began = time.process_time()
+    block5_seconds = (time.process_time() - started) / len(dataset.photos)
+    started = time.process_time()
     rate(dataset, weights, layer="block4_pool")
-    deeper = (time.process_time() - began) / len(dataset.photos)
+    block4_seconds = (time.process_time() - started) / len(dataset.photos)
 
-    print("| | |\n|---|---|")
-    print(f"| alone, block5_pool, photos/s | {median(alone):.1f} ({spread(alone)}) |")
-    print(f"| by Ray, block5_pool, photos/s | {median(by_ray):.1f} ({spread(by_ray)}) |")
-    ratios = [theirs / ours for theirs, ours in zip(by_ray, alone, strict=True)]
-    print(f"| Ray to alone | {median(ratios):.2f} ({spread(ratios, 2)}) |")
-    print(f"| by Ray, its worker's start included, photos/s | {first:.1f} |")
-    print(f"| alone, block5_pool, seconds of one core a photo | {work:.3f} |")
-    print(f"| alone, block4_pool, seconds of one core a photo | {deeper:.3f} |")
-    print(f"| photos found and hashed a second, from memory | {hashing:,.0f} |")
-    print(f"| features stored a second, block5_pool | {storing():,.0f} |")
-    print(f"| bytes of memory a photo of the data set | {held:,.0f} |")
-    print(f"| bytes of memory a file that is looked for | {looked_for(whole, weights):,.0f} |", flush=True)
+    print("| measurement | value |\n|---|---|")
+    print(f"| one process, block5_pool, photos/s | {median(one_process):.1f} ({value_range(one_process)}) |")
+    print(f"| Ray, block5_pool, photos/s | {median(by_ray):.1f} ({value_range(by_ray)}) |")
+    ratios = [ray / alone for ray, alone in zip(by_ray, one_process, strict=True)]
+    print(f"| Ray / one process | {median(ratios):.2f} ({value_range(ratios, 2)}) |")
+    print(f"| Ray with the start of the worker, photos/s | {first_rate:.1f} |")
+    print(f"| one process, block5_pool, CPU seconds per photo | {block5_seconds:.3f} |")
+    print(f"| one process, block4_pool, CPU seconds per photo | {block4_seconds:.3f} |")
+    print(f"| photos found and hashed per second, from the page cache | {hash_rate:,.0f} |")
+    print(f"| features stored per second, block5_pool | {store_rate():,.0f} |")
+    print(f"| memory per photo of the data set, bytes | {bytes_per_photo:,.0f} |")
+    print(f"| memory per planned cache file, bytes | {bytes_per_file(whole, weights):,.0f} |", flush=True)
     return 0
 
 
@@ -73,28 +73,28 @@ def rate(
     dataset: Dataset, weights: Weights, cluster: Cluster | None = None, layer: str = "block5_pool"
 ) -> float:
     with tempfile.TemporaryDirectory() as cache, redirect_stdout(sys.stderr):
-        began = time.monotonic()
+        started = time.monotonic()
         extract(dataset, weights, Path(cache), views=1, layer=layer, cluster=cluster)
-        return len(dataset.photos) / (time.monotonic() - began)
+        return len(dataset.photos) / (time.monotonic() - started)
 
 
-def storing() -> float:
+def store_rate() -> float:
     feature = np.zeros(SHAPES["block5_pool"], np.float16)
     with tempfile.TemporaryDirectory() as cache:
-        began = time.monotonic()
+        started = time.monotonic()
         for number in range(500):
             _store(Path(cache) / f"{number % 256:02x}" / f"{number}.npy", feature)
-        return 500 / (time.monotonic() - began)
+        return 500 / (time.monotonic() - started)
 
 
-def looked_for(dataset: Dataset, weights: Weights) -> float:
+def bytes_per_file(dataset: Dataset, weights: Weights) -> float:
     tracemalloc.start()
     with tempfile.TemporaryDirectory() as cache:
         work = survey(dataset, weights, Path(cache), views=2, layer="block5_pool", devices=find_devices())
         return tracemalloc.get_traced_memory()[0] / len(work.files)
 
 
-def spread(values: list[float], digits: int = 1) -> str:
+def value_range(values: list[float], digits: int = 1) -> str:
     return f"{min(values):.{digits}f}-{max(values):.{digits}f}"
 
 

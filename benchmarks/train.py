@@ -1,13 +1,13 @@
-"""What the article's own loop costs, the frozen base in `fit`, beside `python -m train --recipe article`.
+"""Compare `python -m train --recipe article` with a tutorial loop that runs the frozen base in every epoch.
 
-    python benchmarks/train.py PHOTOS [--counts 250 …] [--full 250] > benchmarks/train.md
+    python -m benchmarks.train PHOTOS [--counts 250 …] [--full 250] > benchmarks/train.md
 
-Also writes train.csv, whose rows of other counts stay, so that it can be run in parts, and train.png.
-
-PHOTOS holds train/ and test/. Of train/, 250 to 2,000 photos are taken, a fifth of them for validation; both
-ways see the same ones for ten epochs, each in a process of its own, timed from that process's start, with
-no test pass. The loop is timed over its first epoch and two warm ones, the rest is reckoned from the warm
-ones; at --full photos all ten are run, and both models are then measured on test/, outside the time.
+PHOTOS holds train/ and test/. The benchmark takes 250 to 2,000 photos of train/, a fifth of them for
+validation. Both methods use the same photos for ten epochs, each in its own process, timed from the start of
+the process and without a pass over test/. The tutorial loop runs its first epoch and two warm ones; its
+remaining epochs are extrapolated from the warm ones. At --full photos it runs all ten, and both models are
+measured on test/, outside the time. Also writes train.png and train.csv, whose rows of other counts stay, so
+that the benchmark can run in parts.
 """
 
 from __future__ import annotations
@@ -25,106 +25,90 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import describe_machine
+
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT)  # this script's own folder would hide the package train behind it
-
-from benchmarks.machine import describe_machine  # noqa: E402
-
 COUNTS = (250, 500, 1000, 2000)
 TABLE = Path(__file__).with_suffix(".csv")
 EPOCHS = 10
+VGG_EDGE, TUTORIAL = "vgg-edge", "tutorial loop"
 
 
 @dataclass(frozen=True)
-class Cost:
-    way: str
+class TrainingCost:
+    method: str
     photos: int
     epochs_run: int
-    seconds: float  # from the process's start to the end of the tenth epoch, or of the command
-    photos_per_second: float  # through the base: once for ours, in every epoch for the loop
+    seconds: float  # from the start of the process to the end of the tenth epoch, or of the command
+    photos_per_second: float  # through the base: once in vgg-edge, in every epoch of the tutorial loop
     peak_gb: float  # resident memory
     val_top1: float
     test_top1: float | None
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("photos", type=Path)
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS)
     parser.add_argument("--full", type=int, nargs="*", default=[250])
     arguments = parser.parse_args()
-    costs = [cost for cost in read() if cost.photos not in arguments.counts]
+    costs = [cost for cost in read_csv() if cost.photos not in arguments.counts]
     with tempfile.TemporaryDirectory() as folder:
         for count in arguments.counts:
             run = Path(folder) / f"{count}"
             full = count in arguments.full
-            costs.append(ours(arguments.photos, run, count, full))
-            costs.append(loop(arguments.photos, run, count, full))
+            costs.append(measure_vgg_edge(arguments.photos, run, count, full))
+            costs.append(measure_tutorial(arguments.photos, run, count, full))
             print(*costs[-2:], sep="\n", file=sys.stderr, flush=True)
-            write(costs)
-    draw_and_tell(costs)
+            write_csv(costs)
+    print_table(costs)
+    draw_chart(costs)
     return 0
 
 
-def ours(photos: Path, run: Path, count: int, full: bool) -> Cost:
+def measure_vgg_edge(photos: Path, run: Path, count: int, full: bool) -> TrainingCost:
     classes = len([path for path in (photos / "train").iterdir() if path.is_dir()])
     command = [sys.executable, "-m", "train", photos / "train", "--recipe", "article", "--out", run]
     command += ["--limit", count // classes, "--val-share", "0.2", "--test-share", "0", "--cache", "none"]
     command += ["--epochs", EPOCHS]
-    seconds, peak, told = _timed([str(part) for part in command])
-    rate = max(float(line.split(" pictures/s")[0].split()[-1]) for line in told if "pictures/s" in line)
+    seconds, peak, lines = run_timed([str(part) for part in command])
+    rate = max(float(line.split(" pictures/s")[0].split()[-1]) for line in lines if "pictures/s" in line)
     record = json.loads((run / "run.json").read_text())
-    test = _child("score", run, photos / "test")["top1"] if full else None
-    return Cost("ours", count, EPOCHS, seconds, rate, peak, record["metrics"]["val"]["top1"], test)
+    test = run_child("score", run, photos / "test")["top1"] if full else None
+    return TrainingCost(VGG_EDGE, count, EPOCHS, seconds, rate, peak, record["metrics"]["val"]["top1"], test)
 
 
-def loop(photos: Path, run: Path, count: int, full: bool) -> Cost:
+def measure_tutorial(photos: Path, run: Path, count: int, full: bool) -> TrainingCost:
     epochs = EPOCHS if full else 3
-    told = _child("loop", run, photos / "test" if full else "", epochs)
-    warm = told["epochs"][1:]
-    rest = (EPOCHS - epochs) * sum(warm) / len(warm)
-    rate = count / (sum(warm) / len(warm))
-    return Cost(
-        "loop",
+    record = run_child("tutorial", run, photos / "test" if full else "", epochs)
+    warm = record["epochs"][1:]
+    warm_seconds = sum(warm) / len(warm)
+    return TrainingCost(
+        TUTORIAL,
         count,
         epochs,
-        told["start"] + sum(told["epochs"]) + rest,
-        rate,
-        told["peak_gb"],
-        told["val_top1"],
-        told["test_top1"],
+        record["start"] + sum(record["epochs"]) + (EPOCHS - epochs) * warm_seconds,
+        count / warm_seconds,
+        record["peak_gb"],
+        record["val_top1"],
+        record["test_top1"],
     )
 
 
-def run_loop(run: str, test: str, epochs: str) -> dict[str, Any]:
-    """The article's: pictures as arrays in memory, VGG16 with its layers frozen, a new head, `fit`."""
+def train_tutorial(run: str, test: str, epochs: str) -> dict[str, Any]:
+    """The usual tutorial: pictures as arrays in memory, VGG16 with frozen layers, a new head, `fit`."""
     import keras
 
-    from train.network.vgg import base_layers, load_weights, picture_input, read_weights
     from train.run import open_run
 
     dataset = open_run(Path(run)).dataset
 
     def arrays(split: str) -> Any:
         photos = dataset.split(split)
-        return _pixels([dataset.root / photo.path for photo in photos]), keras.utils.to_categorical(
-            [dataset.classes.index(photo.label) for photo in photos], len(dataset.classes)
-        )
+        labels = [dataset.classes.index(photo.label) for photo in photos]
+        pixels = read_pixels([dataset.root / photo.path for photo in photos])
+        return pixels, keras.utils.to_categorical(labels, len(dataset.classes))
 
-    image = picture_input()
-    base = keras.Model(image, base_layers(image))
-    load_weights(base, read_weights())
-    base.trainable = False
-    model = keras.Sequential(
-        [
-            base,
-            keras.layers.Flatten(),
-            keras.layers.Dense(256, activation="relu"),
-            keras.layers.Dropout(0.5),
-            keras.layers.Dense(len(dataset.classes), activation="softmax"),
-        ]
-    )
-    model.compile(keras.optimizers.Adam(1e-4), "categorical_crossentropy", metrics=["accuracy"])
     stamps: list[float] = []
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc]
@@ -133,8 +117,9 @@ def run_loop(run: str, test: str, epochs: str) -> dict[str, Any]:
 
         def on_epoch_end(self, epoch: int, logs: object = None) -> None:
             stamps.append(time.time())
-            print(f"loop: epoch {epoch + 1} of {epochs}", file=sys.stderr, flush=True)
+            print(f"tutorial loop: epoch {epoch + 1} of {epochs}", file=sys.stderr, flush=True)
 
+    model = tutorial_model(len(dataset.classes))
     x, y = arrays("train")
     history = model.fit(
         x,
@@ -149,25 +134,46 @@ def run_loop(run: str, test: str, epochs: str) -> dict[str, Any]:
         "start": stamps[0] - float(os.environ["STARTED"]),
         "epochs": [after - before for before, after in itertools.pairwise(stamps)],
         "val_top1": history["val_accuracy"][-1],
-        "test_top1": _top1(model, dataset.classes, test) if test else None,
+        "test_top1": top1(model, dataset.classes, test) if test else None,
     }
 
 
-def run_score(run: str, test: str) -> dict[str, Any]:
+def tutorial_model(classes: int) -> Any:
+    import keras
+
+    from train.network.vgg import base_layers, load_weights, picture_input, read_weights
+
+    image = picture_input()
+    base = keras.Model(image, base_layers(image))
+    load_weights(base, read_weights())
+    base.trainable = False
+    head = [
+        keras.layers.Flatten(),
+        keras.layers.Dense(256, activation="relu"),
+        keras.layers.Dropout(0.5),
+        keras.layers.Dense(classes, activation="softmax"),
+    ]
+    model = keras.Sequential([base, *head])
+    model.compile(keras.optimizers.Adam(1e-4), "categorical_crossentropy", metrics=["accuracy"])
+    return model
+
+
+def score_run(run: str, test: str) -> dict[str, Any]:
     from train.run import open_run
 
     opened = open_run(Path(run))
-    return {"top1": _top1(opened.load_model(), opened.classes, test)}
+    return {"top1": top1(opened.load_model(), opened.classes, test)}
 
 
-def _top1(model: Any, classes: tuple[str, ...], test: str) -> float:
+def top1(model: Any, classes: tuple[str, ...], test: str) -> float:
     files = [(path, folder.name) for folder in sorted(Path(test).iterdir()) for path in folder.iterdir()]
-    named = model.predict(_pixels([path for path, _ in files]), batch_size=32, verbose=0).argmax(1)
-    right = [classes[index] == label for index, (_, label) in zip(named, files, strict=True)]
-    return sum(right) / len(right)
+    pixels = read_pixels([path for path, _ in files])
+    predicted = model.predict(pixels, batch_size=32, verbose=0).argmax(1)
+    correct = [classes[index] == label for index, (_, label) in zip(predicted, files, strict=True)]
+    return sum(correct) / len(correct)
 
 
-def _pixels(paths: list[Path]) -> Any:
+def read_pixels(paths: list[Path]) -> Any:
     import numpy as np
 
     from runtime.preprocess.picture import read_picture
@@ -175,35 +181,35 @@ def _pixels(paths: list[Path]) -> Any:
     return np.stack([read_picture(path) for path in paths])
 
 
-def _timed(command: list[str]) -> tuple[float, float, list[str]]:
-    """Seconds, peak resident memory in GB, and the lines of a command's stdout and stderr."""
-    with tempfile.TemporaryFile("w+") as told:
+def run_child(*arguments: object) -> dict[str, Any]:
+    """Run a function of CHILDREN in a process of this module. Its result and the peak memory in GB."""
+    _, peak, lines = run_timed([sys.executable, "-m", "benchmarks.train", "child", *map(str, arguments)])
+    result: dict[str, Any] = json.loads(lines[-1])
+    return {**result, "peak_gb": peak}
+
+
+def run_timed(command: list[str]) -> tuple[float, float, list[str]]:
+    """The seconds, the peak resident memory in GB, and the lines of stdout and stderr of a command."""
+    with tempfile.TemporaryFile("w+") as output:
         environment = {**os.environ, "STARTED": str(time.time()), "TF_CPP_MIN_LOG_LEVEL": "3"}
-        began = time.monotonic()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=told, stderr=told, env=environment)
+        started = time.monotonic()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - began
-        told.seek(0)
-        lines = told.read().splitlines()
+        seconds = time.monotonic() - started
+        output.seek(0)
+        lines = output.read().splitlines()
     if status:
         raise SystemExit("\n".join([f"{command} failed", *lines[-20:]]))
     return seconds, usage.ru_maxrss / 1e6, lines
 
 
-def _child(*arguments: object) -> dict[str, Any]:
-    _, peak, lines = _timed([sys.executable, str(Path(__file__).resolve()), "_", *map(str, arguments)])
-    found: dict[str, Any] = json.loads(lines[-1])
-    return {**found, "peak_gb": peak}
-
-
-def read() -> list[Cost]:
-    """What train.csv holds."""
+def read_csv() -> list[TrainingCost]:
     if not TABLE.exists():
         return []
     with TABLE.open(newline="", encoding="utf-8") as file:
         return [
-            Cost(
-                row["way"],
+            TrainingCost(
+                row["method"],
                 int(row["photos"]),
                 int(row["epochs_run"]),
                 *(float(row[name]) for name in ("seconds", "photos_per_second", "peak_gb", "val_top1")),
@@ -213,53 +219,54 @@ def read() -> list[Cost]:
         ]
 
 
-def write(costs: list[Cost]) -> None:
-    """benchmarks/train.csv, by the number of photos."""
+def write_csv(costs: list[TrainingCost]) -> None:
+    """Write train.csv, sorted by the number of photos."""
     costs.sort(key=lambda cost: cost.photos)
     with TABLE.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Cost)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in fields(TrainingCost)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(cost) for cost in costs)
 
 
-def draw_and_tell(costs: list[Cost]) -> None:
-    """The table on stdout, and benchmarks/train.png."""
+def print_table(costs: list[TrainingCost]) -> None:
     print(f"Measured on {describe_machine()}.\n")
-    head = ("photos", "way", "epochs run", "s to 10 epochs", "photos/s", "peak GB")
+    head = ("photos", "method", "epochs run", "s to 10 epochs", "photos/s", "peak GB")
     print(f"| {' | '.join((*head, 'val top-1', 'test top-1', 'times faster'))} |")
     print("|" + "---|" * 9)
+    names = {VGG_EDGE: "`python -m train --recipe article`", TUTORIAL: "tutorial loop"}
     for cost in costs:
-        other = next(one for one in costs if one.photos == cost.photos and one.way == "loop")
+        tutorial = next(one for one in costs if one.photos == cost.photos and one.method == TUTORIAL)
         test = "" if cost.test_top1 is None else f"{cost.test_top1:.1%}"
-        faster = f"{other.seconds / cost.seconds:.1f}" if cost.way == "ours" else ""
-        name = {"ours": "`python -m train --recipe article`", "loop": "the article's loop"}[cost.way]
+        faster = f"{tutorial.seconds / cost.seconds:.1f}" if cost.method == VGG_EDGE else ""
         print(
-            f"| {cost.photos:,} | {name} | {cost.epochs_run} | {cost.seconds:,.0f} | "
+            f"| {cost.photos:,} | {names[cost.method]} | {cost.epochs_run} | {cost.seconds:,.0f} | "
             f"{cost.photos_per_second:.1f} | {cost.peak_gb:.1f} | {cost.val_top1:.1%} | {test} | {faster} |"
         )
-    draw(costs)
 
 
-def draw(costs: list[Cost]) -> None:
+def draw_chart(costs: list[TrainingCost]) -> None:
+    """Write train.png."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
-    for way, name, colour in (("loop", "the article's loop", "#9aa5b1"), ("ours", "vgg-edge", "#2f6f4f")):
-        mine = [cost for cost in costs if cost.way == way]
-        photos, minutes = [cost.photos for cost in mine], [cost.seconds / 60 for cost in mine]
+    for method, colour in ((TUTORIAL, "#9aa5b1"), (VGG_EDGE, "#2f6f4f")):
+        rows = [cost for cost in costs if cost.method == method]
+        photos, minutes = [cost.photos for cost in rows], [cost.seconds / 60 for cost in rows]
         axis.plot(photos, minutes, marker="o", color=colour)
-        axis.annotate(name, (photos[-1], minutes[-1]), (-4, 8), textcoords="offset points", ha="right")
-    axis.set(xlabel="photos", ylabel="minutes to ten epochs", title="The frozen base runs once a photo")
+        axis.annotate(method, (photos[-1], minutes[-1]), (-4, 8), textcoords="offset points", ha="right")
+    axis.set(xlabel="photos", ylabel="minutes for ten epochs", title="The frozen base runs once per photo")
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="#e5e8eb")
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
 
 
+CHILDREN = {"tutorial": train_tutorial, "score": score_run}
+
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["_"]:
-        print(json.dumps({"loop": run_loop, "score": run_score}[sys.argv[2]](*sys.argv[3:])))
+    if sys.argv[1:2] == ["child"]:
+        print(json.dumps(CHILDREN[sys.argv[2]](*sys.argv[3:])))
         sys.exit(0)
     sys.exit(main())
