@@ -31,13 +31,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.efficientnet_lite import efficientnet_lite
-from benchmarks.int8 import by_the_book
+from benchmarks.int8 import library_defaults
 from benchmarks.machine import describe_machine
+from export.formats import INT8_CONVERTERS
 from export.int8.quantize import quantize
-from export.int8.search import CALIBRATION_PHOTOS, INT8, LADDER
-from export.macs import macs as macs_of_file
+from export.int8.search import CALIBRATION_PHOTOS, RECIPES
+from export.macs import count_macs
 from export.parity.engine_worker import run_in_engine
-from export.parity.parity import run_parity
+from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
 from export.serving_model import named_outputs, predict
 from runtime.inference.engines import default_threads
@@ -180,14 +181,13 @@ class Bench:
         calibration = read_photos(self.run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
         photos = read_photos(self.run.dataset, "test", size)
         files = (convert or by_the_ladder)(model, calibration)
-        said = predict(model, photos.pixels, lambda done: None)["probabilities"]
-        rows = {
-            row.format: row for row in run_parity(files, said, photos.pixels, photos.truth, list(ENGINES))
-        }
+        outputs = predict(model, photos.pixels, lambda done: None)["probabilities"]
+        reference = ParityReference(photos.pixels, photos.truth, outputs)
+        rows = {row.format: row for row in run_parity(files, reference, list(ENGINES))}
         found = []
         for engine, format in ENGINES.items():
             data, row = files[format, "int8"], rows[format]
-            gmacs, mb = macs_of_file(data, format) / 1e9, len(data) / 1e6
+            gmacs, mb = count_macs(data, format) / 1e9, len(data) / 1e6
             top1 = figures["val"]["top1"], row.reference_top1
             found.append(Point(way, reduce, size[0], gmacs, *top1, row.engine, mb, row.top1))
             self.files.append((found[-1], engine, data, photos.pixels[: WARM + TIMED]))
@@ -220,7 +220,7 @@ class Bench:
         model = keras.Model(base.inputs[0], x)
 
         def convert(model: keras.Model, calibration: NDArray[np.uint8]) -> dict[tuple[str, str], bytes]:
-            return by_the_book(model, calibration, reduce_range=False)
+            return library_defaults(model, calibration, reduce_range=False)
 
         return self.deployed("EfficientNet-Lite0, frozen", None, model, figures, convert)
 
@@ -237,8 +237,8 @@ class Bench:
 
 def by_the_ladder(model: keras.Model, calibration: NDArray[np.uint8]) -> dict[tuple[str, str], bytes]:
     """The int8 files of the first recipe that export tries."""
-    quantized = quantize(model, calibration, LADDER[0])
-    return {(format, "int8"): convert(model, quantized) for format, convert in INT8.items()}
+    quantized = quantize(model, calibration, RECIPES[0])
+    return {(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()}
 
 
 def narrowed(size: int, most_macs: float) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""A .tflite as an object that can be changed, and back, with its weights where kernels may rely on them."""
+"""Unpack a .tflite file into objects that can be changed, and pack them again."""
 
 from __future__ import annotations
 
@@ -9,28 +9,25 @@ from numpy.typing import NDArray
 
 
 def unpack(data: bytes) -> schema.ModelT:
-    """The file's tables with all weights inside; litert-quantizer puts them behind the tables."""
+    """The file's tables, with all weights inside. (litert-quantizer stores weights after the tables.)"""
     model = schema.ModelT.InitFromPackedBuf(data)
     for buffer in model.buffers:
-        if buffer.offset > 1:  # 0 and 1 stand for none
+        if buffer.offset > 1:  # 0 and 1 mean that there are no weights after the tables
             buffer.data = np.frombuffer(data, np.uint8, buffer.size, buffer.offset)
             buffer.offset = buffer.size = 0
     return model
 
 
 def pack(model: schema.ModelT) -> bytes:
-    """The same tables give the same bytes."""
+    """The bytes of a .tflite file. Equal tables give equal bytes."""
     weights = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
-    builder = _AlignedBuilder(weights + 2**16)  # grows by doubling from there
+    builder = _AlignedBuilder(weights + 2**16)  # initial size; the builder doubles it when it is full
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
 class _AlignedBuilder(Builder):  # type: ignore[misc]
-    """Starts weights on multiples of 16 bytes, as the schema's force_align asks.
-
-    The Python code that flatc generates leaves that out.
-    """
+    """Aligns weights to 16 bytes, as the schema's force_align requires and flatc's Python code does not."""
 
     def CreateNumpyVector(self, x: NDArray[np.generic]) -> int:
         self.StartVector(x.itemsize, x.size, 16)

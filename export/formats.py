@@ -1,4 +1,4 @@
-"""The float kinds of file, and the function that makes each: a new one is a function and a line here."""
+"""The converter functions by format and precision. A new float format is one function and one line here."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ from collections.abc import Callable
 
 import keras
 
-from export import onnx as to_onnx
-from export import tflite as to_tflite
+from export import onnx_converter, tflite_converter
+from export.int8.quantize import Quantized
 
-# By format and precision: the model, image → probabilities, to the file's bytes. The int8 files also take
-# photos to calibrate on, and more than one try: export/ladder.py makes them.
-FLOAT_FORMATS: dict[tuple[str, str], Callable[[keras.Model], bytes]] = {
-    ("tflite", "float32"): to_tflite.float32,
-    ("tflite", "float16"): to_tflite.float16,
-    ("tflite", "dynamic"): to_tflite.dynamic,
-    ("onnx", "float32"): to_onnx.float32,
-    ("onnx", "float16"): to_onnx.float16,
+# By format and precision: the Keras model → the file's bytes.
+FLOAT_CONVERTERS: dict[tuple[str, str], Callable[[keras.Model], bytes]] = {
+    ("tflite", "float32"): tflite_converter.float32,
+    ("tflite", "float16"): tflite_converter.float16,
+    ("tflite", "dynamic"): tflite_converter.dynamic,
+    ("onnx", "float32"): onnx_converter.float32,
+    ("onnx", "float16"): onnx_converter.float16,
+}
+
+# By format: the Keras model and its quantized convolutions → the file's bytes.
+INT8_CONVERTERS: dict[str, Callable[[keras.Model, Quantized], bytes]] = {
+    "tflite": tflite_converter.int8,
+    "onnx": onnx_converter.int8,
 }

@@ -11,8 +11,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from export.formats import INT8_CONVERTERS
 from export.int8.quantize import Recipe, quantize
-from export.int8.search import INT8
 from export.parity.engine_worker import run_in_engine
 from runtime.inference.engines import FORMATS_OF, default_threads
 from train.network.heads import HEADS, build_classifier
@@ -39,7 +39,7 @@ def latency(widths: Mapping[str, int], size: int, classes: int, engine: str) -> 
     keras.Sequential([keras.Input((1, 1, channels)), *head])  # gives the head its weights
     model = build_classifier(Weights(tensors, "", "drawn"), head, size=(size, size))
     pictures = chance.integers(0, 256, (2, size, size, 3), np.uint8)
-    data = INT8[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
+    data = INT8_CONVERTERS[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.npy"
         np.save(path, np.repeat(pictures, (WARM + TIMED) // 2, axis=0))

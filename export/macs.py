@@ -1,7 +1,7 @@
-"""Multiplications and additions that a model file asks for, counted from its own graph: one photo's MACs.
+"""Count the MACs (multiply-accumulate operations) of one inference from a model file's graph.
 
-Convolutions and dense layers are counted, at every position and for every channel; the rest (pooling, ReLU,
-softmax) is a thousandth of it. Padding counts like pixels, as is usual.
+Convolutions and dense layers count; other layers are about a thousandth of the total. Padding counts like
+pixels, as usual.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from ai_edge_litert import schema_py_generated as schema
 from export.flatbuffer import unpack
 
 
-def macs(data: bytes, format: str) -> int:
-    """MACs of one photo through the model file."""
-    return COUNTED[format](data)
+def count_macs(data: bytes, format: str) -> int:
+    """MACs of one photo through a model file of `format`, "tflite" or "onnx"."""
+    return _COUNTERS[format](data)
 
 
 def _tflite(data: bytes) -> int:
@@ -32,8 +32,8 @@ def _tflite(data: bytes) -> int:
         weights = [int(size) for size in graph.tensors[operator.inputs[1]].shape]
         result = [int(size) for size in graph.tensors[operator.outputs[0]].shape]
         # Kernels are [out, height, width, in], depthwise ones [1, height, width, out], dense ones [out, in].
-        each = math.prod(weights[1:3]) if kind == kinds.DEPTHWISE_CONV_2D else math.prod(weights[1:])
-        total += math.prod(result[1:]) * each
+        per_output = math.prod(weights[1:3]) if kind == kinds.DEPTHWISE_CONV_2D else math.prod(weights[1:])
+        total += math.prod(result[1:]) * per_output
     return total
 
 
@@ -41,17 +41,17 @@ def _onnx(data: bytes) -> int:
     graph = onnx.shape_inference.infer_shapes(onnx.load_from_string(data), data_prop=True).graph
     shapes: dict[str, list[int]] = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
     for value in [*graph.input, *graph.value_info, *graph.output]:
-        # The batch has a name and no size: it is counted as one.
+        # The batch size is open: count one photo.
         shapes[value.name] = [size.dim_value or 1 for size in value.type.tensor_type.shape.dim]
     total = 0
     for node in graph.node:
         if node.op_type == "Conv":
             total += math.prod(shapes[node.output[0]][1:]) * math.prod(shapes[node.input[1]][1:])
         elif node.op_type in ("MatMul", "Gemm"):
-            turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
-            inner = shapes[node.input[1]][-1 if turned else -2]
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            inner = shapes[node.input[1]][-1 if transposed else -2]
             total += math.prod(shapes[node.output[0]][1:]) * inner
     return total
 
 
-COUNTED: dict[str, Callable[[bytes], int]] = {"tflite": _tflite, "onnx": _onnx}
+_COUNTERS: dict[str, Callable[[bytes], int]] = {"tflite": _tflite, "onnx": _onnx}

@@ -1,7 +1,7 @@
-"""Put the contract into a model file: one file is then enough, for our runtime and for others.
+"""Embed the contract in a model file, so that the file works without the folder.
 
-A .tflite gets what TFLite Metadata prescribes: a description of its tensors in a buffer named
-TFLITE_METADATA, and the files that it speaks of in a zip behind the FlatBuffer. An .onnx gets a property.
+A .tflite gets standard TFLite Metadata: a description of its tensors in a buffer named TFLITE_METADATA, and
+the associated files in a zip after the FlatBuffer. An .onnx gets an entry in metadata_props.
 https://ai.google.dev/edge/litert/conversion/tensorflow/metadata
 """
 
@@ -24,13 +24,13 @@ from runtime.model_file.files import CONTRACT_NAME
 LABELS_NAME = "labels.txt"
 
 
-def embed(data: bytes, format: str, contract: Contract) -> bytes:
-    """The model file `data` with the contract inside. The same input gives the same bytes."""
+def embed_contract(data: bytes, format: str, contract: Contract) -> bytes:
+    """The model file `data` with the contract inside. Equal inputs give equal bytes."""
     return _EMBED[format](data, contract)
 
 
-def into_tflite(data: bytes, contract: Contract) -> bytes:
-    """Adds the metadata and the zip, and gives the tensors themselves the names that the signature has."""
+def _embed_in_tflite(data: bytes, contract: Contract) -> bytes:
+    """Adds the metadata and the zip, and renames tensors to their names in the signature."""
     model = unpack(data)
     (signature,) = model.signatureDefs
     tensors = model.subgraphs[signature.subgraphIndex].tensors
@@ -44,17 +44,17 @@ def into_tflite(data: bytes, contract: Contract) -> bytes:
     return _with_zip(pack(model), contract)
 
 
-def into_onnx(data: bytes, contract: Contract) -> bytes:
+def _embed_in_onnx(data: bytes, contract: Contract) -> bytes:
     proto = onnx.load_model_from_string(data)
     onnx.helper.set_model_props(proto, {CONTRACT_NAME: contract.to_json()})
     return bytes(proto.SerializeToString())
 
 
-_EMBED: dict[str, Callable[[bytes, Contract], bytes]] = {"tflite": into_tflite, "onnx": into_onnx}
+_EMBED: dict[str, Callable[[bytes, Contract], bytes]] = {"tflite": _embed_in_tflite, "onnx": _embed_in_onnx}
 
 
 def _with_zip(data: bytes, contract: Contract) -> bytes:
-    """Appends a zip: stored entries, as MediaPipe refuses deflated ones, dated 1980, so as to repeat."""
+    """Appends a zip. MediaPipe refuses deflated entries, so they are stored; their date is fixed to 1980."""
     file = io.BytesIO()
     file.write(data)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
@@ -63,13 +63,13 @@ def _with_zip(data: bytes, contract: Contract) -> bytes:
             (CONTRACT_NAME, contract.to_json()),
         ):
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
-            entry.create_system = 3  # Unix, wherever this runs
+            entry.create_system = 3  # Unix, on every system, so that the bytes are equal
             archive.writestr(entry, text)
     return file.getvalue()
 
 
-# A FlatBuffers table as data: its fields by their numbers. A NumPy scalar is stored in place; a string, a
-# list of floats or of tables, and a table are stored by their offset.
+# A FlatBuffers table: values by field number. NumPy scalars are stored in place; strings, lists and tables
+# are stored by their offset.
 Table = dict[int, Any]
 
 # Enumerators and union members of metadata_schema.fbs.
@@ -80,13 +80,13 @@ _TENSOR_AXIS_LABELS = np.int8(2)  # AssociatedFileType
 
 
 def _tflite_metadata(contract: Contract, outputs: Sequence[str]) -> bytes:
-    """A ModelMetadata table, by the field numbers of TensorFlow's metadata_schema.fbs, version 1.5.0."""
+    """A ModelMetadata table. Field numbers are those of TensorFlow's metadata_schema.fbs, version 1.5.0."""
     height, width = contract.input_size
     image: Table = {
         0: "image",  # name
         1: "RGB picture, 0 to 255, stretched to this size",  # description
         3: {0: _IMAGE_PROPERTIES, 1: {0: _RGB, 1: {0: np.uint32(width), 1: np.uint32(height)}}},  # content
-        # process_units: mean 0 and deviation 1, since the graph takes the pixels as they are
+        # process_units: mean 0 and deviation 1, because the graph normalizes the pixels
         4: [{0: _NORMALIZATION_OPTIONS, 1: {0: [0.0], 1: [1.0]}}],
         5: {0: [255.0], 1: [0.0]},  # stats: max, min
     }
@@ -95,7 +95,7 @@ def _tflite_metadata(contract: Contract, outputs: Sequence[str]) -> bytes:
         0: contract.name,
         1: "VGG16 picture classifier, made by vgg-edge",  # description
         3: [subgraph],
-        7: "1.0.0",  # min_parser_version: that of the newest field used here
+        7: "1.0.0",  # min_parser_version: the version of the newest field here
     }
     builder = Builder(2**12)
     builder.Finish(_write(builder, model), b"M001")
@@ -114,7 +114,7 @@ def _output(name: str) -> Table:
 
 
 def _write(builder: Builder, value: Any) -> int:
-    """Writes a string, a vector or a table, what it refers to first, and gives its offset."""
+    """Writes a string, a vector or a table after the values that it refers to. Returns its offset."""
     if isinstance(value, str):
         return int(builder.CreateString(value))
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""Swap a whole folder: who reads it sees the old set of files or the new set at every instant.
+"""Replace a whole folder: readers see either the old set of files or the new set.
 
-A folder that is not empty cannot be renamed onto, so it goes in two steps: NAME → NAME.old, new → NAME.
-Between the two there is no NAME, and readers (runtime/model.py) take NAME.old. A crash between them is mended
-by the next swap.
+Renaming onto a non-empty folder fails, so a swap has two steps: NAME → NAME.old, then new → NAME. Between the
+steps NAME is missing, and readers (runtime/model_file) open NAME.old. After a crash between the steps, the
+next swap restores NAME.
 """
 
 from __future__ import annotations
@@ -18,23 +18,25 @@ from runtime.common.errors import UserError
 from runtime.model_file.files import INDEX_NAME
 
 
-class FolderError(UserError):
+class OutputDirError(UserError):
     """A folder that cannot be replaced."""
 
 
 def replace_dir(files: Mapping[str, bytes], folder: Path) -> None:
-    """Makes `folder` hold these files, by name, and nothing else. On any failure it holds what it held.
+    """Replaces the contents of `folder` with these files, by name. After a failure the old contents remain.
 
-    Raises FolderError: in use for something else, or not to be written.
+    Raises OutputDirError when the folder holds other files than an export's, or cannot be written.
     """
     check_output_dir(folder)
     old = _old(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        # One of its own, whatever a killed export left: in containers, processes have the same numbers.
-        with TemporaryDirectory(prefix=".export-", dir=folder.parent, ignore_cleanup_errors=True) as own:
-            new = Path(own, "new")
-            new.mkdir()  # with the usual mode, which `own` has not
+        # A random name: a killed export in another container may have left a folder with the same process id.
+        with TemporaryDirectory(
+            prefix=".export-", dir=folder.parent, ignore_cleanup_errors=True
+        ) as temporary:
+            new = Path(temporary, "new")
+            new.mkdir()  # with the default mode; only its owner can read `temporary`
             for name, data in files.items():
                 with (new / name).open("wb") as file:
                     file.write(data)
@@ -48,8 +50,9 @@ def replace_dir(files: Mapping[str, bytes], folder: Path) -> None:
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise FolderError(
-            f"{folder}: cannot be written ({error.strerror or error}); nothing changed"
+        raise OutputDirError(
+            f"{folder}: cannot be written ({error.strerror or error}); nothing changed; "
+            "free space there, or give another --out"
         ) from None
     finally:
         if not folder.exists() and old.exists():
@@ -57,26 +60,28 @@ def replace_dir(files: Mapping[str, bytes], folder: Path) -> None:
 
 
 def check_output_dir(folder: Path) -> None:
-    """Raises FolderError when a swap would delete what is not an export's, or cannot be made there."""
+    """Raises OutputDirError when a swap would delete other files than an export's, or is not possible."""
     try:
         _check(folder)
-    except OSError as error:  # too long a name, or a folder above it that may not be searched
-        raise FolderError(f"{folder}: cannot be made there ({error.strerror}); give another --out") from None
+    except OSError as error:  # the name is too long, or a parent folder may not be searched
+        raise OutputDirError(f"{folder}: cannot be created ({error.strerror}); give another --out") from None
 
 
 def _check(folder: Path) -> None:
     if folder.name in ("", "..") or folder.is_symlink():
-        raise FolderError(f"{folder}: --out takes a folder of its own, such as models/flowers")
+        raise OutputDirError(f"{folder}: is not the name of a folder; give one such as --out models/flowers")
     for place in (folder, _old(folder)):
         with suppress(FileNotFoundError, NotADirectoryError):
-            place.stat()  # from Python 3.14 on, `exists` does not tell what is wrong
+            place.stat()  # raises, while `exists` hides the reason from Python 3.14 on
         if place.exists() and not place.is_dir():
-            raise FolderError(f"{place}: is a file, in the way of a folder; give another --out")
+            raise OutputDirError(f"{place}: is a file, not a folder; give another --out")
         if place.is_dir() and any(place.iterdir()) and not (place / INDEX_NAME).is_file():
-            raise FolderError(f"{place}: holds other files than an export's; give another --out, or empty it")
+            raise OutputDirError(
+                f"{place}: holds files that are not an export's; give another --out, or empty it"
+            )
     parent = next(place for place in folder.absolute().parents if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise FolderError(f"{folder}: {parent} cannot be written; give another --out")
+        raise OutputDirError(f"{folder}: {parent} cannot be written; give another --out")
 
 
 def _old(folder: Path) -> Path:
@@ -84,7 +89,7 @@ def _old(folder: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Makes the folder's own entries durable; Windows has no such call."""
+    """Writes the folder's entries to disk. Windows has no such call."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""A run's own photos as pixels: by the device's picture code, and the very ones that the run recorded."""
+"""The photos of a run as pixels, decoded by the device's code and checked against the run's record."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from train.data.dataset import Dataset, Photo, PhotosError, read_verified
 
 @dataclass(frozen=True)
 class Photos:
-    """One split of a run, decoded."""
+    """Decoded photos of one split of a run."""
 
     pixels: NDArray[np.uint8]  # [n, H, W, 3]
     truth: NDArray[np.int64]  # [n], indices into the classes
@@ -29,13 +29,13 @@ def read_photos(
     limit: int | None = None,
     step: Callable[[int], None] = lambda done: None,
 ) -> Photos:
-    """Decodes the photos of a split, `limit` of them at most, to (H, W). `step` is called with 1 after each.
+    """At most `limit` photos of a split, decoded to size (H, W). Calls `step` with 1 after each photo.
 
-    Raises PhotosError when the split is empty, or a photo is missing or changed since it was recorded.
+    Raises PhotosError when the split is empty, or when a photo is missing or differs from the run's record.
     """
     photos = select_photos(dataset.split(split), limit)
     if not photos:
-        raise PhotosError(f"the run has no {split} photos, so nothing can be proven: train with some")
+        raise PhotosError(f"the run has no {split} photos to compare files on; train with more photos")
 
     def read(photo: Photo) -> NDArray[np.uint8]:
         pixels = read_picture(read_verified(dataset, photo), size)
@@ -52,7 +52,7 @@ def read_photos(
 
 
 def select_photos(photos: tuple[Photo, ...], limit: int | None) -> tuple[Photo, ...]:
-    """At most `limit` photos, evenly over the classes, and always the same: by the order of their hashes."""
+    """At most `limit` photos, spread evenly over the classes. Equal photos give an equal choice."""
     if limit is None or limit >= len(photos):
         return photos
     by_label: dict[str, list[Photo]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The graph that ships: a run's Keras model, held to the contract, and the SavedModel behind every format."""
+"""The Keras model that is exported: loaded from a run, checked, and saved as a SavedModel."""
 
 from __future__ import annotations
 
@@ -16,54 +16,61 @@ from runtime.common.errors import UserError
 if TYPE_CHECKING:
     from train.run import Run
 
-OUTPUTS = ("probabilities", "known")  # what the contract has; `known` only where the model learnt it
-BATCH = 8
+OUTPUTS = ("probabilities", "known")  # of the contract; only some models have `known`
+BATCH = 8  # photos
 
 
-class GraphError(UserError):
-    """A model that cannot be deployed as it is."""
+class ServingModelError(UserError):
+    """A model whose inputs or outputs do not match the contract."""
 
 
 def serving_model(run: Run) -> keras.Model:
     """The run's model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], maybe `known` [N, 1].
 
-    Raises GraphError when the model does not keep the contract: a file must be replaceable by any other.
+    Raises ServingModelError when the inputs or outputs do not match the contract.
     """
     model = run.load_model()
-    where = f"{run.path / 'model.keras'}"
+    path = run.path / "model.keras"
     image = model.inputs[0]
     if len(model.inputs) != 1 or image.name != "image" or image.dtype != "uint8" or image.shape[3] != 3:
-        raise GraphError(
-            f"{where}: takes {image.name} {image.dtype} {image.shape}, not image uint8 [N, H, W, 3]"
+        raise ServingModelError(
+            f"{path}: the input is {image.name} {image.dtype} {image.shape}, not image uint8 [N, H, W, 3]; "
+            "train it again"
         )
     outputs = named_outputs(model)
     if "probabilities" not in outputs or not set(outputs) <= set(OUTPUTS):
-        raise GraphError(f"{where}: gives {', '.join(outputs)}, not probabilities; train it again")
+        raise ServingModelError(
+            f"{path}: the outputs are {', '.join(outputs)}, not probabilities and known; train it again"
+        )
     if "known" in outputs and "known" not in run.thresholds:
-        raise GraphError(f"{where}: gives known, but run.json has no threshold for it; train it again")
+        raise ServingModelError(
+            f"{path}: has the output known, but run.json has no threshold for it; train it again"
+        )
     probabilities = outputs["probabilities"]
     if probabilities.dtype != "float32" or probabilities.shape[-1] != len(run.classes):
-        raise GraphError(
-            f"{where}: gives {probabilities.dtype} {probabilities.shape} for {len(run.classes)} classes; "
-            "train it again"
+        raise ServingModelError(
+            f"{path}: probabilities are {probabilities.dtype} {probabilities.shape} for {len(run.classes)} "
+            "classes; train it again"
         )
     return model
 
 
 def named_outputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
-    """The model's outputs by the names of the layers that give them."""
+    """The model's outputs by name."""
     return dict(zip(model.output_names, model.outputs, strict=True))
 
 
 def save_serving_model(model: keras.Model, folder: Path, batch: int | None) -> None:
-    """Writes a SavedModel with `serving_default`, image → outputs by name; a batch of None is of any size."""
+    """Writes a SavedModel with the signature `serving_default`: image → outputs by name.
+
+    A batch of None accepts any batch size.
+    """
     names = model.output_names
 
     def serve(image: tf.Tensor) -> dict[str, tf.Tensor]:
         return dict(zip(names, keras.tree.flatten(model(image, training=False)), strict=True))
 
-    # Not tf.saved_model.save: it does not track a Keras 3 model's variables, and the file converted from it
-    # comes out without weights, and without an error.
+    # tf.saved_model.save does not track a Keras 3 model's variables: a file converted from it has no weights.
     archive = keras.export.ExportArchive()
     archive.track(model)
     image = tf.TensorSpec([batch, *model.inputs[0].shape[1:]], tf.uint8, name="image")
@@ -74,8 +81,9 @@ def save_serving_model(model: keras.Model, folder: Path, batch: int | None) -> N
 def predict(
     model: keras.Model, photos: NDArray[np.uint8], step: Callable[[int], None]
 ) -> dict[str, NDArray[np.float32]]:
-    """Parity's reference: outputs by name, `probabilities` [n, C] and maybe `known` [n, 1], for photos uint8
-    [n, H, W, 3], on the CPU even beside a GPU.
+    """The model's outputs by name, float32 [n, ...], for photos uint8 [n, H, W, 3], computed on the CPU.
+
+    Calls `step` with the number of photos of each batch.
     """
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.output_names}
     with tf.device("/CPU:0"):

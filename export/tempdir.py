@@ -1,4 +1,4 @@
-"""Files that are needed for a moment only."""
+"""Temporary folders with one-line errors."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from runtime.common.errors import UserError
 
 @contextmanager
 def temporary_dir() -> Iterator[Path]:
-    """A temporary folder, gone at the end. Raises UserError when it cannot be made or written to."""
+    """A temporary folder, deleted at the end. Raises UserError when it cannot be created or written to."""
     try:
-        with TemporaryDirectory() as there:
-            yield Path(there)
-    except BrokenPipeError:  # whoever read the output has gone
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+    except BrokenPipeError:  # the reader of the output has ended
         raise
     except OSError as error:
         raise UserError(
             f"{error.filename or 'temporary files'}: {error.strerror or error}; "
-            "make room there, or name another folder in TMPDIR"
+            "free space there, or set TMPDIR to another folder"
         ) from None

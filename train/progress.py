@@ -11,18 +11,22 @@ PLAIN_LINE_EVERY = 10.0  # seconds: enough to see that a log is alive, not enoug
 
 
 class Progress:
-    """`with Progress("features", 500, "photos") as progress: progress.step(16)`"""
+    """`with Progress("features", 500, "photos") as progress: progress.step(16)`
 
-    def __init__(self, what: str, total: int, unit: str) -> None:
+    `left` returns a text such as "2 min left in all", shown instead of this stage's own time left.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, left: Callable[[], str] | None = None) -> None:
         from tqdm import tqdm  # here, so that a command without it can still say what is not installed
 
-        self.what, self.total, self.unit = what, total, unit
+        self.what, self.total, self.unit, self.left = what, total, unit, left
         self.interval: Callable[[float], str] = tqdm.format_interval
         self.done = 0
         self.note = ""
         self.told = False
         self.started = self.printed = time.monotonic()
-        self.bar = tqdm(total=total, desc=what, unit=f" {unit}") if sys.stderr.isatty() else None
+        shown = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"} if left else {}
+        self.bar = tqdm(total=total, desc=what, unit=f" {unit}", **shown) if sys.stderr.isatty() else None
 
     def step(self, count: int, note: str = "") -> None:
         """Add `count` to what is done; `note` is shown beside it."""
@@ -30,7 +34,7 @@ class Progress:
         self.note = note
         self.told = False
         if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.set_postfix_str(self.left() if self.left else note, refresh=False)
             self.bar.update(count)
         elif time.monotonic() - self.printed >= PLAIN_LINE_EVERY:
             self._line()
@@ -52,6 +56,7 @@ class Progress:
         rate = self.done / seconds
         if self.done < self.total:
             when = f"{self.interval((self.total - self.done) / rate)} left" if rate else "starting"
+            when = self.left() if self.left else when
         else:
             when = f"took {self.interval(seconds)}"
         line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {when}"

@@ -1,121 +1,134 @@
-"""The int8 files: recipes are tried in turn, on validation photos in the engines, until one holds.
+"""Find an int8 recipe: try recipes in order, in the engines, on validation photos.
 
-The book's way (the defaults of TFLiteConverter or quantize_static) moves the probabilities three to five
-times as far. What each recipe gave, those that did not pay too, is in benchmarks/int8.csv.
+The default quantization of TFLiteConverter and quantize_static moves probabilities 3 to 5 times as far.
+benchmarks/int8.csv has the figures of these recipes and of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from export import onnx as to_onnx
-from export import tflite as to_tflite
-from export.int8.quantize import Quantized, Recipe, conv_chain, quantize
-from export.parity.parity import NoveltyReference, ParityResult, broken_bounds, inference_count, run_parity
-from export.photos import Photos, read_photos
-from export.serving_model import predict
-from train.progress import Progress
-from train.run import Run
+from export.int8.gptq import gptq
+from export.int8.quantize import Quantized, Recipe, quantize
+from export.parity.gates import broken_bounds
+from export.parity.result import ParityResult
+from export.parity.runner import ParityReference, file_engine_pairs, run_parity
+from export.time_left import ExportClock, quantize_key, validate_key
 
-CALIBRATION_PHOTOS = 60  # of train: more change little, and each takes 50 MB while it is at work
+CALIBRATION_PHOTOS = 60  # of train: more photos change little and take 50 MB of memory each
 VALIDATION_PHOTOS = 200  # of val, never of test
 AIM_AGREEMENT = 0.995
 AIM_MAX_DP = 0.05
 
-LADDER = (
-    Recipe("gptq-equalized", rounding="gptq", bias_correction=True, equalization=0.5),
-    Recipe("gptq", rounding="gptq", bias_correction=True),
+RECIPES = (
+    Recipe("gptq-equalized", rounding=gptq, bias_correction=True, equalization=0.5),
+    Recipe("gptq", rounding=gptq, bias_correction=True),
     Recipe("nearest", bias_correction=True),
 )
 
-# By format: the float model and its quantized convolutions → the file's bytes.
-INT8: dict[str, Callable[[keras.Model, Quantized], bytes]] = {"tflite": to_tflite.int8, "onnx": to_onnx.int8}
+Int8Converter = Callable[[keras.Model, Quantized], bytes]
 
 
-def build_int8(
-    model: keras.Model, run: Run, formats: Sequence[str], engines: Sequence[str] | None = None
-) -> dict[str, tuple[bytes, str]]:
-    """By format, the int8 file and the name of the recipe that it took.
+@dataclass(frozen=True)
+class Int8File:
+    """An int8 file, before the contract is embedded."""
 
-    A recipe is taken when it meets the aim in every engine. If none does, the best one is, and the gates on
-    the test photos judge it. Raises PhotosError and QuantizeError.
+    data: bytes
+    recipe: str
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    file: Int8File
+    results: Sequence[ParityResult]
+
+    @property
+    def misses(self) -> list[str]:
+        return [line for result in self.results if (line := _missed_aim(result))]
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """Lower is better: broken gates first, then photos that disagree, then the largest |Δp|."""
+        return (
+            sum(len(broken_bounds(result)) for result in self.results),
+            max(result.disagreements for result in self.results),
+            max(np.nan_to_num(result.max_dp, nan=np.inf) for result in self.results),
+        )
+
+
+def find_int8(
+    model: keras.Model,
+    converters: Mapping[str, Int8Converter],
+    calibration: NDArray[np.uint8],
+    validation: ParityReference,
+    engines: Sequence[str] | None,
+    clock: ExportClock,
+) -> dict[str, Int8File]:
+    """The int8 file of each format in `converters`.
+
+    A format takes the first recipe that meets the aim in every engine. If no recipe does, it takes the best
+    one, and the gates on the test photos decide. `calibration` is uint8 [n, H, W, 3]. Raises QuantizeError.
     """
-    size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
-    calibration = read_photos(run.dataset, "train", size, CALIBRATION_PHOTOS)
-    validation = read_photos(run.dataset, "val", size, VALIDATION_PHOTOS)
-    with Progress("keras on val", len(validation.pixels), "photos") as progress:
-        reference = predict(model, validation.pixels, progress.step)
-    known = NoveltyReference(reference["known"], run.thresholds["known"]) if "known" in reference else None
-
-    taken: dict[str, tuple[bytes, str]] = {}
-    tried: dict[str, list[tuple[tuple[float, ...], bytes, str]]] = {format: [] for format in formats}
-    for recipe in LADDER:
-        left = [format for format in formats if format not in taken]
-        if not left:
+    accepted: dict[str, Int8File] = {}
+    candidates: dict[str, list[_Candidate]] = {format: [] for format in converters}
+    for recipe in RECIPES:
+        remaining = [format for format in converters if format not in accepted]
+        if not remaining:
             break
-        with Progress(
-            f"int8 {recipe.name}", len(conv_chain(model)) * len(calibration.pixels), "layers of photos"
-        ) as progress:
-            quantized = quantize(model, calibration.pixels, recipe, progress.step)
-        for format in left:
-            data = INT8[format](model, quantized)
-            rows = _on_validation(format, data, reference["probabilities"], validation, engines, known)
-            missed = [line for row in rows if (line := _missed(row))]
+        clock.time_left.add(clock.workload.recipe_tasks(recipe.name, remaining))
+        key = quantize_key(recipe.name)
+        with clock.stage(f"int8 recipe {recipe.name}", "layers of photos", [key]) as step:
+            quantized = quantize(model, calibration, recipe, partial(step, key))
+        for format in remaining:
+            with clock.conversion((format, "int8"), recipe.name):
+                data = converters[format](model, quantized)
+            results = _validate(recipe.name, format, data, validation, engines, clock)
+            candidate = _Candidate(Int8File(data, recipe.name), results)
+            candidates[format].append(candidate)
+            outcome = "; ".join(candidate.misses) or "accepted"
+            print(f"int8 {format}, recipe {recipe.name}: {_figures(results)}: {outcome}", flush=True)
+            if not candidate.misses:
+                accepted[format] = candidate.file
+    for format in converters:
+        if format not in accepted:
+            accepted[format] = min(candidates[format], key=lambda candidate: candidate.rank).file
             print(
-                f"int8 {format} {recipe.name}: {_figures(rows)}: {'; '.join(missed) or 'taken'}", flush=True
-            )
-            if missed:
-                tried[format].append((_rank(rows), data, recipe.name))
-            else:
-                taken[format] = data, recipe.name
-    for format in formats:
-        if format not in taken:
-            _, data, name = min(tried[format])
-            print(
-                f"int8 {format}: no recipe meets the aim; {name} comes nearest and goes to the gates",
+                f"int8 {format}: no recipe reaches the aim; the gates now check the best one, "
+                f"{accepted[format].recipe}",
                 flush=True,
             )
-            taken[format] = data, name
-    return {format: taken[format] for format in formats}
+    return {format: accepted[format] for format in converters}
 
 
-def _on_validation(
+def _validate(
+    recipe: str,
     format: str,
     data: bytes,
-    reference: NDArray[np.float32],
-    photos: Photos,
+    validation: ParityReference,
     engines: Sequence[str] | None,
-    known: NoveltyReference | None,
+    clock: ExportClock,
 ) -> list[ParityResult]:
     files = {(format, "int8"): data}
-    with Progress(
-        f"int8 {format} on val", inference_count(files, len(reference), engines), "inferences"
-    ) as progress:
-        return run_parity(files, reference, photos.pixels, photos.truth, engines, progress.step, known)
+    keys = {engine: validate_key(recipe, format, engine) for _, engine in file_engine_pairs(files, engines)}
+    with clock.stage(f"int8 {format} on val", "inferences", list(keys.values())) as step:
+        return run_parity(files, validation, engines, lambda file, engine: step(keys[engine], 1))
 
 
-def _missed(row: ParityResult) -> str:
-    """What keeps a row from the aim, or nothing. The aim lies within the gates."""
-    if row.error:
-        return f"{row.engine}: {row.error}"
-    over = [f"max |Δp| over {AIM_MAX_DP:g}"] if row.max_dp > AIM_MAX_DP else []
-    over += [f"agreement under {AIM_AGREEMENT:.1%}"] if row.agreement < AIM_AGREEMENT else []
-    return f"{row.engine}: {', '.join(over)}" if over else ""
+def _missed_aim(result: ParityResult) -> str:
+    """How a result misses the aim, which is stricter than the gates; empty if it does not."""
+    if result.error:
+        return f"{result.engine}: {result.error}"
+    misses = [f"max |Δp| over {AIM_MAX_DP:g}"] if result.max_dp > AIM_MAX_DP else []
+    misses += [f"agreement under {AIM_AGREEMENT:.1%}"] if result.agreement < AIM_AGREEMENT else []
+    return f"{result.engine}: {', '.join(misses)}" if misses else ""
 
 
-def _rank(rows: Sequence[ParityResult]) -> tuple[float, ...]:
-    """Less is better: first what the gates refuse, then photos that disagree, then the worst |Δp|."""
-    return (
-        sum(len(broken_bounds(row)) for row in rows),
-        max(row.disagreements for row in rows),
-        max(np.nan_to_num(row.max_dp, nan=np.inf) for row in rows),
-    )
-
-
-def _figures(rows: Sequence[ParityResult]) -> str:
-    agreement, dp = min(row.agreement for row in rows), max(row.max_dp for row in rows)
-    return f"agreement {agreement:.1%}, max |Δp| {dp:.3f} on {rows[0].n} photos"
+def _figures(results: Sequence[ParityResult]) -> str:
+    agreement, dp = min(result.agreement for result in results), max(result.max_dp for result in results)
+    return f"agreement {agreement:.1%}, max |Δp| {dp:.3f} on {results[0].n} photos"

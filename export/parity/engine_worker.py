@@ -1,9 +1,11 @@
-"""Run a model file as a device would: in a process of its own, with one engine and no TensorFlow.
+"""Run a model file in a separate process with one engine and without TensorFlow, as on a device.
 
-TensorFlow in the process would change the result: tflite-runtime 2.14 cannot read a signature when
-TensorFlow's symbols are loaded before its own. It also turns an engine's crash into an answer.
+tflite-runtime 2.14 cannot read a signature in a process that has loaded TensorFlow, and an engine that
+crashes does not end the export.
 
-    python -m export.device ENGINE MODEL PHOTOS.npy N THREADS OUT.npz     one dot on stdout a photo
+    python -m export.parity.engine_worker ENGINE MODEL PHOTOS.npy N THREADS OUT.npz
+
+prints one dot to stdout per photo.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ ROOT = Path(__file__).resolve().parents[2]  # where `export` and `runtime` are i
 
 @dataclass(frozen=True)
 class EngineOutputs:
-    """What an engine said to each photo, in its own words: nothing here is checked."""
+    """The unchecked outputs of an engine."""
 
-    engine: str  # with its version
+    engine: str  # name and version
     probabilities: NDArray[np.float32]  # [n, C]
-    ms: NDArray[np.float32]  # [n], of each inference
-    known: NDArray[np.float32] | None = None  # [n, 1], when the file has that output
+    ms: NDArray[np.float32]  # [n], time of each inference
+    known: NDArray[np.float32] | None = None  # [n, 1], if the file has that output
 
 
 def run_in_engine(
@@ -41,8 +43,8 @@ def run_in_engine(
 ) -> EngineOutputs:
     """Runs the model file `data` over the first `n` photos of a .npy of uint8 [N, H, W, 3], one at a time.
 
-    `step` is called after each photo; what it raises stops the engine. Raises EngineError with the engine's
-    own words when it cannot run the file, UserError when there is no room for temporary files.
+    Calls `step` after each photo; an exception in `step` stops the engine. Raises EngineError with the
+    engine's message when it cannot run the file, and UserError when there is no room for temporary files.
     """
     with temporary_dir() as folder:
         model, out, errors = (folder / name for name in ("model", "out.npz", "stderr"))
@@ -67,8 +69,8 @@ def run_in_engine(
                 process.stdout.close()
                 process.wait()
         if status:
-            said = errors.read_text(errors="replace").strip().splitlines() or ["no word"]
-            raise EngineError(f"{engine} stopped with status {status}: {said[-1][:300]}")
+            messages = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
+            raise EngineError(f"{engine} stopped with status {status}: {messages[-1][:300]}")
         with np.load(out) as result:
             return EngineOutputs(
                 str(result["engine"]), result["probabilities"], result["ms"], result.get("known")
@@ -76,6 +78,7 @@ def run_in_engine(
 
 
 def main(argv: list[str]) -> int:
+    """Runs in the separate process. Returns 0."""
     engine, model, photos, n, threads, out = argv
     run = ENGINES[engine](Path(model).read_bytes(), int(threads))
     found: dict[str, list[NDArray[np.float32]]] = {}
@@ -96,5 +99,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:  # the whole group was interrupted, and the parent says so
+    except KeyboardInterrupt:  # Ctrl-C reaches the whole process group; the parent reports it
         sys.exit(130)

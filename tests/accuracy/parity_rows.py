@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from export.parity.parity import file_engine_pairs
+from export.parity.runner import file_engine_pairs
 from runtime.model_file.index import read_index
 
 

@@ -76,4 +76,5 @@ def test_every_exported_file_passes_its_gate_in_every_engine(
     assert export([str(flowers_run), "--all", "--photos", str(PARITY_PHOTOS), "--out", str(out)]) == 0
     for row in parity_of_all_pairs(out):
         assert int(row["n"]) == PARITY_PHOTOS
-        assert row["verdict"] == "holds"
+        exact = row["precision"].startswith("float")  # the other gates need 250 photos
+        assert row["verdict"] == ("passed" if exact else "too few photos")

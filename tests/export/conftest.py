@@ -1,4 +1,4 @@
-"""A small network that keeps the contract: what is converted here costs milliseconds a photo."""
+"""A small network with the inputs and outputs of the contract: an inference takes milliseconds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from export.parity.runner import ParityReference
 from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ LABELS = ("daisy", "dent-de-lion", "バラ")
 
 
 def small_model(known: bool = False) -> keras.Model:
-    """VGG16's kinds of layer on a 32 x 32 picture, with random weights that tell pictures apart."""
+    """VGG16's kinds of layer on 32 x 32 pixels, with random weights that give pictures different labels."""
     import keras
 
-    def start(scale: float, seed: int) -> keras.Initializer:
+    def initializer(scale: float, seed: int) -> keras.Initializer:
         return keras.initializers.VarianceScaling(scale, seed=seed)
 
     image = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="image")
@@ -37,24 +38,26 @@ def small_model(known: bool = False) -> keras.Model:
             3,
             padding="same",
             activation="relu",
-            kernel_initializer=start(2, block),
+            kernel_initializer=initializer(2, block),
             name=f"{name}_conv1",
         )
         x = keras.layers.MaxPooling2D(name=f"{name}_pool")(convolution(x))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dropout(0.5, name="dropout")(x)
-    logits = keras.layers.Dense(len(LABELS), kernel_initializer=start(0.01, 3), name="logits")(x)
+    logits = keras.layers.Dense(len(LABELS), kernel_initializer=initializer(0.01, 3), name="logits")(x)
     outputs = [keras.layers.Softmax(name="probabilities")(logits)]
     if known:
         outputs.append(
-            keras.layers.Dense(1, activation="sigmoid", kernel_initializer=start(1e-4, 4), name="known")(x)
+            keras.layers.Dense(
+                1, activation="sigmoid", kernel_initializer=initializer(1e-4, 4), name="known"
+            )(x)
         )
     return keras.Model(image, outputs, name="small")
 
 
 @pytest.fixture
-def little_room() -> Iterator[None]:
-    """No file may grow over a megabyte, as on a disk that is nearly full."""
+def full_disk() -> Iterator[None]:
+    """No file can grow over 1 MB, as on a disk that is nearly full."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
     yield
@@ -68,7 +71,7 @@ def model() -> keras.Model:
 
 @pytest.fixture(scope="session")
 def pictures() -> NDArray[np.uint8]:
-    """Eight pictures, uint8 [8, 32, 32, 3], of stripes and noise in different colours."""
+    """Eight pictures, uint8 [8, 32, 32, 3], with stripes and noise in different colours."""
     random = np.random.default_rng(0)
     colours = random.integers(0, 256, (8, 1, 1, 3))
     noise = random.normal(0, 40, (8, SIDE, SIDE, 3))
@@ -95,14 +98,16 @@ def contract() -> Contract:
 
 @pytest.fixture(scope="session")
 def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
-    """Every float format of the small model, as converted."""
-    from export.formats import FLOAT_FORMATS
+    """The small model in every float format, without the contract."""
+    from export.formats import FLOAT_CONVERTERS
 
-    return {key: convert(model) for key, convert in FLOAT_FORMATS.items()}
+    return {key: convert(model) for key, convert in FLOAT_CONVERTERS.items()}
 
 
 @pytest.fixture(scope="session")
-def reference(model: keras.Model, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+def reference(model: keras.Model, pictures: NDArray[np.uint8]) -> ParityReference:
+    """The small model's outputs, which also serve as the labels."""
     from export.serving_model import predict
 
-    return predict(model, pictures, lambda done: None)["probabilities"]
+    outputs = predict(model, pictures, lambda done: None)["probabilities"]
+    return ParityReference(pictures, outputs.argmax(axis=1), outputs)

@@ -1,64 +1,60 @@
-"""to_tflite and to_onnx: the same signature, names, types and answers in every float format and engine."""
+"""Every float format has the same signature, names, types and outputs in every engine."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 import pytest
-from numpy.typing import NDArray
 
-from export.parity.parity import run_parity
+from export.parity.runner import ParityReference, run_parity
 from runtime.inference.engines import ENGINES
 from tests.export.conftest import LABELS, SIDE, small_model
 
 Files = dict[tuple[str, str], bytes]
 
 
-def test_every_format_answers_as_keras_does(
-    float_files: Files, reference: NDArray[np.float32], pictures: NDArray[np.uint8]
-) -> None:
-    assert len(set(reference.argmax(axis=1))) > 1  # or agreement would say nothing
-    rows = run_parity(float_files, reference, pictures, reference.argmax(axis=1))
-    # tflite and onnx at least: an environment without them proves nothing.
-    assert {row.format for row in rows} == {"tflite", "onnx"}
-    most = {"float32": 1e-5, "float16": 5e-3, "dynamic": 0.1}
-    for row in rows:
-        assert not row.error
-        assert row.max_dp <= most[row.precision], row
-        assert row.ms > 0
+def test_every_format_has_the_outputs_of_keras(float_files: Files, reference: ParityReference) -> None:
+    assert len(set(reference.truth)) > 1  # with one label, agreement proves nothing
+    results = run_parity(float_files, reference)
+    assert {result.format for result in results} == {"tflite", "onnx"}  # an engine of each is installed
+    limits = {"float32": 1e-5, "float16": 5e-3, "dynamic": 0.1}
+    for result in results:
+        assert not result.error
+        assert result.max_dp <= limits[result.precision], result
+        assert result.ms > 0
 
 
-def test_the_weights_are_inside(float_files: Files) -> None:
-    """A converter that loses track of a model's variables writes a file without them, and says nothing."""
-    count = small_model().count_params()
-    share = {"float32": 4, "float16": 2, "dynamic": 1}
+def test_every_file_contains_the_weights(float_files: Files) -> None:
+    """A converter that does not track the variables writes a file without weights and without an error."""
+    parameters = small_model().count_params()
+    bytes_per_weight = {"float32": 4, "float16": 2, "dynamic": 1}
     for (_, precision), data in float_files.items():
-        assert len(data) > share[precision] * count
+        assert len(data) > bytes_per_weight[precision] * parameters
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic"])
-def test_tflite_signature(precision: str, float_files: Files) -> None:
+def test_a_tflite_file_has_the_contracts_signature(precision: str, float_files: Files) -> None:
     run = ENGINES["litert"](float_files["tflite", precision], 1)
     assert run.input == ("uint8", (1, SIDE, SIDE, 3))
     assert dict(run.outputs) == {"probabilities": (1, len(LABELS))}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_onnx_signature(precision: str, float_files: Files) -> None:
+def test_an_onnx_file_has_the_contracts_signature(precision: str, float_files: Files) -> None:
     run = ENGINES["onnx"](float_files["onnx", precision], 1)
     assert run.input == ("uint8", (-1, SIDE, SIDE, 3))
     assert dict(run.outputs) == {"probabilities": (-1, len(LABELS))}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_onnx_graph_is_plain(precision: str, float_files: Files) -> None:
+def test_an_onnx_graph_has_only_plain_operators(precision: str, float_files: Files) -> None:
     graph = onnx.load_model_from_string(float_files["onnx", precision])
     assert graph.ir_version == 8
     assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", 17)]
     assert [value.name for value in graph.graph.input] == ["image"]
     assert [value.name for value in graph.graph.output] == ["probabilities"]
     kinds = [node.op_type for node in graph.graph.node]
-    # One Transpose, from the contract's channels-last picture, and no multiplication by 1.
+    # One Transpose, for the contract's channels-last input, and no multiplication by 1.
     assert kinds.count("Transpose") == 1
     assert not {"Mul", "Div", "Reshape"} & set(kinds)
     kernels = {
@@ -69,22 +65,22 @@ def test_onnx_graph_is_plain(precision: str, float_files: Files) -> None:
     assert kernels == {onnx.TensorProto.FLOAT if precision == "float32" else onnx.TensorProto.FLOAT16}
 
 
-def test_onnx_takes_any_batch(
-    float_files: Files, pictures: NDArray[np.uint8], reference: NDArray[np.float32]
-) -> None:
+def test_an_onnx_file_accepts_any_batch_size(float_files: Files, reference: ParityReference) -> None:
     run = ENGINES["onnx"](float_files["onnx", "float32"], 1)
-    assert np.abs(run(pictures)["probabilities"] - reference).max() < 1e-5
+    assert np.abs(run(reference.photos)["probabilities"] - reference.probabilities).max() < 1e-5
 
 
 def test_outputs_keep_their_names() -> None:
-    """TensorFlow sorts a signature's outputs, so `known` comes first: it must not be taken for the other."""
-    from export import onnx as to_onnx
-    from export import tflite as to_tflite
+    """TensorFlow sorts a signature's outputs, so `known` comes first."""
+    from export import onnx_converter, tflite_converter
 
     model = small_model(known=True)
     picture = np.full((1, SIDE, SIDE, 3), 200, np.uint8)
     probabilities, known = (np.asarray(output) for output in model(picture, training=False))
-    for engine, data in (("litert", to_tflite.float32(model)), ("onnx", to_onnx.float32(model))):
+    for engine, data in (
+        ("litert", tflite_converter.float32(model)),
+        ("onnx", onnx_converter.float32(model)),
+    ):
         outputs = ENGINES[engine](data, 1)(picture)
         assert np.abs(outputs["probabilities"] - probabilities).max() < 1e-5
         assert np.abs(outputs["known"] - known).max() < 1e-5

@@ -4,12 +4,11 @@ import keras
 import numpy as np
 import pytest
 
-from export import onnx as to_onnx
-from export import tflite as to_tflite
+from export import onnx_converter, tflite_converter
 from export.int8.quantize import Recipe, quantize
-from export.macs import macs
+from export.macs import count_macs
 
-# By hand, of `two_layers`: a 3x3 convolution of 3 channels into 8 at 16 x 16 places, and 8 numbers into 4.
+# Computed by hand for `two_layers`: a 3x3 convolution from 3 to 8 channels at 16 x 16 positions, then 8 x 4.
 CONVOLUTION = 16 * 16 * 3 * 3 * 3 * 8
 DENSE = 8 * 4
 
@@ -24,13 +23,17 @@ def two_layers() -> keras.Model:
     return keras.Model(image, keras.layers.Softmax(name="probabilities")(x), name="two")
 
 
-@pytest.mark.parametrize(("format", "convert"), [("tflite", to_tflite.float32), ("onnx", to_onnx.float32)])
-def test_a_float_file_asks_for_what_was_reckoned_by_hand(format: str, convert, two_layers) -> None:  # type: ignore[no-untyped-def]
-    assert macs(convert(two_layers), format) == CONVOLUTION + DENSE
+@pytest.mark.parametrize(
+    ("format", "convert"), [("tflite", tflite_converter.float32), ("onnx", onnx_converter.float32)]
+)
+def test_a_float_file_has_the_macs_computed_by_hand(format: str, convert, two_layers) -> None:  # type: ignore[no-untyped-def]
+    assert count_macs(convert(two_layers), format) == CONVOLUTION + DENSE
 
 
-@pytest.mark.parametrize(("format", "convert"), [("tflite", to_tflite.int8), ("onnx", to_onnx.int8)])
-def test_an_int8_file_asks_for_the_same(format: str, convert, two_layers) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    ("format", "convert"), [("tflite", tflite_converter.int8), ("onnx", onnx_converter.int8)]
+)
+def test_an_int8_file_has_as_many_macs(format: str, convert, two_layers) -> None:  # type: ignore[no-untyped-def]
     photos = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     quantized = quantize(two_layers, photos, Recipe("nearest", float_first=False))
-    assert macs(convert(two_layers, quantized), format) == CONVOLUTION + DENSE
+    assert count_macs(convert(two_layers, quantized), format) == CONVOLUTION + DENSE

@@ -1,4 +1,4 @@
-"""The contract inside the files, read back by our runtime, by stdlib zipfile, and by the engines."""
+"""The embedded contract is read by the runtime, by zipfile and by the engines."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import struct
 import zipfile
 from typing import Any
 
-import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from numpy.typing import NDArray
 
-from export.metadata import embed
-from export.parity.parity import run_parity
+from export.metadata import embed_contract
+from export.parity.runner import ParityReference, run_parity
 from runtime.model_file.contract import Contract
 from runtime.model_file.loader import read_contract
 
@@ -22,47 +20,45 @@ Files = dict[tuple[str, str], bytes]
 
 @pytest.fixture(scope="module")
 def embedded(float_files: Files, contract: Contract) -> Files:
-    return {key: embed(data, key[0], contract) for key, data in float_files.items()}
+    return {key: embed_contract(data, key[0], contract) for key, data in float_files.items()}
 
 
-def test_the_runtime_reads_it_back(embedded: Files, contract: Contract) -> None:
+def test_the_runtime_reads_the_embedded_contract(embedded: Files, contract: Contract) -> None:
     for (format, _), data in embedded.items():
         assert read_contract(data, format) == contract
 
 
-def test_the_same_bytes_every_time(float_files: Files, embedded: Files, contract: Contract) -> None:
+def test_embedding_repeats_byte_for_byte(float_files: Files, embedded: Files, contract: Contract) -> None:
     for key, data in float_files.items():
-        assert embed(data, key[0], contract) == embedded[key]
+        assert embed_contract(data, key[0], contract) == embedded[key]
 
 
-def test_the_files_still_run(
-    embedded: Files, reference: NDArray[np.float32], pictures: NDArray[np.uint8]
-) -> None:
-    rows = run_parity(embedded, reference, pictures, reference.argmax(axis=1))
-    assert [row.error for row in rows if row.error] == []
-    assert max(row.max_dp for row in rows if row.precision == "float32") < 1e-5
+def test_files_with_a_contract_run_in_every_engine(embedded: Files, reference: ParityReference) -> None:
+    results = run_parity(embedded, reference)
+    assert [result.error for result in results if result.error] == []
+    assert max(result.max_dp for result in results if result.precision == "float32") < 1e-5
 
 
-def test_zip_is_stored_and_undated(embedded: Files, contract: Contract) -> None:
+def test_zip_entries_are_stored_with_a_fixed_date(embedded: Files, contract: Contract) -> None:
     with zipfile.ZipFile(io.BytesIO(embedded["tflite", "float32"])) as archive:
         entries = archive.infolist()
         assert [entry.filename for entry in entries] == ["labels.txt", "contract.json"]
         for entry in entries:
-            assert entry.compress_type == zipfile.ZIP_STORED  # MediaPipe refuses any other
+            assert entry.compress_type == zipfile.ZIP_STORED  # MediaPipe refuses deflated entries
             assert entry.date_time == (1980, 1, 1, 0, 0, 0)
         assert archive.read("labels.txt").decode().splitlines() == list(contract.labels)
         assert Contract.from_json(archive.read("contract.json")) == contract
 
 
-def test_tensors_have_the_contracts_names(embedded: Files) -> None:
+def test_tensors_have_the_names_of_the_contract(embedded: Files) -> None:
     model = schema.ModelT.InitFromPackedBuf(embedded["tflite", "float32"])
     graph = model.subgraphs[0]
     assert [graph.tensors[i].name for i in graph.inputs] == [b"image"]
     assert [graph.tensors[i].name for i in graph.outputs] == [b"probabilities"]
 
 
-def test_weights_stay_aligned(embedded: Files) -> None:
-    """The schema asks for multiples of 16 bytes, which kernels may rely on."""
+def test_weights_are_aligned_to_16_bytes(embedded: Files) -> None:
+    """The schema requires multiples of 16 bytes, and kernels may rely on them."""
     for (format, _), data in embedded.items():
         if format == "tflite":
             model = schema.Model.GetRootAs(data)
@@ -72,8 +68,8 @@ def test_weights_stay_aligned(embedded: Files) -> None:
                     assert buffer._tab.Vector(buffer._tab.Offset(4)) % 16 == 0
 
 
-def test_tflite_metadata(embedded: Files, contract: Contract) -> None:
-    """Read by the field numbers of metadata_schema.fbs, with a reader that shares no code with the writer."""
+def test_tflite_metadata_describes_the_tensors(embedded: Files, contract: Contract) -> None:
+    """Read with the field numbers of metadata_schema.fbs and a reader that shares no code with the writer."""
     model = schema.ModelT.InitFromPackedBuf(embedded["tflite", "dynamic"])
     (entry,) = [entry for entry in model.metadata if entry.name == b"TFLITE_METADATA"]
     data = bytes(model.buffers[entry.buffer].data)
@@ -100,14 +96,14 @@ def test_tflite_metadata(embedded: Files, contract: Contract) -> None:
 class Table:
     """A FlatBuffers table: https://flatbuffers.dev/internals/."""
 
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data, self.at = data, at
+    def __init__(self, data: bytes, position: int) -> None:
+        self.data, self.position = data, position
 
     def field(self, number: int) -> int:
-        vtable = self.at - self._read("i", self.at)
+        vtable = self.position - self._read("i", self.position)
         offset = self._read("H", vtable + 4 + 2 * number) if 4 + 2 * number < self._read("H", vtable) else 0
-        assert offset, f"field {number} is not there"
-        return self.at + offset
+        assert offset, f"field {number} is missing"
+        return self.position + offset
 
     def scalar(self, number: int, kind: str) -> int:
         return int(self._read(kind, self.field(number)))

@@ -1,4 +1,4 @@
-"""The model card says what the record says, whatever characters the labels have."""
+"""The model card has the recorded figures, and labels with any characters are escaped."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from export.model_card import card
-from export.parity.parity import ParityResult
+from export.model_card import model_card
+from export.parity.result import ParityResult
 from runtime.model_file.contract import Contract
 from runtime.model_file.index import Index, IndexedFile
-from tests.export.parity.test_parity import ROW
+from tests.export.parity.results import RESULT
 from train.data.dataset import Dataset, Photo
 from train.run import Run
 
 
-def made(
+def card(
     contract: Contract,
     metrics: dict[str, object],
     settings: dict[str, object] | None = None,
     compressed: dict[str, object] | None = None,
-    row: ParityResult = ROW,
+    result: ParityResult = RESULT,
 ) -> str:
     photos = tuple(
         Photo(f"{i}.jpg", "daisy", split, "0") for i, split in enumerate(["train"] * 3 + ["test"] * 2)
@@ -46,23 +46,23 @@ def made(
     counted = {"macs": 1_530_000_000}
     file = IndexedFile("small_int8.tflite", "tflite", "int8", 1_000_000, "c" * 64, counted)
     index = Index(contract, (file,))
-    return card(index, run, [row], {"small_int8.tflite": "per-channel, float head"})
+    return model_card(index, run, [result], {"small_int8.tflite": "per-channel, float head"})
 
 
-def test_figures_are_the_records(contract: Contract) -> None:
-    text = made(contract, {"test": {"n": 2, "top1": 0.5, "loss": 1.0}, "val": None})
-    assert "top-1 50.0% of 2 test photos" in text
-    assert "3 drawn pictures to train on, 0 to choose the best epoch, 2 to test" in text
+def test_figures_are_the_recorded_figures(contract: Contract) -> None:
+    text = card(contract, {"test": {"n": 2, "top1": 0.5, "loss": 1.0}, "val": None})
+    assert "top-1 50.0% on 2 test photos" in text
+    assert "3 generated pictures for training, 0 for validation and 2 for testing" in text
     assert contract.data_sha256 in text
     assert "| tflite | int8 | litert 2.3.0 | 500 | 90.0% | 100.0% |" in text
     assert "| `small_int8.tflite` | 1.0 | 1.53 | per-channel, float head |" in text
-    assert "Trained on drawn pictures" in text
+    assert "Trained on generated pictures" in text
     assert "/home/somebody" not in text
 
 
-def test_front_matter_is_yaml_whatever_the_name(contract: Contract) -> None:
+def test_front_matter_is_yaml_for_any_name(contract: Contract) -> None:
     name = 'flowers: "best" # 1\n---'
-    text = made(Contract(**{**vars(contract), "name": name}), {})
+    text = card(Contract(**{**vars(contract), "name": name}), {})
     front = text.split("\n---\n")[0].splitlines()
     assert front[0] == "---"
     (line,) = [line for line in front if line.startswith("- name: ")]
@@ -70,18 +70,18 @@ def test_front_matter_is_yaml_whatever_the_name(contract: Contract) -> None:
     assert "    - {type: accuracy, value: 0.9000" in "\n".join(front)
 
 
-def test_labels_are_text_not_markup(contract: Contract) -> None:
-    text = made(Contract(**{**vars(contract), "labels": ("a|b", "<script>")}), {})
+def test_markup_in_labels_is_escaped(contract: Contract) -> None:
+    text = card(Contract(**{**vars(contract), "labels": ("a|b", "<script>")}), {})
     assert r"a\|b, \<script\>" in text
 
 
-def test_what_was_trained_on_and_what_is_unknown_is_told(contract: Contract) -> None:
+def test_the_card_describes_training_and_the_unknown_decision(contract: Contract) -> None:
     metrics: dict[str, object] = {"test": None, "val": None}
-    plain = made(contract, metrics)
-    assert "convolution layers, frozen, under" in plain and "`known`" not in plain
-    knowing = made(replace(contract, thresholds={"known": 0.5}), metrics, {"fine_tune": "block5"})
-    assert "convolution layers, frozen below block5 and trained on from there, under" in knowing
-    assert "Under 0.5 the runtime answers `unknown`" in knowing
+    plain = card(contract, metrics)
+    assert "are frozen." in plain and "`known`" not in plain
+    knowing = card(replace(contract, thresholds={"known": 0.5}), metrics, {"fine_tune": "block5"})
+    assert "frozen below block5 and fine-tuned" in knowing
+    assert "Below 0.5 the runtime reports `unknown`" in knowing
 
 
 def test_a_compressed_run_shows_both_models(contract: Contract) -> None:
@@ -93,15 +93,15 @@ def test_a_compressed_run_shows_both_models(contract: Contract) -> None:
         "of_macs": 15_346_630_656,
         "uncompressed_top1": {"val": None, "test": 0.948},
     }
-    text = made(
+    text = card(
         contract,
         {"test": {"n": 500, "top1": 0.94}, "val": None},
         compressed=done,
-        row=replace(ROW, uncompressed_disagreements=25),
+        result=replace(RESULT, uncompressed_disagreements=25),
     )
-    assert r"compressed from the run flowers\_run" in text and "10.2 times fewer multiplications" in text
+    assert r"flowers\_run" in text and "10.2 times fewer multiplications" in text
     assert "| uncompressed, float32 | 224 x 224 | 15.35 |  | 94.8% |" in text
     assert "| compressed, float32 | 160 x 160 | 1.50 |  | 94.0% |" in text
-    assert "convolution layers, compressed and trained on, under" in text
-    assert "| uncompressed | ms |" in text and "| 95.0% | 1.0 | holds |" in text
-    assert "compressed" not in made(contract, {"test": None, "val": None})
+    assert "are compressed and then trained" in text
+    assert "| same as uncompressed | ms |" in text and "| 95.0% | 1.0 | passed |" in text
+    assert "compressed" not in card(contract, {"test": None, "val": None})

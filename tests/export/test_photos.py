@@ -1,4 +1,4 @@
-"""The run's photos: the same bytes that it recorded, or an error that says which and what to do."""
+"""The photos of a run are the recorded bytes, or an error names the photo and the next step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def dataset(tmp_path: Path) -> Dataset:
     return Dataset(tmp_path, ("a", "b"), tuple(photos))
 
 
-def test_pixels_are_the_devices(dataset: Dataset) -> None:
+def test_pixels_are_decoded_by_the_devices_code(dataset: Dataset) -> None:
     steps: list[int] = []
     photos = read_photos(dataset, "test", (16, 24), step=steps.append)
     assert photos.pixels.shape == (9, 16, 24, 3)
@@ -36,7 +36,7 @@ def test_pixels_are_the_devices(dataset: Dataset) -> None:
     assert sum(steps) == 9
 
 
-def test_a_limit_takes_classes_evenly_and_always_the_same(dataset: Dataset) -> None:
+def test_a_limit_is_spread_evenly_over_the_classes_and_repeats(dataset: Dataset) -> None:
     chosen = select_photos(dataset.photos, 4)
     assert sorted(photo.label for photo in chosen) == ["a", "a", "b", "b"]
     assert select_photos(tuple(reversed(dataset.photos)), 4) == chosen
@@ -44,7 +44,7 @@ def test_a_limit_takes_classes_evenly_and_always_the_same(dataset: Dataset) -> N
     assert set(select_photos(dataset.photos, 2)) < set(chosen)
 
 
-def test_photos_that_are_gone_or_changed(dataset: Dataset) -> None:
+def test_a_missing_or_changed_photo_raises_photos_error(dataset: Dataset) -> None:
     path = dataset.root / "3.png"
     Image.new("RGB", (40, 30)).save(path)
     with pytest.raises(PhotosError, match=r"3\.png: has changed"):
@@ -54,6 +54,6 @@ def test_photos_that_are_gone_or_changed(dataset: Dataset) -> None:
         read_photos(dataset, "test", (8, 8))
 
 
-def test_an_empty_split(dataset: Dataset) -> None:
+def test_an_empty_split_raises_photos_error(dataset: Dataset) -> None:
     with pytest.raises(PhotosError, match="no val photos"):
         read_photos(dataset, "val", (8, 8))

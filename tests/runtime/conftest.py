@@ -39,7 +39,7 @@ def convert(known: bool, format: str, precision: str) -> bytes:
     """The colour network in one format. `known` adds the output: is the picture bright?"""
     import keras
 
-    from export.formats import FLOAT_FORMATS
+    from export.formats import FLOAT_CONVERTERS
 
     image = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="image")
     x = keras.layers.Rescaling(1 / 255)(image)
@@ -53,18 +53,18 @@ def convert(known: bool, format: str, precision: str) -> bytes:
         bright = keras.layers.Dense(1, activation="sigmoid", name="known")
         outputs.append(bright(x))
         bright.set_weights([np.full((3, 1), 10, np.float32), np.array([-5], np.float32)])
-    return FLOAT_FORMATS[format, precision](keras.Model(image, outputs, name="colours"))
+    return FLOAT_CONVERTERS[format, precision](keras.Model(image, outputs, name="colours"))
 
 
 def write_folder(folder: Path, files: dict[tuple[str, str], bytes], contract: Contract) -> Path:
     """A model folder as an export leaves it, of converted files that get their contract here."""
-    from export.metadata import embed
+    from export.metadata import embed_contract
 
     folder.mkdir(parents=True)
     listed = []
     for (format, precision), data in files.items():
         path = folder / f"{contract.name}_{precision}.{format}"
-        path.write_bytes(embed(data, format, contract))
+        path.write_bytes(embed_contract(data, format, contract))
         listed.append(
             IndexedFile(
                 file=path.name,

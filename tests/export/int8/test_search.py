@@ -1,42 +1,60 @@
+"""The search accepts the first recipe that meets the aim, or else the best one."""
+
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from export.int8 import search as ladder
+from export.formats import INT8_CONVERTERS
+from export.int8 import search
 from export.int8.quantize import Recipe
-from train.run import Run, open_run
+from export.int8.search import Int8File, find_int8
+from export.int8.weight_codes import WeightCodes
+from export.parity.runner import ParityReference
+from export.time_left import ExportClock, Workload
 
 if TYPE_CHECKING:
     import keras
 
-
-@pytest.fixture
-def run(synthetic_run: Path) -> Run:
-    return open_run(synthetic_run)
+BEST = search.RECIPES[0]
 
 
-def test_the_first_recipe_that_holds_is_taken(
-    model: keras.Model, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def find(model: keras.Model, reference: ParityReference, *formats: str) -> dict[str, Int8File]:
+    converters = {format: INT8_CONVERTERS[format] for format in formats}
+    workload = Workload(0.001, 1000, 4, 8, 8, 8, ("litert", "onnx"), 2)
+    clock = ExportClock(workload, {})
+    return find_int8(model, converters, reference.photos, reference, ("litert", "onnx"), clock)
+
+
+def test_the_first_recipe_that_meets_the_aim_is_accepted(
+    model: keras.Model,
+    reference: ParityReference,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(ladder, "AIM_MAX_DP", 1.0)
-    monkeypatch.setattr(ladder, "AIM_AGREEMENT", 0.0)
-    made = ladder.build_int8(model, run, ["tflite", "onnx"], ["litert", "onnx"])
-    assert [name for _, name in made.values()] == [ladder.LADDER[0].name] * 2
-    assert ladder.LADDER[1].name not in capsys.readouterr().out.replace(ladder.LADDER[0].name, "")
+    monkeypatch.setattr(search, "AIM_MAX_DP", 1.0)
+    monkeypatch.setattr(search, "AIM_AGREEMENT", 0.0)
+    files = find(model, reference, "tflite", "onnx")
+    assert [file.recipe for file in files.values()] == [BEST.name] * 2
+    assert "recipe gptq:" not in capsys.readouterr().out
 
 
-def test_no_recipe_is_good_enough_and_the_best_goes_to_the_gates(
-    model: keras.Model, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_an_accepted_recipe_the_best_one_goes_to_the_gates(
+    model: keras.Model,
+    reference: ParityReference,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    # A recipe that must lose, first: seven bits and activations clipped where they matter.
-    bad = Recipe("bad", weights="7 bits", activations="percentile", float_first=False)
-    monkeypatch.setattr(ladder, "LADDER", (bad, ladder.LADDER[0]))
-    monkeypatch.setattr(ladder, "AIM_MAX_DP", 0.0)
-    made = ladder.build_int8(model, run, ["onnx"], ["onnx"])
-    assert made["onnx"][1] == ladder.LADDER[1].name
-    said = capsys.readouterr().out
-    assert "int8 onnx bad:" in said and "max |Δp| over 0" in said
-    assert f"no recipe meets the aim; {ladder.LADDER[1].name} comes nearest" in said
+    def clip(activations: NDArray[np.float32]) -> float:
+        return float(np.percentile(activations, 90))
+
+    bad = Recipe("bad", weight_codes=WeightCodes(63), activation_range=clip, float_first=False)
+    monkeypatch.setattr(search, "RECIPES", (bad, BEST))
+    monkeypatch.setattr(search, "AIM_MAX_DP", 0.0)
+    assert find(model, reference, "onnx")["onnx"].recipe == BEST.name
+    printed = capsys.readouterr().out
+    assert "onnx, recipe bad" in printed and "max |Δp| over 0" in printed
+    assert f"no recipe reaches the aim; the gates now check the best one, {BEST.name}" in printed

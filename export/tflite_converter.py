@@ -1,4 +1,8 @@
-"""A Keras model → TFLite bytes, one function a precision, all with the contract's input and outputs."""
+"""Convert a Keras model to TFLite: one function per precision.
+
+Every file has the inputs and outputs of the contract: `image` uint8 [1, H, W, 3] → `probabilities` float32
+[1, C], and `known` float32 [1, 1] where the model has that output.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,8 @@ import tensorflow as tf
 from ai_edge_litert import schema_py_generated as schema
 
 from export.flatbuffer import pack, unpack
-from export.int8.activation_ranges import LEVELS
-from export.int8.quantize import Quantized, QuantizedConv, QuantParams, conv_chain, large_dense, with_weights
+from export.int8.layers import conv_chain, large_dense
+from export.int8.quantize import LEVELS, Quantized, QuantizedConv, QuantParams, with_weights
 from export.serving_model import save_serving_model
 from runtime.common.terminal import suppress_native_stderr
 
@@ -25,7 +29,7 @@ def float32(model: keras.Model) -> bytes:
 
 
 def float16(model: keras.Model) -> bytes:
-    """Weights stored in float16, half the size. A CPU expands them to float32 when it loads the file."""
+    """Weights stored in float16, half the size. The engine expands them to float32 when it loads the file."""
     with tempfile.TemporaryDirectory() as folder:
         converter = _converter(model, folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -34,29 +38,29 @@ def float16(model: keras.Model) -> bytes:
 
 
 def dynamic(model: keras.Model) -> bytes:
-    """Weights in int8; a layer's input is quantized by its own range when the layer runs: no calibration."""
+    """Dynamic range: weights in int8, and a layer's inputs quantized by their own range at each inference."""
     with tempfile.TemporaryDirectory() as folder:
         converter = _converter(model, folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        # A per-channel Dense would be FULLY_CONNECTED version 12, which tflite-runtime 2.14 does not know.
+        # A per-channel Dense becomes FULLY_CONNECTED version 12, which tflite-runtime 2.14 cannot run.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
         return _convert(converter)
 
 
 def int8(model: keras.Model, quantized: Quantized) -> bytes:
-    """Convolutions and poolings in int8, by the codes and scales of `quantized`; the head in float.
+    """Convolutions and pooling in int8, with the codes and scales of `quantized`; the head in float32.
 
-    A Dense layer too large to stay in float (the article's first) gets int8 weights and a dynamic range.
+    A Dense layer with over 1,000,000 weights gets int8 weights and a dynamic range.
     """
-    # Here and not above: slow to import.
+    # Slow to import.
     from litert_quantizer.qtyping import QuantGranularity, TFLOperationName
     from litert_quantizer.quantizer import Quantizer
 
     data = float32(with_weights(model, quantized))
     quantizer = Quantizer(data)
     ranges = {}
-    reach = (0.0, 0.0)
-    for layer, (source, result) in zip(conv_chain(model), _tensors_of_chain(data), strict=True):
+    output_range = (0.0, 0.0)
+    for layer, (source, result) in zip(conv_chain(model), _chain_tensors(data), strict=True):
         scope, conv = re.escape(result), quantized.get(layer.name)
         if conv is None:
             quantizer.add_static_config(scope, TFLOperationName.MAX_POOL_2D, 8, 8)
@@ -64,17 +68,17 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
             if conv.codes is not None:
                 quantizer.add_static_config(scope, TFLOperationName.CONV_2D, 8, 8)
             ranges[source] = _range(conv.input)
-            reach = _range(conv.output)
-        ranges[result] = reach
+            output_range = _range(conv.output)
+        ranges[result] = output_range
     for layer in large_dense(model):
         scope = rf"/{layer.name}_\d+/"
         quantizer.add_dynamic_config(scope, TFLOperationName.FULLY_CONNECTED, 8, QuantGranularity.TENSORWISE)
-    with suppress_native_stderr():  # the quantizer opens an interpreter, which says so
-        made = quantizer.quantize(
+    with suppress_native_stderr():  # the quantizer opens an interpreter, which logs to stderr
+        quantization = quantizer.quantize(
             {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
             enable_progress_report=False,
         )
-    return _with_codes(bytes(made.quantized_model), list(quantized.values()))
+    return _with_codes(bytes(quantization.quantized_model), list(quantized.values()))
 
 
 def _converter(model: keras.Model, folder: str) -> tf.lite.TFLiteConverter:
@@ -87,12 +91,12 @@ def _convert(converter: tf.lite.TFLiteConverter) -> bytes:
     return data
 
 
-def _range(codes: QuantParams) -> tuple[float, float]:
-    return -codes.zero_point * codes.scale, (LEVELS - codes.zero_point) * codes.scale
+def _range(params: QuantParams) -> tuple[float, float]:
+    return -params.zero_point * params.scale, (LEVELS - params.zero_point) * params.scale
 
 
-def _tensors_of_chain(data: bytes) -> list[tuple[str, str]]:
-    """The names of what each convolution and pooling takes and gives, in order."""
+def _chain_tensors(data: bytes) -> list[tuple[str, str]]:
+    """The names of the input and output tensor of each convolution and pooling, in order."""
     file = unpack(data)
     (graph,) = file.subgraphs
     kinds = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.MAX_POOL_2D)
@@ -104,7 +108,7 @@ def _tensors_of_chain(data: bytes) -> list[tuple[str, str]]:
 
 
 def _with_codes(data: bytes, convolutions: list[QuantizedConv]) -> bytes:
-    """The quantizer rounds weights to the nearest code of a scale of its own: these are the codes chosen."""
+    """Replaces the codes and scales that litert-quantizer chose with those of `convolutions`."""
     file = unpack(data)
     (graph,) = file.subgraphs
     kind = schema.BuiltinOperator.CONV_2D

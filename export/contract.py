@@ -1,0 +1,78 @@
+"""Build the contract of a run's files, and check it with the reader that a device uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from export.parity.result import FileKey
+from export.tempdir import temporary_dir
+from runtime.common.errors import ModelError, UserError
+from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.index import Index, IndexedFile, read_index
+from train.run import Run
+
+
+def build_contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
+    """The contract of a model folder called `name`, for an input of `size` (H, W)."""
+    versions = dict(run.versions)
+    for package in ("tensorflow", "tf2onnx", "onnx", "litert-quantizer"):
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return Contract(
+        version=CONTRACT_VERSION,
+        name=name,
+        labels=run.classes,
+        input_size=size,
+        resize=RESIZE,
+        thresholds=run.thresholds,
+        base_sha256=run.base_sha256,
+        data_sha256=run.data_sha256,
+        versions=versions,
+        created=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+        synthetic=run.synthetic,
+    )
+
+
+def check_contract(contract: Contract, files: Sequence[FileKey], run: Path, out: Path) -> None:
+    """Raises UserError when a device would refuse this contract or the names of its files.
+
+    An export calls it before the work of minutes.
+    """
+    check_index(Index(replace(contract, name="model"), ()), run)  # the contract under a valid name
+    names = (
+        IndexedFile(file_name(contract.name, file), *file, bytes=0, sha256="", metrics={}) for file in files
+    )
+    if reason := _refusal(Index(contract, tuple(names))):
+        raise UserError(f"{out}: the folder's name is part of its file names: {reason}; give another --out")
+
+
+def check_index(index: Index, run: Path) -> None:
+    """Raises UserError when a device would refuse this model.json."""
+    if reason := _refusal(index):
+        raise UserError(
+            f"run {run}: a device would refuse its {INDEX_NAME}: {reason}; "
+            "rename its classes, or use fewer classes with shorter names, and train again"
+        )
+
+
+def file_name(name: str, file: FileKey) -> str:
+    """The name of a file in the folder `name`, such as flowers_int8.tflite."""
+    return f"{name}_{file[1]}.{file[0]}"
+
+
+def _refusal(index: Index) -> str:
+    """Why the device's reader refuses this index; empty if it does not."""
+    with temporary_dir() as folder:
+        path = folder / INDEX_NAME
+        path.write_bytes(index.to_json().encode("utf-8", "surrogatepass"))  # the reader refuses surrogates
+        try:
+            read_index(folder)
+        except ModelError as error:
+            return str(error).removeprefix(f"{path}: ")
+    return ""

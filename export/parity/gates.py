@@ -1,0 +1,119 @@
+"""The bounds that every exported file must pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from export.parity.result import ParityResult
+
+MIN_PHOTOS = 250  # bounds on shares and percentiles apply from this many photos on
+ALLOWED_SHARE = 0.02  # of fewer photos, 2 % (rounded up) may have another answer
+
+PASSED, FAILED, TOO_FEW_PHOTOS = "passed", "failed", "too few photos"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The bounds of one precision. None: no bound."""
+
+    max_dp: float | None = None
+    p99_dp: float | None = None
+    agreement: float | None = None  # smallest share of photos with the float32 model's top-1
+    top1_loss: float | None = None  # largest loss of top-1 accuracy, as a share
+    next_step: str = ""  # what to do about a file that fails
+
+    @property
+    def needs_many_photos(self) -> bool:
+        return any(bound is not None for bound in (self.p99_dp, self.agreement, self.top1_loss))
+
+
+GATES: dict[str, Gate] = {
+    "float32": Gate(max_dp=1e-4, next_step="the conversion changed the model; report this with the table"),
+    "float16": Gate(
+        max_dp=5e-3, next_step="float16 cannot represent these weights; export without --float16"
+    ),
+    "dynamic": Gate(agreement=0.98, next_step="export --int8, which is calibrated, or without --dynamic"),
+    "int8": Gate(
+        max_dp=0.25,
+        p99_dp=0.12,
+        agreement=0.98,
+        top1_loss=0.01,
+        next_step="train on more photos, which calibration also uses, or export --float16 instead",
+    ),
+}
+
+
+def verdict(result: ParityResult) -> str:
+    """PASSED, FAILED or TOO_FEW_PHOTOS: no bound is broken, but some bounds need MIN_PHOTOS photos."""
+    if broken_bounds(result):
+        return FAILED
+    if result.n < MIN_PHOTOS and GATES[result.precision].needs_many_photos:
+        return TOO_FEW_PHOTOS
+    return PASSED
+
+
+def failures(results: Iterable[ParityResult]) -> list[str]:
+    """One line for each failed result: file, engine, broken bounds and the next step."""
+    return [
+        f"{result.format} {result.precision} in {result.engine}: {'; '.join(broken)}; {_next_step(result)}"
+        for result in results
+        if (broken := broken_bounds(result))
+    ]
+
+
+def broken_bounds(result: ParityResult) -> list[str]:
+    """The bounds that a result breaks, each with its figure.
+
+    A bound on the largest |Δp| applies to any number of photos. Bounds on shares and percentiles apply from
+    MIN_PHOTOS photos on: with 40 photos, one photo is 2.5 %, and the 99th percentile is nearly the maximum.
+    """
+    if result.error:
+        return [result.error]
+    gate = GATES[result.precision]
+    broken = []
+    if gate.max_dp is not None and not result.max_dp <= gate.max_dp:
+        broken.append(f"max |Δp| {result.max_dp:.2g} is over {gate.max_dp:g}")
+    broken += _broken_known(result, gate)
+    return broken + (_broken_rates(result, gate) if result.n >= MIN_PHOTOS else _broken_count(result))
+
+
+def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
+    broken = []
+    limit = gate.max_dp if gate.agreement is None else None  # the bound of a float file
+    if limit is not None and result.max_dknown is not None and not result.max_dknown <= limit:
+        broken.append(f"max |Δ known| {result.max_dknown:.2g} is over {limit:g}")
+    if result.known_disagreements is not None and result.known_disagreements > _allowed(result):
+        broken.append(
+            f"{result.known_disagreements} of {result.n} photos differ in the unknown decision "
+            f"(limit {_allowed(result)})"
+        )
+    return broken
+
+
+def _broken_count(result: ParityResult) -> list[str]:
+    if result.disagreements <= _allowed(result):
+        return []
+    return [f"{result.disagreements} of {result.n} photos have another top-1 (limit {_allowed(result)})"]
+
+
+def _broken_rates(result: ParityResult, gate: Gate) -> list[str]:
+    broken = []
+    if gate.p99_dp is not None and not result.p99_dp <= gate.p99_dp:
+        broken.append(f"99th percentile |Δp| {result.p99_dp:.3f} is over {gate.p99_dp:g}")
+    if gate.agreement is not None and not result.agreement >= gate.agreement:
+        broken.append(f"agreement {result.agreement:.1%} is under {gate.agreement:.1%}")
+    loss = result.reference_top1 - result.top1
+    # Compared in whole photos, because rounding could turn a loss of exactly the bound into a failure.
+    if gate.top1_loss is not None and round(loss * result.n) > gate.top1_loss * result.n:
+        broken.append(f"top-1 falls by {100 * loss:.1f} points, over {100 * gate.top1_loss:.1f}")
+    return broken
+
+
+def _allowed(result: ParityResult) -> int:
+    return math.ceil(ALLOWED_SHARE * result.n)
+
+
+def _next_step(result: ParityResult) -> str:
+    return "report it with the versions of both" if result.error else GATES[result.precision].next_step

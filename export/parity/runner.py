@@ -1,0 +1,177 @@
+"""Run model files in their device engines and compare the outputs with the float32 Keras model."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.parity.engine_worker import EngineOutputs, run_in_engine
+from export.parity.result import FileKey, ParityResult
+from export.tempdir import temporary_dir
+from runtime.common.errors import EngineError
+from runtime.inference.engines import ENGINES, FORMATS_OF, default_threads, is_installed
+
+TIMED = 11  # photos whose median is the latency
+
+Step = Callable[[FileKey, str], None]  # called with the file and the engine after each inference
+
+
+@dataclass(frozen=True)
+class ParityReference:
+    """Photos, and the outputs of the trained model for them."""
+
+    photos: NDArray[np.uint8]  # [n, H, W, 3]
+    truth: NDArray[np.int64]  # [n], the index of each photo's label
+    probabilities: NDArray[np.float32]  # [n, C], of the float32 Keras model
+    known: NDArray[np.float32] | None = None  # [n, 1], if the model has that output
+    known_threshold: float = 0.0  # a photo with a lower `known` is unknown
+    uncompressed: NDArray[np.int64] | None = None  # [n], top-1 of the uncompressed model, if compressed
+
+
+def run_parity(
+    files: Mapping[FileKey, bytes],
+    reference: ParityReference,
+    engines: Sequence[str] | None = None,
+    step: Step = lambda file, engine: None,
+) -> list[ParityResult]:
+    """Runs each file in each of `engines` (None: all that are installed) that supports its format.
+
+    Calls `step` after each of `inference_count` inferences. A file that an engine cannot run, or that breaks
+    the contract, gets a result with an error. Raises UserError when there is no room for temporary files.
+    """
+    lock, stop = threading.Lock(), threading.Event()
+
+    def locked_step(file: FileKey, engine: str) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        with lock:
+            step(file, engine)
+
+    pairs = file_engine_pairs(files, engines)
+    with temporary_dir() as folder:
+        photos = folder / "photos.npy"
+        np.save(photos, reference.photos)
+
+        def compare(pair: tuple[FileKey, str]) -> ParityResult:
+            file, engine = pair
+            return _run_pair(file, files[file], engine, photos, reference, lambda: locked_step(*pair))
+
+        # One thread per inference and several at once is faster than one after the other on all cores.
+        with ThreadPoolExecutor(default_threads()) as pool:
+            try:
+                results = list(pool.map(compare, pairs))
+            except BaseException:
+                stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        # Latency is measured as on a device: one inference at a time on all cores.
+        timed = min(TIMED, len(reference.photos))
+        for i, (file, engine) in enumerate(pairs):
+            if not results[i].error:
+                count = lambda file=file, engine=engine: locked_step(file, engine)  # noqa: E731
+                ms = run_in_engine(files[file], engine, photos, timed, default_threads(), count).ms
+                results[i] = replace(results[i], ms=float(np.median(ms)))
+    return results
+
+
+def file_engine_pairs(
+    files: Iterable[FileKey], engines: Sequence[str] | None = None
+) -> list[tuple[FileKey, str]]:
+    """Each file with each of `engines` (None: all that are installed) that supports its format."""
+    chosen = [engine for engine in ENGINES if is_installed(engine)] if engines is None else engines
+    return [(file, engine) for file in files for engine in chosen if FORMATS_OF[engine] == file[0]]
+
+
+def inference_count(files: Iterable[FileKey], n: int, engines: Sequence[str] | None = None) -> int:
+    """The number of inferences of `run_parity` on n photos."""
+    return len(file_engine_pairs(files, engines)) * (n + min(TIMED, n))
+
+
+def _run_pair(
+    file: FileKey,
+    data: bytes,
+    engine: str,
+    photos: Path,
+    reference: ParityReference,
+    step: Callable[[], None],
+) -> ParityResult:
+    try:
+        outputs = run_in_engine(data, engine, photos, len(reference.photos), 1, step)
+    except EngineError as error:
+        return _result(file, engine, data, reference.probabilities * np.nan, reference, str(error))
+    found, error_text = outputs.probabilities, contract_error(outputs, reference)
+    if found.shape != reference.probabilities.shape:
+        found = reference.probabilities * np.nan
+    result = _result(file, outputs.engine, data, found, reference, error_text)
+    if error_text:
+        return result
+    if reference.uncompressed is not None:
+        different = found.argmax(axis=1) != reference.uncompressed
+        result = replace(result, uncompressed_disagreements=int(different.sum()))
+    return _with_known(result, outputs.known, reference)
+
+
+def _result(
+    file: FileKey,
+    engine: str,
+    data: bytes,
+    found: NDArray[np.float32],
+    reference: ParityReference,
+    error: str,
+) -> ParityResult:
+    expected = reference.probabilities
+    dp = np.abs(found.astype(np.float64) - expected).max(axis=1)
+    # argmax returns the first NaN: a photo without finite outputs agrees with no class.
+    top = np.where(np.isfinite(found).all(axis=1), found.argmax(axis=1), -1)
+    return ParityResult(
+        format=file[0],
+        precision=file[1],
+        engine=engine,
+        n=len(expected),
+        bytes=len(data),
+        top1=float((top == reference.truth).mean()),
+        reference_top1=float((expected.argmax(axis=1) == reference.truth).mean()),
+        disagreements=int((top != expected.argmax(axis=1)).sum()),
+        mean_dp=float(dp.mean()),
+        p99_dp=float(np.percentile(dp, 99)),
+        max_dp=float(dp.max()),
+        ms=math.nan,
+        error=error,
+    )
+
+
+def _with_known(
+    result: ParityResult, found: NDArray[np.float32] | None, reference: ParityReference
+) -> ParityResult:
+    if reference.known is None:
+        return result
+    if found is None or found.shape != reference.known.shape or not np.isfinite(found).all():
+        return replace(result, error="output `known` is missing, or not one finite number per photo")
+    threshold = reference.known_threshold
+    return replace(
+        result,
+        known_disagreements=int(((found >= threshold) != (reference.known >= threshold)).sum()),
+        max_dknown=float(np.abs(found.astype(np.float64) - reference.known).max()),
+    )
+
+
+def contract_error(outputs: EngineOutputs, reference: ParityReference) -> str:
+    """Why `probabilities` break the contract; empty if they do not."""
+    found, shape = outputs.probabilities, reference.probabilities.shape
+    if found.shape != shape:
+        return f"returns {list(found.shape[1:])} probabilities per photo, not {list(shape[1:])}"
+    if found.dtype != np.float32:
+        return f"returns {found.dtype}, not float32"
+    if not np.isfinite(found).all():
+        return f"returns no finite number for {int((~np.isfinite(found)).any(axis=1).sum())} photos"
+    sums = found.astype(np.float64).sum(axis=1)
+    if found.min() < 0 or np.abs(sums - 1).max() > 0.01:  # an int8 softmax has steps of 1/256
+        return f"returns probabilities that sum to {sums.min():.3f} to {sums.max():.3f}, not 1"
+    return ""

@@ -1,0 +1,344 @@
+"""Export a trained run: convert it, compare every file with the trained model, and write a model folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.contract import build_contract, check_contract
+from export.model_folder import ExportedFile, model_folder
+from export.output_dir import check_output_dir, replace_dir
+from export.parity.gates import failures
+from export.parity.result import FileKey, ParityResult
+from export.parity.runner import ParityReference, file_engine_pairs, run_parity
+from export.parity.table import parity_report
+from export.photos import Photos, read_photos, select_photos
+from export.sign import Sign, open_key
+from export.time_left import ExportClock, Workload, duration, parity_key, total_seconds
+from runtime.common.errors import UserError
+from runtime.common.terminal import print_error, suppress_native_stderr
+from runtime.common.text import printable
+from runtime.inference.engines import FORMATS_OF, choose_engine, default_threads, require_engine
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import SIGNATURE_NAME
+from runtime.model_file.index import FORMATS
+from train.progress import Progress
+from train.run import UNCOMPRESSED_CSV, Run, newest_run, open_run
+
+if TYPE_CHECKING:
+    import keras
+
+INSTALL = "in a clone of this project, run: pip install '.[train,export]'"
+SUCCESS, PARITY_FAILED = 0, 3
+QUICK_PHOTOS = 50
+SLOW_EXPORT = 60.0  # seconds from which the quicker options are printed
+
+# The packages of the extra `export`, by import name.
+_PACKAGES = (
+    "tensorflow",
+    "tf2onnx",
+    "onnx",
+    "litert_quantizer",
+    "flatbuffers",
+    "ai_edge_litert",
+    "onnxruntime",
+)
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """The options of `python -m export`."""
+
+    run: Path | None = None  # None: the newest run under runs/
+    precisions: tuple[str, ...] = ("float32",)
+    out: Path | None = None  # None: models/ and the name of the run
+    engines: tuple[str, ...] | None = None  # None: all that are installed
+    photos: int | None = None  # test photos to compare on; None: all
+    keep: tuple[str, ...] | None = None  # files to write, such as int8.tflite; None: all
+    photos_root: Path | None = None  # None: where the photos were during training
+    signing_key: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The checked options, with the run open."""
+
+    config: ExportConfig
+    run: Run
+    out: Path
+    files: tuple[FileKey, ...]  # to convert
+    sign: Sign | None
+
+    @property
+    def rejected(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.rejected")
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(format for format, _ in self.files))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """The trained model, its contract, and the test photos."""
+
+    model: keras.Model
+    contract: Contract
+    photos: Photos
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.contract.input_size
+
+
+def export(config: ExportConfig) -> int:
+    """Exports a run to a model folder. Returns the exit code: 0, or 3 if a file fails parity.
+
+    After a failure the model folder stays as it was, and the files are in NAME.rejected. Raises UserError.
+    """
+    job = _prepare(config)
+    trained = _load(job)
+    clock = _estimate(job, trained)
+    files = _convert(job, trained, clock)
+    results = _check_parity(job, trained, files, clock)
+    names = {file.key: file.name for file in files if file.is_kept(config.keep)}
+    print(f"\n{parity_report(results, names, default_threads())}\n")
+    if failed := failures(results):
+        return _reject(job, trained, files, results, failed)
+    _write(job, trained, [file for file in files if file.is_kept(config.keep)], results)
+    return SUCCESS
+
+
+def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple[FileKey, ...]:
+    """The files to make: each precision in each format that `engines` (None: every engine) support."""
+    supported = FORMATS if engines is None else {FORMATS_OF[engine] for engine in engines}
+    keys = [(format, precision) for format in FORMATS if format in supported for precision in precisions]
+    keys = [key for key in keys if key != ("onnx", "dynamic")]  # ONNX has no dynamic-range file
+    return tuple(sorted(keys, key=lambda key: key[1] == "int8"))  # int8 files take longest
+
+
+def _prepare(config: ExportConfig) -> _Job:
+    """Checks all that can be checked before TensorFlow is loaded, which takes seconds."""
+    _check_packages()
+    path = config.run or newest_run()
+    run = open_run(path, config.photos_root)
+    job = _Job(
+        config=config,
+        run=run,
+        out=config.out or Path("models") / run.name,
+        files=file_keys(config.precisions, config.engines),
+        sign=open_key(config.signing_key) if config.signing_key else None,
+    )
+    check_output_dir(job.out)
+    check_output_dir(job.rejected)
+    _check_engines(job)
+    if "int8" in config.precisions and not run.dataset.split("val"):
+        raise UserError(
+            f"run {run.path}: has no val photos to choose an int8 recipe on; train with more photos per "
+            "class, or export without --int8"
+        )
+    newest = "" if config.run else " (the newest run; to export another one: python -m export RUN)"
+    print(printable(f"run: {run.path}{newest}"))
+    if run.synthetic:
+        print("note: this run was trained on generated pictures, not on photos")
+    return job
+
+
+def _check_packages() -> None:
+    """Names all missing packages at once. Raises UserError."""
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {are} not installed; {INSTALL}")
+
+
+def _check_engines(job: _Job) -> None:
+    """Each format needs an engine to compare files in. Raises EngineError."""
+    for engine in job.config.engines or ():
+        require_engine(engine)
+    for format in job.formats:
+        choose_engine(format)  # its error names the package to install
+
+
+def _load(job: _Job) -> _Trained:
+    """Loads TensorFlow, the model and the test photos."""
+    with suppress_native_stderr():
+        import tensorflow  # noqa: F401 (here, because it takes 5 s to load)
+
+    from export.serving_model import serving_model
+
+    model = serving_model(job.run)
+    size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
+    contract = build_contract(job.run, job.out.name, size)
+    check_contract(contract, job.files, job.run.path, job.out)
+    count = min(job.config.photos or sys.maxsize, len(job.run.dataset.split("test")))
+    with Progress("decode", count, "photos") as progress:
+        photos = read_photos(job.run.dataset, "test", size, job.config.photos, progress.step)
+    return _Trained(model, contract, photos)
+
+
+def _estimate(job: _Job, trained: _Trained) -> ExportClock:
+    """Measures the cost of one photo, and prints how long the export takes and how to make it quicker."""
+    from export.int8.search import CALIBRATION_PHOTOS, RECIPES, VALIDATION_PHOTOS
+    from export.serving_model import BATCH, predict
+
+    pixels = trained.photos.pixels[:BATCH]
+    for _ in range(2):  # the first time includes TensorFlow's own start
+        start = time.monotonic()
+        predict(trained.model, pixels, lambda done: None)
+    dataset = job.run.dataset
+    workload = Workload(
+        photo_seconds=(time.monotonic() - start) / len(pixels),
+        parameters=trained.model.count_params(),
+        layers=len(trained.model.layers),
+        calibration=min(CALIBRATION_PHOTOS, len(dataset.split("train"))),
+        validation=min(VALIDATION_PHOTOS, len(dataset.split("val"))),
+        test=len(trained.photos.pixels),
+        engines=job.config.engines,
+        workers=default_threads(),
+    )
+    first = RECIPES[0].name
+    tasks = workload.tasks(job.files, first)
+    seconds = total_seconds(tasks)
+    quicker = []
+    if workload.test > 2 * QUICK_PHOTOS:
+        fewer = total_seconds(replace(workload, test=QUICK_PHOTOS).tasks(job.files, first))
+        quicker.append(f"--photos {QUICK_PHOTOS} ({duration(fewer)})")
+    if job.config.engines is None:
+        one = replace(workload, engines=("litert",))
+        files = file_keys(job.config.precisions, ("litert",))
+        quicker.append(f"--engines litert ({duration(total_seconds(one.tasks(files, first)))})")
+    pairs = len(file_engine_pairs(job.files, job.config.engines))
+    print(
+        f"time: {duration(seconds)} for {len(job.files)} files, compared in {pairs} combinations with engines"
+    )
+    if seconds > SLOW_EXPORT and quicker:
+        print(f"quicker: {' or '.join(quicker)}")
+    return ExportClock(workload, tasks)
+
+
+def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
+    """Every file, with the contract embedded."""
+    from export.formats import FLOAT_CONVERTERS
+    from export.metadata import embed_contract
+
+    files = []
+    for key in job.files:
+        if key in FLOAT_CONVERTERS:
+            with clock.conversion(key):
+                data = FLOAT_CONVERTERS[key](trained.model)
+            files.append(
+                ExportedFile(trained.contract.name, key, embed_contract(data, key[0], trained.contract))
+            )
+    if "int8" in job.config.precisions:
+        files += _convert_int8(job, trained, clock)
+    return files
+
+
+def _convert_int8(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
+    from export.formats import INT8_CONVERTERS
+    from export.int8.search import CALIBRATION_PHOTOS, VALIDATION_PHOTOS, find_int8
+    from export.metadata import embed_contract
+
+    dataset, contract = job.run.dataset, trained.contract
+    calibration = read_photos(dataset, "train", trained.size, CALIBRATION_PHOTOS)
+    validation = read_photos(dataset, "val", trained.size, VALIDATION_PHOTOS)
+    reference = _reference(job, trained, validation, "validation", clock)
+    converters = {format: INT8_CONVERTERS[format] for format in job.formats}
+    found = find_int8(trained.model, converters, calibration.pixels, reference, job.config.engines, clock)
+    return [
+        ExportedFile(
+            contract.name, (format, "int8"), embed_contract(file.data, format, contract), file.recipe
+        )
+        for format, file in found.items()
+    ]
+
+
+def _reference(
+    job: _Job, trained: _Trained, photos: Photos, split: str, clock: ExportClock
+) -> ParityReference:
+    """The outputs of the trained model for these photos."""
+    from export.serving_model import predict
+
+    key = (f"{split} reference",)
+    with clock.stage(f"trained model on {split} photos", "photos", [key]) as step:
+        outputs = predict(trained.model, photos.pixels, lambda done: step(key, done))
+    return ParityReference(
+        photos.pixels,
+        photos.truth,
+        outputs["probabilities"],
+        outputs.get("known"),
+        job.run.thresholds.get("known", 0.0),
+    )
+
+
+def _check_parity(
+    job: _Job, trained: _Trained, files: Sequence[ExportedFile], clock: ExportClock
+) -> list[ParityResult]:
+    """Runs each file in its engines on the test photos."""
+    engines = job.config.engines
+    reference = replace(
+        _reference(job, trained, trained.photos, "test", clock), uncompressed=_uncompressed_top1(job)
+    )
+    data = {file.key: file.data for file in files}
+    keys = [parity_key(file, engine) for file, engine in file_engine_pairs(data, engines)]
+    with clock.stage("parity", "inferences", keys) as step:
+        return run_parity(data, reference, engines, lambda file, engine: step(parity_key(file, engine), 1))
+
+
+def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:
+    """The top-1 [n] of the uncompressed model on the test photos; None if the run is not compressed."""
+    run, labels = job.run, job.run.uncompressed_labels()
+    photos = select_photos(run.dataset.split("test"), job.config.photos)
+    try:
+        return np.array([run.classes.index(labels[photo.path]) for photo in photos]) if labels else None
+    except (KeyError, ValueError) as error:
+        raise UserError(f"run {run.path}: {UNCOMPRESSED_CSV} lacks {error}; compress it again") from None
+
+
+def _reject(
+    job: _Job,
+    trained: _Trained,
+    files: Sequence[ExportedFile],
+    results: Sequence[ParityResult],
+    failed: Sequence[str],
+) -> int:
+    """Writes the files to NAME.rejected and prints an error for each failed result."""
+    replace_dir(model_folder(trained.contract, job.run, files, results), job.rejected)
+    for line in failed:
+        print_error(line)
+    state = f"{job.out} is unchanged" if job.out.exists() else f"{job.out} was not written"
+    print_error(f"parity failed, so {state}; the rejected files are in {job.rejected}")
+    return PARITY_FAILED
+
+
+def _write(
+    job: _Job, trained: _Trained, files: Sequence[ExportedFile], results: Sequence[ParityResult]
+) -> None:
+    """Replaces the model folder and prints the next steps."""
+    contents = model_folder(trained.contract, job.run, files, results)
+    if job.sign:
+        contents[SIGNATURE_NAME] = job.sign(job.out.name, contents)
+    replace_dir(contents, job.out)
+    print(printable(f"model: {job.out}"))
+    if not job.run.compressed and "int8" in job.config.precisions:
+        print(printable(_compression_hint(job.run, files)))
+    print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(job.out))}"))
+
+
+def _compression_hint(run: Run, files: Sequence[ExportedFile]) -> str:
+    gmacs = max(file.macs for file in files) / 1e9
+    return (
+        f"speed: this model computes {gmacs:.2f} GMAC per photo and runs about 10 times slower than a "
+        f"compressed one; to get {gmacs / 10:.2f} GMAC: "
+        f"python -m train.compress {shlex.quote(str(run.path))} --reduce 10"
+    )

@@ -1,0 +1,76 @@
+"""Each gate passes at its bound and fails beyond it."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+
+from export.parity.gates import FAILED, GATES, PASSED, TOO_FEW_PHOTOS, broken_bounds, failures, verdict
+from tests.export.parity.results import RESULT
+
+
+@pytest.mark.parametrize(
+    ("precision", "passes", "fails", "fact"),
+    [
+        ("float32", {"max_dp": 1e-4}, {"max_dp": 1.1e-4}, r"max \|Δp\|"),
+        ("float16", {"max_dp": 5e-3}, {"max_dp": 5.1e-3}, r"max \|Δp\|"),
+        ("dynamic", {"disagreements": 10}, {"disagreements": 11}, "97.8%"),
+        ("int8", {"disagreements": 10}, {"disagreements": 11}, "97.8%"),
+        ("int8", {"p99_dp": 0.12}, {"p99_dp": 0.121}, "99th percentile"),
+        ("int8", {"max_dp": 0.25}, {"max_dp": 0.251}, r"max \|Δp\|"),
+        ("int8", {"top1": 0.89}, {"top1": 0.888}, r"top-1 .* 1\.2 points"),
+        # Fewer photos: 2 % of n, rounded up, may disagree, and bounds on shares and percentiles do not apply.
+        (
+            "int8",
+            {"n": 40, "disagreements": 1, "p99_dp": 0.2, "top1": 0.875},
+            {"n": 40, "disagreements": 2},
+            "limit 1",
+        ),
+        ("dynamic", {"n": 249, "disagreements": 5}, {"n": 249, "disagreements": 6}, "limit 5"),
+        ("int8", {"n": 1, "disagreements": 1}, {"n": 1, "max_dp": 0.26}, r"max \|Δp\|"),
+        ("float32", {"n": 3}, {"n": 3, "max_dp": 0.01}, r"max \|Δp\|"),
+        ("float32", {}, {"max_dp": math.nan}, r"max \|Δp\|"),
+        ("dynamic", {}, {"error": "returns no finite number"}, "no finite number"),
+    ],
+)
+def test_a_gate_passes_at_its_bound_and_fails_beyond_it(
+    precision: str, passes: dict[str, float], fails: dict[str, float], fact: str
+) -> None:
+    result = replace(RESULT, precision=precision)
+    assert broken_bounds(replace(result, **passes)) == []
+    (line,) = failures([replace(result, **passes), replace(result, **fails)])
+    assert line.startswith(f"tflite {precision} in litert 2.3.0: ")
+    assert re.search(fact, line)
+    assert "error" in fails or line.endswith(GATES[precision].next_step)
+    assert verdict(replace(result, **fails)) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("precision", "n", "expected"),
+    [
+        ("int8", 250, PASSED),
+        ("int8", 249, TOO_FEW_PHOTOS),
+        ("dynamic", 249, TOO_FEW_PHOTOS),
+        ("float32", 1, PASSED),
+        ("float16", 1, PASSED),
+    ],
+)
+def test_a_gate_with_rates_never_passes_on_too_few_photos(precision: str, n: int, expected: str) -> None:
+    assert verdict(replace(RESULT, precision=precision, n=n)) == expected
+
+
+def test_the_unknown_decision_has_a_limit_for_every_precision() -> None:
+    few = replace(RESULT, n=500, known_disagreements=10, max_dknown=0.4)
+    assert broken_bounds(few) == []
+    (bound,) = broken_bounds(replace(few, known_disagreements=11))
+    assert "11 of 500" in bound and "limit 10" in bound
+
+
+def test_known_of_a_float_file_has_the_bound_of_its_probabilities() -> None:
+    exact = replace(RESULT, precision="float32", known_disagreements=0, max_dknown=1e-4)
+    assert broken_bounds(exact) == []
+    (bound,) = broken_bounds(replace(exact, max_dknown=2e-4))
+    assert "0.0002" in bound and "0.0001" in bound

@@ -1,0 +1,120 @@
+"""Files are compared in separate engine processes, and a bad file or engine becomes a failed result."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from export import onnx_converter
+from export.parity import engine_worker, runner
+from export.parity.engine_worker import EngineOutputs
+from export.parity.gates import FAILED, failures, verdict
+from export.parity.runner import ParityReference, inference_count, run_parity
+from export.serving_model import predict
+from runtime.common.errors import EngineError, UserError
+from tests.export.conftest import small_model
+
+Files = dict[tuple[str, str], bytes]
+
+
+def test_known_is_compared_with_the_models_own(pictures: NDArray[np.uint8]) -> None:
+    model = small_model(known=True)
+    outputs = predict(model, pictures, lambda done: None)
+    threshold = float(np.median(outputs["known"]))
+    files = {("onnx", "float32"): onnx_converter.float32(model)}
+    right = ParityReference(
+        pictures,
+        outputs["probabilities"].argmax(axis=1),
+        outputs["probabilities"],
+        outputs["known"],
+        threshold,
+    )
+    (same,) = run_parity(files, right, ["onnx"])
+    assert same.known_disagreements == 0 and same.max_dknown is not None and same.max_dknown < 1e-5
+    (different,) = run_parity(files, replace(right, known=1 - outputs["known"]), ["onnx"])
+    assert verdict(different) == FAILED
+
+
+def test_a_file_without_known_fails_if_the_model_has_it(
+    float_files: Files, reference: ParityReference
+) -> None:
+    expected = replace(reference, known=np.ones((len(reference.photos), 1), np.float32), known_threshold=0.5)
+    (result,) = run_parity({("onnx", "float16"): float_files["onnx", "float16"]}, expected, ["onnx"])
+    assert "known" in result.error and verdict(result) == FAILED
+
+
+def test_the_uncompressed_models_answers_are_compared_too(
+    float_files: Files, reference: ParityReference
+) -> None:
+    other = reference.probabilities.argmax(axis=1)
+    other[:2] = (other[:2] + 1) % reference.probabilities.shape[1]
+    files = {("onnx", "float32"): float_files["onnx", "float32"]}
+    (result,) = run_parity(files, replace(reference, uncompressed=other), ["onnx"])
+    assert result.disagreements == 0 and result.uncompressed_disagreements == 2
+    assert result.uncompressed_agreement == pytest.approx(1 - 2 / len(reference.photos))
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda p: p * np.float32(0.5), "sum to 0.500"),
+        (lambda p: np.where(p == p.max(), np.nan, p).astype(np.float32), "no finite number for 1 photos"),
+        (lambda p: p[:, :2], r"\[2\] probabilities .* \[3\]"),
+        (lambda p: p.astype(np.float64), "float64"),
+        (lambda p: p + np.array([-0.9, 0.9, 0], np.float32), "sum to"),
+    ],
+)
+def test_outputs_that_break_the_contract_fail(
+    change: object, fact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], np.float32)
+    outputs = EngineOutputs("engine 1", change(expected), np.ones(2, np.float32))  # type: ignore[operator]
+    monkeypatch.setattr(runner, "run_in_engine", lambda *_: outputs)
+    reference = ParityReference(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), expected)
+    (result,) = run_parity({("onnx", "int8"): b""}, reference, ["onnx"])
+    assert re.search(fact, result.error)
+    assert failures([result]) and verdict(result) == FAILED
+
+
+def test_other_files_continue_after_one_that_an_engine_cannot_run(
+    float_files: Files, reference: ParityReference
+) -> None:
+    good = float_files["tflite", "float32"]
+    files = {("tflite", "float32"): good, ("tflite", "dynamic"): good[: len(good) // 2]}
+    steps: list[tuple[tuple[str, str], str]] = []
+    results = run_parity(files, reference, ["litert"], lambda file, engine: steps.append((file, engine)))
+    assert [bool(result.error) for result in results] == [False, True]
+    assert "litert" in results[1].error and "status" in results[1].error
+    assert len(failures(results)) == 1
+    assert set(steps) == {(("tflite", "float32"), "litert")}
+    assert len(steps) == inference_count([("tflite", "float32")], len(reference.photos), ["litert"])
+
+
+def test_an_interrupt_stops_the_engines(float_files: Files, reference: ParityReference) -> None:
+    def interrupt(file: tuple[str, str], engine: str) -> None:
+        raise KeyboardInterrupt
+
+    files = {("onnx", "float32"): float_files["onnx", "float32"]}
+    with pytest.raises(KeyboardInterrupt):
+        run_parity(files, reference, ["onnx"], interrupt)
+
+
+def test_the_message_of_an_engine_is_in_the_error(tmp_path: Path, pictures: NDArray[np.uint8]) -> None:
+    path = tmp_path / "photos.npy"
+    np.save(path, pictures)
+    with pytest.raises(EngineError, match=r"onnx stopped with status 1: .+"):
+        engine_worker.run_in_engine(b"not a model", "onnx", path, 1, 1)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_one_line_that_names_tmpdir(reference: ParityReference) -> None:
+    many = replace(reference, photos=np.repeat(reference.photos, 50, axis=0))
+    with pytest.raises(UserError, match=r"temporary files: .*TMPDIR"):
+        run_parity({("tflite", "float32"): b""}, many)
+    with pytest.raises(UserError, match=r"temporary files: .*TMPDIR"):
+        engine_worker.run_in_engine(bytes(2 * 10**6), "litert", Path("photos.npy"), 1, 1)

@@ -1,0 +1,106 @@
+"""The table, its explanations, and the sentence that names the file to use."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import replace
+
+import pytest
+
+from export.parity.gates import MIN_PHOTOS
+from export.parity.table import (
+    column_explanations,
+    confidence_note,
+    parity_csv,
+    parity_report,
+    recommendation,
+    table,
+    upper_bound,
+)
+from tests.export.parity.results import RESULT
+
+NAMES = {("tflite", "float32"): "mine_float32.tflite", ("tflite", "int8"): "mine_int8.tflite"}
+FLOAT32 = replace(RESULT, precision="float32")
+
+
+def test_upper_bound_matches_closed_form_and_published_value() -> None:
+    """The closed form for 0 of n, and Clopper and Pearson's bound for 1 of 10."""
+    assert upper_bound(40, 0) == pytest.approx(1 - 0.05 ** (1 / 40))
+    assert upper_bound(10, 1) == pytest.approx(0.3942, abs=1e-4)
+    assert upper_bound(1000, 3) < upper_bound(100, 3)
+    assert upper_bound(5, 5) == 1
+
+
+def test_the_verdict_column_says_passed_failed_or_too_few_photos() -> None:
+    assert table([RESULT]).endswith("passed")
+    assert table([replace(RESULT, max_dp=0.5)]).endswith("failed")
+    assert table([replace(RESULT, n=34)]).endswith("too few photos")
+
+
+def test_columns_of_known_and_uncompressed_appear_only_with_figures() -> None:
+    assert "unknown" not in table([RESULT]) and "uncompressed" not in table([RESULT])
+    assert "98.0%" in table([replace(RESULT, known_disagreements=10)])
+    shown = table([replace(RESULT, uncompressed_disagreements=25)])
+    assert "uncompressed" in shown and "95.0%" in shown
+
+
+def test_every_shown_figure_has_an_explanation() -> None:
+    full = replace(RESULT, known_disagreements=0, uncompressed_disagreements=0)
+    explained = {name for name, _ in column_explanations([full], threads=2)}
+    header = table([full]).splitlines()[0]
+    for name in (
+        "top-1",
+        "same answer",
+        "mean |Δp|",
+        "same unknown",
+        "same as uncompressed",
+        "ms",
+        "verdict",
+    ):
+        assert name in explained and name in header
+    assert "same unknown" not in dict(column_explanations([RESULT], threads=2))
+    assert "1 thread " in dict(column_explanations([RESULT], threads=1))["ms"]
+    assert "2 threads " in dict(column_explanations([RESULT], threads=2))["ms"]
+
+
+def test_confidence_note_says_how_little_few_photos_prove() -> None:
+    few = confidence_note([replace(RESULT, n=40)])
+    assert "40" in few and "7.2%" in few and str(MIN_PHOTOS) in few
+    assert str(MIN_PHOTOS) not in confidence_note([RESULT])
+
+
+def test_the_report_ends_with_the_file_to_use() -> None:
+    few = [replace(FLOAT32, n=34), replace(RESULT, n=34)]
+    last = parity_report(few, NAMES, threads=2).splitlines()[-1]
+    assert last == "Use mine_int8.tflite: same answer as the trained model on all 34 photos."
+
+
+@pytest.mark.parametrize(
+    ("int8", "expected"),
+    [
+        ({"n": 34, "disagreements": 1}, "Use mine_int8.tflite: .* 33 of 34 photos"),
+        ({"n": 34, "disagreements": 2}, "Use mine_float32.tflite: .* all 34 photos"),
+    ],
+)
+def test_a_failed_file_is_not_recommended(int8: dict[str, int], expected: str) -> None:
+    import re
+
+    assert re.search(expected, recommendation([replace(FLOAT32, n=34), replace(RESULT, **int8)], NAMES))
+
+
+def test_nothing_is_recommended_when_every_file_failed() -> None:
+    assert recommendation([replace(RESULT, max_dp=1)], NAMES) == ""
+
+
+def test_only_a_written_file_is_recommended() -> None:
+    names = {("tflite", "float32"): "mine_float32.tflite"}
+    assert "mine_float32.tflite" in recommendation([FLOAT32, RESULT], names)
+
+
+def test_csv_has_the_figures_and_the_broken_bounds() -> None:
+    (row,) = csv.DictReader(io.StringIO(parity_csv([replace(RESULT, disagreements=25)])))
+    assert (row["format"], row["n"], float(row["agreement"])) == ("tflite", "500", 0.95)
+    assert row["verdict"].startswith("failed: ") and "95.0%" in row["verdict"]
+    (row,) = csv.DictReader(io.StringIO(parity_csv([RESULT])))
+    assert row["verdict"] == "passed"

@@ -1,0 +1,90 @@
+"""The time left is right when stages differ in cost, and follows measured costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from export.time_left import Task, TimeLeft, Workload, duration, total_seconds
+
+SLOW, FAST = ("inference", "test", "float32"), ("inference", "test", "int8")
+FILES = [("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8"), ("onnx", "int8")]
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def run(left: TimeLeft, clock: Clock, key: tuple[str, ...], units: int, seconds: float) -> None:
+    for _ in range(units):
+        clock.seconds += seconds
+        left.step(key)
+
+
+def test_fast_tasks_do_not_inherit_the_rate_of_slow_tasks(clock: Clock) -> None:
+    """100 inferences of 1 s and 100 of 0.1 s: after 50 s, a constant rate would predict 150 s."""
+    left = TimeLeft({SLOW: Task(100, 1.0), FAST: Task(100, 0.1)}, clock)
+    run(left, clock, SLOW, 50, 1.0)
+    assert left.seconds() == pytest.approx(60)
+
+
+def test_measured_costs_replace_expected_costs(clock: Clock) -> None:
+    left = TimeLeft({SLOW: Task(100, 1.0), FAST: Task(100, 0.1)}, clock)
+    run(left, clock, SLOW, 50, 3.0)
+    assert left.seconds() == pytest.approx(50 * 3.0 + 100 * 0.3)  # the other task is scaled too
+    run(left, clock, SLOW, 50, 3.0)
+    run(left, clock, FAST, 50, 0.2)
+    assert left.seconds() == pytest.approx(50 * 0.2)
+
+
+def test_tasks_of_another_kind_are_not_scaled(clock: Clock) -> None:
+    other = ("convert", "tflite", "float32", "")
+    left = TimeLeft({SLOW: Task(100, 1.0), other: Task(1, 10.0)}, clock)
+    run(left, clock, SLOW, 50, 3.0)
+    assert left.seconds() == pytest.approx(50 * 3.0 + 10)
+
+
+def test_a_pause_after_the_measured_units_does_not_count(clock: Clock) -> None:
+    left = TimeLeft({SLOW: Task(60, 1.0, measured=50)}, clock)
+    run(left, clock, SLOW, 50, 2.0)
+    clock.seconds += 1000
+    run(left, clock, SLOW, 1, 0.0)
+    assert left.seconds() == pytest.approx(9 * 2.0)
+
+
+def test_parallel_tasks_share_the_time(clock: Clock) -> None:
+    assert TimeLeft({SLOW: Task(100, 1.0, workers=2)}, clock).seconds() == pytest.approx(50)
+
+
+def test_a_finished_task_has_no_time_left(clock: Clock) -> None:
+    left = TimeLeft({SLOW: Task(100, 1.0), FAST: Task(100, 0.1)}, clock)
+    left.finish([SLOW])
+    assert left.seconds() == pytest.approx(10)
+
+
+def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
+    def seconds(test: int = 500, engines: tuple[str, ...] = ("litert", "onnx")) -> float:
+        files = [file for file in FILES if file[0] == "tflite" or "onnx" in engines]
+        work = Workload(0.1, 15_000_000, 18, 60, 200, test, engines, 2)
+        return total_seconds(work.tasks(files, "gptq"))
+
+    assert seconds(test=50) < 0.7 * seconds()
+    assert seconds(engines=("litert",)) < seconds()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "5 s"), (42, "40 s"), (90, "2 min"), (768, "13 min"), (4800, "1 h 20 min")],
+)
+def test_a_duration_is_rounded_for_a_person(seconds: float, text: str) -> None:
+    assert duration(seconds) == f"about {text}"
