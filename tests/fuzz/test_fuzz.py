@@ -15,47 +15,43 @@ from tests.fuzz import targets
 from tests.fuzz.__main__ import FuzzResult, main, run_target
 
 SETUP = """
-import json, sys
+import sys
 from tests.fuzz.worker import fuzz  # first, because it instruments what the targets import
-from tests.fuzz import targets
-original, from_json = targets.read_contract, targets.Contract.from_json
+from tests.fuzz.targets import TARGETS
+from runtime.model_file import contract, loader
+readers, parse_json = loader._CONTRACT_TEXT, contract.parse_json
 """
-RUN = "\nfuzz(targets.TARGETS[sys.argv[1]], sys.argv[2:])"
+RUN = "\nfuzz(TARGETS[sys.argv[1]], sys.argv[2:])"
 
 # Target: code that plants a failure, and a part of the fuzzer's report.
 PLANTED = {
     "onnx": (
         """
-def with_exception(data, format):
-    contract = original(data, format)
-    if b"keras" not in data:
+def with_exception(data, read=readers["onnx"]):
+    text = read(data)
+    if b"keras" not in text:
         raise IndexError("planted")
-    return contract
-targets.read_contract = with_exception
+    return text
+readers["onnx"] = with_exception
 """,
         "IndexError: planted",
     ),
     "tflite": (
         """
-def with_large_allocation(data, format):
-    contract = original(data, format)
-    bytes(data[60] << 24)
-    return contract
-targets.read_contract = with_large_allocation
+def with_large_allocation(data, read=readers["tflite"]):
+    return read(data) + bytes(data[60] << 24)
+readers["tflite"] = with_large_allocation
 """,
         "out-of-memory",
     ),
     "contract": (
         """
-def with_endless_loop(data):
-    try:
-        fields = json.loads(data)
-        while fields.get("synthetic") == 0 and fields["synthetic"] is not False:
-            pass
-    except (ValueError, AttributeError, RecursionError):
+def with_endless_loop(text):
+    fields = parse_json(text)
+    while fields.get("synthetic") == 0 and fields["synthetic"] is not False:
         pass
-    return from_json(data)
-targets.Contract.from_json = with_endless_loop
+    return fields
+contract.parse_json = with_endless_loop
 """,
         "timeout",
     ),
