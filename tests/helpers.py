@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]  # the checkout
+ROOT = Path(__file__).parents[1]  # of the checkout
 RELEASED = ROOT / "models" / "flowers"
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
-    """Asks often, as a camera does."""
+    """Wait until `happened()` is true. Fails after `seconds`."""
     until = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < until, f"did not happen within {seconds:g} s"
