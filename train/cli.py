@@ -1,4 +1,4 @@
-"""How a command ends: done, stopped, or with one line that says what is wrong."""
+"""The exit code of a training command, and the one line that it prints when it fails."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from collections.abc import Callable
 from runtime.common import cli, terminal
 from runtime.common.errors import UserError
 
-INTERRUPTED = 130  # what a shell reports of a command that Ctrl-C ended
+INTERRUPTED = cli.EXIT_INTERRUPTED
+# One line installs the packages of training, compression and export.
+INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
 
 
-def run_cli(run: Callable[[], int], needed: str, stopped: Callable[[], str]) -> int:
-    """The exit code of a command: what `run` returns, 130 for Ctrl-C, and otherwise as runtime's commands.
+def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str]) -> int:
+    """The exit code of `run`, 130 after Ctrl-C, or 2 after an error, which is printed as one line.
 
-    `needed` says how to install what is lacking, `stopped` what Ctrl-C leaves behind.
+    `install` is the command that installs a missing package. `on_interrupt` describes what Ctrl-C leaves.
     """
 
-    def told() -> int:
+    def guarded() -> int:
         try:
             code = run()
-            sys.stdout.flush()  # here and not at Python's end, where a full disk would be a traceback
+            sys.stdout.flush()  # a full disk would otherwise raise a traceback when Python ends
             return code
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is not installed; {needed}") from None
+            raise UserError(f"{error.name} is not installed; {install}") from None
         except KeyboardInterrupt:
-            terminal.print_info(f"stopped: {stopped()}")
+            terminal.print_info(f"stopped: {on_interrupt()}")
             return INTERRUPTED
         except OSError as error:  # most often a full disk
-            reason = f"{error.strerror or error}; make room there, or mend that, and try again"
+            reason = f"{error.strerror or error}; free some disk space or fix the path, then try again"
             raise OSError(error.errno, reason, error.filename) from None
 
-    return cli.run_cli(told)
+    return cli.run_cli(guarded)

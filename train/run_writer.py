@@ -1,4 +1,4 @@
-"""Write a run folder: whole or not at all, with everything that records how the run was made."""
+"""Write a run folder: complete or not at all, with everything that records how the run was made."""
 
 from __future__ import annotations
 
@@ -10,57 +10,105 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from runtime.common.text import printable
 from train.data.dataset import Dataset, write_manifest, write_table
 from train.run import UNCOMPRESSED_CSV, RunError
 from train.settings import settings_to_toml
 
 if TYPE_CHECKING:
+    import keras
+
+    from train.data.near_duplicates import Pair
+    from train.evaluation import Evaluation
     from train.metrics import SplitMetrics
+
+History = Sequence[Mapping[str, object]]  # a row per epoch: its stage, its number, its metrics
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """What a run folder holds. `record` has the fields of train.run.Run except path and dataset."""
+
+    record: Mapping[str, Any]
+    dataset: Dataset
+    model: keras.Model
+    history: History
+    evaluation: Evaluation
+    near_duplicates: Sequence[Pair] = ()
+    uncompressed: Mapping[str, NDArray[Any]] | None = None  # by split, class indices; compressed runs only
 
 
 def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
-    """Whether a run that is there gives way: if asked to, or if it was stopped and now goes on.
+    """Whether the run that exists at `out` is replaced: with `overwrite`, or when `resume` continues it.
 
-    Raises RunError where no run can be written.
+    Raises RunError when no run can be written there.
     """
     if out.name in ("", ".."):
-        raise RunError(f"{out}: --out takes a folder of its own, such as runs/flowers")
+        raise RunError(f"{out}: --out needs the name of a folder, such as runs/flowers")
     try:
-        gives_way = overwrite or (resume and checkpoint_dir(out).is_dir())
-        if out.exists() and not (gives_way and (out / "run.json").exists()):
-            what = "is not a run, so it is not replaced" if gives_way else "exists; --overwrite replaces it"
-            raise RunError(f"{out} {what}, or give another --out")
+        replaces = overwrite or (resume and checkpoint_dir(out).is_dir())
+        if out.exists() and not (replaces and (out / "run.json").exists()):
+            reason = (
+                "is not a run, so it is not replaced" if replaces else "exists; use --overwrite to replace it"
+            )
+            raise RunError(f"{out} {reason}, or choose another --out")
         if not dry_run:
             out.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # too long a name is told: what is kept beside it has longer ones
+        with suppress(FileNotFoundError):  # temporary folders beside `out` have longer names than `out`
             out.with_name(f".{out.name}.{'x' * 16}").stat()
     except OSError as error:
-        raise RunError(f"{out}: cannot be made there ({error.strerror}); give another --out") from None
+        raise RunError(f"{out}: cannot be created ({error.strerror}); choose another --out") from None
     if not dry_run and not os.access(out.parent, os.W_OK):
-        raise RunError(f"{out}: {out.parent} cannot be written; give another --out")
-    return gives_way
+        raise RunError(f"{out}: the folder {out.parent} is not writable; choose another --out")
+    return replaces
 
 
 def checkpoint_dir(out: Path) -> Path:
-    """The folder that holds what a run goes on from, once it was stopped or killed."""
+    """The folder of the checkpoints from which an interrupted run continues."""
     return out.with_name(f".{out.name}.resume")
+
+
+def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
+    """Write the model, its record, metrics, charts and report to `out`. Raises RunError."""
+    from train.data.near_duplicates import write_pairs
+    from train.report.report import write_report
+
+    record, dataset, evaluation = contents.record, contents.dataset, contents.evaluation
+    with new_run_dir(out, overwrite) as folder:
+        contents.model.save(folder / "model.keras")
+        write_record(folder, record, dataset)
+        if contents.uncompressed is None:
+            write_pairs([*contents.near_duplicates], folder)
+        else:
+            write_uncompressed(folder, dataset, contents.uncompressed)
+        write_charts(folder, contents.history, evaluation.metrics, dataset.classes)
+        write_report(
+            folder / "report.html",
+            record,
+            dataset,
+            contents.history,
+            evaluation.metrics,
+            evaluation.probabilities,
+            contents.near_duplicates,
+        )
 
 
 @contextmanager
 def new_run_dir(path: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into that becomes `path` at the end, whole or not at all. Raises RunError when it
-    cannot be written.
+    """A temporary folder to write into, which becomes `path` at the end. Raises RunError.
+
+    After an exception `path` is as before.
     """
-    path = path.resolve()  # what a link leads to is replaced, not the link
-    # Not by the process's number: in another container the killed one, whose folder is left, had the same.
-    # Cut, for `path` may have as long a name as there can be.
+    path = path.resolve()  # a link stays; its target is replaced
+    # Random, because a killed process of another container may have had the same process id. Cut, because
+    # `path` may already have the longest name possible.
     hidden = f".{path.name[:40]}.{secrets.token_hex(8)}"
     partial, old = path.with_name(hidden), path.with_name(f"{hidden}.old")
     try:
@@ -73,9 +121,8 @@ def new_run_dir(path: Path, overwrite: bool) -> Iterator[Path]:
             path.rename(old)
         partial.rename(path)
     except OSError as error:
-        raise RunError(
-            f"run {path}: cannot be written ({error.strerror or error}); make room there"
-        ) from None
+        reason = error.strerror or error
+        raise RunError(f"run {path}: cannot be written ({reason}); free some disk space there") from None
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -86,23 +133,26 @@ def new_run_dir(path: Path, overwrite: bool) -> Iterator[Path]:
 def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root: str | None = None) -> None:
     """Write run.json, settings.toml, photos.csv and left_out.csv into `folder`.
 
-    `record` holds a Run's fields but path and dataset; `root` is written as the photos' place instead of
-    where they are.
+    `root` replaces the folder of the photos in run.json.
     """
-    whole = {**record, "classes": list(dataset.classes)}
-    whole["photos_root"] = str(dataset.root) if root is None else root
-    whole |= {"synthetic": dataset.synthetic, "data_sha256": dataset.sha256}
-    # In ASCII: a folder's name that is no UTF-8 can be written in no other way.
-    (folder / "run.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    complete = {
+        **record,
+        "classes": list(dataset.classes),
+        "photos_root": str(dataset.root) if root is None else root,
+        "synthetic": dataset.synthetic,
+        "data_sha256": dataset.sha256,
+    }
+    # ASCII, because JSON can hold a folder name that is not valid UTF-8 only as an escape.
+    (folder / "run.json").write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
     (folder / "settings.toml").write_text(settings_to_toml(record["settings"]), encoding="utf-8")
     write_manifest(dataset, folder)
 
 
-def write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArray[np.intp]]) -> None:
-    """Write what the uncompressed model calls each photo, by split as class indices [N]."""
+def write_uncompressed(folder: Path, dataset: Dataset, predicted: Mapping[str, NDArray[Any]]) -> None:
+    """Write the labels that the uncompressed model predicts, from class indices [N] by split."""
     rows = (
         (photo.path, dataset.classes[index])
-        for split, indices in said.items()
+        for split, indices in predicted.items()
         for photo, index in zip(dataset.split(split), indices, strict=True)
     )
     write_table(folder / UNCOMPRESSED_CSV, ("path", "label"), rows)
@@ -110,11 +160,11 @@ def write_uncompressed(folder: Path, dataset: Dataset, said: Mapping[str, NDArra
 
 def write_charts(
     folder: Path,
-    history: Sequence[Mapping[str, object]],
-    last_stage: Sequence[Mapping[str, float]],
+    history: History,
     metrics: dict[str, SplitMetrics | None],
     classes: tuple[str, ...],
 ) -> None:
+    """Write metrics.json, history.csv, curves.png of the last stage, and confusion.png."""
     from train.report.charts import draw_confusion, draw_curves
 
     (folder / "metrics.json").write_text(
@@ -125,28 +175,37 @@ def write_charts(
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
+    last_stage = [row for row in history if row["stage"] == history[-1]["stage"]]
     draw_curves(last_stage, folder / "curves.png")
     draw_confusion(metrics, classes, folder / "confusion.png")
 
 
+def print_run(out: Path, contents: RunContents) -> None:
+    """Print the metrics of each split and the paths of report and run."""
+    print_summaries(contents.evaluation.summaries)
+    print(printable(f"report: {out / 'report.html'}"))
+    synthetic = " (synthetic: trained on generated pictures)" if contents.dataset.synthetic else ""
+    print(printable(f"run: {out}{synthetic}"))
+
+
 def print_summaries(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
-    """Print what run.json says of each split."""
+    """Print the metrics in run.json, a line per split."""
     for split, summary in summaries.items():
         if summary is None:
-            print(f"{split}: no photos, so nothing is known")
+            print(f"{split}: no photos, so nothing was measured")
             continue
+        unknown = f", {summary['unknown']:.1%} rejected as unknown" if "unknown" in summary else ""
         print(
             f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
-            f"calibration error {summary['ece']:.3f}"
-            + (f", {summary['unknown']:.1%} called unknown" if "unknown" in summary else "")
+            f"ECE {summary['ece']:.3f}{unknown}"
         )
 
 
 def package_versions() -> dict[str, str]:
-    """Of what a result can depend on."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that a result can depend on."""
+    versions = {"python": platform.python_version()}
     for package in ("vgg-edge", "tensorflow", "keras", "numpy", "pillow"):
-        # A clone may be run without being installed, and Keras without TensorFlow.
+        # A clone may run without being installed, and Keras without TensorFlow.
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

@@ -244,7 +244,7 @@ def compress(
         )
         write_record(folder, record, dataset)
         write_uncompressed(folder, dataset, uncompressed)
-        write_charts(folder, history, last_stage, measured.metrics, dataset.classes)
+        write_charts(folder, history, measured.metrics, dataset.classes)
         write_report(
             folder / "report.html", record, dataset, history, measured.metrics, measured.probabilities
         )

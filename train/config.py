@@ -1,0 +1,35 @@
+"""The options of one call of `train.pipeline.train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from train.cache import CACHE_LIMIT
+from train.settings import Settings
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`settings` decide what the model learns; the other fields decide where and how it runs."""
+
+    settings: Settings
+    out: Path
+    photos: Path | None = None  # None: the tf_flowers photos, or synthetic ones without a network
+    weights: str | None = None  # a file, "imagenet", or None for the bundled weights
+    overwrite: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    cache: str | None = None  # a folder, "none" for a temporary one, or None for the user's cache
+    cache_limit: int = CACHE_LIMIT  # bytes
+    logs: Path | None = None
+    ray: str | None = None  # HOST:PORT of a Ray cluster's head, "auto" or "local"
+
+    @property
+    def fine_tunes(self) -> bool:
+        return self.settings.fine_tune != "none"
+
+    @property
+    def views(self) -> int:
+        """Views of each training photo that head and fine-tuning need together."""
+        return max(self.settings.views, self.settings.fine_tune_views if self.fine_tunes else 1)
