@@ -1,8 +1,9 @@
-"""Times one model file in one engine, in a process of its own: what `runtime.bench` runs again and again.
+"""Measures one model file in one engine; `runtime.bench` starts it as a process for each measurement.
 
-    python -m runtime.turn FILE ENGINE THREADS RUNS SECONDS     prints a Turn as one line of JSON
+    python -m runtime.benchmark.worker FILE ENGINE THREADS RUNS SECONDS
 
-The process is the measure of memory and load time, and keeps engines apart, whose libraries share symbols.
+It prints a BenchResult as one JSON line. The process makes memory and load time measurable, and separates
+engines whose libraries share symbols.
 """
 
 import json
@@ -15,19 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 from runtime.inference.engines import load_session
 from runtime.model_file.loader import open_model
 
-WARM_RUNS, WARM_SECONDS = 5, 1.0  # not counted; the first of them always runs
+WARM_UP_RUNS, WARM_UP_SECONDS = 5, 1.0  # not counted; at least one run
 POWERCAP = Path("/sys/class/powercap")
 
 
 @dataclass(frozen=True)
 class BenchResult:
+    """The measurements of one process."""
+
     engine: str  # with its version
-    sha256: str  # of the file that was run
+    sha256: str  # of the file
     load_ms: float
     ms: tuple[float, ...]  # of each inference
     peak_mb: float | None
@@ -35,43 +39,35 @@ class BenchResult:
 
 
 def run_worker(path: Path, engine: str, threads: int, runs: int, seconds: float) -> BenchResult:
-    """Loads, warms up, then infers `runs` times, or as often as `seconds` allow but once.
+    """Loads the model, warms up, and times `runs` inferences, or fewer in `seconds` but at least one.
 
     Raises ModelError or EngineError.
     """
     started = time.perf_counter()
     model = open_model(path)
-    run = load_session(model, engine, threads)
+    session = load_session(model, engine, threads)
     load_ms = _ms_since(started)
-    height, width = model.contract.input_size
-    pixels = random.Random(0).randbytes(
-        height * width * 3
-    )  # numpy's generators would take memory of their own
-    image = np.frombuffer(pixels, np.uint8).reshape(1, height, width, 3)
+    image = _random_image(*model.contract.input_size)
     started = time.perf_counter()
-    for _ in range(WARM_RUNS):
-        run(image)
-        if _ms_since(started) > 1000 * WARM_SECONDS:
+    for _ in range(WARM_UP_RUNS):
+        session(image)
+        if _ms_since(started) > 1000 * WARM_UP_SECONDS:
             break
     ms: list[float] = []
-    before, started = energy_uj(), time.perf_counter()
+    energy_before, started = energy_uj(), time.perf_counter()
     while not ms or (len(ms) < runs and _ms_since(started) < 1000 * seconds):
-        asked = time.perf_counter()
-        run(image)
-        ms.append(_ms_since(asked))
-    used = energy_used_mj(before, energy_uj())
-    return BenchResult(run.engine, model.sha256, load_ms, tuple(ms), peak_mb(), used)
+        run_started = time.perf_counter()
+        session(image)
+        ms.append(_ms_since(run_started))
+    energy = energy_used_mj(energy_before, energy_uj())
+    return BenchResult(session.engine, model.sha256, load_ms, tuple(ms), peak_mb(), energy)
 
 
 def peak_mb() -> float | None:
-    """The most physical memory that this process had, in MB; None where the system does not tell."""
-    with suppress(OSError, StopIteration):  # Linux: unlike getrusage's, this does not count the parent's
-        status = Path("/proc/self/status").read_text()
-        return (
-            next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-            * 1024
-            / 1e6
-        )
+    """Returns the highest physical memory of this process in MB; None if the system does not report it."""
+    with suppress(OSError, StopIteration):  # Linux: getrusage would count the parent process too
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
     if sys.platform == "darwin":
         from resource import RUSAGE_SELF, getrusage
 
@@ -80,22 +76,22 @@ def peak_mb() -> float | None:
 
 
 def energy_uj() -> dict[Path, int]:
-    """What each processor has used, microjoules, by its folder (RAPL, through Linux's powercap).
+    """Returns the energy counter of each processor in microjoules, by its folder (RAPL, Linux powercap).
 
-    Empty where nothing reports it, and where only root may read it.
-    https://www.kernel.org/doc/html/latest/power/powercap/powercap.html
+    Empty if none is reported, or if only root may read it.
+    Source: https://www.kernel.org/doc/html/latest/power/powercap/powercap.html
     """
-    counted = {}
+    counters = {}
     with suppress(OSError, ValueError):
         for domain in sorted(POWERCAP.glob("intel-rapl:*")):
-            if (domain / "name").read_text().startswith("package"):  # not their parts, which they include
-                counted[domain] = int((domain / "energy_uj").read_text())
-        return counted
+            if (domain / "name").read_text().startswith("package"):  # others are parts of it
+                counters[domain] = int((domain / "energy_uj").read_text())
+        return counters
     return {}
 
 
 def energy_used_mj(before: Mapping[Path, int], after: Mapping[Path, int]) -> float | None:
-    """Millijoules between two readings; the counters begin anew at a maximum."""
+    """Returns the millijoules between two readings, whose counters wrap at a maximum; None without them."""
     if not before or before.keys() != after.keys():
         return None
     total = 0
@@ -103,6 +99,12 @@ def energy_used_mj(before: Mapping[Path, int], after: Mapping[Path, int]) -> flo
         used = after[domain] - start
         total += used if used >= 0 else used + int((domain / "max_energy_range_uj").read_text())
     return total / 1000
+
+
+def _random_image(height: int, width: int) -> NDArray[np.uint8]:
+    """Returns uint8 [1, H, W, 3]. numpy.random would add to the process's memory."""
+    data = random.Random(0).randbytes(height * width * 3)
+    return np.frombuffer(data, np.uint8).reshape(1, height, width, 3)
 
 
 def _ms_since(started: float) -> float:
@@ -115,5 +117,5 @@ if __name__ == "__main__":
         print(json.dumps(asdict(run_worker(Path(path), engine, int(threads), int(runs), float(seconds)))))
     except UserError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:  # the whole group was interrupted, and the parent says so
+    except KeyboardInterrupt:  # Ctrl-C reaches the whole process group; the parent reports it
         sys.exit(130)

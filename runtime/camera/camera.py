@@ -1,200 +1,87 @@
-"""A camera's newest frame, and what a model sees on it: a USB or CSI camera, a network stream, or a clip.
+"""Camera: reads a capture source on a thread and keeps its newest frame.
 
-One thread reads the camera and keeps its newest frame alone: frames that nobody took in time are dropped,
-never queued. `sights` is the loop that classifies them.
+A frame that is not taken before the next one arrives is dropped, never queued.
 """
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
-from math import exp, inf
+from math import inf
 from threading import Condition, Event, Lock, Thread
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.camera.capture_backends import TIMEOUT, RawFrame, open_source, require_backend
-from runtime.common.errors import CameraError, PictureError
+from runtime.camera.capture_backends import open_source, require_backend
+from runtime.camera.raw_frame import FRAME_TIMEOUT, RawFrame
+from runtime.common.errors import CameraError
 from runtime.common.urls import hide_password
-from runtime.inference.classifier import Classifier
-from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.inference.prediction import ModelOutput, Prediction, json_line
-from runtime.preprocess.picture import read_picture
 
-# With `retry`, seconds between tries. Those of an address double: cameras lock out who knocks too often.
-RETRY_AFTER = 1.0
-RETRY_AFTER_AT_MOST = 30.0
+# Seconds between attempts to reconnect. For network cameras they double up to the maximum, because such
+# cameras lock out clients that connect too often.
+RETRY_DELAY = 1.0
+MAX_RETRY_DELAY = 30.0
 
-SMOOTH_SECONDS = 0.5
+WAKE_UP_TIME = 0.005  # seconds that a waiting thread may need to wake up
+JOIN_TIMEOUT = 0.3  # seconds that closing waits for the reader thread
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture of a camera."""
+    """A decoded camera frame."""
 
     pixels: NDArray[np.uint8]  # [h, w, 3], RGB, upright
-    taken: float  # time.monotonic() seconds: the kernel's stamp of a V4L2 or CSI frame, else its arrival here
-    number: int  # from 1 on, counting those that were dropped
-    decode_ms: float = 0.0  # what it took to make the pixels
+    # time.monotonic() seconds: the kernel's timestamp of a USB frame, the sensor's of a CSI frame, else the
+    # time of arrival
+    captured_at: float
+    number: int  # from 1; dropped frames count too
+    decode_ms: float = 0.0
 
 
 @dataclass(frozen=True)
-class FramePrediction:
-    """What a model saw on a frame."""
+class _PendingFrame:
+    """The newest frame, not decoded yet."""
 
-    frame: Frame
-    prediction: Prediction  # of the smoothed probabilities
-    age_ms: float  # from `frame.taken` to when the answer was there
-    fps: float  # answers a second, over the last ten
-    dropped: int  # frames that came and were not looked at, so far
-
-    @property
-    def time(self) -> datetime:
-        """When the frame was taken, UTC."""
-        return datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.frame.taken)
-
-    def to_json(self) -> str:
-        """The line that `python -m runtime.classify --camera --json` prints of it."""
-        return json_line(
-            self.prediction,
-            frame=self.frame.number,
-            age_ms=self.age_ms,
-            fps=self.fps,
-            dropped=self.dropped,
-            time=to_iso(self.time),
-        )
-
-
-def to_iso(moment: datetime) -> str:
-    """ISO 8601 to the millisecond, of a time in UTC."""
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def over_seconds(seconds: float) -> Callable[[float], float]:
-    """An exponential average of this time constant: a new answer's weight, by the seconds since the last."""
-    return lambda since: 1 - exp(-since / seconds) if seconds > 0 else 1.0
-
-
-SMOOTH = over_seconds(SMOOTH_SECONDS)
-
-
-def over_frames(frames: float) -> Callable[[float], float]:
-    """An exponential average that lags as much as the mean of so many frames: a new answer's weight."""
-    return lambda since: 2 / (max(1.0, frames) + 1)
-
-
-def predict_stream(
-    camera: "Camera",
-    live: ReloadingClassifier,
-    *,
-    every: float = 0.0,
-    smooth: Callable[[float], float] = SMOOTH,
-) -> Iterator[FramePrediction]:
-    """Classifies the newest frame, again and again, at most once in `every` seconds, until a clip ends.
-
-    The engine starts on a frame that is at most one frame interval old, as long as making pixels of it takes
-    no longer: one overtaken meanwhile is given up for the next that comes, once. `smooth` gives the weight of
-    a new answer, 0-1. While a camera with `retry` is away, it waits. Raises CameraError, EngineError.
-    """
-    last, dropped, due = 0, 0, time.monotonic()
-    preparing = 0.0  # the seconds that it last took to make the model's pixels of a frame
-    answered: deque[float] = deque(maxlen=10)
-    classifier: Classifier | None = None
-    average: ModelOutput | None = None
-    while True:
-        time.sleep(max(0.0, due - time.monotonic()))
-        frame = camera.newest(last, timeout=1.0, within=max(0.0, camera.interval - preparing))
-        if frame is None:
-            if camera.ended:
-                return
-            average = None  # after a gap, what was seen before it is of no weight
-            answered.clear()
-            continue
-        began = time.monotonic()
-        due += every
-        if due < began:  # late, or the first: no second answer to make up for it
-            due = began + every
-        if (now := live.now()) is not classifier:  # another model's probabilities are of other classes
-            classifier, average = now, None
-        size = classifier.model.contract.input_size
-        pixels, preparing = _prepare(camera, frame, size)
-        if camera.count > frame.number and preparing < camera.interval:
-            fresher = camera.newest(frame.number, timeout=camera.interval, within=0)
-            if fresher is not None:
-                frame = fresher
-                pixels, preparing = _prepare(camera, frame, size)
-        dropped += frame.number - last - 1
-        last = frame.number
-        answer = classifier.infer(pixels)
-        ready = time.monotonic()
-        average = _mean(average, answer, smooth(ready - answered[-1]) if answered else 1.0)
-        answered.append(ready)
-        span = ready - answered[0]
-        yield FramePrediction(
-            frame=frame,
-            prediction=classifier.to_prediction(camera.name, average, 1000 * preparing),
-            age_ms=round(1000 * (ready - frame.taken), 1),
-            fps=round((len(answered) - 1) / span, 1) if span else 0.0,
-            dropped=dropped,
-        )
-
-
-def _prepare(camera: "Camera", frame: Frame, size: tuple[int, int]) -> tuple[NDArray[np.uint8], float]:
-    """The model's pixels, and the seconds that they took from the camera's bytes on."""
-    began = time.monotonic()
-    try:
-        pixels = read_picture(frame.pixels, size)
-    except PictureError as error:
-        raise CameraError(f"{camera.name}: its picture {error}") from None
-    return pixels, frame.decode_ms / 1000 + time.monotonic() - began
-
-
-def _mean(old: ModelOutput | None, new: ModelOutput, weight: float) -> ModelOutput:
-    if old is None:
-        return new
-    known = None
-    if new.known is not None and old.known is not None:
-        known = old.known + weight * (new.known - old.known)
-    probabilities = old.probabilities + np.float32(weight) * (new.probabilities - old.probabilities)
-    return ModelOutput(probabilities, known, new.ms)
+    number: int
+    arrived_at: float  # time.monotonic() seconds
+    raw: RawFrame
 
 
 class Camera:
-    """`source` is a number or device (`0`, `/dev/video2`), `picamera`, a stream's address, or a clip's path.
+    """A camera that is read on a thread inside a `with` block.
 
-    A context manager: inside, a thread reads the camera. `retry` waits for a camera that is away or goes
-    away, and `say` gets a line when it does and when it is back. `name` is the source without its password,
-    `problem` is one line while the camera is away, `ended` is true after a clip's last frame, `count` is how
-    many frames have come. Raises CameraError when PyAV or picamera2 is missing.
+    `source` is a USB camera's number or device (`0`, `/dev/video2`), `picamera`, a stream's address, or a
+    clip's path. With `retry`, the camera reconnects when it is missing or lost, and `on_message` gets a line
+    when it is lost and when it is back. Raises CameraError if PyAV or picamera2 is missing.
+
+    Attributes: `name` is the source without its password, `problem` is one line while the camera is lost,
+    `ended` is true after the last frame of a clip, and `frame_count` is the number of frames so far.
     """
 
     def __init__(
-        self, source: str, *, retry: bool = False, say: Callable[[str], None] = lambda line: None
+        self, source: str, *, retry: bool = False, on_message: Callable[[str], None] = lambda line: None
     ) -> None:
+        require_backend(source)
         self.source, self.name = source, hide_password(source)
         self.problem = ""
         self.ended = False
-        self._retry, self._say = retry, say
-        self._changed = Condition()
-        self._shot: tuple[int, float, RawFrame] | None = (
-            None  # number, when it came; the newest, not yet taken
-        )
-        self._frame: Frame | None = None  # the newest that was
-        self._developing = Lock()
-        self._arrivals: deque[float] = deque(maxlen=30)
-        self.count = 0
+        self.frame_count = 0
+        self._retry, self._on_message = retry, on_message
+        self._changed = Condition()  # guards the attributes above and below
+        self._pending: _PendingFrame | None = None
+        self._decoded: Frame | None = None
+        self._arrival_times: deque[float] = deque(maxlen=30)
+        self._last_activity = time.monotonic()  # of the reader thread
         self._error: CameraError | None = None
+        self._decode_lock = Lock()  # decoders are not thread-safe
         self._closing = Event()
-        self._heard = time.monotonic()  # the last sign of life of the reader
-        require_backend(source)
         self._reader = Thread(target=self._read, name="camera", daemon=True)
 
     def __enter__(self) -> "Camera":
-        self._heard = time.monotonic()
+        self._last_activity = time.monotonic()
         self._reader.start()
         return self
 
@@ -204,114 +91,125 @@ class Camera:
         self._closing.set()
         with self._changed:
             self._changed.notify_all()
-        # One that hangs in connect() is left behind: it is a daemon, and holds up nobody.
-        self._reader.join(0.3)
+        self._reader.join(JOIN_TIMEOUT)  # a reader that hangs in connect() stays, as a daemon thread
 
-    def newest(self, after: int = 0, timeout: float = 1.0, *, within: float = inf) -> Frame | None:
-        """The newest frame with a number over `after`, waited for up to `timeout` seconds; None without one.
+    def newest(self, after: int = 0, timeout: float = 1.0, *, max_age: float = inf) -> Frame | None:
+        """Returns the newest frame with a number above `after`, or None after `timeout` seconds without one.
 
-        One that came more than `within` seconds ago is passed over for the next. Raises CameraError, unless
-        with `retry`.
+        A frame that arrived more than `max_age` seconds ago is skipped: the call waits for the next one.
+        Raises CameraError if the camera is lost, unless it was created with `retry`.
         """
-        until = time.monotonic() + timeout
-        while True:
-            with self._changed:
-                while (found := self._find(after, within)) is None:
-                    if self._error:
-                        raise self._error
-                    left = until - time.monotonic()
-                    if self.ended or self._closing.is_set() or left <= 0:
-                        return None
-                    self._changed.wait(left)
-                    self._check_silence()
-                if isinstance(found, Frame):
-                    return found
-                number, _, shot = found
-                self._shot = None
-            with self._developing:
-                try:
-                    began = time.perf_counter()
-                    pixels = shot.pixels()
-                    frame = Frame(pixels, shot.taken, number, 1000 * (time.perf_counter() - began))
-                except Exception:  # USB cameras do send damaged ones, and each library tells in its own way
-                    continue
-                finally:
-                    shot.drop()
-                with self._changed:
-                    if self._frame is None or self._frame.number < number:
-                        self._frame = frame
-            return frame
-
-    def _find(self, after: int, within: float) -> Frame | tuple[int, float, RawFrame] | None:
-        if self._shot is not None:
-            lain = time.monotonic() - self._shot[1]
-            # A thread takes a moment to wake. After a clip's last frame there is no fresher one to wait for.
-            limit = max(self.interval, 0.1) if self.ended else max(within, 0.005)
-            return self._shot if lain <= limit else None
-        return self._frame if self._frame is not None and self._frame.number > after else None
+        deadline = time.monotonic() + timeout
+        while (found := self._wait_for_frame(after, deadline, max_age)) is not None:
+            if isinstance(found, Frame):
+                return found
+            if (frame := self._decode(found)) is not None:
+                return frame
+        return None
 
     @property
-    def interval(self) -> float:
-        """Seconds from frame to frame, as they come; 0 before there are two."""
+    def frame_interval(self) -> float:
+        """Mean seconds between the arrivals of the latest frames; 0 before the second frame."""
         with self._changed:
-            came = self._arrivals
-            return (came[-1] - came[0]) / (len(came) - 1) if len(came) > 1 else 0.0
+            times = self._arrival_times
+            return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
 
-    def _check_silence(self) -> None:
-        """The libraries' own time limits do not reach into every driver."""
-        silent = time.monotonic() - self._heard
-        if silent > 2 * TIMEOUT and not self.problem:
-            self._fail(CameraError(f"{self.name}: has been silent for {silent:.0f} s: look at its cable"))
+    def _wait_for_frame(self, after: int, deadline: float, max_age: float) -> Frame | _PendingFrame | None:
+        """Returns a decoded frame, or takes the pending one; None at the deadline or when the camera ends."""
+        with self._changed:
+            while (found := self._find_frame(after, max_age)) is None:
+                if self._error:
+                    raise self._error
+                seconds_left = deadline - time.monotonic()
+                if self.ended or self._closing.is_set() or seconds_left <= 0:
+                    return None
+                self._changed.wait(seconds_left)
+                self._check_activity()
+            if isinstance(found, _PendingFrame):
+                self._pending = None
+            return found
+
+    def _find_frame(self, after: int, max_age: float) -> Frame | _PendingFrame | None:
+        if self._pending is None:
+            decoded = self._decoded
+            return decoded if decoded is not None and decoded.number > after else None
+        # No fresher frame follows the last frame of a clip.
+        limit = max(self.frame_interval, 0.1) if self.ended else max(max_age, WAKE_UP_TIME)
+        return self._pending if time.monotonic() - self._pending.arrived_at <= limit else None
+
+    def _decode(self, pending: _PendingFrame) -> Frame | None:
+        """Returns the decoded frame; None if it is damaged."""
+        raw = pending.raw
+        with self._decode_lock:
+            started = time.perf_counter()
+            try:
+                pixels = raw.decode()
+            except Exception:  # USB cameras send damaged frames; each library raises its own exception
+                return None
+            finally:
+                raw.release()
+            frame = Frame(pixels, raw.captured_at, pending.number, 1000 * (time.perf_counter() - started))
+            with self._changed:
+                if self._decoded is None or self._decoded.number < frame.number:
+                    self._decoded = frame
+        return frame
+
+    def _check_activity(self) -> None:
+        """Reports a reader thread that hangs: not every driver honours the timeout of its library."""
+        silence = time.monotonic() - self._last_activity
+        if silence > 2 * FRAME_TIMEOUT and not self.problem:
+            self._lose(CameraError(f"{self.name}: has been silent for {silence:.0f} s: check its cable"))
 
     def _read(self) -> None:
-        wait = RETRY_AFTER
+        """Puts frame after frame, and reconnects with `retry`; the reader thread's function."""
+        delay = RETRY_DELAY
         while not self._closing.is_set():
-            self._heard = time.monotonic()
+            self._last_activity = time.monotonic()
             try:
-                with closing(open_source(self.source, self.name)) as shots:
-                    for shot in shots:
-                        self._put(shot)
-                        wait = RETRY_AFTER
+                with closing(open_source(self.source, self.name)) as raw_frames:
+                    for raw in raw_frames:
+                        self._put(raw)
+                        delay = RETRY_DELAY
                         if self._closing.is_set():
-                            break
-                    else:
-                        self._end()
-                        return
+                            return
+                self._end()
+                return
             except CameraError as error:
-                self._fail(error)
+                self._lose(error)
             if not self._retry:
                 return
-            self._closing.wait(wait)
-            wait = min(2 * wait, RETRY_AFTER_AT_MOST) if "://" in self.source else wait
+            self._closing.wait(delay)
+            if "://" in self.source:
+                delay = min(2 * delay, MAX_RETRY_DELAY)
 
-    def _put(self, shot: RawFrame) -> None:
+    def _put(self, raw: RawFrame) -> None:
         with self._changed:
-            old, now = self._shot, time.monotonic()
-            self.count += 1
-            self._shot = self.count, now, shot
-            self._arrivals.append(now)
-            self._heard = now
-            back, self.problem = bool(self.problem), ""
+            stale, now = self._pending, time.monotonic()
+            self.frame_count += 1
+            self._pending = _PendingFrame(self.frame_count, now, raw)
+            self._arrival_times.append(now)
+            self._last_activity = now
+            was_lost, self.problem = bool(self.problem), ""
             self._changed.notify_all()
-        if old is not None:
-            old[2].drop()
-        if back:
-            self._say(f"{self.name}: is back")
+        if stale is not None:
+            stale.raw.release()
+        if was_lost:
+            self._on_message(f"{self.name}: is back")
 
     def _end(self) -> None:
         with self._changed:
             self.ended = True
             self._changed.notify_all()
 
-    def _fail(self, error: CameraError) -> None:
+    def _lose(self, error: CameraError) -> None:
         with self._changed:
-            told, self.problem = self.problem, str(error)
-            if self._shot is not None:
-                self._shot[2].drop()
-            self._shot = self._frame = None  # of how it was before
-            self._arrivals.clear()
+            reported, self.problem = self.problem, str(error)
+            if self._pending is not None:
+                self._pending.raw.release()
+            self._pending = self._decoded = None
+            self._arrival_times.clear()
             if not self._retry:
                 self._error = error
             self._changed.notify_all()
-        if self._retry and told != self.problem:
-            self._say(f"{self.problem} (trying again until it is back)")
+        if self._retry and reported != self.problem:
+            self._on_message(f"{self.problem} (retrying until it is back)")

@@ -1,13 +1,36 @@
 """The flags of `python -m runtime.classify --camera`."""
 
 import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 from runtime.common.cli import duration, frames_or_duration, megabytes
 
-NEEDS_CAMERA = ("retry", "every", "on_change", "save_unknown", "capture")
+# Flags that do nothing without --camera, by their names in the parsed arguments.
+NEEDS_CAMERA = ("retry", "every", "on_change", "save_unknown", "capture", "new_class")
+DEFAULT_SMOOTHING_SECONDS = 0.5
+DEFAULT_MAX_MB = 1000.0
+
+
+@dataclass(frozen=True)
+class CameraOptions:
+    """What the flags ask for."""
+
+    source: str
+    retry: bool
+    every: float  # seconds
+    smooth: int | float  # a number of frames (int), or seconds (float)
+    on_change: bool
+    json: bool
+    save_unknown: Path | None
+    capture: tuple[str, Path] | None  # label, and the folder of the data set
+    new_class: bool
+    max_mb: float
 
 
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --camera and the flags that need it."""
     camera = parser.add_argument_group("camera")
     camera.add_argument(
         "--camera",
@@ -23,25 +46,53 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
     camera.add_argument(
         "--every", type=duration, metavar="TIME", default=0.0, help="classify at most once in this time"
     )
-    camera.add_argument("--on-change", action="store_true", help="print only when the answer changes")
+    camera.add_argument(
+        "--on-change",
+        action="store_true",
+        help="print only when the answer changes; a change counts after 3 frames in a row that agree",
+    )
     camera.add_argument(
         "--smooth",
         type=frames_or_duration,
         metavar="N|TIME",
-        default=0.5,
+        default=DEFAULT_SMOOTHING_SECONDS,
         help="average over N frames or a time; 0 for no average (default: 500ms)",
     )
-    camera.add_argument("--save-unknown", metavar="DIR", help="save the frames whose answer is unknown")
+    camera.add_argument(
+        "--save-unknown", metavar="DIR", type=Path, help="save the frames whose answer is unknown"
+    )
     camera.add_argument(
         "--capture",
         nargs=2,
         metavar=("LABEL", "DIR"),
-        help="save frames as photos of this class, in DIR/LABEL; one per second, or as --every says",
+        help="save frames as photos of this class for the next training, in DIR/LABEL; DIR holds the class "
+        "folders; one photo per second, or as --every says",
+    )
+    camera.add_argument(
+        "--new-class", action="store_true", help="let --capture add a class to the classes in DIR"
     )
     camera.add_argument(
         "--max-mb",
         type=megabytes,
         metavar="MB",
-        default=1000,
-        help="save no more than this many megabytes (default: %(default)s)",
+        default=DEFAULT_MAX_MB,
+        help="stop saving when the folder holds this many megabytes (default: %(default)g)",
+    )
+
+
+def camera_options(arguments: argparse.Namespace) -> CameraOptions:
+    """Returns the options from the parsed flags, which include --json."""
+    label, folder = arguments.capture or ("", "")
+    return CameraOptions(
+        source=arguments.camera,
+        retry=arguments.retry,
+        every=arguments.every,
+        smooth=arguments.smooth,
+        # 30 lines a second make a log useless: without a terminal, only changes are printed.
+        on_change=arguments.on_change or not (arguments.json or arguments.every or sys.stdout.isatty()),
+        json=arguments.json,
+        save_unknown=arguments.save_unknown,
+        capture=(label, Path(folder)) if arguments.capture else None,
+        new_class=arguments.new_class,
+        max_mb=arguments.max_mb,
     )

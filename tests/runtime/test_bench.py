@@ -1,8 +1,10 @@
-"""The command, on a model so small that starting the engines is what takes the time."""
+"""`python -m runtime.bench`, on a model so small that starting the engines takes the time."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -14,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from runtime import bench
-from runtime.bench import BenchRow, main, report, thread_counts
+from runtime.bench import main
+from runtime.benchmark import runner
+from runtime.benchmark.report import BenchRow
+from runtime.benchmark.runner import run_benchmark, thread_counts
 from runtime.inference.engines import default_threads, engine_version
-from runtime.model_file.files import INDEX_NAME
-from runtime.model_file.index import read_index
-from runtime.model_file.loader import KEY_VARIABLE
+from runtime.model_file.index import INDEX_NAME, read_index
+from runtime.model_file.loader import KEY_VARIABLE, open_model
 from tests.helpers import ROOT
 
 FILES = (("tflite", "float32"), ("onnx", "float32"))
@@ -28,8 +31,13 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench, "ROUNDS", 2)
+    monkeypatch.setattr(runner, "ROUNDS", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "thread_counts", lambda cores: [1])
 
 
 @pytest.fixture
@@ -37,15 +45,26 @@ def folder(make_folder: Callable[..., Path], tmp_path: Path) -> Path:
     return make_folder(tmp_path / "colours", *FILES)
 
 
-def test_every_file_engine_and_thread_count(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+def auto_choice(path: Path) -> list[str]:
+    """The engine, threads, sha256 and reason of --engine auto, in a process that may load any engine."""
+    code = (
+        "import sys; from runtime import Classifier; c = Classifier(sys.argv[1]); "
+        "print(c.session.engine, c.threads, c.model.sha256, c.engine_reason, sep='\\n')"
+    )
+    run = [sys.executable, "-c", code, str(path)]
+    return subprocess.run(run, capture_output=True, check=True, text=True).stdout.splitlines()
+
+
+def test_every_file_engine_and_thread_count_is_measured_and_the_fastest_saved(
+    folder: Path, tmp_path: Path, capsys: Capture
+) -> None:
     board = tmp_path / "board.csv"
     assert main(["--model", str(folder), "--runs", "6", "--csv", str(board), "--save"]) == 0
     out, err = capsys.readouterr()
     with board.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [field.name for field in fields(BenchRow)]
-    by = {(row["file"], row["engine"], int(row["threads"])) for row in rows}
-    assert by == {
+    assert {(row["file"], row["engine"], int(row["threads"])) for row in rows} == {
         (f"colours_float32.{format}", f"{engine} {engine_version(engine)}", threads)
         for format, engine in (("tflite", "litert"), ("tflite", "tflite"), ("onnx", "onnx"))
         for threads in thread_counts(default_threads())
@@ -57,48 +76,46 @@ def test_every_file_engine_and_thread_count(folder: Path, tmp_path: Path, capsys
         assert 10 < float(row["peak_mb"]) < 1000 and int(row["cores"]) == default_threads() and row["cpu"]
     medians = [float(row["median_ms"]) for row in rows]
     assert medians == sorted(medians)
+    assert rows[0]["file"] in out.splitlines()[-1] and rows[0]["engine"] in out.splitlines()[-1]
+    assert "round 1 of 1" in err and "Traceback" not in err
 
-    heading, _, columns, *lines = out.splitlines()
-    assert heading.startswith("colours on ") and rows[0]["cpu"] in heading
-    assert [line.endswith("fastest") for line in lines[: len(rows)]] == [True] + [False] * (len(rows) - 1)
-    ends = {line.index(row["file"]) for line, row in zip(lines, rows, strict=False)}
-    assert ends == {columns.index("file")}
-    assert "round 1 of 2" in err and "Traceback" not in err
-
-    assert auto(folder)[:3] == [rows[0]["engine"], rows[0]["threads"], rows[0]["sha256"]]
-    assert ", measured 20" in auto(folder)[3]
-    for name, sha256 in sha256s.items():  # and each file, for those who name one
-        own = next(row for row in rows if row["sha256"] == sha256)
-        assert auto(folder / name)[:3] == [own["engine"], own["threads"], sha256]
+    assert auto_choice(folder)[:3] == [rows[0]["engine"], rows[0]["threads"], rows[0]["sha256"]]
+    name, sha256 = next(item for item in sha256s.items() if item[1] != rows[0]["sha256"])
+    fastest = next(row for row in rows if row["sha256"] == sha256)  # of a file that --model names
+    choice = auto_choice(folder / name)
+    assert choice[:3] == [fastest["engine"], fastest["threads"], sha256] and "measured 20" in choice[3]
 
 
-def auto(path: Path) -> list[str]:
-    """Engine, threads, sha256 and why, in a process of its own, where any engine may turn out the fastest."""
-    code = (
-        "import sys; from runtime import Classifier; c = Classifier(sys.argv[1]); "
-        "print(c.session.engine, c.threads, c.model.sha256, c.engine_reason, sep='\\n')"
-    )
-    run = [sys.executable, "-c", code, str(path)]
-    return subprocess.run(run, capture_output=True, check=True, text=True).stdout.splitlines()
+def test_rounds_add_up_to_the_runs(folder: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "ROUNDS", 2)
+    rounds = list(run_benchmark([open_model(folder, ["onnx"])], runs=6))
+    assert [results.rows[0].n for results in rounds] == [3, 6] and not rounds[-1].failed
 
 
-def test_without_save_nothing_is_kept(folder: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_file_without_its_index_is_measured_but_not_saved(
+    folder: Path, tmp_path: Path, one_thread: None, capsys: Capture
+) -> None:
     lone = folder / "colours_float32.onnx"
     (folder / INDEX_NAME).unlink()
     assert main(["--model", str(lone), "--runs", "1"]) == 0
     assert not (tmp_path / "cache" / "vgg-edge").exists()
-    assert "--save" not in capsys.readouterr().out  # which would say:
+    assert "--save" not in capsys.readouterr().out  # the next step would fail:
     assert main(["--model", str(lone), "--save"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"error: {lone}: --save needs the model.json that an export wrote beside it"
+    assert line.startswith(f"error: {lone}: ") and "model.json" in line
 
 
-def test_a_file_that_no_engine_runs_is_told_and_the_rest_measured(
-    folder: Path, tmp_path: Path, capsys: Capture
+def test_without_save_nothing_is_stored_and_the_next_step_names_it(
+    folder: Path, tmp_path: Path, one_thread: None, capsys: Capture
 ) -> None:
-    import hashlib
-    import json
+    assert main(["--model", str(folder), "--runs", "1"]) == 0
+    assert "--save" in capsys.readouterr().out.splitlines()[-1]
+    assert not (tmp_path / "cache" / "vgg-edge").exists()
 
+
+def test_a_file_that_an_engine_cannot_run_exits_1_and_the_other_files_are_measured(
+    folder: Path, one_thread: None, capsys: Capture
+) -> None:
     import onnx
 
     path = folder / "colours_float32.onnx"
@@ -107,62 +124,59 @@ def test_a_file_that_no_engine_runs_is_told_and_the_rest_measured(
     path.write_bytes(model.SerializeToString())
     index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     (listed,) = (file for file in index["files"] if file["format"] == "onnx")
-    listed |= {
-        "bytes": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
+    listed |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
     assert main(["--model", str(folder), "--runs", "1", "--save"]) == 1
     out, err = capsys.readouterr()
-    told = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(told) == len(thread_counts(default_threads()))
-    assert all("colours_float32.onnx in onnx, " in line and "cannot load it" in line for line in told)
-    assert ".onnx" not in out and "saved: --engine auto takes colours_float32.tflite" in out
+    (error,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "colours_float32.onnx in onnx on 1 thread: " in error
+    assert ".onnx" not in out and "colours_float32.tflite" in out.splitlines()[-1]
 
 
-def test_a_file_replaced_meanwhile_is_not_counted(
-    folder: Path, make_folder: Callable[..., Path], capsys: Capture
+def test_a_file_replaced_during_the_benchmark_is_not_counted(
+    folder: Path, make_folder: Callable[..., Path], one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = bench.open_model(folder, ["onnx"])
-    rounds = bench.run_bench([model], runs=2)
-    assert next(rounds)[1] == {}
+    monkeypatch.setattr(runner, "ROUNDS", 2)
+    rounds = run_benchmark([open_model(folder, ["onnx"])], runs=2)
+    assert next(rounds).failed == {}
     folder.rename(folder.with_name("old"))
     make_folder(folder, *FILES, labels=("blue", "green", "red"))
-    rows, failed = next(rounds)
-    assert rows == [] and set(failed.values()) == {"the file was replaced meanwhile: measure again"}
+    results = next(rounds)
+    assert results.rows == () and all("replaced" in reason for reason in results.failed.values())
+    assert results.failed
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("arguments", "fact"),
     [
         (["--model", "nowhere"], "no such file or folder"),
-        (["--csv", "nowhere/board.csv"], "no such folder; make it first"),
+        (["--csv", "nowhere/board.csv"], "nowhere/board.csv"),
         (["--runs", "0"], "--runs"),
         (["--seconds", "nan"], "--seconds"),
         (["--key", "nowhere.pub"], "nowhere.pub: "),
     ],
 )
-def test_usage_exits_2(
-    arguments: list[str], reason: str, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+def test_a_usage_error_exits_2_and_names_the_flag_or_path(
+    arguments: list[str], fact: str, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY_VARIABLE, "")  # --key sets it: for this test alone
     try:
         status = main([*(["--model", str(folder)] if "--model" not in arguments else []), *arguments])
     except SystemExit as exit:  # argparse's own
         status = int(str(exit.code))
-    assert status == 2 and reason in capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and fact in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_no_engine_says_what_to_install(
+def test_without_an_engine_the_error_says_what_to_install(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("runtime.inference.engines.find_spec", lambda name: None)
     assert main(["--model", str(folder)]) == 2
-    assert "is installed: pip install 'vgg-edge[" in capsys.readouterr().err
+    assert "pip install 'vgg-edge[" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for left-over processes in /proc")
-def test_ctrl_c_ends_it_and_its_process(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_command_and_its_worker_and_saves_nothing(folder: Path, tmp_path: Path) -> None:
     board = tmp_path / "board.csv"
     command = [sys.executable, "-m", "runtime.bench", "--model", str(folder), "--csv", str(board), "--save"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -174,43 +188,21 @@ def test_ctrl_c_ends_it_and_its_process(folder: Path, tmp_path: Path) -> None:
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
-    assert (out, err) == ("", "stopped: nothing was written or saved\n") and process.returncode == 130
+    assert process.returncode == 130 and out == "" and err.startswith("stopped: ")
     assert not board.exists() and not (tmp_path / "cache" / "vgg-edge").exists()
-    there = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path)]
-    assert not [line for line in there if b"runtime.benchmark.worker" in line and os.fsencode(folder) in line]
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if is_readable(path)]
+    assert not [line for line in running if b"benchmark.worker" in line and os.fsencode(folder) in line]
 
 
-def readable(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
     try:
         return bool(path.read_bytes())
-    except OSError:  # has ended
+    except OSError:  # the process has ended
         return False
 
 
-def a_row(**changes: object) -> BenchRow:
-    empty: dict[str, object] = dict.fromkeys(field.name for field in fields(BenchRow))
-    figures = {"cores": 2, "threads": 1, "n": 9, "median_ms": 2.0, "p95_ms": 3.0, "load_ms": 50.0}
-    names = {"model": "colours", "file": "colours.onnx", "engine": "onnx 1"}
-    return BenchRow(**{**empty, **figures, **names, **changes})  # type: ignore[arg-type]
-
-
-def test_energy_has_a_column_where_it_is_reported() -> None:
-    assert "mJ" not in report([a_row()]) and report([a_row()]).endswith("\nenergy: not reported here")
-    *_, head, line = report([a_row(energy_mj=12.34)]).splitlines()
-    assert head.split()[-1] == "mJ" and line.split()[-2:] == ["12.3", "fastest"]
-
-
-def test_columns_align_whatever_a_file_is_called() -> None:
-    first, second = report([a_row(file="花花.onnx"), a_row(file="a\x1b[2J.onnx")]).splitlines()[3:5]
-    assert first.index("onnx 1") + 2 == second.index("onnx 1")  # two signs of two columns each
-    assert "\x1b" not in second
-
-
-def test_thread_counts() -> None:
-    assert [thread_counts(cores) for cores in (1, 2, 4, 6, 8)] == [
-        [1],
-        [1, 2],
-        [1, 2, 4],
-        [1, 2, 4, 6],
-        [1, 2, 4, 8],
-    ]
+@pytest.mark.parametrize(
+    ("cores", "counts"), [(1, [1]), (2, [1, 2]), (4, [1, 2, 4]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])]
+)
+def test_thread_counts_are_powers_of_two_and_all_cores(cores: int, counts: list[int]) -> None:
+    assert thread_counts(cores) == counts

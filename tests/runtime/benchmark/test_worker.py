@@ -1,4 +1,4 @@
-"""One measured process: what it counts is really so."""
+"""The worker process measures what it reports."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from pathlib import Path
 
 import pytest
 
-from runtime.benchmark import worker as turn
+from runtime.benchmark import worker
+from runtime.benchmark.worker import run_worker
+from runtime.common.errors import EngineError
 from runtime.inference.engines import ENGINES, FORMATS_OF, engine_version
 from runtime.model_file.index import read_index
 
 
-def take(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runtime.benchmark.worker", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_turn(engine: str, colours: Path) -> None:
+def test_a_worker_reports_its_engine_file_times_and_memory(engine: str, colours: Path) -> None:
     path = colours / f"colours_float32.{FORMATS_OF[engine]}"
-    said = json.loads(take(path, engine, 1, 7, 10).stdout)
-    # What the package's source says is the version that the running engine says.
-    assert said["engine"] == f"{engine} {engine_version(engine)}"
-    assert said["sha256"] in {file.sha256 for file in read_index(colours).files}
-    assert len(said["ms"]) == 7 and min(said["ms"]) > 0 and said["load_ms"] > 0
-    assert 10 < said["peak_mb"] < 1000
+    command = [sys.executable, "-m", "runtime.benchmark.worker", str(path), engine, "1", "7", "10"]
+    result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+    # The version that the package's source states is the version that the running engine states.
+    assert result["engine"] == f"{engine} {engine_version(engine)}"
+    assert result["sha256"] in {file.sha256 for file in read_index(colours).files}
+    assert len(result["ms"]) == 7 and min(result["ms"]) > 0 and result["load_ms"] > 0
+    assert 10 < result["peak_mb"] < 1000
 
 
-def test_time_bounds_it(colours: Path) -> None:
+def test_the_seconds_limit_the_runs(colours: Path) -> None:
     path = colours / "colours_float32.onnx"
-    assert len(json.loads(take(path, "onnx", 1, 10**9, 0.2).stdout)["ms"]) > 1
-    assert len(json.loads(take(path, "onnx", 1, 10**9, 1e-9).stdout)["ms"]) == 1
+    assert len(run_worker(path, "onnx", threads=1, runs=10**9, seconds=0.1).ms) > 1
+    assert len(run_worker(path, "onnx", threads=1, runs=10**9, seconds=1e-9).ms) == 1
 
 
-def test_what_fails_is_said_in_one_line(colours: Path) -> None:
-    done = take(colours / "colours_float32.onnx", "litert", 1, 1, 1)
-    assert done.returncode == 1 and done.stdout == ""
-    assert "litert runs tflite files, not onnx" in done.stderr and len(done.stderr.splitlines()) == 1
+def test_an_engine_that_does_not_read_the_file_is_one_line(colours: Path) -> None:
+    path = colours / "colours_float32.onnx"
+    with pytest.raises(EngineError, match="litert .* onnx"):
+        run_worker(path, "litert", threads=1, runs=1, seconds=1)
+    command = [sys.executable, "-m", "runtime.benchmark.worker", str(path), "litert", "1", "1", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
 
 
-def test_peak_memory_grows_by_what_was_held() -> None:
+def test_peak_memory_grows_by_an_array_and_stays() -> None:
     code = """
 import numpy as np
 from runtime.benchmark.worker import peak_mb
@@ -55,12 +56,12 @@ print(peak_mb())
     assert before + 90 <= holding <= before + 120 and after >= holding
 
 
-def test_energy_is_the_packages_and_their_counters_wrap(
+def test_energy_is_the_sum_of_the_packages_and_their_counters_wrap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A folder as Linux lays it out; this needs no processor that reports its energy."""
-    monkeypatch.setattr(turn, "POWERCAP", tmp_path)
-    assert turn.energy_uj() == {} and turn.energy_used_mj({}, {}) is None
+    """On a folder as Linux lays it out, so that the test needs no processor that reports its energy."""
+    monkeypatch.setattr(worker, "POWERCAP", tmp_path)
+    assert worker.energy_uj() == {} and worker.energy_used_mj({}, {}) is None
     domains = {"intel-rapl:0": "package-0", "intel-rapl:0:0": "core", "intel-rapl:1": "psys"}
     domains["intel-rapl:2"] = "package-1"
     for domain, name in domains.items():
@@ -68,11 +69,11 @@ def test_energy_is_the_packages_and_their_counters_wrap(
         (tmp_path / domain / "name").write_text(f"{name}\n")
         (tmp_path / domain / "energy_uj").write_text("900000\n")
         (tmp_path / domain / "max_energy_range_uj").write_text("1000000\n")
-    before = turn.energy_uj()
+    before = worker.energy_uj()
     assert sorted(path.name for path in before) == ["intel-rapl:0", "intel-rapl:2"]
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("905000\n")
     (tmp_path / "intel-rapl:2" / "energy_uj").write_text("100000\n")
-    assert turn.energy_used_mj(before, turn.energy_uj()) == pytest.approx(5 + 200)
+    assert worker.energy_used_mj(before, worker.energy_uj()) == pytest.approx(5 + 200)
     (tmp_path / "intel-rapl:2" / "energy_uj").unlink()
-    (tmp_path / "intel-rapl:2" / "energy_uj").mkdir()  # cannot be read, as by who is not root
-    assert turn.energy_uj() == {} and turn.energy_used_mj(before, turn.energy_uj()) is None
+    (tmp_path / "intel-rapl:2" / "energy_uj").mkdir()  # not readable, as for a user other than root
+    assert worker.energy_uj() == {} and worker.energy_used_mj(before, worker.energy_uj()) is None

@@ -1,0 +1,102 @@
+"""The rules for --capture LABEL DIR: DIR/LABEL must be a folder that training reads as the class LABEL."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+from runtime.common.errors import UserError
+from runtime.common.text import printable
+from runtime.preprocess.photo_files import SUFFIXES
+
+# Training reads folders of these names, in any case, as the splits of a data set (train/data/dataset.py).
+SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
+MAX_LABEL_BYTES = 200
+MAX_LISTED = 10
+
+
+def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -> None:
+    """Raises UserError unless `folder`/`label` is a class folder of a data set.
+
+    A data set holds class folders, or train/, val/ and test/ that hold them. A class that the data set does
+    not have yet is accepted when it is the first one, or with `new_class`.
+    """
+    _check_label(label)
+    if _has_pictures(folder):
+        raise UserError(
+            f"{printable(str(folder))}: holds photos, so it is a class folder itself: "
+            f"use {_flag(label, folder.parent)}"
+        )
+    if train := _train_split(folder):
+        raise UserError(
+            f"{printable(str(folder))}: training reads only the splits in it, not other folders: "
+            f"use {_flag(label, train)}"
+        )
+    classes = _folder_names(folder)
+    if not classes:
+        _check_new_data_set(label, folder)
+    elif unicodedata.normalize("NFC", label) not in classes and not new_class:
+        raise UserError(
+            f"{printable(str(folder))}: has no class {label}; its classes are {_listed(classes)}: "
+            "correct the label, or add --new-class to start this class"
+        )
+
+
+def _check_new_data_set(label: str, folder: Path) -> None:
+    """Raises UserError if `folder`, which holds no class yet, would become part of another data set."""
+    if folder.exists() and folder.name.lower() not in SPLIT_NAMES:
+        return  # created by the user for a data set
+    parent = folder.parent
+    train = _train_split(parent)
+    siblings = [name for name in _folder_names(parent) if train or _has_pictures(parent / name)]
+    if siblings:
+        raise UserError(
+            f"{printable(str(folder))}: would change the data set of {_listed(siblings)} beside it: "
+            f"use {_flag(label, train or parent)}"
+        )
+
+
+def _check_label(label: str) -> None:
+    """Raises UserError unless `label` is a valid folder name on every system, inside its parent folder."""
+    if (
+        not label.isprintable()
+        or not 1 <= len(label.encode()) <= MAX_LABEL_BYTES
+        or set(label) & set('/\\:*?"<>|')
+        or label[0] in "._- "
+        or label[-1] in ". "
+    ):
+        raise UserError(f"{printable(label)!r} cannot be a class: use a plain name, such as roses")
+
+
+def _train_split(folder: Path) -> Path | None:
+    """Returns the train/ folder of a data set with splits."""
+    for name in _folder_names(folder):
+        split = folder / name
+        if name.lower() == "train" and _folder_names(split) and not _has_pictures(split):
+            return split
+    return None
+
+
+def _folder_names(folder: Path) -> list[str]:
+    """Returns the names of the visible folders in `folder`; none if it does not exist."""
+    names = (path.name for path in _visible(folder) if os.path.isdir(path))
+    return sorted(unicodedata.normalize("NFC", name) for name in names)  # macOS decomposes é
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in SUFFIXES and os.path.isfile(path) for path in _visible(folder))
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:  # missing or unreadable; saving the first photo reports the reason
+        return []
+
+
+def _listed(names: list[str]) -> str:
+    more = [f"… ({len(names)} in all)"] if len(names) > MAX_LISTED else []
+    return ", ".join([printable(name) for name in names[:MAX_LISTED]] + more)
+
+
+def _flag(label: str, folder: Path) -> str:
+    return f"--capture {label} {printable(str(folder))}"

@@ -1,0 +1,68 @@
+"""Frames of a CSI (ribbon cable) camera, captured with picamera2."""
+
+import time
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.camera.raw_frame import FRAME_TIMEOUT, RawFrame, one_line
+from runtime.common.errors import CameraError
+
+CAPTURE_SIZE = (1280, 720)  # width, height
+
+
+def capture_picamera2(name: str) -> Generator[RawFrame, None, None]:
+    """Yields the frames of the first CSI camera. Raises CameraError.
+
+    Source: Raspberry Pi, "The Picamera2 Library", sections 4.2 and 6.1.
+    """
+    camera = _open_camera(name)
+    try:
+        camera.configure(camera.create_video_configuration(main={"format": "RGB888", "size": CAPTURE_SIZE}))
+        camera.start()
+        format = camera.camera_configuration()["main"]["format"]  # the driver may choose another format
+        while True:
+            request = camera.capture_request(wait=FRAME_TIMEOUT)
+            yield RawFrame(
+                _sensor_time(request.get_metadata()),
+                lambda request=request: _to_rgb(request.make_array("main"), format),  # type: ignore[misc]
+                request.release,
+            )
+    except TimeoutError:
+        raise CameraError(
+            f"{name}: sent no frame for {FRAME_TIMEOUT:.0f} s: check its ribbon cable"
+        ) from None
+    finally:
+        camera.close()
+
+
+def _open_camera(name: str) -> Any:
+    try:
+        from picamera2 import Picamera2
+
+        return Picamera2()
+    except IndexError:  # picamera2 raises it when no camera is connected
+        raise CameraError(
+            f"{name}: no camera found: check its ribbon cable; rpicam-hello tests the camera"
+        ) from None
+    except RuntimeError as error:
+        raise CameraError(f"{name}: {one_line(error)}: stop any other program that uses the camera") from None
+
+
+def _to_rgb(pixels: NDArray[np.uint8], format: str) -> NDArray[np.uint8]:
+    """Converts picamera2's array, uint8 [h, w, 3 or 4], to RGB, uint8 [h, w, 3]."""
+    # libcamera names formats by the order in a register, which is the reverse of the order in memory.
+    is_bgr = format in ("RGB888", "XRGB8888")
+    return np.ascontiguousarray(pixels[..., :3][..., :: -1 if is_bgr else 1])
+
+
+def _sensor_time(metadata: dict[str, Any]) -> float:
+    """Returns when the sensor started to read out the frame, in time.monotonic() seconds."""
+    now = time.monotonic()
+    timestamp = metadata.get("SensorTimestamp")  # CLOCK_BOOTTIME, nanoseconds
+    if timestamp is None:
+        return now
+    age: float = time.clock_gettime(time.CLOCK_BOOTTIME) - timestamp / 1e9
+    return now - max(0.0, age)

@@ -1,0 +1,77 @@
+"""Smoothing of a camera's predictions, and the detection of a change that is more than noise."""
+
+from collections.abc import Callable
+from math import exp
+
+import numpy as np
+
+from runtime.inference.prediction import ModelOutput, Prediction
+
+Smoothing = Callable[[float], float]  # seconds since the last output -> weight of the new output, 0-1
+
+AGREEING_FRAMES = 3
+
+
+def smooth_over_seconds(seconds: float) -> Smoothing:
+    """Returns the weights of an exponential moving average with this time constant; 0 disables it."""
+    return lambda since: 1 - exp(-since / seconds) if seconds > 0 else 1.0
+
+
+def smooth_over_frames(frames: float) -> Smoothing:
+    """Returns the weight of an exponential moving average that lags like the mean of `frames` frames."""
+    return lambda since: 2 / (max(1.0, frames) + 1)
+
+
+DEFAULT_SMOOTHING = smooth_over_seconds(0.5)
+
+
+class MovingAverage:
+    """The exponential moving average of model outputs."""
+
+    def __init__(self, smoothing: Smoothing) -> None:
+        self._smoothing = smoothing
+        self._average: ModelOutput | None = None
+        self._updated = 0.0
+
+    def reset(self) -> None:
+        """Forgets the outputs so far."""
+        self._average = None
+
+    def update(self, output: ModelOutput, now: float) -> ModelOutput:
+        """Returns the average after `output`, which is ready at `now` (seconds); `ms` is the output's own."""
+        old, self._average = self._average, output
+        if old is not None:
+            weight = self._smoothing(now - self._updated)
+            known = None
+            if output.known is not None and old.known is not None:
+                known = old.known + weight * (output.known - old.known)
+            change = output.probabilities - old.probabilities
+            self._average = ModelOutput(old.probabilities + np.float32(weight) * change, known, output.ms)
+        self._updated = now
+        return self._average
+
+
+class ChangeDetector:
+    """Detects when a camera's answer, a label or "unknown", changes.
+
+    A new answer counts after AGREEING_FRAMES frames in a row whose smoothed and unsmoothed predictions both
+    give it. The smoothed average alone may pass through labels that no frame showed. The first answer counts
+    at once.
+    """
+
+    def __init__(self) -> None:
+        self._answer: str | None = None
+        self._candidate = ""
+        self._agreeing = 0
+
+    def is_change(self, smoothed: Prediction, unsmoothed: Prediction) -> bool:
+        """Whether the answer changes with this frame; call it for each frame, in order."""
+        answer = smoothed.answer
+        agrees = answer == unsmoothed.answer
+        self._agreeing = (self._agreeing + 1 if answer == self._candidate else 1) if agrees else 0
+        self._candidate = answer
+        confirmed = self._answer is None or self._agreeing >= AGREEING_FRAMES
+        if not confirmed or answer == self._answer:
+            return False
+        self._answer = answer
+        return True

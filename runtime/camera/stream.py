@@ -1,0 +1,165 @@
+"""predict_stream: classifies the newest frame of a camera again and again."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.camera.camera import Camera, Frame
+from runtime.camera.smoothing import DEFAULT_SMOOTHING, MovingAverage, Smoothing
+from runtime.common.errors import CameraError, PictureError
+from runtime.inference.classifier import Classifier
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import Prediction, json_line
+from runtime.preprocess.picture import read_picture
+
+FPS_WINDOW = 10  # answers
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """The prediction for a camera frame."""
+
+    frame: Frame
+    prediction: Prediction  # of the smoothed probabilities
+    unsmoothed: Prediction  # of this frame alone
+    age_ms: float  # from `frame.captured_at` to the answer
+    fps: float  # answers per second over the last FPS_WINDOW answers
+    dropped: int  # frames so far that arrived and were not classified
+
+    @property
+    def time(self) -> datetime:
+        """When the frame was captured, UTC."""
+        return datetime.now(timezone.utc) - timedelta(seconds=time.monotonic() - self.frame.captured_at)
+
+    def to_json(self) -> str:
+        """Returns the line that `python -m runtime.classify --camera --json` prints."""
+        return json_line(
+            self.prediction,
+            frame=self.frame.number,
+            age_ms=self.age_ms,
+            fps=self.fps,
+            dropped=self.dropped,
+            time=to_iso(self.time),
+        )
+
+
+def to_iso(moment: datetime) -> str:
+    """Returns a UTC time in ISO 8601 with milliseconds, such as "2025-01-31T12:00:00.000Z"."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def predict_stream(
+    camera: Camera,
+    reloader: ReloadingClassifier,
+    *,
+    every: float = 0.0,
+    smoothing: Smoothing = DEFAULT_SMOOTHING,
+) -> Iterator[FramePrediction]:
+    """Yields the prediction for the newest frame, at most one per `every` seconds, until a clip ends.
+
+    While a camera with `retry` is lost, the stream waits. Raises CameraError and EngineError.
+    """
+    schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
+    classifier: Classifier | None = None
+    prepare_seconds = 0.0
+    last = dropped = 0
+    while True:
+        schedule.wait()
+        frame = camera.newest(last, timeout=1.0, max_age=max(0.0, camera.frame_interval - prepare_seconds))
+        if frame is None:
+            if camera.ended:
+                return
+            average.reset()  # the scene may have changed during the gap
+            rate.reset()
+            continue
+        schedule.start()
+        if (current := reloader.now()) is not classifier:
+            classifier = current
+            average.reset()  # another model has other classes
+        model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size)
+        frame, prepare_seconds = model_input.frame, model_input.seconds
+        dropped += frame.number - last - 1
+        last = frame.number
+        output = classifier.infer(model_input.pixels)
+        ready = time.monotonic()
+        smoothed = average.update(output, ready)
+        yield FramePrediction(
+            frame=frame,
+            prediction=classifier.to_prediction(camera.name, smoothed, 1000 * prepare_seconds),
+            unsmoothed=classifier.to_prediction(camera.name, output, 1000 * prepare_seconds),
+            age_ms=round(1000 * (ready - frame.captured_at), 1),
+            fps=rate.update(ready),
+            dropped=dropped,
+        )
+
+
+class _Schedule:
+    """Starts at most one answer per `every` seconds."""
+
+    def __init__(self, every: float) -> None:
+        self._every, self._due = every, time.monotonic()
+
+    def wait(self) -> None:
+        """Waits until the next answer is due."""
+        time.sleep(max(0.0, self._due - time.monotonic()))
+
+    def start(self) -> None:
+        """Marks the start of an answer."""
+        now = time.monotonic()
+        self._due += self._every
+        if self._due < now:  # late: skip the missed answers
+            self._due = now + self._every
+
+
+class _RateMeter:
+    """Measures answers per second."""
+
+    def __init__(self) -> None:
+        self._times: deque[float] = deque(maxlen=FPS_WINDOW)
+
+    def reset(self) -> None:
+        self._times.clear()
+
+    def update(self, now: float) -> float:
+        """Returns answers per second, including one at `now` (seconds); 0 for the first."""
+        self._times.append(now)
+        span = now - self._times[0]
+        return round((len(self._times) - 1) / span, 1) if span else 0.0
+
+
+@dataclass(frozen=True)
+class _ModelInput:
+    """A frame as the model takes it."""
+
+    frame: Frame
+    pixels: NDArray[np.uint8]  # [H, W, 3], RGB
+    seconds: float  # to decode and resize the frame
+
+
+def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int]) -> _ModelInput:
+    """Prepares `frame`, or the next frame if one arrives in the meantime.
+
+    The engine then starts on a frame that is at most one frame interval old, unless preparing a frame takes
+    longer than that.
+    """
+    prepared = _prepare(camera, frame, size)
+    interval = camera.frame_interval
+    if camera.frame_count > frame.number and prepared.seconds < interval:
+        newer = camera.newest(frame.number, timeout=interval, max_age=0)
+        if newer is not None:
+            return _prepare(camera, newer, size)
+    return prepared
+
+
+def _prepare(camera: Camera, frame: Frame, size: tuple[int, int]) -> _ModelInput:
+    started = time.monotonic()
+    try:
+        pixels = read_picture(frame.pixels, size)
+    except PictureError as error:
+        raise CameraError(f"{camera.name}: its picture {error}") from None
+    return _ModelInput(frame, pixels, frame.decode_ms / 1000 + time.monotonic() - started)

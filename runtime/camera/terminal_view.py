@@ -1,0 +1,83 @@
+"""TerminalView: prints the predictions of a camera on a terminal, in a log, or as JSON."""
+
+import json
+import os
+import sys
+import time
+from threading import Lock
+
+from runtime.camera.smoothing import ChangeDetector
+from runtime.camera.stream import FramePrediction
+from runtime.common.terminal import print_error
+from runtime.common.text import printable, truncate
+from runtime.inference.prediction import answer_columns
+
+REDRAW_INTERVAL = 0.1  # seconds; a serial console is slow, and nobody reads faster
+DEFAULT_COLUMNS = 80  # of a serial console, which reports 0
+
+
+class TerminalView:
+    """Prints predictions: one line that is redrawn on a terminal, lines elsewhere, or JSON objects.
+
+    With `on_change`, only predictions that change the answer are printed.
+    """
+
+    def __init__(self, *, json: bool, on_change: bool) -> None:
+        self._json = json
+        self._changes = ChangeDetector() if on_change else None
+        self._redraws = sys.stdout.isatty() and not json and not on_change
+        self._drawn_at = 0.0  # time.monotonic() of the latest redraw; 0 while no line is drawn
+        self._lock = Lock()  # the threads of the camera and the model print messages
+        self._labels: tuple[str, ...] = ()
+
+    def show(self, shown: FramePrediction, labels: tuple[str, ...]) -> None:
+        """Prints a prediction; `labels` are all labels of its model, for the width of the columns."""
+        if self._changes and not self._changes.is_change(shown.prediction, shown.unsmoothed):
+            return
+        if self._json:
+            self._print(shown.to_json())
+        elif not self._redraws:
+            self._print(f"{shown.time.astimezone():%H:%M:%S}  {self._line(shown, labels)}")
+        elif time.monotonic() - self._drawn_at >= REDRAW_INTERVAL:
+            self._drawn_at = time.monotonic()
+            columns = os.get_terminal_size().columns or DEFAULT_COLUMNS
+            self._print(f"\r{truncate(self._line(shown, labels), columns - 1)}\x1b[K", end="")
+
+    def heading(self, line: str) -> None:
+        """Prints what the predictions are of: beside JSON objects on standard error."""
+        self._print_message(line, sys.stderr if self._json else sys.stdout)
+
+    def message(self, line: str) -> None:
+        """Prints news of the camera or the model: on standard error, or on the terminal between redraws."""
+        self._print_message(line, sys.stdout if sys.stdout.isatty() and not self._json else sys.stderr)
+
+    def error(self, name: str, reason: str) -> None:
+        """Prints an error, which starts with the camera's name, and as the last JSON object."""
+        self.close()
+        print_error(reason)
+        if self._json:
+            self._print(json.dumps({"source": name, "error": reason.removeprefix(f"{name}: ")}))
+
+    def close(self) -> None:
+        """Ends the redrawn line, so that the last prediction stays on the terminal."""
+        with self._lock:
+            if self._redraws and self._drawn_at:
+                print(flush=True)
+                self._drawn_at = 0.0
+
+    def _line(self, shown: FramePrediction, labels: tuple[str, ...]) -> str:
+        if labels is not self._labels:
+            self._labels, self._columns = labels, answer_columns(labels)
+        rate = f"{shown.fps:.1f}/s  " if shown.fps else ""
+        answer, *details = self._columns(shown.prediction, f"{rate}{shown.age_ms:.0f} ms old")
+        return "  ".join([answer, *reversed(details)])
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        with self._lock:
+            print(text, end=end, flush=True)
+
+    def _print_message(self, line: str, file: object) -> None:
+        with self._lock:
+            if self._redraws and self._drawn_at:
+                print("\r\x1b[K", end="", flush=True)
+            print(printable(line), file=file, flush=True)  # type: ignore[call-overload]

@@ -1,0 +1,46 @@
+"""`python -m runtime.classify --watch DIR`: classifies photos as they arrive, and saves the results."""
+
+import json
+import os
+from collections.abc import Callable
+
+from runtime.common.errors import UserError
+from runtime.common.terminal import print_error, print_info, stop_on_sigterm
+from runtime.common.text import printable
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import Prediction, answer_columns, json_line
+from runtime.watch.flags import WatchOptions
+from runtime.watch.folder_watcher import FolderWatcher, WatchedPhoto
+from runtime.watch.sinks import open_sink
+
+OpenReloader = Callable[[Callable[[str], None]], ReloadingClassifier]  # its argument prints messages
+
+
+def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
+    """Classifies the photos in the folder and those that arrive, until SIGTERM. Returns the exit code, 0.
+
+    Skips the photos that have a result in `options.out`. Raises UserError.
+    """
+    if not os.path.isdir(options.folder):
+        raise UserError(f"{options.folder}: no such folder, or no permission to open it: check its path")
+    with stop_on_sigterm(), open_sink(options.out) as sink:
+        reloader = open_reloader(print_info)
+        if not options.json:
+            print(printable(f"{options.folder}, {reloader.now()}"), flush=True)
+
+        def show(photo: WatchedPhoto, result: Prediction | str) -> None:
+            _show(photo, result, reloader.now().model.contract.labels, options.json)
+
+        FolderWatcher(options.folder, reloader, sink, show, print_info).run()
+    return 0
+
+
+def _show(photo: WatchedPhoto, result: Prediction | str, labels: tuple[str, ...], as_json: bool) -> None:
+    if isinstance(result, str):
+        print_error(f"{photo.source}: {result}")
+        if as_json:
+            print(json.dumps({"source": photo.source, "error": result}), flush=True)
+    elif as_json:
+        print(json_line(result), flush=True)
+    else:
+        print("  ".join([photo.source, *answer_columns(labels)(result, "")]), flush=True)

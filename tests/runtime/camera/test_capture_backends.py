@@ -1,0 +1,253 @@
+"""The capture backends, on clips, an MJPEG server, and stand-ins of devices."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.camera import capture_backends, pyav_backend
+from runtime.camera.camera import Camera
+from runtime.camera.capture_backends import open_source
+from runtime.common.errors import CameraError
+from tests.runtime.camera.helpers import BLUE, GREEN, RED, jpeg, mjpeg_server, plain
+
+COLORS = {RED: "red", GREEN: "green", BLUE: "blue"}
+
+
+@dataclass
+class Clock:
+    """Time that passes only in sleep()."""
+
+    now: float = 1000.0
+    slept: list[float] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    fake = Clock()
+    monkeypatch.setattr(pyav_backend, "time", fake)
+    return fake
+
+
+def color_of(pixels: NDArray[np.uint8]) -> str:
+    mean = pixels.mean(axis=(0, 1))
+    return min(COLORS.items(), key=lambda item: np.abs(mean - item[0]).sum())[1]
+
+
+@pytest.mark.parametrize("kind", ["h264", "mjpeg", "mpegts"])
+def test_a_clip_has_its_colors_and_its_pace(clips: dict[str, Path], kind: str, clock: Clock) -> None:
+    frames = [(color_of(raw.decode()), raw.captured_at) for raw in open_source(str(clips[kind]), "the clip")]
+    assert [color for color, _ in frames] == ["red"] * 10 + ["green"] * 10 + ["blue"] * 10
+    assert np.diff([at for _, at in frames]) == pytest.approx(1 / 30, abs=0.002)
+
+
+def test_a_clip_may_pause_for_longer_than_a_camera(
+    write_clip: Callable[..., Path], tmp_path: Path, clock: Clock
+) -> None:
+    clip = write_clip(tmp_path / "lapse.avi", [plain(RED)] * 3, Fraction(1, 60), "mjpeg")
+    assert len(list(open_source(str(clip), "the clip"))) == 3
+    assert max(clock.slept) < 10
+
+
+def test_a_colon_in_the_name_of_a_clip_is_no_protocol(
+    clips: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("12:30:05.mp4").write_bytes(clips["h264"].read_bytes())
+    assert len(list(open_source("12:30:05.mp4", "the clip"))) == 30
+
+
+def test_a_clip_of_an_upright_phone_is_upright(write_clip: Callable[..., Path], tmp_path: Path) -> None:
+    pixels = plain((0, 0, 0))
+    pixels[:, :32] = RED  # the left half, which becomes the upper half after a clockwise quarter turn
+    clip = write_clip(tmp_path / "phone.mp4", [pixels] * 5, 10)
+    data = clip.read_bytes()
+    at = data.index(b"tkhd") + 44  # the track's matrix (ISO/IEC 14496-12, 8.3.2)
+    assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
+    clip.write_bytes(data[:at] + turn + data[at + 36 :])
+    upright = next(open_source(str(clip), "the clip")).decode()
+    assert upright.shape == (64, 48, 3) and upright[8, 24, 0] > 200 and upright[56, 24, 0] < 50
+
+
+def test_an_address_longer_than_a_path_opens() -> None:
+    red = jpeg(plain(RED))
+    with mjpeg_server(lambda number: red) as server, Camera(f"{server.address}?token={'x' * 5000}") as source:
+        assert source.newest(timeout=20) is not None
+
+
+def test_a_stream_gets_its_password_and_its_error_does_not_repeat_it() -> None:
+    with mjpeg_server(lambda number: jpeg(plain(RED)), user="user:geheim") as server:
+        address = server.address.replace("http://", "http://user:geheim@") + "?token=1"
+        with Camera(address) as source:
+            assert source.newest(timeout=20) is not None
+        assert set(server.paths) == {"/video?token=1"}
+        wrong = address.replace("geheim", "falsch")
+        with Camera(wrong) as source, pytest.raises(CameraError, match="password") as caught:
+            source.newest(timeout=20)
+        assert "falsch" not in str(caught.value)
+
+
+def test_a_stream_that_falls_silent_raises_camera_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyav_backend, "FRAME_TIMEOUT", 0.3)
+    resumed = threading.Event()
+
+    def send(number: int) -> bytes:
+        if number == 20:
+            resumed.wait(20)
+        return jpeg(plain(RED))
+
+    with mjpeg_server(send) as server, Camera(server.address) as source:
+        last = 0
+        with pytest.raises(CameraError, match="sent no data for 0 s"):
+            while True:
+                frame = source.newest(last)
+                last = frame.number if frame else last
+        resumed.set()
+    assert last > 0
+
+
+def test_a_stream_that_ends_raises_camera_error() -> None:
+    red = jpeg(plain(RED))
+    with mjpeg_server(lambda number: red if number < 30 else None) as server:
+        frames = open_source(server.address, "the camera")
+        with pytest.raises(CameraError, match=r"^the camera: the stream ended"):
+            list(frames)
+
+
+def test_a_closed_port_is_a_refused_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(CameraError, match="refuses the connection"):
+        next(open_source(f"rtsp://127.0.0.1:{port}/s", "the camera"))
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        ("none.mp4", "no such file or directory"),
+        (".", "is a directory"),
+        ("notes.mp4", "is not a video"),
+        ("sound.wav", "contains no video"),
+    ],
+)
+def test_a_file_without_video_raises_camera_error(name: str, fact: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.mp4").write_text("no video" * 100)
+    with av.open(str(tmp_path / "sound.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), format="s16", layout="mono")
+        sound.sample_rate = 8000
+        container.mux(stream.encode(sound))
+        container.mux(stream.encode())
+    with pytest.raises(CameraError, match=f"^its name: .*{fact}"):
+        next(open_source(str(tmp_path / name), "its name"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="V4L2's names")
+def test_the_error_of_a_device_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = pyav_backend._parse_source("0", "0")
+    assert (device.url, device.driver) == ("/dev/video0", "v4l2")
+
+    def reason(kind: type[Exception], code: int) -> str:
+        return pyav_backend._open_error(kind(code, os.strerror(code), device.url), device)
+
+    monkeypatch.setattr(pyav_backend, "_v4l2_cameras", lambda: ["/dev/video3 (HD Webcam)"])
+    assert "/dev/video3 (HD Webcam)" in reason(av.error.FileNotFoundError, 2)
+    assert "fuser /dev/video0" in reason(av.error.OSError, 16)
+    denied = reason(av.error.PermissionError, 13)
+    assert "group video" in denied and "sudo usermod -aG video $USER" in denied
+    monkeypatch.setattr(pyav_backend, "_v4l2_cameras", list)
+    assert "check its cable" in reason(av.error.OSError, 19)
+
+
+@pytest.mark.parametrize(
+    ("format", "channels"), [("RGB888", 3), ("XRGB8888", 4), ("BGR888", 3), ("XBGR8888", 4)]
+)
+def test_picamera2_frames_come_out_in_rgb(
+    format: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in does what picamera2 documents: its arrays have the reverse order of the format's name."""
+    released, closed = list[int](), list[bool]()
+
+    class Request:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def make_array(self, name: str) -> NDArray[np.uint8]:
+            assert name == "main" and self.number not in released
+            pixels = np.zeros((48, 64, channels), np.uint8)
+            pixels[..., 2 if format in ("RGB888", "XRGB8888") else 0] = 255  # red
+            return pixels
+
+        def get_metadata(self) -> dict[str, int]:
+            return {"SensorTimestamp": time.clock_gettime_ns(time.CLOCK_BOOTTIME) - 20_000_000}
+
+        def release(self) -> None:
+            assert self.number not in released
+            released.append(self.number)
+
+    class Picamera2:
+        number = 0
+
+        def create_video_configuration(self, main: dict[str, object]) -> dict[str, object]:
+            return main
+
+        def configure(self, main: dict[str, object]) -> None: ...
+        def start(self) -> None: ...
+        def camera_configuration(self) -> dict[str, dict[str, str]]:
+            return {"main": {"format": format}}
+
+        def capture_request(self, wait: float) -> Request:
+            self.number += 1
+            if self.number > 20:
+                raise TimeoutError
+            time.sleep(0.005)
+            return Request(self.number)
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setitem(
+        sys.modules, "picamera2", SimpleNamespace(Picamera2=Picamera2, __spec__=SimpleNamespace())
+    )
+    with Camera("picamera") as source, pytest.raises(CameraError, match="ribbon cable"):
+        last = 0
+        while frame := source.newest(last, timeout=20):
+            last = frame.number
+            assert frame.pixels.shape == (48, 64, 3) and tuple(frame.pixels[0, 0]) == RED
+            assert time.monotonic() - frame.captured_at >= 0.02
+    assert last > 0 and closed == [True] and sorted(released) == list(range(1, 21))
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [("0", "pip install 'vgg-edge[camera]'"), ("picamera", "sudo apt install python3-picamera2")],
+)
+def test_a_missing_package_raises_camera_error_with_the_command_that_installs_it(
+    source: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture_backends, "find_spec", lambda name: None)
+    with pytest.raises(CameraError) as caught:
+        Camera(source)
+    assert command in str(caught.value)

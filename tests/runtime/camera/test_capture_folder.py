@@ -1,0 +1,113 @@
+"""Where --capture may create a class folder: what it accepts, training reads as that class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runtime.camera.capture_folder import SPLIT_NAMES, check_capture_folder
+from runtime.common.errors import UserError
+from train.data import dataset
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A data set of the classes daisy and roses."""
+    return write_classes(tmp_path / "photos")
+
+
+@pytest.fixture
+def splits(tmp_path: Path) -> Path:
+    """The same in train/ and test/."""
+    for split in ("train", "test"):
+        write_classes(tmp_path / "splits" / split)
+    return tmp_path / "splits"
+
+
+def write_classes(folder: Path) -> Path:
+    for color, label in (("white", "daisy"), ("red", "roses")):
+        (folder / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8), color).save(folder / label / f"{folder.name} 1.png")
+    return folder
+
+
+def refusal(label: str, folder: Path, **options: bool) -> str:
+    with pytest.raises(UserError) as caught:
+        check_capture_folder(label, folder, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_existing_class_is_accepted(photos: Path, splits: Path) -> None:
+    check_capture_folder("roses", photos)
+    check_capture_folder("roses", splits / "train")
+    check_capture_folder("daisy", splits / "test")
+
+
+def test_the_first_class_of_a_new_data_set_is_accepted(tmp_path: Path, photos: Path) -> None:
+    check_capture_folder("roses", tmp_path / "none yet")
+    check_capture_folder("roses", tmp_path / "new" / "train")
+    (photos.parent / "empty").mkdir()
+    check_capture_folder("roses", photos.parent / "empty")
+
+
+@pytest.mark.parametrize("label", ["rose", "Roses", "tulips"])
+def test_a_new_class_needs_a_flag_and_the_error_names_the_classes(label: str, photos: Path) -> None:
+    message = refusal(label, photos)
+    assert "daisy, roses" in message and "--new-class" in message
+    check_capture_folder(label, photos, new_class=True)
+
+
+@pytest.mark.parametrize("split", ["train", "Train", "val", "valid", "test"])
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_split_beside_class_folders_is_refused(split: str, exists: bool, photos: Path) -> None:
+    if exists:
+        (photos / split).mkdir()
+    message = refusal("roses", photos / split, new_class=True)
+    assert "daisy, roses" in message and message.endswith(f"--capture roses {photos}")
+
+
+def test_a_data_set_inside_a_data_set_is_refused(photos: Path) -> None:
+    assert refusal("roses", photos / "more").endswith(f"--capture roses {photos}")
+
+
+def test_a_class_folder_as_the_data_set_is_refused(photos: Path) -> None:
+    assert refusal("roses", photos / "roses").endswith(f"--capture roses {photos}")
+
+
+def test_a_class_beside_splits_is_refused(splits: Path) -> None:
+    assert refusal("roses", splits, new_class=True).endswith(f"--capture roses {splits / 'train'}")
+    assert refusal("roses", splits / "val").endswith(f"--capture roses {splits / 'train'}")
+
+
+def test_a_folder_of_the_current_directory_is_checked_too(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    assert refusal("roses", Path("train")).endswith("--capture roses .")
+    check_capture_folder("roses", Path())
+
+
+def test_what_is_refused_would_break_training_and_what_is_advised_works(photos: Path) -> None:
+    (photos / "train" / "roses").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(photos / "train" / "roses" / "captured.png")
+    with pytest.raises(dataset.PhotosError):
+        dataset.find_photos(photos)
+    (photos / "train" / "roses" / "captured.png").rename(photos / "roses" / "captured.png")
+    (photos / "train" / "roses").rmdir()
+    (photos / "train").rmdir()
+    assert dataset.find_photos(photos, val_share=0, test_share=0).classes == ("daisy", "roses")
+
+
+def test_the_names_of_splits_are_those_of_training() -> None:
+    assert set(dataset.SPLIT_NAMES) == SPLIT_NAMES
+
+
+@pytest.mark.parametrize(
+    "label", ["", "..", "../up", "a/b", "a\\b", ".hidden", "-x", "tail.", "a\nb", "x" * 201, "\udcff"]
+)
+def test_a_class_has_a_plain_name(label: str, tmp_path: Path) -> None:
+    assert "cannot be a class" in refusal(label, tmp_path / "new", new_class=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,70 @@
+"""TerminalView on a terminal; test_camera_cli checks its lines in a log and its JSON."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+
+import pytest
+from runtime.inference.prediction import ClassScore, Prediction
+
+from runtime.camera import terminal_view
+from runtime.camera.camera import Frame
+from runtime.camera.stream import FramePrediction
+from runtime.camera.terminal_view import TerminalView
+from tests.runtime.camera.helpers import RED, plain
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    fake = Terminal()
+    monkeypatch.setattr(sys, "stdout", fake)
+    monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((40, 24)))
+    monkeypatch.setattr(terminal_view, "REDRAW_INTERVAL", 0.0)
+    monkeypatch.setenv("NO_COLOR", "1")
+    return fake
+
+
+def a_prediction(label: str) -> FramePrediction:
+    prediction = Prediction("0", label, 0.9, None, (ClassScore(label, 0.9), ClassScore("other", 0.1)), {})
+    frame = Frame(plain(RED), time.monotonic(), 1)
+    return FramePrediction(frame, prediction, prediction, age_ms=12.3, fps=30.0, dropped=0)
+
+
+def test_a_terminal_shows_one_line_that_is_redrawn(terminal: Terminal) -> None:
+    view = TerminalView(json=False, on_change=False)
+    view.show(a_prediction("roses"), ("roses", "tulips"))
+    view.show(a_prediction("tulips"), ("roses", "tulips"))
+    view.close()
+    first, second = terminal.getvalue().removesuffix("\n").split("\r")[1:]
+    assert first.startswith("roses ") and second.startswith("tulips") and "90.0%" in second
+    assert all(line.endswith("\x1b[K") and len(line) < 40 + 3 for line in (first, second))
+
+
+def test_a_message_replaces_the_redrawn_line_and_stays(terminal: Terminal) -> None:
+    view = TerminalView(json=False, on_change=False)
+    view.show(a_prediction("roses"), ("roses",))
+    view.message("0: is back")
+    assert terminal.getvalue().endswith("\r\x1b[K0: is back\n")
+
+
+def test_redraws_are_limited_and_nothing_is_closed_twice(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal_view, "REDRAW_INTERVAL", 1000.0)
+    view = TerminalView(json=False, on_change=False)
+    view.close()
+    for label in ("roses", "tulips"):
+        view.show(a_prediction(label), ("roses", "tulips"))
+    view.close()
+    view.close()
+    assert "tulips" not in terminal.getvalue() and terminal.getvalue().count("\n") == 1
