@@ -142,7 +142,7 @@ class _ModelInput:
 
 
 def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int]) -> _ModelInput:
-    """Prepares `frame`, or the next frame if one arrives in the meantime.
+    """Prepares `frame`; if a newer frame arrives in the meantime, prepares the one after it instead.
 
     The engine then starts on a frame that is at most one frame interval old, unless preparing a frame takes
     longer than that.

@@ -194,7 +194,7 @@ def test_sigterm_ends_the_command_while_a_picture_is_decoded(
     colours: Path, clip: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """The decoder turns every Exception into a PictureError."""
-    monkeypatch.setattr(picture, "_pixels", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(picture, "_read_picture", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["--camera", clip, "--model", str(colours)]) == 0
     assert capsys.readouterr() == ("", "")
 

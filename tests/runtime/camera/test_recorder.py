@@ -15,11 +15,13 @@ from runtime.common.errors import CameraError, UserError
 from tests.runtime.camera.helpers import RED, plain
 
 
-def record(folder: Path, times: list[float], every: float = 1.0, max_mb: float = 1000) -> list[str]:
-    """Saves frames captured at `times`; returns the messages."""
+def record(
+    folder: Path, times: list[float], every: float = 1.0, max_mb: float = 1000, first: int = 1
+) -> list[str]:
+    """Saves frames captured at `times` and numbered from `first` on; returns the messages."""
     messages = list[str]()
     with FrameRecorder(folder, every, max_mb, messages.append) as recorder:
-        for number, captured_at in enumerate(times, 1):
+        for number, captured_at in enumerate(times, first):
             recorder.save(Frame(plain(RED), captured_at, number))
     return messages
 
@@ -47,7 +49,7 @@ def test_the_folder_grows_to_its_limit_and_earlier_photos_count(tmp_path: Path) 
     folder = tmp_path / "roses"
     assert "saved 1 photo in" in record(folder, [1])[-1]
     size = next(folder.iterdir()).stat().st_size
-    messages = record(folder, [1, 2, 3, 4], max_mb=3.5 * size / 1e6)
+    messages = record(folder, [1, 2, 3, 4], max_mb=3.5 * size / 1e6, first=2)
     assert len(list(folder.iterdir())) == 3 and "--max-mb" in messages[0] and len(messages) == 2
     assert "saved 2 photos" in messages[1]
 

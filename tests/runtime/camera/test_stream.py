@@ -128,8 +128,8 @@ def test_each_frame_is_classified_until_the_clip_ends(clock: Clock) -> None:
 
 def test_a_slow_model_drops_frames_and_counts_them(clock: Clock) -> None:
     shown = predict(FakeCamera(clock, [RED] * 20), FakeModel(clock, seconds=0.35))
-    assert [one.frame.number for one in shown] == [1, 5, 9, 13, 17, 20]
-    assert [one.dropped for one in shown] == [0, 3, 6, 9, 12, 14]
+    assert [one.frame.number for one in shown] == [1, 4, 8, 11, 15, 18]
+    assert [one.dropped for one in shown] == [0, 2, 5, 7, 10, 12]
 
 
 def test_the_age_runs_from_the_capture_to_the_answer(clock: Clock) -> None:
@@ -166,8 +166,8 @@ def test_a_frame_overtaken_while_it_is_prepared_is_replaced_once(
     camera, model = FakeCamera(clock, [RED, GREEN, BLUE] + [RED] * 5), FakeModel(clock, seconds=0.15)
     reloader = SimpleNamespace(now=lambda: model)
     first, second = islice(predict_stream(cast(Any, camera), cast(Any, reloader), smoothing=NO_SMOOTHING), 2)
-    # At 0.15 s frame 2 is 0.05 s old; after 0.08 s of preparation frame 3 is there, and it is classified.
-    assert (first.frame.number, second.frame.number, durations) == (1, 3, [])
+    # At 0.15 s frame 2 is 0.05 s old; preparing it ends at 0.23 s, after frame 3 arrived: frame 4 is next.
+    assert (first.frame.number, second.frame.number, durations) == (1, 4, [])
     assert model.started[1] - second.frame.captured_at < INTERVAL / 2
 
 

@@ -24,12 +24,12 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+def use_terminal(monkeypatch: pytest.MonkeyPatch, redraw_interval: float = 0.0) -> Terminal:
+    """Replaces standard output; in a fixture, pytest's capture would replace it again before the test."""
     fake = Terminal()
     monkeypatch.setattr(sys, "stdout", fake)
     monkeypatch.setattr(os, "get_terminal_size", lambda: os.terminal_size((40, 24)))
-    monkeypatch.setattr(terminal_view, "REDRAW_INTERVAL", 0.0)
+    monkeypatch.setattr(terminal_view, "REDRAW_INTERVAL", redraw_interval)
     monkeypatch.setenv("NO_COLOR", "1")
     return fake
 
@@ -40,7 +40,8 @@ def a_prediction(label: str) -> FramePrediction:
     return FramePrediction(frame, prediction, prediction, age_ms=12.3, fps=30.0, dropped=0)
 
 
-def test_a_terminal_shows_one_line_that_is_redrawn(terminal: Terminal) -> None:
+def test_a_terminal_shows_one_line_that_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = use_terminal(monkeypatch)
     view = TerminalView(json=False, on_change=False)
     view.show(a_prediction("roses"), ("roses", "tulips"))
     view.show(a_prediction("tulips"), ("roses", "tulips"))
@@ -50,17 +51,16 @@ def test_a_terminal_shows_one_line_that_is_redrawn(terminal: Terminal) -> None:
     assert all(line.endswith("\x1b[K") and len(line) < 40 + 3 for line in (first, second))
 
 
-def test_a_message_replaces_the_redrawn_line_and_stays(terminal: Terminal) -> None:
+def test_a_message_replaces_the_redrawn_line_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = use_terminal(monkeypatch)
     view = TerminalView(json=False, on_change=False)
     view.show(a_prediction("roses"), ("roses",))
     view.message("0: is back")
     assert terminal.getvalue().endswith("\r\x1b[K0: is back\n")
 
 
-def test_redraws_are_limited_and_nothing_is_closed_twice(
-    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(terminal_view, "REDRAW_INTERVAL", 1000.0)
+def test_redraws_are_limited_and_nothing_is_closed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = use_terminal(monkeypatch, redraw_interval=1000.0)
     view = TerminalView(json=False, on_change=False)
     view.close()
     for label in ("roses", "tulips"):
