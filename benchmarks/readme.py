@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from runtime.bench import BenchRow, report
+from runtime.benchmark.report import BenchRow
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks"
@@ -121,7 +121,7 @@ def bench_table() -> str:
     rows = [
         BenchRow(**{name: parsed(name, text) for name, text in row.items()}) for row in read_csv(REFERENCE)
     ]
-    return fenced(report(rows))
+    return fenced(format_report(rows))
 
 
 def parsed(name: str, text: str) -> str | int | float | None:

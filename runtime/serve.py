@@ -129,7 +129,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         listening = stack.enter_context(_listen(family, address))
         port = listening.getsockname()[1]
         door = open_door(address[0], port, [*arguments.allow_host, arguments.host], token)
-        camera = Camera(arguments.camera, retry=True, say=print_info) if arguments.camera else None
+        camera = Camera(arguments.camera, retry=True, on_message=print_info) if arguments.camera else None
         with suppress_native_stderr():
             live = ReloadingClassifier(arguments.model, say=print_info, **classifier_options(arguments))
         service = InferenceQueue(live, places=arguments.queue, max_bytes=int(1e6 * arguments.max_upload))

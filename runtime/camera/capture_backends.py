@@ -1,7 +1,5 @@
 """Capture backends: opens a USB camera, a CSI camera, a network stream or a clip."""
 
-import os
-import re
 from collections.abc import Generator
 from importlib.util import find_spec
 
@@ -33,24 +31,3 @@ def require_backend(source: str) -> None:
         )
     if source != "picamera" and find_spec("av") is None:
         raise CameraError("a camera needs PyAV: run pip install 'vgg-edge[camera]'")
-
-
-def hide_password(source: str) -> str:
-    """An address as it may be shown: without its password, and without the values in its path and query.
-
-    Nothing before the last @ is shown but the user, for a password may hold an unescaped / or @. So it is
-    where the scheme was forgotten, unless there is a file of that name.
-    """
-    scheme, found, rest = source.partition("://")
-    if not found:
-        if "@" not in source or ":" not in source.rpartition("@")[0] or os.path.lexists(source):
-            return source
-        scheme, rest = "", source
-    user, at, place = rest.rpartition("@")
-    if not at and (colon := re.match(r"([^/?:\[]*):(?!\d*([/?]|$))", rest)):  # the host was forgotten
-        return f"{scheme}{found}{colon[1]}:***"
-    who = f"{user.partition(':')[0]}:***@" if ":" in user else "***@" if at else ""
-    path, asked, query = place.partition("?")
-    path = re.sub("=[^;/]*", "=***", path)
-    values = [f"{part.partition('=')[0]}=***" if "=" in part else "***" for part in query.split("&")]
-    return f"{scheme}{found}{who}{path}{asked}{'&'.join(values) if query else ''}"

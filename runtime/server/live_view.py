@@ -13,7 +13,8 @@ from typing import Any
 
 from PIL import Image
 
-from runtime.camera.camera import Camera, FramePrediction, predict_stream, to_iso
+from runtime.camera.camera import Camera
+from runtime.camera.stream import FramePrediction, predict_stream, to_iso
 from runtime.common.errors import UserError
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.server.auth import RequestRejected

@@ -36,7 +36,7 @@ def test_the_seconds_limit_the_runs(colours: Path) -> None:
 
 def test_an_engine_that_does_not_read_the_file_is_one_line(colours: Path) -> None:
     path = colours / "colours_float32.onnx"
-    with pytest.raises(EngineError, match="litert .* onnx"):
+    with pytest.raises(EngineError, match=r"litert .* onnx"):
         run_worker(path, "litert", threads=1, runs=1, seconds=1)
     command = [sys.executable, "-m", "runtime.benchmark.worker", str(path), "litert", "1", "1", "1"]
     done = subprocess.run(command, capture_output=True, text=True)

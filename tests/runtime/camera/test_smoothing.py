@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 
 from runtime.camera.smoothing import (
     AGREEING_FRAMES,
@@ -13,6 +12,7 @@ from runtime.camera.smoothing import (
     smooth_over_frames,
     smooth_over_seconds,
 )
+from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 
 LABELS = ("daisy", "roses", "tulips")
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 
 from runtime.camera import stream
 from runtime.camera.camera import Frame
 from runtime.camera.smoothing import Smoothing, smooth_over_frames, smooth_over_seconds
 from runtime.camera.stream import FramePrediction, predict_stream
 from runtime.common.errors import CameraError
+from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from tests.runtime.camera.helpers import BLUE, GREEN, RED, plain
 
 INTERVAL = 0.1  # seconds from frame to frame

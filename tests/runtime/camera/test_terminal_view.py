@@ -8,12 +8,12 @@ import sys
 import time
 
 import pytest
-from runtime.inference.prediction import ClassScore, Prediction
 
 from runtime.camera import terminal_view
 from runtime.camera.camera import Frame
 from runtime.camera.stream import FramePrediction
 from runtime.camera.terminal_view import TerminalView
+from runtime.inference.prediction import ClassScore, Prediction
 from tests.runtime.camera.helpers import RED, plain
 
 

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from runtime.inference.prediction import Prediction
 
 from runtime.classify import main
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import Prediction
 from runtime.watch import sinks
 from runtime.watch.folder_watcher import DAMAGED_AFTER, FolderWatcher, WatchedPhoto
 from runtime.watch.sinks import COLUMNS, open_sink
