@@ -22,7 +22,7 @@ from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 
-from runtime.benchmark.report import BenchRow
+from runtime.benchmark.report import BenchRow, format_report
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks"
