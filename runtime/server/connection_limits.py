@@ -1,4 +1,7 @@
-"""Connections that only cost: uvicorn bounds neither their number nor how long a request's head may take."""
+"""Limits per connection that uvicorn lacks: number of connections, time and size of a request's head.
+
+Subclasses uvicorn's protocol, whose attributes are not a public interface: pyproject.toml caps the versions.
+"""
 
 from asyncio import BaseTransport
 
@@ -6,50 +9,48 @@ from uvicorn import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_CONNECTIONS = 256
-HEAD_SECONDS = 10.0  # for a request's head to come, and for an answer to be read
-MAX_HEAD = 65_536  # bytes
-MAX_PIPELINED = (
-    100  # requests sent before the answer to an earlier one; each takes some kB, no browser does it
-)
+IDLE_TIMEOUT = 10.0  # seconds to send a request's head, and seconds to read an answer
+MAX_HEAD_BYTES = 65_536
+MAX_PIPELINED = 100  # requests sent before the answer to an earlier one; browsers do not pipeline
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    _since: float
-    _head: int  # bytes
+    _waiting_since: float  # by the event loop's clock
+    _head_bytes: int
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._wait()
+        self._restart_timer()
         if len(self.connections) > MAX_CONNECTIONS:
             self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._head = self._head + len(data) if self._is_idle() else 0
-        if self._head > MAX_HEAD or len(self.pipeline) > MAX_PIPELINED:
+        self._head_bytes = self._head_bytes + len(data) if self._awaits_request() else 0
+        if self._head_bytes > MAX_HEAD_BYTES or len(self.pipeline) > MAX_PIPELINED:
             self.transport.abort()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._wait()
+        self._restart_timer()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._wait()
+        self._restart_timer()
 
-    def is_late(self) -> bool:
-        """Whether a head does not come, or an answer that the sockets' buffers cannot take is not read."""
-        waits = self._is_idle() or self.flow.write_paused
-        return waits and self.loop.time() - self._since > HEAD_SECONDS
+    def is_timed_out(self) -> bool:
+        """Whether the client neither completes a head nor reads an answer for IDLE_TIMEOUT seconds."""
+        waits_for_client = self._awaits_request() or self.flow.write_paused
+        return waits_for_client and self.loop.time() - self._waiting_since > IDLE_TIMEOUT
 
-    def _wait(self) -> None:
-        self._since, self._head = self.loop.time(), 0
+    def _restart_timer(self) -> None:
+        self._waiting_since, self._head_bytes = self.loop.time(), 0
 
-    def _is_idle(self) -> bool:
+    def _awaits_request(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
 
-def drop_late(server: Server) -> None:
+def close_timed_out_connections(server: Server) -> None:
     for connection in list(server.server_state.connections):
-        if isinstance(connection, BoundedHttpProtocol) and connection.is_late():
+        if isinstance(connection, BoundedHttpProtocol) and connection.is_timed_out():
             connection.transport.abort()

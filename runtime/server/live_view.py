@@ -1,7 +1,7 @@
-"""What the camera sees, for those who watch: the newest frame with its answer, and what was seen before.
+"""The camera's newest frame with its prediction, for any number of viewers, and a history of predictions.
 
-Viewers ask for a frame newer than their last one and wait until there is one. So each gets the newest frame
-at its own pace, nothing is queued for a slow one, and a frame is encoded once for all of them, or not at all.
+A viewer asks for a frame newer than its last one and waits for it. So each viewer gets the newest frame at
+its own pace, nothing queues up for a slow viewer, and a frame is encoded at most once for all viewers.
 """
 
 import asyncio
@@ -17,26 +17,27 @@ from runtime.camera.camera import Camera
 from runtime.camera.stream import FramePrediction, predict_stream, to_iso
 from runtime.common.errors import UserError
 from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.server.auth import RequestRejected
+from runtime.server.errors import RequestRejected
 
-MAX_VIEWERS = 32  # requests that wait for a frame
-SIDE = 960  # pixels: enough for a page, and a quarter of the work of 1080p
+MAX_VIEWERS = 32  # requests that wait for a frame at the same time
+MAX_SIDE = 960  # pixels; a quarter of the encoding time of 1080p
 JPEG_QUALITY = 80
-HISTORY = 20
+HISTORY_LENGTH = 20
 
 
 class LiveView:
-    """A camera that is looked through all the time, on a thread of its own."""
+    """Classifies a camera's frames continuously in a thread."""
 
-    def __init__(self, camera: Camera, live: ReloadingClassifier, every: float) -> None:
+    def __init__(self, camera: Camera, model: ReloadingClassifier, min_interval: float) -> None:
         self.camera = camera
-        self.sight: FramePrediction | None = None
-        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY)  # answers that differed from the last
-        self._live, self._every = live, every
-        self._failed = ""
-        self._waiting: set[asyncio.Future[None]] = set()
+        self.latest: FramePrediction | None = None
+        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY_LENGTH)  # one entry per change of label
+        self._model = model
+        self._min_interval = min_interval  # seconds between predictions
+        self._error = ""
+        self._waiters: set[asyncio.Future[None]] = set()
         self._encoded: tuple[int, asyncio.Future[bytes]] | None = None
-        self._thread = Thread(target=self._look, name="view", daemon=True)
+        self._thread = Thread(target=self._classify_frames, name="live-view", daemon=True)
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -44,62 +45,70 @@ class LiveView:
 
     @property
     def problem(self) -> str:
-        """Why there are no new frames, in one line; "" while there are."""
-        return self._failed or self.camera.problem or ("the clip has ended" if self.camera.ended else "")
+        """One line on why no new frames arrive; "" while they arrive."""
+        return self._error or self.camera.problem or ("the clip has ended" if self.camera.ended else "")
 
     def is_alive(self) -> bool:
         return self._thread.is_alive() or self.camera.ended
 
-    def _look(self) -> None:
-        try:
-            for sight in predict_stream(self.camera, self._live, every=self._every):
-                with suppress(RuntimeError):  # the loop has ended
-                    self._loop.call_soon_threadsafe(self._put, sight)
-        except UserError as error:
-            self._failed = str(error)
+    async def newer_than(self, frame_number: int, timeout: float) -> FramePrediction | None:
+        """The newest frame if it is not `frame_number`, else the next one; None after `timeout` seconds.
 
-    def _put(self, sight: FramePrediction) -> None:
-        now = sight.prediction
-        last = self.history[-1] if self.history else {}
-        if (last.get("label"), last.get("known")) != (now.label, now.known):
-            answer = {"label": now.label, "probability": now.probability, "known": now.known}
-            self.history.append({"time": to_iso(sight.time), **answer})
-        elif last["probability"] < now.probability:  # what was seen best stands for it
-            last["probability"] = now.probability
-        self.sight = sight
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-
-    async def newer(self, after: int, timeout: float) -> FramePrediction | None:
-        """The newest sight with a frame number other than `after`; None when none comes in `timeout` seconds.
-
-        Raises Refused when as many wait as may.
+        Raises RequestRejected (503) if MAX_VIEWERS requests wait already.
         """
-        if len(self._waiting) >= MAX_VIEWERS:
-            raise RequestRejected(503, "as many watch as may", retry_after=5)
-        if self.sight is None or self.sight.frame.number == after:
+        if len(self._waiters) >= MAX_VIEWERS:
+            raise RequestRejected(
+                503, f"{MAX_VIEWERS} viewers wait for a frame already: retry in 5 s", retry_after=5
+            )
+        if self.latest is None or self.latest.frame.number == frame_number:
             waiter = self._loop.create_future()
-            self._waiting.add(waiter)
+            self._waiters.add(waiter)
             try:
                 await asyncio.wait_for(waiter, timeout)
             except asyncio.TimeoutError:
                 return None
             finally:
-                self._waiting.discard(waiter)
-        return self.sight
+                self._waiters.discard(waiter)
+        return self.latest
 
-    async def jpeg(self, sight: FramePrediction) -> bytes:
-        """Its frame, at most SIDE pixels wide or high."""
-        if self._encoded is None or self._encoded[0] != sight.frame.number:
-            work = self._loop.run_in_executor(None, _encode, sight)
-            self._encoded = sight.frame.number, work
+    async def jpeg(self, prediction: FramePrediction) -> bytes:
+        """The frame as a JPEG of at most MAX_SIDE pixels per side."""
+        if self._encoded is None or self._encoded[0] != prediction.frame.number:
+            encoding = self._loop.run_in_executor(None, _encode, prediction)
+            self._encoded = prediction.frame.number, encoding
         return await asyncio.shield(self._encoded[1])
 
+    def _classify_frames(self) -> None:
+        try:
+            for prediction in predict_stream(self.camera, self._model, every=self._min_interval):
+                with suppress(RuntimeError):  # the event loop is closed
+                    self._loop.call_soon_threadsafe(self._publish, prediction)
+        except UserError as error:
+            self._error = str(error)
 
-def _encode(sight: FramePrediction) -> bytes:
-    image = Image.fromarray(sight.frame.pixels)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR)
+    def _publish(self, frame_prediction: FramePrediction) -> None:
+        prediction = frame_prediction.prediction
+        last = self.history[-1] if self.history else {}
+        if (last.get("label"), last.get("known")) != (prediction.label, prediction.known):
+            self.history.append(
+                {
+                    "time": to_iso(frame_prediction.time),
+                    "label": prediction.label,
+                    "probability": prediction.probability,
+                    "known": prediction.known,
+                }
+            )
+        elif last["probability"] < prediction.probability:  # an entry keeps its highest probability
+            last["probability"] = prediction.probability
+        self.latest = frame_prediction
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+def _encode(prediction: FramePrediction) -> bytes:
+    image = Image.fromarray(prediction.frame.pixels)
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=JPEG_QUALITY)
     return out.getvalue()

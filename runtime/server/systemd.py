@@ -1,11 +1,11 @@
-"""What a service tells systemd: sd_notify(3)'s protocol, one datagram to the socket named in the environment.
+"""Sends status messages to systemd by sd_notify(3)'s protocol: one datagram to the socket in NOTIFY_SOCKET.
 
     notify("READY=1")                    # the model is loaded, requests are answered
     while work():
         notify("WATCHDOG=1")             # at least every watchdog_interval() seconds
     notify("STOPPING=1")
 
-Started by anything but systemd, nothing is sent.
+Nothing is sent if systemd did not start the process.
 """
 
 import os
@@ -13,15 +13,15 @@ import socket
 
 
 def notify(state: str) -> bool:
-    """Sends NAME=VALUE lines, such as "READY=1" or "STATUS=loading". Whether they were sent.
+    """Sends NAME=VALUE lines, such as "READY=1" or "STATUS=loading". Returns whether they were sent.
 
-    Never raises: sd_notify(3) advises services to work on when nobody takes their word, and systemd itself
-    ends one whose READY=1 or WATCHDOG=1 does not come.
+    Never raises: sd_notify(3) advises services to ignore failures, and systemd itself restarts a service
+    whose READY=1 or WATCHDOG=1 does not arrive.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):  # unset, or another kind of socket, such as a virtual machine's
         return False
-    if address.startswith("@"):  # how the environment writes the NUL byte of an abstract address
+    if address.startswith("@"):  # stands for the NUL byte of an abstract address
         address = "\0" + address[1:]
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -33,12 +33,12 @@ def notify(state: str) -> bool:
 
 
 def watchdog_interval() -> float | None:
-    """Seconds from one WATCHDOG=1 to the next, half of what systemd waits; None when it does not wait.
+    """Seconds between two WATCHDOG=1 messages: half of systemd's timeout. None if the watchdog is off.
 
-    The half, and the check that the variable means this process, are sd_watchdog_enabled(3)'s.
+    Source of the half and of the check of WATCHDOG_PID: sd_watchdog_enabled(3).
     """
-    waits = os.environ.get("WATCHDOG_USEC", "")
-    meant_for = os.environ.get("WATCHDOG_PID", "")
-    if not waits.isdecimal() or int(waits) == 0 or meant_for not in ("", str(os.getpid())):
+    timeout_usec = os.environ.get("WATCHDOG_USEC", "")
+    process_id = os.environ.get("WATCHDOG_PID", "")
+    if not timeout_usec.isdecimal() or int(timeout_usec) == 0 or process_id not in ("", str(os.getpid())):
         return None
-    return int(waits) / 2_000_000
+    return int(timeout_usec) / 2_000_000

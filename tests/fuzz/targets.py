@@ -25,7 +25,8 @@ from runtime.model_file.loader import read_contract
 from runtime.model_file.selection import choose_model
 from runtime.model_file.signature import PublicKey, signed_files
 from runtime.preprocess.picture import read_picture
-from runtime.server.auth import RequestRejected, open_door
+from runtime.server.auth import make_access_policy
+from runtime.server.errors import RequestRejected
 from runtime.server.multipart import read_upload
 from tests.helpers import RELEASED
 
@@ -240,7 +241,7 @@ def upload(data: bytes) -> None:
 
 def head(data: bytes) -> None:
     """The headers of a request, one per line, to a service with a token."""
-    policy = open_door("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
+    policy = make_access_policy("127.0.0.1", 8080, ["pi.example.org"], "t" * 24)
     fields = [line.partition(b":")[::2] for line in data.split(b"\n")]
     allow_rejection(lambda: policy.check("POST", fields))
 

@@ -1,83 +1,92 @@
-// The page's three jobs: show the camera's newest frame with its answer, ask for photos, tell of model and speed.
+// Shows the camera's newest frame with its prediction, classifies photos, and shows the model and its speed.
 
-const at = (id) => document.getElementById(id);
-const STATUS_EVERY = 2000; // ms
-const KEEP = 12; // answered photos
-const FRAME_EVERY = 40; // ms; more frames a second than that nobody sees
+const byId = (id) => document.getElementById(id);
+const STATUS_INTERVAL = 2000; // ms
+const FRAME_INTERVAL = 40; // ms; 25 frames per second look continuous
+const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadable
+const MAX_RESULTS = 12; // photos kept on the page
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-const visible = () => document.visibilityState === "visible"
+const untilVisible = () => document.visibilityState === "visible"
   ? Promise.resolve()
   : new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
+const retryDelay = (response) => 1000 * (Number(response.headers.get("Retry-After")) || 1);
 
 function element(name, properties = {}, ...children) {
-  const made = Object.assign(document.createElement(name), properties);
-  made.append(...children);
-  return made;
+  const created = Object.assign(document.createElement(name), properties);
+  created.append(...children);
+  return created;
 }
 
-let maxBytes = Infinity;
-let signedIn = null; // resolves once the token was taken
+// --- requests and sign-in ---
 
-// --- the service ---
+let signingIn = null; // resolves when the token was accepted
 
-async function ask(path, options) {
-  const answer = await fetch(path, { cache: "no-store", ...options });
-  if (answer.status === 401 && path !== "/login") {
+async function request(path, options) {
+  const response = await fetch(path, { cache: "no-store", ...options });
+  if (response.status === 401 && path !== "/login") {
     await signIn();
-    return ask(path, options);
+    return request(path, options);
   }
-  return answer;
+  return response;
 }
 
 function signIn() {
-  signedIn ??= (async () => {
-    const given = new URLSearchParams(location.hash.slice(1)).get("token");
-    history.replaceState(null, "", location.pathname); // it stays neither in the address nor in the history
-    if (given && (await login(given)) === "") return;
-    at("main").hidden = at("footer").hidden = true;
-    at("login").hidden = false;
-    at("token").focus();
-    await new Promise((resolve) => {
-      at("login").onsubmit = async (event) => {
-        event.preventDefault();
-        const error = await login(at("token").value);
-        at("login-error").textContent = error;
-        if (error) return at("token").select();
-        at("token").value = "";
-        at("login").hidden = true;
-        resolve();
-      };
-    });
-  })().finally(() => { signedIn = null; });
-  return signedIn;
+  signingIn ??= (async () => {
+    const token = new URLSearchParams(location.hash.slice(1)).get("token");
+    history.replaceState(null, "", location.pathname); // keeps the token out of the address bar and history
+    if (token && (await login(token)) === "") return;
+    await askForToken();
+  })().finally(() => { signingIn = null; });
+  return signingIn;
 }
 
+function askForToken() {
+  byId("main").hidden = byId("footer").hidden = true;
+  byId("login").hidden = false;
+  byId("token").focus();
+  return new Promise((resolve) => {
+    byId("login").onsubmit = async (event) => {
+      event.preventDefault();
+      const error = await login(byId("token").value);
+      byId("login-error").textContent = error;
+      if (error) return byId("token").select();
+      byId("token").value = "";
+      byId("login").hidden = true;
+      resolve();
+    };
+  });
+}
+
+// Returns an error message, or "" if the token was accepted.
 async function login(token) {
   try {
-    const answer = await fetch("/login", { method: "POST", body: JSON.stringify({ token }) });
-    return answer.ok ? "" : answer.status === 401 ? "That is not the token." : (await answer.json()).error;
+    const response = await fetch("/login", { method: "POST", body: JSON.stringify({ token }) });
+    if (response.ok) return "";
+    return response.status === 401 ? "Wrong token." : (await response.json()).error;
   } catch {
-    return "The service does not answer.";
+    return "The service does not respond.";
   }
 }
 
-// --- an answer in words, the same for a frame and a photo ---
+// --- predictions of frames and photos ---
 
-function showLabel(target, answer) {
-  const unknown = answer.known === false; // null: the model does not tell
+const isUnknown = (prediction) => prediction.known === false; // null: the model cannot tell
+
+function showLabel(target, prediction) {
+  const unknown = isUnknown(prediction);
+  const { label, probability } = prediction.top[0];
   target.classList.toggle("unknown", unknown);
-  const { label, probability } = answer.top[0];
   target.replaceChildren(...(unknown
     ? [element("span", { textContent: "unknown" }), element("span", { className: "nearest", textContent: `nearest: ${label} ${percent(probability)}` })]
     : [element("span", { textContent: label }), element("span", { className: "percent", textContent: percent(probability) })]));
 }
 
-function showBars(target, answer) {
-  target.classList.toggle("unknown", answer.known === false);
-  while (target.children.length > answer.top.length) target.lastChild.remove();
-  answer.top.forEach(({ label, probability }, row) => {
+function showBars(target, prediction) {
+  target.classList.toggle("unknown", isUnknown(prediction));
+  while (target.children.length > prediction.top.length) target.lastChild.remove();
+  prediction.top.forEach(({ label, probability }, row) => {
     const bar = target.children[row] ?? target.appendChild(element("li", {}, element("span"), element("span", { className: "value" })));
     bar.style.setProperty("--share", `${100 * probability}%`);
     bar.children[0].textContent = label;
@@ -85,128 +94,140 @@ function showBars(target, answer) {
   });
 }
 
-// --- the camera ---
+// --- camera ---
 
-async function watch() {
-  let shown = 0, told = "";
-  at("live").hidden = false;
+let isWatching = false;
+
+async function watchCamera() {
+  const shown = { frame: 0, label: "", labelTime: 0 };
+  byId("camera").hidden = false;
   for (;;) {
-    await visible();
-    const began = performance.now();
+    await untilVisible();
+    const started = performance.now();
     try {
-      const answer = await ask(`/live.jpg?after=${shown}`);
-      if (answer.status === 200) {
-        const sight = JSON.parse(answer.headers.get("Sight"));
-        await showPicture(await answer.blob());
-        shown = sight.frame;
-        const words = sight.known === false ? "unknown" : sight.label;
-        if (words !== told) at("live-said").textContent = words; // a screen reader is told of changes alone
-        if (words !== told || performance.now() - (watch.labelled ?? 0) > 300) { // a percentage is to be readable
-          showLabel(at("live-label"), sight);
-          watch.labelled = performance.now();
-          told = words;
-        }
-        showBars(at("live-bars"), sight);
-        at("figures").textContent = `${sight.fps.toFixed(1)} frames/s · ${Math.round(sight.age_ms)} ms old`;
-      } else if (answer.status !== 204) {
-        await sleep(1000 * (Number(answer.headers.get("Retry-After")) || 1));
+      const response = await request(`/live.jpg?after=${shown.frame}`);
+      if (response.status === 200) {
+        const prediction = JSON.parse(response.headers.get("Prediction"));
+        await showFrame(await response.blob());
+        shown.frame = prediction.frame;
+        showFramePrediction(prediction, shown);
+      } else if (response.status !== 204) {
+        await sleep(retryDelay(response));
       }
     } catch {
-      await sleep(1000); // the service is away: /status says so
+      await sleep(1000); // updateStatus reports that the service does not respond
     }
-    await sleep(Math.max(0, FRAME_EVERY - (performance.now() - began)));
+    await sleep(Math.max(0, FRAME_INTERVAL - (performance.now() - started)));
   }
 }
 
-async function showPicture(blob) {
-  const picture = at("picture"), old = picture.src;
-  picture.src = URL.createObjectURL(blob);
-  picture.hidden = false;
+function showFramePrediction(prediction, shown) {
+  const label = isUnknown(prediction) ? "unknown" : prediction.label;
+  const changed = label !== shown.label;
+  if (changed) byId("camera-announcement").textContent = label; // a screen reader announces changes only
+  if (changed || performance.now() - shown.labelTime > LABEL_INTERVAL) {
+    showLabel(byId("camera-label"), prediction);
+    shown.label = label;
+    shown.labelTime = performance.now();
+  }
+  showBars(byId("camera-bars"), prediction);
+  byId("camera-rate").textContent = `${prediction.fps.toFixed(1)} frames/s · ${Math.round(prediction.age_ms)} ms delay`;
+}
+
+async function showFrame(blob) {
+  const image = byId("camera-frame"), previous = image.src;
+  image.src = URL.createObjectURL(blob);
+  image.hidden = false;
   try {
-    await picture.decode();
+    await image.decode();
   } finally {
-    if (old) URL.revokeObjectURL(old);
+    if (previous) URL.revokeObjectURL(previous);
   }
 }
 
 // --- photos ---
 
-const waiting = [];
-let working = false;
+const pending = []; // { file, card } of photos without a prediction
+let isClassifying = false;
+let maxBytes = Infinity;
 
-function take(files) {
-  for (const file of files) {
-    const words = element("p", { className: "label", textContent: "…" });
-    const photo = element("img", { className: "photo", alt: `Your photo ${file.name}`, src: URL.createObjectURL(file) });
-    photo.onerror = () => photo.replaceWith(element("div", { className: "photo", textContent: "no preview" }));
-    const card = element("li", { className: "answer waiting" }, photo, element("div", { className: "words" }, words));
-    card.forget = () => URL.revokeObjectURL(photo.src);
-    at("answers").prepend(card);
-    waiting.push({ file, card });
+function addPhotos(files) {
+  for (const file of files) pending.push({ file, card: addCard(file) });
+  for (const card of [...byId("results").children].slice(MAX_RESULTS)) {
+    if (card.classList.contains("pending")) continue;
+    URL.revokeObjectURL(card.previewUrl);
+    card.remove();
   }
-  for (const old of [...at("answers").children].slice(KEEP)) {
-    if (old.classList.contains("waiting")) continue;
-    old.forget();
-    old.remove();
-  }
-  if (!working) work();
+  if (!isClassifying) classifyPending();
 }
 
-async function work() {
-  working = true;
-  for (let next; (next = waiting.shift());) {
-    const { file, card } = next;
-    const answer = await classify(file);
-    card.classList.remove("waiting");
-    const [photo, words] = [card.children[0], card.children[1]];
-    const label = words.firstChild;
-    if (answer.error) {
-      card.classList.add("failed");
-      label.textContent = "No answer";
-      words.append(element("p", { className: "small", textContent: `${answer.source}: ${answer.error}` }));
-    } else {
-      const bars = element("ol", { className: "bars" });
-      showLabel(label, answer);
-      showBars(bars, answer);
-      const took = `${answer.ms.decode} ms to decode, ${answer.ms.infer} ms to infer`;
-      const note = answer.converted ? ", converted by the browser" : "";
-      words.append(bars, element("p", { className: "small", textContent: `${answer.source}${note} · ${took}` }));
-    }
-    photo.alt = `${photo.alt}: ${label.textContent}`;
-    at("said").textContent = `${answer.source}: ${[...label.childNodes].map((node) => node.textContent).join(" ")}${answer.error ? ` ${answer.error}` : ""}`;
-  }
-  working = false;
-  status();
+function addCard(file) {
+  const previewUrl = URL.createObjectURL(file);
+  const photo = element("img", { className: "photo", alt: `Your photo ${file.name}`, src: previewUrl });
+  photo.onerror = () => photo.replaceWith(element("div", { className: "photo", textContent: "no preview" }));
+  const text = element("div", { className: "text" }, element("p", { className: "label", textContent: "…" }));
+  const card = element("li", { className: "result pending", previewUrl }, photo, text);
+  byId("results").prepend(card);
+  return card;
 }
 
+async function classifyPending() {
+  isClassifying = true;
+  for (let next; (next = pending.shift());) showResult(next.card, await classify(next.file));
+  isClassifying = false;
+  updateStatus();
+}
+
+function showResult(card, result) {
+  const [photo, text] = card.children;
+  const label = text.firstChild;
+  card.classList.remove("pending");
+  if (result.error) {
+    card.classList.add("failed");
+    label.textContent = "Not classified";
+    text.append(element("p", { className: "details", textContent: `${result.source}: ${result.error}` }));
+  } else {
+    const bars = element("ol", { className: "bars" });
+    showLabel(label, result);
+    showBars(bars, result);
+    const converted = result.converted ? ", converted by the browser" : "";
+    const times = `decoding ${result.ms.decode} ms, inference ${result.ms.infer} ms`;
+    text.append(bars, element("p", { className: "details", textContent: `${result.source}${converted} · ${times}` }));
+  }
+  photo.alt = `${photo.alt}: ${label.textContent}`;
+  const words = [...label.childNodes].map((node) => node.textContent).join(" ");
+  byId("photo-announcement").textContent = `${result.source}: ${words}${result.error ? ` ${result.error}` : ""}`;
+}
+
+// Returns the service's JSON: a prediction, or { source, error }.
 async function classify(file) {
   const source = file.name || "photo";
   if (file.size > maxBytes) {
-    return { source, error: `is over ${maxBytes / 1e6} MB, the most that is taken here` };
+    return { source, error: `larger than ${maxBytes / 1e6} MB, the limit of this service` };
   }
   for (;;) {
     try {
       const form = new FormData();
       form.append("file", file, source);
-      const answer = await ask("/classify", { method: "POST", body: form });
-      if (answer.status === 503) {
-        await sleep(1000 * (Number(answer.headers.get("Retry-After")) || 1));
+      const response = await request("/classify", { method: "POST", body: form });
+      if (response.status === 503) {
+        await sleep(retryDelay(response));
         continue;
       }
-      const told = await answer.json();
-      if (answer.status === 415) {
-        const converted = await convert(file);
+      const result = await response.json();
+      if (response.status === 415) {
+        const converted = await convertToJpeg(file);
         if (converted) return { ...(await classify(converted)), source, converted: true };
       }
-      return told;
+      return result;
     } catch {
-      return { source, error: "the service does not answer" };
+      return { source, error: "the service does not respond" };
     }
   }
 }
 
-// A kind that the service cannot read, such as a phone's HEIC without pillow-heif there: the browser may be able to.
-async function convert(file) {
+// The browser may read a format that the service does not, such as HEIC without pillow-heif.
+async function convertToJpeg(file) {
   if (file.converted) return null;
   try {
     const bitmap = await createImageBitmap(file);
@@ -219,125 +240,124 @@ async function convert(file) {
   }
 }
 
-function listen() {
-  at("choose").onclick = () => at("file").click();
-  at("take").onclick = () => at("camera-file").click();
-  for (const input of [at("file"), at("camera-file")]) {
+function addInputListeners() {
+  byId("choose-photos").onclick = () => byId("photo-files").click();
+  byId("take-photo").onclick = () => byId("camera-file").click();
+  for (const input of [byId("photo-files"), byId("camera-file")]) {
     input.onchange = () => {
-      take([...input.files]);
-      input.value = ""; // so that the same photo can be chosen again
+      addPhotos([...input.files]);
+      input.value = ""; // so that choosing the same photo again is a change
     };
   }
-  let depth = 0; // dragenter and dragleave come for every element on the way
-  const over = (change) => {
-    depth = change === 0 ? 0 : depth + change;
-    document.body.classList.toggle("over", depth > 0);
+  let depth = 0; // dragenter and dragleave fire for every nested element
+  const setDepth = (value) => {
+    depth = value;
+    document.body.classList.toggle("dragging", depth > 0);
   };
-  document.addEventListener("dragenter", (event) => { event.preventDefault(); over(1); });
-  document.addEventListener("dragleave", () => over(-1));
+  document.addEventListener("dragenter", (event) => { event.preventDefault(); setDepth(depth + 1); });
+  document.addEventListener("dragleave", () => setDepth(depth - 1));
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    over(0);
-    take([...event.dataTransfer.files]);
+    setDepth(0);
+    addPhotos([...event.dataTransfer.files]);
   });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
-    if (files.length) take(files);
+    if (files.length) addPhotos(files);
   });
 }
 
-// --- model, speed, history ---
+// --- status: model, speed, camera history ---
 
-let watching = false;
-
-async function status() {
-  let told;
+async function updateStatus() {
+  let status;
   try {
-    const answer = await ask("/status");
-    if (!answer.ok) throw new Error((await answer.json()).error);
-    told = await answer.json();
+    const response = await request("/status");
+    if (!response.ok) throw new Error((await response.json()).error);
+    status = await response.json();
   } catch {
-    tellState("service away", true);
+    showConnection("service offline", true);
     return;
   }
-  maxBytes = told.max_bytes;
-  at("main").hidden = at("footer").hidden = false;
-  at("name").textContent = told.model.name;
-  document.title = `${told.model.name} · vgg-edge`;
-  at("curl").textContent = `curl -F file=@photo.jpg ${location.origin}/classify`;
-  tellCamera(told.camera);
-  tellSpeed(told);
-  tellModel(told);
-  at("seen").hidden = told.camera === null;
-  at("history").replaceChildren(...told.history.slice(-8).reverse().map(seen));
+  maxBytes = status.max_bytes;
+  byId("main").hidden = byId("footer").hidden = false;
+  byId("model-name").textContent = status.model.name;
+  document.title = `${status.model.name} · vgg-edge`;
+  byId("curl-example").textContent = `curl -F file=@photo.jpg ${location.origin}/classify`;
+  showCameraStatus(status.camera);
+  showSpeed(status);
+  showModel(status);
+  byId("history").hidden = status.camera === null;
+  byId("history-list").replaceChildren(...status.history.slice(-8).reverse().map(historyEntry));
 }
 
-function tellState(words, bad) {
-  const state = at("state");
-  state.classList.toggle("bad", bad);
-  if (state.textContent !== words) state.textContent = words;
+function showConnection(text, isBad) {
+  const badge = byId("connection");
+  badge.classList.toggle("bad", isBad);
+  if (badge.textContent !== text) badge.textContent = text; // a screen reader announces every assignment
 }
 
-function tellCamera(camera) {
-  document.body.classList.toggle("alone", camera === null);
-  if (camera === null) return tellState("ready", false);
-  if (!watching) {
-    watching = true;
-    watch();
+function showCameraStatus(camera) {
+  document.body.classList.toggle("no-camera", camera === null);
+  if (camera === null) return showConnection("ready", false);
+  if (!isWatching) {
+    isWatching = true;
+    watchCamera();
   }
   const problem = camera.problem || (camera.fps === null ? "Waiting for the camera …" : "");
-  at("problem").textContent = problem;
-  tellState(camera.problem ? "camera away" : problem ? "starting" : "live", Boolean(camera.problem));
+  byId("camera-problem").textContent = problem;
+  showConnection(camera.problem ? "camera offline" : problem ? "starting" : "live", Boolean(camera.problem));
 }
 
-function tellSpeed({ speed, camera, engine, threads }) {
+function showSpeed({ speed, camera, engine, threads }) {
   const ms = (value) => (value === null ? "–" : `${value < 100 ? value : Math.round(value)} ms`);
-  const tiles = [["photo, median", ms(speed.p50_ms)], ["photo, p95", ms(speed.p95_ms)], ["decoding", ms(speed.decode_ms)], ["engine", ms(speed.infer_ms)]];
-  if (camera && camera.fps !== null) tiles.unshift(["frames/s", camera.fps.toFixed(1)], ["frame’s age", `${Math.round(camera.age_ms)} ms`]);
-  list(at("speed"), tiles);
+  const tiles = [["photo, median", ms(speed.p50_ms)], ["photo, 95th percentile", ms(speed.p95_ms)], ["decoding", ms(speed.decode_ms)], ["inference", ms(speed.infer_ms)]];
+  if (camera && camera.fps !== null) tiles.unshift(["frames/s", camera.fps.toFixed(1)], ["frame delay", `${Math.round(camera.age_ms)} ms`]);
+  showPairs(byId("speed"), tiles);
   const photos = speed.photos === 1 ? "1 photo" : `${speed.photos.toLocaleString("en")} photos`;
-  at("speed-note").textContent = `${engine}, ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} answered since the start`;
+  byId("speed-note").textContent = `${engine} on ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} classified since the start`;
 }
 
-function tellModel({ model, news }) {
+function showModel({ model, news }) {
   const labels = model.labels.map((label) => element("li", { textContent: label }));
-  if (at("labels").textContent !== model.labels.join("")) at("labels").replaceChildren(...labels);
+  if (byId("labels").textContent !== model.labels.join("")) byId("labels").replaceChildren(...labels);
   const facts = [
     ["file", `${model.file}, ${(model.bytes / 1e6).toFixed(1)} MB`],
     ["input", `${model.input[1]} × ${model.input[0]} pixels`],
-    ["made", `${new Date(model.created).toLocaleString("en", { dateStyle: "long" })}${model.synthetic ? ", from drawn pictures" : ""}`],
+    ["created", `${new Date(model.created).toLocaleString("en", { dateStyle: "long" })}${model.synthetic ? ", from drawn pictures" : ""}`],
     ["sha256", `${model.sha256.slice(0, 16)}…`],
   ];
   if (model.precision) facts.splice(1, 0, ["precision", model.precision]);
   const { parity } = model;
-  if (parity?.top1 !== undefined) facts.push(["right", `${percent(parity.top1)} of ${parity.n} test photos`]);
+  if (parity?.top1 !== undefined) facts.push(["accuracy", `${percent(parity.top1)} of ${parity.n} test photos`]);
   if (parity?.agreement !== undefined) {
-    const moved = parity.max_dp === undefined ? "" : `; no probability is off by more than ${parity.max_dp.toFixed(3)}`;
-    facts.push(["parity", `answers like the trained model on ${percent(parity.agreement)} of them${moved} (${parity.engine})`]);
+    const difference = parity.max_dp === undefined ? "" : `; probabilities differ by at most ${parity.max_dp.toFixed(3)}`;
+    facts.push(["parity", `same label as the trained model on ${percent(parity.agreement)} of the test photos${difference} (${parity.engine})`]);
   }
-  list(at("model"), facts);
-  at("news").textContent = news;
+  showPairs(byId("model"), facts);
+  byId("model-news").textContent = news;
 }
 
-function list(target, pairs) {
+function showPairs(target, pairs) {
   const key = JSON.stringify(pairs);
-  if (target.key === key) return; // a reader's place in it is kept
+  if (target.key === key) return; // an unchanged list keeps the reader's selection
   target.key = key;
   target.replaceChildren(...pairs.map(([term, text]) => element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: text }))));
 }
 
-function seen({ time, label, probability, known }) {
-  const when = new Date(time);
+function historyEntry(prediction) {
+  const { time, label, probability } = prediction;
+  const unknown = isUnknown(prediction);
   return element("li", {},
-    element("time", { dateTime: time, textContent: when.toLocaleTimeString("en-GB") }),
-    element("span", { className: known === false ? "unknown" : "", textContent: known === false ? "unknown" : label }),
-    element("span", { className: "value", textContent: known === false ? `nearest: ${label}` : percent(probability) }));
+    element("time", { dateTime: time, textContent: new Date(time).toLocaleTimeString("en-GB") }),
+    element("span", { className: unknown ? "unknown" : "", textContent: unknown ? "unknown" : label }),
+    element("span", { className: "value", textContent: unknown ? `nearest: ${label}` : percent(probability) }));
 }
 
-listen();
+addInputListeners();
 for (;;) {
-  await visible();
-  await status();
-  await sleep(STATUS_EVERY);
+  await untilVisible();
+  await updateStatus();
+  await sleep(STATUS_INTERVAL);
 }

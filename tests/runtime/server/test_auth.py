@@ -1,30 +1,54 @@
-"""Who is let in: a request whose head is not one is refused like any other."""
+"""The access policy with malformed and unusual headers."""
 
 from __future__ import annotations
 
 import pytest
 
-from runtime.server.auth import RequestRejected, open_door
+from runtime.common.errors import UserError
+from runtime.server.auth import make_access_policy
+from runtime.server.errors import RequestRejected
+
+TOKEN = "t0ken-of-the-test"
 
 
 @pytest.mark.parametrize(
     "origin", ["http://[", "http://[]:8080", "http://[::1", "null", "", "//localhost:8080"]
 )
-def test_an_origin_that_is_none_is_another_page(origin: str) -> None:
+def test_a_malformed_origin_counts_as_another_site(origin: str) -> None:
     """Found by tests/fuzz: urlsplit raised ValueError, and the service answered 500."""
-    door = open_door("127.0.0.1", 8080, [], "")
-    head = [(b"host", b"localhost:8080"), (b"origin", origin.encode())]
-    with pytest.raises(RequestRejected, match="comes from another page"):
-        door.check("POST", head)
-    door.check("POST", [(b"host", b"localhost:8080"), (b"origin", b"http://LOCALHOST:8080")])
+    policy = make_access_policy("127.0.0.1", 8080, [], "")
+    with pytest.raises(RequestRejected) as rejected:
+        policy.check("POST", [(b"host", b"localhost:8080"), (b"origin", origin.encode())])
+    assert rejected.value.status == 403
+    policy.check("POST", [(b"host", b"localhost:8080"), (b"origin", b"http://LOCALHOST:8080")])
+
+
+def test_two_host_headers_are_rejected() -> None:
+    policy = make_access_policy("127.0.0.1", 8080, [], "")
+    with pytest.raises(RequestRejected) as rejected:
+        policy.check("GET", [(b"host", b"localhost"), (b"Host", b"localhost")])
+    assert rejected.value.status == 400
 
 
 @pytest.mark.parametrize(
-    "others", ['prefs={"a":1}; {}', "flag; {}", "{}; a=b=c", "=; {};", "vgg_edge_8080=old; {}"]
+    "cookies", ['prefs={"a":1}; {}', "flag; {}", "{}; a=b=c", "=; {};", "vgg_edge_8080=old; {}"]
 )
-def test_the_cookie_is_found_among_those_of_other_programs(others: str) -> None:
-    door = open_door("127.0.0.1", 8080, [], "t0ken-of-the-test")
-    cookie = door.set_cookie.partition(";")[0]
-    assert door.knows({"cookie": others.replace("{}", cookie)})
-    assert not door.knows({"cookie": others.replace("{}", f"x{cookie}")})
-    assert not door.knows({"cookie": others.replace("{}", cookie[:-1])})
+def test_the_cookie_is_found_among_malformed_cookies(cookies: str) -> None:
+    policy = make_access_policy("127.0.0.1", 8080, [], TOKEN)
+    cookie = policy.set_cookie_header.partition(";")[0]
+    assert policy.is_authorized({"cookie": cookies.replace("{}", cookie)})
+    assert not policy.is_authorized({"cookie": cookies.replace("{}", f"x{cookie}")})
+    assert not policy.is_authorized({"cookie": cookies.replace("{}", cookie[:-1])})
+
+
+def test_a_networked_service_accepts_every_ip_address_and_its_own_names() -> None:
+    policy = make_access_policy("0.0.0.0", 8080, ["pi.example.org"], TOKEN)
+    for host in ("192.0.2.7:8080", "[2001:db8::1]:8080", "PI.example.org:8080"):
+        assert policy.accepts_host(host)
+    assert not make_access_policy("127.0.0.1", 8080, [], "").accepts_host("192.0.2.7:8080")
+    assert TOKEN not in repr(policy)
+
+
+def test_a_networked_service_requires_a_token() -> None:
+    with pytest.raises(UserError, match="--make-token"):
+        make_access_policy("0.0.0.0", 8080, [], "")

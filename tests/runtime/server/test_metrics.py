@@ -1,4 +1,4 @@
-"""What Prometheus reads, of a model with an odd name."""
+"""Prometheus metrics of a model with an unusual name."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from runtime.server.inference_queue import InferenceQueue
 from runtime.server.metrics import Metrics
 
 
-def test_names_that_no_utf8_holds_are_escaped(knowing: Path) -> None:
-    live = ReloadingClassifier(knowing)
-    classifier = live.now()
+def test_a_name_that_utf8_cannot_encode_is_escaped(knowing: Path) -> None:
+    model = ReloadingClassifier(knowing)
+    classifier = model.now()
     contract = replace(classifier.model.contract, name='caf\udce9 "1"')
     classifier.model = replace(classifier.model, contract=contract)
-    text = Metrics(InferenceQueue(live), None).text().decode()
+    text = Metrics(InferenceQueue(model), None).text().decode()
     assert r'name="caf\\udce9 \"1\""' in text

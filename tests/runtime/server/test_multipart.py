@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from runtime.server.auth import RequestRejected
-from runtime.server.multipart import MAX_NAME, MAX_PARTS, read_upload
+from runtime.server.errors import RequestRejected
+from runtime.server.multipart import MAX_NAME_LENGTH, MAX_PARTS, read_upload
 
 FORM = 'multipart/form-data; boundary="x y"'
+NOTE = 'form-data; name="note"'
+FILE = 'form-data; name="photo"; filename="a"'
 
 
 def form(*parts: tuple[str, bytes], end: bytes = b"--x y--\r\n") -> bytes:
@@ -18,52 +20,51 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--x y--\r\n") -> bytes:
 @pytest.mark.parametrize(
     "content_type", ["", "image/jpeg", "application/octet-stream", "application/x-www-form-urlencoded"]
 )
-def test_bare_bytes_have_no_name(content_type: str) -> None:
-    photo = read_upload(content_type, b"\xff\xd8\r\n\0")
-    assert (photo.name, photo.data) == ("-", b"\xff\xd8\r\n\0")
+def test_raw_bytes_have_no_name(content_type: str) -> None:
+    upload = read_upload(content_type, b"\xff\xd8\r\n\0")
+    assert (upload.name, upload.data) == ("-", b"\xff\xd8\r\n\0")
 
 
-def test_the_file_of_a_form() -> None:
+def test_the_file_of_a_form_keeps_its_bytes_and_base_name() -> None:
     data = bytes(range(256)) + b"\r\n--x\r\n--x yes"  # nearly a boundary
-    body = form(
-        ('form-data; name="note"', b"hello"),
-        ('form-data; name="photo"; filename="Blumen/grün 红.jpg"', data),
-    )
-    photo = read_upload(FORM, body)
-    assert (photo.name, photo.data) == ("grün 红.jpg", data)
+    body = form((NOTE, b"hello"), ('form-data; name="photo"; filename="Blumen/grün 红.jpg"', data))
+    upload = read_upload(FORM, body)
+    assert (upload.name, upload.data) == ("grün 红.jpg", data)
 
 
 @pytest.mark.parametrize(
-    ("sent", "shown"),
+    ("sent", "name"),
     [
         ("C:\\\\photos\\\\a.jpg", "a.jpg"),
         ("../../a.jpg", "a.jpg"),
         ("", "-"),
-        ("x" * 999, "x" * MAX_NAME),
+        ("x" * 999, "x" * MAX_NAME_LENGTH),
     ],
 )
-def test_a_name_is_one_to_show(sent: str, shown: str) -> None:
+def test_a_file_name_loses_its_folders_and_excess_length(sent: str, name: str) -> None:
     body = form((f'form-data; name="photo"; filename="{sent}"', b"data"))
-    assert read_upload(FORM, body).name == shown
+    assert read_upload(FORM, body).name == name
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "status", "reason"),
+    ("content_type", "body", "status", "fact"),
     [
-        ("image/png", b"", 400, "is empty"),
-        ("application/json", b"{}", 415, "'application/json': send a picture"),
-        ("text/plain; charset=utf-8", b"hello", 415, "'text/plain': send a picture"),
-        ("multipart/form-data", b"--x--", 400, "without a boundary"),
-        (FORM, b"", 400, "is cut off"),
-        (FORM, b"hello", 400, "is no form"),
-        (FORM, form(('form-data; name="photo"; filename="a"', b"data"), end=b""), 400, "is cut off"),
-        (FORM, form(('form-data; name="note"', b"hello")), 400, "holds 0 files"),
-        (FORM, form(('form-data; name="photo"; filename="a"', b"")), 400, "is empty"),
-        (FORM, form(*[('form-data; name="photo"; filename="a"', b"data")] * 2), 400, "holds 2 files"),
-        (FORM, form(*[('form-data; name="note"', b"data")] * (MAX_PARTS + 1)), 400, "parts"),
+        ("image/png", b"", 400, "empty"),
+        ("application/json", b"{}", 415, "'application/json'"),
+        ("text/plain; charset=utf-8", b"hello", 415, "'text/plain'"),
+        ("multipart/form-data", b"--x--", 400, "boundary"),
+        (FORM, b"", 400, "truncated"),
+        (FORM, b"hello", 400, "form"),
+        (FORM, form((FILE, b"data"), end=b""), 400, "truncated"),
+        (FORM, form((NOTE, b"hello")), 400, "0 files"),
+        (FORM, form((FILE, b"")), 400, "empty"),
+        (FORM, form(*[(FILE, b"data")] * 2), 400, "2 files"),
+        (FORM, form(*[(NOTE, b"data")] * (MAX_PARTS + 1)), 400, f"{MAX_PARTS} parts"),
     ],
 )
-def test_what_is_refused(content_type: str, body: bytes, status: int, reason: str) -> None:
-    with pytest.raises(RequestRejected, match=reason) as refused:
+def test_a_body_without_exactly_one_picture_is_rejected(
+    content_type: str, body: bytes, status: int, fact: str
+) -> None:
+    with pytest.raises(RequestRejected, match=fact) as rejected:
         read_upload(content_type, body)
-    assert refused.value.status == status
+    assert rejected.value.status == status

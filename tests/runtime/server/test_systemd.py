@@ -1,4 +1,4 @@
-"""A real datagram socket in systemd's place."""
+"""systemd's protocol, with a real datagram socket as the receiver."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from runtime.server.systemd import notify, watchdog_interval
 
-pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="systemd's sockets are Linux's")
+pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 
 
 @contextmanager
@@ -24,7 +24,7 @@ def systemd(address: str) -> Iterator[socket.socket]:
         yield receiver
 
 
-def test_lines_arrive_one_datagram_a_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_call_sends_one_datagram(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with systemd(str(tmp_path / "notify")) as receiver:
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         assert notify("READY=1\nSTATUS=flowers, 5 classes")
@@ -33,8 +33,8 @@ def test_lines_arrive_one_datagram_a_call(tmp_path: Path, monkeypatch: pytest.Mo
         assert receiver.recv(1024) == b"WATCHDOG=1"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="abstract sockets are Linux's")
-def test_an_abstract_socket_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has abstract sockets")
+def test_an_abstract_socket_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"vgg-edge-test-{os.getpid()}"
     with systemd(f"\0{name}") as receiver:
         monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
@@ -43,7 +43,9 @@ def test_an_abstract_socket_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("address", [None, "", "vsock:2:1234", "/nowhere/notify", "relative"])
-def test_nobody_listening_harms_nothing(address: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_listening_socket_nothing_is_sent(
+    address: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
@@ -61,7 +63,7 @@ def test_nobody_listening_harms_nothing(address: str | None, monkeypatch: pytest
         (None, None, None),
     ],
 )
-def test_the_watchdogs_interval(
+def test_the_watchdog_interval_is_half_of_the_timeout(
     usec: str | None, pid: str | None, seconds: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):

@@ -1,0 +1,44 @@
+"""Health checks for /healthz and systemd's watchdog: the service is healthy while it answers photos."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from runtime.server.inference_queue import InferenceQueue
+from runtime.server.live_view import LiveView
+
+CHECK_INTERVAL = 5.0  # seconds
+UNHEALTHY_AFTER = 30.0  # seconds without a passed check
+
+
+@dataclass
+class HealthMonitor:
+    queue: InferenceQueue
+    live_view: LiveView | None = None
+    interval: float = CHECK_INTERVAL  # seconds
+    on_pass: Callable[[], object] = lambda: None
+
+    def __post_init__(self) -> None:
+        self._last_pass = time.monotonic()
+
+    async def run(self) -> None:
+        """Checks forever, and calls `on_pass` after each passed check.
+
+        The queue passes if it answered a photo since the last check; an idle queue gets a gray picture.
+        """
+        answered = -1
+        while True:
+            if answered == self.queue.answered:
+                await self.queue.classify_gray()
+            answered = self.queue.answered
+            if self._is_camera_running():
+                self._last_pass = time.monotonic()
+                self.on_pass()
+            await asyncio.sleep(self.interval)
+
+    def is_healthy(self) -> bool:
+        return time.monotonic() - self._last_pass < UNHEALTHY_AFTER and self._is_camera_running()
+
+    def _is_camera_running(self) -> bool:
+        return self.live_view is None or self.live_view.is_alive()

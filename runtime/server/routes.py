@@ -1,0 +1,135 @@
+"""The HTTP API: one function per address. static/openapi.json describes it."""
+
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runtime.inference.prediction import json_line
+from runtime.server.auth import AccessPolicy
+from runtime.server.errors import RequestRejected
+from runtime.server.health import HealthMonitor
+from runtime.server.inference_queue import InferenceQueue
+from runtime.server.live_view import LiveView
+from runtime.server.metrics import Metrics
+from runtime.server.request_body import read_body
+from runtime.server.status import service_status
+
+STATIC = Path(__file__).parent / "static"
+STATIC_FILES = {
+    "/": ("page.html", "text/html; charset=utf-8"),
+    "/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/openapi.json": ("openapi.json", "application/json"),
+}
+# Addresses that need no token: they reveal nothing about the model, the photos or the camera.
+PUBLIC_PATHS = frozenset({*STATIC_FILES, "/healthz", "/login"})
+
+FRAME_TIMEOUT = 5.0  # seconds that a viewer waits for the next frame before it gets 204
+MAX_LOGIN_BYTES = 4096
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """The objects that requests share."""
+
+    queue: InferenceQueue
+    policy: AccessPolicy
+    health: HealthMonitor
+    metrics: Metrics
+    live_view: LiveView | None = None
+
+
+def service_of(request: Request) -> ServiceState:
+    service = request.app.state.service
+    assert isinstance(service, ServiceState)
+    return service
+
+
+async def classify(request: Request) -> Response:
+    length = request.headers.get("content-length")
+    if length is not None and not length.isdecimal():
+        raise RequestRejected(400, "Content-Length is not a number")
+    prediction = await service_of(request).queue.classify(
+        request.headers.get("content-type", ""), int(length) if length else None, request.receive
+    )
+    return Response(json_line(prediction), media_type="application/json")
+
+
+async def status(request: Request) -> Response:
+    service = service_of(request)
+    # ASCII, unlike JSONResponse: a file name may hold a lone surrogate, which UTF-8 cannot encode.
+    text = json.dumps(service_status(service.queue, service.live_view), allow_nan=False)
+    return Response(text, media_type="application/json", headers=NO_STORE)
+
+
+async def live_frame(request: Request) -> Response:
+    view = service_of(request).live_view
+    if view is None:
+        raise RequestRejected(404, "there is no camera: start the service with --camera")
+    after = request.query_params.get("after", "0")
+    if not after.isdecimal() or len(after) > 18:
+        raise RequestRejected(400, "after is not a frame number")
+    prediction = await view.newer_than(int(after), FRAME_TIMEOUT)
+    if prediction is None:
+        return Response(status_code=204, headers=NO_STORE)
+    text = prediction.to_json()
+    return Response(
+        await view.jpeg(prediction),
+        media_type="image/jpeg",
+        headers={"Prediction": text, "Sight": text, **NO_STORE},  # Sight: the header's first name
+    )
+
+
+async def login(request: Request) -> Response:
+    """Exchanges the token for a cookie that scripts cannot read."""
+    policy = service_of(request).policy
+    body = await read_body(request.receive, MAX_LOGIN_BYTES)
+    try:
+        token = json.loads(body)["token"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RequestRejected(400, 'the body is not {"token": "…"}') from None
+    if not isinstance(token, str) or not policy.is_token(token.strip()):
+        raise RequestRejected(401, "wrong token")
+    return Response(status_code=204, headers={"Set-Cookie": policy.set_cookie_header})
+
+
+async def healthz(request: Request) -> Response:
+    healthy = service_of(request).health.is_healthy()
+    return JSONResponse({"status": "ok" if healthy else "stuck"}, 200 if healthy else 503)
+
+
+async def metrics(request: Request) -> Response:
+    return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def static_file(name: str, media_type: str) -> Endpoint:
+    """An endpoint that serves one file of static/ from memory."""
+    content = (STATIC / name).read_bytes()
+
+    async def serve_file(request: Request) -> Response:
+        return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    return serve_file
+
+
+def make_routes() -> list[Route]:
+    return [
+        Route("/classify", classify, methods=["POST"]),
+        Route("/status", status),
+        Route("/live.jpg", live_frame),
+        Route("/login", login, methods=["POST"]),
+        Route("/healthz", healthz),
+        Route("/metrics", metrics),
+        *(Route(path, static_file(name, media_type)) for path, (name, media_type) in STATIC_FILES.items()),
+    ]

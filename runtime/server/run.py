@@ -1,0 +1,145 @@
+"""Runs the service: binds the address, loads the model, opens the camera, and serves until it is stopped."""
+
+import logging
+import sys
+from asyncio import CancelledError
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from socket import socket
+from typing import Any
+
+import uvicorn
+
+from runtime.camera.camera import Camera
+from runtime.common.terminal import print_info, stop_on_sigterm, suppress_native_stderr
+from runtime.common.text import printable
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.server.address import listen, resolve, url_of
+from runtime.server.app import make_app
+from runtime.server.auth import AccessPolicy, make_access_policy
+from runtime.server.connection_limits import BoundedHttpProtocol, close_timed_out_connections
+from runtime.server.health import CHECK_INTERVAL, HealthMonitor
+from runtime.server.inference_queue import InferenceQueue
+from runtime.server.live_view import LiveView
+from runtime.server.metrics import Metrics
+from runtime.server.routes import ServiceState
+from runtime.server.systemd import notify, watchdog_interval
+from runtime.server.token_file import permission_warning, read_token
+
+SHUTDOWN_TIMEOUT = 3  # seconds that running requests get to finish
+SWEEP_INTERVAL = 1  # seconds between two searches for timed-out connections
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """The flags of `python -m runtime.serve`."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080  # 0: any free port
+    token_file: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    camera: str | None = None
+    min_interval: float = 0.0  # seconds between two predictions of the camera
+    model: str | None = None
+    classifier_options: Mapping[str, Any] = field(default_factory=dict)
+    queue_capacity: int = 64
+    max_upload_bytes: int = 32_000_000
+
+
+@dataclass(frozen=True)
+class ReadyServer:
+    """A server with a bound socket and a loaded model."""
+
+    uvicorn_server: uvicorn.Server
+    listener: socket
+    url: str
+    policy: AccessPolicy
+    model: ReloadingClassifier
+
+    def serve(self) -> None:
+        """Answers requests until a signal arrives or `stop` is called."""
+        try:
+            self.uvicorn_server.run(sockets=[self.listener])
+        finally:
+            notify("STOPPING=1")
+
+    def stop(self) -> None:
+        """Ends `serve`, from any thread."""
+        self.uvicorn_server.should_exit = True
+
+
+def run_server(config: ServerConfig) -> None:
+    """Serves until SIGTERM or Ctrl-C. Raises UserError before the first request."""
+    _silence_libraries()
+    with stop_on_sigterm(), open_server(config) as server:
+        if config.token_file and (warning := permission_warning(config.token_file)):
+            print_info(warning)
+        print(printable(str(server.model.now())))
+        # A terminal gets a link that signs in; other output may be a log, which must not hold the token.
+        token = server.policy.token if sys.stdout.isatty() else ""
+        print(f"{server.url}{f'/#token={token}' if token else ''}  (stop with Ctrl-C)", flush=True)
+        server.serve()
+
+
+@contextmanager
+def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
+    """Binds the address, loads the model and opens the camera. Raises UserError."""
+    token = read_token(config.token_file)
+    family, address = resolve(config.host, config.port)
+    make_access_policy(address[0], address[1], (), token)  # raises before the port is bound
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen(family, address))
+        port = listener.getsockname()[1]
+        policy = make_access_policy(address[0], port, [*config.allowed_hosts, config.host], token)
+        camera = Camera(config.camera, retry=True, on_message=print_info) if config.camera else None
+        with suppress_native_stderr():
+            model = ReloadingClassifier(config.model, say=print_info, **config.classifier_options)
+        view = LiveView(stack.enter_context(camera), model, config.min_interval) if camera else None
+        service = _make_service(config, policy, model, view)
+        yield ReadyServer(_make_uvicorn_server(service), listener, url_of(address[0], port), policy, model)
+
+
+def _make_service(
+    config: ServerConfig, policy: AccessPolicy, model: ReloadingClassifier, view: LiveView | None
+) -> ServiceState:
+    queue = InferenceQueue(model, capacity=config.queue_capacity, max_upload_bytes=config.max_upload_bytes)
+    health = HealthMonitor(
+        queue,
+        view,
+        interval=min(CHECK_INTERVAL, watchdog_interval() or CHECK_INTERVAL),
+        on_pass=lambda: notify("WATCHDOG=1"),
+    )
+    return ServiceState(queue, policy, health, Metrics(queue, view), view)
+
+
+def _make_uvicorn_server(service: ServiceState) -> uvicorn.Server:
+    async def sweep() -> None:
+        close_timed_out_connections(server)
+
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(service, on_ready=lambda: notify("READY=1")),
+            http=BoundedHttpProtocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT,
+            callback_notify=sweep,
+            timeout_notify=SWEEP_INTERVAL,
+        )
+    )
+    return server
+
+
+def _silence_libraries() -> None:
+    """Hides library logs except for exceptions: clients get their errors as answers already."""
+
+    def is_exception(record: logging.LogRecord) -> bool:
+        return record.exc_info is not None and not isinstance(record.exc_info[1], CancelledError)
+
+    logging.getLogger("uvicorn.error").addFilter(is_exception)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)

@@ -1,0 +1,68 @@
+"""Reads the access token from a file or the environment, and creates a private token file."""
+
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from runtime.common.errors import UserError
+
+TOKEN_VARIABLE = "VGG_EDGE_TOKEN"
+MIN_TOKEN_LENGTH = 16  # characters; failed guesses are not counted
+MAKE_TOKEN = "python -m runtime.serve --make-token token"
+
+
+def read_token(path: str | None) -> str:
+    """The token in the file `path`, or in VGG_EDGE_TOKEN if `path` is None; "" if neither is set.
+
+    Raises UserError.
+    """
+    if path is None:
+        token, source = os.environ.get(TOKEN_VARIABLE, ""), TOKEN_VARIABLE
+        if not token:
+            return ""
+    else:
+        source = path
+        try:
+            with Path(path).open("rb") as file:
+                token = file.read(10_000).decode("ascii").strip()
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: no such file: `python -m runtime.serve --make-token {path}` creates it"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{path}: {str(error.strerror or error).lower()}") from None
+        except UnicodeDecodeError:
+            raise UserError(
+                f"{path}: not a token: a token consists of ASCII letters, digits and signs"
+            ) from None
+    if len(token) < MIN_TOKEN_LENGTH or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(
+            f"{source}: a token has at least {MIN_TOKEN_LENGTH} ASCII letters, digits and signs, no spaces: "
+            f"`{MAKE_TOKEN}` creates one"
+        )
+    return token
+
+
+def make_token_file(path: str) -> None:
+    """Writes a random token to the new file `path`, mode 0600. Raises UserError if `path` exists."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise UserError(f"{path}: already exists: use it with --token-file {path}, or delete it") from None
+    except OSError as error:
+        raise UserError(f"{path}: {str(error.strerror or error).lower()}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(24) + "\n")
+
+
+def permission_warning(path: str) -> str:
+    """A warning if other users can read the token file `path`, else "".
+
+    systemd's credentials are exempt: they grant access by an ACL, which shows as a readable group.
+    """
+    if os.name != "posix" or Path(path).parent == Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere")):
+        return ""
+    if not Path(path).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
+        return ""
+    return f"warning: other users of this machine can read {path}: chmod 600 {path}"

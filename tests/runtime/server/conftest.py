@@ -1,0 +1,31 @@
+"""One service for the tests of a module, in a thread of the test process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.serving import OWN_VARIABLES, Client, serve_in_thread
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_service_variables() -> Iterator[None]:
+    """The developer's own VGG_EDGE_TOKEN must not change the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in OWN_VARIABLES:
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def service(knowing: Path) -> Iterator[Client]:
+    """Four slots, uploads of 1 MB at most."""
+    with serve_in_thread(knowing, queue_capacity=4, max_upload_bytes=1_000_000) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def red_jpeg(photos: Path) -> bytes:
+    return (photos / "red.jpg").read_bytes()

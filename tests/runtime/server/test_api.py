@@ -1,0 +1,193 @@
+"""The HTTP API over real connections."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+from runtime.classify import main as classify_main
+from tests.helpers import wait_for
+from tests.serving import Client, multipart_form, openapi_schema
+
+
+def test_predictions_equal_those_of_the_classify_command(
+    service: Client, knowing: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [photos / "red.jpg", photos / "green.jpg", photos / "blue.png"]
+    assert classify_main([*map(str, paths), "--json", "--model", str(knowing)]) == 0
+    for path, line in zip(paths, capsys.readouterr().out.splitlines(), strict=True):
+        expected = json.loads(line)
+        raw = service.classify(path.read_bytes())
+        body, content_type = multipart_form(path.name, path.read_bytes())
+        named = service.classify(body, Content_Type=content_type)
+        for (status, answer), source in ((raw, "-"), (named, path.name)):
+            assert status == 200 and set(answer["ms"]) == set(expected["ms"])
+            assert answer | {"ms": 0} == expected | {"source": source, "ms": 0}
+
+
+def test_answers_match_their_openapi_schemas(service: Client, red_jpeg: bytes) -> None:
+    status, headers, text = service.request("GET", "/openapi.json")
+    spec = json.loads(text)
+    assert status == 200 and headers["content-type"] == "application/json"
+    validate(spec)
+    _, answer = service.classify(red_jpeg)
+    jsonschema.validate(answer, openapi_schema("Prediction"))
+    with pytest.raises(jsonschema.ValidationError):  # the schema can fail
+        jsonschema.validate({**answer, "label": 1}, openapi_schema("Prediction"))
+    jsonschema.validate(service.classify(b"no picture")[1], openapi_schema("Error"))
+    jsonschema.validate(service.status(), openapi_schema("Status"))
+    for path, methods in spec["paths"].items():
+        for method in methods:
+            status = service.request(method.upper(), path)[0]
+            assert str(status) in methods[method]["responses"] and status != 405, (path, status)
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type", "status", "fact"),
+    [
+        (b"no picture at all", "image/jpeg", 415, "picture"),
+        (b"\xff\xd8\xff" + bytes(99), "image/jpeg", 400, "damaged"),
+        (b"{}", "application/json", 415, "application/json"),
+        (b"", "image/jpeg", 400, "empty"),
+        (b"nonsense", "multipart/form-data; boundary=b", 400, "form"),
+    ],
+)
+def test_a_body_without_a_picture_gets_a_one_line_error(
+    service: Client, data: bytes, content_type: str, status: int, fact: str
+) -> None:
+    got, answer = service.classify(data, Content_Type=content_type)
+    assert got == status and set(answer) == {"source", "error"}
+    assert fact in answer["error"] and len(answer["error"].splitlines()) == 1
+
+
+def test_a_picture_of_too_many_pixels_is_rejected(service: Client) -> None:
+    header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 20_000, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I17sI", 13, header, zlib.crc32(header))
+    status, answer = service.classify(png + struct.pack(">I4sI", 0, b"IDAT", zlib.crc32(b"IDAT")))
+    assert status == 400 and "400 megapixels" in answer["error"]
+
+
+def test_a_body_over_the_limit_is_rejected_with_or_without_content_length(service: Client) -> None:
+    limit = 1_000_000
+    status, answer = service.classify(b"", Content_Length=str(limit + 1))
+    assert status == 413 and "1 MB" in answer["error"]
+    sent = 0
+    with socket.create_connection(("127.0.0.1", service.port), 20) as connection:
+        connection.sendall(
+            b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        chunk = b"10000\r\n" + bytes(2**16) + b"\r\n"
+        with suppress(ConnectionError):  # the service closes the connection before the body ends
+            while not select.select([connection], [], [], 0)[0]:
+                connection.sendall(chunk)
+                sent += 2**16
+        with suppress(ConnectionError):
+            assert b" 413 " in connection.recv(100)
+    assert limit <= sent < 20 * limit  # includes the sockets' buffers
+    assert service.metric("held_bytes") == 0
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 421),
+        ("evil.example:8080", 421),
+        ("localhost.evil.example", 421),
+        ("", 421),
+        ("[", 421),
+        ("localhost", 200),
+        ("LOCALHOST.:99", 200),
+        ("127.0.0.1:8080", 200),
+        ("[::1]:8080", 200),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/status", "/healthz", "/metrics"])
+def test_only_own_host_names_are_accepted(service: Client, host: str, status: int, path: str) -> None:
+    assert service.get_status(path, Host=host) == status
+
+
+def test_pages_of_other_sites_cannot_post(service: Client, red_jpeg: bytes) -> None:
+    assert service.classify(red_jpeg, Origin="http://evil.example")[0] == 403
+    assert service.classify(red_jpeg, Origin="null")[0] == 403
+    assert service.classify(red_jpeg, Origin=service.url)[0] == 200
+
+
+def test_every_answer_carries_the_security_headers(service: Client) -> None:
+    for path in ("/", "/page.js", "/status", "/nowhere"):
+        headers = service.request("GET", path)[1]
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "server" not in headers
+
+
+def test_status_describes_model_and_latency(service: Client, red_jpeg: bytes) -> None:
+    service.classify(red_jpeg)
+    status = service.status()
+    assert status["model"]["name"] == "colours" and status["model"]["labels"] == ["blau", "grün", "红"]
+    assert status["engine"].startswith("litert ") and status["speed"]["photos"] >= 1
+    assert 0 < status["speed"]["infer_ms"] <= status["speed"]["p95_ms"] and status["camera"] is None
+
+
+def test_metrics_count_requests_by_status(service: Client, red_jpeg: bytes) -> None:
+    before = service.classified(200), service.classified(415), service.metric("infer_seconds_count")
+    service.classify(red_jpeg)
+    service.classify(b"no picture")
+    after = service.classified(200), service.classified(415), service.metric("infer_seconds_count")
+    assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
+
+
+def test_a_full_queue_answers_503_with_retry_after(service: Client, red_jpeg: bytes) -> None:
+    """Four slow uploads take the four slots, and get their predictions when they are complete."""
+    head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(red_jpeg)}\r\n\r\n".encode()
+    uploads = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(4)]
+    for connection in uploads:
+        connection.sendall(head + red_jpeg[:100])
+    wait_for(lambda: service.metric("in_flight") == 4)
+    status, headers, body = service.request("POST", "/classify", red_jpeg)
+    seconds = int(headers["retry-after"])
+    assert status == 503 and seconds >= 1 and f"{seconds} s" in json.loads(body)["error"]
+    uploads.pop().close()  # a client that disconnects frees its slot
+    wait_for(lambda: service.metric("in_flight") == 3)
+    assert service.classify(red_jpeg)[0] == 200
+    for connection in uploads:
+        connection.sendall(red_jpeg[100:])
+        assert b" 200 " in connection.recv(100)
+        connection.close()
+    wait_for(lambda: service.metric("in_flight") == 0)
+    assert service.metric("held_bytes") == 0
+
+
+def test_concurrent_clients_each_get_their_own_prediction(service: Client, photos: Path) -> None:
+    """Sixteen clients share four slots; every third upload is damaged and affects no other."""
+    labels = {"red.jpg": "红", "green.jpg": "grün", "blue.png": "blau"}
+    data = {name: (photos / name).read_bytes() for name in labels}
+    retries = []
+
+    def run_client(number: int) -> None:
+        for turn in range(12):
+            name = list(labels)[(number + turn) % 3]
+            body, content_type = multipart_form(f"{number}-{turn}.jpg", data[name])
+            while True:
+                if turn % 3 == 0:
+                    assert service.classify(b"\x89PNG\r\n\x1a\n" + bytes(50))[0] in (400, 503)
+                status, answer = service.classify(body, Content_Type=content_type)
+                if status != 503:
+                    break
+                retries.append(number)
+                time.sleep(0.05)
+            assert (status, answer["label"], answer["source"]) == (200, labels[name], f"{number}-{turn}.jpg")
+
+    with ThreadPoolExecutor(16) as clients:
+        list(clients.map(run_client, range(16)))
+    assert retries and service.metric("in_flight") == 0

@@ -1,0 +1,65 @@
+"""The camera behind /live.jpg."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+from PIL import Image
+
+from tests.helpers import wait_for
+from tests.serving import openapi_schema, serve_in_thread
+
+UNREACHABLE = "rtsp://me:hunter2@127.0.0.1:9/x"
+
+
+def test_the_newest_frame_comes_with_its_prediction(
+    knowing: Path, make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 40), ("blue", 40)])
+    with serve_in_thread(knowing, camera=str(clip)) as service:
+        slow = socket.create_connection(("127.0.0.1", service.port))  # never reads, and delays nobody
+        slow.sendall(b"GET /live.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        labels, frame, deadline = [], 0, time.monotonic() + 20
+        while "blau" not in labels and time.monotonic() < deadline:
+            status, headers, body = service.request("GET", f"/live.jpg?after={frame}")
+            assert status == 200 and headers["prediction"] == headers["sight"]
+            prediction = json.loads(headers["prediction"])
+            jsonschema.validate(prediction, openapi_schema("FramePrediction"))
+            assert prediction["frame"] > frame
+            frame = prediction["frame"]
+            labels.append(prediction["label"])
+            red, _, blue = Image.open(io.BytesIO(body)).resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]
+            assert (red > 200, blue > 200) in ((True, False), (False, True))
+        assert set(labels) == {"红", "blau"} and labels[0] == "红"
+        assert [entry["label"] for entry in service.status()["history"]] == ["红", "blau"]
+        assert service.metric("camera_up") == 1
+        wait_for(lambda: "ended" in service.status()["camera"]["problem"])
+        assert service.get_status("/healthz") == 200
+        slow.close()
+
+
+def test_photos_are_classified_while_the_camera_is_unavailable(
+    knowing: Path, red_jpeg: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_in_thread(knowing, camera=UNREACHABLE) as service:
+        wait_for(lambda: service.status()["camera"]["problem"] != "")
+        problem = service.status()["camera"]["problem"]
+        assert "127.0.0.1:9" in problem or "127.0.0.1" in json.dumps(service.status()["camera"])
+        assert "hunter2" not in json.dumps(service.status())
+        assert service.metric("camera_up") == 0
+        assert service.classify(red_jpeg)[0] == 200 and service.get_status("/healthz") == 200
+    printed = capsys.readouterr()
+    assert "127.0.0.1" in printed.err and "hunter2" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize("after", ["x", "-1", "9" * 19])
+def test_a_malformed_frame_number_is_rejected(knowing: Path, after: str) -> None:
+    with serve_in_thread(knowing, camera=UNREACHABLE) as service:
+        assert service.get_status(f"/live.jpg?after={after}") == 400
