@@ -7,7 +7,7 @@ import platform
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
-from runtime.common.cpu_info import cpu
+from runtime.common.cpu_info import cpu_name
 
 PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "tflite-runtime", "onnxruntime", "numpy", "pillow")
 
@@ -19,7 +19,7 @@ def describe_machine() -> str:
         with suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
     parts = [
-        f"{cpu()}, {os.cpu_count()} cores",
+        f"{cpu_name()}, {os.cpu_count()} cores",
         f"{platform.system()}, Python {platform.python_version()}",
         *versions,
     ]

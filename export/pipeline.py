@@ -30,7 +30,7 @@ from runtime.common.text import printable
 from runtime.inference.engines import FORMATS_OF, choose_engine, default_threads, require_engine
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import SIGNATURE_NAME
-from runtime.model_file.index import FORMATS
+from runtime.model_file.formats import FORMATS
 from train.progress import Progress
 from train.run import UNCOMPRESSED_CSV, Run, newest_run, open_run
 

@@ -18,7 +18,7 @@ from runtime.benchmark.runner import (
     BenchResults,
     run_benchmark,
 )
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 from runtime.common.cli import EXIT_INTERRUPTED, positive_int, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
@@ -132,7 +132,7 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
     """Writes the CSV file and stores the fastest combination, as the options ask for."""
     if options.csv:
         try:
-            with atomic(options.csv) as file:
+            with atomic_write(options.csv) as file:
                 file.write(to_csv(rows).encode())
         except OSError as error:
             raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None

@@ -53,7 +53,7 @@ def classify_photos(arguments: argparse.Namespace) -> int:
     line: Callable[[Prediction], str]
     if arguments.json:
         line = json_line
-        if arguments.verbose:
+        if arguments.verbose or classifier.model.reason:  # a choice by default is never silent
             print_info(str(classifier))
     else:
         print(printable(str(classifier)), flush=True)

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
 from train.distributed import ProcessShard
 from train.features.extraction import FeatureStore
@@ -227,7 +227,7 @@ class Checkpoint:
         }
         try:
             self.path.parent.mkdir(exist_ok=True)
-            with atomic(self.path) as file:
+            with atomic_write(self.path) as file:
                 np.savez(file, fingerprint=self.fingerprint, history=json.dumps(self.history), **arrays)
         except OSError as error:
             raise UserError(

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 
 from export.parity.gates import FAILED, MIN_PHOTOS, broken_bounds, verdict
 from export.parity.result import FileKey, ParityResult
-from runtime.model_file.index import FORMATS, PRECISIONS
+from runtime.model_file.formats import FORMATS, PRECISIONS
 
 CONFIDENCE = 0.95
 _LEFT_ALIGNED = ("format", "precision", "engine", "verdict")

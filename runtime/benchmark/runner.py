@@ -17,7 +17,7 @@ import numpy as np
 
 from runtime.benchmark.report import BenchRow, format_threads
 from runtime.benchmark.worker import BenchResult
-from runtime.common.cpu_info import board, cpu
+from runtime.common.cpu_info import board_name, cpu_name
 from runtime.common.errors import EngineError
 from runtime.common.text import printable
 from runtime.inference.engines import ENGINES, FORMATS_OF, default_threads, is_installed
@@ -116,8 +116,8 @@ def _to_row(model: ModelFile, job: Job, results: Sequence[BenchResult]) -> Bench
     peaks = [result.peak_mb for result in results if result.peak_mb is not None]
     energy = [result.energy_mj for result in results if result.energy_mj is not None]
     return BenchRow(
-        board=board(),
-        cpu=cpu(),
+        board=board_name(),
+        cpu=cpu_name(),
         cores=default_threads(),
         os=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

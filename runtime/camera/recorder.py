@@ -10,7 +10,7 @@ from types import TracebackType
 from PIL import Image
 
 from runtime.camera.camera import Frame
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
 
 JPEG_QUALITY = 95
@@ -66,7 +66,7 @@ class FrameRecorder:
             return
         name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}_{frame.number:06}.jpg"
         try:
-            with atomic(self._folder / name) as file:
+            with atomic_write(self._folder / name) as file:
                 file.write(data)
         except OSError as error:
             self._stop(str(error.strerror).lower())

@@ -1,4 +1,4 @@
-"""A file is whole, or it is not there."""
+"""Atomic file writes: a file is complete, or it does not exist."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write into that becomes `path` at the end, once it is on the disk.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that replaces `path` when the block ends, after it reached the disk.
 
-    A link stays, and what it leads to is replaced. Raises OSError, also where no regular file lies there: a
-    device would be gone from /dev.
+    A symbolic link is kept, and the file that it points to is replaced. Raises OSError, also where `path`
+    exists and is not a regular file: replacing a device would remove it from /dev.
     """
     path = Path(os.path.realpath(path))
     if os.path.lexists(path) and not path.is_file():

@@ -66,15 +66,20 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class VersionAction(argparse.Action):
-    """--version. Reads the version only when the flag is given: importlib.metadata is slow to import."""
+    """--version: prints the version and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from importlib.metadata import PackageNotFoundError, version
+        parser.exit(message=f"{version_text()}\n")
 
-        try:
-            parser.exit(message=f"vgg-edge {version('vgg-edge')}\n")
-        except PackageNotFoundError:
-            parser.exit(message="vgg-edge, run from its source code\n")
+
+def version_text() -> str:
+    """Returns the project's name with the installed version."""
+    from importlib.metadata import PackageNotFoundError, version  # late: slow to import, rarely needed
+
+    try:
+        return f"vgg-edge {version('vgg-edge')}"
+    except PackageNotFoundError:
+        return "vgg-edge, run from its source code"
 
 
 def positive_int(text: str) -> int:

@@ -1,25 +1,25 @@
-"""The errors that a command prints as one line: what, why, and the next step."""
+"""The errors that a command prints as one line: what happened, why, and what to do next."""
 
 
 class UserError(Exception):
-    """Something the user can mend. Its text is one whole line: the thing, the reason, the next step."""
+    """An error that the user can fix. Its text is one line: the thing, the reason, the next step."""
 
 
 class PictureError(UserError):
-    """A picture that cannot be read; the other pictures are not affected."""
+    """A picture that cannot be read. Other pictures are not affected."""
 
 
 class UnsupportedPictureError(PictureError):
-    """Bytes of a kind that is not read here, or not without another package."""
+    """A picture in a format that is not supported, or not without another package."""
 
 
 class ModelError(UserError):
-    """A model file or folder that is missing, damaged, or of another contract."""
+    """A model file or folder that is missing, damaged, or has another contract version."""
 
 
 class EngineError(UserError):
-    """An inference engine that is not installed, or that cannot run this file."""
+    """An inference engine that is not installed, or cannot run this file."""
 
 
 class CameraError(UserError):
-    """A camera that is not there, not allowed, not free, or that went away."""
+    """A camera that is missing, in use, forbidden to this user, or disconnected."""

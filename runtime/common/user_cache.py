@@ -1,4 +1,4 @@
-"""Where this project keeps what can be made again: the user's cache folder."""
+"""The project's folder in the user's cache, for files that can be created again."""
 
 import os
 import sys
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def cache_home() -> Path:
-    """The project's folder in the user's cache, not made here; XDG_CACHE_HOME moves it on every system.
+    """Returns the folder, which may not exist yet. XDG_CACHE_HOME moves it on every system.
 
-    Raises RuntimeError where the user has no home.
+    Raises RuntimeError when the user has no home folder.
     """
     if moved := os.environ.get("XDG_CACHE_HOME"):
         return Path(moved) / "vgg-edge"

@@ -18,6 +18,7 @@ from runtime.inference.engines import (
     FORMATS_OF,
     MODULES,
     choose_engine,
+    count_threads,
     default_threads,
     is_installed,
     load_session,
@@ -25,7 +26,7 @@ from runtime.inference.engines import (
 )
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
-from runtime.model_file.index import FORMATS
+from runtime.model_file.formats import FORMATS
 from runtime.model_file.loader import open_model
 from runtime.model_file.selection import choose_model
 from runtime.preprocess.picture import Source
@@ -77,8 +78,8 @@ class Classifier:
             )
 
     def __str__(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
-        return f"{self.model.path} on {self.session.engine}, {threads}"
+        reason = f" ({self.model.reason})" if self.model.reason else ""
+        return f"{self.model.path} on {self.session.engine}, {count_threads(self.threads)}{reason}"
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.

@@ -1,4 +1,4 @@
-"""A model that may be replaced while it is in use: the camera, the page and the watched folder run one."""
+"""A Classifier that follows its model on disk: the camera, the web page and the watched folder use it."""
 
 import argparse
 import hashlib
@@ -17,25 +17,25 @@ from runtime.inference.model_options import classifier_options
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.selection import choose_model
 
-LOOK_EVERY = 1.0  # seconds
+POLL_SECONDS = 1.0
 
 
-def open_reloader(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "ReloadingClassifier":
-    """The one that a command's flags ask for; `tell` gets its news, and with --verbose what auto went by."""
+def open_reloader(arguments: argparse.Namespace, log: Callable[[str], None]) -> "ReloadingClassifier":
+    """Returns the reloader for a command's flags. With --verbose, `log` gets why the engine was chosen."""
     with nullcontext() if arguments.verbose else suppress_native_stderr():
-        live = ReloadingClassifier(arguments.model, say=tell, **classifier_options(arguments))
-    if arguments.verbose and live.now().engine_reason:
-        tell(live.now().engine_reason)
-    return live
+        reloader = ReloadingClassifier(arguments.model, say=log, **classifier_options(arguments))
+    if arguments.verbose and reloader.now().engine_reason:
+        log(reloader.now().engine_reason)
+    return reloader
 
 
 class ReloadingClassifier:
-    """A Classifier that follows its model on disk.
+    """A Classifier whose model may be replaced while it is in use.
 
-    `now()` gives the one to use. A thread looks at the disk once a second, as long as this is referred to.
-    When another model lies where the first one lay, the thread loads it, and it is taken up once it is ready;
-    one that cannot be used is refused, and the old one goes on. `say` gets a line for either, which stays in
-    `news`. `options` are Classifier's, and the first model raises its errors.
+    `now()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
+    once per second. It loads a changed model, which is then used; a model that does not load is rejected, and
+    the old model stays in use. `say` gets a line for either, and `news` keeps the last line.
+    `options` are Classifier's keyword arguments. Errors of the first model are raised.
     """
 
     def __init__(
@@ -43,74 +43,71 @@ class ReloadingClassifier:
         model: str | Path | None = None,
         *,
         say: Callable[[str], None] = lambda line: None,
-        **classifier_options: Any,
+        **options: Any,
     ) -> None:
         self.news = ""
-        self._path, self._options, self._say = model, classifier_options, say
-        self._classifier, self._tried = self._open()
-        self._seen = self._tried  # what lay there at the last look
-        Thread(target=_keep_looking, args=(ref(self),), name="model", daemon=True).start()
+        self._path, self._options, self._say = model, options, say
+        self._classifier, self._loaded = self._open()
+        self._last_seen = self._loaded
+        Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()
 
     def now(self) -> Classifier:
-        """The classifier for the next picture, for any thread."""
+        """Returns the classifier for the next picture, for any thread."""
         return self._classifier
 
-    def look(self) -> None:
-        """At the disk, and takes up another model that has come to rest there."""
-        there = self._lies_there(self._classifier)
-        # Twice the same before it is read: a file that is being copied changes from look to look.
-        if there != self._tried and there == self._seen:
-            self._replace(there)
-        self._seen = there
+    def check(self) -> None:
+        """Checks the disk, and loads another model that has stopped changing."""
+        found = self._fingerprint(self._classifier)
+        # A file that is being copied differs from check to check: it is loaded once two checks are equal.
+        if found != self._loaded and found == self._last_seen:
+            self._reload(found)
+        self._last_seen = found
 
-    def _replace(self, there: object) -> None:
+    def _reload(self, found: object) -> None:
         old = self._classifier.model.sha256
         try:
-            self._classifier, self._tried = self._open()
-        except Exception as error:  # whatever is wrong with the new one, the old one goes on
-            self._tried = there  # not again before it changes
+            self._classifier, self._loaded = self._open()
+        except Exception as error:  # whatever is wrong with the new model, the old one stays in use
+            self._loaded = found  # not tried again until it changes
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self._tell(f"new model refused, the old one goes on: {reason}")
+            self._log(f"new model rejected, the old model stays in use: {reason}")
         else:
             if self._classifier.model.sha256 != old:
-                self._tell(f"model replaced: {self._classifier.model.path}")
+                self._log(f"model replaced: {self._classifier.model.path}")
 
-    def _tell(self, line: str) -> None:
+    def _log(self, line: str) -> None:
         self.news = line
         self._say(line)
 
     def _open(self) -> tuple[Classifier, object]:
-        """The model, and what lay on disk when it was read: looked at again, for it may change meanwhile."""
+        """Returns the classifier and its fingerprint, taken again if the file changed while it was loaded."""
         while True:
             classifier = Classifier(self._path, **self._options)
-            there = self._lies_there(classifier)
+            found = self._fingerprint(classifier)
             with suppress(OSError):
                 data = classifier.model.path.read_bytes()
                 if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
-                    return classifier, there
+                    return classifier, found
 
-    def _lies_there(self, classifier: Classifier) -> object:
-        """What would be opened, as something to compare: the same as long as nothing changed."""
+    def _fingerprint(self, classifier: Classifier) -> object:
+        """Returns a value that is equal as long as the same model would be opened, without reading it."""
         try:
-            choice = choose_model(self._path, classifier.formats, prefer=classifier.preferred_sha256)
-            path = choice.path
+            selection = choose_model(self._path, classifier.formats, prefer=classifier.preferred_sha256)
+            path = selection.path
             signatures = (path.with_name(f"{path.name}.sig"), path.with_name(SIGNATURE_NAME))
-            return (
-                choice,
-                _state(path),
-                *(_state(signature) for signature in signatures if signature.exists()),
-            )
+            existing = (signature for signature in signatures if signature.exists())
+            return (selection, _file_state(path), *map(_file_state, existing))
         except (UserError, OSError) as error:
             return str(error)
 
 
-def _keep_looking(live: "ref[ReloadingClassifier]") -> None:
-    while (followed := live()) is not None:
-        followed.look()
-        del followed
-        time.sleep(LOOK_EVERY)
+def _poll(reference: "ref[ReloadingClassifier]") -> None:
+    while (reloader := reference()) is not None:
+        reloader.check()
+        del reloader
+        time.sleep(POLL_SECONDS)
 
 
-def _state(path: Path) -> tuple[int, int, int]:
+def _file_state(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns

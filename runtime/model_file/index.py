@@ -12,13 +12,11 @@ from runtime.common.errors import ModelError
 from runtime.common.text import is_name
 from runtime.model_file.contract import Contract, parse_contract, parse_json, require_field
 from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, is_file, read_bytes
+from runtime.model_file.formats import FORMATS, PRECISIONS
 
 if TYPE_CHECKING:
     from runtime.model_file.signature import Signature
 
-FORMATS = ("tflite", "onnx")
-# Best first: int8 is the smallest and fastest on a CPU; float16 is expanded to float32 when it is loaded.
-PRECISIONS = ("int8", "dynamic", "float16", "float32")
 MAX_FILE_NAME_BYTES = 255
 
 

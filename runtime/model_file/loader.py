@@ -6,27 +6,21 @@ engine gets, so that a file cannot change between the check and its use.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.common.errors import ModelError
-from runtime.model_file import onnx, tflite
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, read_bytes
-from runtime.model_file.index import FORMATS
+from runtime.model_file.formats import FORMATS, detect_format, read_contract
 from runtime.model_file.selection import ModelSelection, choose_model
 
 if TYPE_CHECKING:
     from runtime.model_file.signature import Signature
 
 KEY_VARIABLE = "VGG_EDGE_KEY"  # names a public key's file, used where no other key is given
-
-_CONTRACT_TEXT: dict[str, Callable[[bytes], bytes]] = {
-    "tflite": tflite.read_contract_text,
-    "onnx": onnx.read_contract_text,
-}
 
 
 @dataclass(frozen=True)
@@ -40,6 +34,7 @@ class ModelFile:
     sha256: str
     contract: Contract
     signature: "Signature | None" = None  # the valid signature, when a key was given
+    reason: str = ""  # why this model was chosen, when no path was given
 
 
 def open_model(
@@ -68,11 +63,6 @@ def open_model(
                 raise
 
 
-def read_contract(data: bytes, format: str) -> Contract:
-    """Returns the contract inside a model file's bytes. Raises ModelError."""
-    return Contract.from_json(_CONTRACT_TEXT[format](data))
-
-
 def _read_model(selection: ModelSelection) -> ModelFile:
     path, indexed = selection.path, selection.indexed
     data = read_bytes(path, MAX_MODEL_BYTES)
@@ -87,22 +77,12 @@ def _read_model(selection: ModelSelection) -> ModelFile:
         raise ModelError(
             f"{path}: its sha256 differs from {INDEX_NAME} ({sha256[:12]}… is not {indexed.sha256[:12]}…)"
         )
-    format = indexed.format if indexed else _detect_format(path, data)
     try:
+        format = indexed.format if indexed else detect_format(path, data)
         contract = read_contract(data, format)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     if selection.contract and contract != selection.contract:
         raise ModelError(f"{path}: the contract inside it differs from the one in {INDEX_NAME}: export again")
     precision = indexed.precision if indexed else ""
-    return ModelFile(path, format, precision, data, sha256, contract, selection.signature)
-
-
-def _detect_format(path: Path, data: bytes) -> str:
-    if data[4:8] == tflite.FILE_IDENTIFIER:
-        return "tflite"
-    if path.suffix == ".onnx":  # protobuf has no magic number
-        return "onnx"
-    if not data:
-        raise ModelError(f"{path}: is empty")
-    raise ModelError(f"{path}: is neither a TFLite file nor named .onnx")
+    return ModelFile(path, format, precision, data, sha256, contract, selection.signature, selection.reason)

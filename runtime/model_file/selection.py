@@ -1,15 +1,17 @@
 """Which model file to open, where several could be meant."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
 from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
+from runtime.model_file.default_model import default_model
 from runtime.model_file.files import INDEX_NAME, file_mode, is_file, unreadable
-from runtime.model_file.index import FORMATS, PRECISIONS, IndexedFile, read_index
+from runtime.model_file.formats import FORMATS, PRECISIONS
+from runtime.model_file.index import IndexedFile, read_index
 
 if TYPE_CHECKING:
     from runtime.model_file.signature import Signature
@@ -24,6 +26,7 @@ class ModelSelection:
     indexed: IndexedFile | None
     candidates: tuple[IndexedFile, ...] = ()  # the indexed files that were there to choose from
     signature: "Signature | None" = None
+    reason: str = field(default="", compare=False)  # why this model was chosen, when no path was given
 
 
 def choose_model(
@@ -36,10 +39,16 @@ def choose_model(
     """Returns which file to open: `path` itself, or the best file in the folder `path` in one of `formats`.
 
     The file with the sha256 `prefer` is the best if the folder has it. Then the order of `formats` decides,
-    then PRECISIONS. Without a path: the newest folder under ./models that is not synthetic, else the released
-    model that came with the package. With `key`, a valid signature must cover the index. Raises ModelError.
+    then PRECISIONS. Without a path, `default_model` chooses, and `reason` says why. With `key`, a valid
+    signature must cover the index. Raises ModelError.
     """
-    path = _default_folder() if path is None else _or_old(Path(path))
+    if path is None:
+        default = default_model(formats)
+        return replace(_choose(default.path, formats, prefer, key), reason=default.reason)
+    return _choose(_or_old(Path(path)), formats, prefer, key)
+
+
+def _choose(path: Path, formats: Sequence[str], prefer: str, key: str | Path | None) -> ModelSelection:
     mode = file_mode(path)
     if not mode:
         raise ModelError(
@@ -83,31 +92,6 @@ def _choose_in_folder(
 
     best = min(usable, key=rank)
     return ModelSelection(folder / best.file, index.contract, best, candidates, signature)
-
-
-def _default_folder() -> Path:
-    """Returns the newest folder under ./models by `created`, without those whose index cannot be read."""
-    newest: tuple[str, Path] | None = None
-    for path in sorted(Path("models").glob(f"*/{INDEX_NAME}")):
-        folder = path.parent
-        hidden = folder.name.startswith(".") or folder.suffix == ".rejected"
-        if hidden or (folder.suffix == ".old" and S_ISDIR(file_mode(folder.with_suffix("")))):
-            continue
-        try:
-            contract = read_index(folder).contract
-        except ModelError:
-            continue
-        if not contract.synthetic and (newest is None or contract.created[:19] > newest[0]):
-            newest = contract.created[:19], folder
-    if newest:
-        return newest[1]
-    package = Path(__file__).parents[1]
-    for released in (package / "released", package.parent / "models" / "flowers"):  # in a wheel, in a clone
-        if is_file(released / INDEX_NAME):
-            return released
-    raise ModelError(
-        "no model under ./models and none in this package: --model FOLDER, or `python -m export` makes one"
-    )
 
 
 def _or_old(path: Path) -> Path:

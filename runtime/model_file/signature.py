@@ -1,10 +1,10 @@
-"""Who made a model: its signature, checked before a byte of the model reaches an engine.
+"""A model's signature, checked before any of its bytes reaches an engine.
 
 `model.sig` is what the OpenSSF's model-signing library writes for a plain key: a Sigstore bundle with a DSSE
-envelope around an in-toto statement that gives every file's sha256. Reading it takes `cryptography` alone.
+envelope around an in-toto statement, which lists every file's sha256. Reading it needs `cryptography` only.
 
 https://github.com/sigstore/model-transparency, model_signing/_signing/signing.py: the statement
-https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md: what exactly is signed
+https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md: the signed bytes
 """
 
 import base64
@@ -24,24 +24,28 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 
 MAX_KEY_BYTES = 2**14
+HASH_BY_CURVE = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+WHOLE_FILE = "."  # the name under which a signature lists a file that was signed alone
+
+VALID, MISSING, NOT_SIGNED = "valid", "missing", "not signed"
 
 _BUNDLE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _PAYLOAD = "application/vnd.in-toto+json"
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _PREDICATE = "https://model_signing/signature/v1.0"
-HASH_BY_CURVE = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
+_DAMAGED = "is damaged, or not a signature by `python -m export` or `model_signing sign key`"
 
 
 @dataclass(frozen=True)
 class PublicKey:
-    """The key that signatures have to be made with."""
+    """The public key of the only signer that is trusted."""
 
     path: Path
     ec: "EllipticCurvePublicKey"
 
     @property
     def sha256(self) -> str:
-        """Of its PEM text, as openssl writes it: what a signature names its key by."""
+        """The sha256 of its PEM text as openssl writes it, which a signature names its key by."""
         from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
         text = self.ec.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
@@ -50,14 +54,17 @@ class PublicKey:
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature that holds."""
+    """A signature that was verified with the trusted key."""
 
     path: Path
     key: str  # the sha256 of the PublicKey
-    files: Mapping[str, str]  # sha256 by name; of a file that was signed by itself, the name is "."
+    files: Mapping[str, str]  # sha256 by file name; WHOLE_FILE for a file that was signed alone
 
     def check(self, path: Path, sha256: str) -> None:
-        """Raises ModelError unless such a file was signed, and by that name if it is among the signed."""
+        """Raises ModelError unless the signature covers a file with this sha256.
+
+        A file whose name is signed must have the sha256 of that name: signed files cannot trade names.
+        """
         signed = [self.files[path.name]] if path.name in self.files else self.files.values()
         if sha256 not in signed:
             raise ModelError(
@@ -66,10 +73,10 @@ class Signature:
 
 
 def read_signature(model: Path, key: str | Path) -> Signature:
-    """The signature of a model's folder, or of one file: FILE.sig, else the model.sig beside it.
+    """Returns the signature of a model's folder, or of one file: FILE.sig, else the model.sig beside it.
 
-    `key` is a file with the public key, PEM. Raises ModelError: no signature, not by this key, damaged, or
-    the key cannot be read. The files themselves are not looked at.
+    `key` is a PEM file with the public key. Does not read the signed files. Raises ModelError when there is
+    no signature, it is damaged or by another key, or the key cannot be read.
     """
     public = read_key(key)
     path = model / SIGNATURE_NAME if model.is_dir() else model.with_name(f"{model.name}.sig")
@@ -77,8 +84,8 @@ def read_signature(model: Path, key: str | Path) -> Signature:
         path = model.with_name(SIGNATURE_NAME)
     if not path.exists():
         raise ModelError(
-            f"{model}: is not signed, without a {SIGNATURE_NAME}, and only what the key of {public.path} "
-            "signed may run: python -m export.sign signs it"
+            f"{model}: is not signed ({SIGNATURE_NAME} is missing), and only models signed by the key of "
+            f"{public.path} may run: python -m export.sign signs it"
         )
     bundle = read_bytes(path, MAX_JSON_BYTES)
     try:
@@ -88,7 +95,7 @@ def read_signature(model: Path, key: str | Path) -> Signature:
 
 
 def read_key(path: str | Path) -> PublicKey:
-    """An elliptic-curve public key, P-256, P-384 or P-521, from its PEM file. Raises ModelError."""
+    """Returns an elliptic-curve public key, P-256, P-384 or P-521, from its PEM file. Raises ModelError."""
     path = Path(path)
     try:
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -105,7 +112,7 @@ def read_key(path: str | Path) -> PublicKey:
         )
     try:
         public = load_pem_public_key(pem)
-    except Exception:  # of damaged keys it raises more than it documents
+    except Exception:  # it raises more types than it documents
         raise ModelError(f"{path}: is not a public key in PEM form") from None
     if not isinstance(public, EllipticCurvePublicKey) or public.curve.name not in HASH_BY_CURVE:
         raise ModelError(f"{path}: is not an elliptic-curve key on P-256, P-384 or P-521")
@@ -113,56 +120,52 @@ def read_key(path: str | Path) -> PublicKey:
 
 
 def verify_files(signature: Signature) -> Mapping[str, str]:
-    """By name, what lies beside a signature: "holds", "not here" or "not signed". Raises ModelError.
+    """Returns VALID, MISSING or NOT_SIGNED by the name of each file beside a signature.
 
-    Only in a folder with an index are files that were not signed told: a lone file may lie anywhere.
+    NOT_SIGNED files are listed only in a folder with an index: the folder of a single file may hold anything.
+    Raises ModelError when a signed file differs.
     """
     folder = signature.path.parent
-    found = {}
+    states = {}
     for name in sorted(signature.files):
-        path = folder / name if name != "." else signature.path.with_suffix("")
-        found[name] = "holds" if path.is_file() else "not here"
+        path = folder / name if name != WHOLE_FILE else signature.path.with_suffix("")
+        states[name] = VALID if path.is_file() else MISSING
         if path.is_file():
             signature.check(path, hashlib.sha256(read_bytes(path, MAX_MODEL_BYTES)).hexdigest())
     if (folder / INDEX_NAME).is_file():
-        others = {path.name for path in folder.iterdir()} - {*found, signature.path.name}
-        found |= dict.fromkeys(sorted(others), "not signed")
-    return found
+        others = {path.name for path in folder.iterdir()} - {*states, signature.path.name}
+        states |= dict.fromkeys(sorted(others), NOT_SIGNED)
+    return states
 
 
 def signed_files(bundle: bytes, key: PublicKey) -> Mapping[str, str]:
-    """The sha256 of each signed file, by name, from a bundle whose signature holds. Raises ModelError.
+    """Returns the sha256 of each signed file by name, from a bundle whose signature is valid.
 
-    Nothing may stand in the bundle but what the signer writes, so that no byte of it can change unnoticed.
+    The bundle may hold nothing but what the signer writes, so that no byte of it can change unnoticed.
+    Raises ModelError.
     """
     fields = _object(parse_json(bundle), "mediaType", "verificationMaterial", "dsseEnvelope")
-    _equal(fields["mediaType"], _BUNDLE)
+    _require_equal(fields["mediaType"], _BUNDLE)
     material = _object(fields["verificationMaterial"], "publicKey", "tlogEntries")
-    _equal(material["tlogEntries"], [])
+    _require_equal(material["tlogEntries"], [])
     signer = _object(material["publicKey"], "hint")["hint"]
     envelope = _object(fields["dsseEnvelope"], "payload", "payloadType", "signatures")
-    _equal(envelope["payloadType"], _PAYLOAD)
+    _require_equal(envelope["payloadType"], _PAYLOAD)
     if not isinstance(envelope["signatures"], list) or len(envelope["signatures"]) != 1:
         raise ModelError(_DAMAGED)
     entry = _object(envelope["signatures"][0], "sig", "keyid")
-    _equal(entry["keyid"], "")
-    payload, signature = _bytes(envelope["payload"]), _bytes(entry["sig"])
+    _require_equal(entry["keyid"], "")
+    payload, signature = _decode_base64(envelope["payload"]), _decode_base64(entry["sig"])
     if signer != key.sha256:
-        by = (
-            f"{signer[:12]}…"
-            if isinstance(signer, str) and re.fullmatch("[0-9a-f]{64}", signer)
-            else "another"
-        )
-        raise ModelError(f"is not by the key of {key.path} ({key.sha256[:12]}…) but by {by}")
-    if not _holds(payload, signature, key):
-        raise ModelError(f"the signature does not hold: it is damaged, or forged for the key of {key.path}")
+        is_sha256 = isinstance(signer, str) and re.fullmatch("[0-9a-f]{64}", signer)
+        other = f"the key {signer[:12]}…" if is_sha256 else "another key"
+        raise ModelError(f"is not signed by the key of {key.path} ({key.sha256[:12]}…) but by {other}")
+    if not _is_valid(payload, signature, key):
+        raise ModelError(f"the signature is not valid: it is damaged, or forged for the key of {key.path}")
     return dict(_resources(parse_json(payload)))
 
 
-_DAMAGED = "is damaged, or not a signature by `python -m export` or `model_signing sign key`"
-
-
-def _holds(payload: bytes, signature: bytes, key: PublicKey) -> bool:
+def _is_valid(payload: bytes, signature: bytes, key: PublicKey) -> bool:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
@@ -176,23 +179,23 @@ def _holds(payload: bytes, signature: bytes, key: PublicKey) -> bool:
 
 
 def _resources(statement: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Names and digests. The key's owner wrote this, but perhaps about something else than a model."""
+    """Yields names and digests. The key's owner wrote the statement, but maybe not about a model."""
     try:
-        _equal(statement["_type"], _STATEMENT)
-        _equal(statement["predicateType"], _PREDICATE)
+        _require_equal(statement["_type"], _STATEMENT)
+        _require_equal(statement["predicateType"], _PREDICATE)
         predicate = statement["predicate"]
-        how = predicate["serialization"]
-        if (how["method"], how["hash_type"]) != ("files", "sha256"):
+        serialization = predicate["serialization"]
+        if (serialization["method"], serialization["hash_type"]) != ("files", "sha256"):
             raise ModelError(
-                "gives other digests than each file's sha256: sign it with python -m export.sign"
+                "lists other digests than each file's sha256: sign it with python -m export.sign"
             )
         for resource in predicate["resources"]:
-            _equal(resource["algorithm"], "sha256")
+            _require_equal(resource["algorithm"], "sha256")
             if not isinstance(resource["name"], str) or not re.fullmatch("[0-9a-f]{64}", resource["digest"]):
                 raise ModelError(_DAMAGED)
             yield resource["name"], resource["digest"]
     except (KeyError, TypeError, AttributeError):
-        raise ModelError("the signature holds, but it is not one of a model") from None
+        raise ModelError("the signature is valid, but not the signature of a model") from None
 
 
 def _object(value: Any, *names: str) -> dict[str, Any]:
@@ -201,13 +204,13 @@ def _object(value: Any, *names: str) -> dict[str, Any]:
     return value
 
 
-def _equal(value: Any, expected: Any) -> None:
+def _require_equal(value: Any, expected: Any) -> None:
     if value != expected:
         raise ModelError(_DAMAGED)
 
 
-def _bytes(value: Any) -> bytes:
-    """Base64 in the one form that an encoder gives: the last character's unused bits are zero."""
+def _decode_base64(value: Any) -> bytes:
+    """Decodes base64 in the one form that an encoder writes: the last character's unused bits are zero."""
     try:
         data = base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error):

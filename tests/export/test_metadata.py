@@ -13,7 +13,7 @@ from ai_edge_litert import schema_py_generated as schema
 from export.metadata import embed_contract
 from export.parity.runner import ParityReference, run_parity
 from runtime.model_file.contract import Contract
-from runtime.model_file.loader import read_contract
+from runtime.model_file.formats import read_contract
 
 Files = dict[tuple[str, str], bytes]
 

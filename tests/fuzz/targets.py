@@ -20,8 +20,8 @@ from PIL import Image
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.formats import read_contract
 from runtime.model_file.index import read_index
-from runtime.model_file.loader import read_contract
 from runtime.model_file.selection import choose_model
 from runtime.model_file.signature import PublicKey, signed_files
 from runtime.preprocess.picture import read_picture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from runtime.model_file.contract import Contract
-from runtime.model_file.loader import read_contract
+from runtime.model_file.formats import read_contract
 from runtime.model_file.signature import signed_files
 from runtime.preprocess.picture import read_picture
 from tests.fuzz import targets

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.picture import read_picture
@@ -320,7 +320,7 @@ def _planned(
             print(f"plan: {side}x{side} pixels alone move answers by {moved:.3f}")
     else:
         size, widths = _within(how, board, prices, len(run.classes))
-    with atomic(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(json.dumps({"size": size, "widths": widths}).encode())
     return size, widths
 
@@ -453,7 +453,7 @@ def _kept_tensors(file: Path, solve: Callable[[], dict[str, NDArray[Any]]]) -> d
     if file.exists():
         return dict(load(file.read_bytes()))
     found = {name: np.ascontiguousarray(value, np.float32) for name, value in solve().items()}
-    with atomic(file) as stream:
+    with atomic_write(file) as stream:
         stream.write(save(found))
     return found
 

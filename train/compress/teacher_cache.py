@@ -18,7 +18,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
 from train.data.augment import augment
 from train.data.dataset import Dataset, Photo, read_verified
@@ -106,7 +106,7 @@ def collect_teacher_outputs(
                 if (start // BATCH + 1) % NOTED_EVERY == 0 or rows.stop == len(jobs):
                     for array in mapped:
                         array.flush()
-                    with atomic(noted) as file:
+                    with atomic_write(noted) as file:
                         file.write(json.dumps(rows.stop).encode())
                 step(rows.stop - start)
     except OSError as error:

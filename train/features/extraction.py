@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 from runtime.common.errors import PictureError, UserError
 from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION
@@ -357,7 +357,7 @@ def _file(folder: Path, photo: Photo, view: int) -> Path:
 def _store(file: Path, feature: NDArray[Any]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(file) as stream:
+        with atomic_write(file) as stream:
             np.save(stream, feature)
     except OSError as error:
         raise CacheError(file.parent, error) from None

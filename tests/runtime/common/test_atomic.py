@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from runtime.common.atomic import atomic
+from runtime.common.atomic import atomic_write
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
 
 
 def write(path: Path) -> None:
-    with atomic(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
 
 

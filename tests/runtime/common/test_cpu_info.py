@@ -43,18 +43,18 @@ UNNAMED = "Features : fp asimd asimddp i8mm\nCPU implementer : 0x41\nCPU part : 
 )
 def test_cpu(said: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine.cpu()  # on systems without one
+    assert machine.cpu_name()  # on systems without one
     (tmp_path / "cpuinfo").write_text(said)
-    assert machine.cpu() == cpu
+    assert machine.cpu_name() == cpu
 
 
 def test_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "BOARD", (tmp_path / "model", tmp_path / "product_name"))
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine.board() == ""
+    assert machine.board_name() == ""
     (tmp_path / "cpuinfo").write_text(X86)
-    assert machine.board() == "virtual machine"
+    assert machine.board_name() == "virtual machine"
     (tmp_path / "product_name").write_text("ThinkPad X1\n")
-    assert machine.board() == "ThinkPad X1"
+    assert machine.board_name() == "ThinkPad X1"
     (tmp_path / "model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
-    assert machine.board() == "Raspberry Pi 5 Model B Rev 1.0"
+    assert machine.board_name() == "Raspberry Pi 5 Model B Rev 1.0"

@@ -61,7 +61,7 @@ def test_auto_takes_what_was_measured(folder: Path, photos: Path, capsys: pytest
 
 
 def test_a_live_classifier_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
     save_for(folder)
     classifier = ReloadingClassifier(folder)
     first = classifier.now()
@@ -128,7 +128,7 @@ def test_an_engine_more_or_less_voids_it(folder: Path, monkeypatch: pytest.Monke
 
 def test_another_processor_voids_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_for(folder)
-    monkeypatch.setattr(fastest, "cpu", lambda: "Cortex-A76, asimddp")
+    monkeypatch.setattr(fastest, "cpu_name", lambda: "Cortex-A76, asimddp")
     reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and reason.endswith(", is Cortex-A76, asimddp")
     classifier = Classifier(folder)

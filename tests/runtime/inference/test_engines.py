@@ -30,7 +30,7 @@ from runtime.inference.engines import (
     MODULES,
     choose_engine,
     engine_version,
-    how_to_install,
+    install_hint,
     load_session,
     require_engine,
 )
@@ -293,7 +293,7 @@ def test_what_to_install_on_this_machine(
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(sys, "version_info", python)
     monkeypatch.setattr(sys, "maxsize", 2 ** (bits - 1) - 1)
-    said = how_to_install(*asked)
+    said = install_hint(*asked)
     monkeypatch.undo()
     assert answer in said
 

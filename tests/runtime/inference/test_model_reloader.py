@@ -20,7 +20,7 @@ NAMES = ("blue", "green", "red")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
 
 
 def test_a_new_model_is_taken_up(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:

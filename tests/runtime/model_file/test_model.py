@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, read_bytes
+from runtime.model_file.formats import read_contract
 from runtime.model_file.index import read_index
-from runtime.model_file.loader import open_model, read_contract
+from runtime.model_file.loader import open_model
 from runtime.model_file.selection import choose_model
 from tests.runtime.conftest import CONTRACT
 

@@ -221,7 +221,7 @@ def test_a_running_model_gives_way_to_signed_ones_alone(
     folder: Path, key: Path, make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the signature comes after the files, as when a folder is copied."""
-    monkeypatch.setattr(live, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
     said: list[str] = []
     running = ReloadingClassifier(folder, say=said.append, key=key)
     first = running.now()

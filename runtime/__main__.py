@@ -1,0 +1,79 @@
+"""`vgg-edge COMMAND`, the console script over all commands; `python -m runtime COMMAND` is the same."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+
+from runtime.common.cli import EXIT_USER_ERROR, version_text
+from runtime.common.terminal import print_error
+
+
+@dataclass(frozen=True)
+class Command:
+    """A module with `main(argv)`, its line of help, and the packages that it needs to start."""
+
+    module: str
+    help: str
+    needs: tuple[str, ...] = ()
+
+
+# The modules are imported by name when they run: runtime depends neither on train nor on export.
+COMMANDS = {
+    "train": Command("train.__main__", "train a classifier on a folder of photos", ("keras",)),
+    "compress": Command(
+        "train.compress.__main__", "prune a trained model to a tenth of its operations", ("keras",)
+    ),
+    "export": Command(
+        "export.__main__", "write a trained model as TFLite and ONNX files", ("keras", "tensorflow", "onnx")
+    ),
+    "classify": Command("runtime.classify", "classify photos, a camera's frames, or a watched folder"),
+    "serve": Command("runtime.serve", "serve a web page and an HTTP API"),
+    "bench": Command("runtime.bench", "find the fastest engine on this machine"),
+}
+INSTALL = "pip install 'vgg-edge[export]' installs everything for train, compress and export"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command with the remaining arguments. Returns its exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(help_text())
+        return 0
+    if name == "--version":
+        print(version_text())
+        return 0
+    if name not in COMMANDS:
+        print_error(f"{name!r} is not a command: vgg-edge {'|'.join(COMMANDS)}, or vgg-edge --help")
+        return EXIT_USER_ERROR
+    command = COMMANDS[name]
+    missing = [package for package in command.needs if find_spec(package) is None]
+    if missing:
+        print_error(f"vgg-edge {name} needs {', '.join(missing)}: {INSTALL}")
+        return EXIT_USER_ERROR
+    code: int = import_module(command.module).main(arguments)
+    if name == "serve":  # as runtime/serve.py does: threads of the engine or the decoder may still be running
+        sys.stdout.flush()
+        os._exit(code)
+    return code
+
+
+def help_text() -> str:
+    """Returns the list of commands."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name.ljust(width)}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: vgg-edge COMMAND [FLAGS]",
+            "",
+            *lines,
+            "",
+            "vgg-edge COMMAND --help lists the flags of a command; vgg-edge --version prints the version.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

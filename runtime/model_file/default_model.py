@@ -1,0 +1,114 @@
+"""Which model is used when a command gets no --model, and why."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from stat import S_ISDIR
+
+from runtime.common.errors import ModelError
+from runtime.model_file.contract import Contract
+from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, file_mode, is_file, read_bytes
+from runtime.model_file.formats import FORMATS, PRECISIONS, detect_format, read_contract
+from runtime.model_file.index import read_index
+
+MODELS = Path("models")
+MAX_SKIPPED = 3  # skipped models that the reason names
+
+
+@dataclass(frozen=True)
+class DefaultModel:
+    """The model to use, a folder or a file, and the reason of the choice."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    rank: tuple[str, int]  # the highest is chosen: time of creation, then precision
+    problem: str = ""  # why it cannot be chosen
+
+
+def default_model(formats: Sequence[str]) -> DefaultModel:
+    """Returns the newest model in ./models, else the released model. Raises ModelError.
+
+    The models in ./models are its folders with an index, and its .tflite and .onnx files. A model that was
+    trained on generated pictures is skipped. The reason names how many there were, and which were skipped.
+    """
+    candidates = [*_model_folders(), *_single_files(formats)]
+    usable = [candidate for candidate in candidates if not candidate.problem]
+    skipped = _list_skipped([candidate for candidate in candidates if candidate.problem])
+    if usable:
+        newest = max(usable, key=lambda candidate: candidate.rank)
+        count = f"the newest of {len(usable)} models in ./models; --model selects another"
+        return DefaultModel(
+            newest.path, (count if len(usable) > 1 else "the only model in ./models") + skipped
+        )
+    package = Path(__file__).parents[1]
+    for released in (package / "released", package.parent / "models" / "flowers"):  # in a wheel, in a clone
+        if is_file(released / INDEX_NAME):
+            return DefaultModel(released, f"the released model; ./models has no other{skipped}")
+    raise ModelError(
+        "no model in ./models and none in this package: use --model FOLDER, or create a model with "
+        f"`python -m export`{skipped}"
+    )
+
+
+def _list_skipped(skipped: Sequence[_Candidate]) -> str:
+    if not skipped:
+        return ""
+    named = [f"{candidate.path}: {candidate.problem}" for candidate in skipped[:MAX_SKIPPED]]
+    more = [f"{len(skipped) - MAX_SKIPPED} more"] if len(skipped) > MAX_SKIPPED else []
+    return f"; skipped {', '.join([*named, *more])}"
+
+
+def _model_folders() -> Iterator[_Candidate]:
+    for index in (MODELS / INDEX_NAME, *sorted(MODELS.glob(f"*/{INDEX_NAME}"))):
+        folder = index.parent
+        if not is_file(index) or _is_exports_own(folder):
+            continue
+        try:
+            yield _candidate(folder, read_index(folder).contract)
+        except ModelError as error:
+            yield _Candidate(folder, ("", 0), str(error).removeprefix(f"{index}: "))
+
+
+def _is_exports_own(folder: Path) -> bool:
+    """Whether an export wrote the folder for itself: half written, rejected, or replaced by a newer one."""
+    replaced = folder.suffix == ".old" and S_ISDIR(file_mode(folder.with_suffix("")))
+    return folder.name.startswith(".") or folder.suffix == ".rejected" or replaced
+
+
+def _single_files(formats: Sequence[str]) -> Iterator[_Candidate]:
+    """Yields the model files directly in ./models, without those that an index there lists."""
+    listed: set[str] = set()
+    with suppress(ModelError):
+        listed = {file.file for file in read_index(MODELS).files}
+    for path in sorted(MODELS.glob("*.*")):
+        format = path.suffix.removeprefix(".")
+        if format not in FORMATS or path.name.startswith(".") or path.name in listed or not is_file(path):
+            continue
+        if format not in formats:
+            yield _Candidate(path, ("", 0), "another engine runs it")
+            continue
+        try:
+            status = path.stat()
+            yield _candidate(path, _read_contract(path, status.st_size, status.st_mtime_ns))
+        except (ModelError, OSError) as error:
+            yield _Candidate(path, ("", 0), str(error).removeprefix(f"{path}: "))
+
+
+def _candidate(path: Path, contract: Contract) -> _Candidate:
+    # An export names its files NAME_PRECISION; a folder holds the best precision, so it comes first.
+    precision = next((at for at, name in enumerate(PRECISIONS) if path.stem.endswith(name)), len(PRECISIONS))
+    rank = contract.created[:19], 1 if path.is_dir() else -precision
+    return _Candidate(path, rank, "trained on generated pictures" if contract.synthetic else "")
+
+
+@lru_cache(maxsize=32)  # a service checks its model once per second, and must not read each file each time
+def _read_contract(path: Path, size: int, mtime_ns: int) -> Contract:
+    data = read_bytes(path, MAX_MODEL_BYTES)
+    return read_contract(data, detect_format(path, data))

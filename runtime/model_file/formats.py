@@ -1,0 +1,33 @@
+"""The formats of model files, and the contract inside each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.common.errors import ModelError
+from runtime.model_file import onnx, tflite
+from runtime.model_file.contract import Contract
+
+FORMATS = ("tflite", "onnx")
+# Best first: int8 is the smallest and fastest on a CPU; float16 is expanded to float32 when it is loaded.
+PRECISIONS = ("int8", "dynamic", "float16", "float32")
+
+_CONTRACT_TEXT: dict[str, Callable[[bytes], bytes]] = {
+    "tflite": tflite.read_contract_text,
+    "onnx": onnx.read_contract_text,
+}
+
+
+def read_contract(data: bytes, format: str) -> Contract:
+    """Returns the contract inside a model file's bytes. Raises ModelError."""
+    return Contract.from_json(_CONTRACT_TEXT[format](data))
+
+
+def detect_format(path: Path, data: bytes) -> str:
+    """Returns the format of a file's bytes. Raises ModelError."""
+    if data[4:8] == tflite.FILE_IDENTIFIER:
+        return "tflite"
+    if path.suffix == ".onnx":  # protobuf has no magic number
+        return "onnx"
+    if not data:
+        raise ModelError("is empty")
+    raise ModelError("is neither a TFLite file nor named .onnx")
