@@ -26,6 +26,11 @@ MODULE_OF = {
 }  # by the name of the `vgg-edge` command
 
 
+@pytest.mark.parametrize(("name", "lines"), [("README.md", 150), ("CONTRIBUTING.md", 120)])
+def test_the_front_pages_are_short(name: str, lines: int) -> None:
+    assert (ROOT / name).read_text(encoding="utf-8").count("\n") <= lines
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: Path) -> None:
     text = without_code(page.read_text(encoding="utf-8"))
@@ -60,10 +65,21 @@ def test_every_command_of_a_page_exists_with_its_flags(page: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("page", COMMAND_PAGES, ids=lambda page: page.name)
+def test_every_make_target_of_a_page_exists(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z0-9-]+):", makefile, re.MULTILINE))
+    used = {
+        found[1]
+        for command in code_of(page.read_text(encoding="utf-8"))
+        if (found := re.match(r"[`$\s]*(?:[A-Z_]+=\S+ )*make ([a-z0-9][a-z0-9-]*)", command))
+    }
+    assert used <= targets
+
+
 def commands(text: str) -> Iterator[tuple[str, str]]:
     """The Python modules that a page's code calls, each with the rest of its command line."""
-    code = re.findall(r"```.*?```|`[^`\n]+`", text.replace("\\\n", " "), re.DOTALL)
-    for line in (line for block in code for line in block.splitlines()):
+    for line in code_of(text):
         for command in re.split(r"[|;]|&&|(?<!\S)#", line):
             if found := re.search(
                 r"python3? -m ([a-z_]+(?:\.[a-z_]+)*)(?![\w.])(.*)|vgg-edge ([a-z]+)\b(.*)", command
@@ -71,6 +87,12 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
                 module = found[1] or MODULE_OF.get(found[3], "")
                 if module.partition(".")[0] in ("train", "export", "runtime", "benchmarks", "tests"):
                     yield module, found[2] or found[4] or ""
+
+
+def code_of(text: str) -> list[str]:
+    """The lines of all fenced blocks, and the inline code."""
+    code = re.findall(r"```.*?```|`[^`\n]+`", text.replace("\\\n", " "), re.DOTALL)
+    return [line for block in code for line in block.splitlines()]
 
 
 @cache
