@@ -1,10 +1,10 @@
-"""What the released flower model and the uncompressed one, both kept in models/, give beyond parity.
+"""Measure the released flower model and the uncompressed model (both in models/) beyond parity.
 
     VGG_EDGE_PHOTOS=dir python -m benchmarks.released > benchmarks/released.md
 
-Top-1 with and without the test photos that are near-duplicates of photos learned from or chosen on, and how
-well each tells what is no flower, on the pictures of benchmarks/known.py: the area under the ROC curve, and
-the shares on the wrong side of the threshold. The int8 row is the released TFLite file, for top-1 alone.
+The table has top-1 with and without the test photos that are near-duplicates of train or val photos, and the
+rejection of pictures without flowers (those of benchmarks/known.py): the area under the ROC curve, and the
+shares on the wrong side of the threshold. The int8 row is the released TFLite file, with top-1 only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.known import unrelated_pictures
@@ -30,38 +31,44 @@ MODELS = Path(__file__).parents[1] / "models"
 
 
 def main() -> int:
-    photos = Path(os.environ["VGG_EDGE_PHOTOS"])
-    dataset = open_run(MODELS / "flowers_run", photos).dataset
-    before = seen_before(dataset)
-    apart = np.array([photo.path not in before for photo in dataset.split("test")])
+    """Prints the Markdown table."""
+    root = Path(os.environ["VGG_EDGE_PHOTOS"])
+    dataset = open_run(MODELS / "flowers_run", root).dataset
+    duplicates = near_duplicates_of_training(dataset)
+    distinct = np.array([photo.path not in duplicates for photo in dataset.split("test")])
     print("| model | top-1 | without near-duplicates | n | far AUROC | others named | flowers unknown |")
     print("|---|---|---|---|---|---|---|")
     for name in ("flowers_run", "flowers_compressed"):
-        run = open_run(MODELS / name, photos)
-        model = run.load_model()
-        size = model.inputs[0].shape[1:3]
-        test, others = read_photos(run.dataset, "test", size), unrelated_pictures(size)
-        names = list(named_outputs(model))
-        said, none = (
-            dict(zip(names, model.predict(pixels, batch_size=16, verbose=0), strict=True))
-            for pixels in (test.pixels, others)
-        )
-        right = said["probabilities"].argmax(1) == test.truth
-        flowers, rest = said["known"][:, 0], none["known"][:, 0]
-        area = roc_auc_score(np.arange(len(flowers) + len(rest)) < len(flowers), [*flowers, *rest])
-        threshold = run.thresholds["known"]
-        wrong = f"{(rest >= threshold).mean():.1%} of {len(rest)} | {(flowers < threshold).mean():.1%}"
-        shares = f"{right.mean():.1%} | {right[apart].mean():.1%} | {apart.sum()}"
-        print(f"| {name}, float32 | {shares} | {area:.3f} | {wrong} |")
+        print(float32_row(name, root, distinct))
     classify = Classifier(MODELS / "flowers" / "flowers_int8.tflite")
-    test_photos = dataset.split("test")
-    right = np.array([classify(dataset.root / one.path).label == one.label for one in test_photos])
-    print(f"| flowers, int8 | {right.mean():.1%} | {right[apart].mean():.1%} | {apart.sum()} | | | |")
+    photos = dataset.split("test")
+    right = np.array([classify(dataset.root / photo.path).label == photo.label for photo in photos])
+    print(f"| flowers, int8 | {right.mean():.1%} | {right[distinct].mean():.1%} | {distinct.sum()} | | | |")
     return 0
 
 
-def seen_before(dataset: Dataset) -> set[str]:
-    """Paths of test photos that show a picture of train or val."""
+def float32_row(name: str, root: Path, distinct: NDArray[np.bool_]) -> str:
+    """The row of a float32 Keras model. `distinct` marks the test photos without near-duplicates."""
+    run = open_run(MODELS / name, root)
+    model = run.load_model()
+    size = model.inputs[0].shape[1:3]
+    test, others = read_photos(run.dataset, "test", size), unrelated_pictures(size)
+    names = list(named_outputs(model))
+    on_test, on_others = (
+        dict(zip(names, model.predict(pixels, batch_size=16, verbose=0), strict=True))
+        for pixels in (test.pixels, others)
+    )
+    right = on_test["probabilities"].argmax(1) == test.truth
+    flowers, rest = on_test["known"][:, 0], on_others["known"][:, 0]
+    area = roc_auc_score(np.arange(len(flowers) + len(rest)) < len(flowers), [*flowers, *rest])
+    threshold = run.thresholds["known"]
+    wrong = f"{(rest >= threshold).mean():.1%} of {len(rest)} | {(flowers < threshold).mean():.1%}"
+    shares = f"{right.mean():.1%} | {right[distinct].mean():.1%} | {distinct.sum()}"
+    return f"| {name}, float32 | {shares} | {area:.3f} | {wrong} |"
+
+
+def near_duplicates_of_training(dataset: Dataset) -> set[str]:
+    """The paths of test photos that are near-duplicates of train or val photos."""
     with tempfile.TemporaryDirectory() as cache, redirect_stdout(sys.stderr):
         _, pairs = check_near_duplicates(dataset, Path(cache), "report")
     both = [(pair.photo, pair.other) for pair in pairs]

@@ -188,6 +188,7 @@ def _load(job: _Job) -> _Trained:
 
 def _estimate(job: _Job, trained: _Trained) -> ExportClock:
     """Measures the cost of one photo, and prints how long the export takes and how to make it quicker."""
+    from export.int8.layers import conv_chain
     from export.int8.search import CALIBRATION_PHOTOS, RECIPES, VALIDATION_PHOTOS
     from export.serving_model import BATCH, predict
 
@@ -199,7 +200,7 @@ def _estimate(job: _Job, trained: _Trained) -> ExportClock:
     workload = Workload(
         photo_seconds=(time.monotonic() - start) / len(pixels),
         parameters=trained.model.count_params(),
-        layers=len(trained.model.layers),
+        layers=len(conv_chain(trained.model)) if "int8" in job.config.precisions else 0,
         calibration=min(CALIBRATION_PHOTOS, len(dataset.split("train"))),
         validation=min(VALIDATION_PHOTOS, len(dataset.split("val"))),
         test=len(trained.photos.pixels),
@@ -331,14 +332,14 @@ def _write(
     replace_dir(contents, job.out)
     print(printable(f"model: {job.out}"))
     if not job.run.compressed and "int8" in job.config.precisions:
-        print(printable(_compression_hint(job.run, files)))
+        print(printable(compression_hint(job.run.path, max(file.macs for file in files))))
     print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(job.out))}"))
 
 
-def _compression_hint(run: Run, files: Sequence[ExportedFile]) -> str:
-    gmacs = max(file.macs for file in files) / 1e9
+def compression_hint(run: Path, macs: int) -> str:
+    """The line that says how slow an uncompressed model is, and which command compresses it."""
     return (
-        f"speed: this model computes {gmacs:.2f} GMAC per photo and runs about 10 times slower than a "
-        f"compressed one; to get {gmacs / 10:.2f} GMAC: "
-        f"python -m train.compress {shlex.quote(str(run.path))} --reduce 10"
+        f"speed: this model computes {macs / 1e9:.2f} GMAC per photo and runs about 10 times slower than a "
+        f"compressed model of {macs / 1e10:.2f} GMAC; to compress it: "
+        f"python -m train.compress {shlex.quote(str(run))} --reduce 10"
     )

@@ -83,7 +83,7 @@ def find_int8(
             break
         clock.time_left.add(clock.workload.recipe_tasks(recipe.name, remaining))
         key = quantize_key(recipe.name)
-        with clock.stage(f"int8 recipe {recipe.name}", "layers of photos", [key]) as step:
+        with clock.stage(f"int8 recipe {recipe.name}", "layer runs", [key]) as step:
             quantized = quantize(model, calibration, recipe, partial(step, key))
         for format in remaining:
             with clock.conversion((format, "int8"), recipe.name):

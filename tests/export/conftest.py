@@ -105,6 +105,14 @@ def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
 
 
 @pytest.fixture(scope="session")
+def embedded(float_files: dict[tuple[str, str], bytes], contract: Contract) -> dict[tuple[str, str], bytes]:
+    """The same files with the contract inside."""
+    from export.metadata import embed_contract
+
+    return {key: embed_contract(data, key[0], contract) for key, data in float_files.items()}
+
+
+@pytest.fixture(scope="session")
 def reference(model: keras.Model, pictures: NDArray[np.uint8]) -> ParityReference:
     """The small model's outputs, which also serve as the labels."""
     from export.serving_model import predict

@@ -13,9 +13,11 @@ from tests.export.conftest import LABELS, SIDE, small_model
 Files = dict[tuple[str, str], bytes]
 
 
-def test_every_format_has_the_outputs_of_keras(float_files: Files, reference: ParityReference) -> None:
+def test_every_format_with_a_contract_has_the_outputs_of_keras(
+    embedded: Files, reference: ParityReference
+) -> None:
     assert len(set(reference.truth)) > 1  # with one label, agreement proves nothing
-    results = run_parity(float_files, reference)
+    results = run_parity(embedded, reference)
     assert {result.format for result in results} == {"tflite", "onnx"}  # an engine of each is installed
     limits = {"float32": 1e-5, "float16": 5e-3, "dynamic": 0.1}
     for result in results:

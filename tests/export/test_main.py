@@ -161,7 +161,8 @@ def test_one_engine_makes_only_the_files_of_its_format(
     assert {file.format for file in read_index(out).files} == {format}
     assert {row["engine"].split()[0] for row in parity_rows(out)} == {engine}
     printed = capsys.readouterr().out
-    assert f"time: about " in printed and f"Use one_float32.{format}: " in printed  # noqa: F541
+    assert "time: about " in printed and f"Use one_float32.{format}: " in printed
+    assert "train.compress" not in printed  # this run is compressed
 
 
 def test_the_newest_run_is_printed_when_none_is_given(
@@ -179,13 +180,10 @@ def test_the_newest_run_is_printed_when_none_is_given(
     assert "run: runs/small (the newest run" in printed and "generated pictures" in printed
 
 
-def test_an_uncompressed_int8_export_prints_the_command_that_compresses(synthetic_run: Path) -> None:
-    run = open_run(synthetic_run)
-    file = pipeline.ExportedFile("m", ("tflite", "int8"), b"")
-    file.__dict__["macs"] = 15_346_630_656
-    hint = pipeline._compression_hint(run, [file])
-    assert "15.35 GMAC" in hint and "1.53 GMAC" in hint
-    assert f"python -m train.compress {synthetic_run} --reduce 10" in hint
+def test_the_speed_of_an_uncompressed_model_is_printed_with_the_command_that_compresses_it() -> None:
+    hint = pipeline.compression_hint(Path("runs/my flowers"), 15_346_630_656)
+    assert "15.35 GMAC" in hint and "1.53 GMAC" in hint and "10 times slower" in hint
+    assert "python -m train.compress 'runs/my flowers' --reduce 10" in hint
 
 
 def interrupt(*_: object) -> None:

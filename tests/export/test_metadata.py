@@ -1,4 +1,4 @@
-"""The embedded contract is read by the runtime, by zipfile and by the engines."""
+"""The embedded contract is read by the runtime and by zipfile."""
 
 from __future__ import annotations
 
@@ -7,20 +7,13 @@ import struct
 import zipfile
 from typing import Any
 
-import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from export.metadata import embed_contract
-from export.parity.runner import ParityReference, run_parity
 from runtime.model_file.contract import Contract
 from runtime.model_file.formats import read_contract
 
 Files = dict[tuple[str, str], bytes]
-
-
-@pytest.fixture(scope="module")
-def embedded(float_files: Files, contract: Contract) -> Files:
-    return {key: embed_contract(data, key[0], contract) for key, data in float_files.items()}
 
 
 def test_the_runtime_reads_the_embedded_contract(embedded: Files, contract: Contract) -> None:
@@ -31,12 +24,6 @@ def test_the_runtime_reads_the_embedded_contract(embedded: Files, contract: Cont
 def test_embedding_repeats_byte_for_byte(float_files: Files, embedded: Files, contract: Contract) -> None:
     for key, data in float_files.items():
         assert embed_contract(data, key[0], contract) == embedded[key]
-
-
-def test_files_with_a_contract_run_in_every_engine(embedded: Files, reference: ParityReference) -> None:
-    results = run_parity(embedded, reference)
-    assert [result.error for result in results if result.error] == []
-    assert max(result.max_dp for result in results if result.precision == "float32") < 1e-5
 
 
 def test_zip_entries_are_stored_with_a_fixed_date(embedded: Files, contract: Contract) -> None:

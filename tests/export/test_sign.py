@@ -197,7 +197,8 @@ def test_an_export_signs_the_files_that_it_writes(
     """The signature covers exactly the written files."""
     monkeypatch.setenv(KEY_VARIABLE, str(key.with_suffix(".pub")))
     out = tmp_path / "small"
-    command = [str(compressed_run), "--out", str(out), "--keep", "float32.tflite", "--sign", str(key)]
+    options = ["--float16", "--engines", "litert", "--photos", "1", "--keep", "float32.tflite"]
+    command = [str(compressed_run), "--out", str(out), *options, "--sign", str(key)]
     assert export_main(command) == 0
     kept = {"small_float32.tflite", INDEX_NAME, "parity.csv", "README.md"}
     assert {path.name for path in out.iterdir()} == {*kept, SIGNATURE_NAME}

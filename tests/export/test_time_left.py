@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from export.time_left import Task, TimeLeft, Workload, duration, total_seconds
+from export.time_left import ExportClock, Task, TimeLeft, Workload, duration, total_seconds
+from train import progress
 
 SLOW, FAST = ("inference", "test", "float32"), ("inference", "test", "int8")
 FILES = [("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8"), ("onnx", "int8")]
@@ -88,3 +89,15 @@ def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
 )
 def test_a_duration_is_rounded_for_a_person(seconds: float, text: str) -> None:
     assert duration(seconds) == f"about {text}"
+
+
+def test_every_stage_shows_the_time_left_of_the_whole_export(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0)
+    work = Workload(0.1, 1_000_000, 18, 60, 200, 500, ("litert",), 2)
+    tasks = {SLOW: Task(2, 1.0), FAST: Task(100, 1.2)}
+    with ExportClock(work, tasks).stage("parity", "inferences", [SLOW]) as step:
+        step(SLOW, 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "parity: 1 of 2 inferences" in line and "about 2 min left in all" in line
