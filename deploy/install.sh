@@ -1,27 +1,29 @@
 #!/usr/bin/env bash
-# Installs vgg-edge as a service on 64-bit Raspberry Pi OS, Bookworm or Trixie. `--help` tells the rest.
+# Installs vgg-edge as a service on 64-bit Raspberry Pi OS, Bookworm or Trixie. See --help.
 set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-usage: sudo deploy/install.sh [--dry-run] [--picamera2] [--extras LIST] [--from PATH]
-       sudo deploy/install.sh --uninstall [--dry-run]
+usage: sudo deploy/install.sh [--picamera2] [--extras LIST] [--from PATH]
+       deploy/install.sh --dry-run [other options]
+       sudo deploy/install.sh --uninstall
 
-Puts the program into /opt/vgg-edge, its settings and token into /etc/vgg-edge, models and pictures into
-/var/lib/vgg-edge, and starts vgg-edge.service. Running it again upgrades; settings, token and --picamera2 stay.
+Installs the program in /opt/vgg-edge, its settings and token in /etc/vgg-edge, and starts vgg-edge.service.
+The service's models and pictures are in /var/lib/vgg-edge. Run the script again to upgrade: it keeps the
+settings, the token and --picamera2.
 
-  --dry-run            print every command and change nothing
-  --picamera2          for a camera on the ribbon cable: Debian's picamera2, and the numpy that it was built for
-  --extras LIST        what comes with it (default: litert,camera,web)
-  --from PATH          a clone or a wheel (default: the clone this script is in)
-  --uninstall          remove all but /var/lib/vgg-edge
-  --os-release FILE    take FILE for /etc/os-release, and
-  --architecture NAME  NAME for what dpkg says: to see what another machine would get
+  --dry-run            print every command and change nothing; works on any Linux machine, without root
+  --picamera2          support the ribbon-cable camera: installs Debian's picamera2 and keeps Debian's numpy
+  --extras LIST        optional packages to install (default: litert,camera,web)
+  --from PATH          a clone or a wheel to install (default: the clone that holds this script)
+  --uninstall          remove everything except /var/lib/vgg-edge
+  --os-release FILE    act as on the system that FILE (a copy of /etc/os-release) describes
+  --architecture NAME  act as if dpkg reported the architecture NAME
 USAGE
 }
 
 main() {
-    dry_run='' picamera2='' uninstall='' architecture='' os_release=/etc/os-release
+    dry_run='' picamera2='' uninstall='' architecture='' os_release=''
     extras=litert,camera,web
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     from=$(dirname "$here")
@@ -31,7 +33,7 @@ main() {
             --picamera2) picamera2=yes ;;
             --uninstall) uninstall=yes ;;
             --extras | --from | --os-release | --architecture)
-                [ $# -gt 1 ] || fail "$1 needs a value; --help lists the options"
+                [ $# -gt 1 ] || fail "$1 needs a value: see --help"
                 case $1 in
                     --extras) extras=$2 ;;
                     --from) from=$2 ;;
@@ -41,17 +43,22 @@ main() {
                 shift
                 ;;
             -h | --help) usage && exit ;;
-            *) fail "there is no option $1; --help lists them" ;;
+            *) fail "unknown option $1: see --help" ;;
         esac
         shift
     done
-    [ -n "$dry_run" ] || [ "$(id -u)" = 0 ] || fail "only root can do this: sudo $0, or --dry-run to see what it would do"
+    [ -n "$dry_run" ] || [ "$(id -u)" = 0 ] || fail "root is required: sudo $0, or --dry-run to print the commands"
     if [ -n "$uninstall" ]; then
         remove
-    else
-        refuse_other_systems
-        install_all
+        return
     fi
+    check_system
+    check_source
+    install_packages
+    install_program
+    install_settings
+    start_service
+    [ -n "$dry_run" ] || print_next_steps
 }
 
 fail() {
@@ -59,7 +66,7 @@ fail() {
     exit 2
 }
 
-# Every change goes through here.
+# Runs a command, or prints it with --dry-run. Every change to the machine goes through this function.
 run() {
     local word
     if [ -z "$dry_run" ]; then
@@ -73,31 +80,49 @@ run() {
     printf '\n'
 }
 
-refuse_other_systems() {
-    local codename
-    [ -r "$os_release" ] || fail "$os_release cannot be read: this script is for Raspberry Pi OS"
-    # shellcheck disable=SC1090 # a file of assignments, meant to be read by a shell
-    codename=$(. "$os_release" && echo "${VERSION_CODENAME:-${PRETTY_NAME:-an unknown system}}")
-    # A 64-bit kernel under 32-bit programs is common: dpkg knows, uname does not.
-    architecture=${architecture:-$(dpkg --print-architecture)}
-    case $architecture in
+check_system() {
+    local reason
+    reason=$(unsupported_reason)
+    [ -n "$reason" ] || return 0
+    # A dry run on a PC shows the commands for a Pi, unless the options name the system to act as.
+    if [ -z "$dry_run" ] || [ -n "$os_release$architecture" ]; then fail "$reason"; fi
+    echo "note: $reason. These are the commands for 64-bit Raspberry Pi OS:" >&2
+}
+
+# Prints why this system is not supported, or nothing.
+unsupported_reason() {
+    local codename machine file=${os_release:-/etc/os-release}
+    # shellcheck disable=SC1090 # os-release files are made to be sourced
+    codename=$([ -r "$file" ] && . "$file" && echo "${VERSION_CODENAME:-${PRETTY_NAME:-}}") || true
+    # 32-bit programs often run on a 64-bit kernel; dpkg reports the programs, uname reports the kernel.
+    machine=${architecture:-$(dpkg --print-architecture 2>/dev/null || uname -m)}
+    case $machine in
         arm64) ;;
-        armhf | armel) fail "32-bit system ($architecture): LiteRT and ONNX Runtime have no wheels for it. With Bookworm's" \
-            "Python 3.11, pip install '.[tflite]' classifies files; for the service, install 64-bit Raspberry Pi OS" ;;
-        *) fail "$architecture is not a 64-bit Raspberry Pi: there, pip install '.[$extras]' and python -m runtime.serve" ;;
+        armhf | armel)
+            echo "this is a 32-bit system ($machine), and LiteRT and ONNX Runtime have no wheels for it:" \
+                "install 64-bit Raspberry Pi OS, or use pip install '.[tflite]' with Bookworm's Python 3.11 for files only"
+            return
+            ;;
+        *)
+            echo "$machine is not a 64-bit Raspberry Pi: on this machine, run pip install '.[$extras]' and" \
+                "python -m runtime.serve"
+            return
+            ;;
     esac
     case $codename in
         bookworm | trixie) ;;
-        *) fail "$codename is not supported: this script is for Raspberry Pi OS Bookworm and Trixie" ;;
+        *) echo "${codename:-this system} is not supported: use Raspberry Pi OS Bookworm or Trixie" ;;
     esac
-    if [ ! -f "$from" ] && [ ! -f "$from/pyproject.toml" ]; then
-        fail "$from is neither a wheel nor a clone of vgg-edge: give one with --from"
-    fi
 }
 
-install_all() {
-    local constraint=() site=() missing=() source=$from package
-    # Made anew without Debian's packages, the environment would lose the picamera2 of an earlier run.
+check_source() {
+    [ -f "$from" ] || [ -f "$from/pyproject.toml" ] || fail "$from is neither a wheel nor a clone of vgg-edge: see --from"
+}
+
+# Debian's packages and the user of the service.
+install_packages() {
+    local package missing=()
+    # An earlier --picamera2 stays in effect: without Debian's packages the environment would lose picamera2.
     if grep -qsx 'include-system-site-packages = true' /opt/vgg-edge/pyvenv.cfg; then picamera2=yes; fi
     for package in python3-venv ${picamera2:+python3-picamera2}; do
         dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
@@ -108,20 +133,23 @@ install_all() {
     fi
     getent passwd vgg-edge >/dev/null ||
         run useradd --system --user-group --home-dir /var/lib/vgg-edge --shell /usr/sbin/nologin vgg-edge
+}
 
+# The virtual environment in /opt/vgg-edge.
+install_program() {
+    local constraint=() site=() source=$from
+    run install -d -m 755 /etc/vgg-edge
     if [ -n "$picamera2" ]; then
-        # picamera2 comes from Debian alone, with parts built for Debian's numpy: pip must not bring another.
+        # Debian's picamera2 is built for Debian's numpy: pip must not install another.
         site=(--system-site-packages)
         constraint=(--constraint /etc/vgg-edge/constraints.txt)
+        run sh -c "/usr/bin/python3 -c 'import numpy; print(\"numpy==\" + numpy.__version__)' >/etc/vgg-edge/constraints.txt"
     fi
-    run install -d -m 755 /etc/vgg-edge
-    [ -z "$picamera2" ] || run sh -c "/usr/bin/python3 -c 'import numpy; print(\"numpy==\" + numpy.__version__)' \
->/etc/vgg-edge/constraints.txt"
-    # After an upgrade of the system the old environment has no Python any more.
+    # An upgrade of the system may remove the Python that the environment was made with.
     if [ -e /opt/vgg-edge ] && ! /opt/vgg-edge/bin/python -c '' 2>/dev/null; then run rm -rf /opt/vgg-edge; fi
     run /usr/bin/python3 -m venv "${site[@]}" /opt/vgg-edge
     if [ -d "$from" ]; then
-        # Built from a copy: root's build would leave files in the clone that its owner cannot remove.
+        # A build by root would leave files in the clone that its owner cannot remove, so build from a copy.
         source=/opt/vgg-edge/source
         run rm -rf "$source"
         run mkdir "$source"
@@ -131,28 +159,51 @@ install_all() {
     fi
     run /opt/vgg-edge/bin/python -m pip install --upgrade "${constraint[@]}" "${source}[$extras]"
     if [ -f "$from" ]; then
-        # pip leaves what is installed when a wheel has the same version, whatever is in it.
+        # pip skips a wheel whose version is installed already, even if its content differs.
         run /opt/vgg-edge/bin/python -m pip install --force-reinstall --no-deps "$from"
     else
         run rm -rf "$source"
     fi
+}
 
-    # Under its name once it is whole: an interrupted run must not leave an empty one.
+# The token and the settings, unless they exist.
+install_settings() {
+    # Renamed when it is complete: an interrupted run must not leave an empty token.
     if [ ! -s /etc/vgg-edge/token ]; then
         run sh -c 'umask 077 && /usr/bin/python3 -c "import secrets; print(secrets.token_urlsafe(24))" >/etc/vgg-edge/token.new'
         run mv /etc/vgg-edge/token.new /etc/vgg-edge/token
     fi
     [ -e /etc/vgg-edge/serve.conf ] || run install -m 644 "$here/serve.conf" /etc/vgg-edge/serve.conf
+}
+
+start_service() {
     run install -m 644 "$here/vgg-edge.service" /etc/systemd/system/vgg-edge.service
     run systemctl daemon-reload
     run systemctl enable vgg-edge.service
-    run systemctl restart vgg-edge.service ||
-        fail "vgg-edge.service did not start: journalctl -u vgg-edge tells why"
-    [ -n "$dry_run" ] || cat <<'DONE'
-vgg-edge.service runs: http://127.0.0.1:8080 on this machine, settings in /etc/vgg-edge/serve.conf, and
-  sudo cat /etc/vgg-edge/token    what the page asks for
-  journalctl -u vgg-edge -f       what it says
-DONE
+    run systemctl restart vgg-edge.service || fail "vgg-edge.service did not start: run journalctl -u vgg-edge"
+}
+
+print_next_steps() {
+    local options host port page
+    options=$(sed -n 's/^OPTIONS=//p' /etc/vgg-edge/serve.conf | tail -1)
+    port=8080
+    [[ $options =~ --port[\ =]([0-9]+) ]] && port=${BASH_REMATCH[1]}
+    host=$(hostname -I 2>/dev/null | cut -d ' ' -f 1) || true
+    host=${host:-$(hostname)}
+    page="http://127.0.0.1:$port on this machine only"
+    [[ $options =~ --host[\ =](0\.0\.0\.0|::) ]] && page="http://$host:$port on your network"
+    cat <<STEPS
+
+vgg-edge.service is running. The page is at $page.
+
+Next steps:
+  show the token that the page asks for     sudo cat /etc/vgg-edge/token
+  add a camera, open it to your network     sudo nano /etc/vgg-edge/serve.conf     (two example lines are in it)
+                                            sudo systemctl restart vgg-edge     then open http://$host:$port
+  run your own model                        sudo cp -r models/NAME /var/lib/vgg-edge/models/
+                                            sudo systemctl restart vgg-edge
+  show the running model and the log        journalctl -u vgg-edge -f
+STEPS
 }
 
 remove() {
@@ -164,7 +215,7 @@ remove() {
     run systemctl daemon-reload
     if getent passwd vgg-edge >/dev/null; then run userdel vgg-edge; fi
     if [ -e /var/lib/vgg-edge ]; then
-        echo "kept: /var/lib/vgg-edge, its models and pictures; sudo rm -r /var/lib/vgg-edge removes them"
+        echo "kept: /var/lib/vgg-edge with models and pictures; sudo rm -r /var/lib/vgg-edge removes it"
     fi
 }
 
