@@ -200,7 +200,8 @@ Next steps:
   show the token that the page asks for     sudo cat /etc/vgg-edge/token
   add a camera, open it to your network     sudo nano /etc/vgg-edge/serve.conf     (two example lines are in it)
                                             sudo systemctl restart vgg-edge     then open http://$host:$port
-  run your own model                        sudo cp -r models/NAME /var/lib/vgg-edge/models/
+  run your own model                        sudo mkdir -p /var/lib/vgg-edge/models
+                                            sudo cp -r models/NAME /var/lib/vgg-edge/models/     (a folder or a file)
                                             sudo systemctl restart vgg-edge
   show the running model and the log        journalctl -u vgg-edge -f
 STEPS

@@ -1,0 +1,186 @@
+"""The service, installed by deploy/install.sh and run by systemd in a container, with all restrictions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runtime import Classifier
+from tests.deploy.conftest import INSTALL, Machine, install_command
+
+pytestmark = pytest.mark.slow
+
+EXTRAS = "--extras litert,onnx,web"
+ALLOWED_BUT_NO_DRIVER = "No such device or address"
+
+
+@pytest.fixture(scope="module")
+def installed(machine: Machine) -> tuple[Machine, str]:
+    """The machine with the service in its layer "installed", and what install.sh printed."""
+    done = machine.run("bare", "installed", "bash", "-c", f"{install_command()} {EXTRAS} 2>&1")
+    assert done.returncode == 0, done.stdout[-3000:]
+    return machine, done.stdout
+
+
+def add_drop_in(folder: Path, *lines: str, until: str = "true") -> Path:
+    """Adds `lines` to the unit in `folder`, files for the machine.
+
+    The container stops when the service has ended and `until`, a command in the state directory, succeeds.
+    """
+    drop_ins = folder / "etc/systemd/system/vgg-edge.service.d"
+    drop_ins.mkdir(parents=True)
+    save_results = "cd /var/lib/vgg-edge; cp * /results; journalctl >/results/journal"
+    service = (
+        "[Service]",
+        "Restart=no",
+        "ExecStart=",
+        *lines,
+        f"ExecStopPost=+/bin/sh -c '{save_results}; {until} && systemctl --no-block exit'",
+    )
+    (drop_ins / "test.conf").write_text("\n".join(service) + "\n")
+    return folder
+
+
+@pytest.fixture
+def start_line(tmp_path: Path) -> str:
+    """The line of a unit that starts restricted_service.py, with a photo."""
+    script = Path(__file__).with_name("restricted_service.py")
+    (tmp_path / script.name).write_text(script.read_text())
+    Image.new("RGB", (640, 480), "gold").save(tmp_path / "photo.png")
+    return f"ExecStart=/opt/vgg-edge/bin/python -P /{script.name} /photo.png"
+
+
+def test_install_prints_the_next_steps(installed: tuple[Machine, str]) -> None:
+    _, printed = installed
+    steps = printed.partition("Next steps:")[2]
+    for fact in (
+        "sudo cat /etc/vgg-edge/token",
+        "/etc/vgg-edge/serve.conf",
+        "journalctl -u vgg-edge",
+        ":8080",
+    ):
+        assert fact in steps
+    assert "http://127.0.0.1:8080" in printed
+
+
+def test_a_second_run_keeps_the_settings_and_uninstall_keeps_the_pictures(
+    installed: tuple[Machine, str],
+) -> None:
+    machine, _ = installed
+    script = f"""
+        set -e
+        stat -c '%a %U' /etc/vgg-edge/token
+        ls -l /etc/systemd/system/multi-user.target.wants/vgg-edge.service
+        ! /opt/vgg-edge/bin/python -c 'import tensorflow' 2>/dev/null
+        cp /etc/vgg-edge/token /token
+        echo '# mine' >>/etc/vgg-edge/serve.conf
+        {install_command()} {EXTRAS} >&2
+        cmp /token /etc/vgg-edge/token
+        grep mine /etc/vgg-edge/serve.conf
+        mkdir -p /var/lib/vgg-edge/models
+        '{INSTALL}' --uninstall
+        '{INSTALL}' --uninstall
+        ls -d /opt/vgg-edge /etc/vgg-edge /etc/systemd/system/vgg-edge.service /var/lib/vgg-edge \
+            /etc/systemd/system/multi-user.target.wants/vgg-edge.service 2>/dev/null || true
+        ! getent passwd vgg-edge
+    """
+    done = machine.run("installed", "uninstalled", "bash", "-c", script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    token, wanted, mine, first, second, left = done.stdout.splitlines()
+    assert token == "600 root"
+    assert wanted.endswith("vgg-edge.service -> /etc/systemd/system/vgg-edge.service")
+    assert mine == "# mine"
+    assert first == second and "/var/lib/vgg-edge" in first
+    assert left == "/var/lib/vgg-edge"
+
+
+def test_both_engines_classify_and_forbidden_actions_fail(
+    installed: tuple[Machine, str], start_line: str, tmp_path: Path
+) -> None:
+    installed[0].boot("installed", add_drop_in(tmp_path, f"{start_line} litert onnx"))
+    journal = (tmp_path / "results/journal").read_text()
+    assert (tmp_path / "results/results.json").exists(), journal
+    results = json.loads((tmp_path / "results/results.json").read_text())
+    for engine in ("litert", "onnx"):
+        here = Classifier(engine=engine)(tmp_path / "photo.png")
+        assert results["predictions"][engine]["label"] == here.label
+        assert results["predictions"][engine]["probability"] == pytest.approx(here.probability, abs=0.001)
+    assert results["user"] != 0
+    assert results["actions"] == {
+        "write to /etc": "Read-only file system",
+        "write to /opt": "Read-only file system",
+        "write to the state": "allowed",
+        "write to the cache": "allowed",
+        "read a home": "Permission denied",
+        "read the token": "Permission denied",
+        "read the token's copy": "allowed",
+        "write and execute": "Operation not permitted",
+        "raw packets": "Address family not supported by protocol",
+        "internet": "allowed",
+        "user namespaces": "Operation not permitted",
+        "null": "allowed",
+        "/dev/video0": ALLOWED_BUT_NO_DRIVER,
+        "/dev/media0": ALLOWED_BUT_NO_DRIVER,
+        "/dev/dma_heap/system": ALLOWED_BUT_NO_DRIVER,
+        "/dev/another": "Operation not permitted",
+    }
+    assert "did not match anything" not in journal  # systemd's warning about a wrong name in DeviceAllow
+    assert "processor information" not in journal
+
+
+def test_without_cpuinfo_an_engine_does_not_recognize_the_processor(
+    installed: tuple[Machine, str], start_line: str, tmp_path: Path
+) -> None:
+    """The reason why the unit lacks ProcSubset=pid; it also shows that these tests notice a wrong restriction."""
+    installed[0].boot("installed", add_drop_in(tmp_path, f"{start_line} onnx", "ProcSubset=pid"))
+    assert "failed to parse processor information" in (tmp_path / "results/journal").read_text()
+
+
+def test_the_watchdog_restarts_a_process_that_hangs(installed: tuple[Machine, str], tmp_path: Path) -> None:
+    (tmp_path / "hang.py").write_text(
+        "import time\n"
+        "from pathlib import Path\n"
+        "from runtime.server.systemd import notify, watchdog_interval\n"
+        "second = Path('first').exists()\n"
+        "Path('second' if second else 'first').write_text(str(watchdog_interval()))\n"
+        "notify('READY=1')\n"
+        "if not second:\n"
+        "    notify('WATCHDOG=1')\n"
+        "    time.sleep(60)\n"
+    )
+    lines = ("Restart=on-failure", "RestartSec=0", "WatchdogSec=1")
+    start = "ExecStart=/opt/vgg-edge/bin/python -P /hang.py"
+    installed[0].boot("installed", add_drop_in(tmp_path, start, *lines, until="test -e second"))
+    assert "Watchdog timeout" in (tmp_path / "results/journal").read_text()
+    assert (tmp_path / "results/second").read_text() == "0.5"
+
+
+def test_the_service_answers_again_after_it_hung(
+    installed: tuple[Machine, str], start_line: str, tmp_path: Path
+) -> None:
+    """The unit unchanged except for a shorter watchdog. The client stops the process, as if it hung."""
+    units = tmp_path / "etc/systemd/system"
+    (units / "vgg-edge.service.d").mkdir(parents=True)
+    (units / "vgg-edge.service.d/test.conf").write_text(
+        "[Unit]\nStartLimitIntervalSec=60\nStartLimitBurst=3\n[Service]\nWatchdogSec=3\nRestartSec=0\n"
+    )
+    (units / "client.service").write_text(
+        "[Unit]\nWants=vgg-edge.service\nAfter=vgg-edge.service\n"
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 /client.py\n"
+        "ExecStopPost=/bin/sh -c 'journalctl >/results/journal; systemctl --no-block exit'\n"
+    )
+    (tmp_path / "client.py").write_text(Path(__file__).with_name("watchdog_client.py").read_text())
+    installed[0].boot("installed", tmp_path, "client.service")
+    journal = (tmp_path / "results/journal").read_text()
+    assert (tmp_path / "results/client.json").exists(), journal
+    results = json.loads((tmp_path / "results/client.json").read_text())
+    here = Classifier(engine="litert")(tmp_path / "photo.png")
+    assert results["label before"] == results["label after"] == here.label
+    assert results["status without token"] == 401
+    assert results["restarts"] == "1" and results["result"] == "success" and results["seconds to stop"] < 5
+    assert "Watchdog timeout" in journal
+    assert "flowers_int8.tflite" in journal  # the log names the model that runs
+    assert "chmod" not in journal  # systemd's copy of the token gives no warning
