@@ -1,10 +1,10 @@
-"""Peak resident memory of the runtime with the released int8 model: a Raspberry Pi Zero 2 has 512 MB.
+"""Measures the peak resident memory of the released int8 model: a Raspberry Pi Zero 2 has 512 MB.
 
     python -m benchmarks.memory [SECONDS] > benchmarks/memory.md
 
-Photos of twelve megapixels, as a Pi's camera takes them, and a camera loop on a clip of 1920 x 1080 pixels
-that plays for SECONDS (60). Four threads, since a Pi has four cores. Figures are the kernel's (VmHWM), shared
-libraries included.
+Inputs: photos of 12 megapixels, as from a Pi's camera, and a clip of 1920 x 1080 pixels that plays for
+SECONDS (60). The engine has 4 threads, because a Pi has 4 cores. The figures are the kernel's (VmHWM) and
+include shared libraries.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import describe_machine
+from tests.helpers import RELEASED
 from train.data.synthetic import FLOWERS, draw_flower
 
-MODEL = Path(__file__).parents[1] / "models" / "flowers"
 ENGINES = ("litert", "onnx")
 MAX_MB = 200
 PHOTO, VIDEO = (4608, 2592), (1920, 1080)
 FPS = 30
 
-# A process's own high-water mark: the parent's would count as a child's in getrusage().
+# Reads its own VmHWM: getrusage() would report the peak of the parent for a child that used less.
 CHILD = """
 import atexit, sys
 from pathlib import Path
@@ -39,7 +39,7 @@ sys.exit(main(sys.argv[1:]))
 
 def main(seconds: str = "60") -> int:
     print(f"Measured on {describe_machine()}.\n")
-    print("| engine | source | pictures | peak MB | bar | holds |")
+    print("| engine | source | pictures | peak MB | limit | passed |")
     print("|---|---|---|---|---|---|")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -52,19 +52,21 @@ def main(seconds: str = "60") -> int:
             }
             for source, arguments in sources.items():
                 peak, pictures = peak_mb(engine, *arguments)
-                holds = "yes" if peak <= MAX_MB else "**no**"
+                passed = "yes" if peak <= MAX_MB else "**no**"
                 failed += peak > MAX_MB
-                print(f"| {engine} | {source} | {pictures} | {peak:.0f} | ≤ {MAX_MB} | {holds} |", flush=True)
+                print(
+                    f"| {engine} | {source} | {pictures} | {peak:.0f} | ≤ {MAX_MB} | {passed} |", flush=True
+                )
     return 1 if failed else 0
 
 
 def peak_mb(engine: str, *arguments: str) -> tuple[float, int]:
-    """Peak resident memory of `python -m runtime.classify ARGUMENTS`, in MB of 10⁶ bytes, and the answers."""
+    """Peak memory of `python -m runtime.classify ARGUMENTS` in MB of 10⁶ bytes, and its number of answers."""
     command = [sys.executable, "-c", CHILD, "--json", "--engine", engine, "--threads", "4"]
-    command += ["--model", str(MODEL), *arguments]
+    command += ["--model", str(RELEASED), *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"error: exit code {done.returncode} of {engine}: {done.stderr.strip()}")
+        raise SystemExit(f"error: {engine} ended with exit code {done.returncode}: {done.stderr.strip()}")
     _, kilobytes, _ = done.stderr.splitlines()[-1].split()  # "VmHWM:    104332 kB", of 1024 bytes
     return int(kilobytes) * 1024 / 1e6, len(done.stdout.splitlines())
 
@@ -78,7 +80,7 @@ def draw_photos(folder: Path, count: int) -> list[Path]:
 
 
 def draw_clip(path: Path, seconds: int) -> Path:
-    """Flowers that wander through the picture, another one each second."""
+    """A clip of flowers that move through the picture, a new flower each second."""
     import av
 
     width, height = VIDEO

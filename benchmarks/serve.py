@@ -1,182 +1,189 @@
-"""Measure the service under load: its goodput beside the engine's own, its latency, its memory.
+"""Measures the service under load: throughput compared with the engine alone, latency and memory.
 
     python -m benchmarks.serve [--seconds 60]
 
-32 clients in a process of their own, each sending its next photo when the last one is answered, and waiting
-as long as Retry-After says when there is no place. Every answer is compared with the one that the classifier
-gives in this process. In turns with that, so that both meet the same weather, the engine alone: it decodes
-and infers the same photos here, in as many threads as the service, without HTTP, while the load generator
-runs as fast as it did against the service, but against a sink that reads each request and answers it with a
-text that is always the same.
+The load generator (benchmarks/load_generator.py) has 32 clients. Each sends its next photo when the last one
+is answered, and waits for the seconds of Retry-After when the queue is full. Each answer is compared with the
+prediction of the classifier in this process.
 
-The sink needs processor time too, which would make the engine alone look slower than it is: its figure is
-scaled up by the time that the sink took, as if the engine had had that as well.
+The engine alone decodes and classifies the same photos in this process, in as many threads as the service,
+without HTTP. Short turns alternate between both, so that other work on the machine affects both. During a
+turn of the engine alone, the load generator runs as fast as before, but against a sink. The sink needs
+processor time too: the engine's figure is scaled up as if it had had that time.
 
-Photos: small ones of VGG_EDGE_PHOTOS/test, else drawn. Everything stays on 127.0.0.1.
+Photos: small ones of VGG_EDGE_PHOTOS/test, else drawn ones. All connections stay on 127.0.0.1.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import csv
 import io
-import json
-import multiprocessing
 import os
 import re
 import statistics
-import subprocess
-import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_load_generator, start_sink
 from benchmarks.machine import describe_machine
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.preprocess.picture import read_picture
+from tests.helpers import RELEASED
+from tests.serving import serve_in_process
 
-ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "models/flowers"
-CLIENTS = 32
 PHOTOS = 200
 TURNS = 30
-BAR = 0.9
-
-Expected = tuple[str, float]  # the label and its probability
-
-
-@dataclass
-class Load:
-    """What a run of the load generator came to."""
-
-    answered: int = 0
-    wrong: int = 0
-    refused: int = 0  # 503s; each was followed by another try
-    failed: int = 0  # other answers, and broken connections
-    seconds: float = 0.0
-    cpu: float = 0.0  # the generator's own, seconds
-    latencies: list[float] = field(default_factory=list)  # seconds from a photo's first try to its answer
+WARM_UP = 3.0  # seconds
+MIN_RATIO = 0.9  # of the service's throughput to the engine's
+MAX_GROWTH_MB = 5.0
+SMALL_QUEUE = CLIENTS // 4
 
 
 @dataclass(frozen=True)
-class Row:
-    what: str
+class Measurement:
+    name: str
     value: float
-    unit: str
-    bar: str = ""
-    holds: bool | None = None
+    unit: str = ""
+    limit: str = ""
+    passed: bool | None = None
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """One entry per turn."""
+
+    served: list[LoadResult]
+    service_cpu: list[float]  # seconds per photo
+    service_mb: list[float]  # resident memory
+    engine: list[float]  # photos per second, with decoding
+    engine_cpu: list[float]  # seconds per photo
+    inference: list[float]  # photos per second, decoded before
+    sink_cores: list[float]  # used by the sink
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60.0, help="of load on the service")
-    arguments = parser.parse_args(argv)
+    seconds = parser.parse_args(argv).seconds
     photos = small_photos()
-    classifier = Classifier(MODEL)
-    expected = [(answer.label, answer.probability) for answer in map(classifier, photos)]
-    with generating(photos, expected) as generator:
-        rows = [
-            *beside_the_engine(generator, classifier, photos, arguments.seconds),
-            *with_few_places(generator, arguments.seconds),
-        ]
-    write(rows, f"{classifier.model.path.name} on {classifier.session.engine}, {classifier.threads} threads")
+    classifier = Classifier(RELEASED)
+    expected = [(prediction.label, prediction.probability) for prediction in map(classifier, photos)]
+    with start_load_generator(photos, expected) as generator:
+        turns = run_turns(generator, classifier, photos, seconds / TURNS)
+        rows = [*compare_with_engine(turns, seconds), *measure_small_queue(generator, seconds)]
+    used = f"{classifier.model.path.name} on {classifier.session.engine}, {classifier.threads} threads"
+    write_report(rows, used)
 
 
-def beside_the_engine(
-    generator: Generator, classifier: Classifier, photos: list[bytes], seconds: float
-) -> Iterator[Row]:
-    """The service and the engine alone, in turns so short that other work on the machine meets both."""
-    served, alone, infers, memory, sinks = [], [], [], [], []
-    service_cpu, alone_cpu = [], []  # seconds of processor time a photo
-    size = classifier.model.contract.input_size
-    pixels = [read_picture(photo, size) for photo in photos]
-    turn = seconds / TURNS
-    with serving() as (server, port), sink() as (sinking, sink_port, set_rate):
-        generator.load(port, 3)  # warms both up
+def run_turns(generator: LoadGenerator, classifier: Classifier, photos: list[bytes], seconds: float) -> Turns:
+    """Alternates between the service and the engine alone, `seconds` each."""
+    turns = Turns([], [], [], [], [], [], [])
+    pixels = [read_picture(photo, classifier.model.contract.input_size) for photo in photos]
+    with (
+        serve_in_process("--model", RELEASED) as service,
+        start_sink() as (sink_id, sink_port, set_sink_rate),
+    ):
+        generator.run(service.port, WARM_UP)
         for _ in range(TURNS):
-            before = cpu_of(server.pid)
-            run = generator.load(port, turn)
-            service_cpu.append((cpu_of(server.pid) - before) / run.answered)
-            served.append(run)
-            memory.append(resident(server.pid))
-            set_rate(run.answered / run.seconds)
-            before, started = cpu_of(sinking), time.process_time()
-            generator.start(sink_port, turn)
-            alone.append(classify_for(classifier, photos, turn))
-            alone_cpu.append((time.process_time() - started) / (alone[-1] * turn))
+            cpu = cpu_seconds(service.process.pid)
+            result = generator.run(service.port, seconds)
+            turns.served.append(result)
+            turns.service_cpu.append((cpu_seconds(service.process.pid) - cpu) / result.answered)
+            turns.service_mb.append(resident_mb(service.process.pid))
+            set_sink_rate(result.photos_per_second)
+            sink_cpu, own_cpu = cpu_seconds(sink_id), time.process_time()
+            generator.start(sink_port, seconds)
+            turns.engine.append(classify_for(seconds, classifier, photos))
+            turns.engine_cpu.append((time.process_time() - own_cpu) / (turns.engine[-1] * seconds))
             generator.result()
-            sinks.append((cpu_of(sinking) - before) / turn)
-            generator.start(sink_port, turn)
-            infers.append(infer_for(classifier, pixels, turn))
+            turns.sink_cores.append((cpu_seconds(sink_id) - sink_cpu) / seconds)
+            generator.start(sink_port, seconds)
+            turns.inference.append(infer_for(seconds, classifier, pixels))
             generator.result()
+    return turns
+
+
+def compare_with_engine(turns: Turns, seconds: float) -> Iterator[Measurement]:
     cores = default_threads()
-    scale = cores / (cores - statistics.median(sinks))
-    goodput = [run.answered / run.seconds for run in served]
-    ratios = sorted(ours / (theirs * scale) for ours, theirs in zip(goodput, alone, strict=True))
+    scale = cores / (cores - statistics.median(turns.sink_cores))
+    throughput = [result.photos_per_second for result in turns.served]
+    ratios = sorted(ours / (theirs * scale) for ours, theirs in zip(throughput, turns.engine, strict=True))
+    inference_ratio = statistics.median(
+        ours / (theirs * scale) for ours, theirs in zip(throughput, turns.inference, strict=True)
+    )
     ratio = statistics.median(ratios)
-    bare = statistics.median(ours / (theirs * scale) for ours, theirs in zip(goodput, infers, strict=True))
-    total = sum(run.answered for run in served)
-    wrong, failed = (sum(getattr(run, name) for run in served) for name in ("wrong", "failed"))
-    latencies = sorted(latency for run in served for latency in run.latencies)
-    busy = sum(run.cpu for run in served) / sum(run.seconds for run in served)
-    yield Row("photos answered", total, "", "all", failed == 0, f"{CLIENTS} clients, {seconds:.0f} s")
-    yield Row("wrong answers", wrong, "", "0", wrong == 0, "label and probability, against the classifier's")
-    yield Row(
-        "goodput", statistics.median(goodput), "photos/s", "", None, f"the generator takes {busy:.2f} cores"
+    total = sum(result.answered for result in turns.served)
+    wrong = sum(result.wrong for result in turns.served)
+    failed = sum(result.failed for result in turns.served)
+    generator_cores = sum(result.cpu_seconds for result in turns.served) / sum(
+        result.seconds for result in turns.served
     )
-    yield Row(
-        "engine alone, with decoding",
-        statistics.median(alone) * scale,
-        "photos/s",
+    engine = statistics.median(turns.engine)
+    quartiles = f"{TURNS} turns, half of them from {ratios[TURNS // 4]:.2f} to {ratios[3 * TURNS // 4]:.2f}"
+    sink = f"{engine:.0f} measured, the sink used {statistics.median(turns.sink_cores):.2f} cores"
+    generator = f"the load generator used {generator_cores:.2f} cores"
+    yield Measurement("photos answered", total, "", "all", failed == 0, f"{CLIENTS} clients, {seconds:.0f} s")
+    yield Measurement("wrong answers", wrong, "", "0", wrong == 0, "label and probability")
+    yield Measurement("throughput", statistics.median(throughput), "photos/s", detail=generator)
+    yield Measurement("engine alone, with decoding", engine * scale, "photos/s", detail=sink)
+    yield Measurement(
+        "throughput / engine alone, with decoding",
+        ratio,
         "",
-        None,
-        f"{statistics.median(alone):.0f} measured, the sink takes {statistics.median(sinks):.2f} cores",
+        f"≥ {MIN_RATIO}",
+        ratio >= MIN_RATIO,
+        quartiles,
     )
-    spread = f"{TURNS} turns, half of them from {ratios[TURNS // 4]:.2f} to {ratios[3 * TURNS // 4]:.2f}"
-    yield Row("goodput / engine alone, with decoding", ratio, "", f"≥ {BAR}", ratio >= BAR, spread)
-    yield Row("goodput / engine alone, photos decoded before", bare, "", "", None, "but photos come encoded")
-    for name, cpu in (("the service", service_cpu), ("the engine alone, with decoding", alone_cpu)):
-        yield Row(f"processor time a photo, {name}", 1000 * statistics.median(cpu), "ms")
+    yield Measurement("throughput / engine alone, photos decoded before", inference_ratio)
+    yield Measurement(
+        "processor time per photo, the service", 1000 * statistics.median(turns.service_cpu), "ms"
+    )
+    yield Measurement(
+        "processor time per photo, the engine alone, with decoding",
+        1000 * statistics.median(turns.engine_cpu),
+        "ms",
+    )
+    latencies = [latency for result in turns.served for latency in result.latencies]
     for share in (50, 95, 99):
-        yield Row(f"latency p{share}", 1000 * latencies[int(share / 100 * len(latencies))], "ms")
-    growth = memory[-1] - memory[0]
-    yield Row(
-        "memory growth", growth, "MB", "≤ 5", growth <= 5, f"{memory[-1]:.0f} MB after {total:,} photos"
-    )
+        yield Measurement(f"latency p{share}", 1000 * percentile(latencies, share), "ms")
+    yield memory_growth("memory growth", turns.service_mb[0], turns.service_mb[-1])
 
 
-def with_few_places(generator: Generator, seconds: float) -> Iterator[Row]:
-    """The same load where three of four clients are told to come again."""
-    with serving("--queue", str(CLIENTS // 4)) as (server, port):
-        generator.load(port, 3)
-        before = resident(server.pid)
-        run = generator.load(port, seconds)
-        growth = resident(server.pid) - before
-    name = f"{CLIENTS // 4} places: "
-    latencies = sorted(run.latencies)
-    yield Row(
-        f"{name}photos answered",
-        run.answered,
-        "",
-        "all",
-        run.failed == 0,
-        f"{run.refused:,} times 503 before",
+def measure_small_queue(generator: LoadGenerator, seconds: float) -> Iterator[Measurement]:
+    """The same load on a queue with a slot for one of four clients; the others get 503 and retry."""
+    with serve_in_process("--model", RELEASED, "--queue", str(SMALL_QUEUE)) as service:
+        generator.run(service.port, WARM_UP)
+        before = resident_mb(service.process.pid)
+        result = generator.run(service.port, seconds)
+        after = resident_mb(service.process.pid)
+    queue = f"{SMALL_QUEUE} slots: "
+    retried = f"{result.retried:,} retries after 503"
+    yield Measurement(f"{queue}photos answered", result.answered, "", "all", result.failed == 0, retried)
+    yield Measurement(f"{queue}wrong answers", result.wrong, "", "0", result.wrong == 0)
+    yield Measurement(f"{queue}throughput", result.photos_per_second, "photos/s")
+    yield Measurement(
+        f"{queue}latency p99", 1000 * percentile(result.latencies, 99), "ms", detail="includes waiting"
     )
-    yield Row(f"{name}wrong answers", run.wrong, "", "0", run.wrong == 0)
-    yield Row(f"{name}goodput", run.answered / run.seconds, "photos/s")
-    yield Row(
-        f"{name}latency p99", 1000 * latencies[int(0.99 * len(latencies))], "ms", "", None, "waiting included"
-    )
-    yield Row(f"{name}memory growth", growth, "MB", "≤ 5", growth <= 5)
+    yield memory_growth(f"{queue}memory growth", before, after)
+
+
+def memory_growth(name: str, before_mb: float, after_mb: float) -> Measurement:
+    growth = after_mb - before_mb
+    limit = f"≤ {MAX_GROWTH_MB:g}"
+    return Measurement(name, growth, "MB", limit, growth <= MAX_GROWTH_MB, f"{after_mb:.0f} MB at the end")
+
+
+def percentile(values: Sequence[float], share: int) -> float:
+    return sorted(values)[int(share / 100 * len(values))]
 
 
 def small_photos() -> list[bytes]:
@@ -185,214 +192,27 @@ def small_photos() -> list[bytes]:
         return [path.read_bytes() for path in sorted(Path(root).glob("test/*/*.jpg"))[:: 500 // PHOTOS]]
     from train.data.synthetic import FLOWERS, draw_flower
 
-    made = []
+    photos = []
     for number in range(PHOTOS):
         out = io.BytesIO()
         draw_flower(sorted(FLOWERS)[number % len(FLOWERS)], number).save(out, "JPEG", quality=90)
-        made.append(out.getvalue())
-    return made
-
-
-@contextmanager
-def serving(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """The service on a free port."""
-    command = [sys.executable, "-m", "runtime.serve", "--port", "0", "--model", str(MODEL), *arguments]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            process.stdout.readline()
-            found = re.search(r":(\d+)", process.stdout.readline())
-            assert found, "the service did not start"
-            yield process, int(found[1])
-        finally:
-            process.terminate()
-
-
-# --- the load generator, a process of its own ---
-
-
-@dataclass(frozen=True)
-class Generator:
-    pipe: Connection
-
-    def start(self, port: int, seconds: float) -> None:
-        self.pipe.send((port, seconds))
-
-    def result(self) -> Load:
-        """Waits until the last photo is answered."""
-        result: Load = self.pipe.recv()
-        return result
-
-    def load(self, port: int, seconds: float) -> Load:
-        self.start(port, seconds)
-        return self.result()
-
-
-@contextmanager
-def generating(photos: list[bytes], expected: list[Expected]) -> Iterator[Generator]:
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_generate, args=(there, photos, expected), daemon=True)
-    process.start()
-    try:
-        yield Generator(here)
-    finally:
-        process.terminate()
-
-
-def _generate(pipe: Connection, photos: list[bytes], expected: list[Expected]) -> None:
-    while True:
-        port, seconds = pipe.recv()
-        pipe.send(asyncio.run(_run_clients(port, photos, expected, seconds)))
-
-
-async def _run_clients(port: int, photos: list[bytes], expected: list[Expected], seconds: float) -> Load:
-    result, started, cpu = Load(), time.perf_counter(), time.process_time()
-    jobs = [(_request(port, photo), answer) for photo, answer in zip(photos, expected, strict=True)]
-    until = started + seconds
-    await asyncio.gather(*(_client(number, port, jobs, until, result) for number in range(CLIENTS)))
-    result.seconds = time.perf_counter() - started
-    result.cpu = time.process_time() - cpu
-    return result
-
-
-def _request(port: int, photo: bytes) -> bytes:
-    head = f"POST /classify HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: image/jpeg\r\n"
-    return f"{head}Content-Length: {len(photo)}\r\n\r\n".encode() + photo
-
-
-async def _client(
-    number: int, port: int, jobs: list[tuple[bytes, Expected]], until: float, result: Load
-) -> None:
-    """Sends one photo after the other until it is time; the last one is waited for too."""
-    connection: Connected | None = None
-    turn = number
-    while time.perf_counter() < until:
-        request, expected = jobs[turn % len(jobs)]
-        turn += CLIENTS
-        began = time.perf_counter()
-        while True:
-            if connection is None or connection.lost:
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    Connected, "127.0.0.1", port
-                )
-            status, headers, body = await connection.ask(request)
-            if status != 503:
-                break
-            result.refused += 1
-            found = re.search(rb"retry-after: *(\d+)", headers, re.IGNORECASE)
-            assert found, "503 without Retry-After"
-            await asyncio.sleep(int(found[1]))
-        if status != 200:
-            result.failed += 1
-            continue
-        answer = json.loads(body)
-        result.answered += 1
-        result.wrong += (answer["label"], answer["probability"]) != expected
-        result.latencies.append(time.perf_counter() - began)
-
-
-class Connected(asyncio.Protocol):
-    """One request at a time, with as little work as can be."""
-
-    lost = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport: Any = transport
-        self._answer: asyncio.Future[tuple[int, bytes, bytes]] | None = None
-
-    async def ask(self, request: bytes) -> tuple[int, bytes, bytes]:
-        self._got = b""
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
-        return await self._answer
-
-    def data_received(self, data: bytes) -> None:
-        self._got += data
-        head, found, body = self._got.partition(b"\r\n\r\n")
-        if not found or self._answer is None or self._answer.done():
-            return
-        length = re.search(rb"content-length: *(\d+)", head, re.IGNORECASE)
-        if length and len(body) >= int(length[1]):
-            self.lost = b"connection: close" in head.lower()
-            self._answer.set_result((int(head[9:12]), head, body))
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.lost = True
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result((0, b"", b""))
-
-
-# --- the sink, a process of its own ---
-
-
-@contextmanager
-def sink() -> Iterator[tuple[int, int, Any]]:
-    """Its process, its port, and what sets how many requests a second it answers."""
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_sink, args=(there,), daemon=True)
-    process.start()
-    port = here.recv()
-    try:
-        yield process.pid or 0, port, here.send
-    finally:
-        process.terminate()
-
-
-def _sink(pipe: Connection) -> None:
-    asyncio.run(_answer_all(pipe))
-
-
-async def _answer_all(pipe: Connection) -> None:
-    loop = asyncio.get_running_loop()
-    text = json.dumps({"label": "", "probability": 0.0}).encode()
-    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text)
-    waiting: deque[Any] = deque()
-    rate = 1.0
-
-    class Sink(asyncio.Protocol):
-        def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            self.transport, self.left = transport, 0
-
-        def data_received(self, data: bytes) -> None:
-            if self.left == 0:
-                head, _, body = data.partition(b"\r\n\r\n")
-                found = re.search(rb"Content-Length: (\d+)", head)
-                assert found
-                self.left = int(found[1]) - len(body)
-            else:
-                self.left -= len(data)
-            if self.left == 0:
-                waiting.append(self.transport)
-
-    server = await loop.create_server(Sink, "127.0.0.1", 0)
-    pipe.send(server.sockets[0].getsockname()[1])
-    owed, last = 0.0, loop.time()
-    while True:
-        await asyncio.sleep(0.003)
-        if pipe.poll():
-            rate = pipe.recv()
-        now = loop.time()
-        owed, last = min(owed + rate * (now - last), CLIENTS), now
-        while owed >= 1 and waiting:
-            waiting.popleft().write(answer)
-            owed -= 1
+        photos.append(out.getvalue())
+    return photos
 
 
 # --- the engine alone ---
 
 
-def classify_for(classifier: Classifier, photos: list[bytes], seconds: float) -> float:
-    """Photos a second, decoded and inferred in as many threads as the service's."""
+def classify_for(seconds: float, classifier: Classifier, photos: list[bytes]) -> float:
+    """Photos per second, decoded and classified in as many threads as the service uses."""
     done = [0] * default_threads()
     started = time.perf_counter()
 
     def work(thread: int) -> None:
-        at = thread
+        photo = thread
         while time.perf_counter() - started < seconds:
-            classifier(photos[at % len(photos)])
-            at += len(done)
+            classifier(photos[photo % len(photos)])
+            photo += len(done)
             done[thread] += 1
 
     with ThreadPoolExecutor(len(done)) as pool:
@@ -400,7 +220,8 @@ def classify_for(classifier: Classifier, photos: list[bytes], seconds: float) ->
     return sum(done) / (time.perf_counter() - started)
 
 
-def infer_for(classifier: Classifier, pixels: list[Any], seconds: float) -> float:
+def infer_for(seconds: float, classifier: Classifier, pixels: list[NDArray[np.uint8]]) -> float:
+    """Photos per second, without decoding."""
     started, done = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
         classifier.infer(pixels[done % len(pixels)])
@@ -408,42 +229,41 @@ def infer_for(classifier: Classifier, pixels: list[Any], seconds: float) -> floa
     return done / (time.perf_counter() - started)
 
 
-# --- the machine ---
+# --- processes and the report ---
 
 
-def resident(pid: int) -> float:
-    """Megabytes in memory."""
-    found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{pid}/status").read_text())
+def resident_mb(process_id: int) -> float:
+    found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{process_id}/status").read_text())
     assert found
     return int(found[1]) * 1024 / 1e6
 
 
-def cpu_of(pid: int) -> float:
-    """Seconds of processor time so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def cpu_seconds(process_id: int) -> float:
+    """Processor time that the process used so far."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def write(rows: Sequence[Row], used: str) -> None:
+def write_report(rows: Sequence[Measurement], used: str) -> None:
+    """Writes serve.csv and serve.md beside this file, and prints the table."""
     here = Path(__file__)
+    machine = describe_machine()
     with here.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*asdict(rows[0]), "measured_on"])
         writer.writeheader()
         for row in rows:
-            writer.writerow(
-                {**asdict(row), "value": f"{row.value:.4g}", "measured_on": f"{used}, {describe_machine()}"}
-            )
+            writer.writerow({**asdict(row), "value": f"{row.value:.4g}", "measured_on": f"{used}, {machine}"})
     lines = [
-        f"{used}, load {os.getloadavg()[0]:.1f}. {describe_machine()}",
+        f"{used}, load {os.getloadavg()[0]:.1f}. {machine}",
         "",
-        "| | | bar | holds | |",
+        "| measurement | value | limit | passed | detail |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        whole = row.value == int(row.value) or row.value >= 1000
-        value = f"{row.value:,.0f}" if whole else f"{row.value:.3g}"
-        holds = "" if row.holds is None else "yes" if row.holds else "no"
-        lines.append(f"| {row.what} | {value} {row.unit} | {row.bar} | {holds} | {row.detail} |")
+        is_whole = row.value == int(row.value) or row.value >= 1000
+        value = f"{row.value:,.0f}" if is_whole else f"{row.value:.3g}"
+        passed = "" if row.passed is None else "yes" if row.passed else "no"
+        lines.append(f"| {row.name} | {value} {row.unit} | {row.limit} | {passed} | {row.detail} |")
     here.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 

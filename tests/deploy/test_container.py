@@ -134,7 +134,7 @@ def test_both_engines_classify_and_forbidden_actions_fail(
 def test_without_cpuinfo_an_engine_does_not_recognize_the_processor(
     installed: tuple[Machine, str], start_line: str, tmp_path: Path
 ) -> None:
-    """The reason why the unit lacks ProcSubset=pid; it also shows that these tests notice a wrong restriction."""
+    """Why the unit lacks ProcSubset=pid; also shows that these tests notice a wrong restriction."""
     installed[0].boot("installed", add_drop_in(tmp_path, f"{start_line} onnx", "ProcSubset=pid"))
     assert "failed to parse processor information" in (tmp_path / "results/journal").read_text()
 
