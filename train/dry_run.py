@@ -1,14 +1,17 @@
-"""What a run would do, and how long it would take on this machine, by timing a little of each work."""
+"""The plan of a training run, and an estimate of its time from a few seconds of each kind of work.
+
+The estimate computes at most a tenth of the pictures, and stops after TIME_BOX seconds. Models are built as
+in the real run, so the time to build them is part of the estimate.
+"""
 
 from __future__ import annotations
 
 import io
-import tempfile
+import itertools
 import time
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Mapping
+from contextlib import closing, redirect_stderr
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,97 +19,124 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from train.data.dataset import Dataset
-from train.features.extraction import Devices, Work, compute
+from train.features.extraction import Devices, Replica, Work, extract_batches
 from train.finetune import fine_tune, upper_blocks
 from train.network.vgg import SHAPES, Weights
 from train.settings import Settings
-from train.train_head import TrainedHead, train_head
+from train.train_head import train_head
 
 Split = tuple[NDArray[Any], NDArray[Any]]
-PROBE = 16  # pictures, or rows of features: timed, against three times as many
+TIME_BOX = 2.0  # seconds of extraction, after the first batch
+SAMPLE_BATCH = 4  # pictures per batch of extraction, and photos of the fine-tuning step
+HEAD_STEPS = 4  # training steps of the head per timed epoch
 
 
 def print_plan(dataset: Dataset, work: Work, weights: Weights, devices: Devices, settings: Settings) -> None:
-    """Print it. What is computed for it is not kept."""
-    photos, val = len(dataset.split("train")), len(dataset.split("val"))
-    classes, pictures = len(dataset.classes), settings.views * photos
-    tuned = settings.fine_tune != "none"
+    """Print what a run would compute and train, and an estimate of its time. Nothing is stored."""
+    photos = len(dataset.split("train"))
     print(
         f"would compute: features of {work.pictures:,} pictures, {work.pictures * work.size / 1e9:.2f} GB, "
         f"in {work.folder}"
     )
     print(
-        f"would train: the {settings.recipe} head for {settings.epochs} epochs of {pictures:,} pictures, "
-        f"{photos:,} photos in {settings.views} views"
+        f"would train: the {settings.recipe} head for {settings.epochs} epochs of "
+        f"{settings.views * photos:,} pictures, {photos:,} photos in {settings.views} views"
     )
-    if tuned:
+    if settings.fine_tune != "none":
         print(
             f"would fine-tune: from {settings.fine_tune} on, for {settings.fine_tune_epochs} epochs of "
             f"{photos:,} photos, each in one of {settings.fine_tune_views} views"
         )
-    print("timing a little of each …", flush=True)
-
-    def extract(count: int) -> None:
-        jobs = [(photo, [view]) for photo, views in work.missing for view in views]
-        repeated = [jobs[number % len(jobs)] for number in range(count)]
-        with tempfile.TemporaryDirectory(prefix="vgg-edge-") as folder:
-            compute(dataset.root, repeated, Path(folder), weights, work.layer, devices)
-
-    def head(count: int) -> TrainedHead:
-        one = replace(settings, epochs=1)
-        drawn = _drawn(work.layer, classes, count)
-        return train_head(drawn, _none(drawn), classes, one, upper_blocks(weights, settings))
-
-    def steps(epochs: int) -> TrainedHead:
-        drawn = _drawn("block5_pool", classes, 10 * settings.batch)
-        return train_head(drawn, _none(drawn), classes, replace(settings, epochs=epochs))
-
-    def blocks(count: int) -> None:
-        one = replace(settings, fine_tune_epochs=1, fine_tune_views=1)
-        drawn = _drawn(work.layer, classes, count)
-        fine_tune(start, drawn, _none(drawn), classes, weights, one)
-
-    parts = {}
-    with redirect_stderr(io.StringIO()):  # its progress is not this command's
-        if work.missing:
-            begin, each = _pace(extract, PROBE, 3 * PROBE)
-            parts[f"features at {1 / each:.1f} pictures/s"] = begin + each * work.pictures
-        # Each row goes once through what lies below the head's weights, and then the head takes its steps.
-        begin, each = _pace(head, PROBE, 3 * PROBE)
-        _, ten = _pace(steps, 1, 11)
-        epoch = ten / 10 * -(-pictures // settings.batch)
-        parts[f"head at {_told(epoch)} an epoch"] = begin + each * (pictures + val) + epoch * settings.epochs
-        if tuned:
-            start = head(PROBE)
-            begin, each = _pace(blocks, PROBE, 3 * PROBE)
-            parts[f"{settings.fine_tune} at {_told(each * photos)} an epoch"] = (
-                begin + each * photos * settings.fine_tune_epochs
-            )
-    for what, seconds in parts.items():
-        print(f"would take: {_told(seconds)}, {what}")
-    print(f"would take: {_told(sum(parts.values()))} in all, about")
+    print("measuring a small part of each stage …", flush=True)
+    with redirect_stderr(io.StringIO()):  # progress bars of the samples
+        stages = estimate(dataset, work, weights, devices, settings)
+    for stage, seconds in stages.items():
+        print(f"would take: about {_duration(seconds)}, {stage}")
+    print(f"would take: about {_duration(sum(stages.values()))} in all (an estimate for this machine)")
 
 
-def _pace(run: Callable[[int], object], few: int, many: int) -> tuple[float, float]:
-    """Seconds that `run` takes to begin, and for each of what it is given the number of."""
-    taken = []
-    for count in (few, many):
-        began = time.monotonic()
-        run(count)
-        taken.append(time.monotonic() - began)
-    each = max(taken[1] - taken[0], 1e-6) / (many - few)
-    return max(taken[0] - few * each, 0.0), each
+def estimate(
+    dataset: Dataset, work: Work, weights: Weights, devices: Devices, settings: Settings
+) -> Mapping[str, float]:
+    """Seconds of each stage, by its description."""
+    photos, val = len(dataset.split("train")), len(dataset.split("val"))
+    stages: dict[str, float] = {}
+    if work.missing:
+        start, rate = _time_extraction(dataset, work, weights, devices)
+        stages[f"features at {rate:.1f} pictures/s"] = start + work.pictures / rate
+    start, step = _time_head(settings, len(dataset.classes))
+    epoch = step * -(-settings.views * photos // settings.batch)
+    head = start + epoch * settings.epochs
+    if settings.fine_tune == "none":
+        stages[f"head at {_duration(epoch)} per epoch"] = head
+        return stages
+    start, photo = _time_fine_tuning(work.layer, len(dataset.classes), weights, settings)
+    # The head's pictures pass the blocks once, forward only: a third of a training step (forward + backward).
+    stages[f"head at {_duration(epoch)} per epoch"] = head + (settings.views * photos + val) * photo / 3
+    stages[f"{settings.fine_tune} at {_duration(photo * photos)} per epoch"] = (
+        start + photo * photos * settings.fine_tune_epochs
+    )
+    return stages
 
 
-def _drawn(layer: str, classes: int, count: int) -> Split:
-    """Numbers in the shape of features: what they are does not change how long they take."""
-    features = np.random.default_rng(0).gamma(0.5, 2.0, (count, *SHAPES[layer]))
+def _time_extraction(dataset: Dataset, work: Work, weights: Weights, devices: Devices) -> tuple[float, float]:
+    """Seconds until the first batch, and pictures per second after it, with decoding."""
+    small = replace(devices, batch=min(devices.batch, SAMPLE_BATCH))
+    began = time.monotonic()
+    replicas = [Replica(weights, name, small, work.layer) for name in small.names]
+    jobs = ((photo, [view]) for photo, views in itertools.cycle(work.missing) for view in views)
+    with closing(extract_batches(dataset.root, jobs, replicas)) as batches:
+        next(batches)
+        first = time.monotonic()
+        pictures = 0
+        while not pictures or (time.monotonic() - first < TIME_BOX and pictures < work.pictures / 10):
+            pictures += len(next(batches).pictures)
+        seconds = time.monotonic() - first
+    return first - began, pictures / max(seconds, 1e-6)
+
+
+def _time_head(settings: Settings, classes: int) -> tuple[float, float]:
+    """Seconds until the first epoch ends, and seconds per step after it."""
+    sample = _random_features("block5_pool", classes, HEAD_STEPS * settings.batch)
+    ends: list[float] = []
+    began = time.monotonic()
+    train_head(
+        sample,
+        (sample[0][:0], sample[1][:0]),
+        classes,
+        replace(settings, epochs=2),
+        on_epoch=lambda stage, metrics: ends.append(time.monotonic()),
+    )
+    step = (ends[1] - ends[0]) / HEAD_STEPS
+    return max(ends[0] - began - HEAD_STEPS * step, 0.0), step
+
+
+def _time_fine_tuning(layer: str, classes: int, weights: Weights, settings: Settings) -> tuple[float, float]:
+    """Seconds until the first step ends, and seconds per photo after it."""
+    sample = _random_features(layer, classes, SAMPLE_BATCH)
+    none = sample[0][:0], sample[1][:0]
+    short = replace(settings, epochs=1, fine_tune_epochs=2, fine_tune_views=1, fine_tune_batch=SAMPLE_BATCH)
+    ends: list[float] = []
+    began = time.monotonic()
+    head = train_head(sample, none, classes, short, upper_blocks(weights, short))
+    fine_tune(
+        head,
+        sample,
+        none,
+        classes,
+        weights,
+        short,
+        on_epoch=lambda stage, metrics: ends.append(time.monotonic()),
+    )
+    photo = (ends[1] - ends[0]) / SAMPLE_BATCH
+    return max(ends[0] - began - SAMPLE_BATCH * photo, 0.0), photo
+
+
+def _random_features(layer: str, classes: int, count: int) -> Split:
+    """Random numbers in the shape of features: their values do not change how long training takes."""
+    features = np.random.default_rng(0).random((count, *SHAPES[layer]), np.float32)
     return features.astype(np.float16), np.arange(count, dtype=np.int32) % classes
 
 
-def _none(split: Split) -> Split:
-    return split[0][:0], split[1][:0]
-
-
-def _told(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     return f"{seconds:.2g} s" if seconds < 60 else str(tqdm.format_interval(seconds))

@@ -1,4 +1,4 @@
-"""Make a trained head honest, and measure what it says: calibrated probabilities, `known`, figures."""
+"""Calibrate a trained head, fit the novelty detector, and measure val and test."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from train.metrics import SplitMetrics, compute_metrics
 from train.network.calibration import apply_temperature, expected_calibration_error, temperature
 from train.network.novelty import THRESHOLD, NoveltyModel, fit_novelty, unknown_rate
 from train.train_head import TrainedHead, predict_in_batches
-from train.trainer import FeatureArray
-
-Split = tuple[FeatureArray, NDArray[Any]]
+from train.trainer import Split
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """By split, val and test: `answers` are probabilities [N, C]; `metrics` all figures, and `summaries` the
-    few of run.json, None of a split without photos. `known` is None where it was not learnt.
+    """The results of a trained head, by split, for val and test.
+
+    `probabilities` are [N, C]. `metrics` go to metrics.json and `summaries` to run.json; both are None for a
+    split without photos. `novelty_model` is None if it was not fitted.
     """
 
     probabilities: Mapping[str, NDArray[Any]]
@@ -32,35 +32,37 @@ class Evaluation:
 
 
 def calibrate_and_evaluate(
-    fitted: TrainedHead, train: Split, val: Split, test: Split, classes: tuple[str, ...], learn_known: bool
+    trained: TrainedHead, train: Split, val: Split, test: Split, classes: tuple[str, ...], known: bool
 ) -> Evaluation:
-    """Calibrate the head on `val`, in its weights, fit `known` where asked for and possible, and measure.
+    """Choose the temperature on `val`, apply it to the head's weights, and measure `val` and `test`.
 
-    The three are features and class indices [N]. A head without pooled features has nothing to know by.
+    The splits are features and class indices [N]. With `known`, a novelty detector is fitted on `train`; only
+    a head with pooled features can have one.
     """
     labels = {"val": val[1], "test": test[1]}
     reduced = {
-        split: predict_in_batches(fitted.reducer, of[0]) for split, of in (("val", val), ("test", test))
+        "val": predict_in_batches(trained.reducer, val[0]),
+        "test": predict_in_batches(trained.reducer, test[0]),
     }
-    said = {split: predict_in_batches(fitted.classifier, reduced[split]) for split in reduced}
-    divisor = temperature(said["val"], labels["val"])
-    apply_temperature(fitted.head, divisor)
-    answers = {split: predict_in_batches(fitted.classifier, reduced[split]) for split in reduced}
-    metrics = {split: compute_metrics(answers[split], labels[split], classes) for split in answers}
-    known, thresholds = None, {}
-    if learn_known and fitted.head[0].name == "pool":
-        known = fit_novelty(predict_in_batches(fitted.reducer, train[0]), train[1], reduced["val"])
+    uncalibrated = {split: predict_in_batches(trained.classifier, reduced[split]) for split in reduced}
+    divisor = temperature(uncalibrated["val"], labels["val"])
+    apply_temperature(trained.head, divisor)
+    probabilities = {split: predict_in_batches(trained.classifier, reduced[split]) for split in reduced}
+    metrics = {split: compute_metrics(probabilities[split], labels[split], classes) for split in labels}
+    novelty_model, thresholds = None, {}
+    if known and trained.head[0].name == "pool":
+        novelty_model = fit_novelty(predict_in_batches(trained.reducer, train[0]), train[1], reduced["val"])
         thresholds = {"known": THRESHOLD}
 
-    def summary(split: str, of: SplitMetrics) -> dict[str, Any]:
+    def summary(split: str, measured: SplitMetrics) -> dict[str, Any]:
         return {
-            "n": of["n"],
-            "top1": of["top1"],
-            "loss": of["loss"],
-            "ece": of["ece"],
-            "ece_before": expected_calibration_error(said[split], labels[split]),
-            **({"unknown": unknown_rate(known(reduced[split]), thresholds)} if known else {}),
+            "n": measured["n"],
+            "top1": measured["top1"],
+            "loss": measured["loss"],
+            "ece": measured["ece"],
+            "ece_before": expected_calibration_error(uncalibrated[split], labels[split]),
+            **({"unknown": unknown_rate(novelty_model(reduced[split]), thresholds)} if novelty_model else {}),
         }
 
-    summaries = {split: summary(split, of) if of else None for split, of in metrics.items()}
-    return Evaluation(answers, metrics, summaries, divisor, known, thresholds)
+    summaries = {split: summary(split, measured) if measured else None for split, measured in metrics.items()}
+    return Evaluation(probabilities, metrics, summaries, divisor, novelty_model, thresholds)

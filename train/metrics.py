@@ -1,8 +1,7 @@
-"""What a trained model gets right."""
+"""Accuracy metrics of a classifier on one split."""
 
 from __future__ import annotations
 
-import math
 from typing import Any, TypedDict
 
 import numpy as np
@@ -12,9 +11,7 @@ from train.network.calibration import expected_calibration_error
 
 
 class ClassMetrics(TypedDict):
-    """Of one class: how many photos it has, how many of them are found, how many of those named so are
-    right.
-    """
+    """Number of photos, recall and precision of one class; None where a share has no photos."""
 
     n: int
     recall: float | None
@@ -22,8 +19,10 @@ class ClassMetrics(TypedDict):
 
 
 class SplitMetrics(TypedDict):
-    """Of one split. `loss` is the mean cross-entropy in nats, `ece` the expected calibration error;
-    `confusion` has a row a true class.
+    """Metrics of one split.
+
+    `loss` is the mean cross-entropy in nats, `ece` the expected calibration error. `confusion` counts photos:
+    a row per true class, a column per predicted class.
     """
 
     n: int
@@ -37,17 +36,17 @@ class SplitMetrics(TypedDict):
 def compute_metrics(
     probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]
 ) -> SplitMetrics | None:
-    """Figures for probabilities [N, C] against class indices [N]; None when there are none."""
+    """Metrics of probabilities [N, C] against class indices [N]; None without photos."""
     if not len(labels):
         return None
-    named = probabilities.argmax(axis=1)
+    predicted = probabilities.argmax(axis=1)
     confusion = np.zeros((len(classes), len(classes)), int)
-    np.add.at(confusion, (labels, named), 1)
-    right = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)
+    np.add.at(confusion, (labels, predicted), 1)
+    true_class = np.maximum(probabilities[np.arange(len(labels)), labels], np.finfo(np.float32).tiny)
     return {
         "n": len(labels),
-        "top1": float((named == labels).mean()),
-        "loss": float(-np.log(right).mean()),
+        "top1": float((predicted == labels).mean()),
+        "loss": float(-np.log(true_class).mean()),
         "ece": expected_calibration_error(probabilities, labels),
         "per_class": {
             name: {
@@ -61,15 +60,12 @@ def compute_metrics(
     }
 
 
-def confidence_interval(right: int, n: int) -> tuple[float, float]:
-    """Between what shares the true one lies, 95 times in 100, when `right` of n > 0 photos were.
+def confidence_interval(correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a share of which `correct` of `n` > 0 photos were observed."""
+    from scipy.stats import binomtest  # here, because the import takes a second
 
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
-    """
-    z = 1.96
-    middle = (right + z**2 / 2) / (n + z**2)
-    half = z / (n + z**2) * math.sqrt(right * (n - right) / n + z**2 / 4)
-    return max(middle - half, 0.0), min(middle + half, 1.0)
+    low, high = binomtest(correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(low), float(high)
 
 
 def _share(part: int, whole: int) -> float | None:

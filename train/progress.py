@@ -1,43 +1,81 @@
-"""How far long work has come: a bar on a terminal, a plain line now and then anywhere else."""
+"""Progress of a long stage: a bar on a terminal, elsewhere a plain line every ten seconds."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-PLAIN_LINE_EVERY = 10.0  # seconds: enough to see that a log is alive, not enough to fill it
+PLAIN_LINE_EVERY = 10.0  # seconds: a log shows that the work continues and does not fill up
+RATE_WINDOW = 30.0  # seconds over which the rate is measured
+
+
+class Rate:
+    """Work per second over the last RATE_WINDOW seconds.
+
+    The first step is left out: it includes one-time costs such as compiling a model.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.done = 0.0
+        self.steps: deque[tuple[float, float]] = deque()  # time, and the work done until then
+
+    def add(self, work: float) -> None:
+        """Count finished work."""
+        now = self.clock()
+        self.done += work
+        self.steps.append((now, self.done))
+        while len(self.steps) > 2 and self.steps[1][0] <= now - RATE_WINDOW:
+            self.steps.popleft()
+
+    def per_second(self) -> float:
+        """The rate between the oldest and the newest step of the window; 0 before the second step."""
+        if len(self.steps) < 2:
+            return 0.0
+        (start, before), (end, after) = self.steps[0], self.steps[-1]
+        return (after - before) / max(end - start, 1e-9)
 
 
 class Progress:
     """`with Progress("features", 500, "photos") as progress: progress.step(16)`
 
-    `left` returns a text such as "2 min left in all", shown instead of this stage's own time left.
+    `left` returns a text such as "2 min left in all", which replaces the time left of this stage.
     """
 
-    def __init__(self, what: str, total: int, unit: str, left: Callable[[], str] | None = None) -> None:
-        from tqdm import tqdm  # here, so that a command without it can still say what is not installed
+    def __init__(self, name: str, total: int, unit: str, left: Callable[[], str] | None = None) -> None:
+        from tqdm import tqdm  # here, so that a command without tqdm can print what to install
 
-        self.what, self.total, self.unit, self.left = what, total, unit, left
-        self.interval: Callable[[float], str] = tqdm.format_interval
+        self.name, self.total, self.unit, self.left = name, total, unit, left
+        self.duration: Callable[[float], str] = tqdm.format_interval
         self.done = 0
         self.note = ""
-        self.told = False
+        self.line_is_current = False
+        self.rate = Rate()
         self.started = self.printed = time.monotonic()
-        shown = {"bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"} if left else {}
-        self.bar = tqdm(total=total, desc=what, unit=f" {unit}", **shown) if sys.stderr.isatty() else None
+        # The bar's own smoothed rate starts with the first step, which is the slowest; see Rate.
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+        self.bar = tqdm(total=total, desc=name, bar_format=layout) if sys.stderr.isatty() else None
 
     def step(self, count: int, note: str = "") -> None:
-        """Add `count` to what is done; `note` is shown beside it."""
+        """Add `count` finished units; `note` appears beside the count."""
         self.done += count
         self.note = note
-        self.told = False
+        self.line_is_current = False
+        if count:
+            self.rate.add(count)
         if self.bar is not None:
-            self.bar.set_postfix_str(self.left() if self.left else note, refresh=False)
+            self.bar.set_postfix_str(self._status(), refresh=False)
             self.bar.update(count)
         elif time.monotonic() - self.printed >= PLAIN_LINE_EVERY:
-            self._line()
+            self._print_line()
+
+    def seconds_left(self) -> float | None:
+        """Remaining units over the recent rate; None before there is a rate."""
+        rate = self.rate.per_second()
+        return (self.total - self.done) / rate if rate else None
 
     def __enter__(self) -> Progress:
         return self
@@ -47,17 +85,27 @@ class Progress:
     ) -> None:
         if self.bar is not None:
             self.bar.close()
-        elif not self.told:
-            self._line()
+        elif not self.line_is_current:
+            self._print_line()
 
-    def _line(self) -> None:
-        self.printed, self.told = time.monotonic(), True
-        seconds = max(self.printed - self.started, 1e-9)
-        rate = self.done / seconds
-        if self.done < self.total:
-            when = f"{self.interval((self.total - self.done) / rate)} left" if rate else "starting"
-            when = self.left() if self.left else when
+    def _print_line(self) -> None:
+        self.printed, self.line_is_current = time.monotonic(), True
+        print(
+            f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self._status()}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _status(self) -> str:
+        elapsed = max(time.monotonic() - self.started, 1e-9)
+        seconds = self.seconds_left()
+        rate = self.rate.per_second()
+        if self.done >= self.total:
+            rate = self.done / elapsed
+            left = f"took {self.duration(elapsed)}"
+        elif self.left:
+            left = self.left()
         else:
-            when = f"took {self.interval(seconds)}"
-        line = f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:.1f} {self.unit}/s, {when}"
-        print(f"{line}, {self.note}" if self.note else line, file=sys.stderr, flush=True)
+            left = "starting" if seconds is None else f"{self.duration(seconds)} left"
+        parts = [f"{rate:.1f} {self.unit}/s", left] if rate else [left]
+        return ", ".join([*parts, self.note] if self.note else parts)

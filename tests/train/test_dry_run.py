@@ -3,19 +3,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from train import dry_run as plan
+from train import dry_run
 from train.__main__ import main
+from train.data.dataset import find_photos
+from train.features.extraction import Devices, Work
 
 
-def test_a_dry_run_tells_and_leaves_nothing(
+def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     synthetic_photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(plan, "PROBE", 4)
+    monkeypatch.setattr(dry_run, "TIME_BOX", 0.0)
     out, cache = tmp_path / "runs" / "run", tmp_path / "cache"
     flags = ["--dry-run", "--fine-tune", "block5", "--fine-tune-views", "1", "--views", "1", "--epochs", "3"]
     assert main([str(synthetic_photos), "--out", str(out), "--cache", str(cache), *flags]) == 0
@@ -28,17 +32,29 @@ def test_a_dry_run_tells_and_leaves_nothing(
         f"would fine-tune: from block5 on, for 6 epochs of {train} photos, each in one of 1 views",
     ]
     for line, what in zip(lines[3:], ("features at", "head at", "block5 at", "in all"), strict=False):
-        assert re.match(r"would take: [\d.:e+-]+( s)?,? ", line) and what in line
+        assert re.match(r"would take: about [\d.:e+-]+( s)?,? ", line) and what in line
     assert lines[-1] == f"would write: {out}"
     assert "head" not in told.err and "WARNING" not in told.err
     assert not out.parent.exists() and not list(cache.rglob("*.npy"))
 
 
-def test_pace_tells_the_start_from_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+def test_the_sample_of_a_dry_run_is_a_small_part_of_the_work(
+    synthetic_photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    computed = 0
 
-    def run(count: int) -> None:
-        clock[0] += 5 + 0.5 * count
+    class CountingReplica:
+        def __init__(self, weights: object, device: str, devices: Devices, layer: str) -> None:
+            self.batch = devices.batch
 
-    assert plan._pace(run, 10, 30) == (5.0, 0.5)
+        def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+            nonlocal computed
+            computed += len(pixels)
+            return np.zeros((len(pixels), 1), np.float16)
+
+    monkeypatch.setattr(dry_run, "Replica", CountingReplica)
+    dataset = find_photos(synthetic_photos)
+    work = Work(tmp_path, "block5_pool", 1, frozenset(), [(photo, [0, 1]) for photo in dataset.photos * 10])
+    start, rate = dry_run._time_extraction(dataset, work, None, Devices(("cpu:0",), "float32", False, 16))  # type: ignore[arg-type]
+    assert start > 0 and rate > 0
+    assert work.pictures == 800 and computed < 200
