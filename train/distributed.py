@@ -1,4 +1,4 @@
-"""What there is to compute on, and how fine-tuning is spread over it."""
+"""The devices of this machine, and training over several devices or processes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 
-PROCESSES_VARIABLE = "KERAS_DISTRIBUTION_NUM_PROCESSES"  # Keras's own, as are JOB_ADDRESSES and PROCESS_ID
-# What Gloo, NCCL and JAX's coordination service say when another process is gone.
-GONE = ("Gloo", "NCCL", "UNAVAILABLE")
+# Keras reads this variable, and KERAS_DISTRIBUTION_JOB_ADDRESSES and KERAS_DISTRIBUTION_PROCESS_ID.
+PROCESSES_VARIABLE = "KERAS_DISTRIBUTION_NUM_PROCESSES"
+# Words in the errors of Gloo, NCCL and JAX's coordination service after another process has ended.
+LOST_PROCESS_WORDS = ("Gloo", "NCCL", "UNAVAILABLE")
 
 
 @dataclass(frozen=True)
 class ProcessShard:
-    """Which rows of a batch this process feeds: every `processes`th from `process` on.
+    """The rows of a batch that this process feeds: every `processes`-th row, starting at row `process`.
 
-    A batch is cut into `devices` equal parts, over all processes.
+    A batch is divided evenly among the `devices` of all processes.
     """
 
     process: int = 0
@@ -33,25 +34,25 @@ class ProcessShard:
 
 
 def list_gpus() -> list[str]:
-    """This process's GPUs that the backend sees, by Keras's names."""
-    return _local("gpu") if _on_jax() else list(keras.distribution.list_devices("gpu"))
+    """Keras's names of the GPUs of this process."""
+    return _local_devices("gpu") if _on_jax() else list(keras.distribution.list_devices("gpu"))
 
 
 def cpu_name() -> str:
-    """This process's CPU, by Keras's name."""
-    return _local("cpu")[0] if _on_jax() else "cpu:0"
+    """Keras's name of the CPU of this process."""
+    return _local_devices("cpu")[0] if _on_jax() else "cpu:0"
 
 
 def init_distributed() -> ProcessShard:
-    """Join the other processes of this run, if the environment says that there are any.
+    """Connect to the other processes of this run, if the environment configures several.
 
-    Comes before JAX computes anything. Raises UserError when Keras cannot join processes on this backend.
+    Call it before JAX computes anything. Raises UserError when the backend is not JAX or connecting fails.
     """
     if os.environ.get(PROCESSES_VARIABLE, "1") in ("", "0", "1"):
         return ProcessShard()
     if not _on_jax():
         raise UserError(
-            f"{PROCESSES_VARIABLE} is set, and Keras joins processes on JAX alone; set KERAS_BACKEND=jax"
+            f"{PROCESSES_VARIABLE} is set, but Keras supports this only on JAX; set KERAS_BACKEND=jax"
         )
     import jax
 
@@ -62,48 +63,53 @@ def init_distributed() -> ProcessShard:
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the processes of this run cannot be joined ({reason}); check KERAS_DISTRIBUTION_JOB_ADDRESSES, "
-            "…_NUM_PROCESSES and …_PROCESS_ID in each"
+            f"the processes of this run cannot connect ({reason}); check KERAS_DISTRIBUTION_JOB_ADDRESSES, "
+            "…_NUM_PROCESSES and …_PROCESS_ID of each process"
         ) from None
     return ProcessShard(jax.process_index(), jax.process_count(), len(jax.devices()))
 
 
-def check_same_inputs(share: ProcessShard, same: Mapping[str, str]) -> None:
-    """Raises UserError, in every process, when what all must have alike, by its name, is not."""
-    if share.processes == 1:
+def check_same_inputs(shard: ProcessShard, inputs: Mapping[str, str]) -> None:
+    """Compare `inputs`, texts by name, between all processes.
+
+    Raises UserError in every process when they differ.
+    """
+    if shard.processes == 1:
         return
     from jax.experimental import multihost_utils
 
-    mine = np.array([list(hashlib.sha256(value.encode()).digest()) for value in same.values()], np.uint8)
-    alike = (multihost_utils.process_allgather(mine) == mine).all(axis=(0, 2))
-    if not alike.all():
-        differ = " and ".join(name for name, is_alike in zip(same, alike, strict=True) if not is_alike)
-        shutdown(share)
-        raise UserError(f"the processes of this run have different {differ}; give each the same")
+    digests = [list(hashlib.sha256(text.encode()).digest()) for text in inputs.values()]
+    own = np.array(digests, np.uint8)
+    same = (multihost_utils.process_allgather(own) == own).all(axis=(0, 2))
+    if not same.all():
+        different = " and ".join(name for name, is_same in zip(inputs, same, strict=True) if not is_same)
+        shutdown(shard)
+        raise UserError(f"the processes of this run have different {different}; start each with the same")
 
 
-def shutdown(share: ProcessShard) -> None:
-    """End what `join` began, in every process: from here on each may end when it likes.
+def shutdown(shard: ProcessShard) -> None:
+    """Disconnect from the other processes, so that each of them may end at any time.
 
-    JAX aborts a process that takes leave when the first one, which serves the others, is gone; so that one
-    waits until they have. What has connected them so far still does for that.
+    Process 0 serves the others, and JAX aborts a process that disconnects after the server is gone. So
+    process 0 waits here until all others have disconnected; the barrier needs no server.
     """
-    if share.processes == 1:
+    if shard.processes == 1:
         return
     import jax
     from jax.experimental import multihost_utils
 
     multihost_utils.sync_global_devices("trained")
-    if share.process:
+    if shard.process:
         jax.distributed.shutdown()
     multihost_utils.sync_global_devices("left")
 
 
-def broadcast_from_first(share: ProcessShard, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
-    """The first process's arrays, in every process: what each computes by itself may differ in its last
-    digits, and JAX wants what it copies to all devices to be equal.
+def broadcast_from_first(shard: ProcessShard, arrays: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    """The arrays of process 0, in every process.
+
+    Processes may compute slightly different values, and JAX replicates equal values only.
     """
-    if share.processes == 1 or not arrays:
+    if shard.processes == 1 or not arrays:
         return arrays
     from jax.experimental import multihost_utils
 
@@ -111,46 +117,52 @@ def broadcast_from_first(share: ProcessShard, arrays: Sequence[NDArray[Any]]) ->
 
 
 @contextmanager
-def distribute(share: ProcessShard) -> Iterator[ProcessShard]:
-    """A model that is built and trained within is on every GPU: a batch is cut into a part for each.
+def distribute(shard: ProcessShard) -> Iterator[ProcessShard]:
+    """A scope in which built and trained models use every GPU; each GPU computes a part of a batch.
 
-    TensorFlow's MirroredStrategy, or Keras's DataParallel on JAX; of one device, nothing is spread.
+    TensorFlow uses MirroredStrategy, JAX uses Keras's DataParallel. With one device the scope does nothing.
+    Yields the shard with the number of devices. Raises UserError when another process ends early.
     """
-    found = list_gpus()
-    if share.processes == 1 and len(found) < 2:
-        yield share
-        return
-    if _on_jax():
-        before = keras.distribution.distribution()
-        # Each process feeds its own rows, see Share.
-        spreading = keras.distribution.DataParallel(auto_shard_dataset=False)
-        keras.distribution.set_distribution(spreading)
-        try:
-            yield ProcessShard(share.process, share.processes, int(spreading.device_mesh.devices.size))
-        except Exception as error:  # by its words, for JAX raises several kinds
-            if share.processes == 1 or not any(sign in str(error) for sign in GONE):
-                raise
-            raise UserError(
-                "another process of this run is gone; start all of them again, or one alone with --resume"
-            ) from None
-        finally:
-            keras.distribution.set_distribution(before)
-        return
-    import tensorflow
+    gpus = list_gpus()
+    if shard.processes == 1 and len(gpus) < 2:
+        yield shard
+    elif _on_jax():
+        with _data_parallel(shard) as parallel:
+            yield parallel
+    else:
+        import tensorflow
 
-    with tensorflow.distribute.MirroredStrategy(found).scope():
-        yield ProcessShard(devices=len(found))
+        with tensorflow.distribute.MirroredStrategy(gpus).scope():
+            yield ProcessShard(devices=len(gpus))
+
+
+@contextmanager
+def _data_parallel(shard: ProcessShard) -> Iterator[ProcessShard]:
+    before = keras.distribution.distribution()
+    # Not sharded by Keras: each process feeds its own rows, see ProcessShard.
+    parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+    keras.distribution.set_distribution(parallel)
+    try:
+        yield ProcessShard(shard.process, shard.processes, int(parallel.device_mesh.devices.size))
+    except Exception as error:  # JAX raises several types; the text tells them apart
+        if shard.processes == 1 or not any(word in str(error) for word in LOST_PROCESS_WORDS):
+            raise
+        raise UserError(
+            "another process of this run has ended; start all processes again, or one process with --resume"
+        ) from None
+    finally:
+        keras.distribution.set_distribution(before)
 
 
 def _on_jax() -> bool:
     return bool(keras.backend.backend() == "jax")
 
 
-def _local(platform: str) -> list[str]:
-    """Of several processes JAX numbers all devices, and lists those of others too."""
+def _local_devices(platform: str) -> list[str]:
+    """Names of this process's devices; with several processes Keras lists the devices of all."""
     import jax
 
     try:
         return [f"{platform}:{device.id}" for device in jax.local_devices(backend=platform)]
-    except RuntimeError:  # JAX's word for none
+    except RuntimeError:  # JAX raises it when the platform has no device
         return []

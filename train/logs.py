@@ -1,8 +1,7 @@
-"""A run's figures while it is under way: history.csv and TensorBoard's event files, written epoch by epoch.
+"""Metrics of a run that is still training: history.csv and TensorBoard event files, written every epoch.
 
-A run folder appears at the end, whole, so that nothing can be looked at in it before. The logs have a folder
-of their own, one for all runs: TensorBoard is pointed at it once, and shows new runs beside the old ones as
-they train. They stay there, since moving files away under TensorBoard makes it forget them.
+The logs have a folder of their own (docs/decisions.md), with a subfolder per run. TensorBoard then shows new
+runs beside old ones.
 """
 
 from __future__ import annotations
@@ -18,24 +17,26 @@ from pathlib import Path
 from runtime.common.errors import UserError
 from train.data.dataset import SPLITS
 
-EVENTS = "events.out.tfevents."  # what an event file's name begins with
+EVENTS = "events.out.tfevents."  # prefix of event files
 
-Add = Callable[[Mapping[str, float], int], None]
+AddScalars = Callable[[Mapping[str, float], int], None]  # values by name, and their step
 
 
 class TrainingLogger:
-    """The logs of `run` in a folder of its name in `logs`, replacing those that one of that name left there.
+    """Writes the logs of `run` to `logs`/NAME; logs of an earlier run with this name are replaced.
 
-    Of no `logs`, none are kept. Raises UserError when they cannot be written there.
+    Without `logs` nothing is written. Raises UserError when the folder cannot be written.
     """
 
     def __init__(self, logs: Path | None, run: Path) -> None:
         self.folder = folder = logs / run.name if logs else None
-        self.events: dict[str, Add] = {}  # by split, each in a folder: TensorBoard draws them in one chart
+        self.events: dict[str, AddScalars] = {}  # by split; TensorBoard draws folders as curves of one chart
         if folder is None:
             return
         if run.resolve() in (folder.resolve(), *folder.resolve().parents):
-            raise UserError(f"{logs}: logs there would be in the way of the run; give --logs {logs}/logs")
+            raise UserError(
+                f"--logs {logs}: the logs and the run would share a folder; use --logs {logs}/logs"
+            )
         try:
             for split in SPLITS:
                 (folder / split).mkdir(parents=True, exist_ok=True)
@@ -45,55 +46,57 @@ class TrainingLogger:
             self.events = _event_files(folder)
         except OSError as error:
             raise UserError(
-                f"{folder}: cannot be written ({error.strerror or error}); give another --logs"
+                f"{folder}: cannot be written ({error.strerror or error}); choose another --logs"
             ) from None
         if self.events:
-            print(f"logs: {folder}; look at them with: tensorboard --logdir {shlex.quote(str(logs))}")
+            print(f"logs: {folder}; to see them, run: tensorboard --logdir {shlex.quote(str(logs))}")
         else:
-            print(f"logs: {folder}/history.csv; for TensorBoard's too: pip install 'vgg-edge[tensorboard]'")
+            print(f"logs: {folder}/history.csv; TensorBoard files need: pip install '.[tensorboard]'")
 
     def log_epoch(self, stage: str, row: Mapping[str, float]) -> None:
-        """An epoch's figures, as {"epoch", "loss", "accuracy", "val_loss", …}."""
-        self._write(partial(self._epoch, stage, row))
+        """Write the metrics of an epoch: {"epoch", "loss", "accuracy", "val_loss", …}."""
+        self._write(partial(self._add_epoch, stage, row))
 
     def log_final(self, metrics: Mapping[str, Mapping[str, float] | None]) -> None:
-        """The run's figures in the end, of each split that was measured."""
-        for split, figures in metrics.items():
-            self._write(partial(self._add, split, "final", figures or {}, 0))
+        """Write the metrics of the finished run, by split; None for a split without photos."""
+        for split, values in metrics.items():
+            self._write(partial(self._add_scalars, split, "final", values or {}, 0))
 
-    def _epoch(self, stage: str, row: Mapping[str, float]) -> None:
+    def _add_epoch(self, stage: str, row: Mapping[str, float]) -> None:
         assert self.folder is not None
         with (self.folder / "history.csv").open("a", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["stage", *row], lineterminator="\n")
             if not file.tell():
                 writer.writeheader()
             writer.writerow({"stage": stage, **row})
-        figures = {name: value for name, value in row.items() if name != "epoch"}
-        val = {name: figures.pop(name) for name in list(figures) if name.startswith("val_")}
-        self._add("train", stage, figures, int(row["epoch"]))
-        self._add(
-            "val", stage, {n.removeprefix("val_"): value for n, value in val.items()}, int(row["epoch"])
-        )
+        values = {name: value for name, value in row.items() if name != "epoch"}
+        train = {name: value for name, value in values.items() if not name.startswith("val_")}
+        val = {name.removeprefix("val_"): values[name] for name in values if name not in train}
+        self._add_scalars("train", stage, train, int(row["epoch"]))
+        self._add_scalars("val", stage, val, int(row["epoch"]))
 
-    def _add(self, split: str, group: str, figures: Mapping[str, float], step: int) -> None:
+    def _add_scalars(self, split: str, group: str, values: Mapping[str, float], step: int) -> None:
         if split in self.events:
-            self.events[split]({f"{group}/{name}": value for name, value in figures.items()}, step)
+            self.events[split]({f"{group}/{name}": value for name, value in values.items()}, step)
 
     def _write(self, write: Callable[[], object]) -> None:
-        """A log that cannot be written any more is told of once; hours of training go on without it."""
+        """Report the first failure once; hours of training continue without logs."""
         if self.folder is None:
             return
         try:
             write()
         except OSError as error:
-            print(f"logs: {self.folder}: {error.strerror or error}; going on without", file=sys.stderr)
+            print(
+                f"logs: {self.folder}: {error.strerror or error}; training continues without logs",
+                file=sys.stderr,
+            )
             self.folder = None
 
 
-def _event_files(folder: Path) -> dict[str, Add]:
-    """By split, what adds scalars at a step, on disk when it returns; nothing without tensorboardX.
+def _event_files(folder: Path) -> dict[str, AddScalars]:
+    """By split, a function that writes scalars of a step to disk; empty without tensorboardX.
 
-    TensorBoard's own writer would load TensorFlow wherever it is installed, beside whatever backend trains.
+    TensorBoard's own writer would load TensorFlow beside the backend that trains.
     """
     try:
         from tensorboardX.event_file_writer import EventsWriter
@@ -102,8 +105,8 @@ def _event_files(folder: Path) -> dict[str, Add]:
     except ImportError:
         return {}
 
-    def open_one(split: str) -> Add:
-        # And not its SummaryWriter, whose thread would die of a full disk unseen, and training wait for it.
+    def open_writer(split: str) -> AddScalars:
+        # Not its SummaryWriter: on a full disk that one's thread ends silently, and training waits for it.
         writer = EventsWriter(str(folder / split / "events"))
 
         def add(scalars: Mapping[str, float], step: int) -> None:
@@ -113,4 +116,4 @@ def _event_files(folder: Path) -> dict[str, Add]:
 
         return add
 
-    return {split: open_one(split) for split in SPLITS}
+    return {split: open_writer(split) for split in SPLITS}

@@ -1,8 +1,8 @@
-"""Keep a run in its smallest true form: what differs from the base, large tensors in float16.
+"""Pack a run into a small folder: the tensors that differ from the base, the large ones in float16.
 
     python -m train.pack_run RUN FOLDER
 
-The folder is a run like any other to `python -m export`, which is told where its photos are by --photos-root.
+`python -m export` reads a packed run like any other; pass --photos-root, because the path is not stored.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
+from train.cli import INSTALL, run_cli
 from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, UNCOMPRESSED_CSV, RunError, open_run
 from train.run_writer import new_run_dir, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-LARGE = 2**16  # numbers: a tensor of fewer is kept as it is
-ALSO = ("metrics.json", "history.csv", "curves.png", "confusion.png", UNCOMPRESSED_CSV)
+FLOAT16_FROM = 2**16  # values; smaller tensors stay in float32
+COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", UNCOMPRESSED_CSV)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns its exit code: 0 done, 2 a usage error."""
+    """Run the command. Returns its exit code: 0 success, 2 error."""
     parser = argparse.ArgumentParser(prog="python -m train.pack_run", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="replaced if it is a run")
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder to read")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; replaces a run")
     arguments = parser.parse_args(argv)
-    try:
+
+    def run() -> int:
         pack_run(arguments.run, arguments.folder)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    size = sum(file.stat().st_size for file in arguments.folder.iterdir())
-    print(f"kept: {arguments.folder}, {size / 1e6:.1f} MB")
-    return 0
+        size = sum(file.stat().st_size for file in arguments.folder.iterdir())
+        print(f"packed run: {arguments.folder}, {size / 1e6:.1f} MB")
+        return 0
+
+    return run_cli(run, INSTALL, lambda: "no folder was written")
 
 
 def pack_run(run_folder: Path, folder: Path) -> None:
-    """Write the run to `folder`. Raises RunError when it is of another base than the bundled one, or
-    `folder` is something else than a run.
+    """Write a packed copy of a run to `folder`.
+
+    Raises RunError when the run was not trained on the bundled weights, or `folder` exists and is not a run.
     """
     with suppress_native_stderr():
         import keras  # noqa: F401
@@ -57,25 +58,25 @@ def pack_run(run_folder: Path, folder: Path) -> None:
     run = open_run(run_folder)
     base = read_weights()
     if run.base_sha256 != base.sha256:
-        raise RunError(f"run {run_folder}: was not trained on the bundled base; keep its model.keras instead")
+        raise RunError(f"run {run_folder}: not trained on the bundled weights; keep its model.keras instead")
     if folder.exists() and not (folder / "run.json").exists():
-        raise RunError(f"{folder} is not a run, so it is not replaced; give another folder")
+        raise RunError(f"{folder} is not a run, so it is not replaced; choose another folder")
     model = run.load_model()
-    changes: dict[str, NDArray[Any]] = {}
+    packed: dict[str, NDArray[Any]] = {}
     for variable in model.variables:
         value = np.asarray(variable, np.float32)
         if not np.array_equal(value, base.tensors.get(variable.path, ())):
-            changes[variable.path] = value.astype(np.float16) if value.size >= LARGE else value
+            packed[variable.path] = value.astype(np.float16) if value.size >= FLOAT16_FROM else value
     record = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     record["name"] = folder.name
     with new_run_dir(folder, overwrite=True) as partial:
         (partial / PACKED_ARCHITECTURE).write_text(model.to_json(indent=1), encoding="utf-8")
-        (partial / PACKED_WEIGHTS).write_bytes(save(changes))
+        (partial / PACKED_WEIGHTS).write_bytes(save(packed))
         write_record(partial, record, run.dataset, root="")
-        for name in ALSO:
+        for name in COPIED_FILES:
             if (run_folder / name).is_file():
                 (partial / name).write_bytes((run_folder / name).read_bytes())
-        if (folder / "README.md").is_file():  # what is said of it there stays
+        if (folder / "README.md").is_file():  # a description that someone added stays
             (partial / "README.md").write_bytes((folder / "README.md").read_bytes())
 
 

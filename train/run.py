@@ -1,6 +1,4 @@
-"""A run folder: a trained model and the whole record of how it was made. The one writer and the one reader
-of it.
-"""
+"""Read run folders: a trained model and the record of how it was made. train/run_writer.py writes them."""
 
 from __future__ import annotations
 
@@ -23,14 +21,14 @@ if TYPE_CHECKING:
     import keras
 
 
-# What a run in its smallest form has instead of model.keras.
+# A packed run (train/pack_run.py) has these two files instead of model.keras.
 PACKED_WEIGHTS = "changes.safetensors"
 PACKED_ARCHITECTURE = "architecture.json"
-# What the uncompressed model calls each photo of val and test, in a run that train/compress.py made.
+# The uncompressed model's label of each val and test photo, in a run that train.compress made.
 UNCOMPRESSED_CSV = "uncompressed.csv"
 
-# Of run.json, what each field is.
-FIELDS = {
+# The fields of run.json and their types.
+FIELD_TYPES = {
     "name": str,
     "created": str,
     "recipe": str,
@@ -47,18 +45,18 @@ FIELDS = {
     "thresholds": dict,
     "compressed": dict,
 }
-# What the values of some of them are.
-VALUES = {"thresholds": (int, float), "versions": (str,), "metrics": (dict, type(None))}
+# The types of the values in three of these fields.
+VALUE_TYPES = {"thresholds": (int, float), "versions": (str,), "metrics": (dict, type(None))}
 
 
 class RunError(UserError):
-    """A run folder that is missing, in the way, or not whole."""
+    """A run folder that is missing, incomplete, or cannot be written."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as read. `settings` are train.settings.Settings as a mapping; `metrics` are of val and
-    test.
+    """The contents of a run folder. `settings` map the fields of train.settings.Settings to their values,
+    `metrics` map val and test to the summaries of train.evaluation.
     """
 
     path: Path
@@ -75,31 +73,31 @@ class Run:
     versions: Mapping[str, str]
     device: str
     metrics: Mapping[str, Any]
-    thresholds: Mapping[str, float]  # by output, as in the contract
-    compressed: Mapping[str, Any]  # what train/compress.py did to it; empty if nothing
+    thresholds: Mapping[str, float]  # by output, as in the model contract
+    compressed: Mapping[str, Any]  # how train.compress made it; empty if not compressed
 
     def load_model(self) -> keras.Model:
-        """The trained model, float32: `image` uint8 [N, H, W, 3], 224 x 224 unless compressed →
-        `probabilities` float32 [N, C], and `known` float32 [N, 1] if it learnt that.
+        """The trained float32 model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], and
+        `known` float32 [N, 1] if the run has a novelty detector.
 
-        Raises RunError when its file is damaged.
+        Raises RunError when the file is damaged.
         """
         import keras
 
         if (self.path / PACKED_WEIGHTS).is_file():
-            return _rebuilt(self.path, self.base_sha256)
+            return _load_packed(self.path, self.base_sha256)
         try:
             return keras.saving.load_model(self.path / "model.keras", compile=False)
-        except Exception as error:  # Keras, zipfile and h5py raise many kinds for a file that is damaged
+        except Exception as error:  # Keras, zipfile and h5py raise many types for a damaged file
             reason = " ".join(str(error).split())[:200]
             raise RunError(
                 f"run {self.path}: model.keras cannot be read ({reason}); train it again"
             ) from None
 
     def uncompressed_labels(self) -> Mapping[str, str]:
-        """By photo of val and test, what the uncompressed model calls it; nothing of a run not compressed.
+        """The uncompressed model's label of each val and test photo, by path; empty unless compressed.
 
-        Raises RunError.
+        Raises RunError when the file cannot be read.
         """
         if not self.compressed:
             return {}
@@ -111,8 +109,8 @@ class Run:
             raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV}: {reason}; compress it again") from None
 
 
-def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
-    """The model of a run that train/keep.py wrote: its own tensors, and the base's for the others."""
+def _load_packed(path: Path, base_sha256: str) -> keras.Model:
+    """The model of a packed run: its own tensors, and the base's for all others."""
     import keras
     from safetensors import SafetensorError
     from safetensors.numpy import load
@@ -121,27 +119,25 @@ def _rebuilt(path: Path, base_sha256: str) -> keras.Model:
 
     base = read_weights()
     if base.sha256 != base_sha256:
-        raise RunError(f"run {path}: is of another base than models/vgg16; check that out, or train again")
+        raise RunError(f"run {path}: trained on other weights than models/vgg16; restore them or train again")
     try:
         model = keras.models.model_from_json((path / PACKED_ARCHITECTURE).read_text(encoding="utf-8"))
-        changes = load((path / PACKED_WEIGHTS).read_bytes())
+        packed = load((path / PACKED_WEIGHTS).read_bytes())
         for variable in model.variables:
-            found = changes.get(variable.path, base.tensors.get(variable.path))
-            if found is None:
+            value = packed.get(variable.path, base.tensors.get(variable.path))
+            if value is None:
                 raise ValueError(f"{variable.path} is missing")
-            variable.assign(found.astype(np.float32))
+            variable.assign(value.astype(np.float32))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunError(
-            f"run {path}: {PACKED_WEIGHTS} cannot be read ({reason}); check it out again"
-        ) from None
+        raise RunError(f"run {path}: {PACKED_WEIGHTS} cannot be read ({reason}); restore the file") from None
     return model
 
 
 def open_run(path: Path, photos_root: Path | None = None) -> Run:
-    """Read a run folder; raises RunError when it is missing or not whole.
+    """Read a run folder. Raises RunError when it is missing or incomplete.
 
-    `photos_root` says where its photos are, if no longer where they were trained on.
+    `photos_root` is the folder of its photos, if they have moved since training.
     """
     path = Path(path)
     try:
@@ -152,14 +148,14 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
         )
         for name in ("run.json", "photos.csv", "left_out.csv", *trained):
             if not (path / name).is_file():
-                raise RunError(f"run {path}: {name} is missing, so this is not a whole run; train it again")
+                raise RunError(f"run {path}: {name} is missing, so the run is incomplete; train it again")
         record = _record(path / "run.json")
         classes = tuple(record["classes"])
         root = photos_root or Path(record["photos_root"])
         dataset = read_manifest(path, root, classes, record["synthetic"])
         return Run(
             path=path,
-            name=record["name"] or path.resolve().name,  # of one written to "."
+            name=record["name"] or path.resolve().name,  # the name is empty for a run written to "."
             created=record["created"],
             recipe=record["recipe"],
             settings=record["settings"],
@@ -176,40 +172,40 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
             compressed=record["compressed"],
         )
     except OSError as error:
-        raise RunError(f"run {path}: {error.strerror}; make it readable, or give another run") from None
+        raise RunError(f"run {path}: {error.strerror}; make it readable, or choose another run") from None
     except (ValueError, TypeError, csv.Error, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))[:200]
         raise RunError(f"run {path}: its record cannot be read ({reason}); train it again") from None
 
 
 def _record(file: Path) -> dict[str, Any]:
-    """A run.json, each field of its type. Raises OSError, ValueError, RecursionError."""
+    """The fields of a run.json, with checked types. Raises OSError, ValueError or RecursionError."""
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
-    record: dict[str, Any] = {"thresholds": {}, "compressed": {}} | found  # older runs have none
-    for field, kind in FIELDS.items():
+    record: dict[str, Any] = {"thresholds": {}, "compressed": {}} | found  # older runs lack these
+    for field, kind in FIELD_TYPES.items():
         if type(record.get(field)) is not kind:
             raise ValueError(f"{field} is missing or not of type {kind.__name__}")
-    for field, kinds in VALUES.items():
+    for field, kinds in VALUE_TYPES.items():
         if not all(type(value) in kinds for value in record[field].values()):
-            raise ValueError(f"a value of {field} is of another type than it must be")
+            raise ValueError(f"a value of {field} has the wrong type")
     if not all(isinstance(label, str) for label in record["classes"]):
-        raise ValueError("classes are not all names")
+        raise ValueError("classes are not all texts")
     name = record["name"]
-    # It becomes a folder's where a run is exported or compressed: one that must not lead elsewhere.
+    # Export and compression name folders after it, so it must not be a path.
     if name in (".", "..") or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255:
-        raise ValueError("name is not a bare name of a folder")
+        raise ValueError("name is not a plain folder name")
     return record
 
 
 def newest_run(root: Path = Path("runs")) -> Path:
-    """The run under `root` created last; raises RunError when there is none."""
+    """The run under `root` that was created last. Raises RunError without a run."""
     runs: list[tuple[str, Path]] = []
     for file in Path(root).glob("*/run.json"):
         if not file.parent.name.startswith("."):
             with suppress(OSError, ValueError, RecursionError):
                 runs.append((_record(file)["created"], file.parent))
     if not runs:
-        raise RunError(f"no run under {root}/; train one with: python -m train PHOTOS")
+        raise RunError(f"no run in {root}/; train one with: python -m train PHOTOS")
     return max(runs)[1]

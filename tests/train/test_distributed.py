@@ -27,15 +27,15 @@ def history(gpus: int) -> list[dict[str, float]]:
     return rows
 
 
-def test_two_devices_train_as_one() -> None:
-    """CPUs stand for GPUs: what Keras and TensorFlow do to spread a step is the same."""
+def test_two_devices_give_the_losses_of_one() -> None:
+    """CPU devices stand in for GPUs: Keras distributes a step in the same way."""
     one, two = history(1), history(2)
     assert len(one) == len(two) == 3 and one[-1]["loss"] < one[0]["loss"]
     for first, second in zip(one, two, strict=True):
         assert second == pytest.approx(first, rel=1e-4, abs=1e-5)
 
 
-def test_each_process_feeds_its_share() -> None:
+def test_the_batches_of_all_processes_together_hold_every_photo_once() -> None:
     features, labels = np.arange(22.0)[:, np.newaxis], np.zeros(22, np.int32)
     shares = [Batches(features, labels, 2, 9, shard=ProcessShard(process, 2, 4)) for process in range(2)]
     whole = []
@@ -48,8 +48,8 @@ def test_each_process_feeds_its_share() -> None:
     assert [len(share) for share in shares] == [3, 3]
 
 
-def test_processes_that_cannot_be_joined_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_processes_without_jax_raise_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert init_distributed() == ProcessShard()
     monkeypatch.setenv(PROCESSES_VARIABLE, "2")
-    with pytest.raises(UserError, match="set KERAS_BACKEND=jax"):
+    with pytest.raises(UserError, match="KERAS_BACKEND=jax"):
         init_distributed()

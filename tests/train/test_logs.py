@@ -20,12 +20,13 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def test_every_epoch_is_on_disk_when_it_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_epoch_is_on_disk_as_soon_as_it_is_logged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     logs = TrainingLogger(tmp_path / "logs", Path("runs/mine"))
     folder = tmp_path / "logs" / "mine"
-    assert capsys.readouterr().out == (
-        f"logs: {folder}; look at them with: tensorboard --logdir {tmp_path / 'logs'}\n"
-    )
+    printed = capsys.readouterr().out
+    assert f"logs: {folder};" in printed and f"tensorboard --logdir {tmp_path / 'logs'}\n" in printed
     logs.log_epoch("head", ROW)
     assert scalars(folder / "train") == {"head/loss": [(1, 0.5)], "head/accuracy": [(1, 0.75)]}
     assert scalars(folder / "val") == {"head/loss": [(1, 0.25)], "head/accuracy": [(1, 1.0)]}
@@ -40,7 +41,7 @@ def test_every_epoch_is_on_disk_when_it_is_told(tmp_path: Path, capsys: pytest.C
     assert scalars(folder / "test") == {"final/n": [(0, 8.0)], "final/top1": [(0, 0.5)]}
 
 
-def test_a_run_of_the_same_name_starts_anew(tmp_path: Path) -> None:
+def test_the_logs_of_an_earlier_run_with_the_same_name_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("not ours")
     for loss in (0.5, 0.25):
@@ -52,22 +53,21 @@ def test_a_run_of_the_same_name_starts_anew(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "notes.txt").exists()
 
 
-def test_without_tensorboard_the_csv_is_kept(
+def test_without_tensorboard_only_the_csv_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
     logs = TrainingLogger(tmp_path, Path("runs/mine"))
-    assert capsys.readouterr().out == (
-        f"logs: {tmp_path}/mine/history.csv; for TensorBoard's too: pip install 'vgg-edge[tensorboard]'\n"
-    )
+    printed = capsys.readouterr().out
+    assert f"logs: {tmp_path}/mine/history.csv;" in printed and "[tensorboard]" in printed
     logs.log_epoch("head", ROW)
     logs.log_final({"test": {"n": 8}})
     assert (tmp_path / "mine" / "history.csv").read_text().count("\n") == 2
     assert not list(tmp_path.rglob("events*"))
 
 
-def test_logs_that_can_be_written_no_more_stop_nothing(
+def test_a_full_disk_stops_the_logs_and_not_the_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logs = TrainingLogger(tmp_path, Path("runs/mine"))
@@ -75,18 +75,20 @@ def test_logs_that_can_be_written_no_more_stop_nothing(
     (tmp_path / "mine" / "history.csv").mkdir()
     logs.log_epoch("head", ROW)
     logs.log_epoch("head", ROW)
-    assert capsys.readouterr().err == f"logs: {tmp_path}/mine: Is a directory; going on without\n"
+    assert capsys.readouterr().err.startswith(f"logs: {tmp_path}/mine: Is a directory;")
 
 
 @pytest.mark.parametrize("logs", ["runs", "runs/mine", "runs/mine/logs"])
-def test_logs_in_the_way_of_the_run(logs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logs_in_the_folder_of_the_run_raise_user_error(
+    logs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="would be in the way of the run; give --logs"):
+    with pytest.raises(UserError, match="--logs"):
         TrainingLogger(Path(logs), Path("runs/mine"))
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_unwritable_logs_folder_raises_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot be written \(Not a directory\); give another --logs"):
+    with pytest.raises(UserError, match=r"Not a directory.*--logs"):
         TrainingLogger(tmp_path / "file", Path("mine"))

@@ -5,19 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train import pack_run as keep
+from train.pack_run import main
 from train.run import PACKED_WEIGHTS, RunError, open_run
 
 
 @pytest.fixture(scope="module")
-def kept(synthetic_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("kept") / "flowers"
-    assert keep.main([str(synthetic_run), str(folder)]) == 0
+def packed_run(synthetic_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "flowers"
+    assert main([str(synthetic_run), str(folder)]) == 0
     return folder
 
 
-def test_it_answers_as_the_run_does(kept: Path, synthetic_run: Path, synthetic_photos: Path) -> None:
-    run = open_run(kept, synthetic_photos)
+def test_a_packed_run_gives_the_same_outputs_as_the_run(
+    packed_run: Path, synthetic_run: Path, synthetic_photos: Path
+) -> None:
+    run = open_run(packed_run, synthetic_photos)
     assert run.name == "flowers" and run.dataset.root == synthetic_photos
     whole = open_run(synthetic_run)
     assert run.dataset.photos == whole.dataset.photos and run.thresholds == whole.thresholds
@@ -28,19 +30,19 @@ def test_it_answers_as_the_run_does(kept: Path, synthetic_run: Path, synthetic_p
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
-def test_it_holds_what_differs_from_the_base(kept: Path) -> None:
-    assert not (kept / "model.keras").exists()
-    assert not (kept / "report.html").exists(), "photos, however small, are not for a repository"
-    assert sum(file.stat().st_size for file in kept.iterdir()) < 2_000_000
-    assert str(Path.home()) not in (kept / "run.json").read_text()
+def test_a_packed_run_holds_only_tensors_that_differ_from_the_base(packed_run: Path) -> None:
+    assert not (packed_run / "model.keras").exists()
+    assert not (packed_run / "report.html").exists(), "photos, however small, are not for a repository"
+    assert sum(file.stat().st_size for file in packed_run.iterdir()) < 2_000_000
+    assert str(Path.home()) not in (packed_run / "run.json").read_text()
 
 
-def test_a_damaged_one_is_told(kept: Path, tmp_path: Path) -> None:
+def test_a_damaged_packed_run_raises_run_error(packed_run: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    for file in kept.iterdir():
+    for file in packed_run.iterdir():
         (broken / file.name).write_bytes(file.read_bytes())
-    (broken / PACKED_WEIGHTS).write_bytes((kept / PACKED_WEIGHTS).read_bytes()[:500])
+    (broken / PACKED_WEIGHTS).write_bytes((packed_run / PACKED_WEIGHTS).read_bytes()[:500])
     with pytest.raises(RunError, match=r"changes\.safetensors cannot be read"):
         open_run(broken).load_model()
     (broken / "architecture.json").unlink()
@@ -48,25 +50,23 @@ def test_a_damaged_one_is_told(kept: Path, tmp_path: Path) -> None:
         open_run(broken)
 
 
-def test_another_folder_is_not_replaced(
+def test_a_folder_that_is_not_a_run_is_not_replaced(
     synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert keep.main([str(synthetic_run), str(tmp_path)]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path} is not a run, so it is not replaced; give another folder\n"
-    )
+    assert main([str(synthetic_run), str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path} is not a run") and error.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_compressed_run_is_kept_with_what_the_uncompressed_one_says(
+def test_a_packed_compressed_run_keeps_the_uncompressed_labels_and_its_readme(
     compressed_run: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "kept"
-    assert keep.main([str(compressed_run), str(folder)]) == 0
+    folder = tmp_path / "packed"
+    assert main([str(compressed_run), str(folder)]) == 0
     (folder / "README.md").write_text("of it")
-    assert keep.main([str(compressed_run), str(folder)]) == 0
+    assert main([str(compressed_run), str(folder)]) == 0
     assert (folder / "README.md").read_text() == "of it"
     run, whole = open_run(folder), open_run(compressed_run)
     assert run.compressed == whole.compressed and run.uncompressed_labels() == whole.uncompressed_labels()
