@@ -194,8 +194,9 @@ def _files(index: Index, recipes: Mapping[str, str]) -> str:
 
 
 def _parity(results: Sequence[ParityResult]) -> str:
-    columns = parity_columns(results)
-    columns["verdict"] = [_escaped(detailed_verdict(result)) for result in results]
+    columns = parity_columns(results) | {
+        "verdict": [_escaped(detailed_verdict(result)) for result in results]
+    }
     texts = 3  # format, precision and engine are texts, and the verdict; the other columns are numbers
     lines = [
         "| " + " | ".join(map(_escaped, columns)) + " |",

@@ -31,10 +31,7 @@ def parity_report(results: Sequence[ParityResult], names: Mapping[FileKey, str],
 
 def table(results: Sequence[ParityResult]) -> str:
     """One line per file and engine."""
-    columns = parity_columns(results)
-    sizes = [f"{result.bytes / 1e6:.1f}" for result in results]
-    columns = {**dict(list(columns.items())[:3]), "MB": sizes, **dict(list(columns.items())[3:])}
-    columns["verdict"] = [verdict(result) for result in results]
+    columns = parity_columns(results) | {"verdict": [verdict(result) for result in results]}
     padded = []
     for name, cells in columns.items():
         width = max(map(len, (name, *cells)))
@@ -49,6 +46,7 @@ def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
         "format": [result.format for result in results],
         "precision": [result.precision for result in results],
         "engine": [result.engine for result in results],
+        "MB": [f"{result.bytes / 1e6:.1f}" for result in results],
         "top-1": [f"{result.top1:.1%}" for result in results],
         "same answer": [f"{result.agreement:.1%}" for result in results],
         "mean |Δp|": [f"{result.mean_dp:.6f}" for result in results],

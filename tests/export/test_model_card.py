@@ -54,7 +54,7 @@ def test_figures_are_the_recorded_figures(contract: Contract) -> None:
     assert "top-1 50.0% on 2 test photos" in text
     assert "3 generated pictures for training, 0 for validation and 2 for testing" in text
     assert contract.data_sha256 in text
-    assert "| tflite | int8 | litert 2.3.0 | 90.0% | 100.0% |" in text and "500 test photos" in text
+    assert "| tflite | int8 | litert 2.3.0 | 1.0 | 90.0% | 100.0% |" in text and "500 test photos" in text
     assert "| `small_int8.tflite` | 1.0 | 1.53 | per-channel, float head |" in text
     assert "Trained on generated pictures" in text
     assert "/home/somebody" not in text
