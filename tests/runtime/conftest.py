@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,9 @@ from PIL import Image
 from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile
+from tests.runtime.make_models import FORMATS, FORMATS_WITH_KNOWN, SIDE, model_path
 
 LABELS = ("blau", "grün", "红")  # by the strongest channel of B, G, R
-SIDE = 32
 
 CONTRACT = Contract(
     version=CONTRACT_VERSION,
@@ -35,25 +37,15 @@ CONTRACT = Contract(
 )
 
 
-def convert(known: bool, format: str, precision: str) -> bytes:
-    """The colour network in one format. `known` adds the output: is the picture bright?"""
-    import keras
+MakeFolder = Callable[..., Path]
 
-    from export.formats import FLOAT_CONVERTERS
 
-    image = keras.Input((SIDE, SIDE, 3), dtype="uint8", name="image")
-    x = keras.layers.Rescaling(1 / 255)(image)
-    convolution = keras.layers.Conv2D(3, 1, use_bias=False, name="block1_conv1")
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(convolution(x))
-    convolution.set_weights([np.eye(3, dtype=np.float32).reshape(1, 1, 3, 3)])
-    logits = keras.layers.Dense(3, name="logits")
-    outputs = [keras.layers.Softmax(name="probabilities")(logits(x))]
-    logits.set_weights([10 * np.eye(3, dtype=np.float32)[::-1], np.zeros(3, np.float32)])
-    if known:
-        bright = keras.layers.Dense(1, activation="sigmoid", name="known")
-        outputs.append(bright(x))
-        bright.set_weights([np.full((3, 1), 10, np.float32), np.array([-5], np.float32)])
-    return FLOAT_CONVERTERS[format, precision](keras.Model(image, outputs, name="colours"))
+def rewrite_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the fields of a folder's model.json."""
+    path = folder / INDEX_NAME
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    change(fields)
+    path.write_text(json.dumps(fields), encoding="utf-8")
 
 
 def write_folder(folder: Path, files: dict[tuple[str, str], bytes], contract: Contract) -> Path:
@@ -81,8 +73,8 @@ def write_folder(folder: Path, files: dict[tuple[str, str], bytes], contract: Co
 
 @pytest.fixture(scope="session")
 def converted() -> dict[tuple[str, str], bytes]:
-    keys = (("tflite", "float32"), ("tflite", "dynamic"), ("onnx", "float32"))
-    return {key: convert(False, *key) for key in keys}
+    """The network's files without a contract, by format and precision."""
+    return {key: model_path(False, *key).read_bytes() for key in FORMATS}
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +86,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory, converted: dict[tuple[str,
 @pytest.fixture(scope="session")
 def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the output `known`."""
-    files = {key: convert(True, *key) for key in (("tflite", "float32"), ("onnx", "float32"))}
+    files = {key: model_path(True, *key).read_bytes() for key in FORMATS_WITH_KNOWN}
     contract = replace(CONTRACT, thresholds={"known": 0.5})
     return write_folder(tmp_path_factory.mktemp("models") / "knowing", files, contract)
 

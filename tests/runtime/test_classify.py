@@ -37,7 +37,7 @@ def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_person_reads_it(colours: Path, photos: Path, capsys: Capture) -> None:
+def test_photos_are_printed_as_an_aligned_table(colours: Path, photos: Path, capsys: Capture) -> None:
     assert main([str(photos / "red.jpg"), str(photos / "blue.png"), "--model", str(colours)]) == 0
     out, err = capsys.readouterr()
     header, red, blue = out.splitlines()
@@ -48,7 +48,7 @@ def test_a_person_reads_it(colours: Path, photos: Path, capsys: Capture) -> None
     assert blue.index("100.0%") == red.index("100.0%") + 1
 
 
-def test_json_is_as_documented(colours: Path, photos: Path, capsys: Capture) -> None:
+def test_json_has_the_documented_fields(colours: Path, photos: Path, capsys: Capture) -> None:
     assert main([str(photos / "red.jpg"), "--model", str(colours), "--json", "--top", "2"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -61,7 +61,7 @@ def test_json_is_as_documented(colours: Path, photos: Path, capsys: Capture) -> 
     assert set(answer["ms"]) == {"decode", "infer"} and all(ms >= 0 for ms in answer["ms"].values())
 
 
-def test_known_by_the_contracts_threshold(
+def test_known_is_decided_by_the_contracts_threshold(
     knowing: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     Image.new("RGB", (40, 40), (30, 0, 0)).save(tmp_path / "dark.png")
@@ -75,7 +75,7 @@ def test_known_by_the_contracts_threshold(
     assert "unknown (nearest: 红 0." in capsys.readouterr().out.splitlines()[2]
 
 
-def test_folders_are_searched_and_sorted_as_people_count(
+def test_folders_are_searched_and_sorted_naturally(
     colours: Path, photos: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     folder = tmp_path / "all"
@@ -94,7 +94,7 @@ def test_folders_are_searched_and_sorted_as_people_count(
     ]
 
 
-def test_patterns_that_the_shell_left(colours: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_patterns_are_expanded(colours: Path, photos: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main([f"{photos}/*.jpg", f"{photos}/**/1*.png", "--model", str(colours), "--json"]) == 0
     names = [Path(answer["source"]).name for answer in objects(capsys.readouterr().out)]
     assert names == ["green.jpg", "red.jpg", "1.png", "10.png"]
@@ -105,7 +105,7 @@ def test_patterns_that_the_shell_left(colours: Path, photos: Path, tmp_path: Pat
     assert "*.heic: matches no file" in capsys.readouterr().err
 
 
-def test_standard_input(colours: Path, photos: Path) -> None:
+def test_a_picture_is_read_from_standard_input(colours: Path, photos: Path) -> None:
     data = (photos / "green.jpg").read_bytes()
     done = command("-", "--json", "--model", colours, input=data)
     (answer,) = objects(done.stdout.decode())
@@ -115,7 +115,9 @@ def test_standard_input(colours: Path, photos: Path) -> None:
     assert (done.stderr, done.returncode) == (b"error: -: is empty\n", 1)
 
 
-def test_bad_ones_get_a_line_each_and_the_rest_an_answer(colours: Path, photos: Path, tmp_path: Path) -> None:
+def test_each_bad_photo_gets_an_error_line_and_the_rest_are_classified(
+    colours: Path, photos: Path, tmp_path: Path
+) -> None:
     bad = {"text.jpg": b"<html>", "empty.png": b"", "cut.png": (photos / "blue.png").read_bytes()[:60]}
     for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
@@ -140,7 +142,7 @@ def test_bad_ones_get_a_line_each_and_the_rest_an_answer(colours: Path, photos: 
     ["фото.png", "写真🌷.png", "صورة.png", "a\nb\x1b[2J.png", b"\xff\xfe.png"],
     ids=["cyrillic", "japanese", "arabic", "control", "undecodable"],
 )
-def test_names_in_any_script(
+def test_file_names_may_be_in_any_script(
     colours: Path, photos: Path, tmp_path: Path, name: str | bytes, encoding: str
 ) -> None:
     path = os.path.join(os.fsencode(tmp_path), os.fsencode(name))  # noqa: PTH118 (bytes)
@@ -153,7 +155,7 @@ def test_names_in_any_script(
         assert len((done.stdout + done.stderr).splitlines()) == 1 + (b"--json" not in arguments)
 
 
-def test_usage_models_and_engines_exit_2(colours: Path, photos: Path, tmp_path: Path) -> None:
+def test_usage_model_and_engine_errors_exit_with_2(colours: Path, photos: Path, tmp_path: Path) -> None:
     red = photos / "red.jpg"
     for arguments in (
         [],
@@ -170,7 +172,7 @@ def test_usage_models_and_engines_exit_2(colours: Path, photos: Path, tmp_path: 
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_no_engine_says_what_to_install(colours: Path, photos: Path) -> None:
+def test_a_missing_engine_names_the_install_command(colours: Path, photos: Path) -> None:
     code = (
         "import runtime.inference.engines as e; e.find_spec = lambda name: None; import sys; "
         "from runtime.classify import main; sys.exit(main(sys.argv[1:]))"
@@ -178,18 +180,18 @@ def test_no_engine_says_what_to_install(colours: Path, photos: Path) -> None:
     run = [sys.executable, "-c", code, str(photos / "red.jpg"), "--model", str(colours)]
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: no engine for tflite files is installed: pip install 'vgg-edge[")
+    assert "tflite" in done.stderr and "pip install 'vgg-edge[" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_nothing_but_errors_on_stderr(colours: Path, photos: Path) -> None:
+def test_stderr_is_empty_without_errors(colours: Path, photos: Path) -> None:
     for engine in ENGINES:
         done = command(photos / "red.jpg", "--model", colours, "--engine", engine)
         assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
-def test_a_closed_pipe_and_ctrl_c_are_quiet(colours: Path, photos: Path) -> None:
+def test_a_closed_pipe_and_ctrl_c_print_nothing(colours: Path, photos: Path) -> None:
     run = [sys.executable, "-m", "runtime.classify", "--model", str(colours), *[str(photos)] * 200]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as head:
@@ -207,7 +209,7 @@ def test_a_closed_pipe_and_ctrl_c_are_quiet(colours: Path, photos: Path) -> None
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
-def test_a_full_disk_is_told(colours: Path, photos: Path) -> None:
+def test_a_full_disk_exits_with_2(colours: Path, photos: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = command(photos, "--model", colours, stdout=full, stderr=subprocess.PIPE, capture_output=False)
     assert (done.returncode, done.stderr) == (2, b"error: the output: no space left on device\n")
@@ -225,7 +227,9 @@ def test_streams_may_be_closed(closed: str, code: int, out: int, colours: Path, 
     assert done.stderr == ("error: -: is empty\n" if code else "")
 
 
-def test_a_name_longer_than_any_file_has(colours: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_name_too_long_for_the_file_system_gives_one_line(
+    colours: Path, tmp_path: Path, capsys: Capture
+) -> None:
     name = "x" * 300
     for arguments in (
         [name, "--model", str(colours)],
@@ -242,7 +246,7 @@ def test_no_warning_from_running_the_module(colours: Path, photos: Path) -> None
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_terminal_gets_a_bar(colours: Path, photos: Path) -> None:
+def test_a_terminal_shows_a_bar(colours: Path, photos: Path) -> None:
     pty = pytest.importorskip("pty")
     ours, theirs = pty.openpty()
     assert (
@@ -255,7 +259,7 @@ def test_a_terminal_gets_a_bar(colours: Path, photos: Path) -> None:
 
 # tflite-runtime is left to the command's tests: it cannot work in a process that has loaded TensorFlow.
 @pytest.mark.parametrize("engine", ["auto", "litert", "onnx"])
-def test_classifier(colours: Path, photos: Path, engine: str) -> None:
+def test_the_classifier_accepts_paths_and_bytes(colours: Path, photos: Path, engine: str) -> None:
     classifier = Classifier(colours, engine=engine, threads=1)
     for source in (photos / "red.jpg", str(photos / "red.jpg"), (photos / "red.jpg").read_bytes()):
         answer = classifier(source)
@@ -268,12 +272,12 @@ def test_classifier(colours: Path, photos: Path, engine: str) -> None:
         classifier("nowhere.jpg")
 
 
-def test_an_unknown_engine_is_named(colours: Path) -> None:
+def test_an_unknown_engine_raises_engine_error(colours: Path) -> None:
     with pytest.raises(EngineError, match="no engine is called 'torch'"):
         Classifier(colours, engine="torch")
 
 
-def test_reading_ahead_is_bounded_in_order_and_ends(colours: Path, photos: Path) -> None:
+def test_prefetching_is_bounded_in_order_and_stops(colours: Path, photos: Path) -> None:
     taken = 0
 
     def sources() -> Iterator[Path]:
@@ -308,7 +312,7 @@ def test_an_error_of_the_callers_own_sources_reaches_the_caller(colours: Path, p
         list(Classifier(colours).predict_many(sources()))
 
 
-def test_encoded_bytes_in_a_stream(colours: Path, photos: Path) -> None:
+def test_bytes_and_binary_files_are_classified(colours: Path, photos: Path) -> None:
     data = (photos / "red.jpg").read_bytes()
     answers = [answer for _, answer in Classifier(colours).predict_many([data, io.BytesIO(data)])]
     assert [(answer.source, answer.label) for answer in answers if isinstance(answer, Prediction)] == [

@@ -61,7 +61,7 @@ def test_the_wheel_carries_the_released_model_and_not_the_base(wheel: Path) -> N
     assert not [name for name in names if "vgg16" in name or name.endswith((".safetensors", ".jpg", ".png"))]
 
 
-def test_it_classifies_from_an_empty_directory(python: Path, tmp_path: Path) -> None:
+def test_the_wheel_classifies_from_an_empty_directory(python: Path, tmp_path: Path) -> None:
     Image.new("RGB", (640, 480), "gold").save(tmp_path / "photo.jpg")
     labels = read_index(RELEASED).contract.labels
     command = (python, "-W", "error", "-m", "runtime.classify", "photo.jpg")
@@ -72,7 +72,7 @@ def test_it_classifies_from_an_empty_directory(python: Path, tmp_path: Path) -> 
     assert line.startswith("photo.jpg  ")
 
 
-def test_nothing_that_trains_is_imported_or_there(python: Path, tmp_path: Path) -> None:
+def test_no_training_library_is_installed_or_imported(python: Path, tmp_path: Path) -> None:
     code = (
         "import importlib, json, pkgutil, sys, runtime; "
         "modules = [module.name for module in pkgutil.iter_modules(runtime.__path__)]; "
@@ -88,7 +88,7 @@ def test_nothing_that_trains_is_imported_or_there(python: Path, tmp_path: Path) 
     assert not {"tensorflow", "keras", "onnx", "tf2onnx", "train", "export"} & set(imported)
 
 
-def test_a_key_without_its_extra_is_told(python: Path, tmp_path: Path) -> None:
+def test_a_key_without_cryptography_names_the_extra(python: Path, tmp_path: Path) -> None:
     """Refused, not passed over: what cannot be checked does not run."""
     Image.new("RGB", (64, 48), "gold").save(tmp_path / "photo.jpg")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
@@ -100,13 +100,13 @@ def test_a_key_without_its_extra_is_told(python: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_environment_is_small(python: Path) -> None:
+def test_the_environment_takes_less_than_200_mb(python: Path) -> None:
     files = [path for path in python.parents[1].rglob("*") if path.is_file() and not path.is_symlink()]
     assert sum(path.stat().st_size for path in files) <= MAX_BYTES
 
 
 @pytest.mark.parametrize(("package", "extra"), [("train", "train"), ("export", "export")])
-def test_what_is_not_installed_is_told(package: str, extra: str, python: Path, tmp_path: Path) -> None:
+def test_a_missing_package_names_the_extra(package: str, extra: str, python: Path, tmp_path: Path) -> None:
     for label in ("daisy", "roses"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for number in range(8):

@@ -18,7 +18,7 @@ def write(path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_link_stays_and_its_file_is_written(tmp_path: Path, there: bool) -> None:
+def test_a_symbolic_link_stays_and_its_target_is_replaced(tmp_path: Path, there: bool) -> None:
     target, link = tmp_path / "disk" / "results.csv", tmp_path / "results.csv"
     target.parent.mkdir()
     if there:
@@ -29,7 +29,7 @@ def test_a_link_stays_and_its_file_is_written(tmp_path: Path, there: bool) -> No
     assert {path.name for path in tmp_path.rglob("*")} == {"disk", "results.csv"}
 
 
-def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
     """As root, /dev/null would have become a file."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")

@@ -41,15 +41,15 @@ UNNAMED = "Features : fp asimd asimddp i8mm\nCPU implementer : 0x41\nCPU part : 
     ],
     ids=["x86", "pi-5", "pi-2", "unnamed"],
 )
-def test_cpu(said: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processor_is_named(said: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.cpu_name()  # on systems without one
     (tmp_path / "cpuinfo").write_text(said)
     assert machine.cpu_name() == cpu
 
 
-def test_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "BOARD", (tmp_path / "model", tmp_path / "product_name"))
+def test_the_board_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "BOARD_FILES", (tmp_path / "model", tmp_path / "product_name"))
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
     assert machine.board_name() == ""
     (tmp_path / "cpuinfo").write_text(X86)

@@ -27,13 +27,15 @@ from tests.helpers import ROOT
         ("tulips", 0, ""),
     ],
 )
-def test_cut_counts_what_is_seen(text: str, columns: int, kept: str) -> None:
+def test_truncate_counts_visible_columns(text: str, columns: int, kept: str) -> None:
     assert truncate(text, columns) == kept
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
 @pytest.mark.parametrize(("told", "columns"), [(20, 20), (80, 80), (0, 80)])  # 0: a serial console
-def test_one_line_is_redrawn_and_fits(told: int, columns: int, colours: Path, clips: dict[str, Path]) -> None:
+def test_the_camera_redraws_one_line_that_fits_the_terminal(
+    told: int, columns: int, colours: Path, clips: dict[str, Path]
+) -> None:
     import fcntl
     import pty
     import termios

@@ -38,7 +38,9 @@ def save_for(folder: Path, **changes: object) -> Path:
     return save_selection(files, EngineSelection(**{**choice, "measured": "2026-11-26T12:00:00Z", **changes}))  # type: ignore[arg-type]
 
 
-def test_auto_takes_what_was_measured(folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_auto_uses_the_measured_engine_and_threads(
+    folder: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     by_rule = Classifier(folder)
     assert by_rule.session.engine.startswith("litert ")
     assert by_rule.engine_reason.startswith("auto: litert, by rule: ")
@@ -60,7 +62,9 @@ def test_auto_takes_what_was_measured(folder: Path, photos: Path, capsys: pytest
     assert capsys.readouterr().err == ""
 
 
-def test_a_live_classifier_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reloading_classifier_keeps_the_measured_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
     save_for(folder)
     classifier = ReloadingClassifier(folder)
@@ -71,7 +75,9 @@ def test_a_live_classifier_keeps_to_it(folder: Path, monkeypatch: pytest.MonkeyP
         assert classifier.now() is first
 
 
-def test_another_model_voids_it(folder: Path, make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_another_model_invalidates_the_measurement(
+    folder: Path, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
     save_for(folder)
     assert isinstance(load_selection(choose_model(folder).candidates), EngineSelection)
     copied = folder.rename(tmp_path / "elsewhere")  # the same files in another place are the same model
@@ -83,7 +89,7 @@ def test_another_model_voids_it(folder: Path, make_folder: Callable[..., Path], 
     assert load_selection(choose_model(copied).candidates) == "not measured on this machine"
 
 
-def test_a_model_exchanged_after_the_look_is_opened_by_rule(
+def test_a_model_replaced_after_the_selection_is_opened_by_rule(
     folder: Path, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_for(folder)
@@ -100,7 +106,7 @@ def test_a_model_exchanged_after_the_look_is_opened_by_rule(
     assert "by rule" in classifier.engine_reason
 
 
-def test_another_version_of_any_engine_voids_it(
+def test_another_engine_version_invalidates_the_measurement(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_for(folder)
@@ -114,7 +120,9 @@ def test_another_version_of_any_engine_voids_it(
     assert reason.endswith(", is 99.1")
 
 
-def test_an_engine_more_or_less_voids_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_installing_or_removing_an_engine_invalidates_the_measurement(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_for(folder)
     with monkeypatch.context() as patch:
         patch.setattr(fastest, "is_installed", lambda engine: engine != "tflite")
@@ -126,7 +134,7 @@ def test_an_engine_more_or_less_voids_it(folder: Path, monkeypatch: pytest.Monke
     assert isinstance(reason, str) and "tflite was None" in reason
 
 
-def test_another_processor_voids_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_processor_invalidates_the_measurement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_for(folder)
     monkeypatch.setattr(fastest, "cpu_name", lambda: "Cortex-A76, asimddp")
     reason = load_selection(choose_model(folder).candidates)
@@ -136,7 +144,7 @@ def test_another_processor_voids_it(folder: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux's way to take cores away")
-def test_fewer_cores_void_it(folder: Path) -> None:
+def test_fewer_cores_invalidate_the_measurement(folder: Path) -> None:
     cores = os.sched_getaffinity(0)
     if len(cores) == 1:
         pytest.skip("one core cannot become fewer")
@@ -173,7 +181,7 @@ def test_fewer_cores_void_it(folder: Path) -> None:
     ],
     ids=repr,
 )
-def test_a_damaged_file_is_ignored_and_told(
+def test_a_damaged_cache_file_is_ignored_and_reported(
     folder: Path, photos: Path, damage: bytes | dict[str, object], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = save_for(folder)
@@ -186,7 +194,7 @@ def test_a_damaged_file_is_ignored_and_told(
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes and permissions of POSIX")
-def test_what_is_no_file_of_ours_is_ignored(folder: Path) -> None:
+def test_a_pipe_or_file_in_place_of_the_cache_is_ignored(folder: Path) -> None:
     path = save_for(folder)
     path.unlink()
     os.mkfifo(path)  # reading it would wait for ever
@@ -198,7 +206,7 @@ def test_what_is_no_file_of_ours_is_ignored(folder: Path) -> None:
     assert isinstance(reason, str) and Classifier(folder).session.engine.startswith("litert ")
 
 
-def test_a_file_named_alone_has_its_own(folder: Path) -> None:
+def test_a_single_file_has_its_own_measurement(folder: Path) -> None:
     file = choose_model(folder, ["onnx"]).path
     save_for(folder)
     assert "by rule" in Classifier(file).engine_reason
@@ -211,7 +219,7 @@ def test_a_file_named_alone_has_its_own(folder: Path) -> None:
     assert "without its model.json" in Classifier(file).engine_reason
 
 
-def test_one_engine_is_imported(folder: Path) -> None:
+def test_only_the_measured_engine_is_imported(folder: Path) -> None:
     """tflite-runtime breaks beside others: the import ahead must be of the engine that was measured."""
     files = choose_model(folder).candidates
     (tflite,) = (file for file in files if file.format == "tflite")

@@ -23,7 +23,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
 
 
-def test_a_new_model_is_taken_up(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
+def test_a_new_model_is_loaded(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
     folder, said = make_folder(tmp_path / "colours"), list[str]()
     classifier = ReloadingClassifier(folder, say=said.append)
     first = classifier.now()
@@ -33,10 +33,10 @@ def test_a_new_model_is_taken_up(make_folder: Callable[..., Path], photos: Path,
     wait_for(lambda: classifier.now() is not first)
     assert classifier.now()(photos / "red.jpg").label == "red"
     wait_for(lambda: bool(said))
-    assert said == [classifier.news] and said[0].startswith(f"model replaced: {folder}")
+    assert said == [classifier.news] and "replaced" in said[0] and str(folder) in said[0]
 
 
-def test_a_damaged_one_is_refused_and_then_mended(
+def test_a_damaged_model_is_rejected_until_it_is_replaced(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     folder, said = make_folder(tmp_path / "colours"), list[str]()
@@ -46,7 +46,7 @@ def test_a_damaged_one_is_refused_and_then_mended(
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
     wait_for(lambda: classifier.now() is first and bool(said))
-    assert said[0].startswith("new model refused, the old one goes on: ") and "copy it again" in said[0]
+    assert "rejected" in said[0] and "copy it again" in said[0]
     for _ in range(20):  # nor is it tried again and again
         time.sleep(0.02)
         assert classifier.now() is first
@@ -56,7 +56,7 @@ def test_a_damaged_one_is_refused_and_then_mended(
     wait_for(lambda: classifier.now()(photos / "red.jpg").label == "red")
 
 
-def test_a_lone_file_that_grows_is_left_alone_until_it_is_whole(
+def test_a_file_that_is_being_copied_is_loaded_when_it_is_complete(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     def file_of(name: str, **changes: object) -> bytes:
@@ -82,7 +82,7 @@ def swap(new: Path, folder: Path) -> None:
     new.rename(folder)
 
 
-def test_it_is_taken_up_and_told_though_nobody_asks(
+def test_a_new_model_is_loaded_without_any_request(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     """Photos of a watched folder may be hours apart: the first one is the new model's."""
@@ -93,7 +93,7 @@ def test_it_is_taken_up_and_told_though_nobody_asks(
     assert classifier.now()(photos / "red.jpg").label == "red"
 
 
-def test_whatever_is_wrong_with_it_is_told_once(
+def test_an_unexpected_error_is_logged_once(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, said = make_folder(tmp_path / "colours"), list[str]()
@@ -108,18 +108,18 @@ def test_whatever_is_wrong_with_it_is_told_once(
     swap(new, folder)
     wait_for(lambda: bool(said))
     time.sleep(0.1)
-    assert said == ["new model refused, the old one goes on: IndexError: no such output"]
+    assert len(said) == 1 and "rejected" in said[0] and "IndexError: no such output" in said[0]
     assert classifier.now() is first
 
 
-def test_the_thread_ends_with_it(make_folder: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_thread_ends_with_the_classifier(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     before = threading.enumerate()
     classifier = ReloadingClassifier(make_folder(tmp_path / "colours"))
-    (thread,) = [new for new in threading.enumerate() if new.name == "model" and new not in before]
+    (thread,) = [new for new in threading.enumerate() if new.name == "model-reloader" and new not in before]
     del classifier
     wait_for(lambda: not thread.is_alive())
 
 
-def test_the_first_model_has_no_one_to_stand_in(tmp_path: Path) -> None:
+def test_an_error_of_the_first_model_is_raised(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no such file"):
         ReloadingClassifier(tmp_path / "none")

@@ -1,0 +1,44 @@
+"""The values of flags, and the errors of the parser."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import pytest
+
+from runtime.common.cli import ArgumentParser, duration, frames_or_duration, megabytes, positive_int
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("1s", 1), ("1.5", 1.5), ("2m", 120), ("1h", 3600), ("0", 0)]
+)
+def test_a_duration_has_a_unit_or_means_seconds(text: str, seconds: float) -> None:
+    assert duration(text) == pytest.approx(seconds)
+
+
+def test_a_whole_number_means_frames_and_a_unit_means_time() -> None:
+    assert frames_or_duration("5") == 5 and isinstance(frames_or_duration("5"), int)
+    assert frames_or_duration("5s") == 5.0 and isinstance(frames_or_duration("5s"), float)
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        *((duration, text) for text in ("", "ms", "-1s", "nan", "inf", "1e9", "1 day")),
+        *((positive_int, text) for text in ("0", "-1", "1.5", "x", "9" * 5000)),
+        *((megabytes, text) for text in ("-1", "nan", "inf", "x")),
+    ],
+)
+def test_a_wrong_value_is_rejected(parse: Callable[[str], object], text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        parse(text)
+
+
+def test_a_usage_error_does_not_repeat_a_password(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--every", type=duration)
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--every", "1s", "rtsp://user:secret@camera/stream"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and "secret" not in error and "camera" in error

@@ -1,0 +1,114 @@
+"""Reading a picture's bytes, and the choice of its decoder."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.common.errors import PictureError, UnsupportedPictureError
+from runtime.preprocess import decode
+from runtime.preprocess.picture import read_picture
+from tests.runtime.preprocess.pictures import PICTURE, SIZE, bomb, encode, furthest, resized, tiff_of
+
+
+def test_heic_is_decoded() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    file = io.BytesIO()
+    heif.from_pillow(PICTURE).save(file, quality=95)
+    assert furthest(read_picture(file.getvalue(), SIZE), resized(PICTURE)) <= 12
+
+
+def test_heic_without_pillow_heif_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(PictureError, match=r"pip install 'vgg-edge\[heic\]'"):
+        read_picture(b"\0\0\0\x18ftypheic" + bytes(100))
+
+
+def test_an_error_names_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "фото 🌷.jpg"
+    with pytest.raises(PictureError, match=r"фото 🌷\.jpg: no such file"):
+        read_picture(path)
+    with pytest.raises(PictureError, match="is a folder"):
+        read_picture(str(tmp_path))
+    with pytest.raises(PictureError, match="null"):
+        read_picture("a\0b")
+    path.write_bytes(encode(PICTURE, "PNG"))
+    assert furthest(read_picture(path, SIZE), resized(PICTURE)) == 0
+    with path.open("rb") as file:
+        assert furthest(read_picture(file, SIZE), resized(PICTURE)) == 0
+
+
+@pytest.fixture
+def nobody() -> Iterator[None]:
+    if os.name != "posix" or os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_file_without_permission_is_named(
+    tmp_path: Path, nobody: None, request: pytest.FixtureRequest
+) -> None:
+    path = Path("/proc/1/environ") if os.geteuid() == 65534 else tmp_path / "secret.jpg"
+    if os.geteuid() != 65534:
+        path.write_bytes(encode(PICTURE, "PNG"))
+        path.chmod(0)
+    with pytest.raises(PictureError, match="permission denied"):
+        read_picture(path)
+
+
+def test_pillows_global_limits_are_unchanged() -> None:
+    before = Image.MAX_IMAGE_PIXELS
+    read_picture(encode(PICTURE, "JPEG"))
+    assert before == Image.MAX_IMAGE_PIXELS
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(bomb(20_000, 20_000)))
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+def test_an_endless_file_is_rejected_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "MAX_FILE_BYTES", 50_000_000)
+    with Path("/dev/zero").open("rb") as file, pytest.raises(PictureError, match="is over 47 MiB"):
+        read_picture(file)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+def test_pipes_and_devices_are_rejected_without_opening_them(tmp_path: Path) -> None:
+    """The pipe would be waited for without an end."""
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    for path in (tmp_path / "a.jpg", tmp_path / "b.jpg"):
+        for read in (read_picture, decode.read_bytes):
+            with pytest.raises(PictureError, match=rf"{path.name}: is a pipe or a device"):
+                read(path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
+@pytest.mark.parametrize("path", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_the_path_of_an_open_file_is_read(path: str) -> None:
+    code = (
+        "import sys; from runtime.preprocess.picture import read_picture; "
+        "print(read_picture(sys.argv[1]).shape)"
+    )
+    if not Path(path).exists():
+        pytest.skip("not on this system")
+    run = [sys.executable, "-c", code, path]
+    done = subprocess.run(run, input=encode(PICTURE, "PNG"), capture_output=True, check=True)
+    assert done.stdout.split() == [b"(224,", b"224,", b"3)"]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint32])
+def test_a_tiff_with_an_unusual_pixel_type_is_not_supported_instead_of_damaged(dtype: type) -> None:
+    with pytest.raises(UnsupportedPictureError, match=r"TIFF.*not supported.*8 or 16 bits"):
+        read_picture(tiff_of(np.zeros((4, 4, 3), dtype)))
