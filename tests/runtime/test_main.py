@@ -54,6 +54,9 @@ def test_every_command_has_a_main_function() -> None:
 
 
 def test_the_console_script_imports_no_command_for_its_help() -> None:
-    code = "import sys; from runtime.__main__ import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
+    code = (
+        "import sys; from runtime.__main__ import main; "
+        "main(['--help']); print(*sys.modules, file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
     assert not {"numpy", "runtime.classify", "train", "export"} & set(done.stderr.split())
