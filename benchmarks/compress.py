@@ -42,7 +42,7 @@ from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
 from export.serving_model import named_outputs, predict
 from runtime.inference.engines import default_threads
-from train.compress.allocation import LAST, WHOLE, macs
+from train.compress.allocation import LAST, VGG16, macs
 from train.compress.pipeline import SIZES, cheapest, features, price, pruning_targets, read
 from train.compress.pruning import reconstruct, shorten
 from train.compress.teacher_cache import with_pooled_features
@@ -88,7 +88,7 @@ def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") 
     for reduce in REDUCTIONS:
         size, widths = cheapest(prices, reduce)
         add(bench.solved(reduce, size, widths))
-        uniform = narrowed(size, WHOLE / reduce)
+        uniform = narrowed(size, VGG16.macs / reduce)
         for way, order in (("smallest weights go", by_weight), ("random channels go", by_chance)):
             add([bench.sliced(way, reduce, size, uniform, order)])
     small = open_run(Path(compressed), Path(photos))
@@ -127,7 +127,7 @@ class Bench:
         wanted = pruning_targets(*self.taught())
         weights = Weights(shorten(found, pooled, wanted, widths[LAST]), "", "")
         fitted, figures = self.headed(weights, size)
-        model = build_classifier(weights, fitted.head, size=(size, size))
+        model = build_classifier(replace(weights, input_size=(size, size)), fitted.head)
         return self.deployed("least squares", reduce, model, figures)
 
     def sliced(
@@ -276,7 +276,7 @@ def tell(points: list[Point]) -> None:
     for engine in engines:
         head += [f"int8 in {engine}", "MB", "ms"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    whole = WHOLE / 1e9
+    whole = VGG16.macs / 1e9
     keys = list(dict.fromkeys((point.way, point.reduce) for point in points))
     for key in keys:
         mine = {point.engine: point for point in points if (point.way, point.reduce) == key}
@@ -299,7 +299,7 @@ def draw(points: list[Point]) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
-    whole = WHOLE / 1e9
+    whole = VGG16.macs / 1e9
     colours = {
         "least squares": "#2f6f4f",
         "smallest weights go": "#b7791f",

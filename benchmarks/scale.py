@@ -21,7 +21,7 @@ from benchmarks.machine import describe_machine
 from train.data.dataset import Dataset, find_photos
 from train.features.extraction import _store, extract, find_devices, survey
 from train.features.ray_cluster import Cluster, check, connected
-from train.network.vgg import SHAPES, Weights, read_weights
+from train.network.vgg import Weights, read_weights
 
 COUNT = 128  # photos: 4 shards of 2 batches
 ROUNDS = 2
@@ -63,7 +63,7 @@ def main(photos: str) -> int:
     print(f"| one process, block5_pool, CPU seconds per photo | {block5_seconds:.3f} |")
     print(f"| one process, block4_pool, CPU seconds per photo | {block4_seconds:.3f} |")
     print(f"| photos found and hashed per second, from the page cache | {hash_rate:,.0f} |")
-    print(f"| features stored per second, block5_pool | {store_rate():,.0f} |")
+    print(f"| features stored per second, block5_pool | {store_rate(weights):,.0f} |")
     print(f"| memory per photo of the data set, bytes | {bytes_per_photo:,.0f} |")
     print(f"| memory per planned cache file, bytes | {bytes_per_file(whole, weights):,.0f} |", flush=True)
     return 0
@@ -78,8 +78,8 @@ def rate(
         return len(dataset.photos) / (time.monotonic() - started)
 
 
-def store_rate() -> float:
-    feature = np.zeros(SHAPES["block5_pool"], np.float16)
+def store_rate(weights: Weights) -> float:
+    feature = np.zeros(weights.output_shape("block5_pool"), np.float16)
     with tempfile.TemporaryDirectory() as cache:
         started = time.monotonic()
         for number in range(500):

@@ -16,7 +16,7 @@ from export.int8.quantize import Recipe, quantize
 from export.parity.engine_worker import run_in_engine
 from runtime.inference.engines import FORMATS_OF, default_threads
 from train.network.heads import HEADS, build_classifier
-from train.network.vgg import Weights
+from train.network.vgg import random_weights
 from train.settings import Settings
 
 WARM = 10  # inferences before any counts
@@ -28,17 +28,12 @@ def latency(widths: Mapping[str, int], size: int, classes: int, engine: str) -> 
 
     Raises EngineError.
     """
-    chance = np.random.default_rng(0)
-    tensors, channels = {}, 3
-    for name, filters in widths.items():
-        kernel = chance.normal(size=(3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
-        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
-        tensors[f"{name}/bias"] = np.zeros(filters, np.float32)
-        channels = filters
+    weights = random_weights(widths, (size, size))
     head = HEADS["pooled"](classes, Settings())
-    keras.Sequential([keras.Input((1, 1, channels)), *head])  # gives the head its weights
-    model = build_classifier(Weights(tensors, "", "drawn"), head, size=(size, size))
-    pictures = chance.integers(0, 256, (2, size, size, 3), np.uint8)
+    channels = weights.output_shape("block5_pool")[2]
+    keras.Sequential([keras.Input((1, 1, channels)), *head])  # creates the head's weights
+    model = build_classifier(weights, head)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
     data = INT8_CONVERTERS[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.npy"

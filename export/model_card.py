@@ -94,7 +94,7 @@ def _compression(run: Run) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for name, size, macs, top1 in (
-        ("uncompressed, float32", 224, done["of_macs"], done["uncompressed_top1"]),
+        ("uncompressed, float32", done.get("of_size", 224), done["of_macs"], done["uncompressed_top1"]),
         ("compressed, float32", done["size"], done["macs"], compressed_top1),
     ):
         shares = ["" if (share := top1.get(split)) is None else f"{share:.1%}" for split in ("val", "test")]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from train.data.dataset import Dataset
 from train.features.extraction import Devices, Replica, Work, extract_batches
 from train.finetune import fine_tune, upper_blocks
-from train.network.vgg import SHAPES, Weights
+from train.network.vgg import Weights
 from train.settings import Settings
 from train.train_head import train_head
 
@@ -64,7 +64,7 @@ def estimate(
     if work.missing:
         start, rate = _time_extraction(dataset, work, weights, devices)
         stages[f"features at {rate:.1f} pictures/s"] = start + work.pictures / rate
-    start, step = _time_head(settings, len(dataset.classes))
+    start, step = _time_head(weights, settings, len(dataset.classes))
     epoch = step * -(-settings.views * photos // settings.batch)
     head = start + epoch * settings.epochs
     if settings.fine_tune == "none":
@@ -95,9 +95,9 @@ def _time_extraction(dataset: Dataset, work: Work, weights: Weights, devices: De
     return first - began, pictures / max(seconds, 1e-6)
 
 
-def _time_head(settings: Settings, classes: int) -> tuple[float, float]:
+def _time_head(weights: Weights, settings: Settings, classes: int) -> tuple[float, float]:
     """Seconds until the first epoch ends, and seconds per step after it."""
-    sample = _random_features("block5_pool", classes, HEAD_STEPS * settings.batch)
+    sample = _random_features(weights.output_shape("block5_pool"), classes, HEAD_STEPS * settings.batch)
     ends: list[float] = []
     began = time.monotonic()
     train_head(
@@ -113,7 +113,7 @@ def _time_head(settings: Settings, classes: int) -> tuple[float, float]:
 
 def _time_fine_tuning(layer: str, classes: int, weights: Weights, settings: Settings) -> tuple[float, float]:
     """Seconds until the first step ends, and seconds per photo after it."""
-    sample = _random_features(layer, classes, SAMPLE_BATCH)
+    sample = _random_features(weights.output_shape(layer), classes, SAMPLE_BATCH)
     none = sample[0][:0], sample[1][:0]
     short = replace(settings, epochs=1, fine_tune_epochs=2, fine_tune_views=1, fine_tune_batch=SAMPLE_BATCH)
     ends: list[float] = []
@@ -132,9 +132,9 @@ def _time_fine_tuning(layer: str, classes: int, weights: Weights, settings: Sett
     return max(ends[0] - began - SAMPLE_BATCH * photo, 0.0), photo
 
 
-def _random_features(layer: str, classes: int, count: int) -> Split:
+def _random_features(shape: tuple[int, int, int], classes: int, count: int) -> Split:
     """Random numbers in the shape of features: their values do not change how long training takes."""
-    features = np.random.default_rng(0).random((count, *SHAPES[layer]), np.float32)
+    features = np.random.default_rng(0).random((count, *shape), np.float32)
     return features.astype(np.float16), np.arange(count, dtype=np.int32) % classes
 
 

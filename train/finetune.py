@@ -6,6 +6,7 @@ train/trainer.py holds the loop and its checkpoints. An epoch trains on each pho
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -107,7 +108,7 @@ def fine_tune(
             model.set_weights(start_weights)
         for layer, trained in zip(start.head, head, strict=True):
             layer.set_weights(trained.get_weights())
-    result = Weights({**weights.tensors, **tensors_of(blocks)}, weights.sha256, weights.source)
+    result = replace(weights, tensors={**weights.tensors, **tensors_of(blocks)})
     exact = upper_blocks(result, settings, "float32")
     reducer = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
     return TrainedHead(exact, start.head, reducer, start.classifier, tuned.epochs, tuned.interrupted), result

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from train.network import vgg
 from train.pack_run import main
 from train.run import PACKED_WEIGHTS, RunError, open_run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_bundled_weights(small_weights: Path) -> Iterator[None]:
+    """Only runs of the bundled base can be packed: here the small base takes its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgg, "BUNDLED", small_weights)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +33,7 @@ def test_a_packed_run_gives_the_same_outputs_as_the_run(
     assert run.name == "flowers" and run.dataset.root == synthetic_photos
     whole = open_run(synthetic_run)
     assert run.dataset.photos == whole.dataset.photos and run.thresholds == whole.thresholds
-    picture = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    picture = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     for found, expected in zip(
         run.load_model().predict_on_batch(picture), whole.load_model().predict_on_batch(picture), strict=True
     ):

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
+from train.__main__ import main
 from train.data.dataset import Dataset, Photo, find_photos
 from train.data.synthetic import draw_flowers
 from train.metrics import compute_metrics
@@ -35,13 +36,16 @@ RECORD: dict[str, Any] = {
 }
 
 
-def test_the_run_folder_holds_the_complete_record(synthetic_run: Path, synthetic_photos: Path) -> None:
+def test_the_run_folder_holds_the_complete_record(
+    synthetic_run: Path, synthetic_photos: Path, small_weights: Path
+) -> None:
     run = open_run(synthetic_run)
     assert run.name == "drawn" and run.recipe == "pooled" and run.synthetic
     assert run.classes == ("daisy", "dandelion", "roses", "sunflowers", "tulips")
     assert run.dataset == find_photos(synthetic_photos)
     assert run.data_sha256 == run.dataset.sha256
-    assert run.base_sha256 == read_weights().sha256
+    assert run.base_sha256 == read_weights(str(small_weights)).sha256
+    assert run.settings["weights"] == str(small_weights)
     assert run.picture_version == PICTURE_VERSION
     assert run.settings["epochs"] and run.settings["views"] == 1
     assert {"python", "tensorflow", "keras", "numpy", "pillow"} <= run.versions.keys()
@@ -62,7 +66,7 @@ def test_the_saved_model_gives_the_recorded_metrics(synthetic_run: Path) -> None
     run = open_run(synthetic_run)
     recorded = json.loads((synthetic_run / "metrics.json").read_text())["test"]
     photos = run.dataset.split("test")
-    pixels = np.stack([read_picture(run.dataset.root / photo.path) for photo in photos])
+    pixels = np.stack([read_picture(run.dataset.root / photo.path, (64, 64)) for photo in photos])
     probabilities, known = run.load_model().predict_on_batch(pixels)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     labels = np.array([run.classes.index(photo.label) for photo in photos])
@@ -72,7 +76,15 @@ def test_the_saved_model_gives_the_recorded_metrics(synthetic_run: Path) -> None
     shared = ("n", "top1", "loss", "ece")
     assert {key: run.metrics["test"][key] for key in shared} == {key: recorded[key] for key in shared}
     assert run.metrics["test"]["unknown"] == unknown_rate(known[:, 0], run.thresholds)
-    assert found["top1"] >= 0.6, "drawn flowers can be learned"
+
+
+@pytest.mark.slow
+def test_the_bundled_base_learns_drawn_flowers(synthetic_photos: Path, tmp_path: Path) -> None:
+    assert main([str(synthetic_photos), "--out", str(tmp_path / "run"), "--views", "1"]) == 0
+    run = open_run(tmp_path / "run")
+    assert run.base_sha256 == read_weights().sha256
+    assert run.load_model().inputs[0].shape == (None, 224, 224, 3)
+    assert run.metrics["test"]["top1"] >= 0.6
 
 
 def test_the_newest_run_is_the_one_created_last(synthetic_run: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ saved, is the lowest: the budget of a layer is not set by hand.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,44 +55,61 @@ def parameters(widths: Mapping[str, int]) -> int:
     return total
 
 
-WHOLE = macs(CONVOLUTIONS, INPUT_SIZE[0])  # VGG16's own, at its own size
+@dataclass(frozen=True)
+class Original:
+    """The network that is compressed: its channels by convolution, and pixels a side of its input."""
+
+    widths: Mapping[str, int] = field(default_factory=lambda: CONVOLUTIONS)
+    size: int = INPUT_SIZE[0]
+
+    @property
+    def macs(self) -> int:
+        return macs(self.widths, self.size)
 
 
-def step(name: str) -> int:
-    return GROUP if CONVOLUTIONS[name] > 64 else GROUP // 2
+VGG16 = Original()
 
 
-def least(name: str) -> int:
-    """The fewest channels that a convolution is left with."""
-    return max(CONVOLUTIONS[name] // LEAST, step(name))
+def step(filters: int) -> int:
+    """How many channels go at once from a convolution that has `filters` in the whole network."""
+    return max(4, min(GROUP, filters // 8))
 
 
-def most_reduction(size: int) -> float:
-    """The most times fewer multiplications than VGG16's at 224x224 that an input of size x size can have."""
-    return WHOLE / macs({name: least(name) for name in CONVOLUTIONS}, size)
+def least(filters: int) -> int:
+    """The fewest channels that a convolution of `filters` channels is left with."""
+    return max(filters // LEAST, step(filters))
 
 
-def unreachable(size: int) -> str:
+def most_reduction(size: int, original: Original = VGG16) -> float:
+    """The most times fewer multiplications than the original's that an input of size x size can have."""
+    return original.macs / macs({name: least(count) for name, count in original.widths.items()}, size)
+
+
+def unreachable(size: int, original: Original = VGG16) -> str:
     return (
-        f"at {size}x{size} no more channels can go: {most_reduction(size):.0f} times fewer multiplications "
-        "are the most; give a lower --reduce, a longer --target-ms, or a smaller --size"
+        f"at {size}x{size} no more channels can go: {most_reduction(size, original):.0f} times fewer "
+        "multiplications are the most; give a lower --reduce, a longer --target-ms, or a smaller --size"
     )
 
 
 def plan(
-    sensitivities: Mapping[str, Sensitivity], size: int, most_macs: float, most_parameters: float = np.inf
+    sensitivities: Mapping[str, Sensitivity],
+    size: int,
+    most_macs: float,
+    most_parameters: float = np.inf,
+    original: Original = VGG16,
 ) -> tuple[dict[str, int], float]:
     """Widths by convolution within both bounds, and what they cost. Raises UserError when none are.
 
     The last convolution has no next one, so it keeps as large a part as the one before it.
     """
-    widths = dict(CONVOLUTIONS)
+    widths = dict(original.widths)
     before_last = list(CONVOLUTIONS)[-2]
     while over := _over(widths, size, most_macs, most_parameters):
         best: tuple[float, dict[str, int]] | None = None
         for name in sensitivities:
-            kept = widths[name] - step(name)
-            if kept < least(name):
+            kept = widths[name] - step(original.widths[name])
+            if kept < least(original.widths[name]):
                 continue
             leaner = {**widths, name: kept}
             if name == before_last:
@@ -102,7 +119,7 @@ def plan(
             if best is None or price < best[0]:
                 best = price, leaner
         if best is None:
-            raise UserError(unreachable(size))
+            raise UserError(unreachable(size, original))
         widths = best[1]
     return widths, sum(sensitivities[name].cost(widths[name]) for name in sensitivities)
 

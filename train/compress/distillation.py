@@ -8,7 +8,7 @@ Network", 2015) and, through a linear layer that is dropped afterwards, its pool
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ def distill(
     for layer, trained in zip(start.head, head, strict=True):
         layer.set_weights(trained.get_weights())
     return (
-        Weights(tensors_of(model.layers), weights.sha256, weights.source),
+        replace(weights, tensors=tensors_of(model.layers)),
         trained_epochs.epochs,
         trained_epochs.interrupted,
     )

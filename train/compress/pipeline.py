@@ -49,7 +49,7 @@ from train.run_writer import (
 from train.settings import RECIPES, Settings
 
 if TYPE_CHECKING:
-    from train.compress.allocation import Sensitivity
+    from train.compress.allocation import Original, Sensitivity
     from train.network.vgg import Weights
 
 SIZES = (224, 192, 160, 128)  # pixels a side that --size auto chooses from
@@ -130,7 +130,7 @@ def compress(
         import keras
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of models that are made anew
 
-    from train.compress.allocation import LAST, WHOLE, macs, most_reduction, unreachable
+    from train.compress.allocation import LAST, Original, macs, most_reduction, unreachable
     from train.compress.distillation import Distillation, distill
     from train.compress.pruning import reconstruct, shorten
     from train.compress.teacher_cache import collect_teacher_outputs, with_pooled_features
@@ -142,18 +142,22 @@ def compress(
     from train.report.report import write_report
     from train.train_head import train_head
 
-    smallest = how.size or min(SIZES)
-    if how.target_ms is None and how.reduce > most_reduction(smallest):
-        raise UserError(unreachable(smallest))
-    fingerprint = fingerprint_of(run, how)
-    kept = _begin(out, fingerprint, resume)
     model = run.load_model()
     tensors = tensors_of(model.layers)
+    own_size = model.input_shape[1]
+    original = Original({name: len(tensors[f"{name}/bias"]) for name in CONVOLUTIONS}, own_size)
+    if how.size and how.size > own_size:
+        raise UserError(f"--size {how.size}: the run's own size is {own_size}; give that or a smaller size")
+    smallest = how.size or min(sizes_up_to(own_size))
+    if how.target_ms is None and how.reduce > most_reduction(smallest, original):
+        raise UserError(unreachable(smallest, original))
+    fingerprint = fingerprint_of(run, how)
+    kept = _begin(out, fingerprint, resume)
     drawn = np.random.default_rng(how.seed).permutation(len(dataset.split("train")))[: how.photos]
     sample = [dataset.split("train")[at] for at in drawn]
 
-    size, widths = _planned(kept, run, tensors, sample, how, board)
-    reduced = WHOLE / macs(widths, size)
+    size, widths = _planned(kept, run, tensors, original, sample, how, board)
+    reduced = original.macs / macs(widths, size)
     print(
         f"plan: {size}x{size} pixels, channels {' '.join(map(str, widths.values()))}: "
         f"{macs(widths, size) / 1e9:.2f} GMAC a photo, {reduced:.1f} times fewer"
@@ -179,7 +183,8 @@ def compress(
         wanted = pruning_targets(lessons["train"].features[shown], lessons["train"].probabilities[shown])
         return dict(shorten(found, pooled, wanted, widths[LAST]))
 
-    weights = Weights(_kept_tensors(kept / "reconstructed.safetensors", solve), run.base_sha256, "compressed")
+    solved = _kept_tensors(kept / "reconstructed.safetensors", solve)
+    weights = Weights(solved, run.base_sha256, "compressed", (size, size))
     settings = _head_settings(run, how)
     labels = {split: of.labels for split, of in lessons.items()}
     count = min(settings.views, how.views) * len(dataset.split("train"))
@@ -230,7 +235,8 @@ def compress(
             "size": size,
             "widths": widths,
             "macs": macs(widths, size),
-            "of_macs": WHOLE,
+            "of_macs": original.macs,
+            "of_size": own_size,
             "uncompressed_top1": {
                 split: float((said == labels[split]).mean()) if len(said) else None
                 for split, said in uncompressed.items()
@@ -239,9 +245,7 @@ def compress(
     }
     log.log_final(measured.summaries)
     with new_run_dir(out, overwrite) as folder:
-        build_classifier(weights, fitted.head, measured.novelty_model, (size, size)).save(
-            folder / "model.keras"
-        )
+        build_classifier(weights, fitted.head, measured.novelty_model).save(folder / "model.keras")
         write_record(folder, record, dataset)
         write_uncompressed(folder, dataset, uncompressed)
         write_charts(folder, history, measured.metrics, dataset.classes)
@@ -304,6 +308,7 @@ def _planned(
     kept: Path,
     run: Run,
     tensors: Mapping[str, NDArray[Any]],
+    original: Original,
     sample: Sequence[Photo],
     how: Compression,
     board: list[tuple[float, float]] | None,
@@ -313,13 +318,14 @@ def _planned(
     if file.exists():
         found = json.loads(file.read_text())
         return found["size"], found["widths"]
-    prices = price(run.dataset, tensors, sample, (how.size,) if how.size else SIZES)
+    sizes = (how.size,) if how.size else sizes_up_to(original.size)
+    prices = price(run.dataset, tensors, original, sample, sizes)
     if how.target_ms is None:
-        size, widths = cheapest(prices, how.reduce)
+        size, widths = cheapest(prices, how.reduce, original)
         for side, moved in prices.sizes.items():
             print(f"plan: {side}x{side} pixels alone move answers by {moved:.3f}")
     else:
-        size, widths = _within(how, board, prices, len(run.classes))
+        size, widths = _within(how, board, prices, len(run.classes), original)
     with atomic_write(file) as stream:
         stream.write(json.dumps({"size": size, "widths": widths}).encode())
     return size, widths
@@ -336,19 +342,24 @@ class PruningCosts:
 
 
 def price(
-    dataset: Dataset, tensors: Mapping[str, NDArray[Any]], sample: Sequence[Photo], sizes: Sequence[int]
+    dataset: Dataset,
+    tensors: Mapping[str, NDArray[Any]],
+    original: Original,
+    sample: Sequence[Photo],
+    sizes: Sequence[int],
 ) -> PruningCosts:
     """What channels and pixels cost: solved on `sample`, seen on photos of val."""
     from train.compress.pruning import pooled_features, sensitivities
-    from train.network.vgg import CONVOLUTIONS, INPUT_SIZE
+    from train.network.vgg import CONVOLUTIONS
 
     val = dataset.split("val") or dataset.split("train")
+    probe = min(PROBE, original.size)
     unseen = val[:: max(len(val) // PROBED, 1)][:PROBED]
     with Progress("sensitivity", len(CONVOLUTIONS) * len(sample), "layers of photos") as progress:
         channels = sensitivities(
-            tensors, read(dataset, sample, PROBE), read(dataset, unseen, PROBE), progress.step
+            tensors, read(dataset, sample, probe), read(dataset, unseen, probe), progress.step
         )
-    own = INPUT_SIZE[0]
+    own = original.size
     whole = pooled_features(tensors, read(dataset, unseen, own))
     moved = {}
     for size in sizes:
@@ -357,16 +368,23 @@ def price(
     return PruningCosts(channels, moved)
 
 
-def cheapest(prices: PruningCosts, reduce: float) -> tuple[int, dict[str, int]]:
-    """Pixels a side and channels by convolution that move answers least. Raises UserError: see `plan`."""
-    from train.compress.allocation import WHOLE, parameters, plan
-    from train.network.vgg import CONVOLUTIONS
+def sizes_up_to(own: int) -> tuple[int, ...]:
+    """The sizes that --size auto chooses from for a run of `own` pixels a side."""
+    return tuple(size for size in SIZES if size <= own) or (own,)
 
-    most = WHOLE / reduce, WEIGHTS * parameters(CONVOLUTIONS) / reduce
+
+def cheapest(
+    prices: PruningCosts, reduce: float, original: Original | None = None
+) -> tuple[int, dict[str, int]]:
+    """Pixels a side and channels by convolution that move answers least. Raises UserError: see `plan`."""
+    from train.compress.allocation import VGG16, parameters, plan
+
+    original = original or VGG16
+    most = original.macs / reduce, WEIGHTS * parameters(original.widths) / reduce
     found: list[tuple[float, int, dict[str, int]]] = []
     for size, moved in sorted(prices.sizes.items(), reverse=True):
         try:
-            widths, cost = plan(prices.channels, size, *most)
+            widths, cost = plan(prices.channels, size, *most, original)
         except UserError:
             if size == min(prices.sizes) and not found:
                 raise
@@ -380,6 +398,7 @@ def _within(
     board: list[tuple[float, float]] | None,
     prices: PruningCosts,
     classes: int,
+    original: Original | None = None,
 ) -> tuple[int, dict[str, int]]:
     """The largest network of at most how.target_ms, by halving the list of reductions."""
     from export.latency import latency
@@ -395,7 +414,7 @@ def _within(
     low, high, found = 0, len(REDUCTIONS), None
     while low < high:
         middle = (low + high) // 2
-        size, widths = cheapest(prices, REDUCTIONS[middle])
+        size, widths = cheapest(prices, REDUCTIONS[middle], original)
         ms = takes(size, widths)
         print(f"plan: {REDUCTIONS[middle]:g} times fewer multiplications take {ms:.1f} ms in {how.engine}")
         if ms <= how.target_ms:

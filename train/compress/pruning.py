@@ -99,7 +99,7 @@ def sensitivities(
         if at:
             equations = _equations(exact, exact, kernel)
             channels = kernel.shape[2]
-            fewest = least(names[at - 1])
+            fewest = least(channels)
             order, lost = eliminate(equations.gram, equations.cross, 9, fewest)
             share = np.full(channels + 1, np.inf)
             share[fewest:] = lost[::-1] / equations.total

@@ -22,7 +22,6 @@ from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
 from train.data.augment import augment
 from train.data.dataset import Dataset, Photo, read_verified
-from train.network.vgg import INPUT_SIZE
 
 BATCH = 16  # pictures at once: a CPU gains nothing past this
 NOTED_EVERY = 16  # batches: a killed command looks at no more than these again
@@ -67,12 +66,13 @@ def collect_teacher_outputs(
     jobs = [(photo, view) for view in range(views) for photo in dataset.split(split)]
     labels = np.array([dataset.classes.index(photo.label) for photo, _ in jobs], np.int32)
     noted = folder / f"{split}.json"
+    own_size = trained.input_shape[1:3]
 
     def look(job: tuple[Photo, int]) -> tuple[NDArray[Any], NDArray[Any]]:
         """As the trained model sees it, and as the smaller one will."""
         photo, view = job
         data = read_verified(dataset, photo)
-        whole, small = (augment(data, photo.sha256, [view], sides)[0] for sides in (INPUT_SIZE, (size, size)))
+        whole, small = (augment(data, photo.sha256, [view], sides)[0] for sides in (own_size, (size, size)))
         return whole, small
 
     try:

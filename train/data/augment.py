@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from runtime.preprocess.picture import read_picture
-from train.network.vgg import INPUT_SIZE
 
 DRAWS_VERSION = 1  # bumped whenever a draw's pixels change, for features are cached by it
 CROP_FROM = 280  # pixels a side that crops are cut from: at most about as fine as what they become
@@ -26,7 +25,7 @@ LIGHT = (0.7, 1.3)  # factors on brightness, contrast and saturation
 
 
 def augment(
-    source: Path | bytes, sha256: str, views: Iterable[int], size: tuple[int, int] = INPUT_SIZE
+    source: Path | bytes, sha256: str, views: Iterable[int], size: tuple[int, int]
 ) -> list[NDArray[Any]]:
     """The photo in the file `source`, or of these bytes of one, in each of `views`, uint8 [*size, 3].
 

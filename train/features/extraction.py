@@ -31,7 +31,7 @@ from train.cache import CACHE_LIMIT, CacheError, make_room
 from train.data.augment import augment, view_name
 from train.data.dataset import Dataset, LeftOut, Photo, read_hashed
 from train.distributed import cpu_name, list_gpus
-from train.network.vgg import INPUT_SIZE, SHAPES, Weights, base_layers, load_weights, picture_input
+from train.network.vgg import Weights, base_layers, load_weights, picture_input
 from train.progress import Progress
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ class Features:
 
     dataset: Dataset
     folder: Path
-    layer: str
+    shape: tuple[int, int, int]
     views: int
 
     def of(self, split: str, views: int | None = None) -> tuple[FeatureStore, NDArray[np.int32]]:
-        """Features [N, *SHAPES[layer]] and class indices int32 [N] of a split.
+        """Features [N, *shape] and class indices int32 [N] of a split.
 
         Of the training photos there are several views: all photos' first, then all photos' second, and so on.
         """
@@ -118,7 +118,7 @@ class Features:
         count = (views or self.views) if split == "train" else 1
         files = tuple(_file(self.folder, photo, view) for view in range(count) for photo in photos)
         labels = [self.dataset.classes.index(photo.label) for photo in photos] * count
-        return FeatureStore(files, SHAPES[self.layer]), np.array(labels, np.int32)
+        return FeatureStore(files, self.shape), np.array(labels, np.int32)
 
 
 def extract(
@@ -146,7 +146,8 @@ def extract(
     unreadable: list[LeftOut] = []
     if work.missing:
         unreadable = compute(dataset.root, work.missing, work.folder, weights, layer, devices, cluster)
-    return Features(dataset.without(unreadable) if unreadable else dataset, work.folder, layer, views)
+    shape = weights.output_shape(layer)
+    return Features(dataset.without(unreadable) if unreadable else dataset, work.folder, shape, views)
 
 
 @dataclass(frozen=True)
@@ -168,12 +169,12 @@ def survey(
     dataset: Dataset, weights: Weights, cache: Path, *, views: int, layer: str, devices: Devices
 ) -> Work:
     """What `extract` will do, given the same."""
-    height, width = INPUT_SIZE
+    height, width = weights.input_size
     folder = cache / (
         f"{weights.sha256[:16]}-picture{PICTURE_VERSION}-{height}x{width}-{layer}-{devices.dtype}"
         f"-{keras.backend.backend()}"
     )
-    size = HEADER_BYTES + 2 * math.prod(SHAPES[layer])
+    size = HEADER_BYTES + 2 * math.prod(weights.output_shape(layer))
     missing: list[Job] = []
     files: set[Path] = set()
     for photo in dataset.photos:
@@ -205,17 +206,18 @@ class Replica:
 
     def __init__(self, weights: Weights, device: str, devices: Devices, layer: str = "block5_pool") -> None:
         self.device = device
+        self.input_size = weights.input_size
         self.batch = devices.batch
         self.jit = devices.jit
         self.scale = HEADROOM if devices.dtype == "mixed_float16" else 1.0
         with keras.device(device):
-            image = picture_input()
-            self.model = keras.Model(image, base_layers(image, devices.dtype, layer))
+            image = picture_input(weights.input_size)
+            self.model = keras.Model(image, base_layers(image, devices.dtype, layer, weights.widths))
             self.model.compile(jit_compile=devices.jit)
             load_weights(self.model, weights, self.scale)
 
     def __call__(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Pictures uint8 [N, 224, 224, 3] → the layer's output, float16 [N, …]."""
+        """Pictures uint8 [N, *input_size, 3] → the layer's output, float16 [N, …]."""
         parts: list[NDArray[Any]] = []
         start = 0
         while start < len(pixels):
@@ -276,11 +278,13 @@ def extract_batches(
     for replica in replicas:
         free.put(replica)
     size = max(replica.batch for replica in replicas)
+    input_size = replicas[0].input_size
 
     def decode(job: Job) -> list[NDArray[Any]] | str:
         photo, views = job
         try:
-            return augment(read_hashed(root, photo, (sent or {}).get(photo.sha256)), photo.sha256, views)
+            data = read_hashed(root, photo, (sent or {}).get(photo.sha256))
+            return augment(data, photo.sha256, views, input_size)
         except PictureError as error:
             return str(error).removeprefix(f"{root / photo.path}: ")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import keras
 
 from train.network.novelty import NoveltyModel, novelty_layers
-from train.network.vgg import INPUT_SIZE, Weights, base_layers, load_weights, picture_input
+from train.network.vgg import Weights, base_layers, load_weights, picture_input
 from train.settings import Settings
 
 Head = Callable[[int, Settings], list[keras.layers.Layer]]
@@ -47,14 +47,13 @@ def build_classifier(
     weights: Weights,
     head: Sequence[keras.layers.Layer],
     known: NoveltyModel | None = None,
-    size: tuple[int, int] = INPUT_SIZE,
 ) -> keras.Model:
-    """The whole model, flat: a picture `image` uint8 [N, *size, 3] → `probabilities` float32 [N, classes],
-    and with `known` also `known` float32 [N, 1].
+    """The whole model, flat: a picture `image` uint8 [N, *weights.input_size, 3] → `probabilities` float32
+    [N, classes], and with `known` also `known` float32 [N, 1].
 
     `head` are a trained head's layers; the model takes copies of them, so that none of them has two places.
     """
-    image = picture_input(size)
+    image = picture_input(weights.input_size)
     x = base_layers(image, widths=weights.widths)
     copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
     pool = copies[0](x)

@@ -9,6 +9,7 @@ mean cannot move into the first bias: VGG pads with zeros after subtracting it, 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import keras
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
 from runtime.common.errors import ModelError
 
@@ -31,51 +32,76 @@ CONVOLUTIONS = {
 }
 POOLS = tuple(f"block{block}_pool" for block in range(1, len(BLOCKS) + 1))
 INPUT_SIZE = (224, 224)
-# What each pooling gives for a picture, [height, width, channels].
-SHAPES = {
-    pool: (INPUT_SIZE[0] >> at, INPUT_SIZE[1] >> at, BLOCKS[at - 1][-1]) for at, pool in enumerate(POOLS, 1)
-}
+INPUT_SIZE_KEY = "input_size"  # in a safetensors file's metadata: pixels a side, "224" where it is missing
+MAX_SIDE = 1024  # pixels: an input size that no VGG16 is trained with is an error in the file
 MEAN_RGB = (123.68, 116.779, 103.939)  # of the ImageNet training pictures, as published with the weights
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The base's kernels and biases by name ("block1_conv1/kernel"), float32 for RGB, and the sha256 of
-    their file.
+    """The base's kernels and biases by name ("block1_conv1/kernel"), float32 for RGB, the sha256 of their
+    file, and the input size [height, width] that the base is used with.
     """
 
     tensors: Mapping[str, NDArray[Any]]
     sha256: str
     source: str
+    input_size: tuple[int, int] = INPUT_SIZE
 
     @property
     def widths(self) -> dict[str, int]:
-        """Channels by convolution: VGG16's own, or fewer after train.compress."""
+        """Channels by convolution: VGG16's own, those of a narrower file, or fewer after train.compress."""
         return {name: len(self.tensors[f"{name}/bias"]) for name in CONVOLUTIONS}
+
+    def output_shape(self, layer: str) -> tuple[int, int, int]:
+        """Height, width and channels of the output of a pooling layer, such as "block5_pool"."""
+        block = POOLS.index(layer) + 1
+        channels = self.widths[f"block{block}_conv{len(BLOCKS[block - 1])}"]
+        return self.input_size[0] >> block, self.input_size[1] >> block, channels
 
 
 def read_weights(source: str | None = None) -> Weights:
     """Read the base's weights: the bundled file when `source` is None, Keras's own download for
-    "imagenet", or a file (.safetensors with tensors named as in the bundled one, or Keras's .h5). Raises
-    ModelError.
+    "imagenet", or a file: Keras's .h5, or .safetensors with tensors named as in the bundled file. A
+    .safetensors file may have fewer or more channels and, by its metadata, another input size.
+    Raises ModelError.
     """
     path = Path(source) if source and source != "imagenet" else _download() if source else BUNDLED
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"base weights {path}: {error.strerror}; give --weights PATH or imagenet") from None
-    tensors = _read_h5(path) if path.suffix == ".h5" else _read_safetensors(path, data)
-    channels = 3
-    for name, filters in CONVOLUTIONS.items():
-        for part, shape in (("kernel", (3, 3, channels, filters)), ("bias", (filters,))):
-            found = tensors.get(f"{name}/{part}")
-            if found is None or found.shape != shape:
-                what = "missing" if found is None else f"shaped {found.shape}, not {shape}"
-                raise ModelError(f"base weights {path}: {name}/{part} is {what}; these are not VGG16's")
-        channels = filters
+    if path.suffix == ".h5":
+        tensors, input_size = _read_h5(path), INPUT_SIZE
+    else:
+        tensors, input_size = _read_safetensors(path, data)
+    _check_shapes(path, tensors)
     rgb = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     rgb["block1_conv1/kernel"] = rgb["block1_conv1/kernel"][:, :, ::-1, :]
-    return Weights(rgb, hashlib.sha256(data).hexdigest(), str(source or path.name))
+    return Weights(rgb, hashlib.sha256(data).hexdigest(), str(source or path.name), input_size)
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Write a .safetensors file that `read_weights` reads back with the same tensors and input size."""
+    bgr = dict(weights.tensors)
+    bgr["block1_conv1/kernel"] = bgr["block1_conv1/kernel"][:, :, ::-1, :]
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in bgr.items()}
+    path.write_bytes(save(contiguous, {INPUT_SIZE_KEY: str(weights.input_size[0])}))
+
+
+def random_weights(widths: Mapping[str, int], input_size: tuple[int, int], seed: int = 0) -> Weights:
+    """Random weights with `widths` channels by convolution: normal with variance 2 / fan-in, which keeps the
+    scale of activations (He et al., "Delving Deep into Rectifiers", 2015), and biases of 0.
+    """
+    rng = np.random.default_rng(seed)
+    tensors: dict[str, NDArray[Any]] = {}
+    channels = 3
+    for name, filters in widths.items():
+        kernel = rng.normal(size=(3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
+        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
+        tensors[f"{name}/bias"] = np.zeros(filters, np.float32)
+        channels = filters
+    return Weights(tensors, "", "random", input_size)
 
 
 def picture_input(size: tuple[int, int] = INPUT_SIZE) -> keras.KerasTensor:
@@ -91,8 +117,8 @@ def base_layers(
     trainable: bool = False,
 ) -> keras.KerasTensor:
     """Put VGG16's layers to `last`, frozen unless `trainable`, on top of `image`; returns what `last` gives,
-    [N, *SHAPES[last]] for VGG16's own size and widths, in the policy `dtype`'s compute type. `load_weights`
-    fills them once they stand in a model.
+    [N, height, width, channels], in the policy `dtype`'s compute type. `load_weights` fills them once they
+    stand in a model.
     """
     # Subtracting in 16 bits would round the pixels, so this layer stays in float32 under every policy.
     x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(
@@ -148,11 +174,37 @@ def load_weights(model: keras.Model, weights: Weights, scale: float = 1.0) -> No
             layer.set_weights([first * kernel, scale * bias])
 
 
-def _read_safetensors(path: Path, data: bytes) -> dict[str, NDArray[Any]]:
+def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, NDArray[Any]], tuple[int, int]]:
+    """The tensors by name, and the input size [height, width] that the metadata gives."""
     try:
-        return dict(load(data))
+        tensors = dict(load(data))
+        # load() leaves the metadata out. The header is JSON after its length in 8 bytes.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        side = int((header.get("__metadata__") or {}).get(INPUT_SIZE_KEY, INPUT_SIZE[0]))
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ModelError(f"base weights {path}: not a safetensors file ({error}); give another") from None
+    if not 32 <= side <= MAX_SIDE or side % 32:
+        raise ModelError(
+            f"base weights {path}: {INPUT_SIZE_KEY} is {side}, not a multiple of 32 from 32 to {MAX_SIDE}; "
+            "correct the metadata"
+        )
+    return tensors, (side, side)
+
+
+def _check_shapes(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Raise ModelError unless the tensors are VGG16's convolutions, of any number of channels each."""
+    channels = 3
+    for name in CONVOLUTIONS:
+        bias = tensors.get(f"{name}/bias")
+        filters = 0 if bias is None else bias.size
+        for part, shape in (("bias", (filters,)), ("kernel", (3, 3, channels, filters))):
+            found = tensors.get(f"{name}/{part}")
+            if found is None or found.size == 0 or found.shape != shape:
+                reason = (
+                    "missing" if found is None or found.size == 0 else f"shaped {found.shape}, not {shape}"
+                )
+                raise ModelError(f"base weights {path}: {name}/{part} is {reason}; these are not VGG16's")
+        channels = filters
 
 
 def _read_h5(path: Path) -> dict[str, NDArray[Any]]:

@@ -8,7 +8,7 @@ from train.compress.distillation import Distillation, _first_hint, _Lessons, dis
 from train.compress.pipeline import features
 from train.compress.pruning import unit
 from train.compress.teacher_cache import TeacherOutputs
-from train.network.vgg import CONVOLUTIONS, Weights
+from train.network.vgg import CONVOLUTIONS, Weights, random_weights
 from train.settings import Settings
 from train.train_head import train_head
 
@@ -17,16 +17,7 @@ COUNT = 24
 
 @pytest.fixture(scope="module")
 def weights() -> Weights:
-    chance = np.random.default_rng(0)
-    tensors, channels = {}, 3
-    for name in CONVOLUTIONS:
-        kernel = chance.normal(size=(3, 3, channels, 8)) * np.sqrt(2 / (9 * channels))
-        tensors[f"{name}/kernel"], tensors[f"{name}/bias"] = (
-            kernel.astype(np.float32),
-            np.zeros(8, np.float32),
-        )
-        channels = 8
-    return Weights(tensors, "", "drawn")
+    return random_weights(dict.fromkeys(CONVOLUTIONS, 8), (32, 32))
 
 
 @pytest.fixture(scope="module")

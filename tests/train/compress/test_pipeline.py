@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from runtime.common.errors import UserError
+from tests.backbone import WIDTHS
 from tests.conftest import QUICK, QUICK_AT_ONCE
 from tests.train.compress.test_allocation import EVEN
 from train.compress import pipeline as compress
@@ -29,12 +30,13 @@ def test_it_is_a_run_of_the_same_kind_for_fewer_multiplications(
     run, whole = open_run(compressed_run), open_run(synthetic_run)
     assert run.dataset.photos == whole.dataset.photos and run.classes == whole.classes
     done = run.compressed
-    assert done["from"] == whole.name and done["size"] == 64
-    assert done["macs"] == macs(done["widths"], 64) <= macs(CONVOLUTIONS, 224) / 30
+    assert done["from"] == whole.name and done["size"] == done["of_size"] == 64
+    assert done["macs"] == macs(done["widths"], 64) <= done["of_macs"] / 4
+    assert done["of_macs"] == macs(WIDTHS, 64)
     model = run.load_model()
     assert model.inputs[0].shape == (None, 64, 64, 3) and model.inputs[0].dtype == "uint8"
     widths = {name: model.get_layer(name).filters for name in CONVOLUTIONS}
-    assert widths == done["widths"] and widths["block5_conv1"] < 512
+    assert widths == done["widths"] and widths["block5_conv1"] < WIDTHS["block5_conv1"]
     assert not compressed_run.with_name(f".{compressed_run.name}.resume").exists()
     stages = {row["stage"] for row in csv.DictReader((compressed_run / "history.csv").open())}
     assert stages == {"head", "distill"}
@@ -66,11 +68,11 @@ def test_one_that_is_killed_goes_on_and_ends_the_same(
     kept = out.with_name(f".{out.name}.resume")
     kept.mkdir()
     # What takes longest is taken from the undisturbed one: the plan.
-    how = Compression(size=64, photos=12, views=2, epochs=2, reduce=30.0)
+    how = Compression(photos=12, views=2, epochs=2, reduce=4.0)
     (kept / "fingerprint").write_text(compress.fingerprint_of(open_run(synthetic_run), how))
     plan = {"size": 64, "widths": open_run(compressed_run).compressed["widths"]}
     (kept / "plan.json").write_text(json.dumps(plan))
-    quick = "import sys; from train import compress, prune; prune.AT_ONCE = "
+    quick = "import sys; from train.compress import pipeline as compress, pruning; pruning.AT_ONCE = "
     quick += f"{QUICK_AT_ONCE}; sys.exit(compress.main())"
     command = [sys.executable, "-c", quick, str(synthetic_run), "--out", str(out), "--resume", *QUICK]
     for sign in ("train.pictures.npy", "reconstructed.safetensors", "distill.npz"):
@@ -189,7 +191,7 @@ def test_more_than_any_size_can_give_is_refused(
 ) -> None:
     out = tmp_path / "out"
     assert compress.main([str(synthetic_run), "--reduce", "5000", "--out", str(out)]) == 2
-    assert "error: at 128x128 no more channels can go" in capsys.readouterr().err
+    assert "error: at 64x64 no more channels can go" in capsys.readouterr().err
     assert not list(tmp_path.iterdir()), "told before any work"
     with pytest.raises(UserError, match=r"at 160x160 no more channels can go"):
         cheapest(PruningCosts(EVEN, {224: 0.0, 160: 0.1}), 1000)

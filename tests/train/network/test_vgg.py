@@ -8,7 +8,16 @@ import pytest
 from safetensors.numpy import save_file
 
 from runtime.common.errors import ModelError
-from train.network.vgg import BUNDLED, CONVOLUTIONS, base_layers, load_weights, picture_input, read_weights
+from train.network.vgg import (
+    BUNDLED,
+    CONVOLUTIONS,
+    base_layers,
+    load_weights,
+    picture_input,
+    random_weights,
+    read_weights,
+    write_weights,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +65,32 @@ def test_weights_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="not ") as error:
             read_weights(str(tmp_path / name))
         assert "\n" not in str(error.value)
-    save_file({"block1_conv1/kernel": np.zeros((3, 3, 3, 8), np.float16)}, tmp_path / "other.safetensors")
+    other = {
+        "block1_conv1/kernel": np.zeros((3, 3, 3, 8), np.float16),
+        "block1_conv1/bias": np.zeros(4, np.float16),
+    }
+    save_file(other, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match=r"block1_conv1/kernel is shaped \(3, 3, 3, 8\)"):
         read_weights(str(tmp_path / "other.safetensors"))
+
+
+def test_a_weights_file_defines_channels_and_input_size(small_weights: Path) -> None:
+    weights = read_weights(str(small_weights))
+    assert weights.input_size == (64, 64)
+    assert weights.widths == {name: max(8, filters // 16) for name, filters in CONVOLUTIONS.items()}
+    assert weights.output_shape("block3_pool") == (8, 8, 16)
+    assert weights.output_shape("block5_pool") == (2, 2, 32)
+    rewritten = small_weights.with_name("again.safetensors")
+    write_weights(rewritten, weights)
+    again = read_weights(str(rewritten))
+    assert again.sha256 == weights.sha256
+    for name, tensor in weights.tensors.items():
+        np.testing.assert_array_equal(again.tensors[name], tensor)
+
+
+@pytest.mark.parametrize("side", [0, 33, 2048])
+def test_an_impossible_input_size_raises_model_error(side: int, tmp_path: Path) -> None:
+    file = tmp_path / "odd.safetensors"
+    write_weights(file, random_weights(dict.fromkeys(CONVOLUTIONS, 4), (side, side)))
+    with pytest.raises(ModelError, match=rf"odd\.safetensors: input_size is {side}"):
+        read_weights(str(file))
