@@ -243,7 +243,7 @@ def _network_error(error: Any) -> str:
     if error.errno in (errno.EIO, errno.EHOSTUNREACH, errno.ENETUNREACH):  # EIO: the name has no address
         return "cannot be reached: check the host name and the network"
     if error.errno == errno.ECONNREFUSED:
-        return "refuses the connection: check that the camera is on and that the port is right"
+        return "nothing answers at this address: check that the camera is on and that the port is right"
     if kind in ("HTTPUnauthorizedError", "HTTPForbiddenError"):
         return "rejects the user name or password: give them as rtsp://USER:PASSWORD@HOST/…"
     if kind == "HTTPNotFoundError":
