@@ -57,7 +57,7 @@ def _show_stream(
             for shown in stream:
                 if not started:
                     height, width = shown.frame.pixels.shape[:2]
-                    view.heading(f"{camera.name}, {width} x {height}, {description}")
+                    view.heading(f"{camera.name}, {width} x {height}, classified by {description}")
                     started = True
                 view.show(shown, reloader.now().model.contract.labels)
                 for save in saves:

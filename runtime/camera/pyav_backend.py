@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from runtime.camera.raw_frame import FRAME_TIMEOUT, RawFrame
 from runtime.common.errors import CameraError
 
+GIVE_VIDEO = "give a video file, an address or a camera's number"
 STREAM_ENDED = "the stream ended: check the camera and the network"
 MAX_UNMATCHED_PACKETS = 100  # arrival times of packets that gave no frame
 
@@ -48,7 +49,7 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
         raise CameraError(f"{name}: {_open_error(error, opened)}") from None
     with container:
         if not container.streams.video:
-            raise CameraError(f"{name}: contains no video")
+            raise CameraError(f"{name}: contains no video: {GIVE_VIDEO}")
         stream = container.streams.video[0]
         decoder = stream.codec_context
         decoder.thread_type = "SLICE"  # one frame per thread would delay each frame by the number of threads
@@ -214,7 +215,9 @@ def _open_error(error: Any, source: _Source) -> str:
     if not reason and error.errno == errno.ETIMEDOUT:
         reason = f"sent no data for {FRAME_TIMEOUT:.0f} s: check its cable and network"
     if not reason and type(error).__name__ == "InvalidDataError":
-        reason = "is not a video"
+        reason = f"is not a video: {GIVE_VIDEO}"
+    if not reason and error.errno in (errno.ENOENT, errno.EISDIR):
+        reason = f"{str(error.strerror).lower()}: {GIVE_VIDEO}"
     return reason or str(error.strerror or type(error).__name__).lower()
 
 

@@ -19,9 +19,13 @@ import pytest
 from PIL import Image
 
 from runtime.camera import camera
+from runtime.camera.smoothing import AGREEING_FRAMES
+from runtime.camera.stream import FramePrediction
+from runtime.camera.terminal_view import TerminalView
 from runtime.classify import main
 from runtime.preprocess import picture
-from tests.helpers import ROOT
+from tests.helpers import ROOT, wait_for
+from tests.runtime.camera.conftest import Pictures
 from tests.runtime.camera.helpers import (
     BLUE,
     GREEN,
@@ -51,8 +55,8 @@ def objects(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def terminate_soon(seconds: float = 1.0) -> None:
-    threading.Timer(seconds, os.kill, [os.getpid(), signal.SIGTERM]).start()
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture
@@ -73,10 +77,10 @@ def test_json_prints_one_object_per_frame(colours: Path, clip: str, capsys: Capt
 
 
 def test_on_change_and_a_log_print_only_changes(
-    colours: Path, write_clip: Callable[..., Path], tmp_path: Path, capsys: Capture
+    colours: Path, play: Callable[[Pictures], str], capsys: Capture
 ) -> None:
-    pictures = [plain(color) for color in (RED, GREEN, BLUE) for _ in range(20)]
-    clip = str(write_clip(tmp_path / "slow.mp4", pictures))
+    blurred = [plain((90, 80, 0))]
+    clip = play([plain(RED)] * 5 + blurred + [plain(GREEN)] * 5 + [plain(BLUE)] * 5)
     arguments = ["--camera", clip, "--smooth", "1", "--model", str(colours)]
     assert main([*arguments, "--json", "--on-change"]) == 0
     assert [answer["label"] for answer in objects(capsys.readouterr().out)] == LABELS
@@ -85,9 +89,11 @@ def test_on_change_and_a_log_print_only_changes(
     assert "64 x 48" in heading and [line.split()[1] for line in lines] == LABELS
 
 
-def test_with_every_a_log_prints_each_answer(colours: Path, clip: str, capsys: Capture) -> None:
-    assert main(["--camera", clip, "--every", "200ms", "--model", str(colours)]) == 0
-    assert len(capsys.readouterr().out.splitlines()) >= 5
+def test_with_every_a_log_prints_each_answer(
+    colours: Path, play: Callable[[Pictures], str], capsys: Capture
+) -> None:
+    assert main(["--camera", play([plain(RED)] * 4), "--every", "1ms", "--model", str(colours)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 4
 
 
 def test_a_camera_lost_on_the_way_exits_1_and_one_that_never_opened_2(colours: Path, capsys: Capture) -> None:
@@ -107,33 +113,49 @@ def test_with_retry_a_stream_that_went_away_is_connected_again(
     colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(camera, "RETRY_DELAY", 0.05)
+    labels, show = list[str](), TerminalView.show
     red, blue = jpeg(plain(RED)), jpeg(plain(BLUE))
-    first = MjpegServer(lambda number: red if number < 20 else None)
-    second = list[MjpegServer]()
+    servers = [MjpegServer(lambda number: red)]
+    address = servers[0].address
 
-    def replace() -> None:
-        first.stop()
-        second.append(MjpegServer(lambda number: blue, first.port))
-        terminate_soon()
+    def record(view: TerminalView, shown: FramePrediction, model_labels: tuple[str, ...]) -> None:
+        show(view, shown, model_labels)
+        labels.append(shown.prediction.label)
 
-    threading.Timer(1.0, replace).start()
-    arguments = ["--camera", first.address, "--retry", "--json", "--on-change", "--model", str(colours)]
-    assert main(arguments) == 0
-    second[0].stop()
+    def restart() -> None:
+        wait_for(lambda: labels.count("红") >= AGREEING_FRAMES)
+        servers[0].stop()
+        servers.append(MjpegServer(lambda number: blue, servers[0].port))
+        wait_for(lambda: labels.count("blau") >= AGREEING_FRAMES)
+        terminate()
+
+    monkeypatch.setattr(TerminalView, "show", record)
+    threading.Thread(target=restart).start()
+    arguments = ["--camera", address, "--retry", "--json", "--on-change", "--smooth", "0"]
+    assert main([*arguments, "--model", str(colours)]) == 0
+    servers[1].stop()
     out, err = capsys.readouterr()
     assert [answer["label"] for answer in objects(out)] == ["红", "blau"]
-    assert err.splitlines()[-1] == f"{first.address}: is back"
+    assert err.splitlines()[-1] == f"{address}: is back"
 
 
 @pytest.mark.parametrize(
     ("scheme", "flags"), [("rtsp", ["--json", "--verbose"]), ("http", []), ("nonsense", ["--retry"])]
 )
-def test_no_output_contains_a_password(colours: Path, scheme: str, flags: list[str], capsys: Capture) -> None:
+def test_no_output_contains_a_password(
+    scheme: str, flags: list[str], colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    message = TerminalView.message
+
+    def message_and_terminate(view: TerminalView, line: str) -> None:
+        message(view, line)
+        if scheme in line:
+            terminate()
+
+    monkeypatch.setattr(TerminalView, "message", message_and_terminate)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     address = f"{scheme}://user:geheim@127.0.0.1:{port}/x?token=geheim"
-    if "--retry" in flags:
-        terminate_soon()
     assert main(["--camera", address, "--model", str(colours), *flags]) == (0 if "--retry" in flags else 2)
     out, err = capsys.readouterr()
     assert f"{scheme}://user:***@127.0.0.1:{port}/x?token=***: " in err
@@ -165,65 +187,84 @@ def test_a_picture_that_no_model_takes_is_an_error_of_the_camera(
     assert line.startswith(f"error: {clip}: ") and "4096 x 16" in line
 
 
-@pytest.mark.parametrize(("number", "hangs"), [(signal.SIGTERM, False), (signal.SIGINT, True)])
-def test_a_signal_ends_the_command_within_a_second(
-    colours: Path, number: signal.Signals, hangs: bool
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_command_in_a_second_and_prints_what_was_saved(
+    number: signal.Signals, code: int, colours: Path, tmp_path: Path
 ) -> None:
     red = jpeg(plain(RED))
-    with socket.create_server(("127.0.0.1", 0)) as silent, mjpeg_server(lambda number: red) as server:
-        address = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x" if hangs else server.address
-        process = start("--camera", address, "--json", "--model", colours)
-        if hangs:  # in connect()
-            connection, _ = silent.accept()
-        else:
-            assert process.stdout is not None
+    with mjpeg_server(lambda number: red) as server:
+        process = start(
+            *("--camera", server.address, "--json", "--model", colours, "--capture", "rot", tmp_path)
+        )
+        assert process.stdout is not None
+        for _ in range(2):
             assert json.loads(process.stdout.readline())["label"] == "红"
-        sent = time.monotonic()
-        process.send_signal(number)
-        out, err = process.communicate(timeout=20)
-        took = time.monotonic() - sent
-        if hangs:
-            connection.close()
-    assert process.returncode == (0 if number == signal.SIGTERM else 130)
-    assert "Traceback" not in err and "error" not in err
+        out, err = end(process, number)
+    assert process.returncode == code and "Traceback" not in err and "error" not in err
     objects(out)  # no line is cut
-    assert took < 1
+    assert err.splitlines()[-1].startswith("saved 1 photo in ")
+
+
+def test_a_signal_ends_a_command_that_hangs_in_connect(colours: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
+        process = start("--camera", address, "--json", "--model", colours)
+        connection, _ = silent.accept()
+        assert end(process, signal.SIGINT) == ("", "") and process.returncode == 130
+        connection.close()
+
+
+def end(process: subprocess.Popen[str], number: signal.Signals) -> tuple[str, str]:
+    """Sends a signal; returns what the process prints before it ends, within a second."""
+    sent = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert time.monotonic() - sent < 1
+    return out, err
 
 
 def test_sigterm_ends_the_command_while_a_picture_is_decoded(
     colours: Path, clip: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """The decoder turns every Exception into a PictureError."""
-    monkeypatch.setattr(picture, "_read_picture", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(picture, "_read_picture", lambda *_: terminate())
     assert main(["--camera", clip, "--model", str(colours)]) == 0
     assert capsys.readouterr() == ("", "")
 
 
 def test_capture_saves_photos_and_ends_with_their_number_and_folder(
-    colours: Path, clip: str, tmp_path: Path, capsys: Capture
+    colours: Path, play: Callable[[Pictures], str], tmp_path: Path, capsys: Capture
 ) -> None:
-    folder = tmp_path / "photos"
-    arguments = ["--camera", clip, "--json", "--model", str(colours), "--every", "300ms"]
+    folder, clip = tmp_path / "photos", play([plain(RED)] * 4)
+    arguments = ["--camera", clip, "--json", "--model", str(colours), "--every", "1ms"]
     assert main([*arguments, "--capture", "rot", str(folder)]) == 0
-    saved = list((folder / "rot").iterdir())
-    assert 3 <= len(saved) <= 6
-    assert capsys.readouterr().err.splitlines()[-1] == f"saved {len(saved)} photos in {folder / 'rot'}"
+    assert len(list((folder / "rot").iterdir())) == 4
+    assert capsys.readouterr().err.splitlines()[-1] == f"saved 4 photos in {folder / 'rot'}"
     assert main([*arguments, "--capture", "red", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "rot" in line and "--new-class" in line and not (folder / "red").exists()
     assert main([*arguments, "--capture", "red", str(folder), "--new-class"]) == 0
+    assert len(list((folder / "red").iterdir())) == 4
+
+
+def test_without_every_one_photo_per_second_is_saved(
+    colours: Path, play: Callable[[Pictures], str], tmp_path: Path
+) -> None:
+    clip = play([plain(RED)] * 4)
+    assert main(["--camera", clip, "--model", str(colours), "--capture", "rot", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "rot").iterdir())) == 1
 
 
 def test_save_unknown_saves_only_unknown_frames(
-    write_clip: Callable[..., Path], knowing: Path, tmp_path: Path, capsys: Capture
+    play: Callable[[Pictures], str], knowing: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    clip = write_clip(tmp_path / "darkens.mp4", [plain(RED)] * 15 + [plain((30, 0, 0))] * 15)
-    arguments = ["--camera", str(clip), "--smooth", "0", "--every", "50ms", "--model", str(knowing)]
+    clip = play([plain(RED)] * 4 + [plain((30, 0, 0))] * 3)
+    arguments = ["--camera", clip, "--smooth", "0", "--every", "1ms", "--model", str(knowing)]
     assert main([*arguments, "--save-unknown", str(tmp_path / "unknown")]) == 0
     saved = list((tmp_path / "unknown").iterdir())
-    assert len(saved) >= 3 and all(np.asarray(Image.open(path)).max() < 60 for path in saved)
+    assert len(saved) == 3 and all(np.asarray(Image.open(path)).max() < 60 for path in saved)
     out, err = capsys.readouterr()
-    assert "unknown (nearest: 红 0." in out and f"saved {len(saved)} photos in {tmp_path / 'unknown'}" in err
+    assert "unknown (nearest: 红 0." in out and f"saved 3 photos in {tmp_path / 'unknown'}" in err
 
 
 def test_save_unknown_needs_a_model_that_detects_unknown_pictures(

@@ -81,6 +81,6 @@ def test_a_photo_that_cannot_be_written_stops_the_recorder(
     def full(path: Path) -> object:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runtime.camera.recorder.atomic", full)
+    monkeypatch.setattr("runtime.camera.recorder.atomic_write", full)
     messages = record(tmp_path / "roses", [1, 2, 3])
     assert "no space left on device" in messages[0] and "saved 0 photos" in messages[1] and len(messages) == 2

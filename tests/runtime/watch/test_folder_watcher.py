@@ -314,6 +314,7 @@ def test_a_killed_command_continues_without_gap_or_duplicate(
         process.kill()
         process.wait()
     with started("--watch", folder, "--out", out, "--model", colours) as process:
+        assert process.stdout and process.stdout.readline()  # SIGTERM is handled from now on
         wait_for(has_rows(out, 40), 30)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
