@@ -187,7 +187,26 @@ def _load(job: _Job) -> _Trained:
 
 
 def _estimate(job: _Job, trained: _Trained) -> ExportClock:
-    """Measures the cost of one photo, and prints how long the export takes and how to make it quicker."""
+    """Prints how long the export takes, and how to make it quicker."""
+    workload = _measure(job, trained)
+    tasks = workload.tasks(job.files)
+    seconds = total_seconds(tasks)
+    pairs = len(file_engine_pairs(job.files, job.config.engines))
+    print(f"time: {duration(seconds)} for {len(job.files)} files and {pairs} pairs of file and engine")
+    quicker = []
+    if workload.test > 2 * QUICK_PHOTOS:
+        fewer = replace(workload, test=QUICK_PHOTOS).tasks(job.files)
+        quicker.append(f"--photos {QUICK_PHOTOS} ({duration(total_seconds(fewer))})")
+    if job.config.engines is None:
+        one = replace(workload, engines=("litert",)).tasks(file_keys(job.config.precisions, ("litert",)))
+        quicker.append(f"--engines litert ({duration(total_seconds(one))})")
+    if quicker and seconds > SLOW_EXPORT:
+        print(f"quicker: {' or '.join(quicker)}")
+    return ExportClock(workload, tasks)
+
+
+def _measure(job: _Job, trained: _Trained) -> Workload:
+    """Counts the work, and measures how long one photo takes in the trained model."""
     from export.int8.layers import conv_chain
     from export.int8.search import CALIBRATION_PHOTOS, RECIPES, VALIDATION_PHOTOS
     from export.serving_model import BATCH, predict
@@ -197,34 +216,17 @@ def _estimate(job: _Job, trained: _Trained) -> ExportClock:
         start = time.monotonic()
         predict(trained.model, pixels, lambda done: None)
     dataset = job.run.dataset
-    workload = Workload(
+    return Workload(
         photo_seconds=(time.monotonic() - start) / len(pixels),
         parameters=trained.model.count_params(),
         layers=len(conv_chain(trained.model)) if "int8" in job.config.precisions else 0,
+        recipe=RECIPES[0].name,
         calibration=min(CALIBRATION_PHOTOS, len(dataset.split("train"))),
         validation=min(VALIDATION_PHOTOS, len(dataset.split("val"))),
         test=len(trained.photos.pixels),
         engines=job.config.engines,
         workers=default_threads(),
     )
-    first = RECIPES[0].name
-    tasks = workload.tasks(job.files, first)
-    seconds = total_seconds(tasks)
-    quicker = []
-    if workload.test > 2 * QUICK_PHOTOS:
-        fewer = total_seconds(replace(workload, test=QUICK_PHOTOS).tasks(job.files, first))
-        quicker.append(f"--photos {QUICK_PHOTOS} ({duration(fewer)})")
-    if job.config.engines is None:
-        one = replace(workload, engines=("litert",))
-        files = file_keys(job.config.precisions, ("litert",))
-        quicker.append(f"--engines litert ({duration(total_seconds(one.tasks(files, first)))})")
-    pairs = len(file_engine_pairs(job.files, job.config.engines))
-    print(
-        f"time: {duration(seconds)} for {len(job.files)} files, compared in {pairs} combinations with engines"
-    )
-    if seconds > SLOW_EXPORT and quicker:
-        print(f"quicker: {' or '.join(quicker)}")
-    return ExportClock(workload, tasks)
 
 
 def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:

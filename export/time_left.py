@@ -48,19 +48,20 @@ class Workload:
     photo_seconds: float  # one photo through the Keras model
     parameters: int
     layers: int  # that are quantized
+    recipe: str  # the first int8 recipe
     calibration: int  # photos
     validation: int
     test: int
     engines: Sequence[str] | None  # None: all that are installed
     workers: int  # inferences that run at the same time
 
-    def tasks(self, files: Iterable[FileKey], recipe: str) -> dict[Key, Task]:
+    def tasks(self, files: Iterable[FileKey]) -> dict[Key, Task]:
         """All tasks of an export, if the first int8 recipe is accepted."""
         files = list(files)
         tasks = {convert_key(file): self._conversion() for file in files if file[1] != "int8"}
         if int8 := [format for format, precision in files if precision == "int8"]:
             tasks["validation reference",] = Task(self.validation, self.photo_seconds)
-            tasks |= self.recipe_tasks(recipe, int8)
+            tasks |= self.recipe_tasks(self.recipe, int8)
         tasks["test reference",] = Task(self.test, self.photo_seconds)
         for file, engine in file_engine_pairs(files, self.engines):
             tasks[parity_key(file, engine)] = self._inferences(engine, file[1], self.test)

@@ -106,9 +106,9 @@ def confidence_note(results: Sequence[ParityResult]) -> str:
 
 def upper_bound(n: int, k: int, confidence: float = CONFIDENCE) -> float:
     """The one-sided upper bound on a share of which k in n were seen (Clopper and Pearson, 1934)."""
-    from scipy.stats import beta  # slow to import
+    from scipy.stats import binomtest  # slow to import
 
-    return 1.0 if k == n else float(beta.ppf(confidence, k + 1, n - k))
+    return float(binomtest(k, n, alternative="less").proportion_ci(confidence).high)
 
 
 def parity_csv(results: Iterable[ParityResult]) -> str:

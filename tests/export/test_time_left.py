@@ -76,8 +76,8 @@ def test_a_finished_task_has_no_time_left(clock: Clock) -> None:
 def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
     def seconds(test: int = 500, engines: tuple[str, ...] = ("litert", "onnx")) -> float:
         files = [file for file in FILES if file[0] == "tflite" or "onnx" in engines]
-        work = Workload(0.1, 15_000_000, 18, 60, 200, test, engines, 2)
-        return total_seconds(work.tasks(files, "gptq"))
+        work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, test, engines, 2)
+        return total_seconds(work.tasks(files))
 
     assert seconds(test=50) < 0.7 * seconds()
     assert seconds(engines=("litert",)) < seconds()
@@ -95,7 +95,7 @@ def test_every_stage_shows_the_time_left_of_the_whole_export(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0)
-    work = Workload(0.1, 1_000_000, 18, 60, 200, 500, ("litert",), 2)
+    work = Workload(0.1, 1_000_000, 18, "gptq", 60, 200, 500, ("litert",), 2)
     tasks = {SLOW: Task(2, 1.0), FAST: Task(100, 1.2)}
     with ExportClock(work, tasks).stage("parity", "inferences", [SLOW]) as step:
         step(SLOW, 1)

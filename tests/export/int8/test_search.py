@@ -24,7 +24,7 @@ BEST = search.RECIPES[0]
 
 def find(model: keras.Model, reference: ParityReference, *formats: str) -> dict[str, Int8File]:
     converters = {format: INT8_CONVERTERS[format] for format in formats}
-    workload = Workload(0.001, 1000, 4, 8, 8, 8, ("litert", "onnx"), 2)
+    workload = Workload(0.001, 1000, 4, BEST.name, 8, 8, 8, ("litert", "onnx"), 2)
     clock = ExportClock(workload, {})
     return find_int8(model, converters, reference.photos, reference, ("litert", "onnx"), clock)
 
