@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+
 ROOT = Path(__file__).parents[1]  # of the checkout
 RELEASED = ROOT / "models" / "flowers"
 
@@ -16,3 +18,20 @@ def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
     while not happened():
         assert time.monotonic() < until, f"did not happen within {seconds:g} s"
         time.sleep(0.02)
+
+
+def make_contract(name: str, labels: tuple[str, ...], side: int, synthetic: bool = False) -> Contract:
+    """The contract of a test model with pictures of side x side pixels and no thresholds."""
+    return Contract(
+        version=CONTRACT_VERSION,
+        name=name,
+        labels=labels,
+        input_size=(side, side),
+        resize=RESIZE,
+        thresholds={},
+        base_sha256="a" * 64,
+        data_sha256="b" * 64,
+        versions={"keras": "3"},
+        created="2025-01-31T12:00:00Z",
+        synthetic=synthetic,
+    )

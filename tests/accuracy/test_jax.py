@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 LIMIT = 20  # photos per class and split: 100 of test, so one photo is one point of top-1
-SPREAD = ROOT / "tests" / "spread.py"
+TRAINING = ROOT / "tests" / "distributed_training.py"
 CHECK_INPUTS = (
     "import sys; from train.distributed import check_same_inputs, init_distributed; "
     "check_same_inputs(init_distributed(), {'photos': sys.argv[1], 'seed': '0'})"
@@ -52,7 +52,7 @@ def jax_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tensorflow_history() -> list[dict[str, float]]:
     """The history of fine-tuning by TensorFlow on one device."""
-    done = subprocess.run([sys.executable, SPREAD, "1"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, TRAINING, "1"], capture_output=True, text=True, check=True)
     return read_history(done)
 
 
@@ -92,12 +92,12 @@ def train(python: Path | str, backend: str, out: Path, photos: Path) -> dict[str
 
 def test_two_jax_devices_train_as_one(jax_python: Path, tensorflow_history: list[dict[str, float]]) -> None:
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
-    done = subprocess.run([jax_python, SPREAD, "2"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([jax_python, TRAINING, "2"], env=environment, capture_output=True, text=True)
     check_history(done, tensorflow_history)
 
 
 def test_two_jax_processes_train_as_one(jax_python: Path, tensorflow_history: list[dict[str, float]]) -> None:
-    for done in run_together([jax_python, SPREAD, "1"], [jax_python, SPREAD, "1"]):
+    for done in run_together([jax_python, TRAINING, "1"], [jax_python, TRAINING, "1"]):
         check_history(done, tensorflow_history)
 
 
@@ -110,7 +110,7 @@ def test_processes_with_different_photos_end_with_an_error(jax_python: Path) -> 
 
 
 def test_a_killed_process_ends_the_others_with_one_line(jax_python: Path) -> None:
-    alive, killed = run_together([jax_python, SPREAD, "1", "1"], [jax_python, SPREAD, "1", "1"])
+    alive, killed = run_together([jax_python, TRAINING, "1", "1"], [jax_python, TRAINING, "1", "1"])
     assert killed.returncode == -signal.SIGKILL
     assert alive.returncode == 1
     assert "start all of them again" in alive.stderr.splitlines()[-1]

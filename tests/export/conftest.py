@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from export.parity.runner import ParityReference
-from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.contract import Contract
+from tests.helpers import make_contract
 
 if TYPE_CHECKING:
     import keras
@@ -81,19 +82,7 @@ def pictures() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="session")
 def contract() -> Contract:
-    return Contract(
-        version=CONTRACT_VERSION,
-        name="small",
-        labels=LABELS,
-        input_size=(SIDE, SIDE),
-        resize=RESIZE,
-        thresholds={},
-        base_sha256="a" * 64,
-        data_sha256="b" * 64,
-        versions={"keras": "3"},
-        created="2025-01-31T12:00:00Z",
-        synthetic=True,
-    )
+    return make_contract("small", LABELS, SIDE, synthetic=True)
 
 
 @pytest.fixture(scope="session")

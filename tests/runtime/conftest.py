@@ -15,26 +15,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile
+from tests.helpers import make_contract
 from tests.runtime.make_models import FORMATS, FORMATS_WITH_KNOWN, SIDE, model_path
 
 LABELS = ("blau", "grün", "红")  # by the strongest channel of B, G, R
 
-CONTRACT = Contract(
-    version=CONTRACT_VERSION,
-    name="colours",
-    labels=LABELS,
-    input_size=(SIDE, SIDE),
-    resize=RESIZE,
-    thresholds={},
-    base_sha256="a" * 64,
-    data_sha256="b" * 64,
-    versions={"keras": "3"},
-    created="2025-01-31T12:00:00Z",
-    synthetic=False,
-)
+CONTRACT = make_contract("colours", LABELS, SIDE)
 
 
 MakeFolder = Callable[..., Path]

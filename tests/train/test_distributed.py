@@ -16,7 +16,7 @@ from train.trainer import Batches
 
 def history(gpus: int) -> list[dict[str, float]]:
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "spread.py", str(gpus)],
+        [sys.executable, ROOT / "tests" / "distributed_training.py", str(gpus)],
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
