@@ -27,6 +27,8 @@ class Rate:
         """Count finished work."""
         now = self.clock()
         self.done += work
+        if len(self.steps) > 1 and now - self.steps[-2][0] < RATE_WINDOW / 100:  # bounds the length
+            self.steps.pop()
         self.steps.append((now, self.done))
         while len(self.steps) > 2 and self.steps[1][0] <= now - RATE_WINDOW:
             self.steps.popleft()

@@ -1,4 +1,4 @@
-"""A run's charts: how it learned, what it confuses, and how far its probabilities can be trusted."""
+"""Charts of a run: learning curves, confusion matrix, reliability diagram."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from PIL import Image
 
 from train.metrics import SplitMetrics, confidence_interval
 
-INK, GRID, KEPT = "#1c2b22", "#e5e8eb", "#c98a2b"
+INK, GRID, BEST = "#1c2b22", "#e5e8eb", "#c98a2b"
 COLOURS = {"train": "#9aa5b1", "val": "#2f6f4f"}
-# What each is on a page, which has other ones for the dark.
-THEME = {INK: "ink", GRID: "line", KEPT: "amber", COLOURS["train"]: "grey", COLOURS["val"]: "green"}
+# The CSS variable that replaces each colour on the page, which has a dark theme.
+THEME = {INK: "ink", GRID: "line", BEST: "amber", COLOURS["train"]: "grey", COLOURS["val"]: "green"}
 CURVES = {"loss": "Loss", "accuracy": "Top-1"}
-CHART = (4.6, 3.2)  # inches; its text is then as large as a page's on a phone
+CHART = (4.6, 3.2)  # inches; on a phone its text is as large as the page's
 plt.rcParams.update(
     {
         "font.size": 10,
@@ -42,20 +42,18 @@ plt.rcParams.update(
         **dict.fromkeys(
             ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
         ),
-        "text.parse_math": False,  # a $ in a class's name is no formula
-        # matplotlib's own font lacks many scripts, and a class may be named in any.
+        "text.parse_math": False,  # a $ in a class name does not start a formula
+        # matplotlib's own font lacks many scripts that class names may use.
         "font.family": ["DejaVu Sans", "Noto Sans CJK JP", "Noto Sans", "Arial Unicode MS"],
     }
 )
-# Of those fonts some are missing, and then some characters: a box stands for each.
+# Where fonts are missing, a box replaces each missing character.
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss and top-1 over the epochs, of the training and the validation photos, the epoch that was kept
-    marked.
-    """
+    """Save loss and top-1 of train and val over the epochs; a line marks the best epoch."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, name in zip(axes, CURVES, strict=True):
         _curve(axis, history, name)
@@ -63,37 +61,38 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def confusion_picture(shares: NDArray[Any]) -> Image.Image:
-    """A pixel a pair of classes, for more of them than a table can hold. It is as see-through as its share
-    [C, C] of the true class is small, so that it can lie on light and on dark.
+    """The confusion matrix as a picture, with one pixel per pair of classes.
+
+    `shares` [C, C] are shares of each true class; they become the opacity, so the picture fits both themes.
     """
     diagonal = np.eye(len(shares), dtype=bool)[..., np.newaxis]
-    colours = np.where(diagonal, to_rgb(COLOURS["val"]), to_rgb(KEPT))
-    solid = np.sqrt(shares)[..., np.newaxis]  # one photo in a hundred is to be seen
+    colours = np.where(diagonal, to_rgb(COLOURS["val"]), to_rgb(BEST))
+    solid = np.sqrt(shares)[..., np.newaxis]  # so that one photo in a hundred is visible
     return Image.fromarray((255 * np.concatenate([colours, solid], 2)).round().astype(np.uint8))
 
 
 def curve(history: Sequence[Mapping[str, Any]], name: str, alt: str) -> str:
-    """One of CURVES as inline SVG."""
+    """One of CURVES as inline SVG; `alt` is its text for screen readers."""
     figure, axis = plt.subplots(figsize=CHART, layout="constrained")
     _curve(axis, history, name)
     return _svg(figure, alt)
 
 
 def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt: str) -> str:
-    """What train.calibrate.reliability gives for n photos, as inline SVG: each bin's share right over its
-    mean probability, with the 95 % interval of that share.
+    """The bins of train.network.calibration.reliability for n photos as inline SVG: the share of correct
+    predictions over the mean probability, with its 95 % interval.
     """
     figure, axis = plt.subplots(figsize=(CHART[0], CHART[0]), layout="constrained")
-    axis.plot([0, 1], [0, 1], color=COLOURS["train"], linestyle="--", label="says what it means")
+    axis.plot([0, 1], [0, 1], color=COLOURS["train"], linestyle="--", label="perfectly calibrated")
     each = round(n / len(bins))
-    label = f"about {each:,} photos each" if each > 1 else "a photo each"
-    for share, sure, right in bins:
-        low, high = confidence_interval(round(right * share * n), round(share * n))
-        axis.plot([sure, sure], [low, high], color=COLOURS["val"], linewidth=1, alpha=0.6)
-        axis.plot([sure], [right], "o", color=COLOURS["val"], markersize=5, label=label)
+    label = f"about {each:,} photos per dot" if each > 1 else "one photo per dot"
+    for share, probability, correct in bins:
+        low, high = confidence_interval(round(correct * share * n), round(share * n))
+        axis.plot([probability, probability], [low, high], color=COLOURS["val"], linewidth=1, alpha=0.6)
+        axis.plot([probability], [correct], "o", color=COLOURS["val"], markersize=5, label=label)
         label = "_"
     axis.set(
-        xlabel="how sure it was", ylabel="how often it was right", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
+        xlabel="predicted probability", ylabel="correct predictions", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02)
     )
     axis.legend(frameon=False, loc="lower right")
     axis.grid(color=GRID)
@@ -103,11 +102,11 @@ def reliability_diagram(bins: Sequence[tuple[float, float, float]], n: int, alt:
 
 
 def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence[str], path: Path) -> None:
-    """Of each split: a row a true class, a column a class named, the photos counted, shaded by their share
-    of the row.
+    """Save the confusion matrix of each split: rows are true classes, columns predicted classes. The shade
+    is the share of the row.
     """
     measured = {split: figures for split, figures in metrics.items() if figures}
-    # Inches. Of more than 40 classes the text shrinks: a larger picture would not fit in memory.
+    # Inches. Above 40 classes the text shrinks, because a larger picture would not fit in memory.
     side = min(max(2.0 + 0.62 * len(classes), 4.0), 26.0)
     size = min(10.0, 400 / len(classes))
     figure, axes = plt.subplots(
@@ -124,7 +123,7 @@ def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence
         axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
         axis.set_yticks(range(len(classes)), classes)
         axis.tick_params(length=0, labelsize=size)
-        axis.set(xlabel="named", ylabel="is")
+        axis.set(xlabel="predicted", ylabel="true")
         axis.set_title(f"{split}: {figures['top1']:.1%} of {figures['n']:,}")
         axis.spines[:].set_visible(False)
         for (row, column), count in np.ndenumerate(counts):
@@ -148,7 +147,7 @@ def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
     if history:
         watched = "val_loss" if "val_loss" in history[0] else "loss"
         best = min(history, key=lambda row: row[watched])["epoch"]
-        axis.axvline(best, color=KEPT, linewidth=1.4, linestyle=":", label=f"kept: epoch {best:.0f}")
+        axis.axvline(best, color=BEST, linewidth=1.4, linestyle=":", label=f"best: epoch {best:.0f}")
         axis.legend(frameon=False)
     axis.set(xlabel="epoch", title=CURVES[name])
     axis.set_xlim(0.5, max(len(epochs), 1) + 0.5)
@@ -164,16 +163,16 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _svg(figure: Figure, alt: str) -> str:
-    """The figure as inline SVG whose text is in the page's font, and whose colours are the page's own."""
+    """The figure as inline SVG with the font and the colours of the page."""
     markup = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    # Text stays text. What several figures on one page refer to must be called differently in each.
+    # Text stays text; the salt makes ids unique among the figures of a page.
     with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": alt}):
         figure.savefig(markup, format="svg", transparent=True, metadata=nothing)
     plt.close(figure)
     svg = markup.getvalue()
     box = re.search(r'viewBox="[^"]*"', svg)
-    body = re.sub(r' id="[\w.]+_\d+"', "", svg[svg.index("<defs") :])  # the ids that nothing refers to
+    body = re.sub(r' id="[\w.]+_\d+"', "", svg[svg.index("<defs") :])  # unused ids
     for colour, variable in THEME.items():
         body = body.replace(colour, f"var(--{variable})")
     return f'<svg role="img" aria-label="{escape(alt)}" {box.group() if box else ""}>{body}'

@@ -1,7 +1,7 @@
-"""A run's report: one HTML page that needs nothing beside it, for whoever took the photos.
+"""The report of a run: one HTML page without external files.
 
-The page itself, words and looks, is report.html.j2; here is what fills it. Jinja escapes whatever comes from
-the user's folders, and a policy in the page keeps a browser from loading anything.
+report.html.j2 holds the text and the layout; this module computes the values. Jinja escapes everything that
+comes from the user's folders, and a policy in the page prevents a browser from loading anything.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
 from train.settings import RECIPES
 
-MISTAKES = 12  # pictures, about 80 kB
-THUMBNAIL = 160  # pixels a side
-CONFUSED = 10  # pairs of classes
-LEFT_OUT = 100  # lines, of near-duplicates as well; the .csv beside the page has all
-TABLE_CLASSES = 25  # of more, the confusion matrix is a picture
-FOLDED_ROWS = 30  # a longer table is shown when asked for
+SHOWN_MISTAKES = 12  # pictures, about 80 kB
+SHOWN_PAIRS = 12  # near-duplicates with pictures, about 160 kB
+THUMBNAIL = 160  # pixels per side
+SHOWN_CONFUSIONS = 10  # pairs of classes
+LISTED_FILES = 100  # rows of a table of files; the .csv file beside the page has all
+TABLE_CLASSES = 25  # with more classes, the confusion matrix is a picture
+FOLDED_ROWS = 30  # longer tables are folded
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -50,12 +51,12 @@ def write_report(
     history: Rows,
     metrics: Mapping[str, SplitMetrics | None],
     probabilities: Mapping[str, NDArray[Any]],
-    alike: Sequence[Pair] = (),
+    near_duplicates: Sequence[Pair] = (),
 ) -> None:
     """Write the page to `path`.
 
-    `record` is what run.json holds, `history` a row an epoch with its `stage`; `metrics` and `probabilities`
-    [N, C] are of val and test, in the order of the data set's photos; `alike` are the near-duplicates found.
+    `record` is the content of run.json; `history` has a row per epoch with its `stage`. `metrics` and
+    `probabilities` [N, C] are those of val and test, in the order of the data set's photos.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -66,56 +67,64 @@ def write_report(
     )
     environment.filters |= {"percent": "{:.1%}".format, "thousands": "{:,}".format}
     stages = [(str(stage), list(rows)) for stage, rows in groupby(history, lambda row: row["stage"])]
-    measured = [_measured(split, of, dataset) for split in ("test", "val") if (of := metrics[split])]
-    answers = _answers(dataset, measured[0]["split"], probabilities) if measured else []
+    measured = [_split_values(split, of, dataset) for split in ("test", "val") if (of := metrics[split])]
+    predictions = _predictions(dataset, measured[0]["split"], probabilities) if measured else []
     page = environment.get_template("report.html.j2").render(
         record=record,
         created=datetime.fromisoformat(record["created"]),
         dataset=dataset,
         unfinished=_unfinished(record, stages),
         measured=measured,
-        blind=math.log(len(dataset.classes)),
-        answers=answers,
-        mistakes=_mistakes(dataset, answers),
-        reliability=_reliability(answers),
+        chance_loss=math.log(len(dataset.classes)),
+        predictions=predictions,
+        mistakes=_mistakes(dataset, predictions),
+        reliability=_reliability(predictions),
         stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
         splits=SPLITS,
-        classes=_photos(dataset),
-        alike=alike,
-        left_out=dataset.left_out[:LEFT_OUT],
-        most=LEFT_OUT,
-        changed=_changed(record["settings"]),
+        classes=_photo_counts(dataset),
+        near_duplicates=near_duplicates,
+        pictured_pairs=_pictured_pairs(dataset, near_duplicates),
+        listed_pairs=near_duplicates[SHOWN_PAIRS:LISTED_FILES],
+        left_out=dataset.left_out[:LISTED_FILES],
+        changed=_changed_settings(record["settings"]),
         uneven=UNEVEN_RATIO,
         folded=FOLDED_ROWS,
     )
-    # A file name that is no UTF-8 is shown by its bytes.
+    # A file name that is not valid UTF-8 appears as its bytes.
     path.write_bytes(page.encode("utf-8", "backslashreplace"))
 
 
 @dataclass(frozen=True)
 class PhotoPrediction:
-    """What the model says of one photo."""
+    """The model's answer for one photo."""
 
     path: str
     label: str
-    named: str
+    predicted: str
     probability: float
 
     @property
-    def right(self) -> bool:
-        return self.label == self.named
+    def correct(self) -> bool:
+        return self.label == self.predicted
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """A small copy of a photo as a data: URI, or the reason why it is missing."""
+
+    uri: str
+    missing: str = ""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer and its photo as a data: URI, or why there is none."""
+    """A wrong prediction and its photo."""
 
-    answer: PhotoPrediction
-    picture: str
-    missing: str
+    prediction: PhotoPrediction
+    thumbnail: Thumbnail
 
 
-def _answers(
+def _predictions(
     dataset: Dataset, split: str, probabilities: Mapping[str, NDArray[Any]]
 ) -> list[PhotoPrediction]:
     return [
@@ -124,21 +133,32 @@ def _answers(
     ]
 
 
-def _mistakes(dataset: Dataset, answers: Sequence[PhotoPrediction]) -> list[Mistake]:
-    """The wrong answers that the model was surest of."""
-    wrong = sorted((answer for answer in answers if not answer.right), key=lambda wrong: -wrong.probability)
-    found = []
-    for answer in wrong[:MISTAKES]:
-        file = dataset.root / answer.path
-        try:
-            found.append(Mistake(answer, _thumbnail(file), ""))
-        except PictureError as error:  # it was read before, but may be gone by now
-            found.append(Mistake(answer, "", str(error).removeprefix(f"{file}: ")))
-    return found
+def _mistakes(dataset: Dataset, predictions: Sequence[PhotoPrediction]) -> list[Mistake]:
+    """The wrong predictions with the highest probabilities."""
+    wrong = [prediction for prediction in predictions if not prediction.correct]
+    wrong.sort(key=lambda prediction: -prediction.probability)
+    return [
+        Mistake(prediction, _thumbnail(dataset, prediction.path)) for prediction in wrong[:SHOWN_MISTAKES]
+    ]
 
 
-def _thumbnail(file: Path) -> str:
-    return _data_uri(Image.fromarray(read_picture(file, (THUMBNAIL, THUMBNAIL))), "jpeg")
+def _pictured_pairs(dataset: Dataset, pairs: Sequence[Pair]) -> list[tuple[tuple[str, str, Thumbnail], ...]]:
+    """Path, split and thumbnail of both photos of the first pairs."""
+    return [
+        tuple(
+            (photo.path, photo.split, _thumbnail(dataset, photo.path)) for photo in (pair.photo, pair.other)
+        )
+        for pair in pairs[:SHOWN_PAIRS]
+    ]
+
+
+def _thumbnail(dataset: Dataset, path: str) -> Thumbnail:
+    file = dataset.root / path
+    try:
+        picture = Image.fromarray(read_picture(file, (THUMBNAIL, THUMBNAIL)))
+    except PictureError as error:  # the photo was readable before, but may have been moved
+        return Thumbnail("", str(error).removeprefix(f"{file}: "))
+    return Thumbnail(_data_uri(picture, "jpeg"))
 
 
 def _data_uri(picture: Image.Image, kind: str) -> str:
@@ -147,28 +167,28 @@ def _data_uri(picture: Image.Image, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def _measured(split: str, figures: SplitMetrics, dataset: Dataset) -> dict[str, Any]:
-    """A split's figures as the page tells them."""
+def _split_values(split: str, metrics: SplitMetrics, dataset: Dataset) -> dict[str, Any]:
+    """The metrics of a split as the template needs them."""
     classes = dataset.classes
-    counts = np.array(figures["confusion"])
+    counts = np.array(metrics["confusion"])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     wrong = counts * (1 - np.eye(len(classes), dtype=int))
-    worst = np.argsort(-wrong, axis=None, kind="stable")[:CONFUSED]
-    pairs = [divmod(int(place), len(classes)) for place in worst]
-    rows = [(name, of["n"], of["precision"], of["recall"]) for name, of in figures["per_class"].items()]
+    largest = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
+    pairs = [divmod(int(place), len(classes)) for place in largest]
+    rows = [(name, of["n"], of["precision"], of["recall"]) for name, of in metrics["per_class"].items()]
+    small = len(classes) <= TABLE_CLASSES
     return {
         "split": split,
-        **figures,
-        "interval": confidence_interval(round(figures["top1"] * figures["n"]), figures["n"]),
+        **metrics,
+        "interval": confidence_interval(round(metrics["top1"] * metrics["n"]), metrics["n"]),
         "per_class": [(*row, _f1(*row[2:])) for row in rows],
         "hardest": min((row for row in rows if row[3] is not None), key=lambda row: row[3] or 0.0),
         "confusion": [
             (name, list(zip(row, share, strict=True)))
             for name, row, share in zip(classes, counts.tolist(), shares.tolist(), strict=True)
-        ]
-        if len(classes) <= TABLE_CLASSES
-        else [],
-        "heat": "" if len(classes) <= TABLE_CLASSES else _data_uri(confusion_picture(shares), "png"),
+            if small
+        ],
+        "heat": "" if small else _data_uri(confusion_picture(shares), "png"),
         "confused": [
             (int(wrong[row, column]), int(counts[row].sum()), classes[row], classes[column])
             for row, column in pairs
@@ -178,32 +198,32 @@ def _measured(split: str, figures: SplitMetrics, dataset: Dataset) -> dict[str, 
 
 
 def _f1(precision: float | None, recall: float | None) -> float | None:
-    if recall is None:  # no photo of this class to find
+    if recall is None:  # the class has no photo
         return None
-    precision = precision or 0.0  # never named
+    precision = precision or 0.0  # the class was never predicted
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _reliability(answers: Sequence[PhotoPrediction]) -> Markup | None:
-    if not answers:
+def _reliability(predictions: Sequence[PhotoPrediction]) -> Markup | None:
+    if not predictions:
         return None
-    sure = np.array([answer.probability for answer in answers])
-    bins = reliability(sure, np.array([answer.right for answer in answers]))
-    told = "; ".join(f"{sure:.0%} sure, {right:.0%} right" for _, sure, right in bins)
-    return Markup(reliability_diagram(bins, len(answers), f"Reliability diagram. {told}"))
+    probabilities = np.array([prediction.probability for prediction in predictions])
+    bins = reliability(probabilities, np.array([prediction.correct for prediction in predictions]))
+    text = "; ".join(f"probability {mean:.0%}, {correct:.0%} correct" for _, mean, correct in bins)
+    return Markup(reliability_diagram(bins, len(predictions), f"Reliability diagram. {text}"))
 
 
 def _curve(stage: str, rows: Rows, name: str) -> Markup:
-    told = "; ".join(
+    text = "; ".join(
         f"{split} from {rows[0][column]:.3f} to {rows[-1][column]:.3f}"
         for split, column in (("train", name), ("val", f"val_{name}"))
         if column in rows[0]
     )
-    return Markup(curve(rows, name, f"{CURVES[name]} of {stage} over {len(rows)} epochs: {told}"))
+    return Markup(curve(rows, name, f"{CURVES[name]} of {stage} over {len(rows)} epochs: {text}"))
 
 
 def _unfinished(record: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -> str:
-    """What Ctrl-C cut short, if anything."""
+    """The stage that Ctrl-C stopped, and its epochs; an empty text for a finished run."""
     settings, compressed = record["settings"], record.get("compressed")
     done = {stage: len(rows) for stage, rows in stages}
     planned = {"head": settings["epochs"]}
@@ -217,17 +237,17 @@ def _unfinished(record: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -
     return ""
 
 
-def _photos(dataset: Dataset) -> list[tuple[str, list[int]]]:
-    """By class: how many photos of it each split has."""
+def _photo_counts(dataset: Dataset) -> list[tuple[str, list[int]]]:
+    """For each class, the number of its photos in each split."""
     counts = Counter((photo.label, photo.split) for photo in dataset.photos)
     return [(name, [counts[name, split] for split in SPLITS]) for name in dataset.classes]
 
 
-def _changed(settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Flag, value and the recipe's own value, of the settings that are not the recipe's."""
-    own = asdict(RECIPES[settings["recipe"]])
+def _changed_settings(settings: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Flag, value and default of the settings that differ from the recipe."""
+    defaults = asdict(RECIPES[settings["recipe"]])
     return [
-        (f"--{name.replace('_', '-')}", settings[name], value)
-        for name, value in own.items()
-        if settings.get(name, value) != value
+        (f"--{name.replace('_', '-')}", settings[name], default)
+        for name, default in defaults.items()
+        if settings.get(name, default) != default
     ]

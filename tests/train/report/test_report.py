@@ -18,7 +18,7 @@ from PIL import Image
 from train.data.dataset import Dataset, LeftOut, Photo, find_photos
 from train.data.near_duplicates import Pair
 from train.metrics import compute_metrics
-from train.report.report import LEFT_OUT, MISTAKES, write_report
+from train.report.report import LISTED_FILES, SHOWN_MISTAKES, SHOWN_PAIRS, write_report
 from train.settings import RECIPES
 
 HISTORY = [
@@ -27,11 +27,11 @@ HISTORY = [
     for epoch in range(1, epochs + 1)
 ]
 VOID = {"meta", "br", "img"}
-INLINE = {"bdi", "b", "span", "code"}  # no space stands between their text and what is before
+INLINE = {"bdi", "b", "span", "code"}  # no space separates their text from the text before
 
 
 class Page(HTMLParser):
-    """A report as a browser would take it apart; every element must be closed where it was opened."""
+    """A parsed report; every element must be closed where it was opened."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def report(
     dataset: Dataset,
     probabilities: dict[str, NDArray[Any]],
     history: Sequence[dict[str, Any]] = HISTORY,
-    alike: Sequence[Pair] = (),
+    pairs: Sequence[Pair] = (),
     **settings: Any,
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
@@ -95,12 +95,12 @@ def report(
         "thresholds": {"known": 0.5} if given.known else {},
         "metrics": {split: of and {"ece_before": 0.25, "unknown": 0.0625} for split, of in metrics.items()},
     }
-    write_report(path, record, dataset, history, metrics, probabilities, alike)
+    write_report(path, record, dataset, history, metrics, probabilities, pairs)
     return Page(path)
 
 
 def made_up(classes: Sequence[str], train: int, val: int, test: int, root: Path = Path("nowhere")) -> Dataset:
-    """A data set whose photos are not there."""
+    """A data set whose photos do not exist."""
     counts = {"train": train, "val": val, "test": test}
     return Dataset(
         root,
@@ -115,7 +115,7 @@ def made_up(classes: Sequence[str], train: int, val: int, test: int, root: Path 
 
 
 def all_right(dataset: Dataset) -> dict[str, NDArray[Any]]:
-    """Probabilities by which every photo is named right."""
+    """Probabilities that predict every photo correctly."""
     rest = 0.1 / (len(dataset.classes) - 1)
     return {
         split: np.array(
@@ -128,7 +128,7 @@ def all_right(dataset: Dataset) -> dict[str, NDArray[Any]]:
 
 @pytest.fixture(scope="module")
 def hostile(synthetic_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Real pictures in classes of which a careless page would make something else."""
+    """Real pictures in classes whose names are HTML, quotes and template code."""
     root = tmp_path_factory.mktemp("photos")
     for name, flower in (("<script>", "roses"), ('a&b\' "c"', "daisy"), ("{{ 1+1 }}", "tulips")):
         shutil.copytree(synthetic_photos / flower, root / name)
@@ -138,7 +138,7 @@ def hostile(synthetic_photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def planted(hostile: Dataset) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Two mistakes on test, and what the page must say of them."""
+    """Probabilities with two mistakes on test, and the captions of these photos."""
     said = all_right(hostile)
     photos = hostile.split("test")
     captions = []
@@ -147,7 +147,7 @@ def planted(hostile: Dataset) -> tuple[dict[str, NDArray[Any]], list[str]]:
         wrong = (right + 1) % 3
         said["test"][place] = np.eye(3)[wrong] * (probability - 0.01) + 0.01
         captions.append(
-            f"is {hostile.classes[right]} named {hostile.classes[wrong]}, {probability:.1%} sure "
+            f"true: {hostile.classes[right]} predicted: {hostile.classes[wrong]}, {probability:.1%} "
             f"{photos[place].path}"
         )
     return said, captions
@@ -163,7 +163,7 @@ def page(
     return report(path, hostile, planted[0], fine_tune="block5", views=3)
 
 
-def test_it_needs_nothing_beside_it(page: Page) -> None:
+def test_the_page_loads_no_other_file(page: Page) -> None:
     assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object", "embed", "base"}
     for tag, attributes in page.elements:
         for name, value in attributes.items():
@@ -174,17 +174,19 @@ def test_it_needs_nothing_beside_it(page: Page) -> None:
     assert any("default-src 'none'" in str(meta.get("content")) for meta in page.all("meta"))
 
 
-def test_names_from_folders_stay_text(page: Page, hostile: Dataset) -> None:
+def test_names_from_folders_are_escaped(page: Page, hostile: Dataset) -> None:
     for name in hostile.classes:
         assert name in page.text
     assert "<script>/<b>.txt not a picture by its name" in page.text
     assert not page.all("script") and "<script" not in page.html and page.html.count("<b>.txt") == 0
 
 
-def test_the_most_confident_mistakes(page: Page, planted: tuple[dict[str, NDArray[Any]], list[str]]) -> None:
+def test_the_most_confident_mistakes_come_first_with_a_picture(
+    page: Page, hostile: Dataset, planted: tuple[dict[str, NDArray[Any]], list[str]]
+) -> None:
     first, second = (page.text.index(caption) for caption in planted[1])
     assert first < second
-    assert "2 test photos were named wrong" in page.text
+    assert f"2 of {len(hostile.split('test'))} test photos were classified wrongly" in page.text
     pictures = page.all("img")
     assert len(pictures) == 2
     for picture in pictures:
@@ -194,10 +196,10 @@ def test_the_most_confident_mistakes(page: Page, planted: tuple[dict[str, NDArra
             assert np.asarray(image.convert("L")).std() > 5
 
 
-def test_what_it_tells(page: Page, hostile: Dataset) -> None:
+def test_the_page_shows_metrics_settings_and_versions(page: Page, hostile: Dataset) -> None:
     test = len(hostile.split("test"))
-    for told in (
-        f"{(test - 2) / test:.1%} of {test} test photos are named right",
+    for text in (
+        f"{(test - 2) / test:.1%} of {test} test photos are classified correctly",
         "25 November 2026, 19:45 UTC",
         "recipe pooled, fine-tuned from block5",
         "before 0.250",
@@ -205,17 +207,17 @@ def test_what_it_tells(page: Page, hostile: Dataset) -> None:
         "--views 3 2",
         "--fine-tune block5 none",
         "cpu:0",
-        f"1 of {sum(photo.label == '<script>' for photo in hostile.split('test'))} <script> were named",
-        "The head, on the frozen base",
+        f"1 of {[photo.label for photo in hostile.split('test')].count('<script>')} <script> were predicted",
+        "Head, on the frozen base",
         "Fine-tuning from block5",
         "python 3.11",
     ):
-        assert told in page.text, told
-    assert "Not finished" not in page.text
+        assert text in page.text, text
+    assert "Not finished" not in page.text and "Near-duplicates" not in page.text
 
 
-def test_it_can_be_read_by_anyone(page: Page) -> None:
-    """With a screen reader, on a phone, in the dark."""
+def test_the_page_is_accessible(page: Page) -> None:
+    """On a screen reader, on a phone, and in a dark theme."""
     assert [tag for tag, _ in page.elements if tag in ("h1", "h2")][:2] == ["h1", "h2"]
     assert len(page.all("h1")) == 1 and page.all("html")[0]["lang"] == "en"
     assert all(image["alt"] for image in page.all("img"))
@@ -231,20 +233,20 @@ def test_it_can_be_read_by_anyone(page: Page) -> None:
 
 
 def cells(page: Page, label: str) -> Iterator[str]:
-    """The text of the table that `label` names, a cell at a time."""
+    """The text of each cell of the table with this label."""
     table = page.html.split(f'aria-label="{label}"', 1)[1].split("</table>", 1)[0]
     found = re.findall(r"<t[hd].*?</t[hd]>", table, re.S)
     return iter(re.sub(r"<[^>]+>", "", cell).strip() for cell in found)
 
 
-def test_each_class_and_each_split(tmp_path: Path) -> None:
+def test_the_tables_count_photos_per_class_and_split(tmp_path: Path) -> None:
     dataset = made_up("abc", 30, 2, 4)
     dataset = replace(dataset, photos=dataset.photos[10:])  # a has 20 to train on
     said = all_right(dataset)
     said["test"][:3] = [0.2, 0.7, 0.1]  # three of four a are named b
     page = report(tmp_path / "report.html", dataset, said)
     assert list(cells(page, "Confusion matrix, test")) == [
-        *("is ↓ · named →", "a", "b", "c"),
+        *("true ↓ predicted →", "a", "b", "c"),
         *("a", "1", "3", "0"),
         *("b", "0", "4", "0"),
         *("c", "0", "0", "4"),
@@ -260,36 +262,38 @@ def test_each_class_and_each_split(tmp_path: Path) -> None:
         *("c", "30", "2", "4"),
     ]
     assert "The classes are balanced, with 20 to 30 training photos each." in page.text
-    assert "3 of 4 a were named b" in page.text
-    assert page.text.count("no picture: no such file or directory") == 3, "photos that are gone meanwhile"
+    assert "3 of 4 a were predicted as b" in page.text
+    assert page.text.count("no picture: no such file or directory") == 3, "photos that have been deleted"
 
 
-def test_many_classes_many_mistakes_and_many_files_left_out(tmp_path: Path) -> None:
+def test_a_page_of_300_classes_stays_small(tmp_path: Path) -> None:
     dataset = made_up([f"Species number {number} of a genus" for number in range(300)], 3, 1, 2)
-    left_out = tuple(LeftOut(f"notes/{number}.txt", "not a picture") for number in range(LEFT_OUT + 1150))
+    left_out = tuple(LeftOut(f"notes/{number}.txt", "not a picture") for number in range(LISTED_FILES + 1150))
     said = all_right(dataset)
     said["test"] = np.roll(said["test"], 1, axis=1)
     page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), said)
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
     assert "notes/99.txt" in page.text and "notes/100.txt" not in page.text
-    assert "And 1,150 more, which left_out.csv" in page.text
-    assert f"600 test photos were named wrong. Here are the {MISTAKES}" in page.text
-    assert page.text.count("% sure") == MISTAKES
+    assert "left_out.csv, beside this page, lists 1,150 more" in page.text
+    assert "600 of 600 test photos were classified wrongly" in page.text
+    assert page.text.count("predicted: ") == SHOWN_MISTAKES
     assert [image["class"] for image in page.all("img")] == ["heat", "heat"]
-    assert "Classes, test: 300 lines" in page.text
+    assert "Classes, test: 300 rows" in page.text
 
 
 @pytest.mark.parametrize("counts", [(5, 0, 3), (5, 3, 0), (5, 0, 0), (5, 1, 1), (1, 1, 1)])
-def test_few_photos_and_none(counts: tuple[int, int, int], tmp_path: Path) -> None:
+def test_a_run_with_few_or_no_measured_photos_has_a_page(
+    counts: tuple[int, int, int], tmp_path: Path
+) -> None:
     dataset = made_up(("ورد", "薔薇"), *counts)
     page = report(tmp_path / "report.html", dataset, all_right(dataset), recipe="article", epochs=60)
     measured = {split: count for split, count in zip(("val", "test"), counts[1:], strict=True) if count}
     for split, count in measured.items():
-        assert f"100.0% of {2 * count} {split} photos are named right" in page.text
+        assert f"100.0% of {2 * count} {split} photos are classified correctly" in page.text
     if measured:
-        assert f"It named all {2 * counts[1 + ('test' in measured)]} " in page.text
-        assert "did not learn to say “unknown”" in page.text
-    assert ("No photo was held back to measure on" in page.text) == (not measured)
+        assert f"All {2 * counts[1 + ('test' in measured)]} " in page.text
+        assert "cannot answer “unknown”" in page.text
+    assert ("the accuracy of this model is not known" in page.text) == (not measured)
 
 
 @pytest.mark.parametrize(
@@ -300,38 +304,46 @@ def test_few_photos_and_none(counts: tuple[int, int, int], tmp_path: Path) -> No
         (62, "block5 was stopped after 2 of 6"),
     ],
 )
-def test_a_run_that_was_stopped_says_so(epochs: int, told: str, tmp_path: Path) -> None:
+def test_a_stopped_run_names_the_stage_and_its_epochs(epochs: int, told: str, tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
     page = report(tmp_path / "report.html", dataset, all_right(dataset), HISTORY[:epochs], fine_tune="block5")
     assert f"Not finished: {told} epochs" in page.text
 
 
-def test_classes_of_unlike_size_and_drawings_are_told(tmp_path: Path) -> None:
+def test_unbalanced_classes_and_synthetic_photos_are_mentioned(tmp_path: Path) -> None:
     dataset = made_up("ab", 9, 1, 1)
     dataset = replace(dataset, photos=dataset.photos[5:], synthetic=True)
     page = report(tmp_path / "report.html", dataset, all_right(dataset))
-    assert "A photo of a small class counted for more" in page.text
+    assert "Photos of small classes had larger weights" in page.text
     assert "not balanced: b has 2.2 times the training photos of a." in page.text
-    assert "Trained on drawings" in page.text
+    assert "Trained on generated pictures" in page.text
     page = report(tmp_path / "report.html", dataset, all_right(dataset), class_weight="none")
-    assert "--class-weight balanced some" in page.text
+    assert "--class-weight balanced helps" in page.text
 
 
 @pytest.mark.parametrize(
-    ("what", "told"), [("report", "drop leaves one of each out"), ("drop", "or else in val, was kept")]
+    ("choice", "advice"),
+    [("report", "drop removes one of each pair"), ("drop", "The photo in test was kept")],
 )
-def test_near_duplicates_are_listed(what: str, told: str, tmp_path: Path) -> None:
+def test_near_duplicates_are_listed_with_their_splits(choice: str, advice: str, tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
     pair = Pair(dataset.split("train")[0], dataset.split("test")[1], 7)
-    alike = [pair] * (LEFT_OUT + 5)
-    page = report(tmp_path / "report.html", dataset, all_right(dataset), alike=alike, near_duplicates=what)
-    assert "105 pairs of photos show one picture" in page.text and told in page.text
-    assert page.text.count("train/a/0.jpg train test/b/0.jpg test") == LEFT_OUT
-    assert "And 5 more, which near_duplicates.csv" in page.text
-    assert "Near-duplicates" not in report(tmp_path / "report.html", dataset, all_right(dataset)).text
+    pairs = [pair] * (LISTED_FILES + 5)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), pairs=pairs, near_duplicates=choice)
+    assert "105 pairs of photos" in page.text and advice in page.text
+    assert page.text.count("train train/a/0.jpg") == page.text.count("test test/b/0.jpg") == SHOWN_PAIRS
+    assert page.text.count("train/a/0.jpg train test/b/0.jpg test") == LISTED_FILES - SHOWN_PAIRS
+    assert "near_duplicates.csv, beside this page, lists 5 more" in page.text
 
 
-def test_a_name_that_is_no_utf8(tmp_path: Path) -> None:
+def test_a_near_duplicate_shows_both_photos(hostile: Dataset, tmp_path: Path) -> None:
+    pairs = [Pair(hostile.photos[0], hostile.photos[1], 7)]
+    page = report(tmp_path / "report.html", hostile, all_right(hostile), pairs=pairs)
+    assert len(page.all("img")) == 2
+    assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.all("img"))
+
+
+def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
     left_out = (LeftOut("a/caf\udce9.txt", "not a picture"),)
     page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), all_right(dataset))
