@@ -18,6 +18,7 @@ from benchmarks.known import (
 )
 from export.__main__ import main as export
 from export.int8 import search
+from export.parity.gates import GATES, PASSED, TOO_FEW_PHOTOS
 from tests.accuracy.parity_rows import parity_of_all_pairs
 from train.__main__ import main as train
 from train.run import open_run
@@ -76,5 +77,8 @@ def test_every_exported_file_passes_its_gate_in_every_engine(
     assert export([str(flowers_run), "--all", "--photos", str(PARITY_PHOTOS), "--out", str(out)]) == 0
     for row in parity_of_all_pairs(out):
         assert int(row["n"]) == PARITY_PHOTOS
-        exact = row["precision"].startswith("float")  # the other gates need 250 photos
-        assert row["verdict"] == ("passed" if exact else "too few photos")
+        gate = GATES[row["precision"]]
+        assert row["verdict"] == (TOO_FEW_PHOTOS if gate.needs_many_photos else PASSED)
+        # The bounds that `export` applies from 250 photos on.
+        assert gate.agreement is None or float(row["agreement"]) >= gate.agreement
+        assert gate.p99_dp is None or float(row["p99_dp"]) <= gate.p99_dp

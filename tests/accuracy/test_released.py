@@ -12,6 +12,7 @@ import pytest
 
 from export.__main__ import main as export
 from export.macs import count_macs
+from export.parity.gates import PASSED
 from export.photos import read_photos
 from export.serving_model import predict
 from tests.accuracy.parity_rows import parity_of_all_pairs
@@ -67,5 +68,5 @@ def test_every_file_of_the_compressed_run_passes_its_gate(flower_photos: Path, t
     assert export([str(COMPRESSED), "--all", "--out", str(out), "--photos-root", str(flower_photos)]) == 0
     for row in parity_of_all_pairs(out):
         assert int(row["n"]) == TEST_PHOTOS
-        assert row["verdict"] == "passed"
+        assert row["verdict"] == PASSED
         assert float(row["uncompressed_agreement"]) >= 0.95
