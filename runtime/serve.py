@@ -70,34 +70,35 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog="GET /openapi.json describes the HTTP API. Exit codes: 0 stopped by SIGTERM; 1 the address is "
         "unavailable or in use (retrying may help); 2 usage error, or no model, engine or token.",
     )
+    add_model_options(parser)
     _add_network_flags(parser)
     _add_camera_flags(parser)
-    add_model_options(parser)
     _add_limit_flags(parser)
     return parser.parse_args(argv)
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("network and access")
+    group.add_argument(
         "--host",
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 serves your network and needs a token (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--port",
         type=_port,
         default=8080,
         help="port to listen on; 0 chooses a free one (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--token-file",
         metavar="FILE",
         help=f"require the token in FILE from all clients (default: the token in {TOKEN_VARIABLE}, if set)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--make-token", metavar="FILE", help="write a random token to FILE, readable by you only, and exit"
     )
-    parser.add_argument(
+    group.add_argument(
         "--allow-host",
         metavar="NAME",
         action="append",
@@ -107,14 +108,15 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_camera_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("camera")
+    group.add_argument(
         "--camera",
         nargs="?",
         const="0",
         metavar="SOURCE",
         help="show this camera (SOURCE as in runtime.classify); the service waits for an unavailable camera",
     )
-    parser.add_argument(
+    group.add_argument(
         "--every",
         type=duration,
         default=0.0,
@@ -124,18 +126,19 @@ def _add_camera_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    group = parser.add_argument_group("limits")
+    group.add_argument(
         "--queue",
         type=positive_int,
         metavar="N",
         default=64,
         help="accept N photos at once; further requests get 503 with Retry-After (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--max-upload",
         type=_upload_limit,
         metavar="MB",
-        default=32.0,
+        default=32,
         help="reject larger photos; at most 1000 (default: %(default)s)",
     )
 

@@ -47,7 +47,11 @@ def browser(size: tuple[int, int]) -> Iterator[Chrome]:
         chrome.quit()
 
 
-@pytest.fixture(scope="module", params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.fixture(
+    scope="module",
+    params=[DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)],
+    ids=["desktop", "phone"],
+)
 def chrome(request: pytest.FixtureRequest) -> Iterator[Chrome]:
     with browser(request.param) as started:
         yield started
@@ -214,6 +218,7 @@ COUNT_CHANGES = """
 """
 
 
+@pytest.mark.slow
 def test_the_camera_shows_live_labels(
     chrome: Chrome, knowing: Path, make_clip: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
