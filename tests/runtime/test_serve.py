@@ -167,6 +167,7 @@ def test_sigterm_is_exit_code_0_and_systemd_is_notified(knowing: Path, photos: P
             assert message == b"STOPPING=1"
 
 
+@pytest.mark.slow  # waits for SHUTDOWN_TIMEOUT
 def test_sigterm_during_requests_prints_nothing(knowing: Path, photos: Path) -> None:
     """Unfinished uploads, waiting viewers, malformed requests and clients that left are not logged."""
     unfinished = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nbegun"

@@ -22,7 +22,7 @@ UNREACHABLE = "rtsp://me:hunter2@127.0.0.1:9/x"
 def test_the_newest_frame_comes_with_its_prediction(
     knowing: Path, make_clip: Callable[..., Path], tmp_path: Path
 ) -> None:
-    clip = make_clip(tmp_path / "clip.mp4", [("red", 40), ("blue", 40)])
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 30), ("blue", 30)])
     with serve_in_thread(knowing, camera=str(clip)) as service:
         slow = socket.create_connection(("127.0.0.1", service.port))  # never reads, and delays nobody
         slow.sendall(b"GET /live.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
