@@ -59,7 +59,7 @@ class SoakResult:
 
     @property
     def passed(self) -> bool:
-        """Whether all limits are kept."""
+        """Whether the run stays within all limits."""
         first, second = self.half_peaks
         is_fresh = percentile(self.start_ages, 0.99) <= MAX_START_AGE
         return is_fresh and second - first <= MAX_GROWTH_MB and self.peak_mb <= MAX_PEAK_MB

@@ -207,18 +207,16 @@ def _open_device(source: _Source) -> Any:
 
 def _open_error(error: Any, source: _Source) -> str:
     """Explains why a source does not open. FFmpeg's own text may hold the address with its password."""
-    reason = _device_error(error, source.url) if source.driver else ""
-    if not reason and source.is_address:
-        reason = _network_error(error)
-    if not reason and error.errno in (errno.EACCES, errno.EPERM):
-        reason = "permission denied"
-    if not reason and error.errno == errno.ETIMEDOUT:
-        reason = f"sent no data for {FRAME_TIMEOUT:.0f} s: check its cable and network"
-    if not reason and type(error).__name__ == "InvalidDataError":
-        reason = f"is not a video: {GIVE_VIDEO}"
-    if not reason and error.errno in (errno.ENOENT, errno.EISDIR):
-        reason = f"{str(error.strerror).lower()}: {GIVE_VIDEO}"
-    return reason or str(error.strerror or type(error).__name__).lower()
+    if source.driver and (reason := _device_error(error, source.url)):
+        return reason
+    if source.is_address and (reason := _network_error(error)):
+        return reason
+    if error.errno == errno.ETIMEDOUT:
+        return f"sent no data for {FRAME_TIMEOUT:.0f} s: check its cable and network"
+    if type(error).__name__ == "InvalidDataError":
+        return f"is not a video: {GIVE_VIDEO}"
+    reason = str(error.strerror or type(error).__name__).lower()
+    return f"{reason}: {GIVE_VIDEO}" if error.errno in (errno.ENOENT, errno.EISDIR) else reason
 
 
 def _read_error(error: Any, source: _Source) -> str:

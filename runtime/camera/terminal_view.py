@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from threading import Lock
+from typing import TextIO
 
 from runtime.camera.smoothing import ChangeDetector
 from runtime.camera.stream import FramePrediction
@@ -76,8 +77,8 @@ class TerminalView:
         with self._lock:
             print(text, end=end, flush=True)
 
-    def _print_message(self, line: str, file: object) -> None:
+    def _print_message(self, line: str, file: TextIO) -> None:
         with self._lock:
             if self._redraws and self._drawn_at:
                 print("\r\x1b[K", end="", flush=True)
-            print(printable(line), file=file, flush=True)  # type: ignore[call-overload]
+            print(printable(line), file=file, flush=True)

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,24 +22,9 @@ from runtime.camera import capture_backends, pyav_backend
 from runtime.camera.camera import Camera
 from runtime.camera.capture_backends import open_source
 from runtime.common.errors import CameraError
-from tests.runtime.camera.helpers import BLUE, GREEN, RED, jpeg, mjpeg_server, plain
+from tests.runtime.camera.helpers import BLUE, GREEN, RED, Clock, jpeg, mjpeg_server, plain
 
 COLORS = {RED: "red", GREEN: "green", BLUE: "blue"}
-
-
-@dataclass
-class Clock:
-    """Time that passes only in sleep()."""
-
-    now: float = 1000.0
-    slept: list[float] = field(default_factory=list)
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture

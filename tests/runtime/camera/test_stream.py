@@ -17,23 +17,10 @@ from runtime.camera.smoothing import Smoothing, smooth_over_frames, smooth_over_
 from runtime.camera.stream import FramePrediction, predict_stream
 from runtime.common.errors import CameraError
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
-from tests.runtime.camera.helpers import BLUE, GREEN, RED, plain
+from tests.runtime.camera.helpers import BLUE, GREEN, RED, Clock, plain
 
 INTERVAL = 0.1  # seconds from frame to frame
 NO_SMOOTHING = smooth_over_frames(1)
-
-
-@dataclass
-class Clock:
-    """Time that passes only in sleep()."""
-
-    now: float = 1000.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @dataclass
