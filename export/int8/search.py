@@ -40,7 +40,7 @@ class Int8File:
     """An int8 file, before the contract is embedded."""
 
     data: bytes
-    recipe: str
+    recipe: str  # the name of the chosen recipe
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ BAR_WIDTH = 10
 
 @dataclass(frozen=True)
 class ClassScore:
-    """A class and its probability, 0 to 1."""
+    """A class and its probability."""
 
     label: str
-    probability: float
+    probability: float  # 0 to 1
 
 
 @dataclass(frozen=True)

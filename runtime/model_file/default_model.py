@@ -19,9 +19,9 @@ MAX_SKIPPED = 3  # skipped models that the reason names
 
 @dataclass(frozen=True)
 class DefaultModel:
-    """The model to use, a folder or a file, and the reason of the choice."""
+    """The model to use, and the reason of the choice."""
 
-    path: Path
+    path: Path  # a folder or a file
     reason: str
 
 
