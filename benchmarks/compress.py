@@ -1,12 +1,13 @@
-"""What compression costs: accuracy, size and latency from 2 to 32 times fewer multiplications.
+"""What compression costs: accuracy, size and latency with 2 to 32 times fewer multiplications.
 
     python -m benchmarks.compress RUN PHOTOS COMPRESSED_RUN [EFFICIENTNET.pth] > benchmarks/compress.md
 
-One short budget for every point: layers are solved on 200 photos and a new head is trained, nothing is
-distilled. Beside it are the two plain ways to leave channels out of every layer alike, with the same head
-training: those of the smallest weights (Li et al., "Pruning Filters for Efficient ConvNets", 2017), and
-random ones. Then the distilled COMPRESSED_RUN, and EfficientNet-Lite0 frozen under the same head. Also writes
-compress.csv, which `python -m train.compress --measured` reads, and compress.png.
+All networks but COMPRESSED_RUN get the same short training: layers are reconstructed on 200 photos, and a new
+head is trained without distillation. For comparison, channels are removed from every layer in the same
+proportion, with the same training of the head: those with the smallest weights (Li et al., "Pruning Filters
+for Efficient ConvNets", 2017), and random ones. COMPRESSED_RUN is distilled. EFFICIENTNET.pth is
+EfficientNet-Lite0, frozen, with a head of the same kind. Also writes compress.csv, which
+`python -m train.compress --latency-table` reads, and compress.png.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import csv
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ with suppress_native_stderr():
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.compress_chart import draw
 from benchmarks.efficientnet_lite import efficientnet_lite
 from benchmarks.int8 import library_defaults
 from benchmarks.machine import describe_machine
@@ -42,28 +44,35 @@ from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
 from export.serving_model import named_outputs, predict
 from runtime.inference.engines import default_threads
-from train.compress.allocation import LAST, VGG16, macs
-from train.compress.pipeline import SIZES, cheapest, features, price, pruning_targets, read
-from train.compress.pruning import reconstruct, shorten
+from train.compress.allocation import LAST, VGG16, NetworkShape, choose_shape
+from train.compress.features import predict_pooled_features
+from train.compress.photos import read_photos as read_sample
+from train.compress.pipeline import SIZES
+from train.compress.pruning import prune_last, pruning_targets, reconstruct
+from train.compress.sensitivity import measure_costs
 from train.compress.teacher_cache import with_pooled_features
+from train.data.dataset import SPLITS
 from train.network.heads import build_classifier
 from train.network.vgg import CONVOLUTIONS, Weights, tensors_of
 from train.settings import Settings
-from train.train_head import TrainedHead, train_head
+from train.train_head import TrainedHead, predict_in_batches, train_head
 
 REDUCTIONS = (2, 4, 8, 10, 16, 32)
-SOLVED = 200  # photos
+RECONSTRUCTION_PHOTOS = 200
 ENGINES = {"litert": "tflite", "onnx": "onnx"}
-WARM, TIMED, TURNS = 10, 50, 3  # inferences, and how often all files are timed
+WARMUP, TIMED, ROUNDS = 10, 50, 3  # inferences of a file in a round, and rounds over all files
 TABLE = Path(__file__).with_suffix(".csv")
+
+Files = dict[tuple[str, str], bytes]  # by format and precision
+ChannelOrder = Callable[[NDArray[np.float32]], NDArray[np.intp]]  # kernel → channels, first removed first
 
 
 @dataclass(frozen=True)
 class Point:
-    """A row of compress.csv. `top1` is of the float32 network; figures of an engine are of its int8 file."""
+    """A row of compress.csv. `top1` belongs to the float32 network, the engine's columns to its int8 file."""
 
     way: str
-    reduce: float | None  # as asked for
+    reduce: float | None  # as requested
     size: int
     gmacs: float
     val_top1: float
@@ -74,184 +83,107 @@ class Point:
     ms: float | None = None
 
 
+@dataclass(frozen=True)
+class DeployedFile:
+    """A point's int8 file, its engine, and the photos [n, H, W, 3] that it is timed on."""
+
+    point: Point
+    engine: str
+    data: bytes
+    photos: NDArray[np.uint8]
+
+
 def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") -> int:
-    bench = Bench(open_run(Path(run_folder), Path(photos)))
-    points: list[Point] = []
-
-    def add(found: list[Point]) -> None:
-        points.extend(found)
-        print(*found, sep="\n", file=sys.stderr, flush=True)
-
-    run = bench.run
-    add(bench.deployed("uncompressed", 1, run.load_model(), run.metrics))
-    prices = price(run.dataset, bench.tensors, bench.sample, SIZES)
-    for reduce in REDUCTIONS:
-        size, widths = cheapest(prices, reduce)
-        add(bench.solved(reduce, size, widths))
-        uniform = narrowed(size, VGG16.macs / reduce)
-        for way, order in (("smallest weights go", by_weight), ("random channels go", by_chance)):
-            add([bench.sliced(way, reduce, size, uniform, order)])
+    data = BenchmarkData(open_run(Path(run_folder), Path(photos)))
+    run = data.run
+    files = deploy(data, "uncompressed", 1, run.load_model(), run.metrics["val"]["top1"])
+    points = [file.point for file in files]
+    costs = measure_costs(run.dataset, data.tensors, VGG16, data.sample, SIZES)
+    for reduction in REDUCTIONS:
+        shape = choose_shape(costs, VGG16, reduction)
+        model, val_top1 = reconstructed_model(data, shape)
+        new = deploy(data, "least squares", reduction, model, val_top1)
+        files += new
+        points += [file.point for file in new]
+        uniform = uniform_shape(shape.size, VGG16.macs / reduction)
+        for way, order in (("smallest weights removed", by_weight), ("random channels removed", by_chance)):
+            points.append(sliced_point(data, way, reduction, uniform, order))
+        print(*points[-4:], sep="\n", file=sys.stderr, flush=True)
     small = open_run(Path(compressed), Path(photos))
-    add(bench.deployed("distilled", small.compressed["reduce"], small.load_model(), small.metrics))
+    reduction, val_top1 = small.compressed["reduce"], small.metrics["val"]["top1"]
+    new = deploy(data, "distilled", reduction, small.load_model(), val_top1)
     if efficientnet:
-        add(bench.instead(efficientnet_lite(Path(efficientnet))))
-    timed = bench.timed()
-    points = [replace(point, ms=timed.get(point)) for point in points]
-    write(points)
-    tell(points)
-    draw(points)
+        new += deploy_efficientnet(data, efficientnet_lite(Path(efficientnet)))
+    points += [file.point for file in new]
+    latencies = time_files([*files, *new])
+    points = [replace(point, ms=latencies.get(point)) for point in points]
+    write_table(points)
+    print_table(points)
+    draw([asdict(point) for point in points], VGG16.macs / 1e9, TABLE.with_suffix(".png"))
     return 0
 
 
-class Bench:
-    """A run's photos and network, and what is measured on them once."""
+class BenchmarkData:
+    """A run's photos, labels and network; pictures and the teacher's outputs are computed once."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.tensors = tensors_of(run.load_model().layers)
         train = run.dataset.split("train")
         order = np.random.default_rng(0).permutation(len(train))
-        self.sample = tuple(train[at] for at in order[:SOLVED])
+        self.sample = tuple(train[index] for index in order[:RECONSTRUCTION_PHOTOS])
         self.labels = {
-            split: np.array([run.classes.index(photo.label) for photo in run.dataset.split(split)])
-            for split in ("train", "val", "test")
+            split: np.array([run.classes.index(photo.label) for photo in run.dataset.split(split)], np.int32)
+            for split in SPLITS
         }
-        self.files: list[tuple[Point, str, bytes, NDArray[np.uint8]]] = []
         self.pictures = cache(self._pictures)
-        self.taught = cache(self._taught)
-
-    def solved(self, reduce: float, size: int, widths: Mapping[str, int]) -> list[Point]:
-        found, _ = reconstruct(self.tensors, read(self.run.dataset, self.sample, size), widths)
-        whole = Weights(found, "", "")
-        pooled = features(whole, self.pictures("train", size))
-        wanted = pruning_targets(*self.taught())
-        weights = Weights(shorten(found, pooled, wanted, widths[LAST]), "", "")
-        fitted, figures = self.headed(weights, size)
-        model = build_classifier(replace(weights, input_size=(size, size)), fitted.head)
-        return self.deployed("least squares", reduce, model, figures)
-
-    def sliced(
-        self,
-        way: str,
-        reduce: float,
-        size: int,
-        widths: Mapping[str, int],
-        order: Callable[..., NDArray[Any]],
-    ) -> Point:
-        """Channels left out, and nothing made up for."""
-        tensors, kept = {}, np.arange(3)
-        for name, filters in widths.items():
-            kernel, bias = self.tensors[f"{name}/kernel"][:, :, kept], self.tensors[f"{name}/bias"]
-            kept = np.sort(order(kernel)[-filters:])
-            tensors[f"{name}/kernel"], tensors[f"{name}/bias"] = kernel[..., kept], bias[kept]
-        _, figures = self.headed(Weights(tensors, "", ""), size)
-        top1 = figures["val"]["top1"], figures["test"]["top1"]
-        return Point(way, reduce, size, macs(widths, size) / 1e9, *top1)
-
-    def headed(self, weights: Weights, size: int) -> tuple[TrainedHead, dict[str, dict[str, float]]]:
-        pooled = {
-            split: features(weights, self.pictures(split, size), split)[:, np.newaxis, np.newaxis, :]
-            for split in ("train", "val", "test")
-        }
-        return self.fitted(pooled)
-
-    def fitted(self, pooled: Mapping[str, NDArray[Any]]) -> tuple[TrainedHead, dict[str, dict[str, float]]]:
-        labels = self.labels
-        train, val = ((pooled[split], labels[split].astype(np.int32)) for split in ("train", "val"))
-        fitted = train_head(train, val, len(self.run.classes), replace(Settings(), views=1))
-        said = {
-            split: fitted.classifier.predict(fitted.reducer.predict(pooled[split], verbose=0), verbose=0)
-            for split in ("val", "test")
-        }
-        return fitted, {
-            split: {"top1": float((said[split].argmax(1) == labels[split]).mean())} for split in said
-        }
-
-    def deployed(
-        self,
-        way: str,
-        reduce: float | None,
-        model: keras.Model,
-        figures: Mapping[str, Any],
-        convert: Callable[[keras.Model, NDArray[np.uint8]], dict[tuple[str, str], bytes]] | None = None,
-    ) -> list[Point]:
-        """The model's int8 files, over all test photos, and alone on all cores."""
-        model = keras.Model(model.inputs[0], named_outputs(model)["probabilities"])
-        size = model.inputs[0].shape[1:3]
-        calibration = read_photos(self.run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
-        photos = read_photos(self.run.dataset, "test", size)
-        files = (convert or by_the_ladder)(model, calibration)
-        outputs = predict(model, photos.pixels, lambda done: None)["probabilities"]
-        reference = ParityReference(photos.pixels, photos.truth, outputs)
-        rows = {row.format: row for row in run_parity(files, reference, list(ENGINES))}
-        found = []
-        for engine, format in ENGINES.items():
-            data, row = files[format, "int8"], rows[format]
-            gmacs, mb = count_macs(data, format) / 1e9, len(data) / 1e6
-            top1 = figures["val"]["top1"], row.reference_top1
-            found.append(Point(way, reduce, size[0], gmacs, *top1, row.engine, mb, row.top1))
-            self.files.append((found[-1], engine, data, photos.pixels[: WARM + TIMED]))
-        return found
-
-    def timed(self) -> dict[Point, float]:
-        """Milliseconds by point, in one go at the end: each file alone on all cores, in turns."""
-        ms: dict[Point, list[float]] = defaultdict(list)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "photos.npy"
-            for _ in range(TURNS):
-                for point, engine, data, pixels in self.files:
-                    np.save(path, pixels)
-                    taken = run_in_engine(data, engine, path, WARM + TIMED, default_threads()).ms[WARM:]
-                    ms[point].append(float(np.median(taken)))
-        return {point: float(np.median(medians)) for point, medians in ms.items()}
-
-    def instead(self, base: keras.Model) -> list[Point]:
-        size = base.inputs[0].shape[1]
-        pooled = {
-            split: base.predict(self.pictures(split, size), batch_size=32, verbose=0)[
-                :, np.newaxis, np.newaxis
-            ]
-            for split in ("train", "val", "test")
-        }
-        fitted, figures = self.fitted(pooled)
-        x = base.outputs[0]
-        for layer in fitted.head[1:]:
-            x = layer(x)
-        model = keras.Model(base.inputs[0], x)
-
-        def convert(model: keras.Model, calibration: NDArray[np.uint8]) -> dict[tuple[str, str], bytes]:
-            return library_defaults(model, calibration, reduce_range=False)
-
-        return self.deployed("EfficientNet-Lite0, frozen", None, model, figures, convert)
-
-    def _taught(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Pooled features and probabilities of the uncompressed model for the training photos' first view."""
-        said, pooled = with_pooled_features(self.run.load_model()).predict(
-            self.pictures("train", 224), batch_size=16, verbose=0
-        )
-        return pooled, said
+        self.teacher_outputs = cache(self._teacher_outputs)
 
     def _pictures(self, split: str, size: int) -> NDArray[np.uint8]:
-        return read(self.run.dataset, self.run.dataset.split(split), size)
+        return read_sample(self.run.dataset, self.run.dataset.split(split), size)
+
+    def _teacher_outputs(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The uncompressed model's pooled features and probabilities for the training photos."""
+        teacher = with_pooled_features(self.run.load_model())
+        probabilities, features = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
+        return features, probabilities
 
 
-def by_the_ladder(model: keras.Model, calibration: NDArray[np.uint8]) -> dict[tuple[str, str], bytes]:
-    """The int8 files of the first recipe that export tries."""
-    quantized = quantize(model, calibration, RECIPES[0])
-    return {(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()}
+def reconstructed_model(data: BenchmarkData, shape: NetworkShape) -> tuple[keras.Model, float]:
+    """A network solved by least squares with a new head, and its top-1 on val."""
+    pictures = read_sample(data.run.dataset, data.sample, shape.size)
+    tensors = reconstruct(data.tensors, pictures, shape.widths).tensors
+    pooled = predict_pooled_features(Weights(tensors, "", ""), data.pictures("train", shape.size))
+    targets = pruning_targets(*data.teacher_outputs())
+    weights = Weights(prune_last(tensors, pooled, targets, shape.widths[LAST]), "", "")
+    head, top1 = train_new_head(data, pooled_by_split(data, weights, shape.size))
+    return build_classifier(weights, head.head, size=(shape.size, shape.size)), top1["val"]
 
 
-def narrowed(size: int, most_macs: float) -> dict[str, int]:
-    """The same share of every layer's channels, as large as fits."""
-    found = [
-        {name: max(round(filters * share), 1) for name, filters in CONVOLUTIONS.items()}
+def sliced_point(
+    data: BenchmarkData, way: str, reduction: float, shape: NetworkShape, order: ChannelOrder
+) -> Point:
+    """A network without the first channels of `order` and without reconstruction."""
+    tensors, kept = {}, np.arange(3)
+    for name, filters in shape.widths.items():
+        kernel, bias = data.tensors[f"{name}/kernel"][:, :, kept], data.tensors[f"{name}/bias"]
+        kept = np.sort(order(kernel)[-filters:])
+        tensors[f"{name}/kernel"], tensors[f"{name}/bias"] = kernel[..., kept], bias[kept]
+    _, top1 = train_new_head(data, pooled_by_split(data, Weights(tensors, "", ""), shape.size))
+    return Point(way, reduction, shape.size, shape.macs / 1e9, top1["val"], top1["test"])
+
+
+def uniform_shape(size: int, max_macs: float) -> NetworkShape:
+    """The widest shape within `max_macs` that has the same share of every layer's channels."""
+    shapes = [
+        NetworkShape(size, {name: max(round(share * width), 1) for name, width in CONVOLUTIONS.items()})
         for share in np.linspace(0.01, 1, 500)
     ]
-    return [widths for widths in found if macs(widths, size) <= most_macs][-1]
+    return [shape for shape in shapes if shape.macs <= max_macs][-1]
 
 
 def by_weight(kernel: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Channels, those of the smallest weights first."""
+    """Channels by the sum of their absolute weights, rising."""
     return np.argsort(np.abs(kernel).sum((0, 1, 2)), kind="stable")
 
 
@@ -259,112 +191,117 @@ def by_chance(kernel: NDArray[np.float32]) -> NDArray[np.intp]:
     return np.random.default_rng(kernel.shape).permutation(kernel.shape[3])
 
 
-def write(points: list[Point]) -> None:
+def pooled_by_split(data: BenchmarkData, weights: Weights, size: int) -> dict[str, NDArray[np.float32]]:
+    return {split: predict_pooled_features(weights, data.pictures(split, size), split) for split in SPLITS}
+
+
+def train_new_head(
+    data: BenchmarkData, pooled: Mapping[str, NDArray[Any]]
+) -> tuple[TrainedHead, dict[str, float]]:
+    """A pooled head trained on features [n, D], and its top-1 on val and test."""
+    features = {split: values[:, np.newaxis, np.newaxis] for split, values in pooled.items()}
+    train, val = ((features[split], data.labels[split]) for split in ("train", "val"))
+    head = train_head(train, val, len(data.run.classes), replace(Settings(), views=1))
+    top1 = {}
+    for split in ("val", "test"):
+        probabilities = predict_in_batches(head.classifier, predict_in_batches(head.reducer, features[split]))
+        top1[split] = float((probabilities.argmax(1) == data.labels[split]).mean())
+    return head, top1
+
+
+def deploy_efficientnet(data: BenchmarkData, base: keras.Model) -> list[DeployedFile]:
+    """EfficientNet-Lite0's features with a new head, converted with the libraries' default options."""
+    size = base.inputs[0].shape[1]
+    pooled = {split: base.predict(data.pictures(split, size), batch_size=32, verbose=0) for split in SPLITS}
+    head, top1 = train_new_head(data, pooled)
+    x = base.outputs[0]
+    for layer in head.head[1:]:
+        x = layer(x)
+    model = keras.Model(base.inputs[0], x)
+
+    def convert(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
+        return library_defaults(model, calibration, reduce_range=False)
+
+    return deploy(data, "EfficientNet-Lite0, frozen", None, model, top1["val"], convert)
+
+
+def convert_with_first_recipe(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
+    """The int8 files of the recipe that export tries first."""
+    quantized = quantize(model, calibration, RECIPES[0])
+    return {(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()}
+
+
+def deploy(
+    data: BenchmarkData,
+    way: str,
+    reduction: float | None,
+    model: keras.Model,
+    val_top1: float,
+    convert: Callable[[keras.Model, NDArray[np.uint8]], Files] = convert_with_first_recipe,
+) -> list[DeployedFile]:
+    """The model's int8 files, measured on all test photos; latency is measured later."""
+    model = keras.Model(model.inputs[0], named_outputs(model)["probabilities"])
+    size = model.inputs[0].shape[1:3]
+    calibration = read_photos(data.run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
+    photos = read_photos(data.run.dataset, "test", size)
+    files = convert(model, calibration)
+    outputs = predict(model, photos.pixels, lambda done: None)["probabilities"]
+    reference = ParityReference(photos.pixels, photos.truth, outputs)
+    rows = {row.format: row for row in run_parity(files, reference, list(ENGINES))}
+    deployed = []
+    for engine, format in ENGINES.items():
+        file, row = files[format, "int8"], rows[format]
+        gmacs, mb = count_macs(file, format) / 1e9, len(file) / 1e6
+        top1 = row.reference_top1
+        point = Point(way, reduction, size[0], gmacs, val_top1, top1, row.engine, mb, row.top1)
+        deployed.append(DeployedFile(point, engine, file, photos.pixels[: WARMUP + TIMED]))
+    return deployed
+
+
+def time_files(files: Sequence[DeployedFile]) -> dict[Point, float]:
+    """Milliseconds by point: each file on all cores, in rounds, so that slow minutes affect every file."""
+    ms: dict[Point, list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "photos.npy"
+        for _ in range(ROUNDS):
+            for file in files:
+                np.save(path, file.photos)
+                result = run_in_engine(file.data, file.engine, path, WARMUP + TIMED, default_threads())
+                ms[file.point].append(float(np.median(result.ms[WARMUP:])))
+    return {point: float(np.median(medians)) for point, medians in ms.items()}
+
+
+def write_table(points: Sequence[Point]) -> None:
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Point)], lineterminator="\n")
         writer.writeheader()
         for point in points:
-            told = asdict(point).items()
-            writer.writerow({name: round(of, 4) if isinstance(of, float) else of for name, of in told})
+            row = asdict(point).items()
+            writer.writerow({name: round(v, 4) if isinstance(v, float) else v for name, v in row})
 
 
-def tell(points: list[Point]) -> None:
-    """The table on stdout: a row a network, both engines' figures in it."""
+def print_table(points: Sequence[Point]) -> None:
+    """Print a Markdown table with a row for each network and three columns for each engine."""
     print(f"Measured on {describe_machine()}.\n")
     head = ["way", "times fewer", "input", "GMAC", "top-1, val", "top-1, test"]
     engines = sorted({point.engine for point in points if point.engine})
     for engine in engines:
         head += [f"int8 in {engine}", "MB", "ms"]
     print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
-    whole = VGG16.macs / 1e9
-    keys = list(dict.fromkeys((point.way, point.reduce) for point in points))
-    for key in keys:
-        mine = {point.engine: point for point in points if (point.way, point.reduce) == key}
-        first = next(iter(mine.values()))
-        cells = [first.way, f"{whole / first.gmacs:.1f}", str(first.size), f"{first.gmacs:.2f}"]
+    networks = list(dict.fromkeys((point.way, point.reduce) for point in points))
+    for network in networks:
+        by_engine = {point.engine: point for point in points if (point.way, point.reduce) == network}
+        first = next(iter(by_engine.values()))
+        times_fewer = VGG16.macs / 1e9 / first.gmacs
+        cells = [first.way, f"{times_fewer:.1f}", str(first.size), f"{first.gmacs:.2f}"]
         cells += [f"{first.val_top1:.1%}", f"{first.top1:.1%}"]
         for engine in engines:
-            point = mine.get(engine)
+            point = by_engine.get(engine)
             if point and point.int8_top1 is not None:
                 cells += [f"{point.int8_top1:.1%}", f"{point.mb:.1f}", f"{point.ms:.1f}"]
             else:
                 cells += [""] * 3
         print(f"| {' | '.join(cells)} |")
-
-
-def draw(points: list[Point]) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained")
-    whole = VGG16.macs / 1e9
-    colours = {
-        "least squares": "#2f6f4f",
-        "smallest weights go": "#b7791f",
-        "random channels go": "#9aa5b1",
-    }
-    for way, colour in colours.items():
-        mine = [point for point in points if point.way == way and point.engine in ("", *_first(points))]
-        axes[0].plot(
-            [whole / point.gmacs for point in mine],
-            [100 * point.top1 for point in mine],
-            marker="o",
-            color=colour,
-            label=way,
-        )
-    for point in points:
-        if point.way in ("distilled", "uncompressed") and point.engine in _first(points):
-            axes[0].plot(whole / point.gmacs, 100 * point.top1, "*", ms=13, color="#1a365d")
-            axes[0].annotate(
-                point.way, (whole / point.gmacs, 100 * point.top1), (6, 5), textcoords="offset points"
-            )
-    axes[0].set_xscale("log", base=2)
-    axes[0].set(xlabel="times fewer multiplications", ylabel="top-1 on test photos, %", title="float32")
-    ticks = [1, *REDUCTIONS]
-    axes[0].set_xticks(ticks, [f"{tick}" for tick in ticks])
-    axes[0].legend(frameon=False, loc="lower left")
-    styles = dict(zip(_engines(points), "os", strict=False))
-    for engine, marker in styles.items():
-        mine = [point for point in points if point.engine == engine]
-        line = [point for point in mine if point.way in ("uncompressed", "least squares")]
-        shares = [100 * (point.int8_top1 or 0) for point in line]
-        axes[1].plot(
-            [point.ms for point in line],
-            shares,
-            marker=marker,
-            color="#2f6f4f",
-            label=engine,
-            alpha=1 if marker == "o" else 0.5,
-        )
-        for point in mine:
-            if point.way not in ("uncompressed", "least squares"):
-                axes[1].plot(point.ms, 100 * (point.int8_top1 or 0), marker, ms=9, color="#1a365d")
-                if marker == "o":
-                    axes[1].annotate(
-                        point.way,
-                        (point.ms or 0, 100 * (point.int8_top1 or 0)),
-                        (7, -14 if point.reduce is None else 4),
-                        textcoords="offset points",
-                    )
-    axes[1].set_xscale("log")
-    axes[1].set_xticks((1, 2, 5, 10, 20), ("1", "2", "5", "10", "20"))
-    axes[1].minorticks_off()
-    axes[1].set(xlabel="ms a photo, int8, all cores", title="int8 in the engines")
-    axes[1].legend(frameon=False, loc="lower right")
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(color="#e5e8eb")
-    figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
-
-
-def _engines(points: list[Point]) -> list[str]:
-    return list(dict.fromkeys(point.engine for point in points if point.engine))
-
-
-def _first(points: list[Point]) -> list[str]:
-    return _engines(points)[:1]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,20 @@
-"""How long a network of given widths takes in an engine on this machine, before there is one: its weights
-are drawn, and quantized the quickest way, for neither changes how long they take.
+"""Measure the latency of int8 networks by their shape, before such a network is trained.
+
+    python -m export.latency
+
+The worker reads a JSON object from each line of stdin and writes an object to a line of stdout:
+
+    {"size": 192, "widths": {"block1_conv1": 16, …}, "classes": 5, "engine": "litert"}   request
+    {"ms": 9.4} or {"error": "…"}                                                        answer
+
+Weights are random and quantized by the fastest method, because neither changes the latency.
 """
 
 from __future__ import annotations
 
-import tempfile
+import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,29 +24,53 @@ import numpy as np
 from export.formats import INT8_CONVERTERS
 from export.int8.quantize import Recipe, quantize
 from export.parity.engine_worker import run_in_engine
+from export.tempdir import temporary_dir
+from runtime.common.errors import UserError
 from runtime.inference.engines import FORMATS_OF, default_threads
 from train.network.heads import HEADS, build_classifier
-from train.network.vgg import random_weights
+from train.network.vgg import Weights
 from train.settings import Settings
 
-WARM = 10  # inferences before any counts
+WARMUP = 10  # inferences that are not counted
 TIMED = 50
 
 
-def latency(widths: Mapping[str, int], size: int, classes: int, engine: str) -> float:
-    """Median milliseconds of one picture of size x size through the int8 file, on all cores.
+def main() -> int:
+    # Converters print to stdout, so answers go to a copy of it and everything else to stderr.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    for line in sys.stdin:
+        try:
+            answer: dict[str, float | str] = {"ms": measure_latency(**json.loads(line))}
+        except UserError as error:
+            answer = {"error": str(error)}
+        print(json.dumps(answer), file=answers, flush=True)
+    return 0
 
-    Raises EngineError.
+
+def measure_latency(size: int, widths: Mapping[str, int], classes: int, engine: str) -> float:
+    """The median milliseconds of one picture of size x size through the int8 file, on all cores.
+
+    Raises EngineError when the engine cannot run it.
     """
-    weights = random_weights(widths, (size, size))
+    rng = np.random.default_rng(0)
+    tensors, channels = {}, 3
+    for name, filters in widths.items():
+        kernel = rng.normal(size=(3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
+        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
+        tensors[f"{name}/bias"] = np.zeros(filters, np.float32)
+        channels = filters
     head = HEADS["pooled"](classes, Settings())
-    channels = weights.output_shape("block5_pool")[2]
-    keras.Sequential([keras.Input((1, 1, channels)), *head])  # creates the head's weights
-    model = build_classifier(weights, head)
-    pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    keras.Sequential([keras.Input((1, 1, widths["block5_conv3"])), *head])  # creates the head's weights
+    model = build_classifier(Weights(tensors, "", "random"), head, size=(size, size))
+    pictures = rng.integers(0, 256, (2, size, size, 3), np.uint8)
     data = INT8_CONVERTERS[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_dir() as folder:
         path = Path(folder) / "pictures.npy"
-        np.save(path, np.repeat(pictures, (WARM + TIMED) // 2, axis=0))
-        ms = run_in_engine(data, engine, path, WARM + TIMED, default_threads()).ms
-    return float(np.median(ms[WARM:]))
+        np.save(path, np.repeat(pictures, (WARMUP + TIMED) // 2, axis=0))
+        ms = run_in_engine(data, engine, path, WARMUP + TIMED, default_threads()).ms
+    return float(np.median(ms[WARMUP:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,6 @@ from tests.helpers import ROOT
 from train import inputs
 from train.__main__ import main
 from train.cli import run_cli
-from train.compress import pipeline as compress
 from train.data.dataset import LeftOut, find_photos
 from train.data.tf_flowers import Unreachable
 from train.run import open_run
@@ -172,18 +171,6 @@ def test_ctrl_c_while_measuring_names_resume(
     assert main([str(synthetic_photos), "--out", str(out), "--views", "1", "--epochs", "1"]) == 130
     assert f"--out '{out}' --resume" in capsys.readouterr().err
     assert (tmp_path / ".a run.resume" / "head.npz").exists() and not out.exists()
-
-
-def test_compressing_goes_on_with_a_run_that_was_stopped_alone(
-    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = shutil.copytree(synthetic_run, tmp_path / "small")
-    again = [str(synthetic_run), "--out", str(out), "--resume", "--reduce", "5000"]
-    assert compress.main(again) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    (tmp_path / ".small.resume").mkdir()
-    assert compress.main(again) == 2
-    assert "no more channels can go" in capsys.readouterr().err, "it came past what is there"
 
 
 def test_left_out_photos_are_told_once_and_escaped(capsys: pytest.CaptureFixture[str]) -> None:

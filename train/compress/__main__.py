@@ -1,8 +1,169 @@
-"""`python -m train.compress RUN --reduce 10`."""
+"""Compress a trained run: prune channels to a tenth of the multiplications, then restore the accuracy."""
 
+from __future__ import annotations
+
+import argparse
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
 
-from train.compress.pipeline import main
+from runtime.common.terminal import suppress_native_stderr
+from train.cli import INSTALL, run_cli
+from train.compress.config import CompressConfig, CompressSettings
+from train.compress.inputs import find_inputs
+
+EPILOG = """examples:
+  python -m train.compress runs/mine                 a tenth of the multiplications; 2,000 photos
+                                                     take about an hour on 2 cores
+  python -m train.compress runs/mine --epochs 0      the same without distillation: faster, less accurate
+  python -m train.compress runs/mine --target-ms 5   the largest network within 5 ms on this machine
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
+    config = parse_arguments(argv)
+
+    def run() -> int:
+        inputs = find_inputs(config)
+        with suppress_native_stderr():  # TensorFlow's messages at import
+            from train.compress.pipeline import compress
+        return compress(config, inputs)
+
+    return run_cli(run, INSTALL, lambda: "no run is written; the same command with --resume continues")
+
+
+def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
+    default = CompressSettings()
+    parser = argparse.ArgumentParser(
+        prog="python -m train.compress",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of python -m train")
+    _add_goal_flags(parser, default)
+    _add_output_flags(parser)
+    _add_expert_flags(parser, default)
+    arguments = parser.parse_args(argv)
+    if arguments.latency_table and arguments.target_ms is None:
+        parser.error("--latency-table works with --target-ms; give that too")
+    values = vars(arguments)
+    settings = CompressSettings(**{field.name: values.pop(field.name) for field in fields(CompressSettings)})
+    return CompressConfig(settings=settings, **values)
+
+
+def _add_goal_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
+    group = parser.add_argument_group("how small")
+    goal = group.add_mutually_exclusive_group()
+    goal.add_argument(
+        "--reduce",
+        type=_number_above(1),
+        default=default.reduce,
+        metavar="X",
+        help=f"divide the multiplications by X ({default.reduce:g})",
+    )
+    goal.add_argument(
+        "--target-ms",
+        type=_number_above(0),
+        metavar="MS",
+        help="instead: the largest network that classifies a photo in MS milliseconds",
+    )
+    group.add_argument(
+        "--engine",
+        choices=("litert", "onnx", "tflite"),
+        default=default.engine,
+        help=f"for --target-ms: the engine to time, with an int8 file, on all cores ({default.engine})",
+    )
+    group.add_argument(
+        "--latency-table",
+        metavar="CSV",
+        help="for --target-ms: another board's latencies instead of this machine's; "
+        "columns engine, gmacs, ms",
+    )
+    group.add_argument("--measured", dest="latency_table", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--size",
+        type=_input_size,
+        metavar="PIXELS|auto",
+        help="pixels a side of the input; auto chooses 224, 192, 160 or 128 (auto)",
+    )
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("files")
+    group.add_argument("--out", type=Path, metavar="RUN", help="the new run folder (runs/NAME-compressed)")
+    group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted command with the same --out and settings",
+    )
+    group.add_argument(
+        "--photos-root",
+        type=Path,
+        metavar="DIR",
+        help="the folder of the run's photos, if it has moved since training",
+    )
+    group.add_argument(
+        "--logs", type=Path, metavar="DIR", help="write history.csv and TensorBoard event files to DIR"
+    )
+
+
+def _add_expert_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
+    group = parser.add_argument_group("experts")
+    # The former name of --reconstruction-photos.
+    group.add_argument(
+        "--photos",
+        dest="reconstruction_photos",
+        type=_count(10),
+        default=argparse.SUPPRESS,
+        help=argparse.SUPPRESS,
+    )
+    for name, kind, text in (
+        ("reconstruction_photos", _count(10), "training photos that layers are reconstructed on"),
+        ("views", _count(1, 8), "views of each training photo: itself, its mirror image, random crops"),
+        ("epochs", _count(0), "epochs of distillation; 0 skips it"),
+        ("batch", _count(1), "photos in a training step"),
+        ("learning_rate", _number_above(0), "the peak learning rate of distillation"),
+        ("seed", _count(0), "the seed of all random choices"),
+    ):
+        value = getattr(default, name)
+        group.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=value, metavar="N", help=f"{text} ({value:g})"
+        )
+
+
+def _number_above(low: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not low < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not more than {low:g}")
+        return value
+
+    return number
+
+
+def _count(low: int, high: int = 2**32 - 1) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
+        return value
+
+    whole_number.__name__ = "whole number"  # argparse puts it into its error
+    return whole_number
+
+
+def _input_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    value = int(text)
+    if not 64 <= value <= 224 or value % 32:
+        raise argparse.ArgumentTypeError(f"{text} is not auto or a multiple of 32 from 64 to 224")
+    return value
+
 
 if __name__ == "__main__":
     sys.exit(main())

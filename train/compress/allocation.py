@@ -1,14 +1,14 @@
-"""How many channels each convolution keeps: the fewest multiplications at the least cost in answers.
+"""Choose the input size and the channels of each convolution: few MACs for a small change of the output.
 
-A channel costs what the reconstruction of the next layer loses without it (train/prune.py), times how far the
-answers move for each part lost there, which is measured. Channels go where that cost, for each multiplication
-saved, is the lowest: the budget of a layer is not set by hand.
+Removing channels costs the share of the next layer's variance that the remaining channels cannot reconstruct
+(train/compress/pruning.py), times the change of the output for each lost share
+(train/compress/sensitivity.py). A greedy search removes channels where the cost per saved MAC is lowest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,117 +16,151 @@ from numpy.typing import NDArray
 from runtime.common.errors import UserError
 from train.network.vgg import CONVOLUTIONS, INPUT_SIZE
 
-# Engines compute so many channels at once, and a part of a group costs as much as a whole one. Narrower
-# layers have half a group as their step, or nothing could be taken from them.
-GROUP = 16
-LEAST = 16  # of its channels a layer keeps one in so many
+# Engines compute 16 channels at once: a part of a group costs as much as a whole group. Layers of fewer than
+# 128 channels lose an eighth of their channels at a time.
+CHANNEL_GROUP = 16
+MIN_SHARE = 1 / 16  # of its channels that a layer keeps
+# Weights may shrink 1.8 times less than MACs: with a tenth of the MACs, an int8 file has 2.8 of 14.9 MB.
+PARAMETER_ALLOWANCE = 1.8
 LAST = list(CONVOLUTIONS)[-1]
+BEFORE_LAST = list(CONVOLUTIONS)[-2]
+
+
+@dataclass(frozen=True)
+class NetworkShape:
+    """Pixels a side of the input, and the channels of each convolution by name."""
+
+    size: int
+    widths: Mapping[str, int]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the convolutions for one picture."""
+        total, channels = 0, 3
+        for name, filters in self.widths.items():
+            side = self.size >> (int(name[5]) - 1)  # each block has half the side of the block before
+            total += side * side * 9 * channels * filters
+            channels = filters
+        return total
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the convolutions' kernels."""
+        total, channels = 0, 3
+        for filters in self.widths.values():
+            total += 9 * channels * filters
+            channels = filters
+        return total
+
+
+VGG16 = NetworkShape(INPUT_SIZE[0], CONVOLUTIONS)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """Of one convolution: `lost` [channels + 1] is the share of the next layer's variance that is not
-    explained any more with that many of its channels kept; `weight` is how far answers move for each share.
+    """How the output changes when one convolution has fewer channels.
+
+    `lost_variance` [channels + 1] is the unexplained share of the next layer's variance by the number of
+    channels kept; `weight` is the change of the output for each lost share.
     """
 
-    lost: NDArray[np.float64]
+    lost_variance: NDArray[np.float64]
     weight: float
 
-    def cost(self, kept: int) -> float:
-        return float(self.weight * self.lost[kept])
-
-
-def macs(widths: Mapping[str, int], size: int) -> int:
-    """Multiply-accumulates of the convolutions, for one picture of size x size."""
-    total, channels = 0, 3
-    for name, filters in widths.items():
-        side = size >> (int(name[5]) - 1)  # each block begins at half the side of the one before
-        total += side * side * 9 * channels * filters
-        channels = filters
-    return total
-
-
-def parameters(widths: Mapping[str, int]) -> int:
-    """Of the convolutions' kernels."""
-    total, channels = 0, 3
-    for filters in widths.values():
-        total += 9 * channels * filters
-        channels = filters
-    return total
+    def cost(self, channels: int) -> float:
+        return float(self.weight * self.lost_variance[channels])
 
 
 @dataclass(frozen=True)
-class Original:
-    """The network that is compressed: its channels by convolution, and pixels a side of its input."""
-
-    widths: Mapping[str, int] = field(default_factory=lambda: CONVOLUTIONS)
-    size: int = INPUT_SIZE[0]
-
-    @property
-    def macs(self) -> int:
-        return macs(self.widths, self.size)
-
-
-VGG16 = Original()
-
-
-def step(filters: int) -> int:
-    """How many channels go at once from a convolution that has `filters` in the whole network."""
-    return max(4, min(GROUP, filters // 8))
-
-
-def least(filters: int) -> int:
-    """The fewest channels that a convolution of `filters` channels is left with."""
-    return max(filters // LEAST, step(filters))
-
-
-def most_reduction(size: int, original: Original = VGG16) -> float:
-    """The most times fewer multiplications than the original's that an input of size x size can have."""
-    return original.macs / macs({name: least(count) for name, count in original.widths.items()}, size)
-
-
-def unreachable(size: int, original: Original = VGG16) -> str:
-    return (
-        f"at {size}x{size} no more channels can go: {most_reduction(size, original):.0f} times fewer "
-        "multiplications are the most; give a lower --reduce, a longer --target-ms, or a smaller --size"
-    )
-
-
-def plan(
-    sensitivities: Mapping[str, Sensitivity],
-    size: int,
-    most_macs: float,
-    most_parameters: float = np.inf,
-    original: Original = VGG16,
-) -> tuple[dict[str, int], float]:
-    """Widths by convolution within both bounds, and what they cost. Raises UserError when none are.
-
-    The last convolution has no next one, so it keeps as large a part as the one before it.
+class PruningCosts:
+    """Changes of the output, as mean squared distances between features of length 1: for fewer channels, by
+    convolution, and for a smaller input, by pixels a side.
     """
-    widths = dict(original.widths)
-    before_last = list(CONVOLUTIONS)[-2]
-    while over := _over(widths, size, most_macs, most_parameters):
-        best: tuple[float, dict[str, int]] | None = None
-        for name in sensitivities:
-            kept = widths[name] - step(original.widths[name])
-            if kept < least(original.widths[name]):
+
+    channels: Mapping[str, Sensitivity]
+    sizes: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most multiply-accumulates and kernel weights that a network may have."""
+
+    macs: float
+    parameters: float = np.inf
+
+    def exceeded(self, shape: NetworkShape) -> list[str]:
+        """The names of the limits that a shape exceeds: "macs", "parameters" or both."""
+        return [name for name in ("macs", "parameters") if getattr(shape, name) > getattr(self, name)]
+
+    def saved(self, wider: NetworkShape, narrower: NetworkShape, limits: Sequence[str]) -> float:
+        """How much less of the named limits the narrower shape uses, in shares of each limit."""
+        shares = [(getattr(wider, name) - getattr(narrower, name)) / getattr(self, name) for name in limits]
+        return float(sum(shares))
+
+
+def choose_shape(costs: PruningCosts, original: NetworkShape, reduction: float) -> NetworkShape:
+    """The shape with 1 / `reduction` of the original's MACs whose output changes least.
+
+    Raises UserError when no shape has so few.
+    """
+    budget = Budget(original.macs / reduction, PARAMETER_ALLOWANCE * original.parameters / reduction)
+    candidates: list[tuple[float, NetworkShape]] = []
+    for size, size_cost in sorted(costs.sizes.items(), reverse=True):
+        try:
+            shape, channel_cost = allocate_channels(costs.channels, original, size, budget)
+        except UserError:
+            if size == min(costs.sizes) and not candidates:
+                raise
+            continue
+        candidates.append((size_cost + channel_cost, shape))
+    return min(candidates, key=lambda candidate: candidate[0])[1]
+
+
+def allocate_channels(
+    sensitivities: Mapping[str, Sensitivity], original: NetworkShape, size: int, budget: Budget
+) -> tuple[NetworkShape, float]:
+    """The shape for an input of `size` within the budget, and its cost. Raises UserError when none exists.
+
+    No layer follows the last convolution, so it keeps as many channels as the convolution before it.
+    """
+    shape = NetworkShape(size, dict(original.widths))
+    while exceeded := budget.exceeded(shape):
+        steps: list[tuple[float, NetworkShape]] = []
+        for name, sensitivity in sensitivities.items():
+            channels = shape.widths[name] - channel_step(original.widths[name])
+            if channels < min_channels(original.widths[name]):
                 continue
-            leaner = {**widths, name: kept}
-            if name == before_last:
-                leaner[LAST] = kept
-            price = sensitivities[name].cost(kept) - sensitivities[name].cost(widths[name])
-            price /= sum((count(widths) - count(leaner)) / most for count, most in over)
-            if best is None or price < best[0]:
-                best = price, leaner
-        if best is None:
-            raise UserError(unreachable(size, original))
-        widths = best[1]
-    return widths, sum(sensitivities[name].cost(widths[name]) for name in sensitivities)
+            widths = {**shape.widths, name: channels}
+            if name == BEFORE_LAST:
+                widths[LAST] = channels
+            narrower = replace(shape, widths=widths)
+            cost = sensitivity.cost(channels) - sensitivity.cost(shape.widths[name])
+            steps.append((cost / budget.saved(shape, narrower, exceeded), narrower))
+        if not steps:
+            raise UserError(too_large_reduction(original, size))
+        shape = min(steps, key=lambda step: step[0])[1]
+    return shape, sum(sensitivity.cost(shape.widths[name]) for name, sensitivity in sensitivities.items())
 
 
-def _over(
-    widths: Mapping[str, int], size: int, most_macs: float, most_parameters: float
-) -> list[tuple[Callable[[Mapping[str, int]], int], float]]:
-    """The bounds that these widths are over, and how each is counted."""
-    bounds = ((lambda widths: macs(widths, size), most_macs), (parameters, most_parameters))
-    return [(count, most) for count, most in bounds if count(widths) > most]
+def channel_step(filters: int) -> int:
+    """The number of channels removed at once from a convolution that has `filters` channels originally."""
+    return max(1, min(CHANNEL_GROUP, filters // 8))
+
+
+def min_channels(filters: int) -> int:
+    """The fewest channels for a convolution that has `filters` channels originally."""
+    return max(int(filters * MIN_SHARE), channel_step(filters))
+
+
+def max_reduction(original: NetworkShape, size: int) -> float:
+    """The original's MACs over the fewest MACs that are possible with an input of `size`."""
+    fewest = {name: min_channels(filters) for name, filters in original.widths.items()}
+    return original.macs / NetworkShape(size, fewest).macs
+
+
+def too_large_reduction(original: NetworkShape, size: int) -> str:
+    """The error for a reduction that an input of `size` cannot reach."""
+    return (
+        f"at {size}x{size} pixels the most possible is {max_reduction(original, size):.0f} times fewer "
+        "multiplications; give a lower --reduce, a higher --target-ms, or a smaller --size"
+    )

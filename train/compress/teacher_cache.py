@@ -1,7 +1,8 @@
-"""What a trained model says of its own photos, for a smaller one to learn from.
+"""The trained model's outputs for its own photos, from which the compressed network learns.
 
-It is kept on disk while it is worked on: the pictures in every view, as the smaller model will see them, and
-beside each the probabilities and the pooled features that the trained model gives for it.
+They are computed once and stored in memory-mapped files beside the run: each augmented view of a photo at
+the compressed network's input size, with the probabilities and pooled features of the trained model (the
+teacher).
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from runtime.common.errors import UserError
 from train.data.augment import augment
 from train.data.dataset import Dataset, Photo, read_verified
 
-BATCH = 16  # pictures at once: a CPU gains nothing past this
-NOTED_EVERY = 16  # batches: a killed command looks at no more than these again
+BATCH = 16  # a CPU is not faster with more
+SAVED_EVERY = 16  # batches: a killed command repeats at most so many
 
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """Pictures uint8 [N, size, size, 3], their class indices int32 [N], and what the trained model says of
-    each: `probabilities` float32 [N, C] and pooled `features` float32 [N, 512].
+    """Pictures uint8 [N, size, size, 3], class indices int32 [N], and the teacher's `probabilities` float32
+    [N, C] and pooled `features` float32 [N, D].
 
-    Of the training photos there are several views: all photos' first, then all photos' second, and so on.
+    Training photos have several views: the first view of all photos, then the second view of all, and so on.
     """
 
     pictures: NDArray[np.uint8]
@@ -42,11 +43,11 @@ class TeacherOutputs:
 
 
 def with_pooled_features(model: keras.Model) -> keras.Model:
-    """A run's model that gives, for `image`, its probabilities and its mean over block5_pool's positions."""
+    """A model that maps `image` to the run's probabilities and to the mean over block5_pool's positions."""
     last = model.get_layer("block5_pool").output
     pooled = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(last)
-    named = dict(zip(model.output_names, model.outputs, strict=True))
-    return keras.Model(model.inputs[0], [named["probabilities"], pooled])
+    outputs = dict(zip(model.output_names, model.outputs, strict=True))
+    return keras.Model(model.inputs[0], [outputs["probabilities"], pooled])
 
 
 def collect_teacher_outputs(
@@ -54,63 +55,82 @@ def collect_teacher_outputs(
     split: str,
     views: int,
     size: int,
-    trained: keras.Model,
+    teacher: keras.Model,
     folder: Path,
-    step: Callable[[int], None],
+    on_step: Callable[[int], object],
 ) -> TeacherOutputs:
-    """Look at a split with `trained`, see `with_features`, going on from what `folder` holds of it.
+    """The outputs of `teacher`, made by `with_pooled_features`, for a split; resumes from the files in
+    `folder`.
 
-    `step` is called with how many pictures were looked at. Raises UserError when the disk is full,
-    PhotosError as `recorded`, PictureError.
+    `on_step` gets the number of finished pictures. Raises UserError when the disk is full, PhotosError when a
+    photo has changed, PictureError when it cannot be read.
     """
     jobs = [(photo, view) for view in range(views) for photo in dataset.split(split)]
-    labels = np.array([dataset.classes.index(photo.label) for photo, _ in jobs], np.int32)
-    noted = folder / f"{split}.json"
-    own_size = trained.input_shape[1:3]
+    progress_file = folder / f"{split}.json"
+    teacher_size = teacher.input_shape[1:3]
 
-    def look(job: tuple[Photo, int]) -> tuple[NDArray[Any], NDArray[Any]]:
-        """As the trained model sees it, and as the smaller one will."""
+    def decode(job: tuple[Photo, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The picture at the teacher's size and at the compressed network's size."""
         photo, view = job
         data = read_verified(dataset, photo)
-        whole, small = (augment(data, photo.sha256, [view], sides)[0] for sides in (own_size, (size, size)))
-        return whole, small
+        large, small = (
+            augment(data, photo.sha256, [view], sides)[0] for sides in (teacher_size, (size, size))
+        )
+        return large, small
 
     try:
-        done = json.loads(noted.read_text()) if noted.exists() else 0
-        mapped: list[Any] = []
-
-        def stored(part: str, dtype: type, *each: int) -> Any:
-            file, shape = folder / f"{split}.{part}.npy", (len(jobs), *each)
-            if not jobs:  # a file without bytes cannot be mapped
-                return np.empty(shape, dtype)
-            mapped.append(np.lib.format.open_memmap(file, "r+" if done else "w+", dtype, shape))  # type: ignore[no-untyped-call]
-            if hasattr(os, "posix_fallocate"):  # a full disk would be a signal as soon as it is written to
-                with file.open("r+b") as stream:
-                    os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
-            return mapped[-1]
-
-        lessons = TeacherOutputs(
-            stored("pictures", np.uint8, size, size, 3),
-            labels,
-            stored("probabilities", np.float32, len(dataset.classes)),
-            stored("features", np.float32, int(trained.outputs[1].shape[-1])),
+        done = json.loads(progress_file.read_text()) if progress_file.exists() else 0
+        files = _MappedFiles(folder, split, len(jobs), resume=bool(done))
+        outputs = TeacherOutputs(
+            files.map("pictures", np.uint8, size, size, 3),
+            np.array([dataset.classes.index(photo.label) for photo, _ in jobs], np.int32),
+            files.map("probabilities", np.float32, len(dataset.classes)),
+            files.map("features", np.float32, int(teacher.outputs[1].shape[-1])),
         )
-        step(done)
+        on_step(done)
         with ThreadPoolExecutor(2) as pool:
             for start in range(done, len(jobs), BATCH):
                 rows = slice(start, min(start + BATCH, len(jobs)))
-                whole, small = zip(*pool.map(look, jobs[rows]), strict=True)
-                said = trained.predict_on_batch(np.stack(whole))
-                lessons.pictures[rows] = np.stack(small)
-                lessons.probabilities[rows], lessons.features[rows] = map(np.asarray, said)
-                if (start // BATCH + 1) % NOTED_EVERY == 0 or rows.stop == len(jobs):
-                    for array in mapped:
-                        array.flush()
-                    with atomic_write(noted) as file:
+                large, small = zip(*pool.map(decode, jobs[rows]), strict=True)
+                probabilities, features = teacher.predict_on_batch(np.stack(large))
+                outputs.pictures[rows] = np.stack(small)
+                outputs.probabilities[rows], outputs.features[rows] = (
+                    np.asarray(probabilities),
+                    np.asarray(features),
+                )
+                if (start // BATCH + 1) % SAVED_EVERY == 0 or rows.stop == len(jobs):
+                    files.flush()
+                    with atomic_write(progress_file) as file:
                         file.write(json.dumps(rows.stop).encode())
-                step(rows.stop - start)
+                on_step(rows.stop - start)
     except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror or error}); make room there, then --resume"
+            f"{folder}: cannot be written ({error.strerror or error}); free some disk space, then run the "
+            "same command with --resume"
         ) from None
-    return lessons
+    return outputs
+
+
+class _MappedFiles:
+    """Memory-mapped .npy files `SPLIT.PART.npy` with a row for each of `count` pictures."""
+
+    def __init__(self, folder: Path, split: str, count: int, resume: bool) -> None:
+        self.folder, self.split, self.count, self.resume = folder, split, count, resume
+        self.arrays: list[Any] = []
+
+    def map(self, part: str, dtype: type, *row: int) -> Any:
+        file, shape = self.folder / f"{self.split}.{part}.npy", (self.count, *row)
+        if not self.count:  # an empty file cannot be mapped
+            return np.empty(shape, dtype)
+        mode = "r+" if self.resume else "w+"
+        array = np.lib.format.open_memmap(file, mode, dtype, shape)  # type: ignore[no-untyped-call]
+        # Reserve the space now: writing to a mapped file on a full disk ends the process with SIGBUS.
+        if hasattr(os, "posix_fallocate"):
+            with file.open("r+b") as stream:
+                os.posix_fallocate(stream.fileno(), 0, file.stat().st_size)
+        self.arrays.append(array)
+        return array
+
+    def flush(self) -> None:
+        for array in self.arrays:
+            array.flush()

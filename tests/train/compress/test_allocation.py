@@ -4,52 +4,84 @@ import numpy as np
 import pytest
 
 from runtime.common.errors import UserError
-from train.compress import allocation as budget
-from train.compress.allocation import LAST, Sensitivity, macs, parameters, plan
+from train.compress.allocation import (
+    LAST,
+    VGG16,
+    Budget,
+    NetworkShape,
+    PruningCosts,
+    Sensitivity,
+    allocate_channels,
+    channel_step,
+    choose_shape,
+    min_channels,
+)
 from train.network.vgg import CONVOLUTIONS
 
-EVEN = {
+# Every channel of every layer explains the same share of the next layer.
+EQUAL = {
     name: Sensitivity(1 - np.arange(filters + 1) / filters, 1.0)
     for name, filters in CONVOLUTIONS.items()
     if name != LAST
 }
 
 
-def test_multiplications_by_hand() -> None:
-    assert macs(CONVOLUTIONS, 224) == 15_346_630_656
-    # block1 at 32x32, block2 at 16x16, and so on, every layer of two channels.
-    two = dict.fromkeys(CONVOLUTIONS, 2)
-    per_place = 9 * 2 * 2
-    by_hand = 32 * 32 * (9 * 3 * 2 + per_place) + 16 * 16 * 2 * per_place
-    by_hand += (8 * 8 + 4 * 4 + 2 * 2) * 3 * per_place
-    assert macs(two, 32) == by_hand
-    assert parameters(two) == 9 * 3 * 2 + 12 * per_place
-    assert parameters(CONVOLUTIONS) == 14_710_464
+def test_macs_and_parameters_equal_values_computed_by_hand() -> None:
+    assert VGG16.macs == 15_346_630_656
+    assert VGG16.parameters == 14_710_464
+    # With two channels in every layer: block1 at 32x32, block2 at 16x16, and so on.
+    two = NetworkShape(32, dict.fromkeys(CONVOLUTIONS, 2))
+    per_position = 9 * 2 * 2
+    by_hand = 32 * 32 * (9 * 3 * 2 + per_position) + 16 * 16 * 2 * per_position
+    by_hand += (8 * 8 + 4 * 4 + 2 * 2) * 3 * per_position
+    assert two.macs == by_hand
+    assert two.parameters == 9 * 3 * 2 + 12 * per_position
 
 
 @pytest.mark.parametrize("size", [160, 224])
-def test_a_plan_keeps_both_bounds_in_whole_groups(size: int) -> None:
-    widths, cost = plan(EVEN, size, macs(CONVOLUTIONS, 224) / 10, 2_500_000)
-    assert macs(widths, size) <= macs(CONVOLUTIONS, 224) / 10 and parameters(widths) <= 2_500_000
-    assert all(width % budget.step(CONVOLUTIONS[name]) == 0 for name, width in widths.items())
-    assert widths[LAST] == widths["block5_conv2"]
-    assert cost == pytest.approx(sum(EVEN[name].cost(widths[name]) for name in EVEN))
+def test_an_allocation_is_within_both_limits_and_in_whole_channel_groups(size: int) -> None:
+    shape, cost = allocate_channels(EQUAL, VGG16, size, Budget(VGG16.macs / 10, 2_500_000))
+    assert shape.size == size
+    assert shape.macs <= VGG16.macs / 10 and shape.parameters <= 2_500_000
+    assert all(width % channel_step(CONVOLUTIONS[name]) == 0 for name, width in shape.widths.items())
+    assert shape.widths[LAST] == shape.widths["block5_conv2"]
+    assert cost == pytest.approx(sum(EQUAL[name].cost(shape.widths[name]) for name in EQUAL))
 
 
-def test_channels_go_where_they_cost_least() -> None:
-    spared = {**EVEN, "block3_conv2": Sensitivity(EVEN["block3_conv2"].lost, 100.0)}
-    widths, _ = plan(spared, 224, macs(CONVOLUTIONS, 224) / 4)
-    assert widths["block3_conv2"] == 256
-    free = {**EVEN, "block3_conv2": Sensitivity(EVEN["block3_conv2"].lost, 0.0)}
-    widths, _ = plan(free, 224, macs(CONVOLUTIONS, 224) / 4)
-    assert widths["block3_conv2"] == budget.least(256)
+@pytest.mark.parametrize(("weight", "channels"), [(100.0, 256), (0.0, min_channels(256))])
+def test_a_sensitive_layer_keeps_its_channels_and_an_insensitive_one_loses_them(
+    weight: float, channels: int
+) -> None:
+    sensitivities = {**EQUAL, "block3_conv2": Sensitivity(EQUAL["block3_conv2"].lost_variance, weight)}
+    shape, _ = allocate_channels(sensitivities, VGG16, 224, Budget(VGG16.macs / 4))
+    assert shape.widths["block3_conv2"] == channels
 
 
-def test_nothing_goes_where_nothing_must() -> None:
-    assert plan(EVEN, 224, macs(CONVOLUTIONS, 224)) == (dict(CONVOLUTIONS), 0.0)
-    assert plan(EVEN, 160, macs(CONVOLUTIONS, 224) / 1.9)[0] == dict(CONVOLUTIONS)
+def test_a_network_within_its_budget_keeps_all_channels() -> None:
+    assert allocate_channels(EQUAL, VGG16, 224, Budget(VGG16.macs)) == (VGG16, 0.0)
+    shape, _ = allocate_channels(EQUAL, VGG16, 160, Budget(VGG16.macs / 1.9))
+    assert shape.widths == CONVOLUTIONS
 
 
-def test_what_no_layer_can_reach() -> None:
-    with pytest.raises(UserError, match=r"at 160x160 no more channels can go.* give a lower --reduce"):
-        plan(EVEN, 160, macs(CONVOLUTIONS, 224) / 1000)
+def test_a_budget_below_the_minimum_raises_an_error_with_the_highest_reduction() -> None:
+    with pytest.raises(UserError, match=r"160x160.* 258 times .*--reduce"):
+        allocate_channels(EQUAL, VGG16, 160, Budget(VGG16.macs / 1000))
+    with pytest.raises(UserError, match=r"160x160.*--reduce"):
+        choose_shape(PruningCosts(EQUAL, {224: 0.0, 160: 0.1}), VGG16, 1000)
+
+
+@pytest.mark.parametrize(("cost_of_160", "size"), [(0.0, 160), (99.0, 224)])
+def test_the_input_shrinks_only_if_that_costs_less_than_channels(cost_of_160: float, size: int) -> None:
+    costs = PruningCosts(EQUAL, {224: 0.0, 160: cost_of_160})
+    assert choose_shape(costs, VGG16, 2).size == size
+
+
+def test_a_narrow_network_has_smaller_steps() -> None:
+    narrow = NetworkShape(64, {name: filters // 16 for name, filters in CONVOLUTIONS.items()})
+    sensitivities = {
+        name: Sensitivity(1 - np.arange(filters + 1) / filters, 1.0)
+        for name, filters in narrow.widths.items()
+        if name != LAST
+    }
+    shape = choose_shape(PruningCosts(sensitivities, {64: 0.0}), narrow, 6)
+    assert shape.macs <= narrow.macs / 6 and min(shape.widths.values()) >= 1

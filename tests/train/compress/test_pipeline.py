@@ -1,202 +1,215 @@
+"""`python -m train.compress` on a small run of generated pictures."""
+
 from __future__ import annotations
 
 import csv
-import json
 import shutil
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.common.errors import UserError
-from tests.backbone import WIDTHS
-from tests.conftest import QUICK, QUICK_AT_ONCE
-from tests.train.compress.test_allocation import EVEN
-from train.compress import pipeline as compress
-from train.compress.allocation import macs
-from train.compress.pipeline import Compression, PruningCosts, cheapest, read, read_board
-from train.data.dataset import PhotosError, find_photos
-from train.data.synthetic import draw_flowers
+from tests.conftest import QUICK
+from train.compress import pipeline
+from train.compress.__main__ import main, parse_arguments
+from train.compress.allocation import NetworkShape
+from train.compress.config import CompressConfig, CompressSettings
 from train.network.vgg import CONVOLUTIONS
 from train.run import UNCOMPRESSED_CSV, RunError, open_run
 
 
-def test_it_is_a_run_of_the_same_kind_for_fewer_multiplications(
+def test_a_compressed_run_has_the_same_photos_and_fewer_multiplications(
     compressed_run: Path, synthetic_run: Path
 ) -> None:
-    run, whole = open_run(compressed_run), open_run(synthetic_run)
-    assert run.dataset.photos == whole.dataset.photos and run.classes == whole.classes
-    done = run.compressed
-    assert done["from"] == whole.name and done["size"] == done["of_size"] == 64
-    assert done["macs"] == macs(done["widths"], 64) <= done["of_macs"] / 4
-    assert done["of_macs"] == macs(WIDTHS, 64)
-    model = run.load_model()
-    assert model.inputs[0].shape == (None, 64, 64, 3) and model.inputs[0].dtype == "uint8"
-    widths = {name: model.get_layer(name).filters for name in CONVOLUTIONS}
-    assert widths == done["widths"] and widths["block5_conv1"] < WIDTHS["block5_conv1"]
+    run, original = open_run(compressed_run), open_run(synthetic_run)
+    assert run.dataset.photos == original.dataset.photos and run.classes == original.classes
+    model, before = run.load_model(), original.load_model()
+    widths, widths_before = (
+        {name: network.get_layer(name).filters for name in CONVOLUTIONS} for network in (model, before)
+    )
+    record = run.compressed
+    assert record["from"] == original.name and record["widths"] == widths
+    shape = NetworkShape(record["size"], widths)
+    assert model.inputs[0].shape == (None, shape.size, shape.size, 3) and model.inputs[0].dtype == "uint8"
+    assert record["of_macs"] == NetworkShape(before.inputs[0].shape[1], widths_before).macs
+    assert record["macs"] == shape.macs <= record["of_macs"] / record["reduce"]
+    assert widths["block5_conv1"] < widths_before["block5_conv1"]
+
+
+def test_a_compressed_run_is_complete(compressed_run: Path) -> None:
     assert not compressed_run.with_name(f".{compressed_run.name}.resume").exists()
-    stages = {row["stage"] for row in csv.DictReader((compressed_run / "history.csv").open())}
-    assert stages == {"head", "distill"}
-    report = (compressed_run / "report.html").read_text()
-    assert f"compressed from <bdi>{whole.name}</bdi>" in report and "was stopped after" not in report
+    with (compressed_run / "history.csv").open() as file:
+        assert {row["stage"] for row in csv.DictReader(file)} == {"head", "distill"}
+    assert "compressed from" in (compressed_run / "report.html").read_text(encoding="utf-8")
 
 
-def test_it_knows_what_the_uncompressed_model_says(compressed_run: Path, synthetic_run: Path) -> None:
-    run, whole = open_run(compressed_run), open_run(synthetic_run)
-    said = run.uncompressed_labels()
-    assert whole.uncompressed_labels() == {}
-    photos = [*run.dataset.split("val"), *run.dataset.split("test")]
-    assert sorted(said) == sorted(photo.path for photo in photos)
-    for split in ("val", "test"):
-        right = [said[photo.path] == photo.label for photo in run.dataset.split(split)]
-        assert np.mean(right) == pytest.approx(whole.metrics[split]["top1"])
-        assert run.compressed["uncompressed_top1"][split] == pytest.approx(np.mean(right))
-    broken = run.path.parent / "broken"
-    shutil.copytree(run.path, broken)
-    (broken / UNCOMPRESSED_CSV).unlink()
-    with pytest.raises(RunError, match=r"uncompressed\.csv: No such file.*; compress it again"):
-        open_run(broken).uncompressed_labels()
-
-
-def test_one_that_is_killed_goes_on_and_ends_the_same(
+def test_a_compressed_run_records_the_labels_of_the_uncompressed_model(
     compressed_run: Path, synthetic_run: Path, tmp_path: Path
 ) -> None:
+    run, original = open_run(compressed_run), open_run(synthetic_run)
+    labels = run.uncompressed_labels()
+    assert original.uncompressed_labels() == {}
+    photos = [*run.dataset.split("val"), *run.dataset.split("test")]
+    assert sorted(labels) == sorted(photo.path for photo in photos)
+    for split in ("val", "test"):
+        correct = [labels[photo.path] == photo.label for photo in run.dataset.split(split)]
+        assert np.mean(correct) == pytest.approx(original.metrics[split]["top1"])
+        assert run.compressed["uncompressed_top1"][split] == pytest.approx(np.mean(correct))
+    incomplete = tmp_path / "incomplete"
+    shutil.copytree(run.path, incomplete)
+    (incomplete / UNCOMPRESSED_CSV).unlink()
+    with pytest.raises(RunError, match=UNCOMPRESSED_CSV):
+        open_run(incomplete).uncompressed_labels()
+
+
+def test_a_command_that_fails_in_any_stage_resumes_and_gives_the_same_network(
+    compressed_run: Path, synthetic_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / compressed_run.name
-    kept = out.with_name(f".{out.name}.resume")
-    kept.mkdir()
-    # What takes longest is taken from the undisturbed one: the plan.
-    how = Compression(photos=12, views=2, epochs=2, reduce=4.0)
-    (kept / "fingerprint").write_text(compress.fingerprint_of(open_run(synthetic_run), how))
-    plan = {"size": 64, "widths": open_run(compressed_run).compressed["widths"]}
-    (kept / "plan.json").write_text(json.dumps(plan))
-    quick = "import sys; from train.compress import pipeline as compress, pruning; pruning.AT_ONCE = "
-    quick += f"{QUICK_AT_ONCE}; sys.exit(compress.main())"
-    command = [sys.executable, "-c", quick, str(synthetic_run), "--out", str(out), "--resume", *QUICK]
-    for sign in ("train.pictures.npy", "reconstructed.safetensors", "distill.npz"):
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            while not (kept / sign).exists():
-                assert process.poll() is None, f"it ended before {sign} was there"
-                time.sleep(0.02)
-            process.kill()
+    command = [str(synthetic_run), "--out", str(out), "--resume", *QUICK]
+    calls: list[str] = []
+
+    def fail_after(name: str) -> None:
+        function: Callable[..., Any] = getattr(pipeline, name)
+
+        def fail_once(*arguments: Any, **options: Any) -> Any:
+            result = function(*arguments, **options)
+            calls.append(name)
+            if calls.count(name) == 1:
+                raise MemoryError(name)
+            return result
+
+        monkeypatch.setattr(pipeline, name, fail_once)
+
+    stages = ("print_shape", "collect_outputs", "train_student_head", "distill", "calibrate_and_evaluate")
+    for name in ("measure_costs", "reconstruct", *stages):
+        fail_after(name)
+    for _ in range(7):
+        with pytest.raises(MemoryError):
+            main(command)
         assert not out.exists()
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "sensitivity" not in done.stderr and "reconstruct:" not in done.stderr
-    found, expected = open_run(out), open_run(compressed_run)
-    assert found.metrics == expected.metrics
-    for one, other in zip(found.load_model().get_weights(), expected.load_model().get_weights(), strict=True):
+    assert main(command) == 0
+    assert calls.count("measure_costs") == 2, "the shape is not chosen again once it is stored"
+    assert calls.count("reconstruct") == 2, "the layers are not solved again once they are stored"
+    resumed, expected = open_run(out), open_run(compressed_run)
+    assert resumed.metrics == expected.metrics
+    for one, other in zip(
+        resumed.load_model().get_weights(), expected.load_model().get_weights(), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_run_compressed_already_is_refused(
+def test_other_settings_do_not_resume(
+    synthetic_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "collect_outputs", stop)
+    out, calls = tmp_path / "out", []
+    measure = pipeline.measure_costs
+    monkeypatch.setattr(pipeline, "measure_costs", lambda *arguments: calls.append(1) or measure(*arguments))
+    command = [str(synthetic_run), "--out", str(out), "--resume", *QUICK]
+    assert main(command) == 130 and len(calls) == 1
+    assert main(command) == 130 and len(calls) == 1
+    assert main([*command, "--seed", "1"]) == 130 and len(calls) == 2
+
+
+def test_a_compressed_run_cannot_be_compressed_again(
     compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert compress.main([str(compressed_run), "--out", str(tmp_path / "twice")]) == 2
-    assert capsys.readouterr().err == (
-        f"error: run {compressed_run}: was compressed already, from drawn; compress that\n"
-    )
+    assert main([str(compressed_run), "--out", str(tmp_path / "twice")]) == 2
+    error = capsys.readouterr().err
+    assert str(compressed_run) in error and "from drawn" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_other_photos_are_refused(
+def test_missing_or_changed_photos_end_with_exit_code_2(
     synthetic_run: Path, synthetic_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(synthetic_photos, other)
+    copy = tmp_path / "copy"
+    shutil.copytree(synthetic_photos, copy)
     first = open_run(synthetic_run).dataset.photos[0].path
-    (other / first).write_bytes(b"another picture")
+    (copy / first).write_bytes(b"another picture")
     out = tmp_path / "out"
-    command = [str(synthetic_run), "--photos-root", str(other), "--out", str(out)]
-    assert compress.main(command) == 2
-    assert f"error: {other / first}: has changed since" in capsys.readouterr().err
-    shutil.rmtree(other)
-    assert compress.main(command) == 2
-    assert "give --photos-root" in capsys.readouterr().err
+    command = [str(synthetic_run), "--photos-root", str(copy), "--out", str(out)]
+    assert main(command) == 2
+    assert str(copy / first) in capsys.readouterr().err
+    shutil.rmtree(copy)
+    assert main(command) == 2
+    assert "--photos-root" in capsys.readouterr().err
     assert not out.exists() and not list(tmp_path.glob(".*"))
 
 
-def test_what_is_there_is_not_replaced(
+def test_no_other_folder_is_replaced(
     synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert compress.main([str(synthetic_run), "--out", str(tmp_path), "--overwrite"]) == 2
-    assert "is not a run, so it is not replaced" in capsys.readouterr().err
-    assert compress.main([str(synthetic_run), "--out", str(synthetic_run), "--overwrite"]) == 2
-    assert "is the run to compress; give another --out" in capsys.readouterr().err
-    assert (synthetic_run / "model.keras").exists()
+    assert main([str(synthetic_run), "--out", str(tmp_path), "--overwrite"]) == 2
+    assert str(tmp_path) in capsys.readouterr().err and (tmp_path / "notes.txt").exists()
+    assert main([str(synthetic_run), "--out", str(synthetic_run), "--overwrite"]) == 2
+    assert "--out" in capsys.readouterr().err and (synthetic_run / "model.keras").exists()
+
+
+def test_an_existing_run_is_continued_only_if_its_checkpoints_exist(
+    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(synthetic_run, tmp_path / "small")
+    command = [str(synthetic_run), "--out", str(out), "--resume", "--reduce", "5000"]
+    assert main(command) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    (tmp_path / ".small.resume").mkdir()
+    assert main(command) == 2
+    assert "--reduce" in capsys.readouterr().err, "the existing run is accepted, the reduction is not"
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "facts"),
     [
-        (["--reduce", "1"], "argument --reduce: 1 is not more than 1"),
-        (["--reduce", "10", "--target-ms", "5"], "not allowed with argument --reduce"),
-        (["--size", "100"], "100 is not a multiple of 32 from 64 to 224, nor auto"),
-        (["--measured", "board.csv"], "--measured is for --target-ms; give that too"),
-        (["--views", "9"], "9 is over 8"),
+        (["--reduce", "5000"], ["64x64", "--reduce"]),
+        (["--size", "96"], ["--size 96", "64"]),
+        (["--target-ms", "9", "--latency-table", "no.csv"], ["no.csv", "engine, gmacs, ms"]),
     ],
 )
-def test_flags_that_cannot_be(flags: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        compress.main(["runs/any", *flags])
-    assert said in capsys.readouterr().err
-
-
-def test_a_photo_that_changed_is_not_solved_on(tmp_path: Path) -> None:
-    dataset = find_photos(draw_flowers(tmp_path / "photos", 3))
-    one, two = dataset.photos[:2]
-    (dataset.root / one.path).write_bytes((dataset.root / two.path).read_bytes())
-    assert read(dataset, [two], 32).shape == (1, 32, 32, 3)
-    with pytest.raises(PhotosError, match=r"has changed since it was trained with"):
-        read(dataset, [one], 32)
-
-
-def test_a_boards_timings(tmp_path: Path, synthetic_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    board = tmp_path / "board.csv"
-    board.write_text("engine,gmacs,ms\nlitert 2.3.0,15.35,900\nlitert 2.3.0,1.5,110\nonnx 1.32.0,1.5,90\n")
-    assert read_board(board, "litert") == [(1.5, 110.0), (15.35, 900.0)]
-    for text, reason in (
-        ("engine,ms\nlitert,3\n", r"its columns must be engine, gmacs, ms"),
-        ("engine,gmacs,ms\nonnx,1,3\n", "has no timing of litert"),
-        ("engine,gmacs,ms\nlitert,1,-3\n", "has no timing of litert"),
-        ("engine,gmacs,ms\nlitert,1,nan\n", "has no timing of litert"),
-        (f"engine,gmacs,ms\nlitert,1,{200_000 * '3'}\n", "field larger than field limit"),
-    ):
-        board.write_text(text)
-        out = str(tmp_path / "out")
-        assert (
-            compress.main([str(synthetic_run), "--target-ms", "9", "--measured", str(board), "--out", out])
-            == 2
-        )
-        assert reason in capsys.readouterr().err
-
-
-def test_the_largest_network_within_a_time(capsys: pytest.CaptureFixture[str]) -> None:
-    board = [(1.0, 40.0), (15.35, 600.0)]
-    prices = PruningCosts(EVEN, {224: 0.0, 160: 0.1})
-    size, widths = compress._within(Compression(target_ms=100.0, measured="board.csv"), board, prices, 5)
-    gmacs = macs(widths, size) / 1e9
-    assert np.interp(gmacs, *zip((0, 0), *board, strict=True)) <= 100
-    assert gmacs > 15.35 / 8, "eight times fewer would have been too few"
-    assert "6 times fewer multiplications take" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--target-ms 1: even 64 times fewer .* give a longer one"):
-        compress._within(Compression(target_ms=1.0, measured="board.csv"), board, prices, 5)
-
-
-def test_more_than_any_size_can_give_is_refused(
-    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_settings_that_the_run_cannot_meet_are_refused_before_the_work(
+    flags: list[str],
+    facts: list[str],
+    synthetic_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out = tmp_path / "out"
-    assert compress.main([str(synthetic_run), "--reduce", "5000", "--out", str(out)]) == 2
-    assert "error: at 64x64 no more channels can go" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir()), "told before any work"
-    with pytest.raises(UserError, match=r"at 160x160 no more channels can go"):
-        cheapest(PruningCosts(EVEN, {224: 0.0, 160: 0.1}), 1000)
+    assert main([str(synthetic_run), *flags, "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert all(fact in error for fact in facts)
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_smaller_input_is_taken_where_channels_cost_more() -> None:
-    assert cheapest(PruningCosts(EVEN, {224: 0.0, 160: 0.0}), 2)[0] == 160
-    assert cheapest(PruningCosts(EVEN, {224: 0.0, 160: 99.0}), 2)[0] == 224
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        (["--reduce", "1"], ["--reduce", "1"]),
+        (["--reduce", "10", "--target-ms", "5"], ["--target-ms", "--reduce"]),
+        (["--size", "100"], ["--size", "100", "32"]),
+        (["--latency-table", "board.csv"], ["--latency-table", "--target-ms"]),
+        (["--views", "9"], ["--views", "8"]),
+    ],
+)
+def test_invalid_flags_are_refused_with_their_limits(
+    flags: list[str], facts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["runs/any", *flags])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and all(fact in error for fact in facts)
+
+
+def test_flags_become_one_config_and_old_names_still_work() -> None:
+    assert parse_arguments(["runs/any"]) == CompressConfig(Path("runs/any"))
+    old = parse_arguments(["runs/any", "--photos", "20", "--target-ms", "5", "--measured", "board.csv"])
+    new = ["--reconstruction-photos", "20", "--target-ms", "5", "--latency-table", "board.csv"]
+    assert old == parse_arguments(["runs/any", *new])
+    settings = CompressSettings(reconstruction_photos=20, target_ms=5.0, latency_table="board.csv")
+    assert old.settings == settings
+    assert settings.to_record()["photos"] == 20 and settings.to_record()["measured"] == "board.csv"

@@ -6,53 +6,68 @@ import tempfile
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 from runtime.common.errors import UserError
+from train.compress.photos import read_photos
 from train.compress.teacher_cache import collect_teacher_outputs
 from train.data.dataset import Dataset, PhotosError, find_photos
 from train.data.synthetic import draw_flowers
-from train.network.vgg import INPUT_SIZE
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return find_photos(draw_flowers(tmp_path / "photos", 3))
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return find_photos(draw_flowers(tmp_path_factory.mktemp("photos") / "drawn", 3))
-
-
-@pytest.fixture(scope="module")
-def trained() -> keras.Model:
-    """A model of the outputs that `with_features` gives, as small as can be."""
-    image = keras.Input((*INPUT_SIZE, 3))
+def teacher() -> keras.Model:
+    """A model with the outputs of `with_pooled_features`, as small as possible."""
+    image = keras.Input((224, 224, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(image)
     return keras.Model(image, [keras.layers.Dense(5, activation="softmax")(pooled), pooled])
 
 
-def test_a_photo_that_changed_is_told(dataset: Dataset, trained: keras.Model, tmp_path: Path) -> None:
-    photo = dataset.root / dataset.split("train")[0].path
-    kept = photo.read_bytes()
-    (tmp_path / "whole").mkdir()
-    lessons = collect_teacher_outputs(
-        dataset, "train", 2, 32, trained, tmp_path / "whole", lambda count: None
-    )
-    assert len(lessons.features) == 2 * len(dataset.split("train")) and lessons.pictures.std() > 5
-    try:
-        photo.write_bytes((dataset.root / dataset.split("train")[1].path).read_bytes())
-        with pytest.raises(PhotosError, match="has changed since it was trained with"):
-            collect_teacher_outputs(dataset, "train", 2, 32, trained, tmp_path, lambda count: None)
-    finally:
-        photo.write_bytes(kept)
+def test_outputs_resume_after_the_pictures_that_are_done(
+    dataset: Dataset, teacher: keras.Model, tmp_path: Path
+) -> None:
+    steps: list[int] = []
+    first = collect_teacher_outputs(dataset, "train", 2, 32, teacher, tmp_path, steps.append)
+    count = 2 * len(dataset.split("train"))
+    assert len(first.features) == count and first.pictures.std() > 5
+    assert steps[0] == 0 and sum(steps) == count
+    (dataset.root / dataset.split("train")[0].path).unlink()  # resuming does not read the photos again
+    steps.clear()
+    again = collect_teacher_outputs(dataset, "train", 2, 32, teacher, tmp_path, steps.append)
+    assert steps == [count]
+    np.testing.assert_array_equal(again.features, first.features)
+    np.testing.assert_array_equal(again.pictures, first.pictures)
 
 
-@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no disk here is small enough to be filled")
-def test_a_full_disk_is_told_before_it_is_written_to(dataset: Dataset, trained: keras.Model) -> None:
-    def step(count: int) -> None:
-        raise AssertionError("it went on to write")
+def test_a_photo_that_has_changed_raises_photos_error(
+    dataset: Dataset, teacher: keras.Model, tmp_path: Path
+) -> None:
+    one, two = dataset.split("train")[:2]
+    (dataset.root / one.path).write_bytes((dataset.root / two.path).read_bytes())
+    with pytest.raises(PhotosError, match=one.path):
+        collect_teacher_outputs(dataset, "train", 1, 32, teacher, tmp_path, lambda count: None)
+    assert read_photos(dataset, [two], 32).shape == (1, 32, 32, 3)
+    with pytest.raises(PhotosError, match=one.path):
+        read_photos(dataset, [one], 32)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="needs a small disk that can be filled")
+def test_a_full_disk_raises_an_error_before_anything_is_written(
+    dataset: Dataset, teacher: keras.Model
+) -> None:
+    def fail(count: int) -> None:
+        raise AssertionError("it continued after the disk was full")
 
     size, photos = 4000, len(dataset.split("train"))
     views = 2 + shutil.disk_usage("/dev/shm").total // (3 * size**2 * photos)
     with (
         tempfile.TemporaryDirectory(dir="/dev/shm") as folder,
-        pytest.raises(UserError, match=r"cannot be written \(No space left on device\); make room there"),
+        pytest.raises(UserError, match=r"No space left on device.*--resume"),
     ):
-        collect_teacher_outputs(dataset, "train", views, size, trained, Path(folder), step)
+        collect_teacher_outputs(dataset, "train", views, size, teacher, Path(folder), fail)

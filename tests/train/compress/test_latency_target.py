@@ -1,0 +1,108 @@
+"""--target-ms, with another board's table and with the worker that measures on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.common.errors import UserError
+from tests.train.compress.test_allocation import EQUAL
+from train.compress import latency_target
+from train.compress.allocation import VGG16, NetworkShape, PruningCosts
+from train.compress.config import CompressSettings
+from train.compress.latency_table import LatencyTable, read_latency_table
+from train.compress.latency_target import largest_shape_within, latency_worker
+from train.network.vgg import CONVOLUTIONS
+
+COSTS = PruningCosts(EQUAL, {224: 0.0, 160: 0.1})
+TABLE = LatencyTable((1.0, 15.35), (40.0, 600.0))
+SHAPE = NetworkShape(64, dict.fromkeys(CONVOLUTIONS, 8))
+
+
+def test_a_latency_table_has_the_rows_of_one_engine_in_rising_order(tmp_path: Path) -> None:
+    table = tmp_path / "board.csv"
+    table.write_text("engine,gmacs,ms\nlitert 2.3.0,15.35,900\nlitert 2.3.0,1.5,110\nonnx 1.32.0,1.5,90\n")
+    assert read_latency_table(table, "litert") == LatencyTable((1.5, 15.35), (110.0, 900.0))
+    assert read_latency_table(table, "litert").estimate(750_000_000) == pytest.approx(55)
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("engine,ms\nlitert,3\n", "gmacs"),
+        ("engine,gmacs,ms\nonnx,1,3\n", "litert"),
+        ("engine,gmacs,ms\nlitert,1,-3\n", "litert"),
+        ("engine,gmacs,ms\nlitert,1,nan\n", "litert"),
+        (f"engine,gmacs,ms\nlitert,1,{200_000 * '3'}\n", "field larger than field limit"),
+    ],
+)
+def test_an_unusable_latency_table_raises_an_error_with_its_path(
+    text: str, fact: str, tmp_path: Path
+) -> None:
+    table = tmp_path / "board.csv"
+    table.write_text(text)
+    with pytest.raises(UserError, match=fact) as error:
+        read_latency_table(table, "litert")
+    assert str(table) in str(error.value)
+
+
+def test_the_largest_network_within_the_limit_is_chosen() -> None:
+    shape = largest_shape_within(
+        CompressSettings(target_ms=100.0), COSTS, VGG16, lambda shape: TABLE.estimate(shape.macs)
+    )
+    assert TABLE.estimate(shape.macs) <= 100
+    assert shape.macs > VGG16.macs / 8, "a reduction by 6 is enough"
+
+
+def test_a_limit_that_no_network_meets_raises_an_error_with_the_lowest_latency() -> None:
+    settings = CompressSettings(target_ms=1.0)
+    with pytest.raises(UserError, match=r"--target-ms 1: 64 times .* ms in litert"):
+        largest_shape_within(settings, COSTS, VGG16, lambda shape: TABLE.estimate(shape.macs))
+
+
+@pytest.fixture
+def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Replaces the code of `python -m export.latency` in the process that latency_worker starts."""
+    popen = subprocess.Popen
+
+    def replace(code: str) -> None:
+        def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
+            assert command == [sys.executable, "-m", "export.latency"]
+            return popen([sys.executable, "-c", code], **options)
+
+        monkeypatch.setattr(latency_target.subprocess, "Popen", start)
+
+    return replace
+
+
+def test_the_worker_gets_a_json_line_for_each_shape_and_starts_once(fake_worker: Any) -> None:
+    fake_worker(
+        "import json, sys\n"
+        "for count, line in enumerate(sys.stdin, 1):\n"
+        "    request = json.loads(line)\n"
+        "    assert request['engine'] == 'onnx' and request['classes'] == 5\n"
+        "    ms = count * request['size'] + request['widths']['block1_conv1']\n"
+        "    print(json.dumps({'ms': ms}), flush=True)\n"
+    )
+    with latency_worker(5, "onnx") as measure:
+        assert [measure(SHAPE), measure(SHAPE)] == [64 + 8, 2 * 64 + 8]
+
+
+@pytest.mark.parametrize(
+    ("code", "facts"),
+    [
+        ("""input(); print('{"error": "litert stopped with status 1"}')""", ["litert stopped with status 1"]),
+        ("import no_such_package", ["no_such_package", "pip install"]),
+        ("input()", ["export.latency"]),
+    ],
+)
+def test_an_error_of_the_worker_becomes_one_line(code: str, facts: list[str], fake_worker: Any) -> None:
+    fake_worker(code)
+    with latency_worker(5, "litert") as measure, pytest.raises(UserError) as error:
+        measure(SHAPE)
+    assert all(fact in str(error.value) for fact in ["--target-ms", *facts])
+    assert "\n" not in str(error.value)

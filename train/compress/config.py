@@ -1,0 +1,42 @@
+"""The options of `python -m train.compress`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class CompressSettings:
+    """The options that change the compressed network; run.json records them."""
+
+    reduce: float = 10.0  # the uncompressed network's MACs over the compressed network's
+    target_ms: float | None = None  # instead of `reduce`: the latency limit in milliseconds
+    engine: str = "litert"  # that `target_ms` applies to
+    latency_table: str | None = None  # a CSV with another board's latencies; None: measure on this machine
+    size: int | None = None  # pixels a side of the input; None: choose it
+    reconstruction_photos: int = 600
+    views: int = 8  # augmented views of each training photo
+    epochs: int = 40  # of distillation; 0: none
+    batch: int = 32
+    learning_rate: float = 5e-4  # the peak
+    seed: int = 0
+
+    def to_record(self) -> dict[str, Any]:
+        """The settings under the names that run.json has had since its first version."""
+        names = {"latency_table": "measured", "reconstruction_photos": "photos"}
+        return {names.get(name, name): value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """All options: the settings, the run to compress, and where to write."""
+
+    run: Path
+    settings: CompressSettings = field(default_factory=CompressSettings)
+    out: Path | None = None  # None: runs/NAME-compressed
+    photos_root: Path | None = None  # None: where the photos were at training
+    overwrite: bool = False
+    resume: bool = False
+    logs: Path | None = None

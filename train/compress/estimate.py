@@ -1,0 +1,57 @@
+"""Estimate how long compression takes, from the time of one batch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from train.compress.allocation import NetworkShape
+from train.compress.sensitivity import MEASURING_SIZE, PROBE_PHOTOS
+
+BATCH = 8
+TRAINING_FACTOR = 3  # forward and backward pass, in forward passes
+LEAST_SQUARES_GMACS = 2_500  # of both rounds of elimination, for VGG16's channels; they grow with the cube
+SAMPLE_GMACS = 15  # of the least squares of each reconstruction photo, for VGG16's channels
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The photos, the views of each training photo, the epochs and the reduction that the time depends on."""
+
+    train_photos: int
+    other_photos: int
+    reconstruction_photos: int
+    views: int
+    epochs: int
+    reduction: float
+
+
+def estimate_seconds(teacher: keras.Model, original: NetworkShape, work: Workload) -> float:
+    """Seconds of all stages together, without the head and the timings of --target-ms.
+
+    The time of one batch of the teacher gives the seconds per GMAC; the GMACs of the stages are counted.
+    """
+    pictures = np.zeros((BATCH, original.size, original.size, 3), np.uint8)
+    teacher.predict_on_batch(pictures)  # the first batch also compiles the model
+    began = time.monotonic()
+    teacher.predict_on_batch(pictures)
+    seconds_per_gmac = (time.monotonic() - began) / (BATCH * original.macs / 1e9)
+    return seconds_per_gmac * count_gmacs(original, work)
+
+
+def count_gmacs(original: NetworkShape, work: Workload) -> float:
+    """The GMACs of sensitivities, the teacher's outputs, reconstruction and distillation."""
+    forward = original.macs / 1e9
+    measuring = NetworkShape(min(MEASURING_SIZE, original.size), original.widths).macs / 1e9
+    relative_width = original.widths["block5_conv3"] / 512
+    sample = min(work.reconstruction_photos, work.train_photos)
+    least_squares = LEAST_SQUARES_GMACS * relative_width**3 + 2 * SAMPLE_GMACS * relative_width**2 * sample
+    # Each of 13 convolutions is probed through the layers after it: half of the network on average.
+    sensitivities = measuring * (sample + PROBE_PHOTOS * 13 / 2) + 2 * forward * PROBE_PHOTOS
+    teacher = forward * (work.views * work.train_photos + work.other_photos)
+    reconstruction = forward * sample
+    distillation = TRAINING_FACTOR * forward / work.reduction * work.epochs * work.train_photos
+    return least_squares + sensitivities + teacher + reconstruction + distillation

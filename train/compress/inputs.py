@@ -1,0 +1,55 @@
+"""The first stage of compression: read the run and check its photos, before TensorFlow is loaded.
+
+TensorFlow needs about five seconds to start. Errors in paths, photos and tables appear before that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from train.compress.config import CompressConfig
+from train.compress.latency_table import LatencyTable, read_latency_table
+from train.data.dataset import read_verified
+from train.progress import Progress
+from train.run import Run, RunError, open_run
+from train.run_writer import check_output_dir
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The run to compress, where its result is written, and whether that replaces a run folder."""
+
+    run: Run
+    latency_table: LatencyTable | None
+    out: Path
+    overwrite: bool
+    started: datetime  # UTC
+
+
+def find_inputs(config: CompressConfig) -> Inputs:
+    """Read the run and the latency table, and compare each photo with its hash.
+
+    Raises RunError for the run and the output folder, PhotosError for a missing or changed photo, UserError
+    for the table.
+    """
+    started = datetime.now(timezone.utc)
+    settings = config.settings
+    run = open_run(config.run, config.photos_root)
+    if run.compressed:
+        raise RunError(
+            f"run {run.path}: is already compressed, from {run.compressed['from']}; compress that run instead"
+        )
+    table = None
+    if settings.latency_table:
+        table = read_latency_table(Path(settings.latency_table), settings.engine)
+    out = config.out or Path("runs") / f"{run.name}-compressed"
+    overwrite = check_output_dir(out, config.overwrite, config.resume)
+    if out.resolve() == run.path.resolve():
+        raise RunError(f"{out}: is the run to compress; choose another --out")
+    with Progress("checking photos", len(run.dataset.photos), "photos") as progress:
+        for photo in run.dataset.photos:
+            read_verified(run.dataset, photo)
+            progress.step(1)
+    return Inputs(run, table, out, overwrite, started)

@@ -1,0 +1,109 @@
+"""`--target-ms`: the largest network whose latency is within a limit.
+
+Latencies come from a table of another board (train/compress/latency_table.py), or from
+`python -m export.latency`, a separate process that converts and times a network of a given shape. train
+imports nothing from export.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from runtime.common.errors import UserError
+from train.compress.allocation import NetworkShape, PruningCosts, choose_shape
+from train.compress.config import CompressSettings
+
+REDUCTIONS = (2, 2.5, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
+ROOT = Path(__file__).resolve().parents[2]  # the folder that `python -m export.latency` is found in
+
+MeasureLatency = Callable[[NetworkShape], float]  # milliseconds for one picture
+
+
+def largest_shape_within(
+    settings: CompressSettings, costs: PruningCosts, original: NetworkShape, measure: MeasureLatency
+) -> NetworkShape:
+    """The shape with the lowest of REDUCTIONS that takes at most `target_ms`, by binary search.
+
+    Raises UserError when the highest reduction takes longer.
+    """
+    assert settings.target_ms is not None
+    low, high, best = 0, len(REDUCTIONS), None
+    while low < high:
+        middle = (low + high) // 2
+        shape = choose_shape(costs, original, REDUCTIONS[middle])
+        ms = measure(shape)
+        print(
+            f"latency: {ms:.1f} ms in {settings.engine} with {REDUCTIONS[middle]:g} times fewer "
+            "multiplications",
+            flush=True,
+        )
+        if ms <= settings.target_ms:
+            best, high = shape, middle
+        else:
+            low = middle + 1
+    if best is None:
+        raise UserError(
+            f"--target-ms {settings.target_ms:g}: {REDUCTIONS[-1]:g} times fewer multiplications still take "
+            f"{ms:.1f} ms in {settings.engine}; give a higher --target-ms"
+        )
+    return best
+
+
+@contextmanager
+def latency_worker(classes: int, engine: str) -> Iterator[MeasureLatency]:
+    """A function that measures the int8 network of a shape in an engine on this machine, on all cores.
+
+    It runs `python -m export.latency`: one JSON line with the request, one with the answer. The function
+    raises UserError when the worker reports an error or ends.
+    """
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "KERAS_BACKEND": "tensorflow"}
+    command = [sys.executable, "-m", "export.latency"]
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+
+        def measure(shape: NetworkShape) -> float:
+            request = json.dumps({**asdict(shape), "classes": classes, "engine": engine})
+            try:
+                print(request, file=process.stdin, flush=True)
+                answer = process.stdout.readline()  # type: ignore[union-attr]
+            except BrokenPipeError:
+                answer = ""
+            if not answer:
+                errors.seek(0)
+                last_line = (errors.read().strip().splitlines() or ["no message"])[-1][:300]
+                raise UserError(
+                    f"--target-ms: python -m export.latency ended ({last_line}); in a clone, install its "
+                    "packages: pip install '.[train,export]'"
+                )
+            return _milliseconds(json.loads(answer))
+
+        try:
+            yield measure
+        finally:
+            process.kill()
+
+
+def _milliseconds(answer: dict[str, Any]) -> float:
+    if "error" in answer:
+        raise UserError(f"--target-ms: {answer['error']}")
+    return float(answer["ms"])
