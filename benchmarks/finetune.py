@@ -1,8 +1,8 @@
-"""What fine-tuning gives, from the records of runs that `python -m train` made: a row a run, and the means.
+"""What fine-tuning gives, from the records of runs that `python -m train` wrote: a row per run, and means.
 
     python -m benchmarks.finetune RUN… > benchmarks/finetune.md
 
-Settings were chosen by the column val. Runs of settings that were not chosen show no test figures.
+Settings were chosen by top-1 on val. Runs with other settings show no test metrics.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ HEAD = (
     "val top-1",
     "val loss",
     "test top-1",
-    "calibration error before",
-    "after",
-    "flowers called unknown",
+    "ECE before",
+    "ECE after",
+    "flowers rejected as unknown",
 )
 
 
@@ -36,33 +36,33 @@ def main(*folders: str) -> int:
     for run in runs:
         groups[tuple(run.settings[name] for name in VARIED)].append(run)
     best = {
-        way[0]: max(map(merit, (found for key, found in groups.items() if key[0] == way[0])))
-        for way in groups
+        blocks: max(val_rank(group) for (other, *_), group in groups.items() if other == blocks)
+        for blocks, *_ in groups
     }
     print(f"| {' | '.join(HEAD)} |")
     print("|---" * len(HEAD) + "|")
-    for (way, rate, smoothing), found in groups.items():
-        chosen = merit(found) == best[way]
-        tried = ["", ""] if way == "none" else [f"{rate:g}", f"{smoothing:g}"]
-        for run in found:
-            print(row([way, *tried, str(run.settings["seed"])], [run], chosen))
-        if len(found) > 1:
-            print(row([f"**{way}**", *tried, f"mean of {len(found)}"], found, chosen))
-    of = runs[0].metrics
+    for (blocks, rate, smoothing), group in groups.items():
+        chosen = val_rank(group) == best[blocks]
+        values = ["", ""] if blocks == "none" else [f"{rate:g}", f"{smoothing:g}"]
+        for run in group:
+            print(table_row([blocks, *values, str(run.settings["seed"])], [run], chosen))
+        if len(group) > 1:
+            print(table_row([f"**{blocks}**", *values, f"mean of {len(group)}"], group, chosen))
+    metrics = runs[0].metrics
     print(
-        f"\n{of['val']['n']} photos of val, {of['test']['n']} of test; "
-        "calibration error: on test, 15 bins of equal mass."
+        f"\n{metrics['val']['n']} photos in val, {metrics['test']['n']} in test; "
+        "ECE: expected calibration error on test, 15 bins of equal mass."
     )
     return 0
 
 
-def merit(runs: list[Run]) -> tuple[float, float]:
-    """By what the best is chosen: top-1 on val, and the lower loss where that is the same."""
+def val_rank(runs: list[Run]) -> tuple[float, float]:
+    """The best settings have the highest rank: top-1 on val, then the lower loss."""
     return mean_of(runs, "val", "top1"), -mean_of(runs, "val", "loss")
 
 
-def row(what: list[str], runs: list[Run], chosen: bool) -> str:
-    cells = [*what, f"{mean_of(runs, 'val', 'top1'):.1%}", f"{mean_of(runs, 'val', 'loss'):.3f}"]
+def table_row(first_cells: list[str], runs: list[Run], chosen: bool) -> str:
+    cells = [*first_cells, f"{mean_of(runs, 'val', 'top1'):.1%}", f"{mean_of(runs, 'val', 'loss'):.3f}"]
     if chosen:
         cells += [
             f"{mean_of(runs, 'test', 'top1'):.1%}",

@@ -1,11 +1,10 @@
-"""Which head? Each candidate is trained on train and judged on validation photos, over three seeds.
+"""Compare heads: each candidate trains on train and is measured on val, with three seeds.
 
     VGG_EDGE_PHOTOS=dir python -m benchmarks.heads > benchmarks/heads.md
 
-Beside accuracy and loss stands what a head makes of 8 bits: how far the probabilities of a photo move, at
-most, and for how many its name changes, when the base's weights are rounded to 8 bits a channel and its
-activations to 8 bits a tensor, by minimum and maximum. A steep head moves further for the same rounding.
-test/ is not read.
+The table also shows how sensitive a head is to 8-bit rounding: the largest change of a probability for each
+photo, and the photos whose label stays the same. The base's weights are rounded to 8 bits per channel and its
+activations to 8 bits per tensor, by minimum and maximum. The benchmark does not read test/.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ Split = tuple[NDArray[Any], NDArray[Any]]
 
 
 def chain(*middle: Callable[[Settings], keras.layers.Layer]) -> Callable[[int, Settings], Layers]:
-    """A head: the mean over positions, `middle`, one Dense layer."""
+    """A head of the mean over positions, the layers `middle`, and one Dense layer."""
     return lambda classes, settings: [
         keras.layers.GlobalAveragePooling2D(name="pool"),
         *(make(settings) for make in middle),
@@ -103,14 +102,14 @@ def main() -> None:
     mirrored, labels = features.of("train")
     mirrored, val = mirrored[:], (features.of("val")[0][:], features.of("val")[1])
     rounded = rounded_features(dataset)
-    wanted = sys.argv[1:] or list(CANDIDATES)
-    print(f"{len(labels) // 2:,} photos to train on, {len(val[1]):,} to validate on, mean of seeds {SEEDS}\n")
+    names = sys.argv[1:] or list(CANDIDATES)
+    print(f"{len(labels) // 2:,} photos in train, {len(val[1]):,} in val, mean of seeds {SEEDS}\n")
     print("| head | top-1 % | loss | 8 bits: agree % | p99 Δp | max Δp |\n|---|---|---|---|---|---|")
-    for name in wanted:
+    for name in names:
         HEADS["candidate"], settings = CANDIDATES[name]
         count = len(labels) if settings.views > 1 else len(labels) // 2
         rows = [
-            measure(
+            evaluate(
                 (mirrored[:count], labels[:count]),
                 val,
                 rounded,
@@ -125,25 +124,25 @@ def main() -> None:
         )
 
 
-def measure(train: Split, val: Split, rounded: NDArray[Any], settings: Settings) -> tuple[float, ...]:
-    """Top-1 and loss on validation; of its rounded features, agreement, 99th percentile and most of |Δp|."""
+def evaluate(train: Split, val: Split, rounded: NDArray[Any], settings: Settings) -> tuple[float, ...]:
+    """Top-1 and loss on val; with rounded features agreement, 99th percentile and maximum of |Δp|."""
     head = train_head(train, val, int(val[1].max()) + 1, settings)
-    exact, moved = (
+    exact, rounded_output = (
         predict_in_batches(head.classifier, predict_in_batches(head.reducer, x)) for x in (val[0], rounded)
     )
-    change = np.abs(exact - moved).max(axis=1)
+    change = np.abs(exact - rounded_output).max(axis=1)
     right = np.maximum(exact[np.arange(len(val[1])), val[1]], 1e-30)
     return (
         float((exact.argmax(axis=1) == val[1]).mean()),
         float(-np.log(right).mean()),
-        float((exact.argmax(axis=1) == moved.argmax(axis=1)).mean()),
+        float((exact.argmax(axis=1) == rounded_output.argmax(axis=1)).mean()),
         float(np.percentile(change, 99)),
         float(change.max()),
     )
 
 
 def rounded_features(dataset: Dataset) -> NDArray[Any]:
-    """The validation photos' block5_pool from a base in 8 bits, its ranges from 64 training photos."""
+    """block5_pool of the photos of val from a base in 8 bits, with ranges from 64 training photos."""
     file = cache_folder("benchmarks") / f"rounded-{dataset.sha256[:16]}.npy"
     if file.exists():
         return np.load(file)
@@ -154,16 +153,16 @@ def rounded_features(dataset: Dataset) -> NDArray[Any]:
     names = ["imagenet_mean", *CONVOLUTIONS]
     ranges = keras.Model(image, [bounds(exact.get_layer(name).output) for name in names])
     sample = dataset.split("train")[:: len(dataset.split("train")) // 64]
-    found = [np.array(ranges.predict_on_batch(pixels(dataset, [photo]))) for photo in sample]
-    low, high = np.min(found, axis=0)[:, 0], np.max(found, axis=0)[:, 1]
+    bounds_by_photo = [np.array(ranges.predict_on_batch(pixels(dataset, [photo]))) for photo in sample]
+    low, high = np.min(bounds_by_photo, axis=0)[:, 0], np.max(bounds_by_photo, axis=0)[:, 1]
 
     x = image
     for layer in exact.layers[1:]:
         x = layer(x)
         if layer.name in names:
-            at = names.index(layer.name)
-            step = (high[at] - low[at]) / 255
-            x = keras.ops.clip(keras.ops.round((x - low[at]) / step), 0, 255) * step + low[at]
+            index = names.index(layer.name)
+            step = (high[index] - low[index]) / 255
+            x = keras.ops.clip(keras.ops.round((x - low[index]) / step), 0, 255) * step + low[index]
     rounded = keras.Model(image, x)
     for name in CONVOLUTIONS:
         kernel, bias = rounded.get_layer(name).get_weights()

@@ -1,12 +1,10 @@
-"""Should a small class be weighted? The pooled head, with one class cut down, judged on photos held out of
-train/.
+"""What --class-weight balanced gives when one class is small: the pooled head, on photos held out of train/.
 
     VGG_EDGE_PHOTOS=dir python -m benchmarks.imbalance > benchmarks/imbalance.md
 
-Each class in turn keeps a share of its photos in the training and the validation split, as in a folder that
-has few of them; three seeds each. Temperature and best epoch come from that validation split. Measured on as
-many photos of each class (even), and on as few of the small one as were trained on (uneven). test/ is not
-read.
+Each class in turn keeps a share of its photos in train and val, with three seeds. Temperature and best epoch
+come from that val. The heads are measured on the same number of photos of each class (even), and with the
+small class as small as in train (uneven). The benchmark does not read test/.
 """
 
 from __future__ import annotations
@@ -48,31 +46,31 @@ def main() -> None:
     )
     splits: dict[str, Split] = {}
     for split in ("train", "val", "test"):
-        found, labels = features.of(split)
-        # One position is its own mean: the head trains on these as on the whole [7, 7, 512].
-        splits[split] = predict_in_batches(pool, found)[:, None, None], labels
+        positions, labels = features.of(split)
+        # The head takes the mean over positions first, so the mean as a single position gives the same.
+        splits[split] = predict_in_batches(pool, positions)[:, None, None], labels
     classes = len(dataset.classes)
     print(
-        f"{len(splits['train'][1]) // 2:,} photos to train on before the cut, {len(splits['val'][1])} to "
-        f"validate on, {len(splits['test'][1])} measured; mean of {classes} classes cut, seeds {SEEDS}."
+        f"{len(splits['train'][1]) // 2:,} photos in train before the cut, {len(splits['val'][1])} in val, "
+        f"{len(splits['test'][1])} measured; mean over {classes} small classes and seeds {SEEDS}."
     )
     print(f"{describe_machine()}\n")
     print(
-        "| small class keeps | --class-weight | recall of it | mean recall | top-1, even | calibration error "
-        "| top-1, uneven | calibration error |\n|---|---|---|---|---|---|---|---|"
+        "| small class keeps | --class-weight | its recall | mean recall | top-1, even | ECE "
+        "| top-1, uneven | ECE |\n|---|---|---|---|---|---|---|---|"
     )
     for share in SHARES:
-        for how in ("none", "balanced"):
+        for class_weight in ("none", "balanced"):
             rows = [
-                measure(
+                evaluate(
                     {
-                        name: less(*of, small, share, 2 if name == "train" else 1)
-                        for name, of in splits.items()
+                        name: shrink_class(*split, small, share, 2 if name == "train" else 1)
+                        for name, split in splits.items()
                     },
                     splits["test"],
                     small,
                     classes,
-                    how,
+                    class_weight,
                     seed,
                 )
                 for small in range(classes)
@@ -80,31 +78,31 @@ def main() -> None:
             ]
             recall, mean, top1, error, top1_natural, error_natural = np.mean(rows, axis=0)
             print(
-                f"| {share:.0%} | {how} | {recall:.1%} | {mean:.1%} | {top1:.1%} | {error:.3f} | "
+                f"| {share:.0%} | {class_weight} | {recall:.1%} | {mean:.1%} | {top1:.1%} | {error:.3f} | "
                 f"{top1_natural:.1%} | {error_natural:.3f} |",
                 flush=True,
             )
 
 
-def less(features: NDArray[Any], labels: NDArray[Any], small: int, share: float, views: int) -> Split:
-    """The split with that share of the class `small`: its first photos, in all their views."""
+def shrink_class(features: NDArray[Any], labels: NDArray[Any], small: int, share: float, views: int) -> Split:
+    """The split with the first `share` of the photos of class `small`, in all views."""
     photos = len(labels) // views
     of_small = np.flatnonzero(labels[:photos] == small)
-    gone = of_small[max(1, round(share * len(of_small))) :]
-    kept = np.setdiff1d(np.arange(photos), gone)
+    removed = of_small[max(1, round(share * len(of_small))) :]
+    kept = np.setdiff1d(np.arange(photos), removed)
     rows = np.concatenate([kept + view * photos for view in range(views)])
     return features[rows], labels[rows]
 
 
-def measure(
-    splits: dict[str, Split], held_out: Split, small: int, classes: int, how: str, seed: int
+def evaluate(
+    splits: dict[str, Split], held_out: Split, small: int, classes: int, class_weight: str, seed: int
 ) -> tuple[float, ...]:
-    settings = replace(RECIPES["pooled"], class_weight=how, seed=seed)
+    settings = replace(RECIPES["pooled"], class_weight=class_weight, seed=seed)
     head = train_head(splits["train"], splits["val"], classes, settings)
-    divisor = temperature(said(head, splits["val"]), splits["val"][1])
+    divisor = temperature(predict_probabilities(head, splits["val"]), splits["val"][1])
     figures: list[float] = []
     for features, labels in (held_out, splits["test"]):
-        logs = np.log(np.maximum(said(head, (features, labels)), 1e-30)) / divisor
+        logs = np.log(np.maximum(predict_probabilities(head, (features, labels)), 1e-30)) / divisor
         probabilities = np.exp(logs) / np.exp(logs).sum(1, keepdims=True)
         right = probabilities.argmax(1) == labels
         if features is held_out[0]:
@@ -114,7 +112,7 @@ def measure(
     return tuple(figures)
 
 
-def said(head: Any, split: Split) -> NDArray[Any]:
+def predict_probabilities(head: Any, split: Split) -> NDArray[Any]:
     return predict_in_batches(head.classifier, predict_in_batches(head.reducer, split[0]))
 
 

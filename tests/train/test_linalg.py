@@ -1,4 +1,4 @@
-"""Products by SciPy's BLAS, whatever lies in memory in which order."""
+"""SciPy's BLAS and LAPACK give numpy's results, in every memory order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from train.linalg import factor_of_inverse, inverse_of_positive, matmul, subtrac
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
-def test_it_is_numpys(dtype: str, turned: tuple[bool, bool]) -> None:
-    random = np.random.default_rng(0)
-    a, b = random.normal(size=(7, 5)).astype(dtype), random.normal(size=(5, 3)).astype(dtype)
-    left, right = (np.asfortranarray(m) if turn else m for m, turn in zip((a, b), turned, strict=True))
+@pytest.mark.parametrize("fortran_order", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_product_equals_numpys(dtype: str, fortran_order: tuple[bool, bool]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(7, 5)).astype(dtype), rng.normal(size=(5, 3)).astype(dtype)
+    left, right = (
+        np.asfortranarray(matrix) if fortran else matrix
+        for matrix, fortran in zip((a, b), fortran_order, strict=True)
+    )
     product = matmul(left, right)
     assert product.dtype == dtype and product.shape == (7, 3)
     np.testing.assert_allclose(product, a @ b, rtol=1e-5)
@@ -22,27 +25,27 @@ def test_it_is_numpys(dtype: str, turned: tuple[bool, bool]) -> None:
 
 
 def test_a_product_is_subtracted_in_place() -> None:
-    random = np.random.default_rng(1)
-    a, b, c = random.normal(size=(7, 5)), random.normal(size=(5, 3)), random.normal(size=(7, 3))
+    rng = np.random.default_rng(1)
+    a, b, c = rng.normal(size=(7, 5)), rng.normal(size=(5, 3)), rng.normal(size=(7, 3))
     expected = c - a @ b
     subtract_product(c, a, b)
     np.testing.assert_allclose(c, expected, rtol=1e-9)
-    with pytest.raises(AssertionError, match="C's order"):
+    with pytest.raises(AssertionError, match="C order"):
         subtract_product(np.asfortranarray(c), a, b)
 
 
-def test_the_inverse_of_a_positive_matrix() -> None:
+def test_an_inverse_times_its_matrix_is_the_identity() -> None:
     factor = np.random.default_rng(2).normal(size=(300, 300))
     matrix = factor @ factor.T + np.eye(300)
     before = matrix.copy()
-    found = inverse_of_positive(matrix)
-    assert found.flags.c_contiguous and np.array_equal(matrix, before)
-    np.testing.assert_allclose(found @ matrix, np.eye(300), atol=1e-9)
+    inverse = inverse_of_positive(matrix)
+    assert inverse.flags.c_contiguous and np.array_equal(matrix, before)
+    np.testing.assert_allclose(inverse @ matrix, np.eye(300), atol=1e-9)
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         inverse_of_positive(-matrix)
 
 
-def test_the_factor_of_an_inverse() -> None:
+def test_the_factor_of_an_inverse_equals_its_cholesky_factor() -> None:
     factor = np.random.default_rng(3).normal(size=(40, 40))
     matrix = factor @ factor.T + np.eye(40)
     before = matrix.copy()
