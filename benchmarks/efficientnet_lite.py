@@ -70,7 +70,7 @@ def efficientnet_lite(file: Path) -> keras.Model:
 
 
 def read_pth(file: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a file in PyTorch's format before 1.6: pickles, then each storage's length and values."""
+    """The tensors of a file in PyTorch's format before 1.6: pickles, then lengths and values of storages."""
     kinds = {"FloatStorage": np.float32, "LongStorage": np.int64}
     storages: dict[str, tuple[type, int]] = {}
 

@@ -67,16 +67,13 @@ def collect_teacher_outputs(
     """
     jobs = [(photo, view) for view in range(views) for photo in dataset.split(split)]
     progress_file = folder / f"{split}.json"
-    teacher_size = teacher.input_shape[1:3]
+    sizes = teacher.input_shape[1:3], (size, size)
 
-    def decode(job: tuple[Photo, int]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def decode(job: tuple[Photo, int]) -> list[NDArray[np.uint8]]:
         """The picture at the teacher's size and at the compressed network's size."""
         photo, view = job
         data = read_verified(dataset, photo)
-        large, small = (
-            augment(data, photo.sha256, [view], sides)[0] for sides in (teacher_size, (size, size))
-        )
-        return large, small
+        return [augment(data, photo.sha256, [view], sides)[0] for sides in sizes]
 
     try:
         done = json.loads(progress_file.read_text()) if progress_file.exists() else 0
@@ -90,19 +87,17 @@ def collect_teacher_outputs(
         on_step(done)
         with ThreadPoolExecutor(2) as pool:
             for start in range(done, len(jobs), BATCH):
-                rows = slice(start, min(start + BATCH, len(jobs)))
-                large, small = zip(*pool.map(decode, jobs[rows]), strict=True)
+                stop = min(start + BATCH, len(jobs))
+                large, small = zip(*pool.map(decode, jobs[start:stop]), strict=True)
                 probabilities, features = teacher.predict_on_batch(np.stack(large))
-                outputs.pictures[rows] = np.stack(small)
-                outputs.probabilities[rows], outputs.features[rows] = (
-                    np.asarray(probabilities),
-                    np.asarray(features),
-                )
-                if (start // BATCH + 1) % SAVED_EVERY == 0 or rows.stop == len(jobs):
+                outputs.pictures[start:stop] = np.stack(small)
+                outputs.probabilities[start:stop] = np.asarray(probabilities)
+                outputs.features[start:stop] = np.asarray(features)
+                if (start // BATCH + 1) % SAVED_EVERY == 0 or stop == len(jobs):
                     files.flush()
                     with atomic_write(progress_file) as file:
-                        file.write(json.dumps(rows.stop).encode())
-                on_step(rows.stop - start)
+                        file.write(json.dumps(stop).encode())
+                on_step(stop - start)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); free some disk space, then run the "

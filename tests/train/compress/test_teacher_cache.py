@@ -13,12 +13,12 @@ from runtime.common.errors import UserError
 from train.compress.photos import read_photos
 from train.compress.teacher_cache import collect_teacher_outputs
 from train.data.dataset import Dataset, PhotosError, find_photos
-from train.data.synthetic import draw_flowers
 
 
 @pytest.fixture
-def dataset(tmp_path: Path) -> Dataset:
-    return find_photos(draw_flowers(tmp_path / "photos", 3))
+def dataset(synthetic_photos: Path, tmp_path: Path) -> Dataset:
+    """A copy that a test may change."""
+    return find_photos(shutil.copytree(synthetic_photos, tmp_path / "photos"))
 
 
 @pytest.fixture(scope="module")
