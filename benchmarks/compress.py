@@ -155,9 +155,10 @@ def reconstructed_model(data: BenchmarkData, shape: NetworkShape) -> tuple[keras
     tensors = reconstruct(data.tensors, pictures, shape.widths).tensors
     pooled = predict_pooled_features(Weights(tensors, "", ""), data.pictures("train", shape.size))
     targets = pruning_targets(*data.teacher_outputs())
-    weights = Weights(prune_last(tensors, pooled, targets, shape.widths[LAST]), "", "")
+    pruned = prune_last(tensors, pooled, targets, shape.widths[LAST])
+    weights = Weights(pruned, "", "", (shape.size, shape.size))
     head, top1 = train_new_head(data, pooled_by_split(data, weights, shape.size))
-    return build_classifier(weights, head.head, size=(shape.size, shape.size)), top1["val"]
+    return build_classifier(weights, head.head), top1["val"]
 
 
 def sliced_point(

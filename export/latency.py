@@ -28,7 +28,7 @@ from export.tempdir import temporary_dir
 from runtime.common.errors import UserError
 from runtime.inference.engines import FORMATS_OF, default_threads
 from train.network.heads import HEADS, build_classifier
-from train.network.vgg import Weights
+from train.network.vgg import random_weights
 from train.settings import Settings
 
 WARMUP = 10  # inferences that are not counted
@@ -53,17 +53,11 @@ def measure_latency(size: int, widths: Mapping[str, int], classes: int, engine: 
 
     Raises EngineError when the engine cannot run it.
     """
-    rng = np.random.default_rng(0)
-    tensors, channels = {}, 3
-    for name, filters in widths.items():
-        kernel = rng.normal(size=(3, 3, channels, filters)) * np.sqrt(2 / (9 * channels))
-        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
-        tensors[f"{name}/bias"] = np.zeros(filters, np.float32)
-        channels = filters
+    weights = random_weights(widths, (size, size))
     head = HEADS["pooled"](classes, Settings())
     keras.Sequential([keras.Input((1, 1, widths["block5_conv3"])), *head])  # creates the head's weights
-    model = build_classifier(Weights(tensors, "", "random"), head, size=(size, size))
-    pictures = rng.integers(0, 256, (2, size, size, 3), np.uint8)
+    model = build_classifier(weights, head)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
     data = INT8_CONVERTERS[FORMATS_OF[engine]](model, quantize(model, pictures, Recipe("nearest")))
     with temporary_dir() as folder:
         path = Path(folder) / "pictures.npy"

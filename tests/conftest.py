@@ -10,7 +10,6 @@ import pytest
 
 # The flags of `compressed_run`.
 QUICK = ("--photos", "12", "--views", "2", "--epochs", "2", "--reduce", "4")
-QUICK_AT_ONCE = 4  # instead of prune.AT_ONCE: an eighth of the steps that channels go in
 
 # A shell starts background jobs with SIGINT ignored; the Ctrl-C tests need Python's own handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -62,11 +61,8 @@ def synthetic_run(
 @pytest.fixture(scope="session")
 def compressed_run(synthetic_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `python -m train.compress` makes of it with QUICK settings, named small."""
-    from train.compress import pipeline as compress
-    from train.compress import pruning as prune
+    from train.compress.__main__ import main
 
     out = tmp_path_factory.mktemp("compressed") / "small"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prune, "AT_ONCE", QUICK_AT_ONCE)
-        assert compress.main([str(synthetic_run), "--out", str(out), *QUICK]) == 0
+    assert main([str(synthetic_run), "--out", str(out), *QUICK]) == 0
     return out

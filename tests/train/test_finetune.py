@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from train.finetune import compute_dtype, fine_tune, upper_blocks, view_schedule
-from train.network.vgg import CONVOLUTIONS, Weights
+from train.network.vgg import CONVOLUTIONS, Weights, random_weights
 from train.settings import Settings
 from train.train_head import TrainedHead, predict_in_batches, train_head
 from train.trainer import Batches, CheckpointCallback
@@ -46,13 +46,7 @@ TRAIN, VAL = synthetic_features(10, 2, 0), synthetic_features(6, 1, 1)
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     """Random weights of a VGG16 with an eighth of the channels."""
-    rng, tensors, channels = np.random.default_rng(0), {}, 3
-    for name, filters in CONVOLUTIONS.items():
-        kernel = rng.normal(size=(3, 3, channels, filters // 8)) * np.sqrt(2 / (9 * channels))
-        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
-        tensors[f"{name}/bias"] = np.zeros(filters // 8, np.float32)
-        channels = filters // 8
-    return Weights(tensors, "", "random")
+    return random_weights({name: filters // 8 for name, filters in CONVOLUTIONS.items()}, (64, 64))
 
 
 def train_both(

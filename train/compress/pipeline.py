@@ -98,7 +98,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     print_shape(shape, teacher.shape)
     outputs = collect_outputs(inputs.run, teacher, shape, settings, cache)
     tensors = cache.tensors(lambda: reconstruct_network(inputs.run, teacher, shape, outputs))
-    weights = Weights(tensors, inputs.run.base_sha256, "compressed")
+    weights = Weights(tensors, inputs.run.base_sha256, "compressed", (shape.size, shape.size))
     logger = TrainingLogger(config.logs, inputs.out)
     student = train_student_head(inputs.run, weights, outputs, settings, cache, logger)
     if settings.epochs and not student.interrupted:
@@ -309,9 +309,7 @@ def run_contents(
             "uncompressed_top1": top1,
         },
     }
-    model = build_classifier(
-        student.weights, student.head.head, evaluation.novelty_model, (shape.size, shape.size)
-    )
+    model = build_classifier(student.weights, student.head.head, evaluation.novelty_model)
     return RunContents(record, run.dataset, model, student.history, evaluation, uncompressed=predicted)
 
 

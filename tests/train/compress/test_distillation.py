@@ -13,7 +13,7 @@ from train.compress.distillation import (
 from train.compress.features import predict_pooled_features
 from train.compress.layers import unit_length
 from train.compress.teacher_cache import TeacherOutputs
-from train.network.vgg import CONVOLUTIONS, Weights
+from train.network.vgg import CONVOLUTIONS, Weights, random_weights
 from train.settings import Settings
 from train.train_head import train_head
 from train.trainer import Stage
@@ -24,13 +24,7 @@ COUNT = 24
 @pytest.fixture(scope="module")
 def weights() -> Weights:
     """Random weights with 8 channels in every layer."""
-    rng, tensors, channels = np.random.default_rng(0), {}, 3
-    for name in CONVOLUTIONS:
-        kernel = rng.normal(size=(3, 3, channels, 8)) * np.sqrt(2 / (9 * channels))
-        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
-        tensors[f"{name}/bias"] = np.zeros(8, np.float32)
-        channels = 8
-    return Weights(tensors, "", "random")
+    return random_weights(dict.fromkeys(CONVOLUTIONS, 8), (32, 32))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from train.compress.pruning import (
     sample_patches,
     solve_layer,
 )
-from train.network.vgg import CONVOLUTIONS
+from train.network.vgg import CONVOLUTIONS, random_weights
 
 
 def least_squares(
@@ -96,12 +96,7 @@ def test_patches_times_a_kernel_equal_a_convolution() -> None:
 def test_reconstruction_with_all_channels_explains_nearly_all_variance() -> None:
     rng = np.random.default_rng(3)
     photos = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
-    tensors, channels = {}, 3
-    for name in CONVOLUTIONS:
-        kernel = rng.normal(size=(3, 3, channels, 8)) * np.sqrt(2 / (9 * channels))
-        tensors[f"{name}/kernel"] = kernel.astype(np.float32)
-        tensors[f"{name}/bias"] = np.zeros(8, np.float32)
-        channels = 8
+    tensors = random_weights(dict.fromkeys(CONVOLUTIONS, 8), (32, 32)).tensors
     solved = reconstruct(tensors, photos, dict.fromkeys(CONVOLUTIONS, 8))
     assert min(solved.explained.values()) > 0.97
     assert {len(solved.tensors[f"{name}/bias"]) for name in CONVOLUTIONS} == {8}
