@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +21,17 @@ def wait_for(happened: Callable[[], bool], seconds: float = 20) -> None:
     while not happened():
         assert time.monotonic() < until, f"did not happen within {seconds:g} s"
         time.sleep(0.02)
+
+
+def start_python(*arguments: object) -> subprocess.Popen[str]:
+    """Starts Python with these arguments and the checkout's code; its output is piped as text."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def make_contract(name: str, labels: tuple[str, ...], side: int, synthetic: bool = False) -> Contract:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +23,8 @@ from runtime.benchmark.runner import run_benchmark, thread_counts
 from runtime.inference.engines import default_threads, engine_version
 from runtime.model_file.index import INDEX_NAME, read_index
 from runtime.model_file.loader import KEY_VARIABLE, open_model
-from tests.helpers import ROOT
+from tests.helpers import start_python
+from tests.runtime.conftest import rewrite_index
 
 FILES = (("tflite", "float32"), ("onnx", "float32"))
 Capture = pytest.CaptureFixture[str]
@@ -122,10 +123,12 @@ def test_a_file_that_an_engine_cannot_run_exits_1_and_the_other_files_are_measur
     model = onnx.load(path)
     model.graph.node[0].op_type = "Nonsense"
     path.write_bytes(model.SerializeToString())
-    index = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    (listed,) = (file for file in index["files"] if file["format"] == "onnx")
-    listed |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    (folder / INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
+
+    def correct(index: dict[str, Any]) -> None:
+        (listed,) = (file for file in index["files"] if file["format"] == "onnx")
+        listed |= {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    rewrite_index(folder, correct)
     assert main(["--model", str(folder), "--runs", "1", "--save"]) == 1
     out, err = capsys.readouterr()
     (error,) = (line for line in err.splitlines() if line.startswith("error: "))
@@ -178,11 +181,7 @@ def test_without_an_engine_the_error_says_what_to_install(
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for left-over processes in /proc")
 def test_ctrl_c_ends_the_command_and_its_worker_and_saves_nothing(folder: Path, tmp_path: Path) -> None:
     board = tmp_path / "board.csv"
-    command = [sys.executable, "-m", "runtime.bench", "--model", str(folder), "--csv", str(board), "--save"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with start_python("-m", "runtime.bench", "--model", folder, "--csv", board, "--save") as process:
         assert process.stdout and process.stderr
         assert process.stderr.readline().startswith("round 1 of 5, colours_float32.")
         time.sleep(0.3)

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from runtime.camera.stream import FramePrediction
 from runtime.camera.terminal_view import TerminalView
 from runtime.classify import main
 from runtime.preprocess import picture
-from tests.helpers import ROOT, wait_for
+from tests.helpers import start_python, wait_for
 from tests.runtime.camera.conftest import Pictures
 from tests.runtime.camera.helpers import (
     BLUE,
@@ -39,16 +38,6 @@ from tests.runtime.camera.helpers import (
 LABELS = ["红", "grün", "blau"]  # of red, green and blue pictures
 FIELDS = ["source", "label", "probability", "known", "top", "ms", "frame", "age_ms", "fps", "dropped", "time"]
 Capture = pytest.CaptureFixture[str]
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "runtime.classify", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def objects(text: str) -> list[dict[str, Any]]:
@@ -193,9 +182,8 @@ def test_a_signal_ends_the_command_in_a_second_and_prints_what_was_saved(
 ) -> None:
     red = jpeg(plain(RED))
     with mjpeg_server(lambda number: red) as server:
-        process = start(
-            *("--camera", server.address, "--json", "--model", colours, "--capture", "rot", tmp_path)
-        )
+        arguments = ("--camera", server.address, "--json", "--model", colours, "--capture", "rot", tmp_path)
+        process = start_python("-m", "runtime.classify", *arguments)
         assert process.stdout is not None
         for _ in range(2):
             assert json.loads(process.stdout.readline())["label"] == "红"
@@ -208,7 +196,7 @@ def test_a_signal_ends_the_command_in_a_second_and_prints_what_was_saved(
 def test_a_signal_ends_a_command_that_hangs_in_connect(colours: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"rtsp://127.0.0.1:{silent.getsockname()[1]}/x"
-        process = start("--camera", address, "--json", "--model", colours)
+        process = start_python("-m", "runtime.classify", "--camera", address, "--json", "--model", colours)
         connection, _ = silent.accept()
         assert end(process, signal.SIGINT) == ("", "") and process.returncode == 130
         connection.close()

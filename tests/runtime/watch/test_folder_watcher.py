@@ -9,7 +9,6 @@ import shutil
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from runtime.inference.prediction import Prediction
 from runtime.watch import sinks
 from runtime.watch.folder_watcher import DAMAGED_AFTER, FolderWatcher, WatchedPhoto
 from runtime.watch.sinks import COLUMNS, open_sink
-from tests.helpers import ROOT, wait_for
+from tests.helpers import start_python, wait_for
 
 Capture = pytest.CaptureFixture[str]
 NAMES = pytest.mark.parametrize("name", ["results.csv", "results.db"])
@@ -276,13 +275,7 @@ def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
         "import sys; from runtime.watch import folder_watcher; from runtime.classify import main; "
         "folder_watcher.SCAN_INTERVAL = 0.05; folder_watcher.DAMAGED_AFTER = 0.2; sys.exit(main())"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = start_python("-c", code, *arguments)
     try:
         yield process
     finally:
