@@ -288,7 +288,7 @@ async function updateStatus() {
   showCameraStatus(status.camera);
   showSpeed(status);
   showModel(status);
-  byId("history").hidden = status.camera === null;
+  byId("history").hidden = status.history.length === 0;
   byId("history-list").replaceChildren(...status.history.slice(-8).reverse().map(historyEntry));
 }
 

@@ -1,0 +1,73 @@
+"""The health checks, with an engine and a camera that stop."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from runtime.server import health
+from runtime.server.health import HealthMonitor
+
+INTERVAL, UNHEALTHY_AFTER = 0.01, 0.1  # seconds
+
+
+@dataclass
+class FakeQueue:
+    hangs: bool = False
+    answered: int = 0
+    gray_pictures: int = 0
+
+    async def classify_gray(self) -> None:
+        self.gray_pictures += 1
+        if self.hangs:
+            await asyncio.Event().wait()
+
+
+@dataclass
+class FakeLiveView:
+    alive: bool = True
+
+    def is_alive(self) -> bool:
+        return self.alive
+
+
+@dataclass
+class Outcome:
+    passes: list[None] = field(default_factory=list)
+    is_healthy: bool = False
+
+
+def run_checks(queue: FakeQueue, view: FakeLiveView | None, monkeypatch: pytest.MonkeyPatch) -> Outcome:
+    """Runs the checks for a bit longer than UNHEALTHY_AFTER."""
+    monkeypatch.setattr(health, "UNHEALTHY_AFTER", UNHEALTHY_AFTER)
+    outcome = Outcome()
+    arguments: Any = (queue, view)
+    monitor = HealthMonitor(*arguments, interval=INTERVAL, on_pass=lambda: outcome.passes.append(None))
+
+    async def run() -> None:
+        checks = asyncio.create_task(monitor.run())
+        await asyncio.sleep(2 * UNHEALTHY_AFTER)
+        outcome.is_healthy = monitor.is_healthy()
+        checks.cancel()
+
+    asyncio.run(run())
+    return outcome
+
+
+def test_an_idle_service_is_checked_with_gray_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = FakeQueue()
+    outcome = run_checks(queue, FakeLiveView(), monkeypatch)
+    assert outcome.is_healthy and len(outcome.passes) > 1 and queue.gray_pictures > 0
+
+
+def test_a_service_whose_engine_hangs_becomes_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run_checks(FakeQueue(hangs=True), None, monkeypatch)
+    assert not outcome.is_healthy and len(outcome.passes) == 1  # the first check sees no idle time yet
+
+
+def test_a_service_whose_camera_thread_ended_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = run_checks(FakeQueue(), FakeLiveView(alive=False), monkeypatch)
+    assert not outcome.is_healthy and outcome.passes == []
