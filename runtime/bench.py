@@ -82,12 +82,12 @@ def _parse_arguments(argv: Sequence[str] | None) -> BenchOptions:
         help="time limit for the inferences of a combination (default: %(default)g)",
     )
     parser.add_argument(
-        "--csv", type=Path, metavar="FILE", help="write all values, as in benchmarks/reference/"
-    )
-    parser.add_argument(
         "--save",
         action="store_true",
         help="store the fastest combination; --engine auto then uses it on this machine",
+    )
+    parser.add_argument(
+        "--csv", type=Path, metavar="FILE", help="write all values, as in benchmarks/reference/"
     )
     return BenchOptions(**vars(parser.parse_args(argv)))
 
