@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from collections.abc import Iterator
@@ -13,6 +14,32 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 450
+SOURCES = sorted(
+    path
+    for package in ("train", "export", "runtime", "benchmarks")
+    for path in (ROOT / package).rglob("*.py")
+)
+
+
+def long_functions(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION_LINES:
+                yield f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines"
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    assert [found for path in SOURCES for found in long_functions(path)] == []
+
+
+def test_no_file_is_longer_than_450_lines() -> None:
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in SOURCES}
+    assert [str(path.relative_to(ROOT)) for path, count in lines.items() if count > MAX_FILE_LINES] == []
+
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 COMMAND_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which names old commands too

@@ -162,7 +162,7 @@ class Cluster:
             count += int(min(room))
         return count
 
-    def extract_batches(
+    def extract_batches(  # noqa: C901 (one loop over the states of a shard)
         self, root: Path, jobs: list[Job], weights: Weights, layer: str
     ) -> Generator[FeatureBatch]:
         """What `train.features.look` gives for `jobs`, a shard at a time, as they are done.
