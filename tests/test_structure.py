@@ -126,14 +126,14 @@ def code_of(text: str) -> list[str]:
 def words_of(module: str) -> set[str]:
     """The name and the flags of a command; nothing if it does not exist.
 
-    The benchmarks have heavy imports, so their flags are read from the source instead of from --help.
+    The flags of benchmarks, whose imports are heavy, and of workers without --help are read from the source.
     """
     source = ROOT.joinpath(*module.split("."))
     file = source / "__main__.py" if source.is_dir() else source.with_suffix(".py")
     if not file.exists():
         return set()
     text = file.read_text(encoding="utf-8")
-    if module.partition(".")[0] in ("train", "export", "runtime"):
+    if module.partition(".")[0] in ("train", "export", "runtime") and "def main()" not in text:
         text = help_of(f"{module}.__main__" if source.is_dir() else module)
     return {module, *re.findall(r"(?<![\w-])--?[a-z][\w-]*", text)}
 
