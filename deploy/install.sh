@@ -197,13 +197,16 @@ print_next_steps() {
 vgg-edge.service is running. The page is at $page.
 
 Next steps:
-  show the token that the page asks for     sudo cat /etc/vgg-edge/token
-  add a camera, open it to your network     sudo nano /etc/vgg-edge/serve.conf     (two example lines are in it)
-                                            sudo systemctl restart vgg-edge     then open http://$host:$port
-  run your own model                        sudo mkdir -p /var/lib/vgg-edge/models
-                                            sudo cp -r models/NAME /var/lib/vgg-edge/models/     (a folder or a file)
-                                            sudo systemctl restart vgg-edge
-  show the running model and the log        journalctl -u vgg-edge -f
+  1. Show the token that the page asks for:
+       sudo cat /etc/vgg-edge/token
+  2. Add a camera and open the page to your network (the file has example lines):
+       sudo nano /etc/vgg-edge/serve.conf
+       sudo systemctl restart vgg-edge        # then open http://$host:$port
+  3. Run your own model, a folder or a file (the running service loads it):
+       sudo mkdir -p /var/lib/vgg-edge/models
+       sudo cp -r models/NAME /var/lib/vgg-edge/models/
+  4. Show the log, which names the running model:
+       journalctl -u vgg-edge -f
 STEPS
 }
 
