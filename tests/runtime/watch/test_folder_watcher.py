@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -305,7 +306,8 @@ def test_a_killed_command_continues_without_gap_or_duplicate(
     with started("--watch", folder, "--out", out, "--model", colours) as process:
         wait_for(has_rows(out, 5), 30)
         process.kill()
-        process.wait()
+        heading, first, *_ = process.communicate()[0].splitlines()
+    assert heading.startswith(f"{folder}, ") and re.match(r"\d+\.jpg  红 +[\d.]+%", first)
     with started("--watch", folder, "--out", out, "--model", colours) as process:
         assert process.stdout and process.stdout.readline()  # SIGTERM is handled from now on
         wait_for(has_rows(out, 40), 30)
