@@ -25,7 +25,7 @@ with suppress_native_stderr():
     import keras  # noqa: F401
 from benchmarks.machine import describe_machine
 from runtime.preprocess.picture import read_picture
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 from train.features.extraction import Replica, compute, find_devices
 from train.network.vgg import read_weights
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import cache_folder
-from train.data.dataset import Dataset, Photo, find_photos
+from train.data.dataset import Dataset, Photo
+from train.data.find_photos import find_photos
 from train.settings import RECIPES, Settings
 
 with suppress_native_stderr():

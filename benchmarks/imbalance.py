@@ -18,7 +18,7 @@ from typing import Any
 
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import cache_folder
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 from train.settings import RECIPES
 
 with suppress_native_stderr():

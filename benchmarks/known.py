@@ -31,7 +31,7 @@ from sklearn.neighbors import NearestNeighbors
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.picture import read_picture
 from train.cache import cache_folder
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 
 with suppress_native_stderr():
     import keras  # noqa: F401

@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.machine import describe_machine
-from train.data.dataset import Dataset, Photo, find_photos
-from train.data.near_duplicates import ALIKE, CANDIDATE, near_duplicates
+from train.data.dataset import Dataset, Photo
+from train.data.find_photos import find_photos
+from train.data.near_duplicates import MAX_CANDIDATE_DISTANCE, MAX_DISTANCE, near_duplicates
 
 KNOWN_DUPLICATES = {
     frozenset(pair)
@@ -224,14 +225,14 @@ def grid_of_crops(
     started = time.perf_counter()
     false = sorted(
         pair.distance
-        for pair in near_duplicates(dataset, scratch / "cache", CANDIDATE)
+        for pair in near_duplicates(dataset, scratch / "cache", MAX_CANDIDATE_DISTANCE)
         if not is_known(pair.photo, pair.other)
     )
     seconds = time.perf_counter() - started
     found = {}
     for name, files in planted.items():
         copies = with_copies(dataset, files)
-        pairs = near_duplicates(copies, scratch / "cache", CANDIDATE)
+        pairs = near_duplicates(copies, scratch / "cache", MAX_CANDIDATE_DISTANCE)
         place = {photo.path: at for at, photo in enumerate(copies.photos)}
         best = np.full(len(files), 192)
         for pair in pairs:
@@ -240,12 +241,12 @@ def grid_of_crops(
                 best[two - len(dataset.photos)] = min(best[two - len(dataset.photos)], pair.distance)
         found[name] = best
     return {
-        f"vgg-edge, {bound} bits{f' ({seconds:.0f} s)' if bound == ALIKE else ''}": (
+        f"vgg-edge, {bound} bits{f' ({seconds:.0f} s)' if bound == MAX_DISTANCE else ''}": (
             {name: float((best <= bound).mean()) for name, best in found.items()},
             f"{bound} of 192",
             f"{sum(value <= bound for value in false)} in {len(dataset.photos):,}",
         )
-        for bound in (16, ALIKE, 24)
+        for bound in (16, MAX_DISTANCE, 24)
     }
 
 

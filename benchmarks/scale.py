@@ -18,7 +18,8 @@ from statistics import median
 import numpy as np
 
 from benchmarks.machine import describe_machine
-from train.data.dataset import Dataset, find_photos
+from train.data.dataset import Dataset
+from train.data.find_photos import find_photos
 from train.features.extraction import _store, extract, find_devices, survey
 from train.features.ray_cluster import Cluster, check, connected
 from train.network.vgg import Weights, read_weights

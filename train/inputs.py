@@ -14,7 +14,8 @@ from runtime.common.text import printable
 from train.cache import cache_folder
 from train.config import TrainConfig
 from train.data.class_weights import print_class_balance
-from train.data.dataset import SPLITS, Dataset, LeftOut, find_photos
+from train.data.dataset import SPLITS, Dataset, LeftOut
+from train.data.find_photos import find_photos
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_cluster import check

@@ -15,7 +15,8 @@ import numpy as np
 
 from runtime.common.errors import UserError
 from runtime.common.text import printable
-from train.data.dataset import NAMES, Dataset, read_manifest
+from train.data.dataset import Dataset
+from train.data.manifest import FILE_NAME_ERRORS, read_manifest
 
 if TYPE_CHECKING:
     import keras
@@ -102,7 +103,9 @@ class Run:
         if not self.compressed:
             return {}
         try:
-            with (self.path / UNCOMPRESSED_CSV).open(newline="", encoding="utf-8", errors=NAMES) as file:
+            with (self.path / UNCOMPRESSED_CSV).open(
+                newline="", encoding="utf-8", errors=FILE_NAME_ERRORS
+            ) as file:
                 return {row["path"]: row["label"] for row in csv.DictReader(file)}
         except (OSError, ValueError, KeyError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or f"{error!r}"

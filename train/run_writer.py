@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from runtime.common.text import printable
-from train.data.dataset import Dataset, write_manifest, write_table
+from train.data.dataset import Dataset
+from train.data.manifest import write_csv, write_manifest
 from train.run import UNCOMPRESSED_CSV, RunError
 from train.settings import settings_to_toml
 
@@ -155,7 +156,7 @@ def write_uncompressed(folder: Path, dataset: Dataset, predicted: Mapping[str, N
         for split, indices in predicted.items()
         for photo, index in zip(dataset.split(split), indices, strict=True)
     )
-    write_table(folder / UNCOMPRESSED_CSV, ("path", "label"), rows)
+    write_csv(folder / UNCOMPRESSED_CSV, ("path", "label"), rows)
 
 
 def write_charts(

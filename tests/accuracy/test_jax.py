@@ -18,7 +18,7 @@ import pytest
 
 from runtime.preprocess.picture import read_picture
 from tests.helpers import ROOT
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 from train.run import open_run
 
 if sys.version_info >= (3, 11):

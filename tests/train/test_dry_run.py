@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from train import dry_run
 from train.__main__ import main
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 from train.features.extraction import Devices, Work
 
 

@@ -18,7 +18,8 @@ from tests.helpers import ROOT
 from train import inputs
 from train.__main__ import main
 from train.cli import run_cli
-from train.data.dataset import LeftOut, find_photos
+from train.data.dataset import LeftOut
+from train.data.find_photos import find_photos
 from train.data.tf_flowers import Unreachable
 from train.run import open_run
 
@@ -112,7 +113,7 @@ def test_photos_left_out_are_told_and_listed(
     out = tmp_path / "run"
     assert main([str(root), "--out", str(out), "--views", "1", "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
-    assert "left out: roses/zcopy.jpg: the same photo as roses/roses-000.jpg\n" in printed
+    assert "left out: roses/zcopy.jpg: is the same photo as roses/roses-000.jpg\n" in printed
     assert "left out: daisy/bad0.jpg: is not a picture" in printed
     assert "left out: 1 more; left_out.csv" in printed
     assert len(open_run(out).dataset.left_out) == 5

@@ -14,7 +14,8 @@ from PIL import Image
 
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
 from train.__main__ import main
-from train.data.dataset import Dataset, Photo, find_photos
+from train.data.dataset import Dataset, Photo
+from train.data.find_photos import find_photos
 from train.data.synthetic import draw_flowers
 from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate

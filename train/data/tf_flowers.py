@@ -1,16 +1,14 @@
-"""The tf_flowers photos: 3,670 pictures of five flowers, under Creative Commons by-attribution licences
-(LICENSE.txt in the archive names each photographer). Fetched once into the user's cache and checked
-against the published hash.
+"""The tf_flowers photos: 3,670 pictures of five flowers, under Creative Commons attribution licences.
+
+LICENSE.txt in the archive names the photographers. The archive is downloaded once into the user's cache and
+verified against the hash that TensorFlow Datasets publishes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-import socket
 import tarfile
-import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -18,15 +16,16 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from runtime.common.errors import UserError
+from train.data.dataset import file_sha256
 from train.progress import Progress
 
-BLOCK = 1 << 20
-STALLED = 30.0  # seconds without a byte before a download counts as broken off
+BLOCK = 1 << 20  # bytes read at a time
+TIMEOUT = 10.0  # seconds without a connection or without a byte
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A .tgz of class folders under one folder `name`, as TensorFlow Datasets records its size and hash."""
+    """A .tgz file with one folder `name` of class folders; size and hash as in TensorFlow Datasets."""
 
     url: str
     bytes: int
@@ -43,111 +42,103 @@ TF_FLOWERS = Archive(
 
 
 class Unreachable(Exception):
-    """The archive's server cannot be reached; the text says why."""
+    """The server of the archive cannot be reached; the text is the reason."""
 
 
 class DownloadError(UserError):
-    """A download that broke off, or that is not what it should be."""
+    """A download that was interrupted or has the wrong hash."""
 
 
-def flower_photos(cache: Path, archive: Archive = TF_FLOWERS, timeout: float = 5.0) -> Path:
-    """The folder of class folders, downloaded and unpacked into `cache` unless it is there already.
+def flower_photos(cache: Path, archive: Archive = TF_FLOWERS, timeout: float = TIMEOUT) -> Path:
+    """The folder of class folders, downloaded and unpacked into `cache` unless it exists already.
 
-    Raises Unreachable when the server does not answer within `timeout` seconds; DownloadError when the
-    download breaks off, which leaves what has come for the next try to go on from, or when its hash is wrong.
+    Raises Unreachable if the server does not answer within `timeout` seconds; DownloadError if the download
+    is interrupted, after which the next call resumes it, or if its hash is wrong.
     """
     folder = cache / archive.name
     if folder.is_dir():
         return folder
     packed = cache / f"{archive.name}.tgz"
     if not packed.exists():
-        _download(archive, packed, timeout)
+        partial = packed.with_name(f"{packed.name}.part")
+        _download(archive, partial, timeout)
+        _verify(archive, partial)
+        partial.rename(packed)
     _unpack(packed, folder)
     packed.unlink()
     return folder
 
 
-def _download(archive: Archive, packed: Path, timeout: float) -> None:
-    partial = packed.with_name(f"{packed.name}.part")
-    have = partial.stat().st_size if partial.exists() else 0
-    if have < archive.bytes:
-        response = _open(archive.url, have, timeout)
-        resumed = response.status == 206
-        with (
-            response,
-            partial.open("ab" if resumed else "wb") as file,
-            Progress(f"download {archive.name}", archive.bytes >> 20, "MiB") as progress,
-        ):
-            done = have if resumed else 0
-            progress.step(done >> 20)
-            try:
-                while block := response.read(BLOCK):
-                    file.write(block)
-                    progress.step((done + len(block) >> 20) - (done >> 20))
-                    done += len(block)
-                file.flush()
-                os.fsync(file.fileno())
-            except (OSError, HTTPException) as error:
-                raise DownloadError(_broke_off(archive, done, str(error))) from None
-        if done < archive.bytes:
-            raise DownloadError(_broke_off(archive, done, "the server closed the connection"))
-    with partial.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != archive.sha256:
-        partial.unlink()
+def _download(archive: Archive, partial: Path, timeout: float) -> None:
+    """Append the missing bytes to the file `partial`."""
+    done = partial.stat().st_size if partial.exists() else 0
+    if done >= archive.bytes:
+        return
+    response = _open(archive.url, done, timeout)
+    if response.status != 206:  # the server sends the whole file
+        done = 0
+    with (
+        response,
+        partial.open("ab" if done else "wb") as file,
+        Progress(f"download {archive.name}", archive.bytes >> 20, "MiB") as progress,
+    ):
+        progress.step(done >> 20)
+        reason = "the server closed the connection"
+        try:
+            while block := response.read(BLOCK):
+                file.write(block)
+                progress.step((done + len(block) >> 20) - (done >> 20))
+                done += len(block)
+            file.flush()
+            os.fsync(file.fileno())
+        except (OSError, HTTPException) as error:
+            reason = str(error)
+    if done < archive.bytes:
         raise DownloadError(
-            f"{archive.url}: its sha256 is {digest.hexdigest()}, not {archive.sha256}; "
-            "thrown away: try again, or give a folder of photos"
+            f"{archive.url}: interrupted at {done / 1e6:.1f} of {archive.bytes / 1e6:.1f} MB ({reason}); "
+            "start the same command again to resume"
         )
-    partial.rename(packed)
 
 
 def _open(url: str, start: int, timeout: float) -> HTTPResponse:
-    """Ask for the file from byte `start` on. On a thread of its own, because looking up a name heeds no
-    timeout.
-    """
+    """Request the file from byte `start` on. Raises Unreachable."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    answer: list[HTTPResponse | str] = []
-
-    def ask() -> None:
-        try:
-            answer.append(urllib.request.urlopen(request, timeout=STALLED))
-        except urllib.error.HTTPError as error:
-            answer.append(f"HTTP {error.code} {error.reason}")
-        except urllib.error.URLError as error:
-            cause = error.reason
-            unknown = isinstance(cause, socket.gaierror)
-            answer.append(
-                "its name cannot be looked up" if unknown else str(getattr(cause, "strerror", 0) or cause)
-            )
-        except (OSError, HTTPException) as error:
-            answer.append(str(error))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    response = answer[0] if answer else f"no answer in {timeout:g} s"
-    if isinstance(response, str):
-        raise Unreachable(response)
+    try:
+        response: HTTPResponse = urllib.request.urlopen(request, timeout=timeout)
+    except TimeoutError:
+        raise Unreachable(f"no answer in {timeout:g} s") from None
+    except urllib.error.HTTPError as error:
+        raise Unreachable(f"HTTP {error.code} {error.reason}") from None
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, TimeoutError):
+            raise Unreachable(f"no answer in {timeout:g} s") from None
+        raise Unreachable(str(getattr(error.reason, "strerror", None) or error.reason)) from None
+    except (OSError, HTTPException) as error:
+        raise Unreachable(str(error)) from None
     return response
 
 
+def _verify(archive: Archive, partial: Path) -> None:
+    """Raise DownloadError and delete the file unless it has the published hash."""
+    found = file_sha256(partial)
+    if found != archive.sha256:
+        partial.unlink()
+        raise DownloadError(
+            f"{archive.url}: its sha256 is {found}, not {archive.sha256}; the download was deleted: try "
+            "again, or give a folder of photos"
+        )
+
+
 def _unpack(packed: Path, folder: Path) -> None:
+    """Unpack the archive so that `folder` is complete or absent."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         with tarfile.open(packed) as tar:
             tar.extractall(partial, filter="data")
         (partial / folder.name).rename(folder)
     except (OSError, tarfile.TarError) as error:
-        raise DownloadError(f"{packed}: cannot be unpacked ({error}); remove it and try again") from None
+        raise DownloadError(
+            f"{packed}: cannot be unpacked ({error}); delete the file and try again"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _broke_off(archive: Archive, done: int, reason: str) -> str:
-    return (
-        f"{archive.url}: broke off at {done / 1e6:.1f} of {archive.bytes / 1e6:.1f} MB ({reason}); "
-        "the same command goes on from there"
-    )

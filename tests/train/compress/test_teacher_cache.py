@@ -12,7 +12,8 @@ import pytest
 from runtime.common.errors import UserError
 from train.compress.photos import read_photos
 from train.compress.teacher_cache import collect_teacher_outputs
-from train.data.dataset import Dataset, PhotosError, find_photos
+from train.data.dataset import Dataset, PhotosError
+from train.data.find_photos import find_photos
 
 
 @pytest.fixture

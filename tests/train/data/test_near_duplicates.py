@@ -1,4 +1,4 @@
-"""Planted copies are found, nothing else is, and the second time it costs nothing."""
+"""Near-duplicate detection: planted copies are found and no others, and results are cached."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from runtime.common.errors import UserError
 from train.data import near_duplicates as module
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 from train.data.near_duplicates import check_near_duplicates, near_duplicates, write_pairs
 
 COUNT = 8  # pictures a class; every one has a copy planted in test/
@@ -85,7 +85,7 @@ def test_planted_copies_are_found_and_nothing_else(
     assert all((pair.photo.split, pair.other.split) == ("train", "test") for pair in pairs)
 
 
-def test_drawn_flowers_raise_no_alarm(synthetic_photos: Path, tmp_path: Path) -> None:
+def test_drawn_flowers_are_not_near_duplicates(synthetic_photos: Path, tmp_path: Path) -> None:
     dataset = find_photos(synthetic_photos)
     apart = tuple(
         replace(photo, label=str(at)) for at, photo in enumerate(dataset.photos)
@@ -93,7 +93,7 @@ def test_drawn_flowers_raise_no_alarm(synthetic_photos: Path, tmp_path: Path) ->
     assert near_duplicates(replace(dataset, photos=apart), tmp_path) == []
 
 
-def test_either_way_round_gives_the_same(planted: Path, tmp_path: Path) -> None:
+def test_swapping_the_splits_gives_the_same_pairs(planted: Path, tmp_path: Path) -> None:
     swapped = tmp_path / "swapped"
     shutil.copytree(planted / "train", swapped / "test")
     shutil.copytree(planted / "test", swapped / "train")
@@ -104,7 +104,7 @@ def test_either_way_round_gives_the_same(planted: Path, tmp_path: Path) -> None:
     }
 
 
-def test_only_other_splits_or_classes_count(planted: Path, tmp_path: Path) -> None:
+def test_pairs_are_in_different_splits_or_classes(planted: Path, tmp_path: Path) -> None:
     root = tmp_path / "photos"
     shutil.copytree(planted / "train", root)
     image = Image.open(root / "a" / "0.jpg")
@@ -115,18 +115,17 @@ def test_only_other_splits_or_classes_count(planted: Path, tmp_path: Path) -> No
     assert found == [("a/0.jpg", "b/wrong.jpg"), ("a/again.jpg", "b/wrong.jpg")]
 
 
-def test_report_tells_and_changes_nothing(
+def test_report_prints_the_pairs_and_keeps_all_photos(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = find_photos(planted, val_share=0)
     same, pairs = check_near_duplicates(dataset, tmp_path, "report")
     assert same is dataset
-    means = "which makes figures of val and test too good; --near-duplicates drop leaves out one of each"
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"near-duplicates: {len(pairs)} pairs in different splits, {means}"
-    assert told[1].startswith("near-duplicates: train/a/0.jpg and test/a/0.")
-    assert told[4] == f"near-duplicates: {len(pairs) - 3} more; all are listed in near_duplicates.csv"
-    assert len(told) == 5
+    lines = capsys.readouterr().out.splitlines()
+    assert f" {len(pairs)} pairs in different splits" in lines[0] and "--near-duplicates drop" in lines[0]
+    assert lines[1].startswith("near-duplicates: train/a/0.jpg and test/a/0.")
+    assert f" {len(pairs) - 3} more" in lines[4] and "near_duplicates.csv" in lines[4]
+    assert len(lines) == 5
     write_pairs(pairs, tmp_path)
     rows = list(csv.DictReader((tmp_path / "near_duplicates.csv").open(encoding="utf-8")))
     assert len(rows) == len(pairs)
@@ -141,19 +140,18 @@ def test_report_tells_and_changes_nothing(
     }
 
 
-def test_a_copy_in_another_class_is_told(
+def test_a_copy_in_another_class_is_printed(
     planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = shutil.copytree(planted / "train", tmp_path / "photos")
     Image.open(root / "a" / "0.jpg").save(root / "b" / "wrong\x1b[2J.jpg", quality=60)
     check_near_duplicates(find_photos(root, val_share=0, test_share=0), tmp_path / "cache", "report")
-    assert capsys.readouterr().out.splitlines() == [
-        "near-duplicates: 1 pair in different classes, so that a label is wrong; move or remove the photo",
-        r"near-duplicates: a/0.jpg and b/wrong\x1b[2J.jpg",
-    ]
+    summary, pair = capsys.readouterr().out.splitlines()
+    assert "1 pair in different classes" in summary
+    assert pair == r"near-duplicates: a/0.jpg and b/wrong\x1b[2J.jpg"
 
 
-def test_drop_leaves_the_measured_ones(planted: Path, tmp_path: Path) -> None:
+def test_drop_keeps_the_test_photos(planted: Path, tmp_path: Path) -> None:
     root = shutil.copytree(planted, tmp_path / "photos")
     for file in (*root.glob("test/*/[4-9].*"), *root.glob("test/*/1?.*")):
         file.unlink()
@@ -164,21 +162,23 @@ def test_drop_leaves_the_measured_ones(planted: Path, tmp_path: Path) -> None:
         pair.photo.path for pair in pairs
     }
     assert kept.left_out[0].path == "train/a/0.jpg"
-    assert kept.left_out[0].reason.startswith("a near-duplicate of test/a/0.")
+    assert kept.left_out[0].reason.startswith("is a near-duplicate of test/a/0.")
 
 
-def test_dropping_a_whole_class_is_an_error(planted: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"class a has no readable photo.*or --near-duplicates report"):
+def test_dropping_a_whole_class_raises_user_error(planted: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"class a has no readable training photo.*--near-duplicates report"):
         check_near_duplicates(find_photos(planted, val_share=0), tmp_path, "drop")
 
 
-def test_ignore_looks_at_nothing(planted: Path, tmp_path: Path) -> None:
+def test_ignore_reads_no_photo(planted: Path, tmp_path: Path) -> None:
     dataset = find_photos(planted, val_share=0)
     assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, [])
     assert not (tmp_path / "cache").exists()
 
 
-def test_what_was_found_is_kept(planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hashes_and_pairs_are_cached(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = shutil.copytree(planted, tmp_path / "photos")
     dataset = find_photos(root, val_share=0)
     first = near_duplicates(dataset, tmp_path / "cache")
@@ -194,14 +194,14 @@ def test_what_was_found_is_kept(planted: Path, tmp_path: Path, capsys: pytest.Ca
     assert more == first
 
 
-def test_photos_that_cannot_be_read_are_passed_over(planted: Path, tmp_path: Path) -> None:
+def test_unreadable_photos_are_skipped(planted: Path, tmp_path: Path) -> None:
     root = shutil.copytree(planted, tmp_path / "photos")
-    (root / "train" / "a" / "0.jpg").write_text("no picture")
+    (root / "train" / "a" / "0.jpg").write_text("not a picture")
     pairs = near_duplicates(find_photos(root, val_share=0), tmp_path / "cache")
     assert len(pairs) >= 14 and "train/a/0.jpg" not in {pair.photo.path for pair in pairs}
 
 
-def test_a_photo_that_changes_after_it_was_hashed_is_not_kept(planted: Path, tmp_path: Path) -> None:
+def test_pairs_are_not_cached_if_a_photo_changed(planted: Path, tmp_path: Path) -> None:
     root = shutil.copytree(planted, tmp_path / "photos")
     dataset = find_photos(root, val_share=0)
     photo, other = root / "train" / "a" / "0.jpg", root / "train" / "b" / "1.jpg"
@@ -213,43 +213,45 @@ def test_a_photo_that_changes_after_it_was_hashed_is_not_kept(planted: Path, tmp
     assert near_duplicates(dataset, tmp_path / "cache") == near_duplicates(dataset, tmp_path / "another")
 
 
-def test_a_damaged_cache_is_one_line(planted: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_raises_user_error(planted: Path, tmp_path: Path) -> None:
     dataset = find_photos(planted, val_share=0)
     near_duplicates(dataset, tmp_path)
     file = next(tmp_path.rglob("hashes.sqlite"))
     file.write_bytes(b"no database" * 1000)
-    with pytest.raises(UserError, match="file is not a database; remove it") as raised:
+    with pytest.raises(UserError, match=r"hashes\.sqlite: file is not a database") as raised:
         near_duplicates(dataset, tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_very_many_photos_are_told_not_awaited(
+def test_too_many_photos_are_not_compared(
     originals: list[Image.Image],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     dataset = find_photos(plant(originals, tmp_path / "photos", "mirrored"), val_share=0)
-    monkeypatch.setattr(module, "MOST_CROPPED", 31)
+    monkeypatch.setattr(module, "MAX_PHOTOS_WITH_CROPS", 31)
     assert len(near_duplicates(dataset, tmp_path / "cache")) == len(originals)
-    assert "crops are not looked for, there are over 31 photos" in capsys.readouterr().out
-    monkeypatch.setattr(module, "MOST", 31)
+    assert "over 31 photos" in capsys.readouterr().out
+    monkeypatch.setattr(module, "MAX_PHOTOS", 31)
     assert near_duplicates(dataset, tmp_path / "cache") == []
-    assert "not looked for, there are over 31 photos" in capsys.readouterr().out
+    assert "skipped, because there are over 31 photos" in capsys.readouterr().out
 
 
-def test_a_film_of_one_scene_stays_bounded(tmp_path: Path, originals: list[Image.Image]) -> None:
-    """All alike: each photo's nearest are kept, not every pair."""
+def test_the_pairs_of_a_film_are_bounded(tmp_path: Path, originals: list[Image.Image]) -> None:
+    """All photos are near each other; only the nearest of each become pairs."""
     for number in range(20):
         folder = tmp_path / "photos" / ("train", "test")[number % 2] / "ab"[number // 2 % 2]
         folder.mkdir(parents=True, exist_ok=True)
         originals[0].save(folder / f"{number}.jpg", quality=60 + number)
     pairs = near_duplicates(find_photos(tmp_path / "photos", val_share=0), tmp_path / "cache")
-    assert 20 <= len(pairs) <= 20 * module.NEAREST
+    assert 20 <= len(pairs) <= 20 * module.CANDIDATES_PER_PHOTO
 
 
-def test_blocks_change_nothing(planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_block_size_does_not_change_the_pairs(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = find_photos(planted, val_share=0)
     whole = near_duplicates(dataset, tmp_path / "one")
-    monkeypatch.setattr(module, "BLOCK", 1)
+    monkeypatch.setattr(module, "DISTANCES_PER_BLOCK", 1)
     assert near_duplicates(dataset, tmp_path / "two") == whole != []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from train.data.dataset import find_photos
+from train.data.find_photos import find_photos
 from train.data.synthetic import FLOWERS, draw_flower, draw_flowers
 
 

@@ -1,4 +1,4 @@
-"""The download, against a server of our own with a small archive."""
+"""The download of a small archive from a local server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PHOTOS = {f"flower_photos/{label}/1.jpg": label.encode() * 90_000 for label in (
 
 
 class Server:
-    """Serves `data`, of the first answer only `cut` bytes; keeps the ranges asked for."""
+    """Serves `data`, and only `cut` bytes of it in the first response; records the requested ranges."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -42,11 +42,11 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                asked = self.headers["Range"]
-                server.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+                requested = self.headers["Range"]
+                server.ranges.append(requested)
+                start = int(requested.removeprefix("bytes=").rstrip("-")) if requested else 0
                 body = server.data[start:]
-                self.send_response(server.status if server.status != 200 or not asked else 206)
+                self.send_response(server.status if server.status != 200 or not requested else 206)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: server.cut])
@@ -72,7 +72,7 @@ def server() -> Iterator[Server]:
     server.http.shutdown()
 
 
-def test_downloads_checks_and_unpacks_once(tmp_path: Path, server: Server) -> None:
+def test_the_archive_is_downloaded_verified_and_unpacked_once(tmp_path: Path, server: Server) -> None:
     folder = flower_photos(tmp_path, server.archive)
     assert {str(p.relative_to(tmp_path)): p.read_bytes() for p in folder.rglob("*.jpg")} == PHOTOS
     assert [path.name for path in tmp_path.iterdir()] == ["flower_photos"]
@@ -80,21 +80,21 @@ def test_downloads_checks_and_unpacks_once(tmp_path: Path, server: Server) -> No
     assert server.ranges == [None]
 
 
-def test_a_download_that_broke_off_is_gone_on_with(tmp_path: Path, server: Server) -> None:
+def test_an_interrupted_download_resumes(tmp_path: Path, server: Server) -> None:
     server.cut = 300
-    with pytest.raises(DownloadError, match=r"broke off at .* the same command goes on from there"):
+    with pytest.raises(DownloadError, match=r"interrupted at .* of "):
         flower_photos(tmp_path, server.archive)
     assert (flower_photos(tmp_path, server.archive) / "daisy" / "1.jpg").exists()
     assert server.ranges == [None, "bytes=300-"]
 
 
-def test_another_hash_is_refused_and_thrown_away(tmp_path: Path, server: Server) -> None:
+def test_a_download_with_another_hash_is_deleted(tmp_path: Path, server: Server) -> None:
     with pytest.raises(DownloadError, match="sha256"):
         flower_photos(tmp_path, replace(server.archive, sha256="0" * 64))
     assert not list(tmp_path.iterdir())
 
 
-def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
+def test_an_archive_cannot_write_outside_the_cache(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
     server = Server(packed({"flower_photos/daisy/1.jpg": b"x", "../../outside.jpg": b"x"}))
@@ -103,19 +103,19 @@ def test_an_archive_cannot_write_elsewhere(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("outside.jpg")) and not (cache / "flower_photos").exists()
 
 
-def test_a_refusing_server_is_out_of_reach(tmp_path: Path, server: Server) -> None:
+def test_a_refusing_server_raises_unreachable(tmp_path: Path, server: Server) -> None:
     server.status = 403
     with pytest.raises(Unreachable, match="403"):
         flower_photos(tmp_path, server.archive)
 
 
-def test_a_closed_port_is_out_of_reach(tmp_path: Path, server: Server) -> None:
+def test_a_closed_port_raises_unreachable(tmp_path: Path, server: Server) -> None:
     server.http.server_close()
     with pytest.raises(Unreachable, match=r"refused|reset"):
         flower_photos(tmp_path, server.archive)
 
 
-def test_a_server_that_never_answers_is_given_up_soon(tmp_path: Path) -> None:
+def test_a_silent_server_raises_unreachable_after_the_timeout(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         archive = Archive(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tgz", 1, "0" * 64, "x")
         with pytest.raises(Unreachable, match=r"no answer in 0\.2 s"):

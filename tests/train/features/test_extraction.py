@@ -16,7 +16,8 @@ from runtime.common.errors import UserError
 from runtime.preprocess.picture import read_picture
 from tests.helpers import ROOT
 from train.cache import CacheError, make_room
-from train.data.dataset import LeftOut, find_photos
+from train.data.dataset import LeftOut
+from train.data.find_photos import find_photos
 from train.data.near_duplicates import near_duplicates
 from train.data.synthetic import draw_flower
 from train.features.extraction import Devices, Replica, _ahead, extract, find_devices, survey

@@ -17,7 +17,8 @@ import pytest
 
 from runtime.common.errors import UserError
 from train.__main__ import main
-from train.data.dataset import Dataset, find_photos
+from train.data.dataset import Dataset
+from train.data.find_photos import find_photos
 from train.data.synthetic import draw_flowers
 from train.features import ray_cluster as cluster_module
 from train.features.extraction import extract

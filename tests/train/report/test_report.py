@@ -15,7 +15,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.dataset import Dataset, LeftOut, Photo, find_photos
+from train.data.dataset import Dataset, LeftOut, Photo
+from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
 from train.metrics import compute_metrics
 from train.report.report import LISTED_FILES, SHOWN_MISTAKES, SHOWN_PAIRS, write_report
@@ -177,7 +178,7 @@ def test_the_page_loads_no_other_file(page: Page) -> None:
 def test_names_from_folders_are_escaped(page: Page, hostile: Dataset) -> None:
     for name in hostile.classes:
         assert name in page.text
-    assert "<script>/<b>.txt not a picture by its name" in page.text
+    assert "<script>/<b>.txt is not a picture by its file name" in page.text
     assert not page.all("script") and "<script" not in page.html and page.html.count("<b>.txt") == 0
 
 
