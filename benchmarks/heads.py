@@ -100,8 +100,8 @@ CANDIDATES: dict[str, tuple[Callable[[int, Settings], Layers], Settings]] = {
 def main() -> None:
     dataset = find_photos(Path(os.environ["VGG_EDGE_PHOTOS"]))
     features = extract(dataset, read_weights(), cache_folder("features"), views=2)
-    mirrored, labels = features.of("train")
-    mirrored, val = mirrored[:], (features.of("val")[0][:], features.of("val")[1])
+    stored, labels = features.of("train")
+    mirrored, val = stored[:], (features.of("val")[0][:], features.of("val")[1])
     rounded = rounded_features(dataset)
     names = sys.argv[1:] or list(CANDIDATES)
     print(f"{len(labels) // 2:,} photos in train, {len(val[1]):,} in val, mean of seeds {SEEDS}\n")

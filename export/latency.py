@@ -12,10 +12,11 @@ Weights are random and quantized by the fastest method, because neither changes 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -35,7 +36,13 @@ WARMUP = 10  # inferences that are not counted
 TIMED = 50
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer the requests on stdin until it ends. Returns exit code 0."""
+    argparse.ArgumentParser(
+        prog="python -m export.latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args(argv)
     # Converters print to stdout, so answers go to a copy of it and everything else to stderr.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

@@ -14,7 +14,7 @@ from train.finetune import compute_dtype, fine_tune, upper_blocks, view_schedule
 from train.network.vgg import CONVOLUTIONS, Weights, random_weights
 from train.settings import Settings
 from train.train_head import TrainedHead, predict_in_batches, train_head
-from train.trainer import Batches, CheckpointCallback
+from train.trainer import Batches, CheckpointCallback, Stage
 
 SETTINGS = Settings(
     epochs=3,
@@ -76,15 +76,22 @@ def test_fine_tuning_changes_block5_only(
     assert loss == pytest.approx(best, rel=0.1, abs=0.01), "equal but for the rounding of bfloat16"
 
 
-def test_class_weights_change_the_loss_of_uneven_classes(weights: Weights) -> None:
+def test_photos_of_a_small_class_have_a_larger_weight(
+    weights: Weights, uninterrupted: tuple[TrainedHead, Weights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages: list[Stage] = []
+
+    def stop(model: object, train: object, val: object, stage: Stage) -> None:
+        stages.append(stage)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train.finetune.train_epochs", stop)
     rows = np.flatnonzero(np.tile([True, True, True, False, True, False, True, False, True, False], 2))
     uneven = TRAIN[0][rows], TRAIN[1][rows]  # in each view, 5 photos of one class and 1 of the other
-    losses = []
     for class_weight in ("none", "balanced"):
-        settings = replace(SETTINGS, epochs=1, fine_tune_epochs=1, class_weight=class_weight)
-        start = train_head(TRAIN, VAL, 2, settings, upper_blocks(weights, settings))
-        losses.append(fine_tune(start, uneven, VAL, 2, weights, settings)[0].history[0]["loss"])
-    assert losses[0] != pytest.approx(losses[1], rel=0.01)
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(uninterrupted[0], uneven, VAL, 2, weights, replace(SETTINGS, class_weight=class_weight))
+    assert [stage.class_weight for stage in stages] == [None, {0: 0.6, 1: 3.0}]
 
 
 def test_fine_tuning_that_does_not_improve_val_leaves_all_weights(

@@ -185,3 +185,12 @@ def test_ctrl_c_ends_training_with_the_best_weights_so_far(monkeypatch: pytest.M
     assert trained.interrupted and 3 <= len(trained.epochs) < 10
     lowest = min(epoch["val_loss"] for epoch in trained.epochs)
     assert model.evaluate(val, verbose=0, return_dict=True)["loss"] == pytest.approx(lowest, rel=1e-5)
+
+
+def test_class_weights_change_the_loss() -> None:
+    losses = []
+    for class_weight in (None, {0: 1.0, 1: 5.0}):
+        stage = Stage("head", 1, class_weight=class_weight)
+        trained = train_epochs(small_model(), shuffled_batches(), Batches(ROWS, LABELS, 2), stage)
+        losses.append(trained.epochs[0]["loss"])
+    assert losses[1] > 1.5 * losses[0]

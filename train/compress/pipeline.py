@@ -16,7 +16,6 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from runtime.common.errors import UserError
 from runtime.common.text import printable
@@ -151,7 +150,7 @@ def print_estimate(run: Run, teacher: Teacher, settings: CompressSettings) -> No
     seconds = estimate_seconds(teacher.model, teacher.shape, work)
     print(
         f"compress: {len(run.dataset.photos):,} photos, {settings.views} views, {settings.epochs} epochs: "
-        f"about {tqdm.format_interval(seconds)} in all on this machine",
+        f"about {max(1, round(seconds / 60))} min in all on this machine",
         flush=True,
     )
 
@@ -163,7 +162,7 @@ def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> 
     costs = measure_costs(run.dataset, teacher.tensors, teacher.shape, teacher.sample, sizes)
     if settings.target_ms is None:
         for size, change in costs.sizes.items():
-            print(f"input: {size}x{size} pixels alone change the features by {change:.3f}")
+            print(f"input: {size}x{size} pixels change the features by {change:.3f} (0: equal, 2: unrelated)")
         return choose_shape(costs, teacher.shape, settings.reduce)
     if table:
         return largest_shape_within(settings, costs, teacher.shape, lambda shape: table.estimate(shape.macs))
@@ -200,7 +199,7 @@ def reconstruct_network(
 ) -> Mapping[str, NDArray[np.float32]]:
     """Solve every convolution on the sample, then choose the last convolution's channels on all photos."""
     pictures = read_photos(run.dataset, teacher.sample, shape.size)
-    with Progress("reconstruct", len(CONVOLUTIONS) * len(pictures), "layers of photos") as progress:
+    with Progress("reconstruct", len(CONVOLUTIONS), "layers") as progress:
         solved = reconstruct(teacher.tensors, pictures, shape.widths, progress.step)
     worst = min(solved.explained, key=lambda name: solved.explained[name])
     print(f"reconstructed: at least {solved.explained[worst]:.1%} of each layer's variance (least: {worst})")

@@ -23,7 +23,7 @@ from train.linalg import inverse_of_positive, matmul, subtract_product
 from train.network.vgg import CONVOLUTIONS
 
 Floats = NDArray[np.float32]
-OnStep = Callable[[int], object]  # gets the number of photos after each convolution
+OnLayer = Callable[[int], object]  # gets 1 after each convolution
 
 PATCHES_PER_PHOTO = 100
 RIDGE = 3e-3  # times the mean of the diagonal: a lower ridge fits these photos better and other photos worse
@@ -41,7 +41,10 @@ class Reconstruction:
 
 
 def reconstruct(
-    tensors: Tensors, photos: NDArray[np.uint8], widths: Mapping[str, int], on_step: OnStep = lambda n: None
+    tensors: Tensors,
+    photos: NDArray[np.uint8],
+    widths: Mapping[str, int],
+    on_layer: OnLayer = lambda done: None,
 ) -> Reconstruction:
     """The network with `widths` channels, solved on photos [n, H, W, 3].
 
@@ -71,7 +74,7 @@ def reconstruct(
             unpruned if equal else convolve(pruned, name, solved[f"{name}/kernel"], solved[f"{name}/bias"])
         )
         previous = name
-        on_step(len(photos))
+        on_layer(1)
     return Reconstruction(solved, explained)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from train.compress.allocation import NetworkShape, PruningCosts, Sensitivity, min_channels
 from train.compress.layers import Tensors, convolve, features_after, pooled_features, subtract_mean
 from train.compress.photos import read_photos
-from train.compress.pruning import OnStep, eliminate, normal_equations, solve_layer
+from train.compress.pruning import OnLayer, eliminate, normal_equations, solve_layer
 from train.data.dataset import Dataset, Photo
 from train.network.vgg import CONVOLUTIONS
 from train.progress import Progress
@@ -31,7 +31,7 @@ def measure_costs(
     val = dataset.split("val") or dataset.split("train")
     probe = val[:: max(len(val) // PROBE_PHOTOS, 1)][:PROBE_PHOTOS]
     size = min(MEASURING_SIZE, original.size)
-    with Progress("sensitivity", len(CONVOLUTIONS) * len(sample), "layers of photos") as progress:
+    with Progress("sensitivities", len(CONVOLUTIONS), "layers") as progress:
         channels = measure_sensitivities(
             tensors, read_photos(dataset, sample, size), read_photos(dataset, probe, size), progress.step
         )
@@ -46,7 +46,10 @@ def measure_costs(
 
 
 def measure_sensitivities(
-    tensors: Tensors, photos: NDArray[np.uint8], probe: NDArray[np.uint8], on_step: OnStep = lambda n: None
+    tensors: Tensors,
+    photos: NDArray[np.uint8],
+    probe: NDArray[np.uint8],
+    on_layer: OnLayer = lambda done: None,
 ) -> dict[str, Sensitivity]:
     """The sensitivity of each convolution but the last, by name.
 
@@ -73,5 +76,5 @@ def measure_sensitivities(
             weight = float(change / max(lost_variance[count], 1e-9))
             sensitivities[names[index - 1]] = Sensitivity(lost_variance, weight)
         inputs, probed = convolve(inputs, name, kernel, bias), convolve(probed, name, kernel, bias)
-        on_step(len(photos))
+        on_layer(1)
     return sensitivities
