@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from train.compress.allocation import VGG16
+from train.compress.estimate import BATCH, Workload, count_gmacs, estimate_seconds
+
+WORK = Workload(
+    train_photos=1400, other_photos=600, reconstruction_photos=600, views=8, epochs=40, reduction=10
+)
+
+
+def test_each_part_of_the_work_adds_its_multiplications() -> None:
+    gmacs = VGG16.macs / 1e9
+    total = count_gmacs(VGG16, WORK)
+    assert total - count_gmacs(VGG16, replace(WORK, views=7)) == pytest.approx(1400 * gmacs)
+    assert total - count_gmacs(VGG16, replace(WORK, epochs=39)) == pytest.approx(3 * 1400 * gmacs / 10)
+    assert total > count_gmacs(VGG16, replace(WORK, reconstruction_photos=100))
+
+
+def test_the_second_batch_gives_the_speed() -> None:
+    class Teacher:
+        calls = 0
+
+        def predict_on_batch(self, pictures: Any) -> None:
+            assert pictures.shape == (BATCH, 224, 224, 3)
+            time.sleep((0.2, 0.05)[self.calls])
+            self.calls += 1
+
+    seconds = estimate_seconds(Teacher(), VGG16, WORK)
+    gmacs_per_second = BATCH * VGG16.macs / 1e9 / 0.05
+    assert seconds == pytest.approx(count_gmacs(VGG16, WORK) / gmacs_per_second, rel=0.5)
