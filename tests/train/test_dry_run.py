@@ -15,6 +15,7 @@ from train.features.extraction import Devices, Work
 
 def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     synthetic_photos: Path,
+    small_weights: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -22,11 +23,12 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     monkeypatch.setattr(dry_run, "TIME_BOX", 0.0)
     out, cache = tmp_path / "runs" / "run", tmp_path / "cache"
     flags = ["--dry-run", "--fine-tune", "block5", "--fine-tune-views", "1", "--views", "1", "--epochs", "3"]
+    flags += ["--weights", str(small_weights)]
     assert main([str(synthetic_photos), "--out", str(out), "--cache", str(cache), *flags]) == 0
-    told = capsys.readouterr()
-    lines = [line for line in told.out.splitlines() if line.startswith("would")]
-    train = int(re.findall(r"(\d+) train", told.out)[0])
-    assert f"would compute: features of 40 pictures, 0.01 GB, in {cache}" in lines[0]
+    printed = capsys.readouterr()
+    lines = [line for line in printed.out.splitlines() if line.startswith("would")]
+    train = int(re.findall(r"(\d+) train", printed.out)[0])
+    assert f"would compute: features of 40 pictures, 0.00 GB, in {cache}" in lines[0]
     assert lines[1:3] == [
         f"would train: the pooled head for 3 epochs of {train} pictures, {train} photos in 1 views",
         f"would fine-tune: from block5 on, for 6 epochs of {train} photos, each in one of 1 views",
@@ -34,7 +36,7 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     for line, what in zip(lines[3:], ("features at", "head at", "block5 at", "in all"), strict=False):
         assert re.match(r"would take: about [\d.:e+-]+( s)?,? ", line) and what in line
     assert lines[-1] == f"would write: {out}"
-    assert "head" not in told.err and "WARNING" not in told.err
+    assert "head" not in printed.err and "WARNING" not in printed.err
     assert not out.parent.exists() and not list(cache.rglob("*.npy"))
 
 
@@ -45,7 +47,7 @@ def test_the_sample_of_a_dry_run_is_a_small_part_of_the_work(
 
     class CountingReplica:
         def __init__(self, weights: object, device: str, devices: Devices, layer: str) -> None:
-            self.batch = devices.batch
+            self.batch, self.input_size = devices.batch, (64, 64)
 
         def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
             nonlocal computed
