@@ -85,12 +85,12 @@ class Point:
 
 @dataclass(frozen=True)
 class DeployedFile:
-    """A point's int8 file, its engine, and the photos [n, H, W, 3] that it is timed on."""
+    """The int8 file of a point in one engine."""
 
     point: Point
     engine: str
     data: bytes
-    photos: NDArray[np.uint8]
+    photos: NDArray[np.uint8]  # [n, H, W, 3], to measure the time on
 
 
 def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") -> int:
