@@ -100,10 +100,9 @@ def test_a_compressed_run_is_also_compared_with_the_uncompressed_model(
     exported: Path, compressed_run: Path
 ) -> None:
     run, index = open_run(compressed_run), read_index(exported)
-    assert index.contract.input_size == (64, 64)
     for file in index.files:
         heads = file.metrics["macs"] - run.compressed["macs"]
-        assert 0 < heads < run.compressed["macs"] / 20, "all convolutions and the two heads"
+        assert 0 < heads < run.compressed["macs"] / 10, "all convolutions and the two heads"
     assert all(row["uncompressed_disagreements"] for row in parity_rows(exported))
     assert "| uncompressed, float32 |" in (exported / "README.md").read_text(encoding="utf-8")
     photo = run.dataset.split("test")[0]
@@ -148,21 +147,30 @@ def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
     shutil.rmtree(rejected)
 
 
-@pytest.mark.parametrize(("engine", "format"), [("litert", "tflite"), ("onnx", "onnx")])
-def test_one_engine_makes_only_the_files_of_its_format(
-    engine: str,
-    format: str,
-    compressed_run: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+def test_onnx_alone_makes_only_onnx_files(
+    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "one"
-    assert main([str(compressed_run), "--engines", engine, "--photos", "2", "--out", str(out)]) == 0
-    assert {file.format for file in read_index(out).files} == {format}
-    assert {row["engine"].split()[0] for row in parity_rows(out)} == {engine}
+    assert main([str(compressed_run), "--engines", "onnx", "--photos", "2", "--out", str(out)]) == 0
+    assert {file.format for file in read_index(out).files} == {"onnx"}
+    assert {row["engine"].split()[0] for row in parity_rows(out)} == {"onnx"}
     printed = capsys.readouterr().out
-    assert "time: about " in printed and f"Use one_float32.{format}: " in printed
+    assert "time: about " in printed and "Use one_float32.onnx: " in printed
     assert "train.compress" not in printed  # this run is compressed
+
+
+def test_an_uncompressed_int8_export_prints_the_command_that_compresses_it(
+    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And --engines litert makes only TFLite files."""
+    out = tmp_path / "large"
+    options = ["--int8", "--engines", "litert", "--photos", "2"]
+    assert main([str(synthetic_run), *options, "--out", str(out)]) == 0
+    assert {file.format for file in read_index(out).files} == {"tflite"}
+    assert {row["engine"].split()[0] for row in parity_rows(out)} == {"litert"}
+    printed = capsys.readouterr().out
+    assert f"python -m train.compress {synthetic_run} --reduce 10" in printed
+    assert "Use large_int8.tflite: " in printed
 
 
 def test_the_newest_run_is_printed_when_none_is_given(
