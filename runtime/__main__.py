@@ -1,13 +1,13 @@
 """`vgg-edge COMMAND`, the console script over all commands; `python -m runtime COMMAND` is the same."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import NoReturn
 
-from runtime.common.cli import EXIT_USER_ERROR, version_text
+from runtime.common.cli import EXIT_USER_ERROR, exit_process, version_text
 from runtime.common.terminal import print_error
 
 
@@ -36,9 +36,9 @@ COMMANDS = {
 INSTALL = "pip install 'vgg-edge[export]' installs everything for train, compress and export"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command with the remaining arguments. Returns its exit code."""
-    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+def main(argv: Sequence[str]) -> int:
+    """Runs the command `argv[0]` with the remaining arguments. Returns its exit code."""
+    name, *arguments = argv or ["--help"]
     if name in ("-h", "--help"):
         print(help_text())
         return 0
@@ -54,10 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_error(f"vgg-edge {name} needs {', '.join(missing)}: {INSTALL}")
         return EXIT_USER_ERROR
     code: int = import_module(command.module).main(arguments)
-    if name == "serve":  # as runtime/serve.py does: threads of the engine or the decoder may still be running
-        sys.stdout.flush()
-        os._exit(code)
     return code
+
+
+def run() -> NoReturn:
+    """Runs the command line and ends the process: the entry point of the console script."""
+    code = main(sys.argv[1:])
+    if sys.argv[1:2] in (["classify"], ["serve"]):  # as `python -m runtime.classify` and runtime.serve do
+        exit_process(code)
+    sys.exit(code)
 
 
 def help_text() -> str:
@@ -76,4 +81,4 @@ def help_text() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

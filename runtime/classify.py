@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
-from runtime.camera.flags import NEEDS_CAMERA, add_camera_flags, camera_options
-from runtime.common.cli import ArgumentParser, VersionAction, run_cli
+from runtime.camera.flags import NEEDS_CAMERA, add_camera_flags
+from runtime.common.cli import ArgumentParser, VersionAction, exit_process, run_cli
 from runtime.common.errors import PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
@@ -18,7 +18,7 @@ from runtime.inference.model_options import add_model_options, classifier_option
 from runtime.inference.prediction import Prediction, answer_columns, json_line
 from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.preprocess.photo_files import find_photos
-from runtime.watch.flags import NEEDS_WATCH, add_watch_flags, watch_options
+from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,11 +32,13 @@ def _run(arguments: argparse.Namespace) -> int:
         return verify_signature(arguments)
     if arguments.camera:
         from runtime.camera.camera_cli import run_camera
+        from runtime.camera.options import camera_options
         from runtime.inference.model_reloader import open_reloader
 
         return run_camera(camera_options(arguments), partial(open_reloader, arguments))
     if arguments.watch:
         from runtime.inference.model_reloader import open_reloader
+        from runtime.watch.options import watch_options
         from runtime.watch.watch_cli import run_watch
 
         return run_watch(watch_options(arguments), partial(open_reloader, arguments))
@@ -149,4 +151,4 @@ def _check_combination(parser: argparse.ArgumentParser, arguments: argparse.Name
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_process(main())

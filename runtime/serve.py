@@ -4,12 +4,10 @@ The page classifies photos and shows a camera; POST /classify returns the JSON o
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from runtime.common.cli import ArgumentParser, duration, megabytes, positive_int, run_cli
+from runtime.common.cli import ArgumentParser, duration, exit_process, megabytes, positive_int, run_cli
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
 from runtime.inference.model_options import add_model_options, classifier_options
@@ -156,7 +154,4 @@ def _upload_limit(text: str) -> float:
 
 
 if __name__ == "__main__":
-    exit_code = main()
-    # Skip the interpreter's shutdown: threads of the engine or the decoder may still be running.
-    sys.stdout.flush()
-    os._exit(exit_code)
+    exit_process(main())

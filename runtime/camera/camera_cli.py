@@ -6,7 +6,7 @@ from pathlib import Path
 
 from runtime.camera.camera import Camera
 from runtime.camera.capture_folder import check_capture_folder
-from runtime.camera.flags import CameraOptions
+from runtime.camera.options import CameraOptions
 from runtime.camera.recorder import FrameRecorder
 from runtime.camera.smoothing import smooth_over_frames, smooth_over_seconds
 from runtime.camera.stream import FramePrediction, predict_stream

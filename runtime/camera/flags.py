@@ -1,8 +1,6 @@
 """The flags of `python -m runtime.classify --camera`."""
 
 import argparse
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.common.cli import duration, frames_or_duration, megabytes
@@ -11,22 +9,6 @@ from runtime.common.cli import duration, frames_or_duration, megabytes
 NEEDS_CAMERA = ("retry", "every", "on_change", "save_unknown", "capture", "new_class")
 DEFAULT_SMOOTHING_SECONDS = 0.5
 DEFAULT_MAX_MB = 1000.0
-
-
-@dataclass(frozen=True)
-class CameraOptions:
-    """What the flags ask for."""
-
-    source: str
-    retry: bool
-    every: float  # seconds
-    smooth: int | float  # a number of frames (int), or seconds (float)
-    on_change: bool
-    json: bool
-    save_unknown: Path | None
-    capture: tuple[str, Path] | None  # label, and the folder of the data set
-    new_class: bool
-    max_mb: float
 
 
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
@@ -77,22 +59,4 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MB",
         default=DEFAULT_MAX_MB,
         help="stop saving when the folder holds this many megabytes (default: %(default)g)",
-    )
-
-
-def camera_options(arguments: argparse.Namespace) -> CameraOptions:
-    """Returns the options from the parsed flags, which include --json."""
-    label, folder = arguments.capture or ("", "")
-    return CameraOptions(
-        source=arguments.camera,
-        retry=arguments.retry,
-        every=arguments.every,
-        smooth=arguments.smooth,
-        # 30 lines a second make a log useless: without a terminal, only changes are printed.
-        on_change=arguments.on_change or not (arguments.json or arguments.every or sys.stdout.isatty()),
-        json=arguments.json,
-        save_unknown=arguments.save_unknown,
-        capture=(label, Path(folder)) if arguments.capture else None,
-        new_class=arguments.new_class,
-        max_mb=arguments.max_mb,
     )

@@ -1,5 +1,7 @@
 """Classifier: a model file in an inference engine, ready for pictures."""
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -7,9 +9,9 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.common.errors import EngineError, PictureError
 from runtime.inference.engine_cache import EngineSelection, load_selection
@@ -29,7 +31,9 @@ from runtime.inference.prefetch import DecodedPicture, decode, prefetch
 from runtime.model_file.formats import FORMATS
 from runtime.model_file.loader import open_model
 from runtime.model_file.selection import choose_model
-from runtime.preprocess.picture import Source
+
+if TYPE_CHECKING:
+    from runtime.preprocess.picture import Pixels, Source
 
 
 class Classifier:
@@ -100,7 +104,7 @@ class Classifier:
                 else:
                     yield picture.source, self._predict(picture, picture.pixels)
 
-    def infer(self, pixels: NDArray[np.uint8]) -> ModelOutput:
+    def infer(self, pixels: Pixels) -> ModelOutput:
         """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size. Raises EngineError.
 
         One thread at a time runs it; the time in the result is the engine's alone.
@@ -131,7 +135,7 @@ class Classifier:
             ms={"decode": round(decode_ms, 1), "infer": round(output.ms, 1)},
         )
 
-    def _predict(self, picture: DecodedPicture, pixels: NDArray[np.uint8]) -> Prediction:
+    def _predict(self, picture: DecodedPicture, pixels: Pixels) -> Prediction:
         return self.to_prediction(_source_name(picture.source), self.infer(pixels), picture.decode_ms)
 
 

@@ -4,6 +4,8 @@ Each function takes a model file's bytes and a number of threads, and returns an
 uint8 [1, H, W, 3] to the outputs by name. An engine is imported only when it is used.
 """
 
+from __future__ import annotations
+
 import os
 import platform
 import re
@@ -12,13 +14,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from runtime.common.errors import EngineError, ModelError
-from runtime.model_file.loader import ModelFile
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.model_file.loader import ModelFile
 
 MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime", "onnx": "onnxruntime"}
 FORMATS_OF = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}

@@ -1,17 +1,20 @@
 """Decodes the next pictures on another thread while the engine works on the current one."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Event, Thread
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from runtime.common.errors import PictureError
-from runtime.preprocess.picture import Source, read_picture
+from runtime.preprocess.picture import read_picture
+
+if TYPE_CHECKING:
+    from runtime.preprocess.picture import Pixels, Source
 
 # Decoded pictures that wait for the engine: one is being handed over, one is being made. More would only
 # take memory.
@@ -23,7 +26,7 @@ class DecodedPicture:
     """A source and its pixels, uint8 [H, W, 3], RGB, or the reason why it cannot be read."""
 
     source: Source
-    pixels: NDArray[np.uint8] | PictureError
+    pixels: Pixels | PictureError
     decode_ms: float
 
 
@@ -31,7 +34,7 @@ def decode(source: Source, size: tuple[int, int]) -> DecodedPicture:
     """Reads one picture as pixels of `size` (height, width), or as its PictureError."""
     started = time.perf_counter()
     try:
-        pixels: NDArray[np.uint8] | PictureError = read_picture(source, size)
+        pixels: Pixels | PictureError = read_picture(source, size)
     except PictureError as error:
         pixels = error
     return DecodedPicture(source, pixels, 1000 * (time.perf_counter() - started))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
-from runtime.model_file.default_model import default_model
 from runtime.model_file.files import INDEX_NAME, file_mode, is_file, unreadable
 from runtime.model_file.formats import FORMATS, PRECISIONS
 from runtime.model_file.index import IndexedFile, read_index
@@ -43,6 +42,8 @@ def choose_model(
     signature must cover the index. Raises ModelError.
     """
     if path is None:
+        from runtime.model_file.default_model import default_model  # late: not needed with a path
+
         default = default_model(formats)
         return replace(_choose(default.path, formats, prefer, key), reason=default.reason)
     return _choose(_or_old(Path(path)), formats, prefer, key)

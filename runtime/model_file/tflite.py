@@ -1,7 +1,6 @@
 """The contract's text inside a .tflite file."""
 
 import io
-import zipfile
 
 from runtime.common.errors import ModelError
 from runtime.model_file.files import CONTRACT_NAME, MAX_JSON_BYTES
@@ -15,6 +14,8 @@ def read_contract_text(data: bytes) -> bytes:
     Reads the last 2 MB only, so that a forged directory cannot make zipfile build millions of entries.
     Raises ModelError.
     """
+    import zipfile  # late: an ONNX file does not need it
+
     try:
         with zipfile.ZipFile(io.BytesIO(data[-2 * MAX_JSON_BYTES :])) as archive:
             entry = archive.getinfo(CONTRACT_NAME)

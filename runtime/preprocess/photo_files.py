@@ -1,6 +1,5 @@
 """Which photos a user means by files, folders and patterns."""
 
-import glob
 import os
 import re
 from collections.abc import Iterable
@@ -21,6 +20,8 @@ def find_photos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         matches = [argument]
         # Some shells (Windows) leave patterns to the program. An existing file of that name comes first.
         if any(char in argument for char in "*?[") and not os.path.lexists(argument):
+            import glob  # late: shells expand most patterns themselves
+
             matches = sorted(glob.glob(argument, recursive=True), key=natural_key)  # noqa: PTH207 (may be absolute)
             if not matches:
                 problems[argument] = "matches no file"

@@ -5,20 +5,28 @@ antialiased resize, stretched to the model's input. Any bytes, hostile ones incl
 PictureError with one line.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.preprocess.color import to_rgb
-from runtime.preprocess.decode import EncodedSource, describe_error, open_image, read_encoded
+from runtime.preprocess.decode import describe_error, open_image, read_encoded
 from runtime.preprocess.limits import DECODE_MEMORY, check_limits
 
-PICTURE_VERSION = 1  # raised when a picture's pixels change: caches of results computed from pixels use it
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
-Source = EncodedSource | NDArray[np.uint8]  # or a camera's frame, uint8 [h, w, 3], RGB, upright, in sRGB
+    from runtime.preprocess.decode import EncodedSource
+
+    Pixels = NDArray[np.uint8]  # [H, W, 3], RGB
+    Source = EncodedSource | Pixels  # pixels are a camera's frame: upright, in sRGB
+
+PICTURE_VERSION = 1  # raised when a picture's pixels change: caches of results computed from pixels use it
 
 # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. The smallest scale is taken that still gives
 # this many times the size of the model's input; docs/decisions.md has the measurements.
@@ -36,7 +44,7 @@ _TRANSPOSE = {
 }
 
 
-def read_picture(source: Source, size: tuple[int, int] = (224, 224)) -> NDArray[np.uint8]:
+def read_picture(source: Source, size: tuple[int, int] = (224, 224)) -> Pixels:
     """Reads a path, encoded bytes, a binary file or a frame as uint8 [H, W, 3], RGB; `size` is (H, W).
 
     Raises PictureError when the picture is unreadable, damaged or too large, and UnsupportedPictureError when
@@ -52,7 +60,7 @@ def read_picture(source: Source, size: tuple[int, int] = (224, 224)) -> NDArray[
     raise failure  # outside the except block: `error` would keep the decoded picture in memory
 
 
-def _read_picture(source: Source, size: tuple[int, int]) -> NDArray[np.uint8]:
+def _read_picture(source: Source, size: tuple[int, int]) -> Pixels:
     if isinstance(source, np.ndarray):
         data, image = b"", Image.fromarray(source)
     else:

@@ -1,19 +1,9 @@
 """The flags of `python -m runtime.classify --watch`."""
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 NEEDS_WATCH = ("out",)  # flags that do nothing without --watch
-
-
-@dataclass(frozen=True)
-class WatchOptions:
-    """What the flags ask for."""
-
-    folder: Path
-    out: Path | None
-    json: bool
 
 
 def add_watch_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,8 +22,3 @@ def add_watch_flags(parser: argparse.ArgumentParser) -> None:
         help="append the results to this .csv or .db (SQLite) file. For an unknown photo, `known` is false "
         "and `label` is the nearest class. After a restart, photos in the file are skipped",
     )
-
-
-def watch_options(arguments: argparse.Namespace) -> WatchOptions:
-    """Returns the options from the parsed flags, which include --json."""
-    return WatchOptions(arguments.watch, arguments.out, arguments.json)

@@ -9,8 +9,8 @@ from runtime.common.terminal import print_error, print_info, stop_on_sigterm
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, answer_columns, json_line
-from runtime.watch.flags import WatchOptions
 from runtime.watch.folder_watcher import FolderWatcher, WatchedPhoto
+from runtime.watch.options import WatchOptions
 from runtime.watch.sinks import open_sink
 
 OpenReloader = Callable[[Callable[[str], None]], ReloadingClassifier]  # its argument prints messages

@@ -257,6 +257,16 @@ def test_a_terminal_shows_a_bar(colours: Path, photos: Path) -> None:
     os.close(theirs)
 
 
+def test_a_photo_imports_no_camera_watcher_or_server(colours: Path, photos: Path) -> None:
+    code = "import sys; from runtime.classify import main; main(sys.argv[1:]); print(*sys.modules, file=sys.stderr)"
+    run = [sys.executable, "-c", code, str(photos / "red.jpg"), "--model", str(colours)]
+    modules = subprocess.run(run, cwd=ROOT, capture_output=True, check=True, text=True).stderr.split()
+    parts = ("runtime.camera.", "runtime.watch.", "runtime.server", "runtime.benchmark")
+    loaded = {name for name in modules if name.startswith(parts)}
+    assert loaded == {"runtime.camera.flags", "runtime.watch.flags"}
+    assert not {"av", "sqlite3", "uvicorn", "cryptography", "PIL.ImageCms"} & set(modules)
+
+
 # tflite-runtime is left to the command's tests: it cannot work in a process that has loaded TensorFlow.
 @pytest.mark.parametrize("engine", ["auto", "litert", "onnx"])
 def test_the_classifier_accepts_paths_and_bytes(colours: Path, photos: Path, engine: str) -> None:

@@ -122,6 +122,15 @@ def test_damaged_exif_is_ignored() -> None:
     assert furthest(read_picture(data, SIZE), resized(PICTURE)) <= 6
 
 
+def test_the_orientation_of_a_damaged_exif_block_is_applied() -> None:
+    """ImageOps.exif_transpose fails on this block: a number is stored as text."""
+    entries = (struct.pack("<HHLL", 0x0103, 2, 3, 0x4141), struct.pack("<HHLL", 0x0112, 3, 1, 6))
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    turned = PICTURE.rotate(90, expand=True)
+    data = encode(turned, "JPEG", quality=98, exif=exif)
+    assert furthest(read_picture(data, SIZE), resized(PICTURE)) <= 6
+
+
 def test_a_large_jpeg_gives_the_pixels_of_a_full_decode() -> None:
     image = scene(4000, 3000)
     noise = np.random.default_rng(0).normal(0, 12, (3000, 4000, 1))
