@@ -27,7 +27,7 @@ from export.time_left import ExportClock, Workload, duration, parity_key, total_
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
-from runtime.inference.engines import FORMATS_OF, choose_engine, default_threads, require_engine
+from runtime.inference.engines import ENGINE_FORMATS, choose_engine, default_threads, require_engine
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.formats import FORMATS
@@ -120,7 +120,7 @@ def export(config: ExportConfig) -> int:
 
 def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple[FileKey, ...]:
     """The files to make: each precision in each format that `engines` (None: every engine) support."""
-    supported = FORMATS if engines is None else {FORMATS_OF[engine] for engine in engines}
+    supported = FORMATS if engines is None else {ENGINE_FORMATS[engine] for engine in engines}
     keys = [(format, precision) for format in FORMATS if format in supported for precision in precisions]
     keys = [key for key in keys if key != ("onnx", "dynamic")]  # ONNX has no dynamic-range file
     return tuple(sorted(keys, key=lambda key: key[1] == "int8"))  # int8 files take longest

@@ -23,7 +23,7 @@ from runtime.common.cli import EXIT_INTERRUPTED, positive_int, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.inference.engines import ENGINES, FORMATS_OF, choose_engine, is_installed
+from runtime.inference.engines import ENGINE_FORMATS, ENGINES, choose_engine, is_installed
 from runtime.model_file.index import IndexedFile
 from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
 from runtime.model_file.selection import choose_model
@@ -123,7 +123,7 @@ def _bench(options: BenchOptions) -> int:
 
 def _require_engine(models: Sequence[ModelFile]) -> None:
     """Raises EngineError, which says what to install, if no installed engine reads any of the files."""
-    formats = {FORMATS_OF[engine] for engine in ENGINES if is_installed(engine)}
+    formats = {ENGINE_FORMATS[engine] for engine in ENGINES if is_installed(engine)}
     if not any(model.format in formats for model in models):
         choose_engine(models[0].format)
 

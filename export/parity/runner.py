@@ -16,7 +16,7 @@ from export.parity.engine_worker import EngineOutputs, run_in_engine
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError
-from runtime.inference.engines import ENGINES, FORMATS_OF, default_threads, is_installed
+from runtime.inference.engines import ENGINE_FORMATS, ENGINES, default_threads, is_installed
 
 TIMED = 11  # photos whose median is the latency
 
@@ -86,7 +86,7 @@ def file_engine_pairs(
 ) -> list[tuple[FileKey, str]]:
     """Each file with each of `engines` (None: all that are installed) that supports its format."""
     chosen = [engine for engine in ENGINES if is_installed(engine)] if engines is None else engines
-    return [(file, engine) for file in files for engine in chosen if FORMATS_OF[engine] == file[0]]
+    return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file[0]]
 
 
 def inference_count(files: Iterable[FileKey], n: int, engines: Sequence[str] | None = None) -> int:

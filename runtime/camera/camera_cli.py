@@ -51,7 +51,7 @@ def _show_stream(
     smoothing = smooth_over_frames if isinstance(options.smooth, int) else smooth_over_seconds
     stream = predict_stream(camera, reloader, every=options.every, smoothing=smoothing(options.smooth))
     started = False
-    description = str(reloader.now())
+    description = str(reloader.current())
     try:
         with camera:
             for shown in stream:
@@ -59,7 +59,7 @@ def _show_stream(
                     height, width = shown.frame.pixels.shape[:2]
                     view.heading(f"{camera.name}, {width} x {height}, classified by {description}")
                     started = True
-                view.show(shown, reloader.now().model.contract.labels)
+                view.show(shown, reloader.current().model.contract.labels)
                 for save in saves:
                     save(shown)
     except CameraError as error:
@@ -81,7 +81,7 @@ def _open_recorders(
         return stack.enter_context(FrameRecorder(folder, every, options.max_mb, on_message))
 
     if options.save_unknown:
-        model = reloader.now().model
+        model = reloader.current().model
         if "known" not in model.contract.thresholds:
             raise UserError(
                 f"--save-unknown: {model.path} does not detect unknown pictures: choose another --model"

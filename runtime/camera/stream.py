@@ -78,7 +78,7 @@ def predict_stream(
             rate.reset()
             continue
         schedule.start()
-        if (current := reloader.now()) is not classifier:
+        if (current := reloader.current()) is not classifier:
             classifier = current
             average.reset()  # another model has other classes
         model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size)

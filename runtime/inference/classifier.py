@@ -16,9 +16,9 @@ import numpy as np
 from runtime.common.errors import EngineError, PictureError
 from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import (
+    ENGINE_FORMATS,
+    ENGINE_MODULES,
     ENGINES,
-    FORMATS_OF,
-    MODULES,
     choose_engine,
     count_threads,
     default_threads,
@@ -143,10 +143,10 @@ def _usable_formats(engine: str) -> list[str]:
     """Returns the formats to open, best first. Raises EngineError."""
     if engine == "auto":
         # Formats without an installed engine come last: load_session() then says what to install.
-        formats = [FORMATS_OF[name] for name in ENGINES if is_installed(name)] + list(FORMATS)
+        formats = [ENGINE_FORMATS[name] for name in ENGINES if is_installed(name)] + list(FORMATS)
     elif engine in ENGINES:
         require_engine(engine)
-        formats = [FORMATS_OF[engine]]
+        formats = [ENGINE_FORMATS[engine]]
     else:
         raise EngineError(f"no engine is called {engine!r}: choose auto, {', '.join(ENGINES)}")
     return list(dict.fromkeys(formats))
@@ -157,7 +157,7 @@ def _preload(engine: str, format: str) -> None:
     with suppress(Exception):
         import_module("PIL.JpegImagePlugin")
         engine = choose_engine(format) if engine == "auto" else engine
-        import_module(MODULES[engine] if engine == "onnx" else f"{MODULES[engine]}.interpreter")
+        import_module(ENGINE_MODULES[engine] if engine == "onnx" else f"{ENGINE_MODULES[engine]}.interpreter")
 
 
 def _source_name(source: Source) -> str:

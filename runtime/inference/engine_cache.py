@@ -17,8 +17,8 @@ from runtime.common.atomic import atomic_write
 from runtime.common.cpu_info import cpu_name
 from runtime.common.user_cache import cache_home
 from runtime.inference.engines import (
+    ENGINE_FORMATS,
     ENGINES,
-    FORMATS_OF,
     count_threads,
     default_threads,
     engine_version,
@@ -93,7 +93,7 @@ def _parse(text: bytes, formats: Mapping[str, str]) -> EngineSelection | str:
     if changes:
         return f"measured before a change: {', '.join(changes)[:300]}"
     fastest = EngineSelection(**{name: fields[name] for name in _FIELD_TYPES})
-    runs_file = FORMATS_OF.get(fastest.engine) == formats.get(fastest.sha256, "")
+    runs_file = ENGINE_FORMATS.get(fastest.engine) == formats.get(fastest.sha256, "")
     if not runs_file or fastest.engine not in current:
         raise ValueError("not for this model and machine")
     if not 1 <= fastest.threads <= default_threads() or not math.isfinite(fastest.median_ms):

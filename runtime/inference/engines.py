@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from runtime.model_file.loader import ModelFile
 
-MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime", "onnx": "onnxruntime"}
-FORMATS_OF = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}
+ENGINE_MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime", "onnx": "onnxruntime"}
+ENGINE_FORMATS = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}
 OUTPUTS = frozenset({"probabilities", "known"})  # the outputs that a contract describes
 MAX_REASON_LENGTH = 300  # characters of an engine's own error message
 
@@ -64,8 +64,8 @@ def load_session(model: ModelFile, engine: str = "auto", threads: int | None = N
     from its contract.
     """
     engine = choose_engine(model.format) if engine == "auto" else engine
-    if FORMATS_OF[engine] != model.format:
-        raise EngineError(f"{model.path}: {engine} runs {FORMATS_OF[engine]} files, not {model.format}")
+    if ENGINE_FORMATS[engine] != model.format:
+        raise EngineError(f"{model.path}: {engine} runs {ENGINE_FORMATS[engine]} files, not {model.format}")
     require_engine(engine)
     try:
         session = ENGINES[engine](model.data, threads or default_threads())
@@ -106,7 +106,7 @@ def _one_line(error: Exception) -> str:
 
 
 def is_installed(engine: str) -> bool:
-    return find_spec(MODULES[engine]) is not None
+    return find_spec(ENGINE_MODULES[engine]) is not None
 
 
 def engine_version(engine: str) -> str:
@@ -114,7 +114,7 @@ def engine_version(engine: str) -> str:
 
     Where the text has no version, returns the time of installation, which changes with the version too.
     """
-    spec = find_spec(MODULES[engine])
+    spec = find_spec(ENGINE_MODULES[engine])
     if spec is None or spec.origin is None:
         return ""
     with Path(spec.origin).open("rb") as file:
@@ -125,7 +125,7 @@ def engine_version(engine: str) -> str:
 def choose_engine(format: str) -> str:
     """Returns the first installed engine, in the order of ENGINES, for this format. Raises EngineError."""
     for engine in ENGINES:
-        if FORMATS_OF[engine] == format and is_installed(engine):
+        if ENGINE_FORMATS[engine] == format and is_installed(engine):
             return engine
     raise EngineError(f"no engine for {format} files is installed: {install_hint(format)}")
 
@@ -133,9 +133,8 @@ def choose_engine(format: str) -> str:
 def require_engine(engine: str) -> None:
     """Raises EngineError when the engine is not installed."""
     if not is_installed(engine):
-        raise EngineError(
-            f"{engine} ({MODULES[engine]}) is not installed: {install_hint(FORMATS_OF[engine], engine)}"
-        )
+        hint = install_hint(ENGINE_FORMATS[engine], engine)
+        raise EngineError(f"{engine} ({ENGINE_MODULES[engine]}) is not installed: {hint}")
 
 
 def install_hint(format: str, engine: str | None = None) -> str:

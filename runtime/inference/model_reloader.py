@@ -20,21 +20,21 @@ from runtime.model_file.selection import choose_model
 POLL_SECONDS = 1.0
 
 
-def open_reloader(arguments: argparse.Namespace, log: Callable[[str], None]) -> "ReloadingClassifier":
-    """Returns the reloader for a command's flags. With --verbose, `log` gets why the engine was chosen."""
+def open_reloader(arguments: argparse.Namespace, on_event: Callable[[str], None]) -> "ReloadingClassifier":
+    """Returns the reloader for a command's flags. With --verbose, it reports why the engine was chosen."""
     with nullcontext() if arguments.verbose else suppress_native_stderr():
-        reloader = ReloadingClassifier(arguments.model, say=log, **classifier_options(arguments))
-    if arguments.verbose and reloader.now().engine_reason:
-        log(reloader.now().engine_reason)
+        reloader = ReloadingClassifier(arguments.model, on_event=on_event, **classifier_options(arguments))
+    if arguments.verbose and reloader.current().engine_reason:
+        on_event(reloader.current().engine_reason)
     return reloader
 
 
 class ReloadingClassifier:
     """A Classifier whose model may be replaced while it is in use.
 
-    `now()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
+    `current()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
     once per second. It loads a changed model, which is then used; a model that does not load is rejected, and
-    the old model stays in use. `say` gets a line for either, and `news` keeps the last line.
+    the old model stays in use. `on_event` gets a line for either, and `last_event` keeps the last line.
     `options` are Classifier's keyword arguments. Errors of the first model are raised.
     """
 
@@ -42,16 +42,16 @@ class ReloadingClassifier:
         self,
         model: str | Path | None = None,
         *,
-        say: Callable[[str], None] = lambda line: None,
+        on_event: Callable[[str], None] = lambda line: None,
         **options: Any,
     ) -> None:
-        self.news = ""
-        self._path, self._options, self._say = model, options, say
+        self.last_event = ""
+        self._path, self._options, self._on_event = model, options, on_event
         self._classifier, self._loaded = self._open()
         self._last_seen = self._loaded
         Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()
 
-    def now(self) -> Classifier:
+    def current(self) -> Classifier:
         """Returns the classifier for the next picture, for any thread."""
         return self._classifier
 
@@ -70,14 +70,14 @@ class ReloadingClassifier:
         except Exception as error:  # whatever is wrong with the new model, the old one stays in use
             self._loaded = found  # not tried again until it changes
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self._log(f"new model rejected, the old model stays in use: {reason}")
+            self._report(f"new model rejected, the old model stays in use: {reason}")
         else:
             if self._classifier.model.sha256 != old:
-                self._log(f"model replaced: {self._classifier.model.path}")
+                self._report(f"model replaced: {self._classifier.model.path}")
 
-    def _log(self, line: str) -> None:
-        self.news = line
-        self._say(line)
+    def _report(self, line: str) -> None:
+        self.last_event = line
+        self._on_event(line)
 
     def _open(self) -> tuple[Classifier, object]:
         """Returns the classifier and its fingerprint, taken again if the file changed while it was loaded."""

@@ -132,7 +132,7 @@ def return_large_blocks_to_system() -> None:
 def _classify_body(model: ReloadingClassifier, content_type: str, body: bytes) -> Prediction:
     upload = read_upload(content_type, body)
     try:
-        return replace(model.now()(upload.data), source=upload.name)
+        return replace(model.current()(upload.data), source=upload.name)
     except UnsupportedPictureError as error:
         raise RequestRejected(415, str(error), source=upload.name) from None
     except PictureError as error:
@@ -140,5 +140,5 @@ def _classify_body(model: ReloadingClassifier, content_type: str, body: bytes) -
 
 
 def _classify_gray(model: ReloadingClassifier) -> None:
-    classifier = model.now()
+    classifier = model.current()
     classifier.infer(np.full((*classifier.model.contract.input_size, 3), 128, np.uint8))

@@ -58,7 +58,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format."""
-        classifier = self._queue.model.now()
+        classifier = self._queue.model.current()
         model = classifier.model
         contract = model.contract
         self._model.clear()

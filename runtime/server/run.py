@@ -75,7 +75,7 @@ def run_server(config: ServerConfig) -> None:
     with stop_on_sigterm(), open_server(config) as server:
         if config.token_file and (warning := permission_warning(config.token_file)):
             print_info(warning)
-        print(printable(str(server.model.now())))
+        print(printable(str(server.model.current())))
         # A terminal gets a link that signs in; other output may be a log, which must not hold the token.
         token = server.policy.token if sys.stdout.isatty() else ""
         print(f"{server.url}{f'/#token={token}' if token else ''}  (stop with Ctrl-C)", flush=True)
@@ -94,7 +94,7 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         policy = make_access_policy(address[0], port, [*config.allowed_hosts, config.host], token)
         camera = Camera(config.camera, retry=True, on_message=print_info) if config.camera else None
         with suppress_native_stderr():
-            model = ReloadingClassifier(config.model, say=print_info, **config.classifier_options)
+            model = ReloadingClassifier(config.model, on_event=print_info, **config.classifier_options)
         view = LiveView(stack.enter_context(camera), model, config.min_interval) if camera else None
         service = _make_service(config, policy, model, view)
         yield ReadyServer(_make_uvicorn_server(service), listener, url_of(address[0], port), policy, model)

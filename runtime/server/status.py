@@ -14,12 +14,12 @@ PARITY_METRICS = ("n", "top1", "agreement", "mean_dp", "max_dp")
 
 def service_status(queue: InferenceQueue, live_view: LiveView | None) -> dict[str, Any]:
     """The fields of openapi.json's schema Status."""
-    classifier = queue.model.now()
+    classifier = queue.model.current()
     return {
         "model": model_card(classifier),
         "engine": classifier.session.engine,
         "threads": classifier.threads,
-        "news": queue.model.news,
+        "news": queue.model.last_event,
         "speed": latency(queue),
         "camera": None if live_view is None else camera_status(live_view),
         "history": [] if live_view is None else list(live_view.history),

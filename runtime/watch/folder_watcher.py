@@ -95,7 +95,7 @@ class FolderWatcher:
 
     def _process(self, photo: WatchedPhoto) -> bool:
         """Classifies a photo and saves the result. Returns False while the sink is locked."""
-        classifier = self._reloader.now()
+        classifier = self._reloader.current()
         result = _classify(classifier, photo)
         if isinstance(result, str):
             since = self._failing_since.setdefault(photo, self._clock())

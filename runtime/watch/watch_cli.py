@@ -26,10 +26,10 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
     with stop_on_sigterm(), open_sink(options.out) as sink:
         reloader = open_reloader(print_info)
         if not options.json:
-            print(printable(f"{options.folder}, classified by {reloader.now()}"), flush=True)
+            print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
-            _show(photo, result, reloader.now().model.contract.labels, options.json)
+            _show(photo, result, reloader.current().model.contract.labels, options.json)
 
         FolderWatcher(options.folder, reloader, sink, show, print_info).run()
     return 0

@@ -17,7 +17,7 @@ from runtime.classify import main
 from runtime.inference import engine_cache as fastest
 from runtime.inference import model_reloader as live
 from runtime.inference.engine_cache import EngineSelection, load_selection, save_selection
-from runtime.inference.engines import ENGINES, MODULES
+from runtime.inference.engines import ENGINE_MODULES, ENGINES
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.selection import choose_model
 
@@ -68,11 +68,11 @@ def test_a_reloading_classifier_keeps_the_measured_engine(
     monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
     save_for(folder)
     classifier = ReloadingClassifier(folder)
-    first = classifier.now()
+    first = classifier.current()
     assert first.session.engine.startswith("onnx ")
     for _ in range(5):
         time.sleep(0.02)
-        assert classifier.now() is first
+        assert classifier.current() is first
 
 
 def test_another_model_invalidates_the_measurement(
@@ -110,11 +110,11 @@ def test_another_engine_version_invalidates_the_measurement(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_for(folder)
-    package = tmp_path / "upgraded" / MODULES["litert"]
+    package = tmp_path / "upgraded" / ENGINE_MODULES["litert"]
     package.mkdir(parents=True)
     (package / "__init__.py").write_text('__version__ = "99.1"\n')
     monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.delitem(sys.modules, MODULES["litert"], raising=False)
+    monkeypatch.delitem(sys.modules, ENGINE_MODULES["litert"], raising=False)
     reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and reason.startswith("measured before a change: litert was ")
     assert reason.endswith(", is 99.1")
@@ -228,4 +228,4 @@ def test_only_the_measured_engine_is_imported(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, check=True, text=True
     )
-    assert {name for name in ENGINES if MODULES[name] in done.stdout.split()} == {"tflite"}
+    assert {name for name in ENGINES if ENGINE_MODULES[name] in done.stdout.split()} == {"tflite"}

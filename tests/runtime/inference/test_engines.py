@@ -25,9 +25,9 @@ from runtime import Classifier
 from runtime.common.errors import EngineError, ModelError
 from runtime.inference import engines
 from runtime.inference.engines import (
+    ENGINE_FORMATS,
+    ENGINE_MODULES,
     ENGINES,
-    FORMATS_OF,
-    MODULES,
     choose_engine,
     engine_version,
     install_hint,
@@ -69,7 +69,7 @@ print(json.dumps({"engine": run.engine, "dtypes": sorted(dtypes), "outputs": out
 
 
 def file_for(engine: str, folder: Path) -> Path:
-    return folder / f"colours_float32.{FORMATS_OF[engine]}"
+    return folder / f"colours_float32.{ENGINE_FORMATS[engine]}"
 
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -202,7 +202,7 @@ def test_a_wrong_shape_at_inference_raises_engine_error_in_one_line(
 def test_bytes_that_are_not_a_model_raise_engine_error_in_one_line(
     engine: str, data: bytes, colours: Path
 ) -> None:
-    model = replace(open_model(colours, [FORMATS_OF[engine]]), data=data)
+    model = replace(open_model(colours, [ENGINE_FORMATS[engine]]), data=data)
     with pytest.raises(EngineError, match="cannot load it") as caught:
         load_session(model, engine)
     assert "\n" not in str(caught.value)
@@ -227,7 +227,7 @@ def test_auto_takes_the_first_installed_engine(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_litert_auto_prefers_onnx_to_tflite(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """tflite-runtime's int8 was measured at several times ONNX Runtime's on x86."""
-    hidden = {MODULES["litert"]}
+    hidden = {ENGINE_MODULES["litert"]}
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
     classifier = Classifier(colours)
     assert classifier.session.engine.startswith("onnx ") and classifier.model.format == "onnx"
@@ -244,12 +244,12 @@ def test_an_engines_version_is_read_without_importing_it(
     )
     run = [sys.executable, "-c", code, engine]
     said, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
-    assert said == metadata.version(MODULES[engine]) and MODULES[engine] not in modules
-    package = tmp_path / MODULES[engine]
+    assert said == metadata.version(ENGINE_MODULES[engine]) and ENGINE_MODULES[engine] not in modules
+    package = tmp_path / ENGINE_MODULES[engine]
     package.mkdir()
     (package / "__init__.py").write_text("from ._version import __version__\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, MODULES[engine], raising=False)
+    monkeypatch.delitem(sys.modules, ENGINE_MODULES[engine], raising=False)
     assert engine_version(engine) == str((package / "__init__.py").stat().st_mtime_ns)
 
 
@@ -310,6 +310,12 @@ def test_only_one_engine_and_no_training_library_is_imported(engine: str, colour
     )
     run = [sys.executable, "-c", code, str(colours), engine]
     modules = set(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split())
-    assert modules & {*MODULES.values(), "tensorflow", "keras", "tf2onnx", "onnx", "train", "export"} == {
-        MODULES[engine]
-    }
+    assert modules & {
+        *ENGINE_MODULES.values(),
+        "tensorflow",
+        "keras",
+        "tf2onnx",
+        "onnx",
+        "train",
+        "export",
+    } == {ENGINE_MODULES[engine]}

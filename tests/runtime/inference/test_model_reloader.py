@@ -25,35 +25,35 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_new_model_is_loaded(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
     folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, say=said.append)
-    first = classifier.now()
+    classifier = ReloadingClassifier(folder, on_event=said.append)
+    first = classifier.current()
     assert first(photos / "red.jpg").label == "红"
     folder.rename(tmp_path / "colours.old")  # as an export exchanges them
     make_folder(tmp_path / "colours", labels=NAMES)
-    wait_for(lambda: classifier.now() is not first)
-    assert classifier.now()(photos / "red.jpg").label == "red"
+    wait_for(lambda: classifier.current() is not first)
+    assert classifier.current()(photos / "red.jpg").label == "red"
     wait_for(lambda: bool(said))
-    assert said == [classifier.news] and "replaced" in said[0] and str(folder) in said[0]
+    assert said == [classifier.last_event] and "replaced" in said[0] and str(folder) in said[0]
 
 
 def test_a_damaged_model_is_rejected_until_it_is_replaced(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, say=said.append, engine="onnx")
-    first = classifier.now()
+    classifier = ReloadingClassifier(folder, on_event=said.append, engine="onnx")
+    first = classifier.current()
     file = first.model.path
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    wait_for(lambda: classifier.now() is first and bool(said))
+    wait_for(lambda: classifier.current() is first and bool(said))
     assert "rejected" in said[0] and "copy it again" in said[0]
     for _ in range(20):  # nor is it tried again and again
         time.sleep(0.02)
-        assert classifier.now() is first
+        assert classifier.current() is first
     assert len(said) == 1 and first(photos / "red.jpg").label == "红"
     shutil.rmtree(folder)
     make_folder(folder, labels=NAMES)
-    wait_for(lambda: classifier.now()(photos / "red.jpg").label == "red")
+    wait_for(lambda: classifier.current()(photos / "red.jpg").label == "red")
 
 
 def test_a_file_that_is_being_copied_is_loaded_when_it_is_complete(
@@ -64,16 +64,16 @@ def test_a_file_that_is_being_copied_is_loaded_when_it_is_complete(
 
     path, said = tmp_path / "model.tflite", list[str]()
     path.write_bytes(file_of("one"))
-    classifier = ReloadingClassifier(path, say=said.append)
-    first, new = classifier.now(), file_of("two", labels=NAMES)
+    classifier = ReloadingClassifier(path, on_event=said.append)
+    first, new = classifier.current(), file_of("two", labels=NAMES)
     with path.open("wb") as out:
         for at in range(0, len(new), len(new) // 20):
             out.write(new[at : at + len(new) // 20])
             out.flush()
             time.sleep(0.001)
-    wait_for(lambda: classifier.now() is not first)
+    wait_for(lambda: classifier.current() is not first)
     wait_for(lambda: bool(said))
-    assert classifier.now()(photos / "red.jpg").label == "red" and len(said) == 1
+    assert classifier.current()(photos / "red.jpg").label == "red" and len(said) == 1
 
 
 def swap(new: Path, folder: Path) -> None:
@@ -87,18 +87,18 @@ def test_a_new_model_is_loaded_without_any_request(
 ) -> None:
     """Photos of a watched folder may be hours apart: the first one is the new model's."""
     folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, say=said.append)
+    classifier = ReloadingClassifier(folder, on_event=said.append)
     swap(make_folder(tmp_path / "new", labels=NAMES), folder)
     wait_for(lambda: bool(said))
-    assert classifier.now()(photos / "red.jpg").label == "red"
+    assert classifier.current()(photos / "red.jpg").label == "red"
 
 
 def test_an_unexpected_error_is_logged_once(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, say=said.append)
-    first = classifier.now()
+    classifier = ReloadingClassifier(folder, on_event=said.append)
+    first = classifier.current()
 
     def odd(*_: object, **__: object) -> None:
         raise IndexError("no such output")
@@ -109,7 +109,7 @@ def test_an_unexpected_error_is_logged_once(
     wait_for(lambda: bool(said))
     time.sleep(0.1)
     assert len(said) == 1 and "rejected" in said[0] and "IndexError: no such output" in said[0]
-    assert classifier.now() is first
+    assert classifier.current() is first
 
 
 def test_the_thread_ends_with_the_classifier(make_folder: Callable[..., Path], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from runtime import Classifier
 from runtime.classify import main
 from runtime.common.errors import ModelError
 from runtime.inference import model_reloader as live
-from runtime.inference.engines import MODULES
+from runtime.inference.engines import ENGINE_MODULES
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
 from runtime.model_file.loader import KEY_VARIABLE, open_model
@@ -225,8 +225,8 @@ def test_a_running_model_is_replaced_by_signed_models_only(
     """Also where the signature comes after the files, as when a folder is copied."""
     monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
     said: list[str] = []
-    running = ReloadingClassifier(folder, say=said.append, key=key)
-    first = running.now()
+    running = ReloadingClassifier(folder, on_event=said.append, key=key)
+    first = running.current()
 
     def wait_for(line: str) -> None:
         until = time.monotonic() + 20
@@ -237,10 +237,10 @@ def test_a_running_model_is_replaced_by_signed_models_only(
     new = held(make_folder(tmp_path / "new", created="2026-01-31T12:00:00Z"))
     replace_dir(new, folder)
     wait_for("rejected")
-    assert "is not signed" in said[-1] and running.now() is first
+    assert "is not signed" in said[-1] and running.current() is first
     (folder / SIGNATURE_NAME).write_bytes(open_key(key.with_suffix(".key"))("colours", new))
     wait_for("replaced")
-    assert running.now().model.contract.created == "2026-01-31T12:00:00Z"
+    assert running.current().model.contract.created == "2026-01-31T12:00:00Z"
 
 
 @pytest.mark.parametrize(
@@ -322,8 +322,8 @@ if engine == "onnx":
     watch(onnxruntime, "InferenceSession")
 else:
     from importlib import import_module
-    from runtime.inference.engines import MODULES
-    watch(import_module(f"{MODULES[engine]}.interpreter"), "Interpreter")
+    from runtime.inference.engines import ENGINE_MODULES
+    watch(import_module(f"{ENGINE_MODULES[engine]}.interpreter"), "Interpreter")
 for case in cases:
     before = len(handed)
     code = main([photo, "--engine", engine, *json.loads(case)])
@@ -335,7 +335,7 @@ for case in cases:
 def test_bytes_that_fail_a_check_never_reach_an_engine(
     engine: str, signed: Path, colours: Path, photos: Path, key: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip(MODULES[engine])
+    pytest.importorskip(ENGINE_MODULES[engine])
     name = ONNX if engine == "onnx" else TFLITE
 
     def damaged(label: str, source: Path, *files: str) -> Path:

@@ -12,7 +12,7 @@ from runtime.server.metrics import Metrics
 
 def test_a_name_that_utf8_cannot_encode_is_escaped(knowing: Path) -> None:
     model = ReloadingClassifier(knowing)
-    classifier = model.now()
+    classifier = model.current()
     contract = replace(classifier.model.contract, name='caf\udce9 "1"')
     classifier.model = replace(classifier.model, contract=contract)
     text = Metrics(InferenceQueue(model), None).text().decode()
