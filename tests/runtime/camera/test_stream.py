@@ -102,7 +102,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def predict(
     camera: FakeCamera, model: FakeModel, *, every: float = 0.0, smoothing: Smoothing = NO_SMOOTHING
 ) -> list[FramePrediction]:
-    reloader = SimpleNamespace(now=lambda: model)
+    reloader = SimpleNamespace(current=lambda: model)
     return list(predict_stream(cast(Any, camera), cast(Any, reloader), every=every, smoothing=smoothing))
 
 
@@ -151,7 +151,7 @@ def test_a_frame_overtaken_while_it_is_prepared_is_replaced_once(
 
     monkeypatch.setattr(stream, "read_picture", slow_then_fast)
     camera, model = FakeCamera(clock, [RED, GREEN, BLUE] + [RED] * 5), FakeModel(clock, seconds=0.15)
-    reloader = SimpleNamespace(now=lambda: model)
+    reloader = SimpleNamespace(current=lambda: model)
     first, second = islice(predict_stream(cast(Any, camera), cast(Any, reloader), smoothing=NO_SMOOTHING), 2)
     # At 0.15 s frame 2 is 0.05 s old; preparing it ends at 0.23 s, after frame 3 arrived: frame 4 is next.
     assert (first.frame.number, second.frame.number, durations) == (1, 4, [])
@@ -178,7 +178,7 @@ def test_a_gap_starts_a_new_average(clock: Clock, gap: list[None]) -> None:
 def test_another_model_starts_a_new_average(clock: Clock) -> None:
     first, second = FakeModel(clock), FakeModel(clock, labels=("rot", "grün", "blau"))
     models = iter([first, first, second, second])
-    reloader = SimpleNamespace(now=lambda: next(models))
+    reloader = SimpleNamespace(current=lambda: next(models))
     camera = FakeCamera(clock, [RED, RED, BLUE, BLUE])
     shown = predict_stream(cast(Any, camera), cast(Any, reloader), smoothing=smooth_over_seconds(1000))
     assert [one.prediction.label for one in shown] == ["red", "red", "blau", "blau"]
