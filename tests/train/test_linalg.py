@@ -49,8 +49,8 @@ def test_the_factor_of_an_inverse_equals_its_cholesky_factor() -> None:
     factor = np.random.default_rng(3).normal(size=(40, 40))
     matrix = factor @ factor.T + np.eye(40)
     before = matrix.copy()
-    found = factor_of_inverse(matrix)
+    inverse_factor = factor_of_inverse(matrix)
     assert np.array_equal(matrix, before)
-    np.testing.assert_allclose(found, np.linalg.cholesky(np.linalg.inv(matrix)).T, atol=1e-9)
+    np.testing.assert_allclose(inverse_factor, np.linalg.cholesky(np.linalg.inv(matrix)).T, atol=1e-9)
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         factor_of_inverse(-matrix)

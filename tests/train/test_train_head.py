@@ -91,9 +91,9 @@ def test_the_classifier_is_one_flat_model_of_standard_layers(recipe: str) -> Non
 
 def test_figures_equal_values_computed_by_hand() -> None:
     probabilities = np.array([[0.8, 0.2, 0.0], [0.5, 0.4, 0.1], [0.1, 0.9, 0.0], [0.3, 0.7, 0.0]])
-    found = compute_metrics(probabilities, np.array([0, 1, 1, 0]), ("a", "b", "c"))
-    assert found is not None and found["n"] == 4 and found["top1"] == 0.5
-    assert found["loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.3]).mean())
-    assert found["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
-    assert found["per_class"]["a"] == {"n": 2, "recall": 0.5, "precision": 0.5}
-    assert found["per_class"]["c"] == {"n": 0, "recall": None, "precision": None}
+    metrics = compute_metrics(probabilities, np.array([0, 1, 1, 0]), ("a", "b", "c"))
+    assert metrics is not None and metrics["n"] == 4 and metrics["top1"] == 0.5
+    assert metrics["loss"] == pytest.approx(-np.log([0.8, 0.4, 0.9, 0.3]).mean())
+    assert metrics["confusion"] == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
+    assert metrics["per_class"]["a"] == {"n": 2, "recall": 0.5, "precision": 0.5}
+    assert metrics["per_class"]["c"] == {"n": 0, "recall": None, "precision": None}

@@ -79,9 +79,9 @@ def epochs_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return epochs
 
 
-def assert_same(found: Trained, expected: Trained) -> None:
-    assert list(found[0].epochs) == list(expected[0].epochs)
-    for one, other in zip(found[1].get_weights(), expected[1].get_weights(), strict=True):
+def assert_same(resumed: Trained, expected: Trained) -> None:
+    assert list(resumed[0].epochs) == list(expected[0].epochs)
+    for one, other in zip(resumed[1].get_weights(), expected[1].get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

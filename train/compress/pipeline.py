@@ -315,7 +315,11 @@ def run_contents(
 def print_result(inputs: Inputs, student: Student, contents: RunContents) -> None:
     out = shlex.quote(str(inputs.out))
     if student.interrupted:
-        print(printable(f"stopped early; {out} has the best network so far; --resume continues"))
+        print(
+            printable(
+                f"stopped early: {out} has the best network so far; the same command with --resume continues"
+            )
+        )
     print_run(inputs.out, contents)
     for split, top1 in contents.record["compressed"]["uncompressed_top1"].items():
         if top1 is not None:

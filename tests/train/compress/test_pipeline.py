@@ -18,6 +18,7 @@ from train.compress.allocation import NetworkShape
 from train.compress.config import CompressConfig, CompressSettings
 from train.network.vgg import CONVOLUTIONS
 from train.run import UNCOMPRESSED_CSV, RunError, open_run
+from train.trainer import CheckpointCallback
 
 
 def test_a_compressed_run_has_the_same_photos_and_fewer_multiplications(
@@ -65,7 +66,11 @@ def test_a_compressed_run_records_the_labels_of_the_uncompressed_model(
 
 
 def test_an_interrupted_command_resumes_and_gives_the_same_network(
-    compressed_run: Path, synthetic_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    compressed_run: Path,
+    synthetic_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / compressed_run.name
     command = [str(synthetic_run), "--out", str(out), "--resume", *QUICK]
@@ -83,18 +88,22 @@ def test_an_interrupted_command_resumes_and_gives_the_same_network(
 
         monkeypatch.setattr(pipeline, name, call_and_fail)
 
-    # After the shape is stored, after the tensors are stored, and after the checkpoint of distillation.
-    for name in ("print_shape", "train_student_head", "distill"):
+    # The first failure comes after the shape is stored, the second after the tensors and the head are.
+    for name in ("print_shape", "train_student_head"):
         fail_after_first_call(name)
     for name in ("measure_costs", "reconstruct"):
         function = getattr(pipeline, name)
         monkeypatch.setattr(
             pipeline, name, lambda *given, name=name, run=function: calls.append(name) or run(*given)
         )
-    for _ in range(3):
+    for _ in range(2):
         with pytest.raises(MemoryError):
             main(command)
         assert not out.exists()
+    with monkeypatch.context() as patch:
+        interrupt_after_first_epoch_of_distillation(patch)
+        assert main(command) == 130
+    assert "--resume" in capsys.readouterr().out and open_run(out).compressed["epochs"] == 2
     assert main(command) == 0
     assert calls.count("measure_costs") == 1 and calls.count("reconstruct") == 1
     resumed, expected = open_run(out), open_run(compressed_run)
@@ -103,6 +112,17 @@ def test_an_interrupted_command_resumes_and_gives_the_same_network(
         resumed.load_model().get_weights(), expected.load_model().get_weights(), strict=True
     ):
         np.testing.assert_array_equal(one, other)
+
+
+def interrupt_after_first_epoch_of_distillation(patch: pytest.MonkeyPatch) -> None:
+    end = CheckpointCallback.on_epoch_end
+
+    def interrupt(self: CheckpointCallback, epoch: int, logs: Any = None) -> None:
+        end(self, epoch, logs)
+        if self.stage.name == "distill":
+            raise KeyboardInterrupt
+
+    patch.setattr(CheckpointCallback, "on_epoch_end", interrupt)
 
 
 def test_a_compressed_run_cannot_be_compressed_again(
