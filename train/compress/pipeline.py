@@ -315,11 +315,7 @@ def run_contents(
 def print_result(inputs: Inputs, student: Student, contents: RunContents) -> None:
     out = shlex.quote(str(inputs.out))
     if student.interrupted:
-        print(
-            printable(
-                f"stopped early: {out} has the best network so far; the same command with --resume continues"
-            )
-        )
+        print(printable(f"stopped early: {out} has the best network so far; --resume continues"))
     print_run(inputs.out, contents)
     for split, top1 in contents.record["compressed"]["uncompressed_top1"].items():
         if top1 is not None:
@@ -328,7 +324,7 @@ def print_result(inputs: Inputs, student: Student, contents: RunContents) -> Non
 
 
 def student_features(run: Run, weights: Weights, outputs: Outputs, split: str, views: int) -> Features:
-    """The network's features [n, 1, 1, D] and class indices of a split; of `views` views of train."""
+    """The network's features [n, 1, 1, D] and class indices of a split; train has `views` views."""
     count = len(run.dataset.split(split)) * (views if split == "train" else 1)
     pooled = predict_pooled_features(weights, outputs[split].pictures[:count], split)
     return pooled[:, np.newaxis, np.newaxis, :], outputs[split].labels[:count]
