@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from train.data.dataset import Dataset
 from train.features.extraction import Devices, Replica, Work, extract_batches
@@ -139,4 +138,7 @@ def _random_features(shape: tuple[int, int, int], classes: int, count: int) -> S
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 60 else str(tqdm.format_interval(seconds))
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

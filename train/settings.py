@@ -149,7 +149,11 @@ def add_flags(common: FlagGroup, expert: FlagGroup) -> None:
 
 def _default_text(name: str) -> str:
     """The default of a setting, or of each recipe where the defaults differ."""
-    defaults = {recipe: str(getattr(settings, name)) for recipe, settings in RECIPES.items()}
+    words = {True: "yes", False: "no"}
+    values = {recipe: getattr(settings, name) for recipe, settings in RECIPES.items()}
+    defaults = {
+        recipe: words[value] if isinstance(value, bool) else str(value) for recipe, value in values.items()
+    }
     first = next(iter(defaults.values()))
     if name == "recipe" or len(set(defaults.values())) == 1:
         return f"default: {'all photos' if name == 'limit' else first}"

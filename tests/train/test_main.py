@@ -207,7 +207,7 @@ def test_ctrl_c_in_extraction_keeps_the_features(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "fact"),
     [
         (["nowhere"], "nowhere: no such folder"),
         (["file.jpg"], "file.jpg is a file"),
@@ -227,7 +227,7 @@ def test_ctrl_c_in_extraction_keeps_the_features(
 )
 def test_an_error_is_one_line_and_writes_nothing(
     arguments: list[str],
-    says: str,
+    fact: str,
     tmp_path: Path,
     synthetic_photos: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -240,7 +240,7 @@ def test_an_error_is_one_line_and_writes_nothing(
     (tmp_path / "photos").symlink_to(synthetic_photos)
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and says in error and error.count("\n") == 1
+    assert error.startswith("error: ") and fact in error and error.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "runs") == [
         *("empty", "file.jpg", "photos", "taken")
     ]

@@ -153,7 +153,7 @@ def bare(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "fact"),
     [
         ({"name": 5}, "name is missing or not of type str"),
         ({"thresholds": None}, "thresholds is missing or not of type dict"),
@@ -167,11 +167,11 @@ def bare(tmp_path: Path) -> Path:
         *(({"name": name}, "name is not a plain") for name in ("/etc/cron.d", "../x", "..", 256 * "x")),
     ],
 )
-def test_a_record_with_wrong_types_raises_run_error(bare: Path, change: dict[str, Any], says: str) -> None:
+def test_a_record_with_wrong_types_raises_run_error(bare: Path, change: dict[str, Any], fact: str) -> None:
     record = json.loads((bare / "run.json").read_text())
     assert open_run(bare).classes == ("a", "b")
     (bare / "run.json").write_text(json.dumps(record | change))
-    with pytest.raises(RunError, match=f"its record cannot be read .*{says}") as error:
+    with pytest.raises(RunError, match=f"its record cannot be read .*{fact}") as error:
         open_run(bare)
     assert str(error.value).isprintable()
     with pytest.raises(RunError, match="no run in"):

@@ -64,7 +64,7 @@ def test_every_setting_has_a_flag_that_accepts_its_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "fact"),
     [
         ("epoch = 3", "no setting is called epoch; did you mean epochs?"),
         ("xyz = 3", "no setting is called xyz; `python -m train --help`"),
@@ -87,10 +87,10 @@ def test_every_setting_has_a_flag_that_accepts_its_defaults() -> None:
         ("epochs 3", "not valid TOML"),
     ],
 )
-def test_a_mistake_in_the_settings_file_is_named(text: str, says: str, tmp_path: Path) -> None:
+def test_a_mistake_in_the_settings_file_is_named(text: str, fact: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         parsed(toml(tmp_path, text))
-    assert says in str(error.value) and "\n" not in str(error.value)
+    assert fact in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_flag_must_be_finite(capsys: pytest.CaptureFixture[str]) -> None:

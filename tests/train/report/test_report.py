@@ -140,18 +140,18 @@ def hostile(synthetic_photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def planted(hostile: Dataset) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Probabilities with two mistakes on test, and the captions of these photos."""
-    said = all_right(hostile)
+    probabilities = all_right(hostile)
     photos = hostile.split("test")
     captions = []
     for place, probability in ((-1, 0.975), (0, 0.55)):
         right = hostile.classes.index(photos[place].label)
         wrong = (right + 1) % 3
-        said["test"][place] = np.eye(3)[wrong] * (probability - 0.01) + 0.01
+        probabilities["test"][place] = np.eye(3)[wrong] * (probability - 0.01) + 0.01
         captions.append(
             f"true: {hostile.classes[right]} predicted: {hostile.classes[wrong]}, {probability:.1%} "
             f"{photos[place].path}"
         )
-    return said, captions
+    return probabilities, captions
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +243,9 @@ def cells(page: Page, label: str) -> Iterator[str]:
 def test_the_tables_count_photos_per_class_and_split(tmp_path: Path) -> None:
     dataset = made_up("abc", 30, 2, 4)
     dataset = replace(dataset, photos=dataset.photos[10:])  # a has 20 to train on
-    said = all_right(dataset)
-    said["test"][:3] = [0.2, 0.7, 0.1]  # three of four a are named b
-    page = report(tmp_path / "report.html", dataset, said)
+    probabilities = all_right(dataset)
+    probabilities["test"][:3] = [0.2, 0.7, 0.1]  # three of four photos of a are predicted as b
+    page = report(tmp_path / "report.html", dataset, probabilities)
     assert list(cells(page, "Confusion matrix, test")) == [
         *("true ↓ predicted →", "a", "b", "c"),
         *("a", "1", "3", "0"),
@@ -270,9 +270,9 @@ def test_the_tables_count_photos_per_class_and_split(tmp_path: Path) -> None:
 def test_a_page_of_300_classes_stays_small(tmp_path: Path) -> None:
     dataset = made_up([f"Species number {number} of a genus" for number in range(300)], 3, 1, 2)
     left_out = tuple(LeftOut(f"notes/{number}.txt", "not a picture") for number in range(LISTED_FILES + 1150))
-    said = all_right(dataset)
-    said["test"] = np.roll(said["test"], 1, axis=1)
-    page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), said)
+    probabilities = all_right(dataset)
+    probabilities["test"] = np.roll(probabilities["test"], 1, axis=1)
+    page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), probabilities)
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
     assert "notes/99.txt" in page.text and "notes/100.txt" not in page.text
     assert "left_out.csv, beside this page, lists 1,150 more" in page.text
@@ -298,17 +298,17 @@ def test_a_run_with_few_or_no_measured_photos_has_a_page(
 
 
 @pytest.mark.parametrize(
-    ("epochs", "told"),
+    ("epochs", "reason"),
     [
         (0, "head was stopped after 0 of 60"),
         (1, "head was stopped after 1 of 60"),
         (62, "block5 was stopped after 2 of 6"),
     ],
 )
-def test_a_stopped_run_names_the_stage_and_its_epochs(epochs: int, told: str, tmp_path: Path) -> None:
+def test_a_stopped_run_names_the_stage_and_its_epochs(epochs: int, reason: str, tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
     page = report(tmp_path / "report.html", dataset, all_right(dataset), HISTORY[:epochs], fine_tune="block5")
-    assert f"Not finished: {told} epochs" in page.text
+    assert f"Not finished: {reason} epochs" in page.text
 
 
 def test_unbalanced_classes_and_synthetic_photos_are_mentioned(tmp_path: Path) -> None:
