@@ -41,7 +41,7 @@ def test_a_slim_install_names_the_extra(name: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(console, "find_spec", lambda package: None)
     assert main([name, "photos"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "keras" in line and "pip install 'vgg-edge[export]'" in line
+    assert "keras" in line and "pip install '.[train,export]'" in line
 
 
 def test_every_command_has_a_main_function() -> None:
