@@ -33,7 +33,7 @@ COMMANDS = {
     "serve": Command("runtime.serve", "serve a web page and an HTTP API"),
     "bench": Command("runtime.bench", "find the fastest engine on this machine"),
 }
-INSTALL = (
+INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
     "in a clone, pip install '.[train,export]' (2.6 GB) installs all that train, compress and export need"
 )
 
