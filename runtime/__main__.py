@@ -34,8 +34,6 @@ COMMANDS = {
     "bench": Command("runtime.bench", "find the fastest engine on this machine"),
 }
 INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
-    "in a clone, pip install '.[train,export]' (2.6 GB) installs all that train, compress and export need"
-)
 
 
 def main(argv: Sequence[str]) -> int:

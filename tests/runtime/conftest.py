@@ -1,4 +1,4 @@
-"""A model whose answers one can tell by eye: it names a picture by its mean colour."""
+"""Fixtures of the runtime: a tiny model that names a picture by its mean color, photos and clips."""
 
 from __future__ import annotations
 

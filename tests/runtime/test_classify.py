@@ -1,4 +1,4 @@
-"""The command, run as people run it, and Classifier."""
+"""The classify command and the Classifier."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def test_each_bad_photo_gets_an_error_line_and_the_rest_are_classified(
     arguments = [*bad, "bare", "nowhere.jpg", photos / "red.jpg"]
     done = command(*arguments, "--model", colours, "--json", cwd=tmp_path)
     assert done.returncode == 1
-    complaints = done.stderr.decode().splitlines()
-    assert len(complaints) == 5 and all(line.startswith("error: ") for line in complaints)
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 5 and all(line.startswith("error: ") for line in lines)
     answers = objects(done.stdout.decode())
     errors = {answer["source"]: answer["error"] for answer in answers if "error" in answer}
     assert errors.keys() == {*bad, "bare", "nowhere.jpg"}
@@ -204,8 +204,8 @@ def test_a_closed_pipe_and_ctrl_c_print_nothing(colours: Path, photos: Path) -> 
         assert stopped.stdout
         stopped.stdout.readline()
         stopped.send_signal(signal.SIGINT)
-        _, complaints = stopped.communicate(timeout=60)
-        assert (complaints, stopped.returncode) == (b"", 130)
+        _, errors = stopped.communicate(timeout=60)
+        assert (errors, stopped.returncode) == (b"", 130)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")

@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own: one engine, the released model, and nothing that trains."""
+"""The wheel in a new environment: one engine, the released model, and no training library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies at a file's place before it is written."""
+"""Atomic writes replace regular files only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of a machine, by what Linux says on some."""
+"""The names of processors and boards, from Linux's files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.common import cpu_info as machine
+from runtime.common import cpu_info
 
 X86 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -32,7 +32,7 @@ UNNAMED = "Features : fp asimd asimddp i8mm\nCPU implementer : 0x41\nCPU part : 
 
 
 @pytest.mark.parametrize(
-    ("said", "cpu"),
+    ("cpuinfo", "cpu"),
     [
         (X86, "AMD EPYC, avx2 avx512f avx512_vnni"),
         (PI_5, "Cortex-A76, asimddp"),
@@ -41,20 +41,22 @@ UNNAMED = "Features : fp asimd asimddp i8mm\nCPU implementer : 0x41\nCPU part : 
     ],
     ids=["x86", "pi-5", "pi-2", "unnamed"],
 )
-def test_the_processor_is_named(said: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine.cpu_name()  # on systems without one
-    (tmp_path / "cpuinfo").write_text(said)
-    assert machine.cpu_name() == cpu
+def test_the_processor_is_named(
+    cpuinfo: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_info, "CPUINFO", tmp_path / "cpuinfo")
+    assert cpu_info.cpu_name()  # on systems without one
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert cpu_info.cpu_name() == cpu
 
 
 def test_the_board_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "BOARD_FILES", (tmp_path / "model", tmp_path / "product_name"))
-    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
-    assert machine.board_name() == ""
+    monkeypatch.setattr(cpu_info, "BOARD_FILES", (tmp_path / "model", tmp_path / "product_name"))
+    monkeypatch.setattr(cpu_info, "CPUINFO", tmp_path / "cpuinfo")
+    assert cpu_info.board_name() == ""
     (tmp_path / "cpuinfo").write_text(X86)
-    assert machine.board_name() == "virtual machine"
+    assert cpu_info.board_name() == "virtual machine"
     (tmp_path / "product_name").write_text("ThinkPad X1\n")
-    assert machine.board_name() == "ThinkPad X1"
+    assert cpu_info.board_name() == "ThinkPad X1"
     (tmp_path / "model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
-    assert machine.board_name() == "Raspberry Pi 5 Model B Rev 1.0"
+    assert cpu_info.board_name() == "Raspberry Pi 5 Model B Rev 1.0"

@@ -1,4 +1,4 @@
-"""What the commands write on terminals of any width."""
+"""The line that the camera redraws, and the width of texts."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def test_truncate_counts_visible_columns(text: str, columns: int, kept: str) -> 
 
 
 @pytest.mark.skipif(os.name != "posix", reason="pseudo-terminals")
-@pytest.mark.parametrize(("told", "columns"), [(20, 20), (80, 80), (0, 80)])  # 0: a serial console
+@pytest.mark.parametrize(("reported", "columns"), [(20, 20), (80, 80), (0, 80)])  # 0: a serial console
 def test_the_camera_redraws_one_line_that_fits_the_terminal(
-    told: int, columns: int, colours: Path, clips: dict[str, Path]
+    reported: int, columns: int, colours: Path, clips: dict[str, Path]
 ) -> None:
     import fcntl
     import pty
     import termios
 
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, told, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, reported, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "runtime.classify", "--camera", clips["h264"], "--model", colours],
         env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"},
@@ -49,13 +49,13 @@ def test_the_camera_redraws_one_line_that_fits_the_terminal(
         stderr=theirs,
     )
     os.close(theirs)
-    said = b""
+    output = b""
     with suppress(OSError):
         while data := os.read(ours, 4096):
-            said += data
+            output += data
     os.close(ours)
     assert process.wait() == 0
-    header, drawn, end = re.sub(r"\x1b\[[0-9;]*[mK]", "", said.decode()).split("\r\n")
+    header, drawn, end = re.sub(r"\x1b\[[0-9;]*[mK]", "", output.decode()).split("\r\n")
     lines = drawn.split("\r")[1:]
     assert "64 x 48" in header and end == "" and len(lines) >= 3
     assert all(display_width(line) < columns for line in lines)

@@ -1,4 +1,4 @@
-"""Each system's own place for caches."""
+"""The cache folder of each system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured is used, and every change that could make it wrong voids it."""
+"""A saved measurement is used until something changes that could make it wrong."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import pytest
 
 from runtime import Classifier
 from runtime.classify import main
-from runtime.inference import engine_cache as fastest
-from runtime.inference import model_reloader as live
+from runtime.inference import engine_cache, model_reloader
 from runtime.inference.engine_cache import EngineSelection, load_selection, save_selection
 from runtime.inference.engines import ENGINE_MODULES, ENGINES
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -65,7 +64,7 @@ def test_auto_uses_the_measured_engine_and_threads(
 def test_a_reloading_classifier_keeps_the_measured_engine(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(model_reloader, "POLL_SECONDS", 0.01)
     save_for(folder)
     classifier = ReloadingClassifier(folder)
     first = classifier.current()
@@ -125,7 +124,7 @@ def test_installing_or_removing_an_engine_invalidates_the_measurement(
 ) -> None:
     save_for(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(fastest, "is_installed", lambda engine: engine != "tflite")
+        patch.setattr(engine_cache, "is_installed", lambda engine: engine != "tflite")
         reason = load_selection(choose_model(folder).candidates)
         assert isinstance(reason, str) and "tflite was " in reason and reason.endswith("is None")
         save_for(folder)
@@ -136,7 +135,7 @@ def test_installing_or_removing_an_engine_invalidates_the_measurement(
 
 def test_another_processor_invalidates_the_measurement(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_for(folder)
-    monkeypatch.setattr(fastest, "cpu_name", lambda: "Cortex-A76, asimddp")
+    monkeypatch.setattr(engine_cache, "cpu_name", lambda: "Cortex-A76, asimddp")
     reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and reason.endswith(", is Cortex-A76, asimddp")
     classifier = Classifier(folder)

@@ -1,4 +1,4 @@
-"""The same file's answers in every engine, and what is said when there is none."""
+"""Every engine gives the same outputs for a file; a missing engine names its install command."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 25
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_outputs_are_returned_by_name(engine: str, colours: Path) -> None:
-    said = in_process(engine, file_for(engine, colours), {}, RED, GREEN, BLUE)
-    assert said["engine"].startswith(f"{engine} ") and said["dtypes"] == ["float32"]
-    for outputs, label in zip(said["outputs"], ("红", "grün", "blau"), strict=True):
+    result = in_process(engine, file_for(engine, colours), {}, RED, GREEN, BLUE)
+    assert result["engine"].startswith(f"{engine} ") and result["dtypes"] == ["float32"]
+    for outputs, label in zip(result["outputs"], ("红", "grün", "blau"), strict=True):
         assert list(outputs) == ["probabilities"]
         (probabilities,) = outputs["probabilities"]
         assert len(probabilities) == 3 and sum(probabilities) == pytest.approx(1, abs=1e-5)
@@ -127,15 +127,17 @@ def test_a_file_that_differs_from_its_contract_raises_model_error(
         (colours, {"input_size": [224, 224]}, "its contract says uint8 [1, 224, 224, 3]"),
         (knowing, {"thresholds": {}}, "its contract has no threshold"),
     ):
-        said = in_process(engine, file_for(engine, path), changes)
-        assert said.startswith("ModelError") and reason in said
+        result = in_process(engine, file_for(engine, path), changes)
+        assert result.startswith("ModelError") and reason in result
 
 
-def constant(dtype: int, sides: list[int], said: list[int] | None = None, name: str = "probabilities") -> Any:
-    """An ONNX output that is all ones, or says that it has other sides."""
+def constant(
+    dtype: int, sides: list[int], declared: list[int] | None = None, name: str = "probabilities"
+) -> Any:
+    """An ONNX output that is all ones, or declares other sides."""
     ones = helper.make_tensor("ones", dtype, sides, [1] * math.prod(sides))
     node = helper.make_node("Constant", [], [name], value=ones)
-    return node, helper.make_tensor_value_info(name, dtype, sides if said is None else said)
+    return node, helper.make_tensor_value_info(name, dtype, sides if declared is None else declared)
 
 
 def onnx_of(
@@ -243,8 +245,8 @@ def test_an_engines_version_is_read_without_importing_it(
         "print(engine_version(sys.argv[1]), *sys.modules)"
     )
     run = [sys.executable, "-c", code, engine]
-    said, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
-    assert said == metadata.version(ENGINE_MODULES[engine]) and ENGINE_MODULES[engine] not in modules
+    result, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
+    assert result == metadata.version(ENGINE_MODULES[engine]) and ENGINE_MODULES[engine] not in modules
     package = tmp_path / ENGINE_MODULES[engine]
     package.mkdir()
     (package / "__init__.py").write_text("from ._version import __version__\n")
@@ -296,9 +298,9 @@ def test_the_install_hint_fits_the_machine(
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(sys, "version_info", python)
     monkeypatch.setattr(sys, "maxsize", 2 ** (bits - 1) - 1)
-    said = install_hint(*asked)
+    result = install_hint(*asked)
     monkeypatch.undo()
-    assert answer in said
+    assert answer in result
 
 
 @pytest.mark.parametrize("engine", ENGINES)

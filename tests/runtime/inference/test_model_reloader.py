@@ -1,4 +1,4 @@
-"""A model exchanged under a running classifier."""
+"""A model is replaced while a classifier is running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runtime.common.errors import ModelError
-from runtime.inference import model_reloader as live
+from runtime.inference import model_reloader
 from runtime.inference.model_reloader import ReloadingClassifier
 from tests.helpers import wait_for
 
@@ -20,37 +20,37 @@ NAMES = ("blue", "green", "red")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(model_reloader, "POLL_SECONDS", 0.01)
 
 
 def test_a_new_model_is_loaded(make_folder: Callable[..., Path], photos: Path, tmp_path: Path) -> None:
-    folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, on_event=said.append)
+    folder, events = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, on_event=events.append)
     first = classifier.current()
     assert first(photos / "red.jpg").label == "红"
     folder.rename(tmp_path / "colours.old")  # as an export exchanges them
     make_folder(tmp_path / "colours", labels=NAMES)
     wait_for(lambda: classifier.current() is not first)
     assert classifier.current()(photos / "red.jpg").label == "red"
-    wait_for(lambda: bool(said))
-    assert said == [classifier.last_event] and "replaced" in said[0] and str(folder) in said[0]
+    wait_for(lambda: bool(events))
+    assert events == [classifier.last_event] and "replaced" in events[0] and str(folder) in events[0]
 
 
 def test_a_damaged_model_is_rejected_until_it_is_replaced(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
-    folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, on_event=said.append, engine="onnx")
+    folder, events = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, on_event=events.append, engine="onnx")
     first = classifier.current()
     file = first.model.path
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    wait_for(lambda: classifier.current() is first and bool(said))
-    assert "rejected" in said[0] and "copy it again" in said[0]
+    wait_for(lambda: classifier.current() is first and bool(events))
+    assert "rejected" in events[0] and "copy it again" in events[0]
     for _ in range(20):  # nor is it tried again and again
         time.sleep(0.02)
         assert classifier.current() is first
-    assert len(said) == 1 and first(photos / "red.jpg").label == "红"
+    assert len(events) == 1 and first(photos / "red.jpg").label == "红"
     shutil.rmtree(folder)
     make_folder(folder, labels=NAMES)
     wait_for(lambda: classifier.current()(photos / "red.jpg").label == "red")
@@ -62,9 +62,9 @@ def test_a_file_that_is_being_copied_is_loaded_when_it_is_complete(
     def file_of(name: str, **changes: object) -> bytes:
         return (make_folder(tmp_path / name, **changes) / "colours_float32.tflite").read_bytes()
 
-    path, said = tmp_path / "model.tflite", list[str]()
+    path, events = tmp_path / "model.tflite", list[str]()
     path.write_bytes(file_of("one"))
-    classifier = ReloadingClassifier(path, on_event=said.append)
+    classifier = ReloadingClassifier(path, on_event=events.append)
     first, new = classifier.current(), file_of("two", labels=NAMES)
     with path.open("wb") as out:
         for at in range(0, len(new), len(new) // 20):
@@ -72,8 +72,8 @@ def test_a_file_that_is_being_copied_is_loaded_when_it_is_complete(
             out.flush()
             time.sleep(0.001)
     wait_for(lambda: classifier.current() is not first)
-    wait_for(lambda: bool(said))
-    assert classifier.current()(photos / "red.jpg").label == "red" and len(said) == 1
+    wait_for(lambda: bool(events))
+    assert classifier.current()(photos / "red.jpg").label == "red" and len(events) == 1
 
 
 def swap(new: Path, folder: Path) -> None:
@@ -86,29 +86,29 @@ def test_a_new_model_is_loaded_without_any_request(
     make_folder: Callable[..., Path], photos: Path, tmp_path: Path
 ) -> None:
     """Photos of a watched folder may be hours apart: the first one is the new model's."""
-    folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, on_event=said.append)
+    folder, events = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, on_event=events.append)
     swap(make_folder(tmp_path / "new", labels=NAMES), folder)
-    wait_for(lambda: bool(said))
+    wait_for(lambda: bool(events))
     assert classifier.current()(photos / "red.jpg").label == "red"
 
 
 def test_an_unexpected_error_is_logged_once(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, said = make_folder(tmp_path / "colours"), list[str]()
-    classifier = ReloadingClassifier(folder, on_event=said.append)
+    folder, events = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, on_event=events.append)
     first = classifier.current()
 
     def odd(*_: object, **__: object) -> None:
         raise IndexError("no such output")
 
     new = make_folder(tmp_path / "new", labels=NAMES)
-    monkeypatch.setattr(live, "Classifier", odd)
+    monkeypatch.setattr(model_reloader, "Classifier", odd)
     swap(new, folder)
-    wait_for(lambda: bool(said))
+    wait_for(lambda: bool(events))
     time.sleep(0.1)
-    assert len(said) == 1 and "rejected" in said[0] and "IndexError: no such output" in said[0]
+    assert len(events) == 1 and "rejected" in events[0] and "IndexError: no such output" in events[0]
     assert classifier.current() is first
 
 

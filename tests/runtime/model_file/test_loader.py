@@ -1,4 +1,4 @@
-"""Contract, index and choice of file: what is not right is refused with its reason."""
+"""A model file is read once and checked against its index and contract."""
 
 from __future__ import annotations
 

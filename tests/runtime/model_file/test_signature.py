@@ -1,4 +1,4 @@
-"""A public key on the device: what it did not sign, or not so, is refused before an engine sees it."""
+"""A model that is not signed by the given key is rejected before an engine gets its bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from export.sign import open_key
 from runtime import Classifier
 from runtime.classify import main
 from runtime.common.errors import ModelError
-from runtime.inference import model_reloader as live
+from runtime.inference import model_reloader
 from runtime.inference.engines import ENGINE_MODULES
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
@@ -223,21 +223,21 @@ def test_a_running_model_is_replaced_by_signed_models_only(
     folder: Path, key: Path, make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the signature comes after the files, as when a folder is copied."""
-    monkeypatch.setattr(live, "POLL_SECONDS", 0.01)
-    said: list[str] = []
-    running = ReloadingClassifier(folder, on_event=said.append, key=key)
+    monkeypatch.setattr(model_reloader, "POLL_SECONDS", 0.01)
+    events: list[str] = []
+    running = ReloadingClassifier(folder, on_event=events.append, key=key)
     first = running.current()
 
     def wait_for(line: str) -> None:
         until = time.monotonic() + 20
-        while not (said and line in said[-1]):
-            assert time.monotonic() < until, said
+        while not (events and line in events[-1]):
+            assert time.monotonic() < until, events
             time.sleep(0.02)
 
     new = held(make_folder(tmp_path / "new", created="2026-01-31T12:00:00Z"))
     replace_dir(new, folder)
     wait_for("rejected")
-    assert "is not signed" in said[-1] and running.current() is first
+    assert "is not signed" in events[-1] and running.current() is first
     (folder / SIGNATURE_NAME).write_bytes(open_key(key.with_suffix(".key"))("colours", new))
     wait_for("replaced")
     assert running.current().model.contract.created == "2026-01-31T12:00:00Z"
@@ -290,8 +290,12 @@ def test_verify_rejects_a_flipped_bit_in_any_signed_file(
 ) -> None:
     flip(folder / name, 700)
     assert main(["--verify", "--model", str(folder), "--key", str(key)]) == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith(f"error: {folder / name}: ") and said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert (
+        output.out == ""
+        and output.err.startswith(f"error: {folder / name}: ")
+        and output.err.count("\n") == 1
+    )
 
 
 def test_verify_needs_a_key(signed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -365,5 +369,5 @@ def test_bytes_that_fail_a_check_never_reach_an_engine(
         capture_output=True,
         text=True,
     )
-    told = [line for line in done.stderr.splitlines() if line[:1].isdigit()]
-    assert told == ["2 0"] * len(bad) + ["0 1"] * len(good), done.stderr
+    results = [line for line in done.stderr.splitlines() if line[:1].isdigit()]
+    assert results == ["2 0"] * len(bad) + ["0 1"] * len(good), done.stderr

@@ -25,7 +25,7 @@ from tests.runtime.preprocess.pictures import (
 )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")
 def test_a_jpeg_of_250_megapixels_decodes_in_150_mb(tmp_path: Path) -> None:
     # One grey block repeated: the file is small, the decoder's work is not.
     path = tmp_path / "large.jpg"
@@ -143,7 +143,7 @@ def test_the_tiles_of_a_tiff_have_the_limit_of_a_picture(
         read_picture(data)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),
     [

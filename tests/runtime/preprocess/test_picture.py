@@ -1,4 +1,4 @@
-"""Pictures of every kind that phones and cameras make, against a full decode, and what is no picture."""
+"""Pictures of every format and mode give the expected pixels, and damaged ones an error."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_an_unreadable_picture_gives_its_reason_in_one_line(data: bytes, reason:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")
 def test_an_error_does_not_keep_the_pixels_in_memory(tmp_path: Path) -> None:
     """Of a picture cut off, the pixels would stay in memory for as long as the error does."""
     data = encode(Image.new("RGB", (4000, 4000)), "PNG")
