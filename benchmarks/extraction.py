@@ -26,7 +26,9 @@ with suppress_native_stderr():
 from benchmarks.machine import describe_machine
 from runtime.preprocess.picture import read_picture
 from train.data.find_photos import find_photos
-from train.features.extraction import Replica, compute, find_devices
+from train.features.devices import find_devices
+from train.features.extraction import ExtractionPlan, compute_features
+from train.features.replica import Replica
 from train.network.vgg import read_weights
 
 COUNT = 96
@@ -80,7 +82,8 @@ def print_row(name: str, photos: Path) -> None:
         compute_only.append(time.monotonic() - started)
         with tempfile.TemporaryDirectory() as cache:
             started = time.monotonic()
-            compute(dataset.root, missing, Path(cache), weights, "block5_pool", devices)
+            plan = ExtractionPlan(Path(cache), "block5_pool", 0, frozenset(), missing)
+            compute_features(dataset.root, plan, weights, devices)
             from_files.append(time.monotonic() - started)
     ratio = median(from_files) / median(from_memory)
     file_rate, compute_rate = len(pixels) / median(from_files), len(pixels) / median(compute_only)

@@ -36,7 +36,9 @@ from train.data.find_photos import find_photos
 with suppress_native_stderr():
     import keras  # noqa: F401
 
-from train.features.extraction import Replica, extract, find_devices
+from train.features.devices import find_devices
+from train.features.extraction import extract
+from train.features.replica import Replica
 from train.network.novelty import RELATIVE, fit_novelty
 from train.network.vgg import INPUT_SIZE, read_weights
 

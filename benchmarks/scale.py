@@ -20,8 +20,11 @@ import numpy as np
 from benchmarks.machine import describe_machine
 from train.data.dataset import Dataset
 from train.data.find_photos import find_photos
-from train.features.extraction import _store, extract, find_devices, survey
-from train.features.ray_cluster import Cluster, check, connected
+from train.features.devices import find_devices
+from train.features.extraction import extract, plan_extraction
+from train.features.ray_address import check_ray_address
+from train.features.ray_cluster import RayCluster, connect_to_ray
+from train.features.store import write_feature
 from train.network.vgg import Weights, read_weights
 
 COUNT = 128  # photos: 4 shards of 2 batches
@@ -42,8 +45,8 @@ def main(photos: str) -> int:
 
     one_process: list[float] = []
     by_ray: list[float] = []
-    check("local")
-    with connected("local") as cluster:
+    check_ray_address("local")
+    with connect_to_ray("local") as cluster:
         first_rate = rate(dataset, weights, cluster)
         for _ in range(ROUNDS):  # alternately, because the machine may have other work
             one_process.append(rate(dataset, weights))
@@ -71,7 +74,7 @@ def main(photos: str) -> int:
 
 
 def rate(
-    dataset: Dataset, weights: Weights, cluster: Cluster | None = None, layer: str = "block5_pool"
+    dataset: Dataset, weights: Weights, cluster: RayCluster | None = None, layer: str = "block5_pool"
 ) -> float:
     with tempfile.TemporaryDirectory() as cache, redirect_stdout(sys.stderr):
         started = time.monotonic()
@@ -84,14 +87,16 @@ def store_rate(weights: Weights) -> float:
     with tempfile.TemporaryDirectory() as cache:
         started = time.monotonic()
         for number in range(500):
-            _store(Path(cache) / f"{number % 256:02x}" / f"{number}.npy", feature)
+            write_feature(Path(cache) / f"{number % 256:02x}" / f"{number}.npy", feature)
         return 500 / (time.monotonic() - started)
 
 
 def bytes_per_file(dataset: Dataset, weights: Weights) -> float:
     tracemalloc.start()
     with tempfile.TemporaryDirectory() as cache:
-        work = survey(dataset, weights, Path(cache), views=2, layer="block5_pool", devices=find_devices())
+        work = plan_extraction(
+            dataset, weights, Path(cache), views=2, layer="block5_pool", devices=find_devices()
+        )
         return tracemalloc.get_traced_memory()[0] / len(work.files)
 
 

@@ -18,7 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.dataset import Dataset
-from train.features.extraction import Devices, Replica, Work, extract_batches
+from train.features.batches import extract_batches
+from train.features.devices import Devices
+from train.features.extraction import ExtractionPlan
+from train.features.replica import Replica
 from train.finetune import fine_tune, upper_blocks
 from train.network.vgg import Weights
 from train.settings import Settings
@@ -30,7 +33,9 @@ SAMPLE_BATCH = 4  # pictures per batch of extraction, and photos of the fine-tun
 HEAD_STEPS = 4  # training steps of the head per timed epoch
 
 
-def print_plan(dataset: Dataset, work: Work, weights: Weights, devices: Devices, settings: Settings) -> None:
+def print_plan(
+    dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
+) -> None:
     """Print what a run would compute and train, and an estimate of its time. Nothing is stored."""
     photos = len(dataset.split("train"))
     print(
@@ -55,7 +60,7 @@ def print_plan(dataset: Dataset, work: Work, weights: Weights, devices: Devices,
 
 
 def estimate(
-    dataset: Dataset, work: Work, weights: Weights, devices: Devices, settings: Settings
+    dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
 ) -> Mapping[str, float]:
     """Seconds of each stage, by its description."""
     photos, val = len(dataset.split("train")), len(dataset.split("val"))
@@ -78,7 +83,9 @@ def estimate(
     return stages
 
 
-def _time_extraction(dataset: Dataset, work: Work, weights: Weights, devices: Devices) -> tuple[float, float]:
+def _time_extraction(
+    dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices
+) -> tuple[float, float]:
     """Seconds until the first batch, and pictures per second after it, with decoding."""
     small = replace(devices, batch=min(devices.batch, SAMPLE_BATCH))
     began = time.monotonic()

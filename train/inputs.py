@@ -18,7 +18,7 @@ from train.data.dataset import SPLITS, Dataset, LeftOut
 from train.data.find_photos import find_photos
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
-from train.features.ray_cluster import check
+from train.features.ray_address import check_ray_address
 from train.run_writer import check_output_dir
 
 SYNTHETIC_PER_CLASS = 60  # pictures drawn without photos and without --limit: about 30 seconds
@@ -41,7 +41,7 @@ def find_inputs(config: TrainConfig) -> Inputs:
     started = datetime.now(timezone.utc)
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
     if config.ray:
-        check(config.ray)
+        check_ray_address(config.ray)
     settings = config.settings
     dataset = find_photos(
         config.photos or default_photos(settings.limit),

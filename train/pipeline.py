@@ -30,8 +30,9 @@ from train.data.near_duplicates import Pair, check_near_duplicates
 from train.distributed import PROCESSES_VARIABLE, ProcessShard, check_same_inputs, init_distributed, shutdown
 from train.dry_run import print_plan
 from train.evaluation import Evaluation, calibrate_and_evaluate
-from train.features.extraction import Devices, Features, extract, find_devices, survey
-from train.features.ray_cluster import Cluster, connected
+from train.features.devices import Devices, find_devices
+from train.features.extraction import Features, extract, plan_extraction
+from train.features.ray_cluster import RayCluster, connect_to_ray
 from train.finetune import fine_tune, upper_blocks
 from train.inputs import Inputs, print_left_out
 from train.logs import TrainingLogger
@@ -50,7 +51,7 @@ class Compute:
     """Where features are computed: local devices, or a Ray cluster with its own."""
 
     devices: Devices
-    cluster: Cluster | None
+    cluster: RayCluster | None
 
     @property
     def description(self) -> str:
@@ -127,7 +128,7 @@ def join_processes(config: TrainConfig, dataset: Dataset, base: Weights) -> Proc
 @contextmanager
 def open_compute(config: TrainConfig) -> Iterator[Compute]:
     """Find the devices of this machine, or connect to the Ray cluster, and print them."""
-    with connected(config.ray) if config.ray else nullcontext() as cluster:
+    with connect_to_ray(config.ray) if config.ray else nullcontext() as cluster:
         compute = Compute(cluster.devices if cluster else find_devices(), cluster)
         print(f"device: {compute.description}")
         yield compute
@@ -136,7 +137,7 @@ def open_compute(config: TrainConfig) -> Iterator[Compute]:
 def print_dry_run(config: TrainConfig, dataset: Dataset, base: Weights, compute: Compute) -> int:
     """Print what `train` would do and an estimate of its time. Returns exit code 0."""
     cache, layer, views = _features_folder(config.cache), _last_frozen_layer(config), config.views
-    work = survey(dataset, base, cache, views=views, layer=layer, devices=compute.devices)
+    work = plan_extraction(dataset, base, cache, views=views, layer=layer, devices=compute.devices)
     print_plan(dataset, work, base, compute.devices, config.settings)
     print(printable(f"would write: {config.out}"))
     return 0

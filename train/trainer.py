@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
 from train.distributed import ProcessShard
-from train.features.extraction import FeatureStore
+from train.features.store import FeatureStore
 from train.progress import Progress
 from train.settings import Settings
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from train import dry_run
 from train.__main__ import main
 from train.data.find_photos import find_photos
-from train.features.extraction import Devices, Work
+from train.features.devices import Devices
+from train.features.extraction import ExtractionPlan
 
 
 def test_a_dry_run_prints_an_estimate_and_writes_nothing(
@@ -56,7 +57,9 @@ def test_the_sample_of_a_dry_run_is_a_small_part_of_the_work(
 
     monkeypatch.setattr(dry_run, "Replica", CountingReplica)
     dataset = find_photos(synthetic_photos)
-    work = Work(tmp_path, "block5_pool", 1, frozenset(), [(photo, [0, 1]) for photo in dataset.photos * 10])
+    work = ExtractionPlan(
+        tmp_path, "block5_pool", 1, frozenset(), [(photo, [0, 1]) for photo in dataset.photos * 10]
+    )
     start, rate = dry_run._time_extraction(dataset, work, None, Devices(("cpu:0",), "float32", False, 16))  # type: ignore[arg-type]
     assert start > 0 and rate > 0
     assert work.pictures == 800 and computed < 200

@@ -191,7 +191,7 @@ def test_ctrl_c_in_extraction_keeps_the_features(
     from train.features import extraction as features
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    store, stored = features._store, []
+    store, stored = features.write_feature, []
 
     def then_stop(file: Path, feature: Any) -> None:
         store(file, feature)
@@ -199,7 +199,7 @@ def test_ctrl_c_in_extraction_keeps_the_features(
         if len(stored) == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(features, "_store", then_stop)
+    monkeypatch.setattr(features, "write_feature", then_stop)
     assert main([*small, "--out", str(tmp_path / "run")]) == 130
     assert "the same command" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

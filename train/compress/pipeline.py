@@ -40,7 +40,7 @@ from train.compress.stage_cache import StageCache, compress_fingerprint
 from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, with_pooled_features
 from train.data.dataset import SPLITS, Photo
 from train.evaluation import Evaluation, calibrate_and_evaluate
-from train.features.extraction import find_devices
+from train.features.devices import find_devices
 from train.finetune import compute_dtype, view_schedule
 from train.logs import TrainingLogger
 from train.network.heads import build_classifier

@@ -1,8 +1,8 @@
-"""Extraction over a Ray cluster: a shard of photos is a Ray task, and what it gives the driver stores.
+"""Compute features on a Ray cluster. The driver stores them.
 
-Ray places the tasks, moves photos and features between machines, and runs a task again whose worker died
-(Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", 2018). A task looks at its photos
-with the very code that one machine uses: `train.features.look`.
+Ray places the tasks, moves photos and features between machines, and restarts a task whose worker died
+(Moritz et al., "Ray: A Distributed Framework for Emerging AI Applications", 2018). A task runs the same code
+as a single machine: train/features/batches.py.
 """
 
 from __future__ import annotations
@@ -12,100 +12,44 @@ import io
 import logging
 import os
 import re
-import socket
-import subprocess
 import sys
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 from tqdm import tqdm
 
 from runtime.common.errors import PictureError, UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.decode import read_bytes
-from runtime.preprocess.picture import PICTURE_VERSION
-from train.data.dataset import file_sha256
+from train.features import ray_task
+from train.features.batches import FeatureBatch, PhotoViews, Unreadable
+from train.features.devices import Devices, devices_on
+from train.features.ray_address import RAY_SETTINGS, RETRIES, ClusterError, cannot_connect
+from train.network.vgg import Weights
 
-if TYPE_CHECKING:
-    from train.features.extraction import Devices, FeatureBatch, Job, Replica
-    from train.network.vgg import Weights
+Shard = list[PhotoViews]
 
-ANSWER_WITHIN = 15  # seconds; Ray itself goes on asking a dead address for two minutes
-RETRIES = 3  # of a shard whose worker died: photos that kill every worker must not be tried for ever
-SHARD_BATCHES = 4  # about five seconds of two cores: what a death costs at most
-SHARDS_AHEAD = 2  # a worker's: the one it computes, and one that it begins as soon as that is done
-LOOK_EVERY = 10.0  # seconds without a result after which it is asked whether there is a worker at all
-
-# Before Ray is imported: no reports to its makers, and none of its own notes: what a user must know we tell.
-RAY_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_task_oom_retries": str(RETRIES),  # without it a shard that fills the memory is tried for ever
-}
-PROBE = "import sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
-
-
-class ClusterError(UserError):
-    """A Ray cluster that cannot be reached, or whose workers cannot do the work."""
-
-
-def check(address: str) -> None:
-    """Raises ClusterError when Ray is not installed or nothing answers at `address`: HOST:PORT of a cluster's
-    head, "auto" for the one that this machine is of, or "local", which is started when needed.
-    """
-    if find_spec("ray") is None:
-        raise ClusterError("--ray needs Ray, which is not installed: pip install 'vgg-edge[ray]'")
-    if address in ("local", "auto"):
-        return
-    if not (found := re.fullmatch(r"\[?([^/@\s]+?)\]?:(\d{1,5})", address)):
-        raise ClusterError(
-            f"--ray {address}: is no address; give HOST:PORT of a Ray cluster's head, or local"
-        )
-    nothing = "`ray start --head` starts a cluster, --ray local tries it on this machine"
-    try:
-        socket.create_connection((found[1], int(found[2])), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ClusterError(f"--ray {address}: nothing answers there ({reason}); {nothing}") from None
-    # Something listens. Whether it is Ray, only Ray can tell, and only a process's end stops it from trying.
-    probe = [sys.executable, "-c", PROBE, address]
-    try:
-        done = subprocess.run(
-            probe, env=os.environ | RAY_SETTINGS, capture_output=True, timeout=ANSWER_WITHIN
-        )
-    except subprocess.TimeoutExpired as error:
-        if b"AuthToken" in (error.stderr or b""):
-            raise ClusterError(
-                f"--ray {address}: wants Ray's token; set RAY_AUTH_MODE=token here as on its head, and copy "
-                "the head's ~/.ray/auth_token to each machine"
-            ) from None
-        raise ClusterError(
-            f"--ray {address}: what listens there did not answer as Ray within {ANSWER_WITHIN} s; {nothing}"
-        ) from None
-    if done.returncode:
-        raise _unreachable(address, done.stderr.decode(errors="replace"))
+SHARD_BATCHES = 4  # about five seconds of two cores, which the death of a worker costs at most
+SHARDS_PER_SLOT = 2  # the running shard, and the next one that starts without a pause
+RESULT_TIMEOUT = 10.0  # seconds without a result, after which the driver checks for live nodes
 
 
 @contextmanager
-def connected(address: str) -> Iterator[Cluster]:
-    """`with connected("local") as cluster`: workers get this project's code from here, and need its packages.
+def connect_to_ray(address: str) -> Iterator[RayCluster]:
+    """A connected cluster. Workers get this project's code from here and need its packages.
 
-    Ray waits two minutes for an address that is dead: `check` comes before. Raises ClusterError.
+    Call `check_ray_address` before: Ray waits two minutes for a dead address. Raises ClusterError.
     """
     os.environ.update(RAY_SETTINGS)
-    import keras
     import ray
 
-    from train.features.extraction import devices_on
-
     packages = [str(Path(importlib.import_module(name).__path__[0])) for name in ("train", "runtime")]
-    how: dict[str, Any] = {
+    options: dict[str, Any] = {
         "runtime_env": {
             "py_modules": packages,
             "excludes": ["__pycache__", "released"],
@@ -115,33 +59,36 @@ def connected(address: str) -> Iterator[Cluster]:
         "logging_level": logging.ERROR,
     }
     if address == "local":
-        how["include_dashboard"] = False
+        options["include_dashboard"] = False
     try:
         with suppress_native_stderr():
-            ray.init(address, **how)
-    except Exception as error:  # of many kinds
-        raise _unreachable(address, str(error)) from None
+            ray.init(address, **options)
+    except Exception as error:  # Ray raises many types
+        raise cannot_connect(address, str(error)) from None
     try:
-        nodes = [node["Resources"] for node in _nodes()]
-        with_gpu = [has for has in nodes if has.get("GPU", 0) >= 1]
-        with_cpu = [has for has in nodes if has.get("CPU", 0) >= 1]
-        if with_gpu:
-            cpus, gpus = min(int(has.get("CPU", 0) // has["GPU"]) for has in with_gpu), 1
-        elif with_cpu:
-            cpus, gpus = min(int(has["CPU"]) for has in with_cpu), 0
-        else:
-            raise ClusterError(f"--ray {address}: no node has a processor to give; start one that has")
-        yield Cluster(address, devices_on(["gpu:0"] if gpus else []), cpus, gpus)
+        cpus, gpus = _resources_per_task(address)
+        yield RayCluster(address, devices_on(["gpu:0"] if gpus else []), cpus, gpus)
     finally:
         ray.shutdown()
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """A Ray cluster that this process is connected to.
+def _resources_per_task(address: str) -> tuple[int, int]:
+    """CPUs and GPUs: one GPU with its share of the CPUs, or else all CPUs of the smallest node."""
+    nodes = [node["Resources"] for node in _live_nodes()]
+    with_gpu = [resources for resources in nodes if resources.get("GPU", 0) >= 1]
+    with_cpu = [resources for resources in nodes if resources.get("CPU", 0) >= 1]
+    if with_gpu:
+        return min(int(resources.get("CPU", 0) // resources["GPU"]) for resources in with_gpu), 1
+    if with_cpu:
+        return min(int(resources["CPU"]) for resources in with_cpu), 0
+    raise ClusterError(f"--ray {address}: no node offers a CPU or GPU; start a node that does")
 
-    `devices` is what a task computes on, `cpus` and `gpus` what it asks of its node: a GPU and its share of
-    the processors, or, where there is no GPU, as many processors as the smallest node has.
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A cluster that this process is connected to.
+
+    A task computes on `devices` and reserves `cpus` and `gpus` of its node.
     """
 
     address: str
@@ -153,209 +100,135 @@ class Cluster:
         return f"Ray at {self.address}, {self.slots()} at a time"
 
     def slots(self) -> int:
-        """How many tasks can run at once, on the nodes that live."""
+        """How many tasks can run at once on the live nodes."""
         count = 0
-        for node in _nodes():
-            has = node["Resources"]
-            room = [has.get("CPU", 0) // self.cpus] if self.cpus else []
-            room += [has.get("GPU", 0) // self.gpus] if self.gpus else []
-            count += int(min(room))
+        for node in _live_nodes():
+            resources = node["Resources"]
+            fits = [resources.get("CPU", 0) // self.cpus] if self.cpus else []
+            fits += [resources.get("GPU", 0) // self.gpus] if self.gpus else []
+            count += int(min(fits))
         return count
 
-    def extract_batches(  # noqa: C901 (one loop over the states of a shard)
-        self, root: Path, jobs: list[Job], weights: Weights, layer: str
+    def extract_batches(
+        self, root: Path, photo_views: list[PhotoViews], weights: Weights, layer: str
     ) -> Generator[FeatureBatch]:
-        """What `train.features.look` gives for `jobs`, a shard at a time, as they are done.
+        """The results of `train.features.batches.extract_batches`, in the order in which shards finish.
 
-        Raises ClusterError: a shard whose worker died RETRIES + 1 times, other versions on a worker than
-        here, an error in a worker, no node left.
+        Raises ClusterError if the worker of a shard died RETRIES + 1 times, a worker has other package
+        versions, a worker raised an error, or no node is left.
         """
         import ray
 
-        from train.features.extraction import FeatureBatch
-
-        # Without max_calls a worker with a GPU would end after each task, and compile the model anew.
+        # Without max_calls, a worker with a GPU would end after each task and compile the model again.
         task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_calls=0, max_retries=RETRIES)(
-            _see_shard
+            ray_task.extract_shard
         )
-        plan = _Plan(str(root), layer, self.devices, self.cpus, versions())
-        base = ray.put(weights)
-        waiting = deque((shard, False) for shard in self._shards(jobs))
-        lived = _living()
-        running: dict[Any, list[Job]] = {}
+        options = ray_task.TaskOptions(str(root), layer, self.devices, self.cpus, ray_task.package_versions())
+        weights_ref = ray.put(weights)
+        waiting = deque((shard, False) for shard in self._shards(photo_views))
+        nodes = _node_ids()
+        running: dict[Any, Shard] = {}
         try:
             while waiting or running:
-                while waiting and len(running) < SHARDS_AHEAD * max(1, self.slots()):
-                    shard, send = waiting.popleft()
-                    sent, unreadable = _read(root, shard) if send else ({}, [])
+                while waiting and len(running) < SHARDS_PER_SLOT * max(1, self.slots()):
+                    shard, send_bytes = waiting.popleft()
+                    photo_bytes, unreadable = _read(root, shard) if send_bytes else ({}, [])
                     if unreadable:
                         yield FeatureBatch([], [], unreadable)
-                    shard = [job for job in shard if not send or job[0].sha256 in sent]
-                    if not shard:
-                        continue
-                    running[task.remote(plan, shard, sent, base)] = shard
+                    if send_bytes:
+                        shard = [item for item in shard if item[0].sha256 in photo_bytes]
+                    if shard:
+                        running[task.remote(options, shard, photo_bytes, weights_ref)] = shard
                 if not running:
                     break
-                with redirect_stdout(io.StringIO()) as heard:  # a thread of Ray's prints its news at length
-                    done, _ = ray.wait(list(running), timeout=LOOK_EVERY)
-                for left in re.findall(r"(\d+) retries remaining", heard.getvalue()):
-                    again = f"a worker died; its photos are tried again, {left} times at most"
-                    tqdm.write(again, file=sys.stderr)
-                # Told where no worker was at work, too: Ray has lost results that were not fetched.
-                live = _living()
-                if lived - live:
-                    again = "a node is gone; what it was at or held is computed again on the others"
-                    tqdm.write(again, file=sys.stderr)
-                lived = live
-                if not done and not self.slots():
-                    raise ClusterError(
-                        f"--ray {self.address}: no node is left to compute on; start one and give the same "
-                        "command again: what is done is kept"
-                    )
-                for ref in done:
-                    seen, lacking = self._result(ref, running.pop(ref))
-                    if lacking:
-                        waiting.appendleft((lacking, True))
-                    yield from seen
+                finished, nodes = self._wait(list(running), nodes)
+                for ref in finished:
+                    batches, missing = self._result(ref, running.pop(ref))
+                    if missing:
+                        waiting.appendleft((missing, True))
+                    yield from batches
         finally:
             for ref in running:
                 ray.cancel(ref, force=True)
 
-    def _shards(self, jobs: list[Job]) -> Iterator[list[Job]]:
-        """A few batches each, and fewer where every slot would not get some."""
-        pictures = sum(len(views) for _, views in jobs)
-        batches = pictures // (2 * SHARDS_AHEAD * self.devices.batch * max(1, self.slots()))
+    def _shards(self, photo_views: list[PhotoViews]) -> Iterator[Shard]:
+        """Shards of up to SHARD_BATCHES batches, and smaller ones if some slots would get none."""
+        pictures = sum(len(views) for _, views in photo_views)
+        batches = pictures // (2 * SHARDS_PER_SLOT * self.devices.batch * max(1, self.slots()))
         size = self.devices.batch * min(SHARD_BATCHES, max(1, batches))
-        shard: list[Job] = []
-        for job in jobs:
-            shard.append(job)
+        shard: Shard = []
+        for item in photo_views:
+            shard.append(item)
             if sum(len(views) for _, views in shard) >= size:
                 yield shard
                 shard = []
         if shard:
             yield shard
 
-    def _result(self, ref: Any, shard: list[Job]) -> tuple[list[FeatureBatch], list[Job]]:
+    def _wait(self, running: list[Any], nodes: set[str]) -> tuple[list[Any], set[str]]:
+        """The finished tasks and the live nodes; prints dead workers and nodes."""
+        import ray
+
+        with redirect_stdout(io.StringIO()) as ray_output:  # a thread of Ray prints long messages
+            finished, _ = ray.wait(running, timeout=RESULT_TIMEOUT)
+        for retries in re.findall(r"(\d+) retries remaining", ray_output.getvalue()):
+            tqdm.write(f"a worker died; its photos are tried again, at most {retries} times", file=sys.stderr)
+        # Printed for idle nodes too: Ray also loses finished results that the driver did not fetch yet.
+        live = _node_ids()
+        if nodes - live:
+            tqdm.write("a node died; its shards are computed again on other nodes", file=sys.stderr)
+        if not finished and not self.slots():
+            raise ClusterError(
+                f"--ray {self.address}: no node is left; start one and run the same command again: finished "
+                "features are kept"
+            )
+        return finished, live
+
+    def _result(self, ref: Any, shard: Shard) -> tuple[list[FeatureBatch], Shard]:
+        """The result of a finished task. Raises ClusterError."""
         import ray
         from ray.exceptions import RayError, RayTaskError
 
         try:
-            result: tuple[list[FeatureBatch], list[Job]] = ray.get(ref)
+            result: tuple[list[FeatureBatch], Shard] = ray.get(ref)
             return result
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, UserError):
                 raise ClusterError(f"--ray {self.address}: {cause}") from None
-            what = f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}"
+            reason = f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}"
             if isinstance(cause, ImportError):
-                raise ClusterError(f"{what}; pip install 'vgg-edge[train,ray]' on every node") from None
-            raise ClusterError(f"{what}; without --ray it is told in full") from None
+                raise ClusterError(f"{reason}; pip install 'vgg-edge[train,ray]' on every node") from None
+            raise ClusterError(f"{reason}; run without --ray to see the complete error") from None
         except RayError as error:
-            photos = f"{len(shard)} photos from {shard[0][0].path} on"
             raise ClusterError(
-                f"--ray {self.address}: {photos} could not be computed, nor in {RETRIES} more tries "
-                f"({type(error).__name__}: {_first_sentence(error)}); what is done is kept"
+                f"--ray {self.address}: {len(shard)} photos, the first {shard[0][0].path}, failed in "
+                f"{RETRIES + 1} tries ({type(error).__name__}: {_first_sentence(error)}); finished features "
+                "are kept"
             ) from None
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What every shard has in common."""
-
-    root: str
-    layer: str
-    devices: Devices
-    cpus: int
-    versions: Mapping[str, str]
-
-
-def versions() -> dict[str, str]:
-    """Of what pixels and features depend on beside the code, which workers get from the driver."""
-    import keras
-    import numpy
-    import PIL
-
-    from train.data.augment import DRAWS_VERSION
-
-    backend = keras.backend.backend()
-    return {
-        "keras": keras.__version__,
-        backend: importlib.import_module(backend).__version__,
-        "numpy": numpy.__version__,
-        "pillow": PIL.__version__,
-        "pictures": f"{PICTURE_VERSION}.{DRAWS_VERSION}",
-    }
-
-
-def _see_shard(
-    plan: _Plan, jobs: list[Job], sent: Mapping[str, bytes], weights: Weights
-) -> tuple[list[FeatureBatch], list[Job]]:
-    """The task: what came of jobs, and those whose photo is neither `sent` nor, unchanged, on the path."""
-    # TensorFlow would take every processor of the machine, other tasks' too.
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(plan.cpus)
-    root = Path(plan.root)
-    here: list[Job] = []
-    lacking: list[Job] = []
-    for job in jobs:
-        photo, _ = job
-        found = photo.sha256 in sent or file_sha256(root / photo.path) == photo.sha256
-        (here if found else lacking).append(job)
-    if not here:
-        return [], lacking
-
-    from train.features.extraction import extract_batches
-
-    if differing := plan.versions.items() - versions().items():
-        theirs = versions()
-        what = ", ".join(f"{name} {theirs.get(name)}, not {mine}" for name, mine in sorted(differing))
-        raise ClusterError(
-            f"node {socket.gethostname()} has {what}; features would differ: install the same on every node"
-        )
-    return list(extract_batches(root, here, [_replica(plan, weights)], sent)), lacking
-
-
-_replicas: dict[tuple[str, str, Devices], Replica] = {}  # of this worker: one, built by its first task
-
-
-def _replica(plan: _Plan, weights: Weights) -> Replica:
-    from train.features.extraction import Replica
-
-    key = (weights.sha256, plan.layer, plan.devices)
-    if key not in _replicas:
-        _replicas.clear()
-        _replicas[key] = Replica(weights, plan.devices.names[0], plan.devices, plan.layer)
-    return _replicas[key]
-
-
-def _read(root: Path, jobs: list[Job]) -> tuple[dict[str, bytes], list[tuple[Job, str]]]:
-    """The photos' bytes by sha256, and the jobs of those that cannot be read, with the reason."""
-    read: dict[str, bytes] = {}
-    unreadable: list[tuple[Job, str]] = []
-    for job in jobs:
-        path = root / job[0].path
+def _read(root: Path, shard: Shard) -> tuple[dict[str, bytes], list[Unreadable]]:
+    """The photos' bytes by sha256, and the unreadable photos."""
+    photo_bytes: dict[str, bytes] = {}
+    unreadable: list[Unreadable] = []
+    for item in shard:
+        path = root / item[0].path
         try:
-            read[job[0].sha256] = read_bytes(path)
+            photo_bytes[item[0].sha256] = read_bytes(path)
         except PictureError as error:
-            unreadable.append((job, str(error).removeprefix(f"{path}: ")))
-    return read, unreadable
+            unreadable.append((item, str(error).removeprefix(f"{path}: ")))
+    return photo_bytes, unreadable
 
 
-def _nodes() -> list[dict[str, Any]]:
+def _live_nodes() -> list[dict[str, Any]]:
     import ray
 
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
-def _living() -> set[str]:
-    return {node["NodeID"] for node in _nodes()}
-
-
-def _unreachable(address: str, said: str) -> ClusterError:
-    last = said.strip().splitlines()[-1:] or ["no reason given"]
-    return ClusterError(
-        f"--ray {address}: cannot be joined ({last[0]}); this machine must have the head's versions of "
-        f"Python and Ray and be a node: `ray start --address {address} --num-cpus 0` does it, without work"
-    )
+def _node_ids() -> set[str]:
+    return {node["NodeID"] for node in _live_nodes()}
 
 
 def _first_sentence(error: BaseException) -> str:

@@ -20,13 +20,16 @@ from train.data.dataset import LeftOut
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import near_duplicates
 from train.data.synthetic import draw_flower
-from train.features.extraction import Devices, Replica, _ahead, extract, find_devices, survey
+from train.features.batches import _map_ahead
+from train.features.devices import Devices, find_devices
+from train.features.extraction import extract, plan_extraction
+from train.features.replica import Replica
 from train.network.vgg import Weights, load_weights, read_weights
 
 
 @pytest.fixture(scope="module")
-def weights() -> Weights:
-    return read_weights()
+def weights(small_weights: Path) -> Weights:
+    return read_weights(str(small_weights))
 
 
 @pytest.fixture
@@ -40,15 +43,15 @@ def photos(tmp_path: Path) -> Path:
 
 
 def files(cache: Path) -> dict[str, int]:
-    """By name, what would be another if the file were written again."""
+    """The inode of each file by its name. A file that is written again gets another inode."""
     return {path.name: path.stat().st_ino for path in cache.rglob("*") if path.is_file()}
 
 
-def test_each_photo_runs_once(photos: Path, tmp_path: Path, weights: Weights) -> None:
+def test_cached_features_are_not_computed_again(photos: Path, tmp_path: Path, weights: Weights) -> None:
     cache = tmp_path / "cache"
     dataset = find_photos(photos)
     x, y = extract(dataset, weights, cache, views=1).of("train")
-    assert x.shape == (2, 7, 7, 512) and x[:].dtype == np.float16
+    assert x.shape == (2, 2, 2, 32) and x[:].dtype == np.float16
     assert y.tolist() == [0, 1]
     before = files(cache)
     assert len(before) == 6
@@ -58,7 +61,7 @@ def test_each_photo_runs_once(photos: Path, tmp_path: Path, weights: Weights) ->
     mirrored = extract(find_photos(photos), weights, cache, views=2)
     after = files(cache)
     train = len(mirrored.dataset.split("train"))
-    assert before.items() <= after.items(), "what was there is not computed again"
+    assert before.items() <= after.items(), "cached features were computed again"
     assert len(after) == 7 + train
 
     x, y = mirrored.of("train")
@@ -68,16 +71,18 @@ def test_each_photo_runs_once(photos: Path, tmp_path: Path, weights: Weights) ->
     )
 
 
-def test_the_features_are_the_base_s_for_the_photo(photos: Path, tmp_path: Path, weights: Weights) -> None:
+def test_features_are_the_output_of_the_base(photos: Path, tmp_path: Path, weights: Weights) -> None:
     features = extract(find_photos(photos), weights, tmp_path / "cache", views=2)
     base = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
-    pixels = [read_picture(photos / photo.path) for photo in features.dataset.split("train")]
+    pixels = [
+        read_picture(photos / photo.path, weights.input_size) for photo in features.dataset.split("train")
+    ]
     expected = base(np.stack(pixels + [picture[:, ::-1] for picture in pixels]))
     np.testing.assert_allclose(features.of("train")[0][:], expected, rtol=2e-3, atol=1e-2)
 
 
 def test_unreadable_photos_are_left_out(photos: Path, tmp_path: Path, weights: Weights) -> None:
-    (photos / "daisy" / "text.jpg").write_text("no picture")
+    (photos / "daisy" / "text.jpg").write_text("not a picture")
     cut = (photos / "roses" / "0.png").read_bytes()
     (photos / "roses" / "cut.png").write_bytes(cut[: len(cut) // 2])
     dataset = extract(find_photos(photos), weights, tmp_path / "cache", views=1).dataset
@@ -85,18 +90,20 @@ def test_unreadable_photos_are_left_out(photos: Path, tmp_path: Path, weights: W
     assert [item.path for item in dataset.left_out] == ["daisy/text.jpg", "roses/cut.png"]
 
 
-def test_a_photo_that_changes_after_it_was_hashed_is_left_out(
+def test_a_photo_that_changed_since_it_was_hashed_is_left_out(
     photos: Path, tmp_path: Path, weights: Weights
 ) -> None:
     dataset = find_photos(photos)
     changed = dataset.split("val")[0]
     draw_flower("daisy", 9).save(photos / changed.path)
     found = extract(dataset, weights, tmp_path / "cache", views=1).dataset
-    assert found.left_out == (LeftOut(changed.path, "has changed while it was read"),)
+    assert found.left_out == (
+        LeftOut(changed.path, "has changed since it was hashed; start the command again"),
+    )
     assert not list((tmp_path / "cache").rglob(f"*{changed.sha256}*"))
 
 
-def test_a_damaged_cache_file_is_computed_again(photos: Path, tmp_path: Path, weights: Weights) -> None:
+def test_a_truncated_cache_file_is_computed_again(photos: Path, tmp_path: Path, weights: Weights) -> None:
     cache = tmp_path / "cache"
     before = extract(find_photos(photos), weights, cache, views=1).of("train")[0][:]
     for file in cache.rglob("*.npy"):
@@ -105,17 +112,19 @@ def test_a_damaged_cache_file_is_computed_again(photos: Path, tmp_path: Path, we
     np.testing.assert_array_equal(after, before)
 
 
-def test_a_cache_file_of_the_right_size_that_is_none_is_told(
+def test_a_damaged_cache_file_of_the_right_size_raises_user_error(
     photos: Path, tmp_path: Path, weights: Weights
 ) -> None:
     features = extract(find_photos(photos), weights, tmp_path / "cache", views=1)
     for file in features.folder.rglob("*.npy"):
         file.write_bytes(bytes(file.stat().st_size))
-    with pytest.raises(UserError, match=r"\.npy is damaged; remove the folder"):
+    with pytest.raises(UserError, match=r"\.npy is damaged"):
         features.of("train")[0][:]
 
 
-def test_a_cache_that_was_cleared_meanwhile_is_told(photos: Path, tmp_path: Path, weights: Weights) -> None:
+def test_a_cache_that_another_process_cleared_raises_cache_error(
+    photos: Path, tmp_path: Path, weights: Weights
+) -> None:
     features = extract(find_photos(photos), weights, tmp_path / "cache", views=1)
     next(features.folder.rglob("*.npy")).unlink()
     with pytest.raises(CacheError, match="No such file"):
@@ -123,15 +132,17 @@ def test_a_cache_that_was_cleared_meanwhile_is_told(photos: Path, tmp_path: Path
             features.of(split)[0][:]
 
 
-def test_a_cache_that_cannot_be_written_is_told(photos: Path, tmp_path: Path, weights: Weights) -> None:
+def test_a_cache_that_cannot_be_written_raises_cache_error(
+    photos: Path, tmp_path: Path, weights: Weights
+) -> None:
     (tmp_path / "cache").write_text("a file, where no folder can be made")
-    with pytest.raises(CacheError, match="Not a directory; make room, or give another folder by --cache"):
+    with pytest.raises(CacheError, match="Not a directory"):
         extract(find_photos(photos), weights, tmp_path / "cache", views=1)
 
 
-def test_memory_that_runs_out_halves_the_batch(weights: Weights) -> None:
-    """The error is the test's, as no accelerator is at hand; what follows it is real."""
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), np.uint8)
+def test_running_out_of_memory_halves_the_batch(weights: Weights) -> None:
+    """The test raises the error of an accelerator."""
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     replica = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
     expected = replica(pixels)
     predict, tried = replica.model.predict_on_batch, []
@@ -148,8 +159,10 @@ def test_memory_that_runs_out_halves_the_batch(weights: Weights) -> None:
     assert replica.batch == 2
 
 
-def test_sixteen_bits_are_near_and_do_not_overflow(weights: Weights) -> None:
-    """In the type that a GPU computes in: even weights that give eight times the activations stay finite."""
+@pytest.mark.slow
+def test_float16_is_accurate_and_does_not_overflow() -> None:
+    """With VGG16's own weights, and even with eight times its activations."""
+    weights = read_weights()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
     pixels[1] = draw_flower("sunflowers", 0).resize((224, 224))
     exact = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=2))(pixels)
@@ -164,10 +177,10 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def test_other_errors_of_a_device_are_told(weights: Weights) -> None:
+def test_other_errors_of_a_device_are_raised(weights: Weights) -> None:
     replica = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
     with pytest.raises(Exception, match="shape"):
-        replica(np.zeros((2, 224, 224, 4), np.uint8))
+        replica(np.zeros((2, 64, 64, 4), np.uint8))
 
 
 TWO_DEVICES = """
@@ -177,18 +190,20 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
 from pathlib import Path
-from train import features
-from train.backbone import read_weights
-from train.dataset import find_photos
+from train.data.find_photos import find_photos
+from train.features import extraction
+from train.features.devices import Devices
+from train.features.replica import Replica
+from train.network.vgg import read_weights
 used = {}
-call = features.Replica.__call__
+call = Replica.__call__
 def noted(self, pixels):
     used.setdefault(self.device, []).append(self.model.weights[0].value.device)
     return call(self, pixels)
-features.Replica.__call__ = noted
-two = features.Devices(("cpu:0", "cpu:1"), "float32", jit=True, batch=2)
+Replica.__call__ = noted
+two = Devices(("cpu:0", "cpu:1"), "float32", jit=True, batch=2)
 dataset = find_photos(Path(sys.argv[1]))
-found = features.extract(dataset, read_weights(), Path(sys.argv[2]), views=2, devices=two)
+found = extraction.extract(dataset, read_weights(sys.argv[4]), Path(sys.argv[2]), views=2, devices=two)
 assert sorted(used) == ["cpu:0", "cpu:1"], used
 for device, places in used.items():
     assert all(place.lower().endswith(device) for place in places), used
@@ -196,8 +211,11 @@ np.save(sys.argv[3], found.of("train")[0][:])
 """
 
 
-def test_two_devices_have_a_compiled_replica_each(photos: Path, tmp_path: Path, weights: Weights) -> None:
-    """In a process of its own: TensorFlow takes logical devices only before its first operation."""
+@pytest.mark.slow
+def test_each_of_two_devices_has_a_compiled_replica(
+    photos: Path, tmp_path: Path, weights: Weights, small_weights: Path
+) -> None:
+    """In a subprocess, because TensorFlow accepts logical devices only before its first operation."""
     command = [
         sys.executable,
         "-c",
@@ -205,13 +223,14 @@ def test_two_devices_have_a_compiled_replica_each(photos: Path, tmp_path: Path, 
         str(photos),
         str(tmp_path / "two"),
         str(tmp_path / "two.npy"),
+        str(small_weights),
     ]
     subprocess.run(command, check=True, timeout=300)
     one = extract(find_photos(photos), weights, tmp_path / "one", views=2)
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), one.of("train")[0][:], rtol=2e-3, atol=1e-2)
 
 
-def test_work_is_ahead_by_a_window_and_in_order() -> None:
+def test_map_ahead_starts_a_window_of_items_and_keeps_their_order() -> None:
     begun: list[int] = []
 
     def numbers() -> Iterator[int]:
@@ -220,7 +239,7 @@ def test_work_is_ahead_by_a_window_and_in_order() -> None:
             yield number
 
     with ThreadPoolExecutor(4) as pool:
-        results = _ahead(pool, lambda number: number * number, numbers(), 5)
+        results = _map_ahead(pool, lambda number: number * number, numbers(), 5)
         assert next(results) == 0
         assert len(begun) == 5
         assert list(results) == [number * number for number in range(1, 20)]
@@ -229,35 +248,37 @@ def test_work_is_ahead_by_a_window_and_in_order() -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from train import features
-from train.backbone import read_weights
-from train.dataset import find_photos
-point, photos, cache = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+from train.data.find_photos import find_photos
+from train.features import extraction
+from train.features.devices import Devices
+from train.network.vgg import read_weights
+point, photos, cache, weights = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 sync, stored = os.fsync, 0
 def then_die(number):
     global stored
     stored += 1
-    if point == "write" and stored == 4:  # written, and not yet in its place
+    if point == "write" and stored == 4:  # written but not renamed yet
         os.kill(os.getpid(), signal.SIGKILL)
     sync(number)
 os.fsync = then_die
-store = features._store
+store = extraction.write_feature
 def then_store(file, feature):
     store(file, feature)
-    if point == "batch" and stored == 4:  # the second batch is whole
+    if point == "batch" and stored == 4:  # the second batch is complete
         os.kill(os.getpid(), signal.SIGKILL)
-features._store = then_store
-cpu = features.Devices(("cpu:0",), "float32", jit=False, batch=2)
-features.extract(find_photos(photos), read_weights(), cache, views=2, devices=cpu)
+extraction.write_feature = then_store
+cpu = Devices(("cpu:0",), "float32", jit=False, batch=2)
+extraction.extract(find_photos(photos), read_weights(weights), cache, views=2, devices=cpu)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("point", "whole"), [("write", 3), ("batch", 4)])
-def test_killed_it_loses_a_batch_at_most(
-    point: str, whole: int, photos: Path, tmp_path: Path, weights: Weights
+def test_a_killed_extraction_loses_at_most_one_batch(
+    point: str, whole: int, photos: Path, tmp_path: Path, weights: Weights, small_weights: Path
 ) -> None:
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", KILLED, point, str(photos), str(cache)]
+    command = [sys.executable, "-c", KILLED, point, str(photos), str(cache), str(small_weights)]
     assert subprocess.run(command, cwd=ROOT, timeout=300).returncode == -signal.SIGKILL
     kept = {name: inode for name, inode in files(cache).items() if not name.startswith(".")}
     assert len(kept) == whole
@@ -266,24 +287,24 @@ def test_killed_it_loses_a_batch_at_most(
     dataset = find_photos(photos)
     again = extract(dataset, weights, cache, views=2, devices=cpu)
     undisturbed = extract(dataset, weights, tmp_path / "other", views=2, devices=cpu)
-    assert kept.items() <= files(cache).items(), "what was whole is not computed again"
+    assert kept.items() <= files(cache).items(), "complete features were computed again"
     for split in ("train", "val", "test"):
-        # To two steps of float16: what was left makes other batches, which may be summed in another order.
+        # Two steps of float16: other batches may add up in another order.
         np.testing.assert_allclose(again.of(split)[0][:], undisturbed.of(split)[0][:], rtol=2e-3, atol=1e-3)
 
 
-def test_a_cache_over_its_bound_is_told_before_it_is_filled(
+def test_a_cache_limit_that_is_too_low_raises_user_error_before_any_work(
     photos: Path, tmp_path: Path, weights: Weights
 ) -> None:
-    with pytest.raises(UserError, match="give a higher --cache-limit"):
-        extract(find_photos(photos), weights, tmp_path / "cache", views=1, limit=300_000)
+    with pytest.raises(UserError, match="--cache-limit"):
+        extract(find_photos(photos), weights, tmp_path / "cache", views=1, limit=1000)
     assert not (tmp_path / "cache").exists()
 
 
-def test_all_that_a_cache_holds_can_give_way(photos: Path, tmp_path: Path, weights: Weights) -> None:
+def test_every_file_of_a_cache_can_be_evicted(photos: Path, tmp_path: Path, weights: Weights) -> None:
     cache, dataset = tmp_path / "cache", find_photos(photos)
     near_duplicates(dataset, cache)
-    work = survey(dataset, weights, cache, views=3, layer="block5_pool", devices=find_devices())
+    work = plan_extraction(dataset, weights, cache, views=3, layer="block5_pool", devices=find_devices())
     half_written = {file.with_name(f".{file.name}.123") for file in work.files}
     for file in work.files | half_written:
         file.parent.mkdir(parents=True, exist_ok=True)
