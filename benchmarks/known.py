@@ -39,7 +39,7 @@ with suppress_native_stderr():
 from train.features.devices import find_devices
 from train.features.extraction import extract
 from train.features.replica import Replica
-from train.network.novelty import RELATIVE, fit_novelty
+from train.network.novelty import BACKGROUND_WEIGHT, fit_novelty
 from train.network.vgg import INPUT_SIZE, read_weights
 
 FOLDS = 5
@@ -83,7 +83,7 @@ def mahalanobis(relative: float, roots: bool) -> Score:
     return score
 
 
-RELEASED_METHOD = f"relative Mahalanobis, weight {RELATIVE}, square roots"
+RELEASED_METHOD = f"relative Mahalanobis, weight {BACKGROUND_WEIGHT}, square roots"
 METHODS: dict[str, Score] = {
     "maximum probability": maximum_probability,
     "energy": energy,
@@ -94,7 +94,7 @@ METHODS: dict[str, Score] = {
     "Mahalanobis": mahalanobis(0.0, roots=False),
     "relative Mahalanobis": mahalanobis(1.0, roots=False),
     "relative Mahalanobis, square roots": mahalanobis(1.0, roots=True),
-    RELEASED_METHOD: mahalanobis(RELATIVE, roots=True),
+    RELEASED_METHOD: mahalanobis(BACKGROUND_WEIGHT, roots=True),
     "relative Mahalanobis, weight 0.9, square roots": mahalanobis(0.9, roots=True),
 }
 

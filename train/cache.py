@@ -1,4 +1,5 @@
-"""The user's cache folder: everything in it can be made again.
+"""Show the size of the cache in the user's cache folder, or clear it. The cache holds only data that later
+commands can create again.
 
 python -m train.cache [--clear]
 """
@@ -16,28 +17,28 @@ from pathlib import Path
 from runtime.common.errors import UserError
 from runtime.common.user_cache import cache_home
 
-CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the five views of fine-tuning block5
+CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the 5 views of --fine-tune block5
 
 _HEX = "[0-9a-f]"
 _FEATURE = f"{16 * _HEX}-picture*/{2 * _HEX}/%s{64 * _HEX}*.npy%s"
-# What train/features.py and train/near_duplicates.py put into a cache, half-written files of killed runs
-# among it. --cache may name a folder that holds anything else.
-OWN = (_FEATURE % ("", ""), _FEATURE % (".", ".*"), "hashes*-picture*/hashes.sqlite")
+# The files of train/features and train/data/hash_store.py, with the partial files of killed runs. Other files
+# are never removed, because --cache may name any folder.
+CACHE_FILES = (_FEATURE % ("", ""), _FEATURE % (".", ".*"), "hashes*-picture*/hashes.sqlite")
 
 
 class CacheError(UserError):
-    """A cache that cannot be written or read."""
+    """A cache that cannot be read or written."""
 
     def __init__(self, place: Path, error: OSError) -> None:
-        # Of a write that came to nothing numpy does not pass on the system's reason.
+        # numpy raises an OSError without the system's reason if a write fails.
         reason = error.strerror or f"is the disk full? {error}"
         super().__init__(
-            f"cache {place}: {reason}; make room, or give another folder by --cache or XDG_CACHE_HOME"
+            f"cache {place}: {reason}; free disk space, or set another folder with --cache or XDG_CACHE_HOME"
         )
 
 
 def cache_folder(name: str) -> Path:
-    """`name` under the cache of this project, made if need be; XDG_CACHE_HOME moves it. Raises CacheError."""
+    """The folder `name` in the cache, created if missing. XDG_CACHE_HOME moves it. Raises CacheError."""
     folder = cache_home() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,44 +48,44 @@ def cache_folder(name: str) -> Path:
 
 
 def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> None:
-    """Remove the features under `cache` that were used longest ago, until `needed` bytes more fit in `limit`.
+    """Evict the least recently used files under `cache` until `needed` more bytes fit into `limit`.
 
-    `used` are the files that this run works on: they stay, and count as used now. Raises UserError when they
-    alone are over the limit, or the disk is full.
+    `used` are the files of this run: they stay, and their time of use becomes now. Raises UserError if they
+    alone exceed the limit, or if the disk is full.
     """
-    own = 0
+    used_bytes = 0
     for file in used:
-        with suppress(OSError):  # not there yet
-            own += file.stat().st_size
+        with suppress(OSError):  # not computed yet
+            used_bytes += file.stat().st_size
             os.utime(file)
-    if own + needed > limit:
+    if used_bytes + needed > limit:
         raise UserError(
-            f"cache {cache}: this run's features are {_size(own + needed)} and the bound is "
+            f"cache {cache}: this run's features need {_size(used_bytes + needed)} and the limit is "
             f"{_size(limit)}; give a higher --cache-limit, or fewer --views or --fine-tune-views"
         )
     if not needed:
         return
-    others = []
-    for file in (file for pattern in OWN for file in cache.glob(pattern)):
-        with suppress(OSError):  # removed meanwhile by another run
+    evictable = []
+    for file in (file for pattern in CACHE_FILES for file in cache.glob(pattern)):
+        with suppress(OSError):  # another run removed it
             if file.is_file() and file not in used:
-                others.append((file.stat().st_mtime, file.stat().st_size, file))
-    total = own + sum(size for _, size, _ in others)
+                evictable.append((file.stat().st_mtime, file.stat().st_size, file))
+    total = used_bytes + sum(size for _, size, _ in evictable)
     removed = 0
-    for _, size, file in sorted(others):
+    for _, size, file in sorted(evictable):
         if total + needed <= limit:
             break
         with suppress(OSError):
             file.unlink()
             total, removed = total - size, removed + size
     if removed:
-        print(f"cache: {_size(removed)} used longest ago removed, to stay in {_size(limit)}")
+        print(f"cache: evicted {_size(removed)} of least recently used files to stay within {_size(limit)}")
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
     free = shutil.disk_usage(place).free
     if free < needed:
         raise UserError(
-            f"cache {cache}: {_size(needed)} of features are needed and {_size(free)} are free; "
-            "make room, or give another folder by --cache"
+            f"cache {cache}: the features need {_size(needed)} and {_size(free)} are free on the disk; "
+            "free disk space, or set another folder with --cache"
         )
 
 
@@ -93,26 +94,39 @@ def _size(count: int) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Tells what the cache holds, and removes it with --clear. Returns the exit code: 0, 2 for an error."""
-    parser = argparse.ArgumentParser(prog="python -m train.cache", description="What the cache holds.")
-    parser.add_argument("--clear", action="store_true", help="remove it all; it is made again when needed")
+    """Print the size of each part of the cache; clear it with --clear. Returns 0, or 2 for an error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.cache", description="Show the size of the cache, or clear it."
+    )
+    parser.add_argument(
+        "--clear", action="store_true", help="delete the cache; later commands create it again if needed"
+    )
     arguments = parser.parse_args(argv)
-    home, total = cache_home(), 0
+    home = cache_home()
+    total = _print_sizes(home)
+    if not arguments.clear:
+        print("next: python -m train.cache --clear deletes the cache" if total else "The cache is empty.")
+        return 0
+    try:
+        if home.exists():
+            shutil.rmtree(home)
+    except OSError as error:
+        print(f"error: {CacheError(home, error)}", file=sys.stderr)
+        return 2
+    print(f"deleted {_size(total)}")
+    return 0
+
+
+def _print_sizes(home: Path) -> int:
+    """Print the size of each part of the cache; returns their sum in bytes."""
+    total = 0
     parts = [part for part in home.glob("*") if part.name != "features"]
     for folder in sorted([*parts, *home.glob("features/*")]):
         sizes = [file.stat().st_size for file in folder.rglob("*") if file.is_file()]
         total += sum(sizes)
         print(f"{sum(sizes) / 1e6:10,.1f} MB  {len(sizes):7,} files  {folder.relative_to(home)}")
-    print(f"{total / 1e6:10,.1f} MB  in {home}")
-    if arguments.clear:
-        try:
-            if home.exists():
-                shutil.rmtree(home)
-        except OSError as error:
-            print(f"error: {CacheError(home, error)}", file=sys.stderr)
-            return 2
-        print("cleared")
-    return 0
+    print(f"{total / 1e6:10,.1f} MB  in total in {home}")
+    return total
 
 
 if __name__ == "__main__":

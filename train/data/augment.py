@@ -1,8 +1,8 @@
-"""How a training photo is looked at: as it is (view 0), mirrored (view 1), each further view a random draw.
+"""Augment training photos: view 0 is the photo, view 1 its mirror image, further views are random.
 
-A draw is a crop that may be mirrored, in other light. It is made once and its features are kept, so that an
-epoch costs the layers above the frozen ones alone. What it looks like depends on the photo's bytes and the
-view's number, and on no seed: every run shares it.
+A random view is a crop, maybe mirrored, with changed brightness, contrast and saturation. Its features are
+computed once and cached, so an epoch runs only the layers above the frozen ones. A view depends on the
+photo's bytes and on the number of the view, not on a seed, so all runs share it.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from PIL import Image, ImageEnhance
 
 from runtime.preprocess.picture import read_picture
 
-DRAWS_VERSION = 1  # bumped whenever a draw's pixels change, for features are cached by it
-CROP_FROM = 280  # pixels a side that crops are cut from: at most about as fine as what they become
-CROP_AREA = (0.5, 1.0)  # share of the photo that a crop keeps
-CROP_ASPECT = (0.8, 1.25)  # of its width to its height
-LIGHT = (0.7, 1.3)  # factors on brightness, contrast and saturation
+RANDOM_VIEW_VERSION = 1  # increase it if the pixels of a random view change: features are cached by it
+CROP_SOURCE = 280  # pixels a side of the picture that crops are taken from
+CROP_AREA = (0.5, 1.0)  # share of the photo's area
+CROP_ASPECT = (0.8, 1.25)  # width / height
+COLOR_FACTOR = (0.7, 1.3)  # factor of brightness, contrast and saturation
 
 
 def augment(
     source: Path | bytes, sha256: str, views: Iterable[int], size: tuple[int, int]
 ) -> list[NDArray[Any]]:
-    """The photo in the file `source`, or of these bytes of one, in each of `views`, uint8 [*size, 3].
+    """Each of `views` of the photo `source`, a file or its bytes: uint8 [*size, 3].
 
     Raises PictureError.
     """
     views = list(views)
     plain = read_picture(source, size) if min(views) < 2 else None
-    large = Image.fromarray(read_picture(source, (CROP_FROM, CROP_FROM))) if max(views) >= 2 else None
+    large = Image.fromarray(read_picture(source, (CROP_SOURCE, CROP_SOURCE))) if max(views) >= 2 else None
     found: list[NDArray[Any]] = []
     for view in views:
         if view >= 2 and large is not None:
-            found.append(_draw(large, np.random.default_rng([int(sha256[:16], 16), view]), size))
+            found.append(_random_view(large, np.random.default_rng([int(sha256[:16], 16), view]), size))
         elif plain is not None:
             found.append(plain[:, ::-1] if view else plain)
     return found
 
 
 def view_name(view: int) -> str:
-    """What tells a view's features from the plain photo's."""
-    return ("", ".mirror")[view] if view < 2 else f".draw{DRAWS_VERSION}-{view}"
+    """The suffix of a view in the name of its feature file."""
+    return ("", ".mirror")[view] if view < 2 else f".draw{RANDOM_VIEW_VERSION}-{view}"
 
 
-def _draw(photo: Image.Image, chance: np.random.Generator, size: tuple[int, int]) -> NDArray[Any]:
-    side = CROP_FROM * chance.uniform(*CROP_AREA) ** 0.5
-    stretch = np.exp(chance.uniform(*np.log(CROP_ASPECT))) ** 0.5
-    width, height = min(CROP_FROM, side * stretch), min(CROP_FROM, side / stretch)
-    left, top = chance.uniform(0, CROP_FROM - width), chance.uniform(0, CROP_FROM - height)
+def _random_view(photo: Image.Image, rng: np.random.Generator, size: tuple[int, int]) -> NDArray[Any]:
+    side = CROP_SOURCE * rng.uniform(*CROP_AREA) ** 0.5
+    stretch = np.exp(rng.uniform(*np.log(CROP_ASPECT))) ** 0.5
+    width, height = min(CROP_SOURCE, side * stretch), min(CROP_SOURCE, side / stretch)
+    left, top = rng.uniform(0, CROP_SOURCE - width), rng.uniform(0, CROP_SOURCE - height)
     box = (left, top, left + width, top + height)
     crop = photo.resize(size[::-1], Image.Resampling.BILINEAR, box)
     for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        crop = change(crop).enhance(chance.uniform(*LIGHT))
+        crop = change(crop).enhance(rng.uniform(*COLOR_FACTOR))
     pixels = np.asarray(crop)
-    return pixels[:, ::-1] if chance.random() < 0.5 else pixels
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels

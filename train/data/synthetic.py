@@ -1,6 +1,6 @@
-"""Draw pictures of five flowers, for where no photo can be had: tests, and a demo without a network.
+"""Draw pictures of five flowers, for tests and for a demo without a network.
 
-A folder drawn here carries the mark DRAWN, by which a run trained on it knows that it is synthetic.
+A folder of drawings holds the file SYNTHETIC_MARKER, which marks runs that are trained on it as synthetic.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-SYNTHETIC_MARKER = ".drawn"  # the mark of a folder of drawn pictures
-SYNTHETIC_VERSION = 1  # bumped when the pictures change
+SYNTHETIC_MARKER = ".drawn"
+SYNTHETIC_VERSION = 1  # increase it if the pictures change
 
-Colour = tuple[int, int, int]
-SIDE = 480  # a flower is drawn this large and then reduced, which smooths its edges
+Color = tuple[int, int, int]
+SIDE = 480  # pixels a side of a drawn flower; reducing it smooths the edges
 
 
 def draw_flowers(folder: Path, per_class: int, seed: int = 0) -> Path:
-    """Draw `per_class` pictures of each flower into `folder`, a class folder each; the same seed draws the
-    same ones.
+    """Draw `per_class` pictures of each flower into class folders in `folder`, which is returned.
 
-    A folder that is already there is left as it is.
+    The same seed gives the same pictures. An existing folder stays as it is.
     """
     if folder.exists():
         return folder
@@ -47,7 +46,7 @@ def draw_flowers(folder: Path, per_class: int, seed: int = 0) -> Path:
 
 
 def draw_flower(name: str, number: int, seed: int = 0) -> Image.Image:
-    """Picture `number` of the flower `name`: one to three of them, before leaves, grass, soil or sky."""
+    """Picture `number` of the flower `name`: one to three flowers in front of leaves, grass, soil or sky."""
     rng = np.random.default_rng([seed, sorted(FLOWERS).index(name), number])
     width, height = (int(side) for side in rng.integers(240, 340, 2))
     picture = _background(rng, width, height)
@@ -86,20 +85,19 @@ def _dandelion(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
 
 
 def _roses(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
-    tones: list[Colour] = [(190, 20, 42), (222, 74, 110), (240, 160, 170), (236, 196, 120), (240, 232, 220)]
-    colour = _jitter(rng, tones[rng.integers(len(tones))], 14)
+    tones: list[Color] = [(190, 20, 42), (222, 74, 110), (240, 160, 170), (236, 196, 120), (240, 232, 220)]
+    color = _jitter(rng, tones[rng.integers(len(tones))], 14)
     turn = rng.uniform(0, 2 * math.pi)
     for step, reach in enumerate(np.linspace(0.44, 0.04, 22)):
-        # Petals wind inwards: each is a disc set off from the middle by the golden angle, dark on its inner
-        # rim.
+        # Petals form a spiral: each is a disc at the golden angle from the last one, dark on its inner rim.
         angle = turn + step * math.pi * (3 - math.sqrt(5))
         x, y = 0.5 + 0.35 * reach * math.cos(angle), 0.5 + 0.35 * reach * math.sin(angle)
         radius = 0.72 * reach + 0.02
-        _blob(draw, rng, x, y, radius, _shade(colour, rng.uniform(0.55, 0.7)))
+        _blob(draw, rng, x, y, radius, _shade(color, rng.uniform(0.55, 0.7)))
         shift = 0.13 * radius
         _blob(
             draw, rng, x + shift * math.cos(angle), y + shift * math.sin(angle), 0.93 * radius,
-            _shade(colour, rng.uniform(0.85, 1.12) - 0.3 * (0.44 - reach)),
+            _shade(color, rng.uniform(0.85, 1.12) - 0.3 * (0.44 - reach)),
         )  # fmt: skip
 
 
@@ -114,7 +112,7 @@ def _sunflowers(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
 
 
 def _tulips(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
-    tones: list[Colour] = [
+    tones: list[Color] = [
         (206, 28, 40),
         (232, 96, 140),
         (246, 200, 40),
@@ -122,7 +120,7 @@ def _tulips(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
         (240, 236, 226),
         (240, 120, 30),
     ]
-    colour = _jitter(rng, tones[rng.integers(len(tones))], 14)
+    color = _jitter(rng, tones[rng.integers(len(tones))], 14)
     green = _jitter(rng, (70, 130, 58), 18)
     bend = rng.uniform(-0.06, 0.06)
     stem = [(0.5 + bend * t * t, 0.45 + 0.53 * t) for t in np.linspace(0, 1, 12)]
@@ -139,7 +137,7 @@ def _tulips(draw: ImageDraw.ImageDraw, rng: Generator) -> None:
         (0, 1.08, 1.2),
     ):
         lean += rng.normal(0, 0.03)
-        _petal(draw, 0.5, 0.47, -math.pi / 2 + lean, height, width * broad, _shade(colour, tone), 0.75)
+        _petal(draw, 0.5, 0.47, -math.pi / 2 + lean, height, width * broad, _shade(color, tone), 0.75)
 
 
 FLOWERS: dict[str, Callable[[ImageDraw.ImageDraw, Generator], None]] = {
@@ -157,16 +155,16 @@ def _ring(
     count: int,
     reach: float,
     width: float,
-    colour: Colour,
+    color: Color,
     round_: float,
     uneven: float = 0.06,
 ) -> None:
-    """Petals all round the middle."""
+    """Petals around the middle."""
     turn = rng.uniform(0, 2 * math.pi)
     for number in range(count):
         angle = turn + 2 * math.pi * number / count + rng.normal(0, 0.05)
         length = reach * (1 + rng.normal(0, uneven))
-        _petal(draw, 0.5, 0.5, angle, min(length, 0.5), width / 2, _jitter(rng, colour, 7), round_)
+        _petal(draw, 0.5, 0.5, angle, min(length, 0.5), width / 2, _jitter(rng, color, 7), round_)
 
 
 def _petal(
@@ -176,10 +174,10 @@ def _petal(
     angle: float,
     length: float,
     half_width: float,
-    colour: Colour,
+    color: Color,
     round_: float,
 ) -> None:
-    """A petal from (x, y) outwards; `round_` below 1 blunts it, above 1 draws it to a point."""
+    """A petal that starts at (x, y); `round_` below 1 makes its tip round, above 1 pointed."""
     along = np.linspace(0, 1, 16)
     across = half_width * np.sin(np.pi * along**0.8) ** round_
     for scale, shade in ((1.0, 0.82), (0.82, 1.0)):
@@ -187,35 +185,33 @@ def _petal(
         distance = np.concatenate([along, along[::-1]]) * length * (0.5 + 0.5 * scale)
         xs = x + distance * math.cos(angle) - outline * math.sin(angle)
         ys = y + distance * math.sin(angle) + outline * math.cos(angle)
-        draw.polygon([_at(px, py) for px, py in zip(xs, ys, strict=True)], fill=_shade(colour, shade))
+        draw.polygon([_at(px, py) for px, py in zip(xs, ys, strict=True)], fill=_shade(color, shade))
 
 
-def _disc(draw: ImageDraw.ImageDraw, rng: Generator, radius: float, colour: Colour, dots: int) -> None:
-    """A flower's middle: a disc strewn with dots in Vogel's spiral."""
-    _blob(draw, rng, 0.5, 0.5, radius, colour)
+def _disc(draw: ImageDraw.ImageDraw, rng: Generator, radius: float, color: Color, dots: int) -> None:
+    """The middle of a flower: a disc with dots on Vogel's spiral."""
+    _blob(draw, rng, 0.5, 0.5, radius, color)
     for number in range(dots):
         distance, angle = radius * math.sqrt(number / dots), number * math.pi * (3 - math.sqrt(5))
         x, y = _at(0.5 + distance * math.cos(angle), 0.5 + distance * math.sin(angle))
         size = 0.008 * SIDE
-        draw.ellipse((x - size, y - size, x + size, y + size), fill=_shade(colour, rng.uniform(0.6, 1.4)))
+        draw.ellipse((x - size, y - size, x + size, y + size), fill=_shade(color, rng.uniform(0.6, 1.4)))
 
 
-def _blob(
-    draw: ImageDraw.ImageDraw, rng: Generator, x: float, y: float, radius: float, colour: Colour
-) -> None:
-    """A disc with a wavering rim."""
+def _blob(draw: ImageDraw.ImageDraw, rng: Generator, x: float, y: float, radius: float, color: Color) -> None:
+    """A disc with an uneven rim."""
     angles = np.linspace(0, 2 * math.pi, 40, endpoint=False)
     rim = radius * (
         1 + 0.05 * np.sin(3 * angles + rng.uniform(0, 6)) + 0.03 * np.sin(5 * angles + rng.uniform(0, 6))
     )
     draw.polygon(
-        [_at(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(rim, angles, strict=True)], fill=colour
+        [_at(x + r * math.cos(a), y + r * math.sin(a)) for r, a in zip(rim, angles, strict=True)], fill=color
     )
 
 
 def _background(rng: Generator, width: int, height: int) -> Image.Image:
-    """Out-of-focus leaves, soil or sky, with blades of grass before them."""
-    scenes: list[tuple[Colour, Colour]] = [
+    """Blurred leaves, soil or sky, with blades of grass in front."""
+    scenes: list[tuple[Color, Color]] = [
         ((38, 72, 30), (96, 142, 66)),
         ((60, 92, 48), (150, 176, 92)),
         ((84, 62, 44), (92, 120, 60)),
@@ -231,7 +227,7 @@ def _background(rng: Generator, width: int, height: int) -> Image.Image:
     draw = ImageDraw.Draw(picture)
     for _ in range(int(rng.integers(20, 60))):
         x, y, size = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(8, 60)
-        tone = _jitter(rng, _colour(top if rng.random() < 0.5 else bottom), 34)
+        tone = _jitter(rng, _color(top if rng.random() < 0.5 else bottom), 34)
         draw.ellipse((x - size, y - size * rng.uniform(0.3, 1), x + size, y + size), fill=tone)
     picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(5, 14)))
     draw = ImageDraw.Draw(picture)
@@ -247,7 +243,7 @@ def _background(rng: Generator, width: int, height: int) -> Image.Image:
 def _place(
     picture: Image.Image, flower: Image.Image, rng: Generator, size: float, upright: bool
 ) -> Image.Image:
-    """Put a flower into the picture: turned, seen from the side a little, with a soft shadow under it."""
+    """Put a flower into the picture: rotated, tilted, with a soft shadow."""
     pixels = max(int(size), 16)
     flower = flower.rotate(rng.normal(0, 10) if upright else rng.uniform(0, 360), Image.Resampling.BICUBIC)
     squash = rng.uniform(0.85, 1) if upright else rng.uniform(0.6, 1)
@@ -266,14 +262,14 @@ def _at(x: float, y: float) -> tuple[float, float]:
     return x * SIDE, y * SIDE
 
 
-def _jitter(rng: Generator, colour: Colour, spread: float) -> Colour:
-    return _colour(np.array(colour) + rng.normal(0, spread / 2) + rng.normal(0, spread / 3, 3))
+def _jitter(rng: Generator, color: Color, spread: float) -> Color:
+    return _color(np.array(color) + rng.normal(0, spread / 2) + rng.normal(0, spread / 3, 3))
 
 
-def _shade(colour: Colour, factor: float) -> Colour:
-    return _colour(np.array(colour) * factor)
+def _shade(color: Color, factor: float) -> Color:
+    return _color(np.array(color) * factor)
 
 
-def _colour(values: NDArray[np.float64]) -> Colour:
+def _color(values: NDArray[np.float64]) -> Color:
     red, green, blue = (int(value) for value in np.clip(values, 0, 255))
     return red, green, blue

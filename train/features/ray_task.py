@@ -43,7 +43,7 @@ def package_versions() -> dict[str, str]:
     import numpy
     import PIL
 
-    from train.data.augment import DRAWS_VERSION
+    from train.data.augment import RANDOM_VIEW_VERSION
 
     backend = keras.backend.backend()
     return {
@@ -51,7 +51,7 @@ def package_versions() -> dict[str, str]:
         backend: importlib.import_module(backend).__version__,
         "numpy": numpy.__version__,
         "pillow": PIL.__version__,
-        "pictures": f"{PICTURE_VERSION}.{DRAWS_VERSION}",
+        "pictures": f"{PICTURE_VERSION}.{RANDOM_VIEW_VERSION}",
     }
 
 

@@ -1,4 +1,4 @@
-"""The layers that tell the classes apart, on top of block5_pool; a head is one function in HEADS."""
+"""The classifier head on top of block5_pool: one function in HEADS for each recipe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Head = Callable[[int, Settings], list[keras.layers.Layer]]
 
 
 def pooled(classes: int, settings: Settings) -> list[keras.layers.Layer]:
-    """Mean over positions, brought to length 1, then one Dense layer: [N, 7, 7, 512] → [N, classes].
+    """Mean over positions, scaled to length 1, then one Dense layer: [N, 7, 7, 512] → [N, classes].
 
-    A photo's contrast then no longer decides how sure the model is, and rounding moves its answer less
-    (benchmarks/heads.md).
+    With length 1 the contrast of a photo does not change its probability, and int8 rounding changes the
+    answer less (benchmarks/heads.md).
     """
     dropout = keras.layers.Dropout(settings.dropout, seed=settings.seed, name="dropout")
     return [
@@ -48,10 +48,10 @@ def build_classifier(
     head: Sequence[keras.layers.Layer],
     known: NoveltyModel | None = None,
 ) -> keras.Model:
-    """The whole model, flat: a picture `image` uint8 [N, *weights.input_size, 3] → `probabilities` float32
-    [N, classes], and with `known` also `known` float32 [N, 1].
+    """The complete model as one flat graph: `image` uint8 [N, *weights.input_size, 3] → `probabilities`
+    float32 [N, classes], and with `known` also `known` float32 [N, 1].
 
-    `head` are a trained head's layers; the model takes copies of them, so that none of them has two places.
+    `head` holds the layers of a trained head. The model gets copies, because a layer belongs to one model.
     """
     image = picture_input(weights.input_size)
     x = base_layers(image, widths=weights.widths)

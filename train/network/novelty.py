@@ -1,31 +1,31 @@
-"""Does a picture look like any of the classes at all? The model's second output, `known`.
+"""Decide whether a picture shows any of the classes: the model's second output, `known`.
 
 The relative Mahalanobis distance of Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
-Detection", 2021: how far a photo's pooled features lie from the nearest class, less how far they lie from all
-photos together. Two things differ, both measured (benchmarks/known.md): features are square roots, which
-keeps few strong channels from deciding, and the second distance counts a little less than the first, so that
-what is far from everything stays far.
+Detection", 2021: the distance of a photo's pooled features to the nearest class, minus their distance to all
+photos. Two changes to the paper are measured in benchmarks/known.md: features are square roots, so that a few
+strong channels do not dominate, and the second distance has a weight below 1, so that a picture that is far
+from all photos keeps a large distance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-RELATIVE = 0.95  # how much of the distance from all photos is taken off
-SHRINK = 1.0  # of the mean variance, added to each: there are about as many channels as photos
-# Photos of a class are taken to vary by this share of what all photos do, at least: one a class tells nothing
-# of it. Drawn flowers vary by half.
-LEAST_WITHIN = 0.01
-TINY = 1e-9  # variance, where all photos are alike
-UNKNOWN_RATE = 0.02  # of the validation photos, at most
+BACKGROUND_WEIGHT = 0.95  # of the distance to all photos, which is subtracted
+SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about as many channels as photos
+# The variance within a class is at least this share of the variance of all photos, because a class with one
+# photo has no variance. The share of drawn flowers is a half.
+MIN_WITHIN_CLASS_SHARE = 0.01
+MIN_VARIANCE = 1e-9  # for equal photos
+UNKNOWN_RATE = 0.02  # at most this share of the validation photos is rejected as unknown
 
-THRESHOLD = 0.5  # of `known`: the sigmoid is centred where REFUSED says
+THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class NoveltyModel:
     width: float
 
     def score(self, pooled: NDArray[Any]) -> NDArray[np.float64]:
-        """Higher is more like the classes, [N], for pooled features [N, D]."""
+        """The similarity to the nearest class [N], for pooled features [N, D]."""
         u = unit_square_roots(pooled)
         far = ((u @ self.root.astype(np.float64)) ** 2).sum(1)
         return np.asarray((u @ self.linear + self.offset).max(1) - far, np.float64)
@@ -52,57 +52,55 @@ class NoveltyModel:
 
 
 def fit_novelty(
-    train: NDArray[Any], labels: NDArray[Any], val: NDArray[Any], relative: float = RELATIVE
+    train: NDArray[Any], labels: NDArray[Any], val: NDArray[Any], background_weight: float = BACKGROUND_WEIGHT
 ) -> NoveltyModel:
-    """Fit on pooled features [N, D] with class indices [N]; centred on photos not fitted on, `val` [M, D]."""
+    """Fit on pooled features [N, D] with class indices [N]; other photos, `val` [M, D], set the threshold."""
     u = unit_square_roots(train)
     classes = np.unique(labels)
     means = np.stack([u[labels == index].mean(0) for index in classes])
     within = u - means[np.searchsorted(classes, labels)]
-    everything = u - u.mean(0)
-    variance = max(within.var(0).mean(), LEAST_WITHIN * everything.var(0).mean(), TINY)
-    shrink = SHRINK * variance * np.eye(u.shape[1])
-    near = np.linalg.inv(within.T @ within / len(u) + shrink)
-    far = relative * np.linalg.inv(everything.T @ everything / len(u) + shrink)
-    # -(u-m)ᵀ near (u-m) + (u-m₀)ᵀ far (u-m₀), by powers of u. What is squared is the same for every class,
-    # and never negative, since photos vary less within a class than over all.
+    overall = u - u.mean(0)
+    variance = max(within.var(0).mean(), MIN_WITHIN_CLASS_SHARE * overall.var(0).mean(), MIN_VARIANCE)
+    shrinkage = SHRINKAGE * variance * np.eye(u.shape[1])
+    near = np.linalg.inv(within.T @ within / len(u) + shrinkage)
+    far = background_weight * np.linalg.inv(overall.T @ overall / len(u) + shrinkage)
+    # -(u-m)ᵀ near (u-m) + (u-m₀)ᵀ far (u-m₀), ordered by powers of u. The quadratic term is the same for each
+    # class, and never negative, because photos vary less within a class than over all classes.
     values, vectors = np.linalg.eigh(near - far)
     root = vectors * np.sqrt(np.maximum(values, 0))
     center = u.mean(0)
     linear = 2 * (means @ near).T - 2 * (far @ center)[:, np.newaxis]
     offset = center @ far @ center - ((means @ near) * means).sum(1)
-    plain = NoveltyModel(
+    uncentered = NoveltyModel(
         root.astype(np.float32), linear.astype(np.float32), offset.astype(np.float32), center=0.0, width=1.0
     )
-    scores = np.sort(plain.score(val if len(val) else train))
-    # Below the first that stays: of 302 photos 6 lie under it.
-    lowest = scores[int(UNKNOWN_RATE * len(scores))]
-    return NoveltyModel(
-        plain.root, plain.linear, plain.offset, float(lowest) - 1e-6, max(float(scores.std()), 1e-6)
-    )
+    scores = np.sort(uncentered.score(val if len(val) else train))
+    lowest_known = float(scores[int(UNKNOWN_RATE * len(scores))])
+    return replace(uncentered, center=lowest_known - 1e-6, width=max(float(scores.std()), 1e-6))
 
 
-def novelty_layers(pool: keras.KerasTensor, fitted: NoveltyModel) -> keras.KerasTensor:
-    """`known` [N, 1] on top of the pooled features [N, D], in float32."""
+def novelty_layers(pool: keras.KerasTensor, model: NoveltyModel) -> keras.KerasTensor:
+    """`known` [N, 1] as layers on top of the pooled features [N, D], in float32."""
     u = keras.layers.UnitNormalization(name="known_unit")(keras.ops.sqrt(pool))
-    root = keras.layers.Dense(fitted.root.shape[1], use_bias=False, name="known_root")
-    classes = keras.layers.Dense(len(fitted.offset), name="known_classes")
-    answer = keras.layers.Dense(1, activation="sigmoid", name="known")
+    root = keras.layers.Dense(model.root.shape[1], use_bias=False, name="known_root")
+    classes = keras.layers.Dense(len(model.offset), name="known_classes")
+    output = keras.layers.Dense(1, activation="sigmoid", name="known")
     far = keras.ops.sum(keras.ops.square(root(u)), axis=1, keepdims=True)
     nearest = keras.ops.max(classes(u), axis=1, keepdims=True)
-    known = answer(keras.layers.Concatenate(name="known_distances")([nearest, far]))
-    root.set_weights([fitted.root])
-    classes.set_weights([fitted.linear, fitted.offset])
-    kernel = np.array([[1.0], [-1.0]], np.float32) / fitted.width
-    answer.set_weights([kernel, np.array([-fitted.center / fitted.width], np.float32)])
+    known = output(keras.layers.Concatenate(name="known_distances")([nearest, far]))
+    root.set_weights([model.root])
+    classes.set_weights([model.linear, model.offset])
+    kernel = np.array([[1.0], [-1.0]], np.float32) / model.width
+    output.set_weights([kernel, np.array([-model.center / model.width], np.float32)])
     return known
 
 
 def unit_square_roots(pooled: NDArray[Any]) -> NDArray[np.float64]:
+    """Square roots of pooled features [N, D], each row scaled to length 1."""
     roots = np.sqrt(np.maximum(pooled.astype(np.float64), 0))
     return np.asarray(roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), 1e-6), np.float64)
 
 
 def unknown_rate(known: NDArray[Any], thresholds: Mapping[str, float]) -> float:
-    """The share of photos that are called unknown."""
+    """The share of photos that are rejected as unknown."""
     return float((known < thresholds["known"]).mean()) if len(known) else 0.0

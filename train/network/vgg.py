@@ -1,9 +1,12 @@
-"""VGG16's convolution layers with their ImageNet weights, from an RGB picture to block5_pool.
+"""The base: VGG16's convolution layers with ImageNet weights, from an RGB picture to block5_pool.
 
 Simonyan & Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", 2015,
-configuration D. The published weights take blue, green, red with the ImageNet mean subtracted. Here the swap
-lies in block1_conv1's kernel and the mean in a layer, so that a model takes an RGB picture as it is. (The
-mean cannot move into the first bias: VGG pads with zeros after subtracting it, so the borders would change.)
+configuration D. The published weights expect BGR with the ImageNet mean subtracted. Here the kernel of
+block1_conv1 is reversed and a layer subtracts the mean, so a model takes plain RGB. The mean cannot move into
+the first bias: VGG16 pads with zeros after subtracting it, so the borders would change.
+
+A weights file defines the backbone: a file with other channel numbers or another input size gives a smaller
+or larger network with the same layers.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ POOLS = tuple(f"block{block}_pool" for block in range(1, len(BLOCKS) + 1))
 INPUT_SIZE = (224, 224)
 INPUT_SIZE_KEY = "input_size"  # in a safetensors file's metadata: pixels a side, "224" where it is missing
 MAX_SIDE = 1024  # pixels: an input size that no VGG16 is trained with is an error in the file
-MEAN_RGB = (123.68, 116.779, 103.939)  # of the ImageNet training pictures, as published with the weights
+MEAN_RGB = (123.68, 116.779, 103.939)  # of the ImageNet training pictures
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def random_weights(widths: Mapping[str, int], input_size: tuple[int, int], seed:
 
 
 def picture_input(size: tuple[int, int] = INPUT_SIZE) -> keras.KerasTensor:
-    """The input of every model: `image`, uint8, [N, height, width, 3], RGB, 0-255."""
+    """The input of each model: `image`, uint8 [N, height, width, 3], RGB, 0-255."""
     return keras.Input((*size, 3), dtype="uint8", name="image")
 
 
@@ -116,11 +119,11 @@ def base_layers(
     widths: Mapping[str, int] = CONVOLUTIONS,
     trainable: bool = False,
 ) -> keras.KerasTensor:
-    """Put VGG16's layers to `last`, frozen unless `trainable`, on top of `image`; returns what `last` gives,
-    [N, height, width, channels], in the policy `dtype`'s compute type. `load_weights` fills them once they
-    stand in a model.
+    """The output of VGG16's layers up to `last` on top of `image`: [N, height, width, channels], in the
+    compute type of the policy `dtype`. The layers are frozen unless `trainable`. Build a model, then call
+    `load_weights` to fill them.
     """
-    # Subtracting in 16 bits would round the pixels, so this layer stays in float32 under every policy.
+    # In 16 bits the subtraction would round the pixels, so this layer is float32 under every policy.
     x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(
         image
     )
@@ -132,7 +135,7 @@ def base_layers(
 def block_layers(
     first: int, last: int, dtype: str, trainable: bool, widths: Mapping[str, int] = CONVOLUTIONS
 ) -> list[keras.layers.Layer]:
-    """The convolutions and poolings of blocks `first` to `last`, both included, without weights yet."""
+    """The convolution and pooling layers of blocks `first` to `last`, both included, without weights."""
     layers: list[keras.layers.Layer] = []
     for block in range(first, last + 1):
         layers += [
@@ -153,7 +156,7 @@ def block_layers(
 
 
 def tensors_of(layers: Iterable[keras.layers.Layer]) -> dict[str, NDArray[np.float32]]:
-    """The convolutions' kernels and biases by name, as in Weights; other layers have none."""
+    """The kernels and biases of the convolutions among `layers`, by name as in Weights."""
     return {
         f"{layer.name}/{part}": np.asarray(value, np.float32)
         for layer in layers
@@ -163,9 +166,9 @@ def tensors_of(layers: Iterable[keras.layers.Layer]) -> dict[str, NDArray[np.flo
 
 
 def load_weights(model: keras.Model, weights: Weights, scale: float = 1.0) -> None:
-    """Fill the convolution layers that the model has.
+    """Set the weights of the model's convolution layers.
 
-    Every activation comes out `scale` times as large, for ReLU and max pooling let a common factor through.
+    Each activation becomes `scale` times as large, because ReLU and max pooling keep a common factor.
     """
     for layer in model.layers:
         if layer.name in CONVOLUTIONS:
@@ -210,7 +213,7 @@ def _check_shapes(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
 def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
     try:
         model = keras.applications.VGG16(weights=str(path), include_top=False, input_shape=(*INPUT_SIZE, 3))
-    except Exception as error:  # h5py and Keras raise many kinds for a file that is not theirs
+    except Exception as error:  # h5py and Keras raise many types for a foreign file
         reason = str(error).splitlines()[0]
         raise ModelError(
             f"base weights {path}: not VGG16's without its top ({reason}); give another"
@@ -222,7 +225,7 @@ def _read_h5(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _download() -> Path:
-    """Keras's own copy of the weights, in Keras's own cache, checked against its published hash."""
+    """The file that Keras downloads into its own cache and verifies against the published hash."""
     try:
         return Path(
             keras.utils.get_file(
@@ -235,5 +238,5 @@ def _download() -> Path:
         )
     except Exception as error:  # get_file wraps urllib's errors in a bare Exception
         raise ModelError(
-            f"base weights imagenet: {error}; leave --weights out for the bundled ones"
+            f"base weights imagenet: {error}; without --weights the bundled file is used"
         ) from None
