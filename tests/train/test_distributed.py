@@ -27,6 +27,7 @@ def history(gpus: int) -> list[dict[str, float]]:
     return rows
 
 
+@pytest.mark.slow
 def test_two_devices_give_the_losses_of_one() -> None:
     """CPU devices stand in for GPUs: Keras distributes a step in the same way."""
     one, two = history(1), history(2)
@@ -37,15 +38,17 @@ def test_two_devices_give_the_losses_of_one() -> None:
 
 def test_the_batches_of_all_processes_together_hold_every_photo_once() -> None:
     features, labels = np.arange(22.0)[:, np.newaxis], np.zeros(22, np.int32)
-    shares = [Batches(features, labels, 2, 9, shard=ProcessShard(process, 2, 4)) for process in range(2)]
+    shards = [Batches(features, labels, 2, 9, shard=ProcessShard(process, 2, 4)) for process in range(2)]
     whole = []
-    for step in range(len(shares[0])):
-        parts = [share[step][0].ravel().tolist() for share in shares]
+    for step in range(len(shards[0])):
+        parts = [shard[step][0].ravel().tolist() for shard in shards]
         assert len(parts[0]) == len(parts[1])
-        assert (len(parts[0]) + len(parts[1])) % 4 == 0, "each device has as many"
+        assert (len(parts[0]) + len(parts[1])) % 4 == 0, "each device gets the same number"
         whole += [*parts[0], *parts[1]]
-    assert sorted(whole) == list(range(20)), "all but what cannot be shared evenly, once"
-    assert [len(share) for share in shares] == [3, 3]
+    assert sorted(whole) == list(range(20)), (
+        "every photo once, without the indivisible rest"
+    )
+    assert [len(shard) for shard in shards] == [3, 3]
 
 
 def test_several_processes_without_jax_raise_user_error(monkeypatch: pytest.MonkeyPatch) -> None:

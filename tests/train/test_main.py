@@ -79,6 +79,7 @@ def test_fine_tuning_writes_a_run_with_logs_and_removes_its_checkpoints(
         assert 0 <= summary["ece"] <= 1 and 0 <= summary["unknown"] <= 1
 
 
+@pytest.mark.slow
 def test_the_output_of_a_new_process_holds_only_our_lines(
     synthetic_run: Path, small: list[str], tmp_path: Path
 ) -> None:
