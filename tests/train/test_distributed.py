@@ -45,9 +45,7 @@ def test_the_batches_of_all_processes_together_hold_every_photo_once() -> None:
         assert len(parts[0]) == len(parts[1])
         assert (len(parts[0]) + len(parts[1])) % 4 == 0, "each device gets the same number"
         whole += [*parts[0], *parts[1]]
-    assert sorted(whole) == list(range(20)), (
-        "every photo once, without the indivisible rest"
-    )
+    assert sorted(whole) == list(range(20)), "every photo once, without the indivisible rest"
     assert [len(shard) for shard in shards] == [3, 3]
 
 

@@ -16,7 +16,6 @@ from runtime.preprocess.picture import PICTURE_VERSION, read_picture
 from train.__main__ import main
 from train.data.dataset import Dataset, Photo
 from train.data.find_photos import find_photos
-from train.data.synthetic import draw_flowers
 from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
@@ -122,7 +121,10 @@ def test_an_incomplete_run_folder_raises_run_error(synthetic_run: Path, tmp_path
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_photo_folder_whose_name_is_not_utf8_is_read_back(tmp_path: Path) -> None:
-    photos = draw_flowers(tmp_path / os.fsdecode(b"caf\xe9"), 3)
+    photos = tmp_path / os.fsdecode(b"caf\xe9")
+    for label in "ab":
+        (photos / label).mkdir(parents=True)
+        (photos / label / "1.jpg").write_text(label)
     dataset = find_photos(photos)
     write_record(tmp_path, RECORD, dataset)
     (tmp_path / "model.keras").touch()
