@@ -18,8 +18,8 @@ SETUP = """
 import sys
 from tests.fuzz.worker import fuzz  # first, because it instruments what the targets import
 from tests.fuzz.targets import TARGETS
-from runtime.model_file import contract, loader
-readers, parse_json = loader._CONTRACT_TEXT, contract.parse_json
+from runtime.model_file import contract, formats
+readers, parse_json = formats._CONTRACT_TEXT, contract.parse_json
 """
 RUN = "\nfuzz(TARGETS[sys.argv[1]], sys.argv[2:])"
 
