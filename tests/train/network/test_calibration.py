@@ -13,7 +13,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def drawn(count: int, sharper: float) -> tuple[np.ndarray, np.ndarray]:
-    """Labels drawn from probabilities, and those probabilities made too sure by a factor on their logits."""
+    """Labels sampled from probabilities, and the probabilities after a factor on their logits."""
     rng = np.random.default_rng(0)
     logits = rng.standard_normal((count, 4)) * 2
     labels = (softmax(logits).cumsum(1) > rng.random((count, 1))).argmax(1)
@@ -21,21 +21,21 @@ def drawn(count: int, sharper: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("sharper", [0.5, 1.0, 3.0])
-def test_the_temperature_undoes_what_made_them_too_sure(sharper: float) -> None:
-    probabilities, labels = drawn(20_000, sharper)
+def test_the_temperature_undoes_a_factor_on_the_logits(sharper: float) -> None:
+    probabilities, labels = drawn(10_000, sharper)
     found = temperature(probabilities, labels)
     assert found == pytest.approx(sharper, rel=0.05)
-    mended = softmax(np.log(probabilities) / found)
-    assert expected_calibration_error(mended, labels) < 0.02
+    calibrated = softmax(np.log(probabilities) / found)
+    assert expected_calibration_error(calibrated, labels) < 0.02
     if sharper == 3.0:
         assert expected_calibration_error(probabilities, labels) > 0.1
 
 
-def test_without_photos_nothing_changes() -> None:
+def test_without_photos_the_temperature_is_1() -> None:
     assert temperature(np.empty((0, 3)), np.empty(0, int)) == 1.0
 
 
-def test_cooled_layers_give_the_cooler_probabilities() -> None:
+def test_apply_temperature_divides_the_logits() -> None:
     head = [keras.layers.Dense(3, name="logits"), keras.layers.Softmax()]
     model = keras.Sequential([keras.Input((5,)), *head])
     x = np.random.default_rng(0).standard_normal((6, 5)).astype(np.float32)
