@@ -1,4 +1,4 @@
-"""The command on a compressed run of generated pictures: every format, and every refusal.
+"""The command on runs of generated pictures and a small backbone: every format, and every refusal.
 
 The full VGG16 passes every gate in tests/accuracy.
 """
@@ -6,9 +6,12 @@ The full VGG16 passes every gate in tests/accuracy.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -35,12 +38,36 @@ MADE = [
 ]
 
 
+@dataclass(frozen=True)
+class Export:
+    """A model folder, and the output of the command that wrote it."""
+
+    folder: Path
+    printed: str
+
+
+def run_export(out: Path, *arguments: str) -> Export:
+    with redirect_stdout(io.StringIO()) as printed:
+        assert main([*arguments, "--out", str(out)]) == 0
+    return Export(out, printed.getvalue())
+
+
 @pytest.fixture(scope="session")
-def exported(compressed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every format of the compressed run, compared on all its test photos."""
-    out = tmp_path_factory.mktemp("models") / "small"
-    assert main([str(compressed_run), "--all", "--out", str(out)]) == 0
-    return out
+def export(synthetic_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Every format of the uncompressed run, compared on all its test photos."""
+    return run_export(tmp_path_factory.mktemp("models") / "small", str(synthetic_run), "--all")
+
+
+@pytest.fixture(scope="session")
+def exported(export: Export) -> Path:
+    return export.folder
+
+
+@pytest.fixture(scope="session")
+def compressed_export(compressed_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The ONNX file of the compressed run."""
+    out = tmp_path_factory.mktemp("models") / "one"
+    return run_export(out, str(compressed_run), "--engines", "onnx")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -52,8 +79,8 @@ def parity_rows(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_every_format_is_written_and_opens(exported: Path, compressed_run: Path) -> None:
-    run = open_run(compressed_run)
+def test_every_format_is_written_and_opens(exported: Path, synthetic_run: Path) -> None:
+    run = open_run(synthetic_run)
     index = read_index(exported)
     assert [(file.format, file.precision) for file in index.files] == MADE
     assert {path.name for path in exported.iterdir()} == {
@@ -81,9 +108,9 @@ def test_every_file_is_compared_in_every_engine(exported: Path) -> None:
 
 
 def test_every_file_labels_the_test_photos_like_the_model(
-    exported: Path, compressed_run: Path, capsys: pytest.CaptureFixture[str]
+    exported: Path, synthetic_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = open_run(compressed_run)
+    run = open_run(synthetic_run)
     photos = {str(run.dataset.root / photo.path): photo.label for photo in run.dataset.split("test")}
     for format, precision in MADE:
         model = exported / f"small_{precision}.{format}"
@@ -97,22 +124,22 @@ def test_every_file_labels_the_test_photos_like_the_model(
 
 
 def test_a_compressed_run_is_also_compared_with_the_uncompressed_model(
-    exported: Path, compressed_run: Path
+    compressed_export: Export, compressed_run: Path
 ) -> None:
-    run, index = open_run(compressed_run), read_index(exported)
-    for file in index.files:
-        heads = file.metrics["macs"] - run.compressed["macs"]
-        assert 0 < heads < run.compressed["macs"] / 10, "all convolutions and the two heads"
-    assert all(row["uncompressed_disagreements"] for row in parity_rows(exported))
-    assert "| uncompressed, float32 |" in (exported / "README.md").read_text(encoding="utf-8")
+    run, folder = open_run(compressed_run), compressed_export.folder
+    (file,) = read_index(folder).files
+    heads = file.metrics["macs"] - run.compressed["macs"]
+    assert 0 < heads < run.compressed["macs"], "all convolutions and the two heads"
+    assert all(row["uncompressed_disagreements"] for row in parity_rows(folder))
+    assert "| uncompressed, float32 |" in (folder / "README.md").read_text(encoding="utf-8")
     photo = run.dataset.split("test")[0]
     assert photo.path in run.uncompressed_labels()
-    assert Classifier(exported)(run.dataset.root / photo.path).label in run.classes
+    assert Classifier(folder)(run.dataset.root / photo.path).label in run.classes
 
 
 def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
     exported: Path,
-    compressed_run: Path,
+    synthetic_run: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -132,7 +159,7 @@ def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
     before = contents(exported)
     capsys.readouterr()
     options = ["--photos", "2", "--engines", "litert", "onnx"]
-    assert main([str(compressed_run), *options, "--out", str(exported)]) == 3
+    assert main([str(synthetic_run), *options, "--out", str(exported)]) == 3
     printed = capsys.readouterr()
     assert contents(exported) == before
     rejected = exported.with_name("small.rejected")
@@ -147,30 +174,24 @@ def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
     shutil.rmtree(rejected)
 
 
-def test_onnx_alone_makes_only_onnx_files(
-    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "one"
-    assert main([str(compressed_run), "--engines", "onnx", "--photos", "2", "--out", str(out)]) == 0
-    assert {file.format for file in read_index(out).files} == {"onnx"}
-    assert {row["engine"].split()[0] for row in parity_rows(out)} == {"onnx"}
-    printed = capsys.readouterr().out
+def test_onnx_alone_makes_only_onnx_files(compressed_export: Export) -> None:
+    folder, printed = compressed_export.folder, compressed_export.printed
+    assert {file.format for file in read_index(folder).files} == {"onnx"}
+    assert {row["engine"].split()[0] for row in parity_rows(folder)} == {"onnx"}
     assert "time: about " in printed and "Use one_float32.onnx: " in printed
     assert "train.compress" not in printed  # this run is compressed
 
 
+def test_litert_alone_makes_only_tflite_files() -> None:
+    files = pipeline.file_keys(("float32", "dynamic", "int8"), ("litert",))
+    assert files == (("tflite", "float32"), ("tflite", "dynamic"), ("tflite", "int8"))
+
+
 def test_an_uncompressed_int8_export_prints_the_command_that_compresses_it(
-    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    export: Export, synthetic_run: Path
 ) -> None:
-    """And --engines litert makes only TFLite files."""
-    out = tmp_path / "large"
-    options = ["--int8", "--engines", "litert", "--photos", "2"]
-    assert main([str(synthetic_run), *options, "--out", str(out)]) == 0
-    assert {file.format for file in read_index(out).files} == {"tflite"}
-    assert {row["engine"].split()[0] for row in parity_rows(out)} == {"litert"}
-    printed = capsys.readouterr().out
-    assert f"python -m train.compress {synthetic_run} --reduce 10" in printed
-    assert "Use large_int8.tflite: " in printed
+    assert f"python -m train.compress {synthetic_run} --reduce 10" in export.printed
+    assert "Use small_int8.tflite: " in export.printed
 
 
 def test_the_newest_run_is_printed_when_none_is_given(
@@ -270,11 +291,11 @@ def test_int8_without_val_photos_is_refused(
 
 
 def test_ctrl_c_replaces_nothing(
-    exported: Path, compressed_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Path, synthetic_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(pipeline, "_convert", interrupt)
     before = contents(exported)
-    assert main([str(compressed_run), "--photos", "1", "--out", str(exported)]) == 130
+    assert main([str(synthetic_run), "--photos", "1", "--out", str(exported)]) == 130
     assert contents(exported) == before
     assert "replaced" in capsys.readouterr().err
 

@@ -190,13 +190,13 @@ def test_a_key_of_another_kind_is_refused(
 
 
 def test_an_export_signs_the_files_that_it_writes(
-    compressed_run: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    synthetic_run: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signature covers exactly the written files."""
     monkeypatch.setenv(KEY_VARIABLE, str(key.with_suffix(".pub")))
     out = tmp_path / "small"
     options = ["--float16", "--engines", "litert", "--photos", "1", "--keep", "float32.tflite"]
-    command = [str(compressed_run), "--out", str(out), *options, "--sign", str(key)]
+    command = [str(synthetic_run), "--out", str(out), *options, "--sign", str(key)]
     assert export_main(command) == 0
     kept = {"small_float32.tflite", INDEX_NAME, "parity.csv", "README.md"}
     assert {path.name for path in out.iterdir()} == {*kept, SIGNATURE_NAME}
@@ -204,9 +204,9 @@ def test_an_export_signs_the_files_that_it_writes(
 
 
 def test_a_missing_key_stops_an_export_before_conversion(
-    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    synthetic_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = [str(compressed_run), "--out", str(tmp_path / "m"), "--sign", str(tmp_path / "nowhere")]
+    command = [str(synthetic_run), "--out", str(tmp_path / "m"), "--sign", str(tmp_path / "nowhere")]
     assert export_main(command) == 2
     printed = capsys.readouterr()
     assert str(tmp_path / "nowhere") in printed.err and "convert" not in printed.out
