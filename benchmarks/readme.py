@@ -1,10 +1,10 @@
 """Fill the blocks in README.md and docs/*.md: tables from recorded benchmarks, output from commands run here.
 
-    python -m benchmarks.readme PHOTO [DEMO_LOG]
+    python -m benchmarks.readme [DEMO_LOG]
 
-PHOTO is a copy of YellowFlower.jpg from Debian's package mate-backgrounds, named photo.jpg; DEMO_LOG is a
-file with the output of `make demo`. A block starts with `<!-- table: NAME -->` or `<!-- output: NAME -->` and
-ends with `<!-- end -->`. A block without a source here keeps its content, and its name is printed.
+DEMO_LOG is a file with the output of `make demo`. Run it in a clean checkout, whose only model is the
+released one. A block starts with `<!-- table: NAME -->` or `<!-- output: NAME -->` and ends with
+`<!-- end -->`. A block without a source here keeps its content, and its name is printed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from runtime.benchmark.report import BenchRow, format_report
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks"
 RELEASED = ROOT / "models" / "flowers"
+PHOTO = "docs/sunflower.jpg"  # drawn, as the pages call it
 REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
 RECORDED_TABLES = (
     *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),
@@ -35,9 +36,9 @@ RECORDED_TABLES = (
 BLOCK = re.compile(r"(?<=<!-- )((?:table|output): [^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
 
-def main(photo: str, demo_log: str | None = None) -> int:
+def main(demo_log: str | None = None) -> int:
     """Rewrite every block that has a source; only the commands of blocks that exist are run."""
-    sources = {**table_sources(), **output_sources(Path(photo).resolve())}
+    sources = {**table_sources(), **output_sources()}
     if demo_log:
         sources["output: demo"] = partial(demo_output, Path(demo_log))
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
@@ -139,12 +140,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 # Output of commands
 
 
-def output_sources(photo: Path) -> dict[str, Callable[[], str]]:
+def output_sources() -> dict[str, Callable[[], str]]:
     outputs: dict[str, Callable[[], str]] = {
-        "classify": partial(classify_output, photo),
-        "json": partial(classify_output, photo, "--json"),
-        "auto": partial(auto_output, photo),
-        "watch": partial(watch_output, photo),
+        "classify": classify_output,
+        "json": partial(classify_output, "--json"),
+        "auto": auto_output,
+        "watch": watch_output,
         "install": install_output,
     }
     for names, run in (
@@ -152,70 +153,64 @@ def output_sources(photo: Path) -> dict[str, Callable[[], str]]:
         (("serve", "curl"), serve_outputs),
         (("verify", "refused"), signature_outputs),
     ):
-        outputs |= {name: partial(lambda run, name: run(photo)[name], run, name) for name in names}
+        outputs |= {name: partial(lambda run, name: run()[name], run, name) for name in names}
     return {f"output: {name}": make for name, make in outputs.items()}
 
 
-def classify_output(photo: Path, *flags: str) -> str:
+def classify_output(*flags: str) -> str:
     with tempfile.TemporaryDirectory() as cache_home:
-        return run_released("classify", photo.name, *flags, cwd=photo.parent, cache_home=cache_home).stdout
+        return run_command("classify", PHOTO, *flags, cache_home=cache_home).stdout
 
 
-def auto_output(photo: Path) -> str:
+def auto_output() -> str:
     """The engine choice that --verbose prints, before and after a benchmark of this machine."""
     lines = []
     with tempfile.TemporaryDirectory() as cache_home:
         for measured in (False, True):
             if measured:
-                run_released("bench", "--save", cwd=ROOT, cache_home=cache_home)
-            done = run_released("classify", str(photo), "--verbose", cwd=ROOT, cache_home=cache_home)
+                run_command("bench", "--save", cache_home=cache_home)
+            done = run_command("classify", PHOTO, "--verbose", cache_home=cache_home)
             lines += [line for line in done.stderr.splitlines() if line.startswith("auto: ")]
     return "\n".join(lines)
 
 
-def run_released(
-    module: str, *arguments: str, cwd: Path, cache_home: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command of runtime with the released model; the output shows paths relative to the checkout."""
-    done = subprocess.run(
-        [*command_with_model(module), *arguments],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": cache_home, "TZ": "UTC"},
+def run_command(module: str, *arguments: str, cache_home: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of runtime in the checkout, with an empty cache."""
+    return subprocess.run(
+        [sys.executable, "-m", f"runtime.{module}", *arguments],
+        cwd=ROOT,
+        env={"XDG_CACHE_HOME": cache_home, "TZ": "UTC"},
         capture_output=True,
         text=True,
         check=True,
     )
-    done.stdout = done.stdout.replace(f"{ROOT}/", "")
-    return done
-
-
-def command_with_model(module: str) -> list[str]:
-    return [sys.executable, "-m", f"runtime.{module}", "--model", str(RELEASED)]
 
 
 @cache
-def camera_outputs(photo: Path) -> dict[str, str]:
-    """--camera on a clip of five seconds: the photo for three, then darkness, as of a hand over the lens."""
+def camera_outputs() -> dict[str, str]:
+    """--camera on a clip of five seconds: the flower for three, then darkness, as of a hand over the lens."""
     with tempfile.TemporaryDirectory() as folder:
-        write_clip(photo, Path(folder, "garden.mp4"))
+        clip = f"{folder}/garden.mp4"
+        write_clip(Path(clip))
 
         def camera(*flags: str) -> str:
-            arguments = ("--camera", "garden.mp4", *flags)
-            return run_released("classify", *arguments, cwd=Path(folder), cache_home=folder).stdout
+            done = run_command("classify", "--camera", clip, *flags, cache_home=folder)
+            return done.stdout.replace(f"{folder}/", "")
 
+        command = [sys.executable, "-m", "runtime.classify", "--camera", clip]
         return {
-            "camera": terminal_line([*command_with_model("classify"), "--camera", "garden.mp4"], folder),
+            "camera": terminal_line(command).replace(f"{folder}/", ""),
             "camera changes": camera("--on-change"),
             "camera json": camera("--json", "--every", "2s").splitlines()[1],
         }
 
 
-def write_clip(photo: Path, clip: Path) -> None:
+def write_clip(clip: Path) -> None:
     import av
     import numpy as np
     from PIL import Image
 
-    picture = np.asarray(Image.open(photo).convert("RGB").resize((1920, 1080)))
+    picture = np.asarray(Image.open(ROOT / PHOTO).convert("RGB").resize((1920, 1080)))
     random = np.random.default_rng(0)
     with av.open(str(clip), "w") as container:
         stream = container.add_stream("libx264", rate=30)
@@ -226,12 +221,12 @@ def write_clip(photo: Path, clip: Path) -> None:
         container.mux(stream.encode())
 
 
-def terminal_line(command: list[str], folder: str) -> str:
+def terminal_line(command: list[str]) -> str:
     """The header, and the redrawn line half way through, without colours."""
     pid, terminal = os.forkpty()
     if pid == 0:
-        os.chdir(folder)
-        os.execve(command[0], command, {"PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"})
+        os.chdir(ROOT)
+        os.execve(command[0], command, {"TERM": "xterm", "PYTHONUTF8": "1"})
     import fcntl
     import struct
     import termios
@@ -242,22 +237,22 @@ def terminal_line(command: list[str], folder: str) -> str:
         while data := os.read(terminal, 4096):
             output += data
     os.waitpid(pid, 0)
-    text = re.sub(r"\x1b\[[0-9;]*[mK]", "", output.decode()).replace(f"{ROOT}/", "")
+    text = re.sub(r"\x1b\[[0-9;]*[mK]", "", output.decode())
     header, _, redrawn = text.partition("\r\n")
     lines = [line.strip() for line in redrawn.split("\r") if line.strip()]
     return f"{header}\n{lines[len(lines) // 2]}"
 
 
-def watch_output(photo: Path) -> str:
+def watch_output() -> str:
     """The table that --watch writes for the photo and for a truncated file."""
     with tempfile.TemporaryDirectory() as folder:
         arriving, table = Path(folder, "arriving"), Path(folder, "results.csv")
         arriving.mkdir()
-        shutil.copy(photo, arriving / "photo.jpg")
-        (arriving / "cut.jpg").write_bytes(photo.read_bytes()[:5000])
+        shutil.copy(ROOT / PHOTO, arriving)
+        (arriving / "cut.jpg").write_bytes((ROOT / PHOTO).read_bytes()[:5000])
         process = subprocess.Popen(
-            [*command_with_model("classify"), "--watch", str(arriving), "--out", str(table)],
-            env={"PYTHONPATH": str(ROOT)},
+            [sys.executable, "-m", "runtime.classify", "--watch", str(arriving), "--out", str(table)],
+            cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -269,23 +264,23 @@ def watch_output(photo: Path) -> str:
 
 
 @cache
-def serve_outputs(photo: Path) -> dict[str, str]:
+def serve_outputs() -> dict[str, str]:
     """The lines that the service prints at its start, and curl's answers for a photo and for a text file."""
-    command = [sys.executable, "-m", "runtime.serve", "--model", "models/flowers", "--port", "0"]
+    command = [sys.executable, "-m", "runtime.serve", "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             started = process.stdout.readline() + process.stdout.readline()
             address = started.split("http://")[1].split()[0]  # of any free port; the page shows the default
 
-            def curl(file: str, cwd: Path) -> str:
+            def curl(file: str) -> str:
                 line = f"curl -F file=@{file} http://{address}/classify"
                 done = subprocess.run(
-                    [*line.split(), "--silent"], cwd=cwd, capture_output=True, text=True, check=True
+                    [*line.split(), "--silent"], cwd=ROOT, capture_output=True, text=True, check=True
                 )
                 return f"$ {line}\n{done.stdout}"
 
-            answers = f"{curl(photo.name, photo.parent)}\n{curl('README.md', ROOT)}"
+            answers = f"{curl(PHOTO)}\n{curl('README.md')}"
             default = "127.0.0.1:8080"
             return {
                 name: text.replace(address, default) for name, text in (("serve", started), ("curl", answers))
@@ -302,7 +297,7 @@ def install_output() -> str:
 
 
 @cache
-def signature_outputs(_: Path) -> dict[str, str]:
+def signature_outputs() -> dict[str, str]:
     """--verify on the released model signed with a new key, and on a copy with one changed byte."""
     python, model = f"{sys.executable} -m", "models/flowers"
     verify = f"{python} runtime.classify --model {model} --key maker.pub"
