@@ -9,7 +9,8 @@ from PIL import Image
 
 from runtime.camera.capture_folder import SPLIT_NAMES, check_capture_folder
 from runtime.common.errors import UserError
-from train.data import dataset
+from train.data import find_photos as search
+from train.data.dataset import PhotosError
 
 
 @pytest.fixture
@@ -93,16 +94,16 @@ def test_a_folder_of_the_current_directory_is_checked_too(
 def test_what_is_refused_would_break_training_and_what_is_advised_works(photos: Path) -> None:
     (photos / "train" / "roses").mkdir(parents=True)
     Image.new("RGB", (8, 8)).save(photos / "train" / "roses" / "captured.png")
-    with pytest.raises(dataset.PhotosError):
-        dataset.find_photos(photos)
+    with pytest.raises(PhotosError):
+        search.find_photos(photos)
     (photos / "train" / "roses" / "captured.png").rename(photos / "roses" / "captured.png")
     (photos / "train" / "roses").rmdir()
     (photos / "train").rmdir()
-    assert dataset.find_photos(photos, val_share=0, test_share=0).classes == ("daisy", "roses")
+    assert search.find_photos(photos, val_share=0, test_share=0).classes == ("daisy", "roses")
 
 
 def test_the_names_of_splits_are_those_of_training() -> None:
-    assert set(dataset.SPLIT_NAMES) == SPLIT_NAMES
+    assert set(search.SPLIT_NAMES) == SPLIT_NAMES
 
 
 @pytest.mark.parametrize(
