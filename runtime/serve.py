@@ -58,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _require_web_packages() -> None:
     missing = [name for name in WEB_PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"not installed: {', '.join(missing)}: pip install 'vgg-edge[web]'")
+        raise UserError(f"{', '.join(missing)} is not installed: in the clone, run pip install '.[web]'")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

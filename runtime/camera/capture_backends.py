@@ -30,4 +30,4 @@ def require_backend(source: str) -> None:
             "environment with `python3 -m venv --system-site-packages`"
         )
     if source != "picamera" and find_spec("av") is None:
-        raise CameraError("a camera needs PyAV: run pip install 'vgg-edge[camera]'")
+        raise CameraError("a camera needs PyAV: in the clone, run pip install '.[camera]'")

@@ -146,14 +146,15 @@ def install_hint(format: str, engine: str | None = None) -> str:
     if arm32 and (format == "onnx" or engine == "litert" or not has_tflite_runtime):
         return (
             "32-bit Arm runs TFLite files only, with tflite-runtime on Python 3.9 to 3.11: "
-            "use a 64-bit Raspberry Pi OS, where pip install 'vgg-edge[litert]' works"
+            "use a 64-bit Raspberry Pi OS, where pip install '.[litert]' works"
         )
     if engine == "tflite" and not has_tflite_runtime:
         return (
-            "tflite-runtime has wheels for Linux and Python up to 3.11 only: pip install 'vgg-edge[litert]'"
+            "tflite-runtime has wheels for Linux and Python up to 3.11 only: "
+            "in the clone, run pip install '.[litert]'"
         )
     extra = engine or ("onnx" if format == "onnx" else "tflite" if arm32 else "litert")
-    return f"pip install 'vgg-edge[{extra}]'"
+    return f"in the clone, run pip install '.[{extra}]'"
 
 
 def default_threads() -> int:

@@ -102,7 +102,7 @@ def read_key(path: str | Path) -> PublicKey:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError:
         raise ModelError(
-            f"{path}: checking signatures needs cryptography: pip install 'vgg-edge[verify]'"
+            f"{path}: checking signatures needs cryptography: in the clone, run pip install '.[verify]'"
         ) from None
     pem = read_bytes(path, MAX_KEY_BYTES)
     if b"PRIVATE KEY-----" in pem:

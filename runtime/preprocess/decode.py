@@ -118,7 +118,7 @@ def _open_heif(file: BinaryIO) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise UnsupportedPictureError(
-            "is HEIC, which needs pillow-heif: pip install 'vgg-edge[heic]'"
+            "is HEIC, which needs pillow-heif: in the clone, run pip install '.[heic]'"
         ) from None
     image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image

@@ -175,7 +175,7 @@ def test_without_an_engine_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("runtime.inference.engines.find_spec", lambda name: None)
     assert main(["--model", str(folder)]) == 2
-    assert "pip install 'vgg-edge[" in capsys.readouterr().err
+    assert "pip install '.[" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for left-over processes in /proc")

@@ -180,7 +180,7 @@ def test_a_missing_engine_names_the_install_command(colours: Path, photos: Path)
     run = [sys.executable, "-c", code, str(photos / "red.jpg"), "--model", str(colours)]
     done = subprocess.run(run, capture_output=True, text=True)
     assert done.returncode == 2
-    assert "tflite" in done.stderr and "pip install 'vgg-edge[" in done.stderr
+    assert "tflite" in done.stderr and "pip install '.[" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -110,7 +110,7 @@ def test_a_key_without_cryptography_names_the_extra(python: Path, tmp_path: Path
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert "maker.pub" in line and "cryptography" in line and "pip install 'vgg-edge[verify]'" in line
+    assert "maker.pub" in line and "cryptography" in line and "pip install '.[verify]'" in line
 
 
 def test_the_environment_takes_less_than_200_mb(python: Path) -> None:

@@ -226,7 +226,7 @@ def test_picamera2_frames_come_out_in_rgb(  # noqa: C901 (a fake camera with one
 
 @pytest.mark.parametrize(
     ("source", "command"),
-    [("0", "pip install 'vgg-edge[camera]'"), ("picamera", "sudo apt install python3-picamera2")],
+    [("0", "pip install '.[camera]'"), ("picamera", "sudo apt install python3-picamera2")],
 )
 def test_a_missing_package_raises_camera_error_with_the_command_that_installs_it(
     source: str, command: str, monkeypatch: pytest.MonkeyPatch

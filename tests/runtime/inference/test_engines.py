@@ -221,9 +221,9 @@ def test_auto_takes_the_first_installed_engine(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(engines, "is_installed", lambda engine: engine != "litert")
     assert choose_engine("tflite") == "tflite"
     monkeypatch.setattr(engines, "is_installed", lambda engine: False)
-    with pytest.raises(EngineError, match=r"no engine for onnx files .* pip install 'vgg-edge\[onnx\]'"):
+    with pytest.raises(EngineError, match=r"no engine for onnx files .* pip install '\.\[onnx\]'"):
         choose_engine("onnx")
-    with pytest.raises(EngineError, match=r"litert \(ai_edge_litert\) is not installed: pip install"):
+    with pytest.raises(EngineError, match=r"litert \(ai_edge_litert\) is not installed: .*pip install"):
         require_engine("litert")
 
 
@@ -258,15 +258,15 @@ def test_an_engines_version_is_read_without_importing_it(
 @pytest.mark.parametrize(
     ("machine", "system", "python", "bits", "asked", "answer"),
     [
-        ("x86_64", "linux", (3, 11), 64, ("tflite", None), "pip install 'vgg-edge[litert]'"),
-        ("x86_64", "linux", (3, 11), 64, ("tflite", "tflite"), "pip install 'vgg-edge[tflite]'"),
+        ("x86_64", "linux", (3, 11), 64, ("tflite", None), "pip install '.[litert]'"),
+        ("x86_64", "linux", (3, 11), 64, ("tflite", "tflite"), "pip install '.[tflite]'"),
         (
             "x86_64",
             "linux",
             (3, 13),
             64,
             ("tflite", "tflite"),
-            "pip install 'vgg-edge[litert]'",
+            "pip install '.[litert]'",
         ),
         (
             "arm64",
@@ -274,15 +274,15 @@ def test_an_engines_version_is_read_without_importing_it(
             (3, 11),
             64,
             ("tflite", "tflite"),
-            "pip install 'vgg-edge[litert]'",
+            "pip install '.[litert]'",
         ),
-        ("AMD64", "win32", (3, 12), 64, ("onnx", None), "pip install 'vgg-edge[onnx]'"),
-        ("aarch64", "linux", (3, 13), 64, ("tflite", None), "pip install 'vgg-edge[litert]'"),
-        ("armv7l", "linux", (3, 11), 32, ("tflite", None), "pip install 'vgg-edge[tflite]'"),
+        ("AMD64", "win32", (3, 12), 64, ("onnx", None), "pip install '.[onnx]'"),
+        ("aarch64", "linux", (3, 13), 64, ("tflite", None), "pip install '.[litert]'"),
+        ("armv7l", "linux", (3, 11), 32, ("tflite", None), "pip install '.[tflite]'"),
         ("armv7l", "linux", (3, 13), 32, ("tflite", None), "use a 64-bit Raspberry Pi OS"),
         ("armv7l", "linux", (3, 11), 32, ("onnx", None), "use a 64-bit Raspberry Pi OS"),
         # A 32-bit system on a 64-bit kernel, as Raspberry Pi OS had it for years.
-        ("aarch64", "linux", (3, 11), 32, ("tflite", None), "pip install 'vgg-edge[tflite]'"),
+        ("aarch64", "linux", (3, 11), 32, ("tflite", None), "pip install '.[tflite]'"),
     ],
 )
 def test_the_install_hint_fits_the_machine(

@@ -28,7 +28,7 @@ def test_heic_is_decoded() -> None:
 
 def test_heic_without_pillow_heif_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(PictureError, match=r"pip install 'vgg-edge\[heic\]'"):
+    with pytest.raises(PictureError, match=r"pip install '\.\[heic\]'"):
         read_picture(b"\0\0\0\x18ftypheic" + bytes(100))
 
 
