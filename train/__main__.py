@@ -28,6 +28,8 @@ examples:
 
 PHOTOS holds one folder per class, or train/ and test/ with one folder per class each (val/ is optional).
 Features of photos are stored, so the next run on the same photos needs seconds instead of minutes.
+
+exit codes: 0 success, 2 usage error, 130 stopped with Ctrl-C
 """
 
 

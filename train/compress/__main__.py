@@ -15,11 +15,13 @@ from train.compress.inputs import find_inputs
 
 EPILOG = """examples:
   python -m train.compress runs/mine
-      a tenth of the multiplications; about an hour for 2,000 photos on 2 cores
+      a tenth of the multiplications; about an hour for 1,700 training photos on 2 cores
   python -m train.compress runs/mine --epochs 0
       without distillation, in a third of the time: 90.6 instead of 93.8 % top-1 on tf_flowers
   python -m train.compress runs/mine --target-ms 5
       the largest network that takes at most 5 ms on this machine
+
+exit codes: 0 success, 2 usage error, 130 stopped with Ctrl-C
 """
 
 
@@ -45,9 +47,9 @@ def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of python -m train")
-    _add_goal_flags(parser, default)
+    _add_target_flags(parser, default)
     _add_output_flags(parser)
-    _add_expert_flags(parser, default)
+    _add_advanced_flags(parser, default)
     arguments = parser.parse_args(argv)
     if arguments.latency_table and arguments.target_ms is None:
         parser.error("--latency-table works with --target-ms; give that too")
@@ -56,15 +58,15 @@ def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
     return CompressConfig(settings=settings, **values)
 
 
-def _add_goal_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
-    group = parser.add_argument_group("how small")
+def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
+    group = parser.add_argument_group("target")
     goal = group.add_mutually_exclusive_group()
     goal.add_argument(
         "--reduce",
         type=_number_above(1),
         default=default.reduce,
         metavar="X",
-        help=f"divide the multiplications by X ({default.reduce:g})",
+        help=f"divide the multiplications by X (default: {default.reduce:g})",
     )
     goal.add_argument(
         "--target-ms",
@@ -76,7 +78,7 @@ def _add_goal_flags(parser: argparse.ArgumentParser, default: CompressSettings) 
         "--engine",
         choices=("litert", "onnx", "tflite"),
         default=default.engine,
-        help=f"for --target-ms: the engine to time, with an int8 file, on all cores ({default.engine})",
+        help=f"for --target-ms: the engine to time with an int8 file on all cores (default: {default.engine})",
     )
     group.add_argument(
         "--latency-table",
@@ -89,13 +91,15 @@ def _add_goal_flags(parser: argparse.ArgumentParser, default: CompressSettings) 
         "--size",
         type=_input_size,
         metavar="PIXELS|auto",
-        help="pixels a side of the input; auto chooses 224, 192, 160 or 128 (auto)",
+        help="width and height of the input in pixels; auto chooses 224, 192, 160 or 128 (default: auto)",
     )
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files")
-    group.add_argument("--out", type=Path, metavar="RUN", help="the new run folder (runs/NAME-compressed)")
+    group.add_argument(
+        "--out", type=Path, metavar="RUN", help="run folder to write (default: runs/NAME-compressed)"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     group.add_argument(
         "--resume",
@@ -109,12 +113,15 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="the folder of the run's photos, if it has moved since training",
     )
     group.add_argument(
-        "--logs", type=Path, metavar="DIR", help="write history.csv and TensorBoard event files to DIR"
+        "--logs",
+        type=Path,
+        metavar="DIR",
+        help="write history.csv and TensorBoard files to DIR/RUN after every epoch",
     )
 
 
-def _add_expert_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
-    group = parser.add_argument_group("experts")
+def _add_advanced_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
+    group = parser.add_argument_group("advanced")
     # The former name of --reconstruction-photos.
     group.add_argument(
         "--photos",
@@ -133,7 +140,11 @@ def _add_expert_flags(parser: argparse.ArgumentParser, default: CompressSettings
     ):
         value = getattr(default, name)
         group.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=value, metavar="N", help=f"{text} ({value:g})"
+            f"--{name.replace('_', '-')}",
+            type=kind,
+            default=value,
+            metavar="N",
+            help=f"{text} (default: {value:g})",
         )
 
 
