@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 success, 2 error."""
     parser = argparse.ArgumentParser(prog="python -m train.pack_run", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder to read")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; a run folder there is replaced")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; replaces a run folder")
     arguments = parser.parse_args(argv)
 
     def run() -> int:

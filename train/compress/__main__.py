@@ -78,7 +78,7 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
         "--engine",
         choices=("litert", "onnx", "tflite"),
         default=default.engine,
-        help=f"for --target-ms: the engine to time with an int8 file on all cores (default: {default.engine})",
+        help=f"for --target-ms: engine to time, with an int8 file on all cores (default: {default.engine})",
     )
     group.add_argument(
         "--latency-table",
