@@ -66,12 +66,11 @@ def _list_skipped(skipped: Sequence[_Candidate]) -> str:
 
 
 def _model_folders() -> Iterator[_Candidate]:
-    for index in (MODELS / INDEX_NAME, *sorted(MODELS.glob(f"*/{INDEX_NAME}"))):
+    for index in (MODELS / INDEX_NAME, *_find(f"*/{INDEX_NAME}")):
         folder = index.parent
-        if not is_file(index) or _is_exports_own(folder):
-            continue
         try:
-            yield _candidate(folder, read_index(folder).contract)
+            if is_file(index) and not _is_exports_own(folder):
+                yield _candidate(folder, read_index(folder).contract)
         except ModelError as error:
             yield _Candidate(folder, ("", 0), str(error).removeprefix(f"{index}: "))
 
@@ -87,18 +86,30 @@ def _single_files(formats: Sequence[str]) -> Iterator[_Candidate]:
     listed: set[str] = set()
     with suppress(ModelError):
         listed = {file.file for file in read_index(MODELS).files}
-    for path in sorted(MODELS.glob("*.*")):
+    for path in _find("*.*"):
         format = path.suffix.removeprefix(".")
-        if format not in FORMATS or path.name.startswith(".") or path.name in listed or not is_file(path):
-            continue
-        if format not in formats:
-            yield _Candidate(path, ("", 0), "another engine runs it")
+        if format not in FORMATS or path.name.startswith(".") or path.name in listed:
             continue
         try:
-            status = path.stat()
-            yield _candidate(path, _read_contract(path, status.st_size, status.st_mtime_ns))
+            if is_file(path):
+                yield _single_file(path, format in formats)
         except (ModelError, OSError) as error:
             yield _Candidate(path, ("", 0), str(error).removeprefix(f"{path}: "))
+
+
+def _single_file(path: Path, is_usable: bool) -> _Candidate:
+    if not is_usable:
+        return _Candidate(path, ("", 0), "another engine runs it")
+    status = path.stat()
+    contract = _read_contract(path, status.st_size, status.st_mtime_ns)
+    return _Candidate(path, ("", 0), contract) if isinstance(contract, str) else _candidate(path, contract)
+
+
+def _find(pattern: str) -> list[Path]:
+    """Returns the paths in ./models; none where this user may not look."""
+    with suppress(OSError):
+        return sorted(MODELS.glob(pattern))
+    return []
 
 
 def _candidate(path: Path, contract: Contract) -> _Candidate:
@@ -109,6 +120,10 @@ def _candidate(path: Path, contract: Contract) -> _Candidate:
 
 
 @lru_cache(maxsize=32)  # a service checks its model once per second, and must not read each file each time
-def _read_contract(path: Path, size: int, mtime_ns: int) -> Contract:
+def _read_contract(path: Path, size: int, mtime_ns: int) -> Contract | str:
+    """Returns the contract, or why the file's content has none. Raises ModelError when it cannot be read."""
     data = read_bytes(path, MAX_MODEL_BYTES)
-    return read_contract(data, detect_format(path, data))
+    try:
+        return read_contract(data, detect_format(path, data))
+    except ModelError as error:  # returned, because lru_cache forgets exceptions
+        return str(error)

@@ -11,7 +11,7 @@ import pytest
 from runtime.classify import main
 from runtime.common.errors import ModelError
 from runtime.model_file import default_model
-from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.files import INDEX_NAME, read_bytes
 from runtime.model_file.loader import open_model
 from runtime.model_file.selection import choose_model
 from tests.helpers import RELEASED
@@ -91,6 +91,33 @@ def test_a_file_that_cannot_be_used_is_named(models: Path, make_file: Callable[.
     assert selection.path.parent == RELEASED
     for fact in ("released model", "models/photo.onnx", "models/drawn.tflite", "generated pictures"):
         assert fact in selection.reason
+
+
+def test_a_path_that_cannot_be_looked_at_is_named(models: Path) -> None:
+    (models / "loop.tflite").symlink_to("loop.tflite")
+    selection = choose_model()
+    assert selection.path.parent == RELEASED and "models/loop.tflite: too many levels" in selection.reason
+    (models / "loop.tflite").unlink()
+    models.rmdir()
+    models.symlink_to("models")
+    selection = choose_model()
+    assert selection.path.parent == RELEASED and "models: too many levels" in selection.reason
+
+
+def test_an_unchanged_file_is_read_once(
+    models: Path, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_file("mine.tflite")
+    (models / "photo.onnx").write_bytes(b"not a model, for the count")
+    read: list[Path] = []
+
+    def count(path: Path, limit: int) -> bytes:
+        read.append(path)
+        return read_bytes(path, limit)
+
+    monkeypatch.setattr(default_model, "read_bytes", count)
+    assert choose_model().reason == choose_model().reason
+    assert read == [Path("models", "mine.tflite"), Path("models", "photo.onnx")]
 
 
 def test_a_file_for_another_engine_is_named(models: Path, make_file: Callable[..., Path]) -> None:
