@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import astuple, dataclass, fields
+from io import FileIO
 from pathlib import Path
 
 from runtime.common.errors import UserError
@@ -80,17 +81,8 @@ def _sink_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def _open_csv(path: Path) -> Iterator[Sink]:
     """Appends each row with one write. A row that a power loss cut short is removed at the next start."""
-    header = _csv_line(COLUMNS)
     with path.open("a+b", buffering=0) as file:
-        file.seek(0)
-        data = file.read()
-        complete = data[: data.rfind(b"\n") + 1]
-        if not complete.startswith(header) and not header.startswith(data):
-            raise UserError(
-                f"{path}: has other columns than {','.join(COLUMNS)}: choose another file for --out"
-            )
-        if len(complete) < len(data):
-            file.truncate(len(complete))
+        done = _read_csv(file, path)
 
         def write(values: Iterable[object]) -> None:
             line = _csv_line(values)
@@ -102,14 +94,23 @@ def _open_csv(path: Path) -> Iterator[Sink]:
             write(_csv_value(value) for value in astuple(row))
             return True
 
-        if not complete:
+        if not os.fstat(file.fileno()).st_size:
             write(COLUMNS)
-        yield Sink(str(path), _csv_versions(complete), add)
+        yield Sink(str(path), done, add)
 
 
-def _csv_versions(data: bytes) -> set[PhotoVersion]:
+def _read_csv(file: FileIO, path: Path) -> set[PhotoVersion]:
+    """Returns the photos in the file, and removes an incomplete last row. Raises UserError and csv.Error."""
+    header = _csv_line(COLUMNS)
+    file.seek(0)
+    data = file.read()
+    complete = data[: data.rfind(b"\n") + 1]
+    if not complete.startswith(header) and not header.startswith(data):
+        raise UserError(f"{path}: has other columns than {','.join(COLUMNS)}: choose another file for --out")
+    if len(complete) < len(data):
+        file.truncate(len(complete))
     versions = set()
-    for row in csv.DictReader(io.StringIO(data.decode("utf-8", "replace"))):
+    for row in csv.DictReader(io.StringIO(complete.decode("utf-8", "replace"))):
         with suppress(TypeError, ValueError):  # a row edited by hand: its photo is classified again
             versions.add((str(row["source"]), int(row["bytes"]), int(row["modified"])))
     return versions
