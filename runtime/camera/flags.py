@@ -1,9 +1,8 @@
 """The flags of `python -m runtime.classify --camera`."""
 
 import argparse
-from pathlib import Path
 
-from runtime.common.cli import duration, frames_or_duration, megabytes
+from runtime.common.cli import duration, frames_or_duration, megabytes, path_name
 
 # Flags that do nothing without --camera, by their names in the parsed arguments.
 NEEDS_CAMERA = ("retry", "every", "on_change", "save_unknown", "capture", "new_class")
@@ -41,7 +40,7 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
         help="average over N frames or a time; 0 for no average (default: 500ms)",
     )
     camera.add_argument(
-        "--save-unknown", metavar="DIR", type=Path, help="save the frames whose answer is unknown"
+        "--save-unknown", metavar="DIR", type=path_name, help="save the frames whose answer is unknown"
     )
     camera.add_argument(
         "--capture",

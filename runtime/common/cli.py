@@ -103,6 +103,13 @@ def positive_int(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
 
 
+def path_name(text: str) -> Path:
+    """Parses a path. Raises ArgumentTypeError when it is empty: Path("") would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
 def duration(text: str) -> float:
     """Parses a time such as "500ms", "1s", "2m" or "1h" into seconds. Raises ArgumentTypeError.
 

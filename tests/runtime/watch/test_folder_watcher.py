@@ -10,6 +10,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -252,6 +253,20 @@ def test_an_out_file_that_cannot_be_used_is_refused_at_the_start(
     assert (tmp_path / "other.csv").read_text() == "name,price\nrose,1"
 
 
+def test_the_rows_of_earlier_runs_take_no_memory(tmp_path: Path) -> None:
+    out = tmp_path / "results.csv"
+    out.write_text(
+        f"{','.join(COLUMNS)}\n" + f"2025-01-31T12:00:00Z,a.jpg,1,2,{'0' * 64},rose,1,,\n" * 20_000
+    )
+    tracemalloc.start()
+    try:
+        with open_sink(out) as sink:
+            assert sink.done == {("a.jpg", 1, 2)}
+            assert tracemalloc.get_traced_memory()[0] < out.stat().st_size / 4
+    finally:
+        tracemalloc.stop()
+
+
 def test_a_folder_that_does_not_exist_is_refused(colours: Path, tmp_path: Path, capsys: Capture) -> None:
     assert main(["--watch", str(tmp_path / "none"), "--model", str(colours)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -353,3 +368,12 @@ def test_a_watch_flag_without_watch_is_a_usage_error(flags: list[str], capsys: C
     with pytest.raises(SystemExit, match="2"):
         main(["photo.jpg", *flags])
     assert "--watch" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "flags", [["--watch", ""], ["--watch", ".", "--out", ""], ["--camera", "--save-unknown", ""]]
+)
+def test_an_empty_path_does_not_mean_the_current_folder(flags: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert "the path is empty" in capsys.readouterr().err.splitlines()[-1]
