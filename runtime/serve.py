@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.make_token:
+    if arguments.make_token is not None:
         make_token_file(arguments.make_token)
         print(f"token written: start the service with --token-file {arguments.make_token}")
         return 0

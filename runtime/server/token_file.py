@@ -52,8 +52,12 @@ def make_token_file(path: str) -> None:
         raise UserError(f"{path}: already exists: use it with --token-file {path}, or delete it") from None
     except OSError as error:
         raise UserError(f"{path}: {str(error.strerror or error).lower()}") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secrets.token_urlsafe(24) + "\n")
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(24) + "\n")
+    except OSError as error:  # a full disk: an empty file would only be refused later
+        Path(path).unlink(missing_ok=True)
+        raise UserError(f"{path}: {str(error.strerror or error).lower()}") from None
 
 
 def permission_warning(path: str) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from runtime.common.errors import UserError
+from runtime.serve import main
 from runtime.server.token_file import (
     MIN_TOKEN_LENGTH,
     TOKEN_VARIABLE,
@@ -70,3 +73,22 @@ def test_the_environment_is_read_without_a_file(monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_token_file_names_the_command_that_creates_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--make-token"):
         read_token(str(tmp_path / "token"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk as Linux simulates it")
+def test_a_full_disk_leaves_no_empty_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, mode: str) -> IO[str]:
+        os.close(descriptor)
+        return Path("/dev/full").open(mode)
+
+    monkeypatch.setattr(os, "fdopen", full)
+    with pytest.raises(UserError, match="token: no space left on device"):
+        make_token_file(str(tmp_path / "token"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_for_the_token_file_does_not_start_the_service(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--make-token", "", "--host", "0.0.0.0"]) == 2
+    assert "no such file" in capsys.readouterr().err
