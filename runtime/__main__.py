@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import NoReturn
 
-from runtime.common.cli import EXIT_USER_ERROR, exit_process, version_text
+from runtime.common.cli import EXIT_USER_ERROR, exit_process, run_cli, version_text
 from runtime.common.terminal import print_error
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run() -> NoReturn:
     """Runs the command line and ends the process: the entry point of the console script."""
-    code = main(sys.argv[1:])
+    code = run_cli(lambda: main(sys.argv[1:]))  # Ctrl-C may arrive while a command is still imported
     if sys.argv[1:2] in (["classify"], ["serve"]):  # as `python -m runtime.classify` and runtime.serve do
         exit_process(code)
     sys.exit(code)

@@ -60,3 +60,16 @@ def test_the_console_script_imports_no_command_for_its_help() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True, text=True)
     assert not {"numpy", "runtime.classify", "train", "export"} & set(done.stderr.split())
+
+
+def test_ctrl_c_while_a_command_is_imported_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def interrupt(module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(console, "import_module", interrupt)
+    monkeypatch.setattr(sys, "argv", ["vgg-edge", "bench"])
+    with pytest.raises(SystemExit, match="130"):
+        console.run()
+    assert capsys.readouterr().err == ""
