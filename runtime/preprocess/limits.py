@@ -60,7 +60,8 @@ def check_limits(image: Image.Image, full_size: tuple[int, int], data: bytes) ->
     `full_size` is the picture's (width, height) before a JPEG's draft mode reduced it; `data` is the file.
     """
     width, height = full_size
-    pixels = width * height
+    if not (pixels := width * height):
+        raise PictureError(f"is {width} x {height} pixels: an empty picture")
     bytes_per_pixel = BYTES_PER_PIXEL.get(image.format or "", BYTES_PER_PIXEL_OF_OTHERS)
     decoded = _decoded_pixels(image, pixels, data)
     format_limit = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -60,6 +61,12 @@ def test_a_jpeg_with_thousands_of_scans_is_rejected() -> None:
     # A film behind the photo may hold the same two bytes.
     photo = encode(Image.new("L", (8000, 8000), 90), "JPEG")
     assert (read_picture(photo + 100 * b"\xff\xda\x00") == read_picture(photo)).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 0, 3), (0, 5, 3)])
+def test_an_empty_frame_is_rejected(shape: tuple[int, int, int]) -> None:
+    with pytest.raises(PictureError, match="empty"):
+        read_picture(np.zeros(shape, np.uint8))
 
 
 def test_the_machines_memory_limits_the_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
