@@ -1,6 +1,7 @@
 """The rules for --capture LABEL DIR: DIR/LABEL must be a folder that training reads as the class LABEL."""
 
 import os
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -
     not have yet is accepted when it is the first one, or with `new_class`.
     """
     _check_label(label)
+    if folder.name in ("", ".."):  # such as ".", whose name and parent are not in the path
+        folder = Path(os.path.realpath(folder))
     if _has_pictures(folder):
         raise UserError(
             f"{printable(str(folder))}: holds photos, so it is a class folder itself: "
@@ -99,4 +102,4 @@ def _listed(names: list[str]) -> str:
 
 
 def _flag(label: str, folder: Path) -> str:
-    return f"--capture {label} {printable(str(folder))}"
+    return f"--capture {shlex.quote(label)} {shlex.quote(printable(str(folder)))}"

@@ -112,3 +112,14 @@ def test_the_names_of_splits_are_those_of_training() -> None:
 def test_a_class_has_a_plain_name(label: str, tmp_path: Path) -> None:
     assert "cannot be a class" in refusal(label, tmp_path / "new", new_class=True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_folder_means_its_place(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos / "roses")
+    assert f"--capture tulips {photos}" in refusal("tulips", Path())
+    check_capture_folder("roses", Path(".."))
+
+
+def test_a_suggested_command_is_quoted_for_the_shell(tmp_path: Path) -> None:
+    photos = write_classes(tmp_path / "my photos")
+    assert f"--capture 'water lily' '{photos}'" in refusal("water lily", photos / "roses")
