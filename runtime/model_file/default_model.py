@@ -15,6 +15,7 @@ from runtime.model_file.index import read_index
 
 MODELS = Path("models")
 MAX_SKIPPED = 3  # skipped models that the reason names
+UNRANKED = ("", 0, 0)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class DefaultModel:
 @dataclass(frozen=True)
 class _Candidate:
     path: Path
-    rank: tuple[str, int]  # the highest is chosen: time of creation, then precision
+    rank: tuple[str, int, int]  # the highest is chosen: time of creation, then format, then precision
     problem: str = ""  # why it cannot be chosen
 
 
@@ -70,9 +71,11 @@ def _model_folders() -> Iterator[_Candidate]:
         folder = index.parent
         try:
             if is_file(index) and not _is_exports_own(folder):
-                yield _candidate(folder, read_index(folder).contract)
+                contract = read_index(folder).contract
+                # Above single files: a folder holds the best format and precision.
+                yield _candidate(folder, contract, (contract.created[:19], 1, 0))
         except ModelError as error:
-            yield _Candidate(folder, ("", 0), str(error).removeprefix(f"{index}: "))
+            yield _Candidate(folder, UNRANKED, str(error).removeprefix(f"{index}: "))
 
 
 def _is_exports_own(folder: Path) -> bool:
@@ -92,17 +95,21 @@ def _single_files(formats: Sequence[str]) -> Iterator[_Candidate]:
             continue
         try:
             if is_file(path):
-                yield _single_file(path, format in formats)
+                yield _single_file(path, format, formats)
         except (ModelError, OSError) as error:
-            yield _Candidate(path, ("", 0), str(error).removeprefix(f"{path}: "))
+            yield _Candidate(path, UNRANKED, str(error).removeprefix(f"{path}: "))
 
 
-def _single_file(path: Path, is_usable: bool) -> _Candidate:
-    if not is_usable:
-        return _Candidate(path, ("", 0), "another engine runs it")
+def _single_file(path: Path, format: str, formats: Sequence[str]) -> _Candidate:
+    if format not in formats:
+        return _Candidate(path, UNRANKED, "another engine runs it")
     status = path.stat()
     contract = _read_contract(path, status.st_size, status.st_mtime_ns)
-    return _Candidate(path, ("", 0), contract) if isinstance(contract, str) else _candidate(path, contract)
+    if isinstance(contract, str):
+        return _Candidate(path, UNRANKED, contract)
+    # An export names its files NAME_PRECISION.
+    precision = next((at for at, name in enumerate(PRECISIONS) if path.stem.endswith(name)), len(PRECISIONS))
+    return _candidate(path, contract, (contract.created[:19], -formats.index(format), -precision))
 
 
 def _find(pattern: str) -> list[Path]:
@@ -112,10 +119,7 @@ def _find(pattern: str) -> list[Path]:
     return []
 
 
-def _candidate(path: Path, contract: Contract) -> _Candidate:
-    # An export names its files NAME_PRECISION; a folder holds the best precision, so it comes first.
-    precision = next((at for at, name in enumerate(PRECISIONS) if path.stem.endswith(name)), len(PRECISIONS))
-    rank = contract.created[:19], 1 if path.is_dir() else -precision
+def _candidate(path: Path, contract: Contract, rank: tuple[str, int, int]) -> _Candidate:
     return _Candidate(path, rank, "trained on generated pictures" if contract.synthetic else "")
 
 

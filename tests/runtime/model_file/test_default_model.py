@@ -76,6 +76,16 @@ def test_the_newest_of_files_and_folders_is_used(
     assert choose_model().path.parent == Path("models", "newer")
 
 
+@pytest.mark.parametrize("formats", [["tflite", "onnx"], ["onnx", "tflite"]])
+def test_of_equally_new_files_the_preferred_format_is_used(
+    formats: list[str], models: Path, make_file: Callable[..., Path]
+) -> None:
+    make_file("mine_int8.onnx")
+    make_file("mine_float32.tflite")
+    make_file("mine_int8.tflite")
+    assert choose_model(formats=formats).path == Path("models", f"mine_int8.{formats[0]}")
+
+
 def test_a_folder_copied_into_models_itself_is_used(models: Path, make_folder: MakeFolder) -> None:
     models.rmdir()
     make_folder(models)
