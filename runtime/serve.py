@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from runtime.camera.flags import add_source_flag
 from runtime.common.cli import ArgumentParser, duration, exit_process, megabytes, positive_int, run_cli
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
@@ -107,12 +108,8 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_camera_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("camera")
-    group.add_argument(
-        "--camera",
-        nargs="?",
-        const="0",
-        metavar="SOURCE",
-        help="show this camera (SOURCE as in runtime.classify); the service waits for an unavailable camera",
+    add_source_flag(
+        group, "show this camera (SOURCE as in runtime.classify); the service waits for an unavailable camera"
     )
     group.add_argument(
         "--every",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import CACHE_LIMIT
-from train.cli import INSTALL, run_cli
+from train.cli import INSTALL, add_run_flags, run_cli
 from train.config import TrainConfig
 from train.inputs import find_inputs
 from train.run_writer import checkpoint_dir
@@ -86,15 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PHOTOS",
         help="folder of class folders (default: download 3,670 flower photos, 229 MB)",
     )
-    common.add_argument(
-        "--out", type=Path, metavar="RUN", help="run folder to write (default: runs/TIME-RECIPE)"
-    )
-    common.add_argument("--overwrite", action="store_true", help="replace the run folder if it exists")
-    common.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run of the same --out after its last epoch",
-    )
+    add_run_flags(common, "runs/TIME-RECIPE")
     common.add_argument(
         "--dry-run",
         action="store_true",

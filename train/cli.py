@@ -1,9 +1,11 @@
-"""The exit code of a training command, and the one line that it prints when it fails."""
+"""What the training commands share: the flags of the run that they write, exit codes, and one-line errors."""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from runtime.common import cli, terminal
 from runtime.common.errors import UserError
@@ -11,6 +13,19 @@ from runtime.common.errors import UserError
 INTERRUPTED = cli.EXIT_INTERRUPTED
 # One line installs the packages of training, compression and export.
 INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
+
+
+def add_run_flags(group: argparse._ArgumentGroup, default_out: str) -> None:
+    """Add --out, --overwrite and --resume. `default_out` describes the default of --out in the help."""
+    group.add_argument(
+        "--out", type=Path, metavar="RUN", help=f"run folder to write (default: {default_out})"
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the run folder if it exists")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue an interrupted run: the same command with the same --out",
+    )
 
 
 def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str]) -> int:

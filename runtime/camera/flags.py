@@ -13,12 +13,9 @@ DEFAULT_MAX_MB = 1000.0
 def add_camera_flags(parser: argparse.ArgumentParser) -> None:
     """Adds --camera and the flags that need it."""
     camera = parser.add_argument_group("camera")
-    camera.add_argument(
-        "--camera",
-        nargs="?",
-        const="0",
-        metavar="SOURCE",
-        help="classify a camera's frames: the number or device of a USB camera (default: 0), picamera, "
+    add_source_flag(
+        camera,
+        "classify a camera's frames: the number or device of a USB camera (default: 0), picamera, "
         "an address (rtsp://, http://), or a video file",
     )
     camera.add_argument(
@@ -59,3 +56,8 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_MAX_MB,
         help="stop saving when the folder holds this many megabytes (default: %(default)g)",
     )
+
+
+def add_source_flag(group: argparse._ArgumentGroup, help: str) -> None:
+    """Adds --camera; without a SOURCE it names the first USB camera."""
+    group.add_argument("--camera", nargs="?", const="0", metavar="SOURCE", help=help)

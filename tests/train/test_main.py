@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import ROOT
+from tests.interrupt import press_ctrl_c_after_epoch
 from train import inputs
 from train.__main__ import main
 from train.cli import INSTALL, run_cli
@@ -125,16 +126,7 @@ def test_ctrl_c_in_training_writes_the_run_and_resume_continues_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from train.trainer import CheckpointCallback
-
-    end = CheckpointCallback.on_epoch_end
-
-    def then_stop(self: CheckpointCallback, epoch: int, logs: Any = None) -> None:
-        end(self, epoch, logs)
-        if epoch == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(CheckpointCallback, "on_epoch_end", then_stop)
+    press_ctrl_c_after_epoch(4, monkeypatch)
     out = tmp_path / "run"
     again = [*small, "--out", str(out), "--epochs", "8"]
     assert main(again) == 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from runtime.common.errors import UserError
 from tests.helpers import ROOT
+from tests.interrupt import press_ctrl_c_after_epoch
 from train.train_head import make_deterministic
 from train.trainer import (
     Batches,
@@ -171,14 +171,7 @@ def test_without_validation_rows_the_training_loss_decides() -> None:
 
 
 def test_ctrl_c_ends_training_with_the_best_weights_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    end = CheckpointCallback.on_epoch_end
-
-    def interrupt(self: CheckpointCallback, epoch: int, logs: Any = None) -> None:
-        end(self, epoch, logs)
-        if epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(CheckpointCallback, "on_epoch_end", interrupt)
+    press_ctrl_c_after_epoch(2, monkeypatch)
     model = small_model()
     val = Batches(ROWS, LABELS, 2)
     trained = train_epochs(model, shuffled_batches(), val, Stage("head", 1000))

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from runtime.common.terminal import suppress_native_stderr
-from train.cli import INSTALL, run_cli
+from train.cli import INSTALL, add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.inputs import find_inputs
 
@@ -97,15 +97,7 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("files")
-    group.add_argument(
-        "--out", type=Path, metavar="RUN", help="run folder to write (default: runs/NAME-compressed)"
-    )
-    group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted command with the same --out and settings",
-    )
+    add_run_flags(group, "runs/NAME-compressed")
     group.add_argument(
         "--photos-root",
         type=Path,
