@@ -143,3 +143,25 @@ def help_of(module: str) -> str:
         importlib.import_module(module).main(["--help"])
     assert ended.value.code == 0
     return printed.getvalue()
+
+
+def test_every_message_of_the_troubleshooting_page_occurs_in_the_code() -> None:
+    texts = [text for path in SOURCES for text in literals(path)]
+    texts += [(ROOT / name).read_text(encoding="utf-8") for name in ("deploy/install.sh", "Makefile")]
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    messages = [m for m in re.findall(r"^\| `([^`]+)`", page, re.MULTILINE) if m not in MESSAGES_OF_OTHERS]
+    assert len(messages) > 30
+    assert [message for message in messages if not any(message in text for text in texts)] == []
+
+
+MESSAGES_OF_OTHERS = {"No module named numpy", "error: externally-managed-environment"}  # of Python and pip
+
+
+def literals(path: Path) -> Iterator[str]:
+    """The strings of a file; an f-string's values are replaced by `…`."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.JoinedStr):
+            parts = (str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+            yield "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
