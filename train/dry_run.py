@@ -67,7 +67,8 @@ def estimate(
     stages: dict[str, float] = {}
     if work.missing:
         start, rate = _time_extraction(dataset, work, weights, devices)
-        stages[f"features at {rate:.1f} pictures/s"] = start + work.pictures / rate
+        if rate:
+            stages[f"features at {rate:.1f} pictures/s"] = start + work.pictures / rate
     start, step = _time_head(weights, settings, len(dataset.classes))
     epoch = step * -(-settings.views * photos // settings.batch)
     head = start + epoch * settings.epochs
@@ -86,18 +87,27 @@ def estimate(
 def _time_extraction(
     dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices
 ) -> tuple[float, float]:
-    """Seconds until the first batch, and pictures per second after it, with decoding."""
+    """Seconds until the first batch, and pictures per second after it, with decoding.
+
+    With a single batch, its pictures per second include the start; they are 0 if no photo is readable.
+    """
     small = replace(devices, batch=min(devices.batch, SAMPLE_BATCH))
     began = time.monotonic()
     replicas = [Replica(weights, name, small, work.layer) for name in small.names]
-    jobs = ((photo, [view]) for photo, views in itertools.cycle(work.missing) for view in views)
+    repeated = ((photo, [view]) for photo, views in itertools.cycle(work.missing) for view in views)
+    # Enough for two batches. Without an end, photos that cannot be read would be tried forever.
+    jobs = itertools.islice(repeated, work.pictures + 4 * SAMPLE_BATCH)
     with closing(extract_batches(dataset.root, jobs, replicas)) as batches:
-        next(batches)
+        first_pictures = len(next(batches).pictures)
         first = time.monotonic()
         pictures = 0
-        while not pictures or (time.monotonic() - first < TIME_BOX and pictures < work.pictures / 10):
-            pictures += len(next(batches).pictures)
+        for batch in batches:
+            pictures += len(batch.pictures)
+            if time.monotonic() - first >= TIME_BOX or pictures >= work.pictures / 10:
+                break
         seconds = time.monotonic() - first
+    if not pictures:
+        return 0.0, first_pictures / max(first - began, 1e-6)
     return first - began, pictures / max(seconds, 1e-6)
 
 

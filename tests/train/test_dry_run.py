@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ from numpy.typing import NDArray
 
 from train import dry_run
 from train.__main__ import main
+from train.data.dataset import Dataset, Photo
 from train.data.find_photos import find_photos
+from train.features.batches import FeatureBatch, PhotoViews
 from train.features.devices import Devices
 from train.features.extraction import ExtractionPlan
 
@@ -63,3 +67,27 @@ def test_the_sample_of_a_dry_run_is_a_small_part_of_the_work(
     start, rate = dry_run._time_extraction(dataset, work, None, Devices(("cpu:0",), "float32", False, 16))  # type: ignore[arg-type]
     assert start > 0 and rate > 0
     assert work.pictures == 800 and computed < 200
+
+
+@pytest.mark.parametrize("readable", [0, 1])
+def test_photos_that_cannot_be_read_end_the_sample(
+    readable: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """After a run, unreadable photos are the only ones without features."""
+
+    def extract_batches(
+        root: Path, jobs: Iterable[PhotoViews], replicas: list[object]
+    ) -> Generator[FeatureBatch]:
+        tried = list(itertools.islice(jobs, 1000))
+        assert len(tried) < 1000, "the photos are tried again and again"
+        if readable:
+            yield FeatureBatch([(tried[0][0], 0)], [])
+        yield FeatureBatch([], [], [(item, "cannot be decoded") for item in tried[readable:]])
+
+    monkeypatch.setattr(dry_run, "Replica", lambda *arguments: object())
+    monkeypatch.setattr(dry_run, "extract_batches", extract_batches)
+    photo = Photo("roses/broken.jpg", "roses", "train", "0" * 64)
+    dataset = Dataset(tmp_path, ("roses", "tulips"), (photo,))
+    work = ExtractionPlan(tmp_path, "block5_pool", 1, frozenset(), [(photo, [0])])
+    start, rate = dry_run._time_extraction(dataset, work, None, Devices(("cpu:0",), "float32", False, 16))  # type: ignore[arg-type]
+    assert start == 0 and bool(rate) == bool(readable)
