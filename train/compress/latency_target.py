@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,8 @@ def latency_worker(classes: int, engine: str) -> Iterator[MeasureLatency]:
             yield measure
         finally:
             process.kill()
+            with suppress(BrokenPipeError):  # a request that an ended worker did not read
+                process.stdin.close()
 
 
 def _milliseconds(answer: dict[str, Any]) -> float:

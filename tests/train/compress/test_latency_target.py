@@ -69,10 +69,13 @@ def fake_worker(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Replaces the code of `python -m export.latency` in the process that latency_worker starts."""
     popen = subprocess.Popen
 
-    def replace(code: str) -> None:
+    def replace(code: str, ends_at_once: bool = False) -> None:
         def start(command: list[str], **options: Any) -> subprocess.Popen[str]:
             assert command == [sys.executable, "-m", "export.latency"]
-            return popen([sys.executable, "-c", code], **options)
+            process = popen([sys.executable, "-c", code], **options)
+            if ends_at_once:
+                process.wait()
+            return process
 
         monkeypatch.setattr(latency_target.subprocess, "Popen", start)
 
@@ -106,3 +109,12 @@ def test_an_error_of_the_worker_becomes_one_line(code: str, facts: list[str], fa
         measure(SHAPE)
     assert all(fact in str(error.value) for fact in ["--target-ms", *facts])
     assert "\n" not in str(error.value)
+
+
+def test_a_worker_that_ends_before_the_request_is_one_line_too(fake_worker: Any) -> None:
+    fake_worker("raise SystemExit('tensorflow is damaged')", ends_at_once=True)
+    with (
+        pytest.raises(UserError, match=r"--target-ms: .*tensorflow is damaged"),
+        latency_worker(5, "litert") as measure,
+    ):
+        measure(SHAPE)
