@@ -89,8 +89,9 @@ def train(config: TrainConfig, inputs: Inputs) -> int:
 
     Raises UserError when a stage cannot read or write its files.
     """
+    shard = init_distributed()  # before the weights, because reading an .h5 file computes on JAX
     base = read_weights(config.weights)
-    shard = join_processes(config, inputs.dataset, base)
+    check_processes(shard, config, inputs.dataset, base)
     with open_compute(config) as compute:
         if config.dry_run:
             shutdown(shard)
@@ -114,15 +115,13 @@ def train(config: TrainConfig, inputs: Inputs) -> int:
     return code
 
 
-def join_processes(config: TrainConfig, dataset: Dataset, base: Weights) -> ProcessShard:
-    """Connect the processes of this run, if there are several. Raises UserError when their inputs differ."""
-    shard = init_distributed()
+def check_processes(shard: ProcessShard, config: TrainConfig, dataset: Dataset, base: Weights) -> None:
+    """Raise UserError when the processes of this run have different inputs, or --resume."""
     options = config.settings, config.resume, config.dry_run
     check_same_inputs(shard, {"photos": dataset.sha256, "weights": base.sha256, "settings": repr(options)})
     if shard.processes > 1 and config.resume:
         shutdown(shard)
         raise UserError(f"--resume works in a single process only; run it without {PROCESSES_VARIABLE}")
-    return shard
 
 
 @contextmanager

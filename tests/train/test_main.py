@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from runtime.common.errors import UserError
 from tests.helpers import ROOT
 from tests.interrupt import press_ctrl_c_after_epoch
 from train import inputs
@@ -314,3 +315,21 @@ def test_help_groups_the_flags_and_shows_examples(capsys: pytest.CaptureFixture[
     assert "--fine-tune {" in common and "--dry-run" in common
     assert "--weight-decay" not in common and "--weight-decay" in advanced
     assert text.count("  python -m train ") == 3
+
+
+def test_the_processes_connect_before_weights_are_read(
+    small: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JAX cannot connect once it has computed something, as reading an .h5 file does."""
+    from train import pipeline
+
+    calls = []
+
+    def connect() -> None:
+        calls.append("connect")
+        raise UserError("no other process")
+
+    monkeypatch.setattr(pipeline, "init_distributed", connect)
+    monkeypatch.setattr(pipeline, "read_weights", lambda source: calls.append("read"))
+    assert main([*small, "--out", str(tmp_path / "run")]) == 2
+    assert calls == ["connect"]
