@@ -16,7 +16,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from runtime.common.errors import UserError
-from train.data.dataset import file_sha256
+from train.data.dataset import HashError, file_sha256
 from train.progress import Progress
 
 BLOCK = 1 << 20  # bytes read at a time
@@ -120,7 +120,10 @@ def _open(url: str, start: int, timeout: float) -> HTTPResponse:
 
 def _verify(archive: Archive, partial: Path) -> None:
     """Raise DownloadError and delete the file unless it has the published hash."""
-    found = file_sha256(partial)
+    try:
+        found = file_sha256(partial)
+    except HashError as error:
+        raise DownloadError(f"{partial}: {error}; delete it and try again") from None
     if found != archive.sha256:
         partial.unlink()
         raise DownloadError(

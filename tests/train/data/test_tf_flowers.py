@@ -120,3 +120,9 @@ def test_a_silent_server_raises_unreachable_after_the_timeout(tmp_path: Path) ->
         archive = Archive(f"http://127.0.0.1:{silent.getsockname()[1]}/x.tgz", 1, "0" * 64, "x")
         with pytest.raises(Unreachable, match=r"no answer in 0\.2 s"):
             flower_photos(tmp_path, archive, timeout=0.2)
+
+
+def test_a_partial_file_that_cannot_be_read_raises_download_error(tmp_path: Path, server: Server) -> None:
+    (tmp_path / "flower_photos.tgz.part").mkdir()
+    with pytest.raises(DownloadError, match=r"tgz\.part: is not a regular file"):
+        flower_photos(tmp_path, replace(server.archive, bytes=1))
