@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str] | None) -> ExportConfig:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    engines = tuple(arguments.engines) if arguments.engines else None
+    engines = tuple(dict.fromkeys(arguments.engines)) if arguments.engines else None
     if arguments.dynamic and engines == ("onnx",):
         parser.error("--dynamic makes a TFLite file, which no engine of --engines onnx runs; add litert")
     added = (name for name in ("float16", "dynamic", "int8") if arguments.all or getattr(arguments, name))

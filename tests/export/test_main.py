@@ -310,6 +310,7 @@ def test_ctrl_c_replaces_nothing(
         ["--dynamic", "--keep", "dynamic.onnx"],
         ["--engines", "litert", "--keep", "float32.onnx"],
         ["--engines", "onnx", "--dynamic"],
+        ["--engines", "onnx", "onnx", "--dynamic"],
     ],
 )
 def test_a_usage_error_exits_with_2(arguments: list[str]) -> None:
