@@ -121,7 +121,7 @@ def allocate_channels(
 ) -> tuple[NetworkShape, float]:
     """The shape for an input of `size` within the budget, and its cost. Raises UserError when none exists.
 
-    No layer follows the last convolution, so it keeps as many channels as the convolution before it.
+    No layer follows the last convolution, so it keeps no more channels than the convolution before it.
     """
     shape = NetworkShape(size, dict(original.widths))
     while exceeded := budget.exceeded(shape):
@@ -132,7 +132,7 @@ def allocate_channels(
                 continue
             widths = {**shape.widths, name: channels}
             if name == BEFORE_LAST:
-                widths[LAST] = channels
+                widths[LAST] = min(channels, shape.widths[LAST])
             narrower = replace(shape, widths=widths)
             cost = sensitivity.cost(channels) - sensitivity.cost(shape.widths[name])
             steps.append((cost / budget.saved(shape, narrower, exceeded), narrower))

@@ -85,3 +85,10 @@ def test_a_narrow_network_has_smaller_steps() -> None:
     }
     shape = choose_shape(PruningCosts(sensitivities, {64: 0.0}), narrow, 6)
     assert shape.macs <= narrow.macs / 6 and min(shape.widths.values()) >= 1
+
+
+def test_a_last_convolution_that_is_narrower_than_the_one_before_gets_no_new_channels() -> None:
+    narrow = NetworkShape(224, {**CONVOLUTIONS, LAST: 64})
+    for reduction in (2, 10):
+        shape, _ = allocate_channels(EQUAL, narrow, 224, Budget(narrow.macs / reduction))
+        assert shape.widths[LAST] == min(64, shape.widths["block5_conv2"])
