@@ -186,6 +186,11 @@ def _read_safetensors(path: Path, data: bytes) -> tuple[dict[str, NDArray[Any]],
         side = int((header.get("__metadata__") or {}).get(INPUT_SIZE_KEY, INPUT_SIZE[0]))
     except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ModelError(f"base weights {path}: not a safetensors file ({error}); give another") from None
+    except KeyError as error:  # a type that numpy lacks, such as BF16
+        raise ModelError(
+            f"base weights {path}: tensors of type {error.args[0]} cannot be read; convert them to float16 "
+            "or float32"
+        ) from None
     if not 32 <= side <= MAX_SIDE or side % 32:
         raise ModelError(
             f"base weights {path}: {INPUT_SIZE_KEY} is {side}, not a multiple of 32 from 32 to {MAX_SIDE}; "

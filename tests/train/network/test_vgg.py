@@ -94,3 +94,11 @@ def test_an_impossible_input_size_raises_model_error(side: int, tmp_path: Path) 
     write_weights(file, random_weights(dict.fromkeys(CONVOLUTIONS, 4), (side, side)))
     with pytest.raises(ModelError, match=rf"odd\.safetensors: input_size is {side}"):
         read_weights(str(file))
+
+
+def test_a_type_that_numpy_lacks_raises_model_error(tmp_path: Path) -> None:
+    header = b'{"block1_conv1/bias":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}'
+    file = tmp_path / "bf16.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(ModelError, match=r"bf16\.safetensors: .*BF16.*float16 or float32"):
+        read_weights(str(file))
