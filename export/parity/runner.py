@@ -43,8 +43,9 @@ def run_parity(
 ) -> list[ParityResult]:
     """Runs each file in each of `engines` (None: all that are installed) that supports its format.
 
-    Calls `step` after each of `inference_count` inferences. A file that an engine cannot run, or that breaks
-    the contract, gets a result with an error. Raises UserError when there is no room for temporary files.
+    Calls `step` after each inference: of every photo, then of the first TIMED photos for the latency. A file
+    that an engine cannot run, or that breaks the contract, gets a result with an error. Raises UserError when
+    there is no room for temporary files.
     """
     lock, stop = threading.Lock(), threading.Event()
 
@@ -87,11 +88,6 @@ def file_engine_pairs(
     """Each file with each of `engines` (None: all that are installed) that supports its format."""
     chosen = [engine for engine in ENGINES if is_installed(engine)] if engines is None else engines
     return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file[0]]
-
-
-def inference_count(files: Iterable[FileKey], n: int, engines: Sequence[str] | None = None) -> int:
-    """The number of inferences of `run_parity` on n photos."""
-    return len(file_engine_pairs(files, engines)) * (n + min(TIMED, n))
 
 
 def _run_pair(
