@@ -46,6 +46,15 @@ FIELD_TYPES = {
     "thresholds": dict,
     "compressed": dict,
 }
+# The fields of `compressed` that an export reads, unless it is empty.
+COMPRESSED_TYPES = {
+    "from": str,
+    "epochs": int,
+    "size": int,
+    "macs": int,
+    "of_macs": int,
+    "uncompressed_top1": dict,
+}
 # The types of the values in three of these fields.
 VALUE_TYPES = {"thresholds": (int, float), "versions": (str,), "metrics": (dict, type(None))}
 
@@ -187,9 +196,9 @@ def _record(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
     record: dict[str, Any] = {"thresholds": {}, "compressed": {}} | found  # older runs lack these
-    for field, kind in FIELD_TYPES.items():
-        if type(record.get(field)) is not kind:
-            raise ValueError(f"{field} is missing or not of type {kind.__name__}")
+    _check_types(record, FIELD_TYPES)
+    if record["compressed"]:
+        _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")
     for field, kinds in VALUE_TYPES.items():
         if not all(type(value) in kinds for value in record[field].values()):
             raise ValueError(f"a value of {field} has the wrong type")
@@ -200,6 +209,13 @@ def _record(file: Path) -> dict[str, Any]:
     if name in (".", "..") or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255:
         raise ValueError("name is not a plain folder name")
     return record
+
+
+def _check_types(record: Mapping[str, Any], types: Mapping[str, type], prefix: str = "") -> None:
+    """Raise ValueError for a field that is missing or of another type."""
+    for field, kind in types.items():
+        if type(record.get(field)) is not kind:
+            raise ValueError(f"{prefix}{field} is missing or not of type {kind.__name__}")
 
 
 def newest_run(root: Path = Path("runs")) -> Path:

@@ -35,6 +35,8 @@ RECORD: dict[str, Any] = {
     "metrics": {},
 }
 
+COMPRESSED = {"from": "a", "epochs": 1, "size": 64, "macs": 1, "of_macs": 2, "uncompressed_top1": {}}
+
 
 def test_the_run_folder_holds_the_complete_record(
     synthetic_run: Path, synthetic_photos: Path, small_weights: Path
@@ -134,7 +136,7 @@ def test_a_photo_folder_whose_name_is_not_utf8_is_read_back(tmp_path: Path) -> N
 def test_uncompressed_labels_are_read_back_for_any_file_name(tmp_path: Path) -> None:
     photos = tuple(Photo(f"a/{name}", "a", "val", "0" * 64) for name in ("one\rtwo", "\r\n", 'a,"b"', "薔薇"))
     write_uncompressed(tmp_path, Dataset(tmp_path, ("a", "b"), photos), {"val": np.array([0, 1, 1, 0])})
-    write_record(tmp_path, RECORD | {"compressed": {"from": "whole"}}, Dataset(tmp_path, ("a", "b"), photos))
+    write_record(tmp_path, RECORD | {"compressed": COMPRESSED}, Dataset(tmp_path, ("a", "b"), photos))
     (tmp_path / "model.keras").touch()
     assert open_run(tmp_path).uncompressed_labels() == dict(
         zip((photo.path for photo in photos), "abba", strict=True)
@@ -162,6 +164,8 @@ def bare(tmp_path: Path) -> Path:
         ({"thresholds": {"known": "half"}}, "thresholds"),
         ({"metrics": [1]}, "metrics is missing or not of type dict"),
         ({"compressed": [1]}, "compressed is missing or not of type dict"),
+        ({"compressed": {"from": "a"}}, "compressed.epochs is missing or not of type int"),
+        ({"compressed": COMPRESSED | {"macs": "1"}}, "compressed.macs is missing or not of type int"),
         ({"settings": []}, "settings is missing or not of type dict"),
         ({"versions": None}, "versions is missing or not of type dict"),
         ({"classes": [1, 2]}, "classes"),
