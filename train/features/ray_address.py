@@ -36,7 +36,7 @@ def check_ray_address(address: str) -> None:
     cluster that starts when it is needed.
     """
     if find_spec("ray") is None:
-        raise ClusterError("--ray needs Ray, which is not installed: pip install 'vgg-edge[ray]'")
+        raise ClusterError("--ray needs Ray, which is not installed; in a clone: pip install '.[ray]'")
     if address in ("local", "auto"):
         return
     if not (match := re.fullmatch(r"\[?([^/@\s]+?)\]?:(\d{1,5})", address)):

@@ -198,7 +198,9 @@ class RayCluster:
                 raise ClusterError(f"--ray {self.address}: {cause}") from None
             reason = f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}"
             if isinstance(cause, ImportError):
-                raise ClusterError(f"{reason}; pip install 'vgg-edge[train,ray]' on every node") from None
+                raise ClusterError(
+                    f"{reason}; on every node, in a clone: pip install '.[train,ray]'"
+                ) from None
             raise ClusterError(f"{reason}; run without --ray to see the complete error") from None
         except RayError as error:
             raise ClusterError(
