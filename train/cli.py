@@ -42,10 +42,18 @@ def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str
         except ModuleNotFoundError as error:
             raise UserError(f"{error.name} is not installed; {install}") from None
         except KeyboardInterrupt:
-            terminal.print_info(f"stopped: {on_interrupt()}")
-            return INTERRUPTED
+            return interrupted()
         except OSError as error:  # most often a full disk
             reason = f"{error.strerror or error}; free some disk space or fix the path, then try again"
             raise OSError(error.errno, reason, error.filename) from None
+        except Exception as error:
+            # TensorFlow's C++ code turns Ctrl-C into an exception of its own with this word in its text.
+            if isinstance(error, UserError) or "KeyboardInterrupt" not in str(error):
+                raise
+            return interrupted()
+
+    def interrupted() -> int:
+        terminal.print_info(f"stopped: {on_interrupt()}")
+        return INTERRUPTED
 
     return cli.run_cli(guarded)

@@ -306,6 +306,19 @@ def test_a_missing_package_is_one_line_with_the_install_command_of_train_and_exp
     assert error.count("\n") == 1
 
 
+def test_ctrl_c_in_native_code_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def run() -> int:
+        raise RuntimeError("KeyboardInterrupt: <EMPTY MESSAGE>\n\nAt:\n  trainer.py(1): fit")
+
+    assert run_cli(run, "", lambda: "no run was written") == 130
+    assert capsys.readouterr().err == "stopped: no run was written\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run_cli(lambda: 1 // 0, "", str)
+
+
 def test_help_groups_the_flags_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
