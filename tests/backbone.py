@@ -38,5 +38,5 @@ def small_backbone() -> Weights:
         tensors[f"{name}/kernel"], tensors[f"{name}/bias"] = kernel / deviation, -mean / deviation
         x = np.maximum((y - mean) / deviation, 0)
         if name.endswith(f"conv{len(BLOCKS[int(name[5]) - 1])}"):
-            x = np.asarray(keras.ops.max_pool(x, 2))
+            x = np.asarray(keras.ops.max_pool(x, 2, strides=2))
     return replace(random, tensors=tensors)

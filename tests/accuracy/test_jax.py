@@ -113,7 +113,7 @@ def test_a_killed_process_ends_the_others_with_one_line(jax_python: Path) -> Non
     alive, killed = run_together([jax_python, TRAINING, "1", "1"], [jax_python, TRAINING, "1", "1"])
     assert killed.returncode == -signal.SIGKILL
     assert alive.returncode == 1
-    assert "start all of them again" in alive.stderr.splitlines()[-1]
+    assert "start all processes again" in alive.stderr.splitlines()[-1]
 
 
 def check_history(done: subprocess.CompletedProcess[str], expected: list[dict[str, float]]) -> None:

@@ -32,7 +32,7 @@ def convolve(
     for start in range(0, n, BATCH):
         batch = inputs[start : start + BATCH].astype(np.float32)
         y = keras.ops.relu(keras.ops.conv(batch, kernel, padding="same") + bias)
-        y = keras.ops.max_pool(y, pool) if pool > 1 else y
+        y = keras.ops.max_pool(y, pool, strides=pool) if pool > 1 else y
         outputs[start : start + BATCH] = np.minimum(keras.ops.convert_to_numpy(y), FLOAT16_MAX)
     return outputs
 
