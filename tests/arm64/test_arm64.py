@@ -24,7 +24,7 @@ from pathlib import Path
 import pytest
 
 from runtime.inference.engines import ENGINES
-from tests.deploy.conftest import need
+from tests.deploy.conftest import require_program
 from tests.helpers import RELEASED, ROOT
 from train.data.synthetic import draw_flower
 
@@ -54,7 +54,7 @@ def root() -> Path:
         ("dpkg", "dpkg"),
         ("qemu-aarch64-static", "qemu-user-static"),
     ):
-        need(program, package)
+        require_program(program, package)
     codename = re.search(r"VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text())
     assert codename, "this system is not Debian; the test needs Debian's packages for arm64"
     key = hashlib.sha256(" ".join([*pins, codename[1]]).encode()).hexdigest()[:12]
