@@ -12,7 +12,7 @@ from pathlib import Path
 from export.parity.result import FileKey
 from export.tempdir import temporary_dir
 from runtime.common.errors import ModelError, UserError
-from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.contract import RESIZE, Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile, read_index
 from train.run import Run
@@ -25,7 +25,7 @@ def build_contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return Contract(
-        version=CONTRACT_VERSION,
+        version=1,
         name=name,
         labels=run.classes,
         input_size=size,

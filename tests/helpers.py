@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract
+from runtime.model_file.contract import RESIZE, Contract
 
 ROOT = Path(__file__).parents[1]  # of the checkout
 RELEASED = ROOT / "models" / "flowers"
@@ -37,7 +37,7 @@ def start_python(*arguments: object) -> subprocess.Popen[str]:
 def make_contract(name: str, labels: tuple[str, ...], side: int, synthetic: bool = False) -> Contract:
     """The contract of a test model with pictures of side x side pixels and no thresholds."""
     return Contract(
-        version=CONTRACT_VERSION,
+        version=1,
         name=name,
         labels=labels,
         input_size=(side, side),

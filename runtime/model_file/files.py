@@ -8,9 +8,11 @@ from runtime.common.errors import ModelError
 INDEX_NAME = "model.json"
 CONTRACT_NAME = "contract.json"  # the zip entry in a .tflite, the metadata key in an .onnx
 SIGNATURE_NAME = "model.sig"
+STATISTICS_NAME = "statistics.safetensors"  # the zip entry in a .tflite
 
 MAX_MODEL_BYTES = 2**30
 MAX_JSON_BYTES = 2**20
+MAX_STATISTICS_BYTES = 2**24
 
 
 def read_bytes(path: Path, limit: int) -> bytes:

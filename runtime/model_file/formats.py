@@ -1,4 +1,4 @@
-"""The formats of model files, and the contract inside each."""
+"""The formats of model files, and the contract and the statistics inside each."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +15,20 @@ _CONTRACT_TEXT: dict[str, Callable[[bytes], bytes]] = {
     "tflite": tflite.read_contract_text,
     "onnx": onnx.read_contract_text,
 }
+_STATISTICS_BYTES: dict[str, Callable[[bytes], bytes]] = {
+    "tflite": tflite.read_statistics_bytes,
+    "onnx": onnx.read_statistics_bytes,
+}
 
 
 def read_contract(data: bytes, format: str) -> Contract:
     """Returns the contract inside a model file's bytes. Raises ModelError."""
     return Contract.from_json(_CONTRACT_TEXT[format](data))
+
+
+def read_statistics_bytes(data: bytes, format: str) -> bytes:
+    """Returns the bytes of the ModelStatistics inside a model file's bytes. Raises ModelError."""
+    return _STATISTICS_BYTES[format](data)
 
 
 def detect_format(path: Path, data: bytes) -> str:

@@ -40,7 +40,8 @@ class Index:
     files: tuple[IndexedFile, ...]
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        fields = {"contract": self.contract.to_fields(), "files": [asdict(file) for file in self.files]}
+        return json.dumps(fields, ensure_ascii=False, indent=1)
 
 
 def read_index(folder: Path, signature: "Signature | None" = None) -> Index:

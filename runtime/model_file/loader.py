@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, read_bytes
-from runtime.model_file.formats import FORMATS, detect_format, read_contract
+from runtime.model_file.formats import FORMATS, detect_format, read_contract, read_statistics_bytes
 from runtime.model_file.selection import ModelSelection, choose_model
 
 if TYPE_CHECKING:
     from runtime.model_file.signature import Signature
+    from runtime.model_file.statistics import ModelStatistics
 
 KEY_VARIABLE = "VGG_EDGE_KEY"  # names a public key's file, used where no other key is given
 
@@ -35,6 +36,25 @@ class ModelFile:
     contract: Contract
     signature: "Signature | None" = None  # the valid signature, when a key was given
     reason: str = ""  # why this model was chosen, when no path was given
+
+    def read_statistics(self) -> "ModelStatistics":
+        """Returns the statistics of the model's features. Raises ModelError when it has none, or others.
+
+        They are parsed here and not when the file is opened, because classifying does not need them.
+        """
+        from runtime.model_file.statistics import ModelStatistics
+
+        if not self.contract.statistics_sha256:
+            raise ModelError(f"{self.path}: holds no statistics of its features: export it again")
+        try:
+            data = read_statistics_bytes(self.data, self.format)
+            if hashlib.sha256(data).hexdigest() != self.contract.statistics_sha256:
+                raise ModelError("its statistics differ from their sha256 in the contract: export it again")
+            statistics = ModelStatistics.from_bytes(data)
+            statistics.check(self.contract)
+        except ModelError as error:
+            raise ModelError(f"{self.path}: {error}") from None
+        return statistics
 
 
 def open_model(

@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 from runtime.common.errors import ModelError, PictureError, UserError
-from runtime.model_file.contract import Contract
+from runtime.model_file.contract import Contract, GoldenAnswer
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.formats import read_contract
 from runtime.model_file.index import read_index
 from runtime.model_file.selection import choose_model
 from runtime.model_file.signature import PublicKey, signed_files
+from runtime.model_file.statistics import ModelStatistics, fit_statistics
 from runtime.preprocess.picture import read_picture
 from runtime.server.auth import make_access_policy
 from runtime.server.errors import RequestRejected
@@ -94,6 +95,24 @@ def contract_seeds() -> list[bytes]:
     made = read_index(RELEASED).contract
     other = replace(made, labels=("grün", "红"), thresholds={}, created="2025-01-31T12:00:00.5+00:00")
     return [made.to_json().encode(), other.to_json().encode()]
+
+
+def contract_2_seeds() -> list[bytes]:
+    """Contracts of version 2, with and without the output `known`."""
+    made = read_index(RELEASED).contract
+    golden = GoldenAnswer(tuple(1 / len(made.labels) for _ in made.labels), 0.5)
+    made = replace(made, version=2, features=8, release=1, golden=golden, statistics_sha256="0a" * 32)
+    without = replace(made, thresholds={}, golden=replace(golden, known=None), statistics_sha256="")
+    return [made.to_json().encode(), without.to_json().encode()]
+
+
+def statistics(data: bytes) -> None:
+    allow_error(ModelError, lambda: ModelStatistics.from_bytes(data).to_bytes())
+
+
+def statistics_seeds() -> list[bytes]:
+    features, labels = np.random.default_rng(0).random((20, 6)), np.arange(20) % 2
+    return [fit_statistics(features, labels, features[:3], labels[:3], np.ones(3)).to_bytes()]
 
 
 _FOLDER = Path(mkdtemp(prefix="vgg-edge-fuzz-"))
@@ -270,6 +289,8 @@ TARGETS = {
     "tflite": Target(tflite, tflite_seeds),
     "onnx": Target(onnx, onnx_seeds),
     "contract": Target(contract, contract_seeds, is_json=True),
+    "contract_2": Target(contract, contract_2_seeds, is_json=True),
+    "statistics": Target(statistics, statistics_seeds),
     "index": Target(index, index_seeds, is_json=True),
     "bundle": Target(bundle, bundle_seeds, is_json=True),
     "statement": Target(statement, statement_seeds, is_json=True),

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from runtime.common.errors import ModelError
-from runtime.model_file.contract import Contract
+from runtime.model_file.contract import Contract, GoldenAnswer
 from runtime.model_file.files import MAX_JSON_BYTES
 from tests.runtime.conftest import CONTRACT
+
+VERSION_2 = replace(
+    CONTRACT,
+    version=2,
+    thresholds={"known": 0.5},
+    features=8,
+    release=3,
+    golden=GoldenAnswer((0.25, 0.5, 0.25), 0.75),
+    statistics_sha256="c" * 64,
+)
 
 
 def changed(**fields: object) -> str:
@@ -18,6 +30,35 @@ def changed(**fields: object) -> str:
 
 def test_a_contract_survives_writing_and_reading() -> None:
     assert Contract.from_json(CONTRACT.to_json()) == CONTRACT
+
+
+def changed_2(**fields: object) -> str:
+    return json.dumps({**json.loads(VERSION_2.to_json()), **fields})
+
+
+def changed_golden(**fields: object) -> str:
+    return changed_2(golden={**json.loads(VERSION_2.to_json())["golden"], **fields})
+
+
+def test_version_2_survives_writing_and_reading() -> None:
+    text = VERSION_2.to_json()
+    contract = Contract.from_json(text)
+    assert contract == VERSION_2
+    assert contract.model_id == hashlib.sha256(text.encode()).hexdigest() and "model_id" not in text
+    without_known = replace(VERSION_2, thresholds={}, golden=GoldenAnswer((1.0, 0.0, 0.0), None))
+    assert Contract.from_json(without_known.to_json()) == without_known
+
+
+def test_version_1_has_no_field_of_version_2() -> None:
+    assert json.loads(CONTRACT.to_json()).keys() < json.loads(VERSION_2.to_json()).keys()
+    contract = Contract.from_json(changed(features=8, release=3, golden={}, statistics_sha256="x"))
+    assert (contract.features, contract.release, contract.golden) == (None, 0, None)
+    assert contract.statistics_sha256 == ""
+
+
+def test_one_changed_byte_gives_another_model_id() -> None:
+    ids = {Contract.from_json(text).model_id for text in (VERSION_2.to_json(), VERSION_2.to_json() + " ")}
+    assert len(ids) == 2
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -36,7 +77,7 @@ def test_labels_may_hold_zero_width_joiners() -> None:
         ("[" * 100_000, "not JSON"),
         ("[]", "not a JSON object"),
         ('"' + "x" * MAX_JSON_BYTES + '"', "bytes"),
-        (changed(version=2), "contract version 2, this runtime reads version 1: upgrade"),
+        (changed(version=3), "contract version 3, this runtime reads versions 1 and 2: upgrade"),
         (changed(version=0), "export the model again"),
         (changed(version=True), "'version' is not of type int"),
         (changed(name="a\nb"), "the name is not one of"),
@@ -63,5 +104,33 @@ def test_labels_may_hold_zero_width_joiners() -> None:
     ],
 )
 def test_a_wrong_contract_is_rejected_with_its_reason(text: str, reason: str) -> None:
+    with pytest.raises(ModelError, match=reason):
+        Contract.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (changed(version=2), "lacks the field 'features'"),
+        (changed_2(features=0), "features must be 1 to"),
+        (changed_2(features=10**9), "features must be 1 to"),
+        (changed_2(features=8.0), "'features' is not of type int"),
+        (changed_2(release=0), "release must be 1 to"),
+        (changed_2(release=10**400), "release must be 1 to"),
+        (changed_2(statistics_sha256="c" * 63), "statistics_sha256"),
+        (changed_2(statistics_sha256="C" * 64), "statistics_sha256"),
+        (changed_2(statistics_sha256="c" * 64 + "\n"), "statistics_sha256"),
+        (changed_2(golden=None), "'golden' is not of type dict"),
+        (changed_2(thresholds={}), r"golden\.known"),
+        (changed_golden(known=None), r"golden\.known"),
+        (changed_golden(known=True), r"golden\.known"),
+        (changed_golden(known=float("nan")), r"golden\.known"),
+        (changed_golden(probabilities=[0.5, 0.5]), r"golden\.probabilities"),
+        (changed_golden(probabilities=[0.5, 0.5, "0"]), r"golden\.probabilities"),
+        (changed_golden(probabilities=[0.5, 0.5, float("inf")]), r"golden\.probabilities"),
+        (changed_golden(probabilities=[0.5, 0.5, -(10**400)]), r"golden\.probabilities"),
+    ],
+)
+def test_a_wrong_field_of_version_2_is_rejected_with_its_reason(text: str, reason: str) -> None:
     with pytest.raises(ModelError, match=reason):
         Contract.from_json(text)

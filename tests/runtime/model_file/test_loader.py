@@ -67,10 +67,10 @@ def test_a_file_that_differs_from_its_index_raises_model_error(
 def test_another_contract_version_is_named_in_the_error(
     tmp_path: Path, make_folder: MakeFolder, format: str
 ) -> None:
-    folder = make_folder(tmp_path / "m", (format, "float32"), version=2)
-    with pytest.raises(ModelError, match="contract version 2, this runtime reads version 1"):
+    folder = make_folder(tmp_path / "m", (format, "float32"), version=3)
+    with pytest.raises(ModelError, match="contract version 3, this runtime reads versions 1 and 2"):
         open_model(folder)
-    with pytest.raises(ModelError, match="contract version 2, this runtime reads version 1"):
+    with pytest.raises(ModelError, match="contract version 3, this runtime reads versions 1 and 2"):
         open_model((folder / f"colours_float32.{format}").rename(tmp_path / f"lone.{format}"))
 
 
