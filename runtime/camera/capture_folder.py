@@ -1,4 +1,4 @@
-"""The rules for --capture LABEL DIR: DIR/LABEL must be a folder that training reads as the class LABEL."""
+"""The rules for --capture LABEL DIR: training reads DIR/LABEL as the class LABEL, or `none` as no class."""
 
 import os
 import shlex
@@ -11,15 +11,18 @@ from runtime.preprocess.photo_files import SUFFIXES
 
 # Training reads folders of these names, in any case, as the splits of a data set (train/data/dataset.py).
 SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
+# Training reads a folder of this name, in any case, as photos of none of the classes (train/data/dataset.py).
+NONE_FOLDER = "none"
 MAX_LABEL_BYTES = 200
 MAX_LISTED = 10
 
 
 def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -> None:
-    """Raises UserError unless `folder`/`label` is a class folder of a data set.
+    """Raises UserError unless `folder`/`label` is a class folder of a data set, or its folder `none`.
 
     A data set holds class folders, or train/, val/ and test/ that hold them. A class that the data set does
-    not have yet is accepted when it is the first one, or with `new_class`.
+    not have yet is accepted when it is the first one, or with `new_class`. `none` is not a class: every data
+    set accepts it.
     """
     _check_label(label)
     if folder.name in ("", ".."):  # such as ".", whose name and parent are not in the path
@@ -34,10 +37,10 @@ def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -
             f"{printable(str(folder))}: training reads only the splits in it, not other folders: "
             f"use {_flag(label, train)}"
         )
-    classes = _folder_names(folder)
+    classes = [name for name in _folder_names(folder) if not _is_none(name)]
     if not classes:
         _check_new_data_set(label, folder)
-    elif unicodedata.normalize("NFC", label) not in classes and not new_class:
+    elif not (new_class or _is_none(label) or unicodedata.normalize("NFC", label) in classes):
         raise UserError(
             f"{printable(str(folder))}: has no class {label}; its classes are {_listed(classes)}: "
             "correct the label, or add --new-class to start this class"
@@ -68,6 +71,10 @@ def _check_label(label: str) -> None:
         or label[-1] in ". "
     ):
         raise UserError(f"{printable(label)!r} cannot be a class: use a plain name, such as roses")
+
+
+def _is_none(label: str) -> bool:
+    return label.casefold() == NONE_FOLDER
 
 
 def _train_split(folder: Path) -> Path | None:

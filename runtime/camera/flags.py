@@ -44,7 +44,7 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("LABEL", "DIR"),
         help="save frames as photos of this class for the next training, in DIR/LABEL; DIR holds the class "
-        "folders; one photo per second, or as --every says",
+        "folders; the label none: photos of none of the classes; one photo per second, or as --every says",
     )
     camera.add_argument(
         "--new-class", action="store_true", help="let --capture add a class to the classes in DIR"

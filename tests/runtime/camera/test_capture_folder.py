@@ -61,6 +61,22 @@ def test_a_new_class_needs_a_flag_and_the_error_names_the_classes(label: str, ph
     check_capture_folder(label, photos, new_class=True)
 
 
+def test_photos_of_none_of_the_classes_need_no_flag(photos: Path, splits: Path, tmp_path: Path) -> None:
+    check_capture_folder("none", photos)
+    check_capture_folder("None", photos)
+    check_capture_folder("none", splits / "train")
+    check_capture_folder("none", tmp_path / "new")
+    assert refusal("none", splits).endswith(f"--capture none {splits / 'train'}")
+    assert refusal("none", photos / "roses").endswith(f"--capture none {photos}")
+
+
+def test_the_folder_none_is_not_a_class(photos: Path, tmp_path: Path) -> None:
+    (photos / "none").mkdir()
+    assert "daisy, roses:" in refusal("rose", photos)
+    (tmp_path / "new" / "none").mkdir(parents=True)
+    check_capture_folder("roses", tmp_path / "new")  # its first class
+
+
 @pytest.mark.parametrize("split", ["train", "Train", "val", "valid", "test"])
 @pytest.mark.parametrize("exists", [False, True])
 def test_a_split_beside_class_folders_is_refused(split: str, exists: bool, photos: Path) -> None:
