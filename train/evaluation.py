@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from train.metrics import SplitMetrics, compute_metrics
 from train.network.calibration import apply_temperature, expected_calibration_error, temperature
+from train.network.descriptor import describe
 from train.network.novelty import THRESHOLD, NoveltyModel, fit_novelty, unknown_rate
 from train.train_head import TrainedHead, predict_in_batches
 from train.trainer import Split
@@ -51,7 +52,8 @@ def calibrate_and_evaluate(
     metrics = {split: compute_metrics(probabilities[split], labels[split], classes) for split in labels}
     novelty_model, thresholds = None, {}
     if known and trained.head[0].name == "pool":
-        novelty_model = fit_novelty(predict_in_batches(trained.reducer, train[0]), train[1], reduced["val"])
+        pooled = predict_in_batches(trained.reducer, train[0])
+        novelty_model = fit_novelty(describe([pooled]), train[1], describe([reduced["val"]]))
         thresholds = {"known": THRESHOLD}
 
     def summary(split: str, measured: SplitMetrics) -> dict[str, Any]:
@@ -61,7 +63,11 @@ def calibrate_and_evaluate(
             "loss": measured["loss"],
             "ece": measured["ece"],
             "ece_before": expected_calibration_error(uncalibrated[split], labels[split]),
-            **({"unknown": unknown_rate(novelty_model(reduced[split]), thresholds)} if novelty_model else {}),
+            **(
+                {"unknown": unknown_rate(novelty_model(describe([reduced[split]])), thresholds)}
+                if novelty_model
+                else {}
+            ),
         }
 
     summaries = {split: summary(split, measured) if measured else None for split, measured in metrics.items()}

@@ -32,3 +32,12 @@ def describe(means: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     return np.concatenate(
         [np.sqrt(part / np.maximum(part.mean(1, keepdims=True), SMALLEST_MEAN)) for part in parts], axis=1
     )
+
+
+def descriptor_layers(means: Sequence[keras.KerasTensor]) -> keras.KerasTensor:
+    """`describe` as layers, float32 [N, D]."""
+    parts = [
+        keras.ops.sqrt(part / keras.ops.maximum(keras.ops.mean(part, axis=1, keepdims=True), SMALLEST_MEAN))
+        for part in means
+    ]
+    return keras.layers.Concatenate(name="features")(parts) if len(parts) > 1 else parts[0]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
+from train.network.descriptor import descriptor_layers
 from train.network.novelty import NoveltyModel, novelty_layers
 from train.network.vgg import Weights, base_layers, load_weights, picture_input
 from train.settings import Settings
@@ -60,7 +61,9 @@ def build_classifier(
     x = pool
     for copy in copies[1:]:
         x = copy(x)
-    model = keras.Model(image, [x, novelty_layers(pool, known)] if known else x, name="vgg16")
+    model = keras.Model(
+        image, [x, novelty_layers(descriptor_layers([pool]), known)] if known else x, name="vgg16"
+    )
     load_weights(model, weights)
     for layer, copy in zip(head, copies, strict=True):
         copy.set_weights(layer.get_weights())

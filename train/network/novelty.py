@@ -1,10 +1,10 @@
 """Decide whether a picture shows any of the classes: the model's second output, `known`.
 
-The relative Mahalanobis distance of Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
-Detection", 2021: the distance of a photo's pooled features to the nearest class, minus their distance to all
-photos. Two changes to the paper are measured in benchmarks/known.md: features are square roots, so that a few
-strong channels do not dominate, and the second distance has a weight below 1, so that a picture that is far
-from all photos keeps a large distance.
+Two scores of a picture's descriptor add up. The first compares it with the photos of the classes: the
+relative Mahalanobis distance of Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
+Detection", 2021. The second separates the classes from negatives, pictures of none of the classes, by
+logistic regression: outlier exposure (Hendrycks et al., 2019) on finished features. benchmarks/known.md
+measures both, and the constants below.
 """
 
 from __future__ import annotations
@@ -16,89 +16,141 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
 
-BACKGROUND_WEIGHT = 0.95  # of the distance to all photos, which is subtracted
+BACKGROUND_WEIGHT = 0.8  # of the distance to all photos, which is subtracted
 SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about as many channels as photos
 # The variance within a class is at least this share of the variance of all photos, because a class with one
 # photo has no variance. The share of drawn flowers is a half.
 MIN_WITHIN_CLASS_SHARE = 0.01
 MIN_VARIANCE = 1e-9  # for equal photos
-UNKNOWN_RATE = 0.02  # at most this share of the validation photos is rejected as unknown
+RANK = 96  # squares in `known`: more do not separate better, fewer do worse
+NEGATIVES_WEIGHT = (
+    2.0  # of the score against negatives; both scores have standard deviation 1 on known photos
+)
+REGRESSION_PENALTY = 1.0  # half the squared length of the weights, against the summed loss of all pictures
+UNKNOWN_RATE = 0.015  # at most this share of the validation photos is rejected as unknown
 
 THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
 
 
 @dataclass(frozen=True)
 class NoveltyModel:
-    """known = sigmoid((nearest - far - center) / width), of unit features u [N, D] = √pooled / |√pooled|:
-    nearest = max over the classes of (u · linear + offset), far = |u · root|².
+    """known = sigmoid((score - center) / width), of descriptors f [N, D] (train/network/descriptor.py):
+    score = max over the classes of (f · linear + offset) - the sum over k of square_weights · (f · root)².
     """
 
-    root: NDArray[np.float32]  # [D, D]
+    root: NDArray[np.float32]  # [D, K]
+    square_weights: NDArray[np.float32]  # [K]: 1, or -1 where all photos vary less than within a class
     linear: NDArray[np.float32]  # [D, C]
     offset: NDArray[np.float32]  # [C]
     center: float
     width: float
 
-    def score(self, pooled: NDArray[Any]) -> NDArray[np.float64]:
-        """The similarity to the nearest class [N], for pooled features [N, D]."""
-        u = unit_square_roots(pooled)
-        far = ((u @ self.root.astype(np.float64)) ** 2).sum(1)
-        return np.asarray((u @ self.linear + self.offset).max(1) - far, np.float64)
+    def score(self, descriptors: NDArray[Any]) -> NDArray[np.float64]:
+        """The similarity to the nearest class [N], for descriptors [N, D]."""
+        f = descriptors.astype(np.float64)
+        squares = (f @ self.root.astype(np.float64)) ** 2 @ self.square_weights
+        return np.asarray((f @ self.linear + self.offset).max(1) - squares, np.float64)
 
-    def __call__(self, pooled: NDArray[Any]) -> NDArray[np.float64]:
-        """`known` [N] for pooled features [N, D]."""
-        return np.asarray(1 / (1 + np.exp(-(self.score(pooled) - self.center) / self.width)), np.float64)
+    def __call__(self, descriptors: NDArray[Any]) -> NDArray[np.float64]:
+        """`known` [N] for descriptors [N, D]."""
+        return np.asarray(expit((self.score(descriptors) - self.center) / self.width), np.float64)
 
 
 def fit_novelty(
-    train: NDArray[Any], labels: NDArray[Any], val: NDArray[Any], background_weight: float = BACKGROUND_WEIGHT
+    train: NDArray[Any],
+    labels: NDArray[Any],
+    val: NDArray[Any],
+    negatives: NDArray[Any] | None = None,
+    background_weight: float = BACKGROUND_WEIGHT,
 ) -> NoveltyModel:
-    """Fit on pooled features [N, D] with class indices [N]; other photos, `val` [M, D], set the threshold."""
-    u = unit_square_roots(train)
-    classes = np.unique(labels)
-    means = np.stack([u[labels == index].mean(0) for index in classes])
-    within = u - means[np.searchsorted(classes, labels)]
-    overall = u - u.mean(0)
-    variance = max(within.var(0).mean(), MIN_WITHIN_CLASS_SHARE * overall.var(0).mean(), MIN_VARIANCE)
-    shrinkage = SHRINKAGE * variance * np.eye(u.shape[1])
-    near = np.linalg.inv(within.T @ within / len(u) + shrinkage)
-    far = background_weight * np.linalg.inv(overall.T @ overall / len(u) + shrinkage)
-    # -(u-m)ᵀ near (u-m) + (u-m₀)ᵀ far (u-m₀), ordered by powers of u. The quadratic term is the same for each
-    # class, and never negative, because photos vary less within a class than over all classes.
-    values, vectors = np.linalg.eigh(near - far)
-    root = vectors * np.sqrt(np.maximum(values, 0))
-    center = u.mean(0)
-    linear = 2 * (means @ near).T - 2 * (far @ center)[:, np.newaxis]
-    offset = center @ far @ center - ((means @ near) * means).sum(1)
-    uncentered = NoveltyModel(
-        root.astype(np.float32), linear.astype(np.float32), offset.astype(np.float32), center=0.0, width=1.0
-    )
-    scores = np.sort(uncentered.score(val if len(val) else train))
+    """Fit on descriptors [N, D] with class indices [N], and on descriptors of negatives [M, D].
+
+    Other photos of the classes, `val` [V, D], set the scales and the threshold; without any, `train` does.
+    """
+    known = val if len(val) else train
+    model = _relative_mahalanobis(train.astype(np.float64), labels, background_weight)
+    if negatives is not None and len(negatives):
+        weights = _logistic_regression(train.astype(np.float64), negatives.astype(np.float64))
+        scale = NEGATIVES_WEIGHT * model.score(known).std() / max(float((known @ weights).std()), 1e-6)
+        # The same vector for each class: the score against negatives does not depend on the class.
+        linear = model.linear + (scale * weights).astype(np.float32)[:, np.newaxis]
+        model = replace(model, linear=linear)
+    scores = np.sort(model.score(known))
     lowest_known = float(scores[int(UNKNOWN_RATE * len(scores))])
-    return replace(uncentered, center=lowest_known - 1e-6, width=max(float(scores.std()), 1e-6))
+    return replace(model, center=lowest_known - 1e-6, width=max(float(scores.std()), 1e-6))
 
 
-def novelty_layers(pool: keras.KerasTensor, model: NoveltyModel) -> keras.KerasTensor:
-    """`known` [N, 1] as layers on top of the pooled features [N, D], in float32."""
-    u = keras.layers.UnitNormalization(name="known_unit")(keras.ops.sqrt(pool))
+def _relative_mahalanobis(
+    f: NDArray[np.float64], labels: NDArray[Any], background_weight: float
+) -> NoveltyModel:
+    """score = (f-m₀)ᵀ far (f-m₀) - the minimum over the classes of (f-m)ᵀ near (f-m).
+
+    The quadratic term is near - far = c·I + a matrix of low rank, because shrinkage adds a multiple of I to
+    both covariances. All descriptors have the same length, so c·|f|² is a constant.
+    """
+    classes = np.unique(labels)
+    means = np.stack([f[labels == index].mean(0) for index in classes])
+    within, overall = f - means[np.searchsorted(classes, labels)], f - f.mean(0)
+    variance = max(within.var(0).mean(), MIN_WITHIN_CLASS_SHARE * overall.var(0).mean(), MIN_VARIANCE)
+    shrinkage = SHRINKAGE * variance
+    identity = np.eye(f.shape[1])
+    near = np.linalg.inv(within.T @ within / len(f) + shrinkage * identity)
+    far = background_weight * np.linalg.inv(overall.T @ overall / len(f) + shrinkage * identity)
+    common = (1 - background_weight) / shrinkage
+    values, vectors = np.linalg.eigh(near - far - common * identity)
+    largest = np.argsort(-np.abs(values))[:RANK]
+    values, vectors = values[largest], vectors[:, largest]
+    center = f.mean(0)
+    linear = 2 * (means @ near).T - 2 * (far @ center)[:, np.newaxis]
+    length = float((f**2).sum(1).mean())
+    offset = center @ far @ center - ((means @ near) * means).sum(1) - common * length
+    return NoveltyModel(
+        root=(vectors * np.sqrt(np.abs(values))).astype(np.float32),
+        square_weights=np.where(values < 0, -1, 1).astype(np.float32),
+        linear=linear.astype(np.float32),
+        offset=offset.astype(np.float32),
+        center=0.0,
+        width=1.0,
+    )
+
+
+def _logistic_regression(train: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights [D] that are positive on the photos of the classes; both kinds count the same in sum."""
+    f = np.concatenate([train, negatives])
+    center = f.mean(0)
+    f = np.concatenate([f - center, np.ones((len(f), 1))], axis=1)
+    sign = np.concatenate([np.ones(len(train)), -np.ones(len(negatives))])
+    share = len(f) / 2 / np.where(sign > 0, len(train), len(negatives))
+
+    def loss(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        margin = sign * (f @ w)
+        value = (share * np.logaddexp(0, -margin)).sum() + REGRESSION_PENALTY * (w[:-1] ** 2).sum() / 2
+        gradient = f.T @ (-share * sign * expit(-margin))
+        gradient[:-1] += REGRESSION_PENALTY * w[:-1]
+        return float(value), gradient
+
+    found = minimize(loss, np.zeros(f.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 300})
+    return np.asarray(found.x[:-1], np.float64)
+
+
+def novelty_layers(descriptor: keras.KerasTensor, model: NoveltyModel) -> keras.KerasTensor:
+    """`known` [N, 1] as layers on top of the descriptors [N, D], in float32."""
     root = keras.layers.Dense(model.root.shape[1], use_bias=False, name="known_root")
     classes = keras.layers.Dense(len(model.offset), name="known_classes")
     output = keras.layers.Dense(1, activation="sigmoid", name="known")
-    far = keras.ops.sum(keras.ops.square(root(u)), axis=1, keepdims=True)
-    nearest = keras.ops.max(classes(u), axis=1, keepdims=True)
-    known = output(keras.layers.Concatenate(name="known_distances")([nearest, far]))
+    projected = root(descriptor)
+    # Not keras.ops.square and sum: a compiler of neural processors never finishes with that pattern.
+    squares = keras.layers.Multiply(name="known_squares")([projected, projected])
+    nearest = keras.ops.max(classes(descriptor), axis=1, keepdims=True)
+    known = output(keras.layers.Concatenate(name="known_terms")([nearest, squares]))
     root.set_weights([model.root])
     classes.set_weights([model.linear, model.offset])
-    kernel = np.array([[1.0], [-1.0]], np.float32) / model.width
-    output.set_weights([kernel, np.array([-model.center / model.width], np.float32)])
+    kernel = np.concatenate([[1.0], -model.square_weights])[:, np.newaxis] / model.width
+    output.set_weights([kernel.astype(np.float32), np.array([-model.center / model.width], np.float32)])
     return known
-
-
-def unit_square_roots(pooled: NDArray[Any]) -> NDArray[np.float64]:
-    """Square roots of pooled features [N, D], each row scaled to length 1."""
-    roots = np.sqrt(np.maximum(pooled.astype(np.float64), 0))
-    return np.asarray(roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), 1e-6), np.float64)
 
 
 def unknown_rate(known: NDArray[Any], thresholds: Mapping[str, float]) -> float:

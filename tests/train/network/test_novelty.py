@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from train.network.descriptor import describe, descriptor_layers
 from train.network.novelty import (
     BACKGROUND_WEIGHT,
     SHRINKAGE,
@@ -11,28 +12,34 @@ from train.network.novelty import (
     UNKNOWN_RATE,
     fit_novelty,
     novelty_layers,
-    unit_square_roots,
     unknown_rate,
 )
 
 
 def photos(count: int, seed: int, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features [N, 32]; each class has four strong channels."""
+    """Descriptors [N, 32]; each class has four strong channels."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % classes
     x = rng.gamma(2.0, 1.0, (count, 32))
     for label in range(classes):
         x[labels == label, 4 * label : 4 * label + 4] += 8
-    return x, labels
+    return describe([x]), labels
+
+
+def unrelated(count: int, seed: int) -> np.ndarray:
+    """Descriptors [N, 32] of pictures with other strong channels."""
+    x = np.random.default_rng(seed).gamma(2.0, 1.0, (count, 32))
+    x[:, 20:24] += 8
+    return describe([x])
 
 
 TRAIN, LABELS = photos(300, 0)
-VAL, _ = photos(100, 1)
+VAL, _ = photos(200, 1)
 KNOWN = fit_novelty(TRAIN, LABELS, VAL)
 
 
 def test_the_score_is_the_difference_of_two_mahalanobis_distances() -> None:
-    u, x = unit_square_roots(TRAIN), unit_square_roots(VAL)
+    u, x = TRAIN.astype(np.float64), VAL.astype(np.float64)
     means = np.stack([u[label == LABELS].mean(0) for label in range(3)])
     within, everything = u - means[LABELS], u - u.mean(0)
     shrink = SHRINKAGE * within.var(0).mean() * np.eye(32)
@@ -44,31 +51,45 @@ def test_the_score_is_the_difference_of_two_mahalanobis_distances() -> None:
     np.testing.assert_allclose(KNOWN.score(VAL), wanted, rtol=1e-4, atol=1e-3)
 
 
-def test_two_percent_of_the_validation_photos_are_rejected_as_unknown() -> None:
+def test_the_share_of_rejected_validation_photos_is_the_unknown_rate() -> None:
     assert unknown_rate(KNOWN(VAL), {"known": THRESHOLD}) == UNKNOWN_RATE
-    few = fit_novelty(TRAIN, LABELS, VAL[:20])  # 2 % of 20 photos is less than one
+    few = fit_novelty(TRAIN, LABELS, VAL[:20])  # UNKNOWN_RATE of 20 photos is less than one
     assert unknown_rate(few(VAL[:20]), {"known": THRESHOLD}) == 0
 
 
 def test_photos_of_no_class_are_rejected_as_unknown() -> None:
-    rng = np.random.default_rng(2)
-    other = rng.gamma(2.0, 1.0, (100, 32))
-    other[:, 20:24] += 8
-    assert unknown_rate(KNOWN(other), {"known": THRESHOLD}) > 0.9
+    assert unknown_rate(KNOWN(unrelated(100, 2)), {"known": THRESHOLD}) > 0.9
     assert unknown_rate(KNOWN(photos(100, 3)[0]), {"known": THRESHOLD}) < 0.1
 
 
-def test_the_layers_compute_known() -> None:
-    pool = keras.Input((32,))
-    model = keras.Model(pool, novelty_layers(pool, KNOWN))
-    found = model.predict_on_batch(VAL.astype(np.float32))
-    assert found.shape == (100, 1) and found.dtype == np.float32
-    np.testing.assert_allclose(found[:, 0], KNOWN(VAL), atol=1e-4)
+def test_negatives_in_training_separate_pictures_that_resemble_a_class() -> None:
+    """The class with its strong channels half as strong, and four other channels."""
+
+    def hard(seed: int) -> np.ndarray:
+        x = np.random.default_rng(seed).gamma(2.0, 1.0, (200, 32))
+        x[:, 0:4] += 6
+        x[:, 24:26] += 3
+        return describe([x])
+
+    with_negatives = fit_novelty(TRAIN, LABELS, VAL, hard(5))
+    assert unknown_rate(with_negatives(VAL), {"known": THRESHOLD}) == UNKNOWN_RATE
+    without, found = (unknown_rate(model(hard(6)), {"known": THRESHOLD}) for model in (KNOWN, with_negatives))
+    assert found > 0.8 > 0.6 > without
 
 
-def test_known_of_zero_features_is_finite() -> None:
-    pool = keras.Input((32,))
-    model = keras.Model(pool, novelty_layers(pool, KNOWN))
+@pytest.mark.parametrize("negatives", [None, unrelated(50, 7)])
+def test_the_layers_compute_known(negatives: np.ndarray | None) -> None:
+    fitted = fit_novelty(TRAIN, LABELS, VAL, negatives)
+    descriptor = keras.Input((32,))
+    model = keras.Model(descriptor, novelty_layers(descriptor, fitted))
+    found = model.predict_on_batch(VAL)
+    assert found.shape == (len(VAL), 1) and found.dtype == np.float32
+    np.testing.assert_allclose(found[:, 0], fitted(VAL), atol=1e-4)
+
+
+def test_known_of_a_picture_that_activates_nothing_is_finite() -> None:
+    means = keras.Input((32,))
+    model = keras.Model(means, novelty_layers(descriptor_layers([means]), KNOWN))
     assert np.isfinite(model.predict_on_batch(np.zeros((1, 32), np.float32))).all()
 
 
@@ -76,7 +97,7 @@ def test_one_photo_per_class_is_enough() -> None:
     train, labels = photos(3, 4)
     one = fit_novelty(train, labels, VAL)
     assert np.isfinite(one(VAL)).all() and unknown_rate(one(VAL), {"known": THRESHOLD}) == UNKNOWN_RATE
-    assert one.score(VAL).mean() > one.score(np.random.default_rng(2).gamma(2.0, 1.0, (100, 32))).mean()
+    assert one.score(VAL).mean() > one.score(unrelated(100, 2)).mean()
 
 
 def test_equal_photos_give_finite_values() -> None:
