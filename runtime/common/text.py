@@ -21,6 +21,11 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def printable_name(name: str) -> str:
+    """Returns a file name as `printable` does, with backslashes doubled: different names stay different."""
+    return printable(name.replace("\\", "\\\\"))
+
+
 def display_width(text: str) -> int:
     """The columns a text takes on a terminal: East Asian wide characters take two, combining ones none."""
     if text.isascii():

@@ -3,26 +3,27 @@
 It scans the folder again and again, because network folders do not send change notifications.
 """
 
-import os
 import stat
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 from runtime.common.errors import PictureError
-from runtime.common.text import printable
+from runtime.common.text import printable, printable_name
 from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
-from runtime.preprocess.photo_files import SUFFIXES
-from runtime.watch.sinks import PhotoVersion, Sink, WatchRow
+from runtime.preprocess.photo_files import walk
+from runtime.watch.sinks import IS_LOCKED, PhotoVersion, Sink, WatchRow
 
-SCAN_INTERVAL = 1.0  # seconds
-MIN_PAUSE = 4  # times the duration of a scan: a large folder then costs at most a fifth of a core
-# A photo that cannot be read may be a copy in progress: it counts as damaged after this many seconds without
-# a change.
+# Seconds between two looks through the folder, in which photos are classified.
+SCAN_INTERVAL = 1.0
+MIN_PAUSE = 4  # times the duration of a look: in a large folder, looking costs at most a fifth of a core
+# A photo that cannot be read may be a copy in progress: it is read again after this many seconds without a
+# change, and then counts as damaged.
 DAMAGED_AFTER = 10.0
 
 MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262
@@ -32,7 +33,7 @@ MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262
 class WatchedPhoto:
     """A photo as a scan found it."""
 
-    source: str  # its path below the folder, printable
+    source: str  # its path below the folder, printable; different for each path
     path: Path
     bytes: int
     modified: int  # nanoseconds
@@ -62,48 +63,70 @@ class FolderWatcher:
         self._folder, self._reloader, self._sink = folder, reloader, sink
         self._show, self._on_message, self._clock = show, on_message, clock
         self._previous: dict[str, WatchedPhoto] = {}  # by source, as the previous scan found them
-        self._failing_since: dict[WatchedPhoto, float] = {}
+        self._failed_at: dict[WatchedPhoto, float] = {}  # the time of the first failure
         self._is_missing = self._is_locked = False
 
     def run(self) -> None:
         """Scans for ever. Raises EngineError, and UserError if a result cannot be saved."""
         while True:
-            time.sleep(max(SCAN_INTERVAL, MIN_PAUSE * self.scan()))
+            time.sleep(max(0.0, self.scan() - self._clock()))
 
     def scan(self) -> float:
-        """Classifies the new photos that did not change since the previous scan.
+        """Classifies the new photos that did not change since the previous scan, until the next scan is due.
 
-        Returns the seconds that looking through the folder took, without the time to classify.
+        Returns that time on the clock. Photos that are left then stay new.
         """
         started = self._clock()
         found = find_photos(self._folder)
-        seconds = self._clock() - started
+        now = self._clock()
+        due = now + max(SCAN_INTERVAL, MIN_PAUSE * (now - started))
         if (found is None) != self._is_missing:
             self._is_missing = found is None
             self._on_message(
                 f"{self._folder}: is {'missing, waiting for it' if self._is_missing else 'back'}"
             )
         photos = found or {}
-        for photo in sorted(photos.values(), key=lambda photo: (photo.modified, photo.source)):
-            is_new = photo.version not in self._sink.done
-            if is_new and self._previous.get(photo.source) == photo and not self._process(photo):
+        for photo in self._in_order(photos):
+            if not self._process(photo) or self._clock() >= due:
                 break
         if photos:  # an unmounted network folder looks empty; its photos will be back
             self._forget_all_but(photos)
         self._previous = photos
-        return seconds
+        return due
+
+    def _in_order(self, photos: dict[str, WatchedPhoto]) -> Iterator[WatchedPhoto]:
+        """Yields the photos to read: new ones, oldest first, then the ones that failed 10 seconds ago.
+
+        After a photo that cannot be read the newest one is next, so that a card full of damaged photos does
+        not hold up a photo that arrives after them.
+        """
+        waiting = [
+            photo
+            for photo in sorted(photos.values(), key=lambda photo: (photo.modified, photo.source))
+            if photo.version not in self._sink.done and self._previous.get(photo.source) == photo
+        ]
+        new = deque(photo for photo in waiting if photo not in self._failed_at)
+        take_newest = False
+        while new:
+            photo = new.pop() if take_newest else new.popleft()
+            yield photo
+            take_newest = photo in self._failed_at and not take_newest
+        now = self._clock()
+        for photo in waiting:
+            if now - self._failed_at.get(photo, now) >= DAMAGED_AFTER:
+                yield photo
 
     def _process(self, photo: WatchedPhoto) -> bool:
         """Classifies a photo and saves the result. Returns False while the sink is locked."""
         classifier = self._reloader.current()
         result = _classify(classifier, photo)
         if isinstance(result, str):
-            since = self._failing_since.setdefault(photo, self._clock())
-            if self._clock() - since < DAMAGED_AFTER:
+            failed_at = self._failed_at.setdefault(photo, self._clock())
+            if self._clock() - failed_at < DAMAGED_AFTER:
                 return True
         if not self._sink.add(_row(photo, classifier.model.sha256, result)):
             if not self._is_locked:
-                self._on_message(f"{self._sink.name}: is locked by another program, waiting for it")
+                self._on_message(f"{self._sink.name}: {IS_LOCKED}")
             self._is_locked = True
             return False
         self._is_locked = False
@@ -114,8 +137,8 @@ class FolderWatcher:
     def _forget_all_but(self, photos: dict[str, WatchedPhoto]) -> None:
         """Frees the memory of deleted photos, which would otherwise grow over years."""
         self._sink.done.intersection_update({photo.version for photo in photos.values()})
-        self._failing_since = {
-            photo: since for photo, since in self._failing_since.items() if photos.get(photo.source) == photo
+        self._failed_at = {
+            photo: time for photo, time in self._failed_at.items() if photos.get(photo.source) == photo
         }
 
 
@@ -123,14 +146,11 @@ def find_photos(folder: Path) -> dict[str, WatchedPhoto] | None:
     """Returns the photos below a folder by source; None if the folder cannot be read."""
     photos: dict[str, WatchedPhoto] = {}
     errors: list[OSError] = []
-    for parent, folders, names in os.walk(folder, onerror=errors.append):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    for parent, names in walk(folder, errors.append):
         here = Path(parent)
         prefix = "" if here == folder else f"{here.relative_to(folder).as_posix()}/"
         for name in names:
-            if name.startswith(".") or f".{name.rpartition('.')[2].lower()}" not in SUFFIXES:
-                continue
-            if photo := _stat_photo(here / name, printable(prefix + name)):
+            if photo := _stat_photo(here / name, printable_name(prefix + name)):
                 photos[photo.source] = photo
     return None if any(Path(error.filename) == folder for error in errors) else photos
 

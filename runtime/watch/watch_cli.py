@@ -23,7 +23,7 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
     """
     if not os.path.isdir(options.folder):
         raise UserError(f"{options.folder}: no such folder, or no permission to open it: check its path")
-    with stop_on_sigterm(), open_sink(options.out) as sink:
+    with stop_on_sigterm(), open_sink(options.out, print_info) as sink:
         reloader = open_reloader(print_info)
         if not options.json:
             print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)

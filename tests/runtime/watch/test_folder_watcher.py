@@ -38,6 +38,7 @@ class Watch:
     out: Path
     reloader: ReloadingClassifier
     now: float = 0.0
+    reading: float = 0.0  # seconds that pass with each look at the clock
     shown: list[tuple[str, str]] = field(default_factory=list)  # source, answer or error
     messages: list[str] = field(default_factory=list)
 
@@ -46,7 +47,7 @@ class Watch:
         """Starts the watcher; gives a function that scans `times` times, `seconds` apart."""
         with open_sink(self.out) as sink:
             watcher = FolderWatcher(
-                self.folder, self.reloader, sink, self._show, self.messages.append, lambda: self.now
+                self.folder, self.reloader, sink, self._show, self.messages.append, self._clock
             )
 
             def scan(times: int = 2, seconds: float = 1.0) -> None:
@@ -61,6 +62,10 @@ class Watch:
 
     def results(self) -> list[tuple[str, str]]:
         return [(row["source"], row["label"]) for row in self.rows()]
+
+    def _clock(self) -> float:
+        self.now += self.reading
+        return self.now
 
     def _show(self, photo: WatchedPhoto, result: Prediction | str) -> None:
         self.shown.append((photo.source, result if isinstance(result, str) else result.answer))
@@ -160,6 +165,61 @@ def test_a_copy_that_stands_still_counts_as_damaged_only_after_ten_seconds(
     assert watch.shown[1][0] == "slow.jpg" and "damaged" in watch.shown[1][1]
 
 
+@NAMES
+def test_file_names_that_print_alike_get_a_row_each(name: str, watch: Watch, photos: Path) -> None:
+    """A line break and the two characters of its escape, and a byte that is no UTF-8."""
+    watch.out = watch.out.with_name(name)
+    names = [
+        "a\n.jpg",
+        "a\\n.jpg",
+        "a\\\\n.jpg",
+        "\udcff.jpg",
+        "\\udcff.jpg",
+        "e\u0301.jpg",
+        "\xe9.jpg",
+        "=1.jpg",
+    ]
+    for photo in names:
+        shutil.copy(photos / "red.jpg", watch.folder / photo)
+    for _ in range(2):
+        with watch.open() as scan:
+            scan()
+    assert len(watch.rows()) == len(set(watch.results())) == len(names)
+
+
+def test_damaged_photos_do_not_hold_up_a_good_one(watch: Watch, photos: Path) -> None:
+    """Each photo takes some time; the good one is the newest, then the oldest."""
+    for number in range(300):
+        (watch.folder / f"{number}.jpg").write_bytes(b"damaged")
+        os.utime(watch.folder / f"{number}.jpg", (number, number))
+    watch.reading = 0.1
+    with watch.open() as scan:
+        scan(4)
+        for photo, modified in (("new.jpg", 1000), ("old.jpg", 0)):
+            shutil.copy(photos / "red.jpg", watch.folder / photo)
+            os.utime(watch.folder / photo, (modified, modified))
+            scan(3)
+            assert watch.shown[-1] == (photo, "红")
+        watch.reading = 0.01
+        scan(100)
+    assert len(watch.rows()) == 302
+
+
+def test_a_photo_below_3000_folders_stops_nothing(watch: Watch, photos: Path) -> None:
+    shutil.copy(photos / "red.jpg", watch.folder / "a.jpg")
+    here = os.open(watch.folder, os.O_RDONLY)
+    for _ in range(3000):
+        os.mkdir("a", dir_fd=here)
+        below = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    with watch.open() as scan:
+        scan()
+    subprocess.run(["rm", "-r", str(watch.folder / "a")], check=True)  # shutil.rmtree is recursive
+    assert watch.results() == [("a.jpg", "红")] and watch.messages == []
+
+
 def test_a_missing_folder_is_waited_for(watch: Watch, photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "red.jpg", watch.folder / "1.jpg")
     with watch.open() as scan:
@@ -235,7 +295,7 @@ def test_a_locked_database_is_waited_for(
     [
         ("results.txt", ".csv or .db"),
         ("none/results.csv", "no such file or directory"),
-        ("none/results.db", "unable to open database file"),
+        ("none/results.db", "no such file or directory"),
         ("other.csv", "columns"),
         ("other.db", "file is not a database"),
         ("huge.csv", "field larger than field limit"),

@@ -1,0 +1,58 @@
+"""Which photos files, folders and patterns name, however deep the folders are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.preprocess.photo_files import find_photos, walk
+
+DEPTH = 3000
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a photo, and beside it 3,000 folders in one another: more than a path can name."""
+    top = tmp_path / "deep"
+    top.mkdir()
+    (top / "b.jpg").touch()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(DEPTH):
+        os.mkdir("a", dir_fd=here)
+        below = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    yield top
+    subprocess.run(["rm", "-r", str(top)], check=True)  # shutil.rmtree is recursive
+
+
+@pytest.mark.skipif(os.name != "posix", reason="dir_fd")
+def test_photos_beside_3000_nested_folders_are_found(deep: Path) -> None:
+    photos, problems = find_photos([str(deep)])
+    assert photos == [str(deep / "b.jpg")]
+    assert list(problems.values()) == ["file name too long"]
+    (pattern,) = find_photos([f"{deep}/**/*.jpg"])[1].values()
+    assert "nested too deeply" in pattern
+
+
+def test_walk_finds_the_visible_pictures_of_each_folder(tmp_path: Path) -> None:
+    for name in ("b/c.JPG", "b/d/e.png", "a.jpg", ".hidden.jpg", ".cache/f.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link.jpg").symlink_to("b")
+    found = {os.path.relpath(folder, tmp_path): names for folder, names in walk(tmp_path, print)}
+    assert found == {".": ["a.jpg"], "b": ["c.JPG"], "b/d": ["e.png"]}
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    photos, problems = find_photos([str(tmp_path / "none"), str(tmp_path)])
+    assert photos == [str(tmp_path / "none")] and problems == {str(tmp_path): "no pictures in this folder"}
+    errors: list[OSError] = []
+    assert list(walk(tmp_path / "none", errors.append)) == [(str(tmp_path / "none"), [])]
+    assert [error.filename for error in errors] == [str(tmp_path / "none")]
