@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import CACHE_LIMIT
 from train.cli import INSTALL, add_run_flags, run_cli
@@ -27,6 +28,8 @@ examples:
       print what would be trained and how long it would take on this machine, and train nothing
 
 PHOTOS holds one folder per class, or train/ and test/ with one folder per class each (val/ is optional).
+A folder named none holds photos of none of the classes, such as the empty scene: the model learns to reject
+them, and none does not become a class.
 Features of photos are stored, so the next run on the same photos needs seconds instead of minutes.
 
 exit codes: 0 success, 2 usage error, 130 stopped with Ctrl-C
@@ -54,11 +57,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
     settings = settings_from_flags(arguments)
+    if arguments.none and not settings.negatives:
+        raise UserError(
+            f"--none {arguments.none}: has no effect with --no-negatives, the default of the "
+            "article recipe; give --negatives, or leave out --none"
+        )
     started = datetime.now(timezone.utc)
     return TrainConfig(
         settings=settings,
         out=arguments.out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}",
         photos=arguments.photos,
+        none=arguments.none,
         weights=arguments.weights,
         overwrite=arguments.overwrite,
         resume=arguments.resume,
@@ -85,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="PHOTOS",
         help="folder of class folders (default: download 3,670 flower photos, 229 MB)",
+    )
+    common.add_argument(
+        "--none",
+        type=Path,
+        metavar="DIR",
+        help="folder of photos of none of the classes, which the model learns to reject (default: the folder "
+        "none in PHOTOS)",
     )
     add_run_flags(common, "runs/TIME-RECIPE")
     common.add_argument(

@@ -16,6 +16,7 @@ class TrainConfig:
     settings: Settings
     out: Path
     photos: Path | None = None  # None: the tf_flowers photos, or synthetic ones without a network
+    none: Path | None = None  # a folder of photos of none of the classes, outside `photos`
     weights: str | None = None  # a file, "imagenet", or None for the bundled weights
     overwrite: bool = False
     resume: bool = False

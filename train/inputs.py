@@ -49,6 +49,8 @@ def find_inputs(config: TrainConfig) -> Inputs:
         val_share=settings.val_share,
         test_share=settings.test_share,
         limit=settings.limit,
+        none=config.none,
+        negatives=settings.negatives,
     )
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"

@@ -72,7 +72,7 @@ def pack_run(run_folder: Path, folder: Path) -> None:
     with new_run_dir(folder, overwrite=True) as partial:
         (partial / PACKED_ARCHITECTURE).write_text(model.to_json(indent=1), encoding="utf-8")
         (partial / PACKED_WEIGHTS).write_bytes(save(packed))
-        write_record(partial, record, run.dataset, root="")
+        write_record(partial, record, run.dataset, private=True)
         for name in COPIED_FILES:
             if (run_folder / name).is_file():
                 (partial / name).write_bytes((run_folder / name).read_bytes())

@@ -36,6 +36,7 @@ FIELD_TYPES = {
     "settings": dict,
     "classes": list,
     "photos_root": str,
+    "negatives_root": str,
     "synthetic": bool,
     "base_sha256": str,
     "data_sha256": str,
@@ -164,7 +165,8 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
         record = _record(path / "run.json")
         classes = tuple(record["classes"])
         root = photos_root or Path(record["photos_root"])
-        dataset = read_manifest(path, root, classes, record["synthetic"])
+        negatives_root = Path(record["negatives_root"]) if record["negatives_root"] else None
+        dataset = read_manifest(path, root, classes, record["synthetic"], negatives_root)
         return Run(
             path=path,
             name=record["name"] or path.resolve().name,  # the name is empty for a run written to "."
@@ -195,7 +197,8 @@ def _record(file: Path) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
-    record: dict[str, Any] = {"thresholds": {}, "compressed": {}} | found  # older runs lack these
+    # Older runs lack these.
+    record: dict[str, Any] = {"thresholds": {}, "compressed": {}, "negatives_root": ""} | found
     _check_types(record, FIELD_TYPES)
     if record["compressed"]:
         _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")

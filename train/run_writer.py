@@ -131,15 +131,16 @@ def new_run_dir(path: Path, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, root: str | None = None) -> None:
+def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, private: bool = False) -> None:
     """Write run.json, settings.toml, photos.csv and left_out.csv into `folder`.
 
-    `root` replaces the folder of the photos in run.json.
+    With `private` run.json does not hold the folders of photos on this machine.
     """
+    roots = {"photos_root": str(dataset.root), "negatives_root": str(dataset.negatives_root or "")}
     complete = {
         **record,
         "classes": list(dataset.classes),
-        "photos_root": str(dataset.root) if root is None else root,
+        **(dict.fromkeys(roots, "") if private else roots),
         "synthetic": dataset.synthetic,
         "data_sha256": dataset.sha256,
     }

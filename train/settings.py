@@ -92,6 +92,7 @@ class Settings:
         "weights of the classes in training: balanced gives small classes larger weights",
         choices=("balanced", "none"),
     )
+    negatives: bool = _setting(True, "learn from photos of none of the classes")
     known: bool = _setting(True, "add the output that recognizes pictures of unknown classes")
     fine_tune: str = _setting(
         "none",
@@ -120,6 +121,7 @@ RECIPES: dict[str, Settings] = {
         weight_decay=0.0,
         dropout=0.5,
         class_weight="none",
+        negatives=False,  # without `known`, nothing rejects them
         known=False,  # this needs pooled features, which the head lacks
     ),
 }

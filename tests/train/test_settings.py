@@ -56,11 +56,12 @@ def test_every_setting_has_a_flag_that_accepts_its_defaults() -> None:
     assert {setting.name for setting in fields(Settings)} < vars(parser.parse_args([])).keys()
     for recipe in RECIPES.values():
         flags = [
-            f"--{name.replace('_', '-')}={value}"
+            f"--{'' if value is not False else 'no-'}{name.replace('_', '-')}"
+            + ("" if isinstance(value, bool) else f"={value}")
             for name, value in asdict(recipe).items()
-            if value is not None and name != "known"
+            if value is not None
         ]
-        assert parsed(*flags, "--known" if recipe.known else "--no-known") == recipe
+        assert parsed(*flags) == recipe
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from runtime.common.text import printable
 from runtime.preprocess.decode import read_bytes
 
 SPLITS = ("train", "val", "test")
+NONE = "none"  # the label of photos that show none of the classes; no class has this name in any case
 HASH_BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -34,8 +35,8 @@ class HashError(Exception):
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo. `path` is relative to the data set's root, with forward slashes; `sha256` is the hash of
-    the file's bytes.
+    """One photo. `path` is relative to the data set's root, or absolute for a negative outside the root, with
+    forward slashes; `sha256` is the hash of the file's bytes.
     """
 
     path: str
@@ -54,38 +55,53 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The photos under `root`, each in one split. `synthetic` marks drawn pictures."""
+    """The photos under `root`, each in one split. `synthetic` marks drawn pictures.
+
+    `negatives` are photos of none of the classes, with the label NONE and a split each. They are under
+    `root`, under `negatives_root`, or in the default set (train/data/negatives.py).
+    """
 
     root: Path
     classes: tuple[str, ...]
     photos: tuple[Photo, ...]
     left_out: tuple[LeftOut, ...] = ()
     synthetic: bool = False
+    negatives: tuple[Photo, ...] = ()
+    negatives_root: Path | None = None  # absolute; None if no negative is in a folder outside `root`
 
     def split(self, name: str) -> tuple[Photo, ...]:
-        """The photos of the split `name`: train, val or test."""
+        """The photos of the split `name`, train, val or test, without the negatives."""
         return tuple(photo for photo in self.photos if photo.split == name)
+
+    def negatives_of(self, split: str) -> tuple[Photo, ...]:
+        """The negatives of a split: train, val or test."""
+        return tuple(photo for photo in self.negatives if photo.split == split)
 
     @property
     def sha256(self) -> str:
-        """A hash of the split, label and bytes of every photo. File names and folders do not change it."""
-        lines = sorted(f"{photo.split}\t{photo.label}\t{photo.sha256}\n" for photo in self.photos)
+        """A hash of the split, label and bytes of every photo and negative. File names and folders do not
+        change it.
+        """
+        photos = (*self.photos, *self.negatives)
+        lines = sorted(f"{photo.split}\t{photo.label}\t{photo.sha256}\n" for photo in photos)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def without(self, left_out: Iterable[LeftOut]) -> Dataset:
-        """This data set without the photos in `left_out`. Raises PhotosError as `validated`."""
+        """This data set without the photos and negatives in `left_out`. Raises PhotosError as `validated`."""
         removed = {item.path: item for item in left_out}
         photos = tuple(photo for photo in self.photos if photo.path not in removed)
+        negatives = tuple(photo for photo in self.negatives if photo.path not in removed)
         all_left_out = sorted([*self.left_out, *removed.values()], key=lambda item: item.path)
-        return validated(replace(self, photos=photos, left_out=tuple(all_left_out)))
+        return validated(replace(self, photos=photos, negatives=negatives, left_out=tuple(all_left_out)))
 
 
 def validated(dataset: Dataset) -> Dataset:
     """The data set itself, if a classifier can be trained on it; otherwise raises PhotosError."""
     if len(dataset.classes) < 2:
+        hint = f" ({NONE} is not a class: rename its folder if it is)" if dataset.negatives else ""
         raise PhotosError(
             f"{dataset.root}: found {', '.join(dataset.classes) or 'no class'}, but training needs at least "
-            "2 classes; put the photos of each class into a folder with the name of the class"
+            f"2 classes{hint}; put the photos of each class into a folder with the name of the class"
         )
     train = Counter(photo.label for photo in dataset.split("train"))
     for label in dataset.classes:

@@ -2,7 +2,7 @@
 
 Two layouts are supported: a folder of class folders, or a folder with train/ and test/ (val/ is optional),
 each of which holds class folders. "Train", "valid" and "validation" are accepted too. A missing split is
-taken from the training photos.
+taken from the training photos. A class folder named "none" holds negatives: photos of none of the classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from pathlib import Path
 from runtime.common.text import is_name, printable
 from runtime.model_file.contract import MAX_LABELS
 from runtime.preprocess.photo_files import SUFFIXES
-from train.data.dataset import SPLITS, Dataset, HashError, LeftOut, Photo, PhotosError, file_sha256, validated
+from train.data.dataset import (
+    NONE,
+    SPLITS,
+    Dataset,
+    HashError,
+    LeftOut,
+    Photo,
+    PhotosError,
+    file_sha256,
+    validated,
+)
 from train.data.splits import limit_per_class, split_train
 from train.data.synthetic import SYNTHETIC_MARKER
 
@@ -26,6 +36,8 @@ from train.data.synthetic import SYNTHETIC_MARKER
 SPLIT_NAMES = {split: split for split in SPLITS} | {"valid": "val", "validation": "val"}
 # Files that operating systems create. Names that start with a dot are ignored as well.
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
+
+ClassFolders = list[tuple[Path, str]]  # folders and their labels
 
 
 def find_photos(
@@ -35,44 +47,83 @@ def find_photos(
     val_share: float = 0.15,
     test_share: float = 0.15,
     limit: int | None = None,
+    none: Path | None = None,
+    negatives: bool = True,
 ) -> Dataset:
     """Read the folder `root` into a Dataset.
 
-    `limit` is the number of photos per class in each split that has a folder. train/data/splits.py describes
-    how photos are assigned to splits. Raises PhotosError if the folder cannot be trained on: a wrong path,
-    fewer than two classes, an empty class, a class name that a model file cannot hold, the same photo in two
-    split folders.
+    `limit` is the number of photos per class, and of negatives, in each split that has a folder.
+    train/data/splits.py describes how photos are assigned to splits. Negatives are in the class folders named
+    "none" in any case, or else in the folder `none` and its subfolders; `negatives=False` leaves them out.
+    Raises PhotosError if the folder cannot be trained on: a wrong path, fewer than two classes, an empty
+    class, a class name that a model file cannot hold, the same photo in two split folders; or if a folder of
+    negatives has no photo.
     """
     root = Path(root)
-    _check_is_folder(root)
+    _check_is_folder(root, "give a folder with one folder of photos per class")
     split_folders, left_out = _split_folders(root)
-    class_folders = {split: _class_folders(folder) for split, folder in split_folders.items()}
-    photos: list[Photo] = []
+    folders = {split: _class_folders(folder, none) for split, folder in split_folders.items()}
+    folders, none, unused = _choose_negatives(root, folders, none, negatives)
+    found: list[Photo] = []
     for split, folder in split_folders.items():
-        found, unusable = _read_split(root, folder, class_folders[split], split)
-        photos += found
+        in_split, unusable = _read_split(root, folder, folders[split], split)
+        found += in_split
         left_out += unusable
-    classes = tuple(sorted({photo.label for photo in photos if photo.split == "train"}))
-    photos, duplicates = _without_duplicates(photos)
-    left_out += duplicates
-    if limit is not None:
-        photos = limit_per_class(photos, limit, split_seed)
     shares = {"val": val_share, "test": test_share}
     missing = {split: share for split, share in shares.items() if split not in split_folders}
-    photos = sorted(split_train(photos, missing, split_seed), key=lambda photo: photo.path)
-    left_out.sort(key=lambda item: item.path)
-    synthetic = os.path.exists(root / SYNTHETIC_MARKER)
-    return validated(Dataset(root.resolve(), classes, tuple(photos), tuple(left_out), synthetic))
+    photos, duplicates = _without_duplicates([photo for photo in found if photo.label != NONE])
+    outside, unusable = _read_outside(none)
+    candidates = [photo for photo in found if photo.label == NONE] + outside
+    candidates, copies = _negatives_without_duplicates(candidates, found, none or root)
+    left_out += [*unused, *duplicates, *unusable, *copies]
+    if limit is not None:
+        photos = limit_per_class(photos, limit, split_seed)
+        candidates = limit_per_class(candidates, limit, split_seed)
+    photos = split_train(photos, missing, split_seed)
+    candidates = split_train(candidates, shares if none else missing, split_seed)
+    return validated(
+        Dataset(
+            root.resolve(),
+            tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE})),
+            tuple(sorted(photos, key=lambda photo: photo.path)),
+            tuple(sorted(left_out, key=lambda item: item.path)),
+            os.path.exists(root / SYNTHETIC_MARKER),
+            tuple(sorted(candidates, key=lambda photo: photo.path)),
+            none.resolve() if none else None,
+        )
+    )
 
 
-def _check_is_folder(root: Path) -> None:
+def _choose_negatives(
+    root: Path, folders: dict[str, ClassFolders], none: Path | None, negatives: bool
+) -> tuple[dict[str, ClassFolders], Path | None, list[LeftOut]]:
+    """The folders to read by split, the folder of negatives outside them, and folders that are not used.
+
+    The folder `none` may be one of the class folders.
+    """
+    inside = [path for found in folders.values() for path, label in found if label == NONE]
+    if negatives and (none is None or any(_same(path, none) for path in inside)):
+        return folders, None, []
+    reason = "--none gives another folder" if negatives else "--no-negatives is set"
+    classes = {
+        split: [(path, label) for path, label in found if label != NONE] for split, found in folders.items()
+    }
+    unused = [LeftOut(f"{path.relative_to(root).as_posix()}/", f"is not used: {reason}") for path in inside]
+    return classes, none if negatives else None, unused
+
+
+def _same(path: Path, other: Path) -> bool:
+    return os.path.exists(other) and path.samefile(other)
+
+
+def _check_is_folder(root: Path, remedy: str) -> None:
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
         reason = "no such folder" if isinstance(error, FileNotFoundError) else error.strerror
-        raise PhotosError(f"{root}: {reason}; give a folder with one folder of photos per class") from None
+        raise PhotosError(f"{root}: {reason}; {remedy}") from None
     if not is_folder:
-        raise PhotosError(f"{root} is a file; give the folder with one folder of photos per class")
+        raise PhotosError(f"{root} is a file; {remedy}")
 
 
 def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
@@ -110,13 +161,15 @@ def _check_no_class_folders(root: Path, train: Path, others: Sequence[Path]) -> 
         )
 
 
-def _class_folders(folder: Path) -> list[tuple[Path, str]]:
-    """The class folders in `folder` with their labels. Raises PhotosError for a label that a model file
-    cannot hold, or that a terminal cannot show.
+def _class_folders(folder: Path, none: Path | None) -> ClassFolders:
+    """The class folders in `folder` with their labels; NONE is the label of the folder `none` too. Raises
+    PhotosError for a label that a model file cannot hold, or that a terminal cannot show.
     """
-    found: list[tuple[Path, str]] = []
+    found: ClassFolders = []
     for class_folder in _subfolders(folder):
         label = unicodedata.normalize("NFC", class_folder.name)  # macOS writes é as two characters
+        if label.casefold() == NONE or (none is not None and _same(class_folder, none)):
+            label = NONE
         if not is_name(label):
             raise PhotosError(
                 f"{folder}: the class name {label!r} is too long or not printable; rename the folder"
@@ -141,20 +194,46 @@ def _read_split(
             else:
                 left_out.append(LeftOut(path.relative_to(root).as_posix(), _not_a_picture(path)))
         if len(pictures) == before:
-            raise PhotosError(f"{class_folder}: no photo in this class folder; add some or remove the folder")
-    with ThreadPoolExecutor() as pool:
-        hashes = list(pool.map(_hash_or_error, (path for path, _ in pictures)))
-    photos: list[Photo] = []
-    for (path, label), digest in zip(pictures, hashes, strict=True):
-        name = path.relative_to(root).as_posix()
-        if isinstance(digest, HashError):
-            left_out.append(LeftOut(name, str(digest)))
-        else:
-            photos.append(Photo(name, label, split, digest))
+            kind = "class folder" if label != NONE else "folder of photos of none of the classes"
+            raise PhotosError(f"{class_folder}: no photo in this {kind}; add some or remove the folder")
+    photos, unreadable_files = _hash_pictures(
+        [(path, path.relative_to(root).as_posix(), label) for path, label in pictures], split
+    )
+    left_out += unreadable_files
     if unreadable := {label for _, label in pictures} - {photo.label for photo in photos}:
         raise PhotosError(
             f"{folder}: class {min(unreadable)} has no readable photo; add some or remove its folder"
         )
+    return photos, left_out
+
+
+def _read_outside(none: Path | None) -> tuple[list[Photo], list[LeftOut]]:
+    """The pictures under a folder of negatives outside the photos, and the files that are not pictures."""
+    if none is None:
+        return [], []
+    _check_is_folder(none, "give --none a folder of photos of none of the classes")
+    files = [(path, path.as_posix()) for path in _files(none.resolve(), ())]
+    pictures = [(path, name, NONE) for path, name in files if _is_picture(path)]
+    photos, left_out = _hash_pictures(pictures, "train")
+    left_out += [LeftOut(name, _not_a_picture(path)) for path, name in files if not _is_picture(path)]
+    if not photos:
+        raise PhotosError(f"--none {none}: no readable photo in this folder; add some, or use --no-negatives")
+    return photos, left_out
+
+
+def _hash_pictures(
+    pictures: Sequence[tuple[Path, str, str]], split: str
+) -> tuple[list[Photo], list[LeftOut]]:
+    """Photos of files with their paths in the data set and labels; and the files that cannot be read."""
+    with ThreadPoolExecutor() as pool:
+        hashes = list(pool.map(_hash_or_error, (path for path, _, _ in pictures)))
+    photos: list[Photo] = []
+    left_out: list[LeftOut] = []
+    for (_, name, label), digest in zip(pictures, hashes, strict=True):
+        if isinstance(digest, HashError):
+            left_out.append(LeftOut(name, str(digest)))
+        else:
+            photos.append(Photo(name, label, split, digest))
     return photos, left_out
 
 
@@ -196,6 +275,24 @@ def _without_duplicates(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]
             unique.append(first)
             reason = f"is the same photo as {printable(first.path)}"
             left_out += [LeftOut(other.path, reason) for other in others]
+    return unique, left_out
+
+
+def _negatives_without_duplicates(
+    negatives: list[Photo], found: Iterable[Photo], folder: Path
+) -> tuple[list[Photo], list[LeftOut]]:
+    """Each negative once, without those that are also a photo of a class. `folder` is for the error text."""
+    classes = {photo.sha256: photo for photo in found if photo.label != NONE}
+    unique, left_out = _without_duplicates([photo for photo in negatives if photo.sha256 not in classes])
+    for photo in negatives:
+        if other := classes.get(photo.sha256):
+            reason = f"is the same photo as {printable(other.path)}, so it does not show none of the classes"
+            left_out.append(LeftOut(photo.path, reason))
+    if negatives and not unique:
+        raise PhotosError(
+            f"{folder}: every photo of none of the classes is also a photo of a class; replace them, or use "
+            "--no-negatives"
+        )
     return unique, left_out
 
 

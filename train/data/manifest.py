@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 
-from train.data.dataset import Dataset, LeftOut, Photo
+from train.data.dataset import NONE, Dataset, LeftOut, Photo
+from train.data.negatives import default_negatives_folder
 
 PHOTOS_NAME, LEFT_OUT_NAME = "photos.csv", "left_out.csv"
 # A file name on Linux may hold bytes that are not UTF-8. This error handler writes and reads them unchanged.
 FILE_NAME_ERRORS = "surrogateescape"
+# How the path of a negative begins that is not under the data set's root. No path under the root begins like
+# this: a negative there is in the folder none/, train/, val/ or test/.
+DEFAULT_PREFIX, OUTSIDE_PREFIX = "default:", "--none:"
 
 
 def write_manifest(dataset: Dataset, folder: Path) -> None:
-    """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`."""
+    """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`.
+
+    Negatives follow the photos. The path of one outside the root is relative to the default set's folder or
+    to `dataset.negatives_root`, after a prefix, so that the file does not depend on the machine.
+    """
+    folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: dataset.negatives_root}
     photos = ((photo.path, photo.label, photo.split, photo.sha256) for photo in dataset.photos)
-    write_csv(folder / PHOTOS_NAME, [column.name for column in fields(Photo)], photos)
+    negatives = (
+        (_portable_path(photo.path, folders), photo.label, photo.split, photo.sha256)
+        for photo in dataset.negatives
+    )
+    write_csv(folder / PHOTOS_NAME, [column.name for column in fields(Photo)], chain(photos, negatives))
     left_out = ((item.path, item.reason) for item in dataset.left_out)
     write_csv(folder / LEFT_OUT_NAME, [column.name for column in fields(LeftOut)], left_out)
 
 
-def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic: bool = False) -> Dataset:
-    """The data set that `write_manifest` wrote into `folder`; its photos are under `root`.
+def read_manifest(
+    folder: Path,
+    root: Path,
+    classes: tuple[str, ...],
+    synthetic: bool = False,
+    negatives_root: Path | None = None,
+) -> Dataset:
+    """The data set that `write_manifest` wrote into `folder`; its photos are under `root`, and negatives of
+    another folder are under `negatives_root`.
 
     Raises OSError, ValueError, TypeError or csv.Error if the files are missing or damaged.
     """
@@ -34,7 +55,37 @@ def read_manifest(folder: Path, root: Path, classes: tuple[str, ...], synthetic:
         raise ValueError(f"a line of {PHOTOS_NAME} is incomplete")
     with (folder / LEFT_OUT_NAME).open(newline="", encoding="utf-8", errors=FILE_NAME_ERRORS) as file:
         left_out = tuple(LeftOut(**row) for row in csv.DictReader(file))
-    return Dataset(root, classes, tuple(Photo(**row) for row in rows), left_out, synthetic)
+    photos = [Photo(**row) for row in rows]
+    is_class = NONE in classes  # in a run of an older version
+    folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: negatives_root or Path()}
+    return Dataset(
+        root,
+        classes,
+        tuple(photo for photo in photos if photo.label != NONE or is_class),
+        left_out,
+        synthetic,
+        tuple(
+            replace(photo, path=_full_path(photo.path, folders))
+            for photo in photos
+            if photo.label == NONE and not is_class
+        ),
+        negatives_root,
+    )
+
+
+def _portable_path(path: str, folders: Mapping[str, Path | None]) -> str:
+    """A path under one of the folders as its prefix and the path relative to it; others unchanged."""
+    for prefix, folder in folders.items():
+        if folder is not None and Path(path).is_relative_to(folder):
+            return prefix + Path(path).relative_to(folder).as_posix()
+    return path
+
+
+def _full_path(path: str, folders: Mapping[str, Path]) -> str:
+    for prefix, folder in folders.items():
+        if path.startswith(prefix):
+            return (folder / path.removeprefix(prefix)).as_posix()
+    return path
 
 
 def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

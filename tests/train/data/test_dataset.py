@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.data.dataset import Dataset, LeftOut, PhotosError
+from train.data.dataset import NONE, Dataset, LeftOut, Photo, PhotosError
 from train.data.find_photos import find_photos
 from train.data.manifest import read_manifest, write_manifest
 
@@ -391,3 +391,134 @@ def test_the_hash_of_a_data_set_depends_on_content_only(tmp_path: Path) -> None:
     assert moved.sha256 == dataset.sha256
     put(tmp_path, "two/a/1.jpg", content="another")
     assert find_photos(tmp_path / "two").sha256 != dataset.sha256
+
+
+def with_none(root: Path, *folders: str, count: int = 20) -> Path:
+    """Photos of two classes, and photos in each of `folders`, all with different bytes."""
+    many(root, count=20)
+    return put(root, *(f"{folder}/{number}.jpg" for folder in folders for number in range(count)))
+
+
+@pytest.mark.parametrize("name", ["none", "None", "NONE"])
+def test_a_folder_none_holds_negatives_and_is_no_class(tmp_path: Path, name: str) -> None:
+    dataset = find_photos(with_none(tmp_path, f"{name}/deep"))
+    assert dataset.classes == ("a", "b") and len(dataset.photos) == 40
+    assert Counter(photo.split for photo in dataset.negatives) == {"train": 14, "val": 3, "test": 3}
+    assert {photo.label for photo in dataset.negatives} == {NONE}
+    assert all(photo.path.startswith(f"{name}/deep/") for photo in dataset.negatives_of("val"))
+    assert not dataset.left_out
+
+
+def test_negatives_are_stratified_apart_from_the_classes(tmp_path: Path) -> None:
+    plain, dataset = find_photos(many(tmp_path, count=20)), find_photos(with_none(tmp_path, "none"))
+    assert dataset.photos == plain.photos
+    assert dataset.sha256 != plain.sha256
+    assert find_photos(tmp_path, negatives=False).sha256 == plain.sha256
+
+
+def test_split_folders_may_hold_negatives(tmp_path: Path) -> None:
+    with_none(tmp_path / "train", "none")
+    put(tmp_path, "test/a/x.jpg", "test/b/y.jpg", "test/None/z.jpg")
+    dataset = find_photos(tmp_path)
+    assert [photo.path for photo in dataset.negatives_of("test")] == ["test/None/z.jpg"]
+    assert len(dataset.negatives_of("val")) == 3 and len(dataset.negatives_of("train")) == 17
+
+
+def test_negatives_may_be_in_another_folder(tmp_path: Path) -> None:
+    root = with_none(tmp_path / "photos", "none")
+    frames = put(tmp_path / "frames", "notes.txt", *(f"monday/{number}.png" for number in range(10)))
+    dataset = find_photos(root, none=frames, val_share=0.2, test_share=0.1)
+    assert dataset.negatives_root == frames and len(dataset.negatives) == 10
+    assert len(dataset.negatives_of("val")) == 2 and len(dataset.negatives_of("test")) == 1
+    assert all((dataset.root / photo.path).is_file() for photo in dataset.negatives)
+    assert dataset.left_out == (
+        LeftOut(f"{frames}/notes.txt", "is not a picture by its file name"),
+        LeftOut("none/", "is not used: --none gives another folder"),
+    )
+
+
+def test_a_class_folder_may_be_named_as_the_folder_of_negatives(tmp_path: Path) -> None:
+    root = put(with_none(tmp_path), "c/1.jpg", "c/2.jpg")
+    dataset = find_photos(root, none=root / "c")
+    assert dataset.classes == ("a", "b") and dataset.negatives_root is None
+    assert {photo.path for photo in dataset.negatives} == {"c/1.jpg", "c/2.jpg"}
+
+
+def test_without_negatives_the_folder_none_is_left_out(tmp_path: Path) -> None:
+    dataset = find_photos(with_none(tmp_path, "none"), negatives=False)
+    assert dataset.classes == ("a", "b") and not dataset.negatives
+    assert dataset.left_out == (LeftOut("none/", "is not used: --no-negatives is set"),)
+
+
+def test_the_limit_applies_to_negatives(tmp_path: Path) -> None:
+    dataset = find_photos(with_none(tmp_path, "none"), limit=10)
+    assert len(dataset.negatives) == 10 and len(dataset.photos) == 20
+
+
+def test_a_negative_that_is_a_photo_of_a_class_is_left_out(tmp_path: Path) -> None:
+    put(with_none(tmp_path, "none"), "none/copy.jpg", content="a/1.jpg")
+    put(tmp_path, "none/again.jpg", content="none/1.jpg")
+    dataset = find_photos(tmp_path)
+    assert len(dataset.photos) == 40 and len(dataset.negatives) == 20
+    assert dataset.left_out == (
+        LeftOut("none/again.jpg", "is the same photo as none/1.jpg"),
+        LeftOut("none/copy.jpg", "is the same photo as a/1.jpg, so it does not show none of the classes"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("files", "none", "fact"),
+    [
+        (("a/1.jpg", "b/2.jpg", "none/notes.txt"), None, "none: no photo in this folder of photos of none"),
+        (("a/1.jpg", "b/2.jpg"), "nowhere", "nowhere: no such folder; give --none a folder"),
+        (("a/1.jpg", "b/2.jpg"), "a/1.jpg", "1.jpg is a file; give --none"),
+        (("a/1.jpg", "none/2.jpg"), None, r"found a, .*\(none is not a class: rename its folder if it is\)"),
+    ],
+)
+def test_negatives_that_cannot_be_used_raise_photos_error(
+    tmp_path: Path, files: tuple[str, ...], none: str | None, fact: str
+) -> None:
+    root = put(tmp_path, *files)
+    with pytest.raises(PhotosError, match=fact) as error:
+        find_photos(root, none=root / none if none else None)
+    assert "\n" not in str(error.value)
+
+
+def test_negatives_that_all_show_a_class_raise_photos_error(tmp_path: Path) -> None:
+    root = many(tmp_path / "photos", count=3)
+    put(tmp_path / "out", "1.jpg", content="a/1.jpg")
+    with pytest.raises(PhotosError, match=r"out: every photo of none of the classes is also"):
+        find_photos(root, none=tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PhotosError, match=r"--none .*empty: no readable photo in this folder"):
+        find_photos(root, none=tmp_path / "empty")
+
+
+def test_leaving_out_a_negative_keeps_the_photos(tmp_path: Path) -> None:
+    dataset = find_photos(with_none(tmp_path, "none"))
+    fewer = dataset.without([LeftOut("none/1.jpg", "is damaged")])
+    assert len(fewer.negatives) == 19 and fewer.photos == dataset.photos
+    assert fewer.left_out == (LeftOut("none/1.jpg", "is damaged"),)
+
+
+def test_the_manifest_reads_back_with_negatives(tmp_path: Path) -> None:
+    root = with_none(tmp_path / "photos", "none")
+    outside = put(tmp_path / "frames", "1.jpg", "2.jpg", "3.jpg")
+    for none in (None, outside):
+        dataset = find_photos(root, none=none)
+        write_manifest(dataset, tmp_path)
+        assert str(tmp_path) not in (tmp_path / "photos.csv").read_text()
+        read = read_manifest(tmp_path, dataset.root, dataset.classes, negatives_root=dataset.negatives_root)
+        assert read == dataset
+    moved = read_manifest(tmp_path, dataset.root, dataset.classes, negatives_root=tmp_path / "moved")
+    assert {photo.path for photo in moved.negatives} == {f"{tmp_path}/moved/{number}.jpg" for number in "123"}
+
+
+def test_a_manifest_with_a_class_named_none_reads_back(tmp_path: Path) -> None:
+    photos = tuple(
+        Photo(f"{label}/1.jpg", label, "train", hashlib.sha256(label.encode()).hexdigest())
+        for label in ("a", NONE)
+    )
+    dataset = Dataset(tmp_path, ("a", NONE), photos)  # as an older version wrote it
+    write_manifest(dataset, tmp_path)
+    assert read_manifest(tmp_path, tmp_path, dataset.classes) == dataset
