@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.common.errors import EngineError
 from runtime.common.terminal import print_error
+from runtime.server.connection_limits import mark_authorized
 from runtime.server.errors import ClientDisconnected, RequestRejected
+from runtime.server.lingering import LingeringClose
 from runtime.server.routes import PUBLIC_PATHS, ServiceState, make_routes
 
 SECURITY_HEADERS = (
@@ -47,7 +49,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.state.service = service
-    return AccessMiddleware(app, service, frozenset(route.path for route in routes))
+    return LingeringClose(AccessMiddleware(app, service, frozenset(route.path for route in routes)))
 
 
 class AccessMiddleware:
@@ -69,11 +71,11 @@ class AccessMiddleware:
                 self._service.metrics.count_request(counted, message["status"])
             await send(message)
 
-        app = self._app
+        app, is_public = self._app, path in PUBLIC_PATHS
         try:
-            self._service.policy.check(
-                scope["method"], scope["headers"], requires_token=path not in PUBLIC_PATHS
-            )
+            self._service.policy.check(scope["method"], scope["headers"], requires_token=not is_public)
+            if not is_public:
+                mark_authorized(scope)
         except RequestRejected as rejection:
             app = _error_response(rejection)
         await app(scope, receive, send_with_headers)

@@ -1,56 +1,142 @@
-"""Limits per connection that uvicorn lacks: number of connections, time and size of a request's head.
+"""Limits per connection and per client address that uvicorn lacks.
 
-Subclasses uvicorn's protocol, whose attributes are not a public interface: pyproject.toml caps the versions.
+Subclasses uvicorn's protocol, whose attributes are not a public interface: pyproject.toml caps the versions,
+and tests/runtime/server/test_uvicorn.py checks each attribute that is used here.
 """
 
 from asyncio import BaseTransport
+from collections import Counter
+from collections.abc import MutableMapping
+from ipaddress import IPv6Address, ip_address
+from socket import IPPROTO_TCP, TCP_NODELAY
+from typing import Any
 
 from uvicorn import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_CONNECTIONS = 256
+MAX_CONNECTIONS_PER_ADDRESS = 64  # a browser opens 6
 IDLE_TIMEOUT = 10.0  # seconds to send a request's head, and seconds to read an answer
-MAX_HEAD_BYTES = 65_536
-MAX_PIPELINED = 100  # requests sent before the answer to an earlier one; browsers do not pipeline
+MAX_HEAD_BYTES = 65_536  # of one connection: unanswered heads, sizes of chunks, and trailers
+FIELD_BYTES = 128  # the memory of a header field beyond its text, counted as if it were sent
+MAX_PIPELINED = 16  # requests sent before the answer to an earlier one; browsers do not pipeline
+PARSED_AT_ONCE = 16_384  # bytes; limits are checked in between
+
+_MARK_AUTHORIZED = "mark_authorized"  # in the ASGI scope's state
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
-    _waiting_since: float  # by the event loop's clock
-    _head_bytes: int
+    address: str  # the client's; one for all clients of an IPv6 network
+    is_dropped = False
+    _is_authorized = False
+    _connected_at: float  # by the event loop's clock
+    _waiting_since: float
+    _head_bytes = 0
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        self._restart_timer()
-        if len(self.connections) > MAX_CONNECTIONS:
-            self.transport.abort()
+        # asyncio sets it only on sockets that name the protocol. Without it each answer waits for the
+        # client's delayed acknowledgement, 40 ms.
+        transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        self.address = network_of(self.client[0] if self.client else "")
+        self._connected_at = self._waiting_since = self.loop.time()
+        self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._head_bytes = self._head_bytes + len(data) if self._awaits_request() else 0
-        if self._head_bytes > MAX_HEAD_BYTES or len(self.pipeline) > MAX_PIPELINED:
-            self.transport.abort()
+        for start in range(0, len(data), PARSED_AT_ONCE):
+            part = data[start : start + PARSED_AT_ONCE]
+            self._head_bytes += len(part)
+            super().data_received(part)
+            if self._head_bytes > MAX_HEAD_BYTES or len(self.pipeline) > MAX_PIPELINED:
+                self._drop()
+            if self.transport.is_closing():
+                return
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["state"][_MARK_AUTHORIZED] = self._mark_authorized
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)  # also called for trailers
+        self._head_bytes += FIELD_BYTES
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        # Twice: a body pays for the sizes of its chunks too.
+        self._head_bytes = max(0, self._head_bytes - 2 * len(body))
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._restart_timer()
+        self._waiting_since = self.loop.time()
+        if not self.pipeline:
+            self._head_bytes = 0
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._restart_timer()
+        self._waiting_since = self.loop.time()
 
     def is_timed_out(self) -> bool:
         """Whether the client neither completes a head nor reads an answer for IDLE_TIMEOUT seconds."""
         waits_for_client = self._awaits_request() or self.flow.write_paused
         return waits_for_client and self.loop.time() - self._waiting_since > IDLE_TIMEOUT
 
-    def _restart_timer(self) -> None:
-        self._waiting_since, self._head_bytes = self.loop.time(), 0
-
     def _awaits_request(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    def _mark_authorized(self) -> None:
+        self._is_authorized = True
+
+    def _is_working(self) -> bool:
+        """Whether the service works on a complete request that was authorized."""
+        return self._is_authorized and not self._awaits_request() and not self.cycle.more_body
+
+    def _make_room(self) -> None:
+        """Closes a connection if this new one is too many: no client can occupy the places of the others.
+
+        Connections without the token are closed first, among them those of the address that has most.
+        """
+        everyone = [each for each in self.connections if isinstance(each, BoundedHttpProtocol)]
+        everyone = [each for each in everyone if not each.is_dropped]
+        crowd = [each for each in everyone if each.address == self.address]
+        if len(crowd) <= MAX_CONNECTIONS_PER_ADDRESS:
+            crowd = everyone
+            if len(everyone) <= MAX_CONNECTIONS:
+                return
+        count = Counter(each.address for each in everyone)
+        replaceable = (each for each in crowd if each is not self and not each._is_working())
+        oldest = max(
+            replaceable,
+            key=lambda each: (not each._is_authorized, count[each.address], -each._connected_at),
+            default=self,
+        )
+        oldest._drop()
+
+    def _drop(self) -> None:
+        self.is_dropped = True
+        self.transport.abort()
+
+
+def mark_authorized(scope: MutableMapping[str, Any]) -> None:
+    """Records that a request's client may use the service: its connection is closed last."""
+    mark = scope.get("state", {}).get(_MARK_AUTHORIZED)
+    if mark is not None:
+        mark()
 
 
 def close_timed_out_connections(server: Server) -> None:
     for connection in list(server.server_state.connections):
         if isinstance(connection, BoundedHttpProtocol) and connection.is_timed_out():
             connection.transport.abort()
+
+
+def network_of(host: str) -> str:
+    """The address that limits count: an IPv4 address, or the /64 network that an IPv6 client chooses from."""
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:  # a Unix socket
+        return host
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(IPv6Address(int(address) >> 64 << 64))
+    return str(address)

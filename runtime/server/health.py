@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from runtime.common.errors import EngineError
+from runtime.common.terminal import print_error
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.live_view import LiveView
 
@@ -25,17 +27,28 @@ class HealthMonitor:
     async def run(self) -> None:
         """Checks forever, and calls `on_pass` after each passed check.
 
-        The queue passes if it answered a photo since the last check; an idle queue gets a gray picture.
+        The queue passes if it answered a photo since the last check; an idle queue gets a gray picture. The
+        checks continue after a failed one, since another model may replace the one that fails.
         """
-        answered = -1
+        self._answered, reason = -1, ""
         while True:
-            if answered == self.queue.answered:
-                await self.queue.classify_gray()
-            answered = self.queue.answered
-            if self._is_camera_running():
+            previous, reason = reason, await self._engine_error()
+            if reason and reason != previous:
+                print_error(f"health check failed: {reason}")
+            if not reason and self._is_camera_running():
                 self._last_pass = time.monotonic()
                 self.on_pass()
             await asyncio.sleep(self.interval)
+
+    async def _engine_error(self) -> str:
+        """Why the engine cannot answer photos; "" if it can."""
+        try:
+            if self._answered == self.queue.answered:
+                await self.queue.classify_gray()
+        except Exception as error:  # whatever fails, the next check must follow
+            return str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        self._answered = self.queue.answered
+        return ""
 
     def is_healthy(self) -> bool:
         return time.monotonic() - self._last_pass < UNHEALTHY_AFTER and self._is_camera_running()

@@ -1,7 +1,8 @@
 """A bounded queue in front of the engine: many clients, one model.
 
 A few threads decode photos in parallel within the memory limit of runtime/preprocess, then take turns at the
-engine. A request that finds no free slot gets 503 with a Retry-After header.
+engine. A photo takes a slot when its body has arrived, and clients take turns. When slots or memory are
+short, the client that uses most of them gets 503 with a Retry-After header.
 """
 
 import asyncio
@@ -9,11 +10,12 @@ import ctypes
 import math
 import statistics
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,11 +24,13 @@ from runtime.inference.engines import default_threads
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
 from runtime.server.errors import RequestRejected
+from runtime.server.fair_executor import FairExecutor
 from runtime.server.multipart import read_upload
-from runtime.server.request_body import Receive, read_body
+from runtime.server.request_body import BodyBuffer, Receive, fill_buffer
 
 MAX_RETRY_AFTER = 30  # seconds
 TIMINGS_KEPT = 1000  # photos in the latency percentiles
+SLOW_AFTER = 1.0  # seconds behind the minimum rate, after which a body gives its memory to others
 TIMINGS_FOR_ESTIMATE = 100  # photos in the estimate of Retry-After
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
@@ -42,19 +46,16 @@ class RequestTiming:
     infer: float
 
 
-@dataclass
-class QueueSlot:
-    """One request's place in the queue and the bytes that its body holds in memory."""
+@dataclass(eq=False)
+class PendingPhoto:
+    """One photo from the head of its request to its answer."""
 
-    queue: "InferenceQueue"
-    reserved_bytes: int = 0
+    address: str  # the client's
+    buffer: BodyBuffer = field(default_factory=BodyBuffer)
+    job: "Future[Prediction] | None" = None  # None while the body arrives: then it has no slot
 
-    def reserve(self, byte_count: int) -> None:
-        """Counts bytes before they are stored. Raises RequestRejected (503) above the queue's limit."""
-        if self.queue.buffered_bytes + byte_count > self.queue.max_buffered_bytes:
-            raise self.queue.full_error()
-        self.reserved_bytes += byte_count
-        self.queue.buffered_bytes += byte_count
+    def is_started(self) -> bool:
+        return self.job is not None and (self.job.running() or self.job.done())
 
 
 @dataclass
@@ -62,30 +63,58 @@ class InferenceQueue:
     """Classifies request bodies. Call its methods on the event loop; the work runs in threads."""
 
     model: ReloadingClassifier
-    capacity: int = 64  # photos that are being received, waiting or being classified
+    capacity: int = 64  # photos that are waiting or being classified
     max_upload_bytes: int = 32_000_000  # per body
     on_answer: Callable[[RequestTiming], None] = lambda timing: None
-    in_flight: int = 0
-    buffered_bytes: int = 0  # of all bodies
+    photos: list[PendingPhoto] = field(default_factory=list)  # oldest first
     answered: int = 0
     timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=TIMINGS_KEPT))
 
     def __post_init__(self) -> None:
         return_large_blocks_to_system()
         self.max_buffered_bytes = 2 * self.max_upload_bytes
-        self._pool = ThreadPoolExecutor(default_threads(), "classify")
+        self._executor = FairExecutor(default_threads(), "classify")
 
-    async def classify(self, content_type: str, content_length: int | None, receive: Receive) -> Prediction:
-        """The prediction for one request's body.
+    @property
+    def in_flight(self) -> int:
+        """The number of photos that are waiting or being classified."""
+        return sum(photo.job is not None for photo in self.photos)
+
+    @property
+    def receiving(self) -> int:
+        """The number of photos whose bodies arrive."""
+        return len(self.photos) - self.in_flight
+
+    @property
+    def buffered_bytes(self) -> int:
+        """The size of all bodies in memory."""
+        return sum(photo.buffer.size for photo in self.photos)
+
+    async def classify(
+        self, content_type: str, content_length: int | None, receive: Receive, address: str = ""
+    ) -> Prediction:
+        """The prediction for one request's body. Clients with other addresses take turns.
 
         Raises RequestRejected, ClientDisconnected and EngineError.
         """
         started = time.perf_counter()
-        with self._slot() as slot:
-            body = await read_body(receive, self.max_upload_bytes, content_length, slot.reserve)
-            work = self._pool.submit(_classify_body, self.model, content_type, body)
-            del body  # the thread frees it after decoding
-            prediction = await asyncio.wrap_future(work)
+        with self._pending(PendingPhoto(address)) as photo:
+            buffer = photo.buffer
+            self._replaceable_slot(address)  # a client need not send a photo that would be rejected
+            await fill_buffer(
+                buffer,
+                receive,
+                self.max_upload_bytes,
+                content_length,
+                lambda byte_count: self._reserve(photo, byte_count),
+            )
+            self._take_slot(photo)
+            work = partial(_classify_body, self.model, content_type, buffer)
+            photo.job = self._executor.submit(address, work)
+            try:
+                prediction = await asyncio.wrap_future(photo.job)
+            except asyncio.CancelledError:
+                raise buffer.revoked or asyncio.CancelledError from None
         ms = prediction.ms
         timing = RequestTiming(time.perf_counter() - started, ms["decode"] / 1000, ms["infer"] / 1000)
         self.answered += 1
@@ -95,7 +124,7 @@ class InferenceQueue:
 
     async def classify_gray(self) -> None:
         """Runs the model on a gray picture, to check that threads and engine respond. Raises EngineError."""
-        await asyncio.wrap_future(self._pool.submit(_classify_gray, self.model))
+        await asyncio.wrap_future(self._executor.submit("", partial(_classify_gray, self.model)))
 
     def full_error(self) -> RequestRejected:
         """The 503 answer. Retry-After is the estimated time until all photos in the queue are answered."""
@@ -105,19 +134,70 @@ class InferenceQueue:
         return RequestRejected(503, f"too many photos at once: retry in {seconds} s", retry_after=seconds)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown()
 
     @contextmanager
-    def _slot(self) -> Iterator[QueueSlot]:
-        if self.in_flight >= self.capacity:
-            raise self.full_error()
-        self.in_flight += 1
-        slot = QueueSlot(self)
+    def _pending(self, photo: PendingPhoto) -> Iterator[PendingPhoto]:
+        self.photos.append(photo)
         try:
-            yield slot
+            yield photo
         finally:
-            self.in_flight -= 1
-            self.buffered_bytes -= slot.reserved_bytes
+            self.photos.remove(photo)
+
+    def _take_slot(self, photo: PendingPhoto) -> None:
+        """Raises RequestRejected (503) if there is none for this client."""
+        while (replaced := self._replaceable_slot(photo.address)) is not None:
+            self._reject(replaced)
+
+    def _replaceable_slot(self, address: str) -> PendingPhoto | None:
+        """The photo whose slot the next photo from `address` takes; None if a slot is free.
+
+        It is the newest one of the client with most photos, as in stochastic fairness queueing (McKenney,
+        1990). Raises RequestRejected (503) if that is the client at `address`, or if all photos are in work.
+        """
+        with_slot = [photo for photo in self.photos if photo.job is not None and photo.buffer.revoked is None]
+        if len(with_slot) < self.capacity:
+            return None
+        count = Counter(photo.address for photo in with_slot)
+        for photo in reversed(with_slot):
+            if not photo.is_started() and count[photo.address] == max(count.values()):
+                if count[photo.address] > count[address] + 1:
+                    return photo
+                break
+        raise self.full_error()
+
+    def _reserve(self, photo: PendingPhoto, byte_count: int) -> None:
+        """Makes room for a part of a photo. Raises RequestRejected (503) if there is none for this client."""
+        while self.buffered_bytes + byte_count > self.max_buffered_bytes:
+            self._reject(self._replaceable_body(photo))
+
+    def _replaceable_body(self, newer: PendingPhoto) -> PendingPhoto:
+        """The photo that loses its memory: a stalled one, else one of a client that holds over half of it.
+
+        Raises RequestRejected (503) if there is none.
+        """
+        others = [photo for photo in self.photos if photo is not newer and photo.buffer.size]
+        slowest = max(
+            (photo for photo in others if photo.job is None),
+            key=lambda photo: photo.buffer.seconds_behind(),
+            default=None,
+        )
+        if slowest is not None and slowest.buffer.seconds_behind() > SLOW_AFTER:
+            return slowest
+        held: Counter[str] = Counter()
+        for photo in others:
+            held[photo.address] += photo.buffer.size
+        for photo in reversed(others):
+            if not photo.is_started() and held[photo.address] > self.max_buffered_bytes / 2:
+                if photo.address != newer.address:
+                    return photo
+                break
+        raise self.full_error()
+
+    def _reject(self, photo: PendingPhoto) -> None:
+        """Ends a photo: its client gets 503. Does nothing if a thread has started it meanwhile."""
+        if photo.job is None or photo.job.cancel():
+            photo.buffer.revoke(self.full_error())
 
 
 def return_large_blocks_to_system() -> None:
@@ -129,8 +209,8 @@ def return_large_blocks_to_system() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def _classify_body(model: ReloadingClassifier, content_type: str, body: bytes) -> Prediction:
-    upload = read_upload(content_type, body)
+def _classify_body(model: ReloadingClassifier, content_type: str, buffer: BodyBuffer) -> Prediction:
+    upload = read_upload(content_type, buffer.take())
     try:
         return replace(model.current()(upload.data), source=upload.name)
     except UnsupportedPictureError as error:

@@ -37,8 +37,10 @@ class Metrics:
                 ("infer", "Time of a photo in the engine"),
             )
         )
+        receiving = Gauge("vgg_edge_receiving", "Photos that arrive now", registry=registry)
+        receiving.set_function(lambda: queue.receiving)
         in_flight = Gauge(
-            "vgg_edge_in_flight", "Photos that are received, waiting or classified now", registry=registry
+            "vgg_edge_in_flight", "Photos that are waiting or being classified now", registry=registry
         )
         in_flight.set_function(lambda: queue.in_flight)
         held_bytes = Gauge("vgg_edge_held_bytes", "Bytes of photos in memory", registry=registry)

@@ -7,20 +7,51 @@ from typing import Any
 
 from runtime.server.errors import ClientDisconnected, RequestRejected
 
-# A body may take 20 seconds plus 1 second per 16,000 bytes (the rule of Apache's mod_reqtimeout).
+# A client may fall 20 seconds behind this rate: every body that stalls ends after 20 seconds.
 BODY_TIMEOUT = 20.0
-MIN_BYTES_PER_SECOND = 16_000
+MIN_BYTES_PER_SECOND = 64_000
 
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
-async def read_body(
+class BodyBuffer:
+    """The received parts of one body, and the time that its client is behind MIN_BYTES_PER_SECOND."""
+
+    def __init__(self) -> None:
+        self.size = 0  # bytes
+        self.revoked: RequestRejected | None = None  # the error for the client; the parts are gone
+        self._parts: list[bytes] = []
+        self._paid_until = time.monotonic()
+
+    def add(self, part: bytes) -> None:
+        self._parts.append(part)
+        self.size += len(part)
+        paid_until = self._paid_until + len(part) / MIN_BYTES_PER_SECOND
+        self._paid_until = min(paid_until, time.monotonic())  # a fast start does not pay for a later stall
+
+    def seconds_behind(self) -> float:
+        return time.monotonic() - self._paid_until
+
+    def revoke(self, rejection: RequestRejected) -> None:
+        """Frees the memory now. The task that reads the body ends with `rejection` at its next part."""
+        self.revoked, self.size = rejection, 0
+        self._parts.clear()
+
+    def take(self) -> bytes:
+        """The body. The buffer keeps its size, but no longer the bytes."""
+        body = b"".join(self._parts)
+        self._parts.clear()
+        return body
+
+
+async def fill_buffer(
+    buffer: BodyBuffer,
     receive: Receive,
     max_bytes: int,
     content_length: int | None = None,
     reserve: Callable[[int], None] = lambda byte_count: None,
-) -> bytes:
-    """A request's body. Reading stops when the body is too large or arrives too slowly.
+) -> None:
+    """Receives a body. Reading stops when the body is too large or arrives too slowly.
 
     `reserve` is called with the length of each part before the part is stored. Raises RequestRejected (408,
     413), ClientDisconnected, and the exceptions of `reserve`.
@@ -28,21 +59,26 @@ async def read_body(
     too_large = RequestRejected(413, f"larger than {max_bytes / 1e6:g} MB, the limit of this service")
     if content_length is not None and content_length > max_bytes:
         raise too_large
-    parts: list[bytes] = []
-    size, started = 0, time.monotonic()
     while True:
-        seconds_left = started + BODY_TIMEOUT + size / MIN_BYTES_PER_SECOND - time.monotonic()
         try:
-            message = await asyncio.wait_for(receive(), max(0.0, seconds_left))
+            message = await asyncio.wait_for(receive(), max(0.0, BODY_TIMEOUT - buffer.seconds_behind()))
         except asyncio.TimeoutError:
-            raise RequestRejected(408, "the body arrived too slowly") from None
+            raise buffer.revoked or RequestRejected(408, "the body arrived too slowly") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
+        if buffer.revoked is not None:
+            raise buffer.revoked
         part: bytes = message.get("body", b"")
-        size += len(part)
-        if size > max_bytes:
+        if buffer.size + len(part) > max_bytes:
             raise too_large
         reserve(len(part))
-        parts.append(part)
+        buffer.add(part)
         if not message.get("more_body", False):
-            return b"".join(parts)
+            return
+
+
+async def read_body(receive: Receive, max_bytes: int) -> bytes:
+    """A small body, which no other limit counts. Raises RequestRejected (408, 413), ClientDisconnected."""
+    buffer = BodyBuffer()
+    await fill_buffer(buffer, receive, max_bytes)
+    return buffer.take()

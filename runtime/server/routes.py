@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from runtime.inference.prediction import json_line
 from runtime.server.auth import AccessPolicy
+from runtime.server.connection_limits import network_of
 from runtime.server.errors import RequestRejected
 from runtime.server.health import HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
@@ -61,7 +62,10 @@ async def classify(request: Request) -> Response:
     if length is not None and not length.isdecimal():
         raise RequestRejected(400, "Content-Length is not a number")
     prediction = await service_of(request).queue.classify(
-        request.headers.get("content-type", ""), int(length) if length else None, request.receive
+        request.headers.get("content-type", ""),
+        int(length) if length else None,
+        request.receive,
+        network_of(request.client.host if request.client else ""),
     )
     return Response(json_line(prediction), media_type="application/json")
 

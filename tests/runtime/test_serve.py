@@ -184,7 +184,7 @@ def test_sigterm_during_requests_prints_nothing(knowing: Path, photos: Path) -> 
         for sent in (b"GET nonsense\r\n\r\n", unfinished, viewer):
             connection = stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
             connection.sendall(sent)
-        wait_for(lambda: service.metric("in_flight") == 1)
+        wait_for(lambda: service.metric("receiving") == 1)
         service.process.terminate()
         _, err = service.process.communicate(timeout=15)
         assert service.process.returncode == 0

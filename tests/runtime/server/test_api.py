@@ -147,25 +147,41 @@ def test_metrics_count_requests_by_status(service: Client, red_jpeg: bytes) -> N
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
 
 
-def test_a_full_queue_answers_503_with_retry_after(service: Client, red_jpeg: bytes) -> None:
-    """Four slow uploads take the four slots, and get their predictions when they are complete."""
+def test_stalled_uploads_take_no_slots(service: Client, red_jpeg: bytes) -> None:
+    """Six stalled uploads leave the four slots free, and get their predictions when they are complete."""
     head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(red_jpeg)}\r\n\r\n".encode()
-    uploads = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(4)]
+    uploads = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(6)]
     for connection in uploads:
         connection.sendall(head + red_jpeg[:100])
-    wait_for(lambda: service.metric("in_flight") == 4)
-    status, headers, body = service.request("POST", "/classify", red_jpeg)
-    seconds = int(headers["retry-after"])
-    assert status == 503 and seconds >= 1 and f"{seconds} s" in json.loads(body)["error"]
-    uploads.pop().close()  # a client that disconnects frees its slot
-    wait_for(lambda: service.metric("in_flight") == 3)
+    wait_for(lambda: service.metric("receiving") == 6)
+    assert service.metric("held_bytes") == 600 and service.metric("in_flight") == 0
     assert service.classify(red_jpeg)[0] == 200
+    uploads.pop().close()
+    wait_for(lambda: service.metric("receiving") == 5)
     for connection in uploads:
         connection.sendall(red_jpeg[100:])
         assert b" 200 " in connection.recv(100)
         connection.close()
-    wait_for(lambda: service.metric("in_flight") == 0)
+    wait_for(lambda: service.metric("receiving") == 0)
     assert service.metric("held_bytes") == 0
+
+
+def test_stalled_uploads_give_their_memory_to_a_photo(service: Client, red_jpeg: bytes) -> None:
+    """Two bodies that were sent but for their last byte fill the memory for bodies, 2 MB."""
+    size = 1_000_000
+    head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
+    uploads = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(2)]
+    for connection in uploads:
+        connection.sendall(head + bytes(size - 1))
+    wait_for(lambda: service.metric("held_bytes") == 2 * (size - 1))
+    photo = red_jpeg + bytes(size // 2)
+    wait_for(lambda: service.classify(photo)[0] == 200, seconds=5)
+    uploads[0].sendall(b"1")  # one of both was rejected, the other still has its place
+    uploads[1].sendall(b"1")
+    answers = [connection.recv(100).split(b" ")[1] for connection in uploads]
+    assert sorted(answers) == [b"415", b"503"]
+    for connection in uploads:
+        connection.close()
 
 
 def test_concurrent_clients_each_get_their_own_prediction(service: Client, photos: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runtime.common.errors import EngineError
 from runtime.server import health
 from runtime.server.health import HealthMonitor
 
@@ -17,6 +18,7 @@ INTERVAL, UNHEALTHY_AFTER = 0.01, 0.1  # seconds
 @dataclass
 class FakeQueue:
     hangs: bool = False
+    errors: int = 0  # of the first checks
     answered: int = 0
     gray_pictures: int = 0
 
@@ -24,6 +26,8 @@ class FakeQueue:
         self.gray_pictures += 1
         if self.hangs:
             await asyncio.Event().wait()
+        if self.gray_pictures <= self.errors:
+            raise EngineError("litert computed NaN")
 
 
 @dataclass
@@ -71,3 +75,16 @@ def test_a_service_whose_engine_hangs_becomes_unhealthy(monkeypatch: pytest.Monk
 def test_a_service_whose_camera_thread_ended_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = run_checks(FakeQueue(), FakeLiveView(alive=False), monkeypatch)
     assert not outcome.is_healthy and outcome.passes == []
+
+
+def test_the_checks_continue_after_an_engine_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue = FakeQueue(errors=3)
+    outcome = run_checks(queue, None, monkeypatch)
+    assert outcome.is_healthy and len(outcome.passes) > 1 and queue.gray_pictures > 3
+    assert capsys.readouterr().err == "error: health check failed: litert computed NaN\n"  # once
+
+
+def test_a_service_whose_engine_always_fails_is_unhealthy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not run_checks(FakeQueue(errors=10**6), None, monkeypatch).is_healthy

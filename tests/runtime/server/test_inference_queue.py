@@ -1,13 +1,23 @@
-"""The queue's memory, measured in a process of its own."""
+"""The order and the places of photos, with an engine that waits; the queue's memory, in its own process."""
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from runtime.inference.prediction import Prediction
+from runtime.server import inference_queue, request_body
+from runtime.server.errors import RequestRejected
+from runtime.server.inference_queue import InferenceQueue
 
 SIDE = 2500  # pixels
 ESTIMATED_BYTES = 16 * SIDE**2  # of decoding one RGBA PNG
@@ -21,8 +31,9 @@ peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read
 data, memory = open(sys.argv[1], 'rb').read(), int(sys.argv[2])
 limits.total_memory = lambda: memory
 inference_queue.default_threads = lambda: 4
-pool, before = inference_queue.InferenceQueue(None)._pool, peak()
-assert all(pixels.shape for pixels in pool.map(picture.read_picture, [data] * 6))
+queue, before = inference_queue.InferenceQueue(None), peak()
+jobs = [queue._executor.submit(str(number), lambda: picture.read_picture(data)) for number in range(6)]
+assert all(job.result().shape for job in jobs)
 print(peak() - before)
 """
 
@@ -38,3 +49,143 @@ def test_pictures_that_are_decoded_at_once_share_the_memory_limit(tmp_path: Path
         return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
     assert growth_kb(2 * ESTIMATED_BYTES) < ESTIMATED_BYTES / 1000 < growth_kb(20 * ESTIMATED_BYTES)
+
+
+@dataclass
+class WaitingEngine:
+    """Stands for the reloader and its classifier: answers photos in the order of `seen` once it may."""
+
+    may_answer: Event = field(default_factory=Event)
+    seen: list[str] = field(default_factory=list)
+
+    def current(self) -> Callable[[bytes], Prediction]:
+        return self.answer
+
+    def answer(self, data: bytes) -> Prediction:
+        assert self.may_answer.wait(20)
+        self.seen.append(data.decode())
+        return Prediction("-", data.decode(), 1.0, None, (), {"decode": 1.0, "infer": 1.0})
+
+
+def body_of(data: bytes, *, is_complete: bool = True) -> Callable[[], Awaitable[Mapping[str, Any]]]:
+    """A request's body in one part. If it is not complete, nothing follows."""
+    parts = [{"type": "http.request", "body": data, "more_body": not is_complete}]
+
+    async def receive() -> Mapping[str, Any]:
+        if not parts:
+            await asyncio.Event().wait()
+        return parts.pop()
+
+    return receive
+
+
+@dataclass
+class Clients:
+    """Requests to one queue, with one thread."""
+
+    queue: InferenceQueue
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    async def send(self, address: str, data: str, *, is_complete: bool = True) -> None:
+        body = body_of(data.encode(), is_complete=is_complete)
+        self.tasks.append(asyncio.create_task(self.queue.classify("", None, body, address)))
+        await asyncio.sleep(0.02)
+
+    async def results(self) -> list[str]:
+        """Per request the answer, or the status of its error."""
+        done = await asyncio.gather(*self.tasks, return_exceptions=True)
+        return [str(each.status) if isinstance(each, RequestRejected) else each.label for each in done]
+
+
+def run_clients(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[Clients, WaitingEngine], Awaitable[None]], **limits: int
+) -> None:
+    monkeypatch.setattr(inference_queue, "default_threads", lambda: 1)
+    engine = WaitingEngine()
+    queue = InferenceQueue(engine, **limits)  # type: ignore[arg-type]
+
+    async def with_queue() -> None:
+        await run(Clients(queue), engine)
+        assert queue.photos == [] and queue.buffered_bytes == queue.in_flight == 0
+
+    asyncio.run(with_queue())
+    queue.close()
+
+
+def test_clients_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        for data in ("a1", "a2", "a3", "a4", "b1", "b2", "c1"):
+            await clients.send(data[0], data)
+        engine.may_answer.set()
+        await clients.results()
+        assert engine.seen == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]  # a1 had started before the others
+
+    run_clients(monkeypatch, run)
+
+
+def test_a_full_queue_rejects_the_newest_photo_of_the_client_with_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        for data in ("a1", "a2", "a3", "a4", "a5", "b1", "b2", "b3"):
+            await clients.send(data[0], data)
+        assert clients.queue.in_flight == 4
+        engine.may_answer.set()
+        # a5: the queue is full of a's photos. b1 and b2 take the places of a4 and a3, then both have two.
+        assert await clients.results() == ["a1", "a2", "503", "503", "503", "b1", "b2", "503"]
+
+    run_clients(monkeypatch, run, capacity=4)
+
+
+def test_a_full_queue_rejects_a_photo_before_its_body_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        await clients.send("a", "a1")
+        await clients.send("a", "a2", is_complete=False)
+        with pytest.raises(RequestRejected, match=r"retry in \d+ s") as raised:
+            await asyncio.wait_for(clients.tasks[1], 5)
+        assert raised.value.status == 503 and raised.value.retry_after and raised.value.retry_after >= 1
+        engine.may_answer.set()
+        assert await clients.results() == ["a1", "503"]
+
+    run_clients(monkeypatch, run, capacity=1)
+
+
+def test_memory_is_taken_from_the_client_that_holds_over_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bodies of 10 bytes fill the memory. Their client sends fast enough, so none is stalled."""
+
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        for data in ("a1", "a2"):
+            await clients.send("a", data * 5)
+        await clients.send("a", "a3")  # its own client has all the memory
+        await clients.send("b", "b1")
+        engine.may_answer.set()
+        assert await clients.results() == ["a1" * 5, "503", "503", "b1"]
+
+    run_clients(monkeypatch, run, max_upload_bytes=10)
+
+
+def test_memory_is_taken_from_a_stalled_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_queue, "SLOW_AFTER", 0.1)
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT", 1.0)
+
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        engine.may_answer.set()
+        for data in ("a1", "a2"):
+            await clients.send("a", data * 5, is_complete=False)
+        await clients.send("a", "a3")  # none of both is stalled yet
+        await asyncio.sleep(0.2)
+        await clients.send("a", "a4")
+        assert clients.queue.buffered_bytes == 10
+        assert await clients.results() == ["503", "408", "503", "a4"]
+
+    run_clients(monkeypatch, run, max_upload_bytes=10)
+
+
+def test_a_fast_start_does_not_pay_for_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT", 0.3)
+
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        await clients.send("a", "a" * 30_000_000, is_complete=False)
+        assert await asyncio.wait_for(clients.results(), 5) == ["408"]
+
+    run_clients(monkeypatch, run)
