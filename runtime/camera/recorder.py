@@ -1,6 +1,7 @@
 """FrameRecorder: saves camera frames as JPEG photos, for --capture and --save-unknown."""
 
 import io
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -10,10 +11,11 @@ from types import TracebackType
 from PIL import Image
 
 from runtime.camera.camera import Frame
-from runtime.common.atomic import atomic_write
+from runtime.common.atomic import atomic_create
 from runtime.common.errors import UserError
 
 JPEG_QUALITY = 95
+MAX_NAMES = 10  # names to try for one photo
 
 
 class FrameRecorder:
@@ -64,14 +66,29 @@ class FrameRecorder:
         if self._bytes_left < 0:
             self._stop("has reached --max-mb")
             return
-        name = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}_{frame.number:06}.jpg"
         try:
-            with atomic_write(self._folder / name) as file:
-                file.write(data)
+            self._write(frame.number, data)
         except OSError as error:
             self._stop(str(error.strerror).lower())
         else:
             self._saved += 1
+
+    def _write(self, number: int, data: memoryview) -> None:
+        """Saves a photo under a name that no other photo has. Raises OSError.
+
+        A board without a battery starts with an old time, and folders of two cameras may be merged: the time
+        and the frame's number do not make a name unique.
+        """
+        for remaining in reversed(range(MAX_NAMES)):
+            now = datetime.now(timezone.utc)
+            name = f"{now:%Y%m%dT%H%M%S}_{number:06}_{os.urandom(4).hex()}.jpg"
+            try:
+                with atomic_create(self._folder / name) as file:
+                    file.write(data)
+                return
+            except FileExistsError:
+                if not remaining:
+                    raise
 
     def _stop(self, reason: str) -> None:
         self._stopped = True

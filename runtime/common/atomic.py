@@ -20,12 +20,43 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     path = Path(os.path.realpath(path))
     if os.path.lexists(path) and not path.is_file():
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+    with _partial_file(path) as (partial, file):
+        yield file
+        _close_on_disk(file)
         partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_create(path: Path) -> Iterator[BinaryIO]:
+    """Opens a temporary file that becomes `path` when the block ends, after it reached the disk.
+
+    Raises FileExistsError, without a change, where `path` exists by then. Raises OSError.
+    """
+    with _partial_file(path) as (partial, file):
+        yield file
+        _close_on_disk(file)
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links, such as that of a memory card
+            path.open("xb").close()  # reserves the name
+            partial.replace(path)
+
+
+@contextmanager
+def _partial_file(path: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Gives a new file beside `path`, and removes it at the end."""
+    partial = path.with_name(f".{path.name}.{os.urandom(4).hex()}")  # unique among threads too
+    with partial.open("xb") as file:
+        try:
+            yield partial, file
+        finally:
+            file.close()  # Windows removes no open file
+            partial.unlink(missing_ok=True)
+
+
+def _close_on_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def record(
 def test_frames_become_jpeg_photos_of_their_size_and_color(tmp_path: Path) -> None:
     messages = record(tmp_path / "roses", [1, 2])
     first, second = sorted((tmp_path / "roses").iterdir())
-    assert re.fullmatch(r"\d{8}T\d{6}_000001\.jpg", first.name) and second.name.endswith("_000002.jpg")
+    assert re.fullmatch(r"\d{8}T\d{6}_000001_[0-9a-f]{8}\.jpg", first.name) and "_000002_" in second.name
     pixels = np.asarray(Image.open(first))
     assert pixels.shape == (48, 64, 3) and pixels[24, 32, 0] > 200 and pixels[24, 32, 2] < 50
     assert messages == [f"saved 2 photos in {tmp_path / 'roses'}"]
@@ -37,11 +38,8 @@ def test_frames_become_jpeg_photos_of_their_size_and_color(tmp_path: Path) -> No
 
 def test_at_most_one_frame_is_saved_per_interval(tmp_path: Path) -> None:
     messages = record(tmp_path / "roses", [10, 10.4, 10.9, 11.1, 12, 12.2])
-    assert [path.name[-10:] for path in sorted((tmp_path / "roses").iterdir())] == [
-        "000001.jpg",
-        "000004.jpg",
-        "000006.jpg",
-    ]
+    names = [path.name for path in sorted((tmp_path / "roses").iterdir())]
+    assert [name.split("_")[1] for name in names] == ["000001", "000004", "000006"]
     assert "saved 3 photos" in messages[-1]
 
 
@@ -52,6 +50,34 @@ def test_the_folder_grows_to_its_limit_and_earlier_photos_count(tmp_path: Path) 
     messages = record(folder, [1, 2, 3, 4], max_mb=3.5 * size / 1e6, first=2)
     assert len(list(folder.iterdir())) == 3 and "--max-mb" in messages[0] and len(messages) == 2
     assert "saved 2 photos" in messages[1]
+
+
+class StoppedClock(datetime):
+    """A board without a battery: at each start it is the same second."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> StoppedClock:
+        return cls(2025, 1, 31, 12, 0, 0, tzinfo=tz)
+
+
+def test_photos_of_two_starts_at_the_same_time_do_not_replace_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.camera.recorder.datetime", StoppedClock)
+    for _ in range(2):
+        record(tmp_path / "roses", [float(second) for second in range(30)])
+    assert len(list((tmp_path / "roses").iterdir())) == 60
+
+
+def test_a_name_that_exists_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.camera.recorder.datetime", StoppedClock)
+    parts = iter([b"aaaa", b"part", b"bbbb", b"part"])  # of the photo, and of its partial file
+    monkeypatch.setattr("os.urandom", lambda size: next(parts))
+    first = tmp_path / "roses" / f"20250131T120000_000001_{b'aaaa'.hex()}.jpg"
+    first.parent.mkdir()
+    first.write_bytes(b"mine")
+    assert "saved 1 photo" in record(first.parent, [1])[-1]
+    assert first.read_bytes() == b"mine" and len(list(first.parent.iterdir())) == 2
 
 
 def test_a_created_folder_without_a_photo_is_removed(tmp_path: Path) -> None:
@@ -81,6 +107,6 @@ def test_a_photo_that_cannot_be_written_stops_the_recorder(
     def full(path: Path) -> object:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("runtime.camera.recorder.atomic_write", full)
+    monkeypatch.setattr("runtime.camera.recorder.atomic_create", full)
     messages = record(tmp_path / "roses", [1, 2, 3])
     assert "no space left on device" in messages[0] and "saved 0 photos" in messages[1] and len(messages) == 2

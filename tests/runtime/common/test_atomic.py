@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from runtime.common.atomic import atomic_write
+from runtime.common.atomic import atomic_create, atomic_write
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
 
@@ -39,3 +41,37 @@ def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
             write(tmp_path / name)
     assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
     assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link", "loop"}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_created_file_never_replaces_another(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on the file systems of memory cards, which have no links."""
+
+    def refuse(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr("os.link", refuse)
+    for data in (b"first", b"second"):
+        with contextlib.suppress(FileExistsError), atomic_create(tmp_path / "a.jpg") as file:
+            file.write(data)
+            assert data == b"second" or not (tmp_path / "a.jpg").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+    assert (tmp_path / "a.jpg").read_bytes() == b"first"
+
+
+def test_two_writers_in_one_process_do_not_share_a_partial_file(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "a") as first, atomic_write(tmp_path / "a") as second:
+        first.write(b"first")
+        second.write(b"second")
+    assert (tmp_path / "a").read_bytes() == b"first"
+
+
+def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    for create in (atomic_write, atomic_create):
+        with pytest.raises(KeyError), create(tmp_path / "a") as file:
+            file.write(b"half")
+            raise KeyError
+    assert list(tmp_path.iterdir()) == []
