@@ -9,6 +9,7 @@ from pathlib import Path
 
 from export.parity.gates import MIN_PHOTOS
 from export.pipeline import INSTALL, ExportConfig, export, file_keys
+from runtime.common.cli import ArgumentParser
 from runtime.inference.engines import ENGINES
 from train.cli import run_cli
 
@@ -51,7 +52,7 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m export",
         description=__doc__,
         epilog=_EPILOG,

@@ -26,6 +26,7 @@ from export.formats import INT8_CONVERTERS
 from export.int8.quantize import Recipe, quantize
 from export.parity.engine_worker import run_in_engine
 from export.tempdir import temporary_dir
+from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
 from runtime.inference.engines import ENGINE_FORMATS, default_threads
 from train.network.heads import HEADS, build_classifier
@@ -38,7 +39,7 @@ TIMED = 50
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer the requests on stdin until it ends. Returns exit code 0."""
-    argparse.ArgumentParser(
+    ArgumentParser(
         prog="python -m export.latency",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

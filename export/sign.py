@@ -7,7 +7,6 @@ runtime/model_file/signature.py reads it, and so does `model_signing verify key`
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import io
@@ -20,6 +19,7 @@ from pathlib import Path
 from export.output_dir import check_output_dir, replace_dir
 from export.parity.gates import PASSED, TOO_FEW_PHOTOS
 from export.tempdir import temporary_dir
+from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
@@ -40,7 +40,7 @@ _SIGNED_VERDICTS = (PASSED, TOO_FEW_PHOTOS, "holds")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 (usage error) or 130 (Ctrl-C)."""
-    parser = argparse.ArgumentParser(prog="python -m export.sign", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m export.sign", description=__doc__.splitlines()[0])
     parser.add_argument(
         "folder", type=Path, metavar="FOLDER", help="a model folder that python -m export wrote"
     )

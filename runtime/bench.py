@@ -3,7 +3,6 @@
 Every file of the model runs in every installed engine that reads it, on 1, 2, 4, … threads up to all cores.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from runtime.benchmark.runner import (
     run_benchmark,
 )
 from runtime.common.atomic import atomic_write
-from runtime.common.cli import EXIT_INTERRUPTED, positive_int, run_cli
+from runtime.common.cli import EXIT_INTERRUPTED, ArgumentParser, positive_int, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
 from runtime.inference.engine_cache import EngineSelection, save_selection
@@ -54,7 +53,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> BenchOptions:
             raise ValueError
         return number
 
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m runtime.bench",
         description="Measures a model's files in every installed engine on this machine.",
         epilog="Exit codes: 0 success, 1 an engine failed on a file, 2 usage error, no model, no engine.",

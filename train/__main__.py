@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import CACHE_LIMIT
@@ -80,7 +81,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m train",
         usage="%(prog)s [PHOTOS] [--out RUN] [options]",
         description=__doc__,

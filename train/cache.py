@@ -6,7 +6,6 @@ python -m train.cache [--clear]
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
 from runtime.common.user_cache import cache_home
 
@@ -95,7 +95,7 @@ def _size(count: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the size of each part of the cache; clear it with --clear. Returns 0, or 2 for an error."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m train.cache", description="Show the size of the cache, or clear it."
     )
     parser.add_argument(

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from train.cli import INSTALL, run_cli
 from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, UNCOMPRESSED_CSV, RunError, open_run
@@ -30,7 +30,7 @@ COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", UN
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 success, 2 error."""
-    parser = argparse.ArgumentParser(prog="python -m train.pack_run", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(prog="python -m train.pack_run", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder to read")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; replaces a run folder")
     arguments = parser.parse_args(argv)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
+from runtime.common.text import printable
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
@@ -70,12 +71,15 @@ def _discard_output() -> None:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse.ArgumentParser whose error messages do not repeat the passwords of camera addresses."""
+    """An argparse.ArgumentParser whose error messages are one printable line without passwords.
+
+    A pattern of the shell may put any file name, with escape sequences for the terminal, into the arguments.
+    """
 
     def error(self, message: str) -> NoReturn:
         from runtime.common.urls import hide_password
 
-        super().error(re.sub(r"[^\s'\"]+", lambda word: hide_password(word[0]), message))
+        super().error(printable(re.sub(r"[^\s'\"]+", lambda word: hide_password(word[0]), message)))
 
 
 class VersionAction(argparse.Action):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from train.cli import INSTALL, add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
     default = CompressSettings()
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python -m train.compress",
         description=__doc__,
         epilog=EPILOG,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from importlib import import_module
 
 import pytest
 
@@ -42,3 +43,24 @@ def test_a_usage_error_does_not_repeat_a_password(capsys: pytest.CaptureFixture[
         parser.parse_args(["--every", "1s", "rtsp://user:secret@camera/stream"])
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and "secret" not in error and "camera" in error
+
+
+HOSTILE = "a\x1b]0;owned\x07\u202e\nerror: forged\udcff.jpg"
+
+
+def test_a_usage_error_escapes_a_file_name(capfd: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser()
+    parser.add_argument("--every", type=duration)
+    for arguments in (["--every", HOSTILE], [f"--{HOSTILE}"], ["--every", "1", HOSTILE]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert last.isprintable() and "a\\x1b]0;owned\\x07\\u202e\\nerror: forged\\udcff" in last
+
+
+@pytest.mark.parametrize("command", ["classify", "serve", "bench"])
+def test_each_command_escapes_its_usage_errors(command: str, capfd: pytest.CaptureFixture[str]) -> None:
+    main = import_module(f"runtime.{command}").main
+    with pytest.raises(SystemExit, match="2"):
+        main(["--threads", HOSTILE])
+    assert "\x1b" not in capfd.readouterr().err
