@@ -92,7 +92,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> BenchOptions:
 
 
 def _bench(options: BenchOptions) -> int:
-    if options.key:
+    if options.key is not None:
         os.environ[KEY_VARIABLE] = options.key  # the worker processes read it
     choice = choose_model(options.model)
     if options.save and not choice.candidates:

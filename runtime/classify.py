@@ -10,7 +10,7 @@ from functools import partial
 
 from runtime.camera.flags import NEEDS_CAMERA, add_camera_flags
 from runtime.common.cli import ArgumentParser, VersionAction, exit_process, run_cli
-from runtime.common.errors import PictureError, UserError
+from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
 from runtime.inference.classifier import Classifier
@@ -79,17 +79,25 @@ def classify_photos(arguments: argparse.Namespace) -> int:
 
 
 def verify_signature(arguments: argparse.Namespace) -> int:
-    """Prints which key signed the model, and the state of each file. Raises ModelError if one differs."""
+    """Prints which key signed the model, and the state of each file.
+
+    Raises ModelError if one differs, or is not signed.
+    """
     model = open_model(arguments.model, key=arguments.key)
     if model.signature is None:
         raise UserError(f"--verify needs the signer's public key: --key PUBLIC.pem, or {KEY_VARIABLE}")
-    from runtime.model_file.signature import verify_files
+    from runtime.model_file.signature import NOT_SIGNED, verify_files
 
     states = verify_files(model.signature)
     print(printable(f"{model.signature.path}: valid signature by the key {model.signature.key}"))
     name_width = max(display_width(printable(name)) for name in states)
     for name, state in states.items():
         print(f"  {pad(printable(name), name_width)}  {state}")
+    if unsigned := [name for name, state in states.items() if state == NOT_SIGNED]:
+        raise ModelError(
+            f"{model.signature.path}: does not cover {', '.join(unsigned)}: remove what you did not add, or "
+            "sign the folder again"
+        )
     return 0
 
 

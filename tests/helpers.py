@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.model_file.contract import RESIZE, Contract
@@ -32,6 +33,21 @@ def start_python(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@contextmanager
+def nested_folders(top: Path, depth: int = 3000) -> Iterator[None]:
+    """Creates folders in one another below `top`, more than a path can name, and removes them at the end."""
+    here = os.open(top, os.O_RDONLY)
+    try:
+        for _ in range(depth):
+            os.mkdir("a", dir_fd=here)
+            above, here = here, os.open("a", os.O_RDONLY, dir_fd=here)
+            os.close(above)
+        yield
+    finally:
+        os.close(here)
+        subprocess.run(["rm", "-r", str(top / "a")], check=True)  # shutil.rmtree is recursive
 
 
 def make_contract(name: str, labels: tuple[str, ...], side: int, synthetic: bool = False) -> Contract:

@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from runtime.common.errors import EngineError, ModelError
+from runtime.model_file.files import MAX_OUTPUT_VALUES, MAX_TENSOR_VALUES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -189,6 +191,8 @@ def _load_tflite(data: bytes, threads: int) -> InferenceSession:
 
 
 def _tflite_session(engine: str, interpreter: Any) -> InferenceSession:
+    _check_sizes(interpreter.get_output_details(), MAX_OUTPUT_VALUES)
+    _check_sizes(interpreter.get_tensor_details(), MAX_TENSOR_VALUES)
     interpreter.allocate_tensors()
     (image,) = interpreter.get_input_details()
     if interpreter.get_signature_list():
@@ -211,6 +215,13 @@ def _tflite_session(engine: str, interpreter: Any) -> InferenceSession:
         dtypes={name: np.dtype(detail["dtype"]).name for name, detail in outputs.items()},
         run=run,
     )
+
+
+def _check_sizes(tensors: list[dict[str, Any]], limit: int) -> None:
+    """Raises ValueError for a tensor that is declared larger than `limit`, before memory is allocated."""
+    for tensor in tensors:
+        if (values := prod(map(int, tensor["shape"]))) > limit:
+            raise ValueError(f"it declares a tensor of {values:,} values, the limit is {limit:,}")
 
 
 def _load_onnx(data: bytes, threads: int) -> InferenceSession:

@@ -12,6 +12,8 @@ STATISTICS_NAME = "statistics.safetensors"  # the zip entry in a .tflite
 
 MAX_MODEL_BYTES = 2**30
 MAX_JSON_BYTES = 2**20
+MAX_OUTPUT_VALUES = 2**20  # of one output of a model
+MAX_TENSOR_VALUES = 2**28  # of any tensor; the largest of a VGG16 has 3.2 million for a picture of 224 x 224
 MAX_STATISTICS_BYTES = 2**24
 
 

@@ -31,6 +31,12 @@ def read_statistics_bytes(data: bytes, format: str) -> bytes:
     return _STATISTICS_BYTES[format](data)
 
 
+def check_content(data: bytes, format: str) -> None:
+    """Raises ModelError when a file's bytes are not safe to pass to an engine."""
+    if format == "onnx":  # a .tflite is checked by its engine, which reads it before it allocates memory
+        onnx.check_graph(data)
+
+
 def detect_format(path: Path, data: bytes) -> str:
     """Returns the format of a file's bytes. Raises ModelError."""
     if data[4:8] == tflite.FILE_IDENTIFIER:

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, read_bytes
-from runtime.model_file.formats import FORMATS, detect_format, read_contract, read_statistics_bytes
+from runtime.model_file.formats import (
+    FORMATS,
+    check_content,
+    detect_format,
+    read_contract,
+    read_statistics_bytes,
+)
 from runtime.model_file.selection import ModelSelection, choose_model
 
 if TYPE_CHECKING:
@@ -68,9 +74,10 @@ def open_model(
 
     With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names, if it is set), only a
     model that this key signed is opened. Raises ModelError when there is no such model, or it is damaged, has
-    another contract version, differs from its index, or lacks a valid signature.
+    another contract version, differs from its index, needs another file, or lacks a valid signature, and when
+    the key is empty.
     """
-    key = key or os.environ.get(KEY_VARIABLE) or None
+    key = _trusted_key(key)
     reason = ""
     while True:
         previous = reason
@@ -81,6 +88,20 @@ def open_model(
             reason = str(error)
             if reason == previous:
                 raise
+
+
+def _trusted_key(key: str | Path | None) -> str | Path | None:
+    """Returns the key, else the one that VGG_EDGE_KEY names, or None without either.
+
+    Raises ModelError when it is empty, as from a variable that a script forgot to set: then nothing would be
+    checked.
+    """
+    name = "the key"
+    if key is None:
+        key, name = os.environ.get(KEY_VARIABLE), KEY_VARIABLE
+    if key == "":
+        raise ModelError(f"{name} is empty: name the file of a public key, or leave it out to check nothing")
+    return key
 
 
 def _read_model(selection: ModelSelection) -> ModelFile:
@@ -100,6 +121,7 @@ def _read_model(selection: ModelSelection) -> ModelFile:
     try:
         format = indexed.format if indexed else detect_format(path, data)
         contract = read_contract(data, format)
+        check_content(data, format)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     if selection.contract and contract != selection.contract:

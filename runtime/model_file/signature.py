@@ -10,6 +10,7 @@ https://github.com/secure-systems-lab/dsse/blob/v1.0.2/protocol.md: the signed b
 import base64
 import binascii
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -141,8 +142,8 @@ def verify_files(signature: Signature) -> Mapping[str, str]:
 def signed_files(bundle: bytes, key: PublicKey) -> Mapping[str, str]:
     """Returns the sha256 of each signed file by name, from a bundle whose signature is valid.
 
-    The bundle may hold nothing but what the signer writes, so that no byte of it can change unnoticed.
-    Raises ModelError.
+    The bundle must be, byte for byte, what the signer writes for its content, so that no byte can change
+    unnoticed. Raises ModelError.
     """
     fields = _object(parse_json(bundle), "mediaType", "verificationMaterial", "dsseEnvelope")
     _require_equal(fields["mediaType"], _BUNDLE)
@@ -155,6 +156,7 @@ def signed_files(bundle: bytes, key: PublicKey) -> Mapping[str, str]:
         raise ModelError(_DAMAGED)
     entry = _object(envelope["signatures"][0], "sig", "keyid")
     _require_equal(entry["keyid"], "")
+    _require_equal(bundle, _written_bundle(signer, envelope["payload"], entry["sig"]))
     payload, signature = _decode_base64(envelope["payload"]), _decode_base64(entry["sig"])
     if signer != key.sha256:
         is_sha256 = isinstance(signer, str) and re.fullmatch("[0-9a-f]{64}", signer)
@@ -163,6 +165,21 @@ def signed_files(bundle: bytes, key: PublicKey) -> Mapping[str, str]:
     if not _is_valid(payload, signature, key):
         raise ModelError(f"the signature is not valid: it is damaged, or forged for the key of {key.path}")
     return dict(_resources(parse_json(payload)))
+
+
+def _written_bundle(hint: Any, payload: Any, signature: Any) -> bytes:
+    """Returns the bundle as model-signing 1.1 writes it: JSON without spaces, fields in this order."""
+    envelope = {
+        "payload": payload,
+        "payloadType": _PAYLOAD,
+        "signatures": [{"sig": signature, "keyid": ""}],
+    }
+    fields = {
+        "mediaType": _BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": hint}, "tlogEntries": []},
+        "dsseEnvelope": envelope,
+    }
+    return json.dumps(fields, separators=(",", ":")).encode()
 
 
 def _is_valid(payload: bytes, signature: bytes, key: PublicKey) -> bool:

@@ -162,7 +162,8 @@ def test_a_file_replaced_during_the_benchmark_is_not_counted(
 def test_a_usage_error_exits_2_and_names_the_flag_or_path(
     arguments: list[str], fact: str, folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(KEY_VARIABLE, "")  # --key sets it: for this test alone
+    monkeypatch.setenv(KEY_VARIABLE, "set")  # --key sets it: for this test alone
+    monkeypatch.delenv(KEY_VARIABLE)
     try:
         status = main([*(["--model", str(folder)] if "--model" not in arguments else []), *arguments])
     except SystemExit as exit:  # argparse's own

@@ -114,6 +114,30 @@ def test_without_a_tflite_signature_the_tensor_names_are_used(
     assert red["probabilities"][0][LABELS.index("红")] > 0.99
 
 
+@pytest.mark.parametrize(("name", "size"), [("probabilities", 2**21), ("", 2**29)])
+def test_a_tflite_file_that_declares_a_large_tensor_is_refused_before_memory_is_allocated(
+    name: str, size: int, colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ai_edge_litert import interpreter
+
+    from export.flatbuffer import pack, unpack
+
+    model = open_model(file_for("litert", colours))
+    fields = unpack(model.data)
+    graph = fields.subgraphs[0]
+    outputs = set(graph.outputs)
+    at = graph.outputs[0] if name else next(i for i in range(len(graph.tensors)) if i not in outputs)
+    graph.tensors[at].shape = [1, size]
+
+    def allocate(self: object) -> None:
+        raise AssertionError("memory is allocated")
+
+    monkeypatch.setattr(interpreter.Interpreter, "allocate_tensors", allocate)
+    with pytest.raises(EngineError, match=rf"declares a tensor of {size:,} values") as error:
+        load_session(replace(model, data=pack(fields)), "litert")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_file_that_differs_from_its_contract_raises_model_error(
     engine: str, colours: Path, knowing: Path

@@ -5,11 +5,18 @@ from __future__ import annotations
 import io
 import tracemalloc
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from runtime.common.errors import ModelError
-from runtime.model_file.formats import read_contract
+from runtime.model_file.files import MAX_OUTPUT_VALUES
+from runtime.model_file.formats import check_content, read_contract
+from runtime.model_file.loader import open_model
+from tests.helpers import RELEASED
 from tests.runtime.conftest import CONTRACT
 
 
@@ -57,3 +64,106 @@ def test_an_onnx_file_with_a_million_fields_is_rejected_in_little_memory(data: b
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def external(where: str = "README.md") -> TensorProto:
+    """A tensor whose values lie in another file."""
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value=where)
+    return tensor
+
+
+def constant(tensor: TensorProto) -> onnx.NodeProto:
+    return helper.make_node("Constant", [], ["c"], value=tensor)
+
+
+def subgraph(tensor: TensorProto) -> onnx.NodeProto:
+    """A node that holds a graph, which holds a node with the tensor."""
+    graph = helper.make_graph([constant(tensor)], "branch", [], [])
+    return helper.make_node("If", ["x"], ["y"], then_branch=graph, else_branch=graph)
+
+
+def function(tensor: TensorProto) -> onnx.FunctionProto:
+    return helper.make_function("d", "f", ["x"], ["y"], [subgraph(tensor)], [])
+
+
+def sparse(tensor: TensorProto) -> onnx.SparseTensorProto:
+    return onnx.SparseTensorProto(values=tensor, dims=[1])
+
+
+def attribute(**fields: object) -> onnx.NodeProto:
+    node = onnx.NodeProto(op_type="N")
+    node.attribute.append(onnx.AttributeProto(name="a", **fields))  # type: ignore[arg-type]
+    return node
+
+
+PLACES: dict[str, Callable[[onnx.ModelProto], object]] = {
+    "initializer": lambda model: model.graph.initializer.append(external()),
+    "sparse initializer": lambda model: model.graph.sparse_initializer.append(sparse(external())),
+    "sparse indices": lambda model: model.graph.sparse_initializer.append(
+        onnx.SparseTensorProto(indices=external())
+    ),
+    "node": lambda model: model.graph.node.append(constant(external())),
+    "list": lambda model: model.graph.node.append(attribute(tensors=[external()])),
+    "sparse attribute": lambda model: model.graph.node.append(attribute(sparse_tensor=sparse(external()))),
+    "sparse list": lambda model: model.graph.node.append(attribute(sparse_tensors=[sparse(external())])),
+    "subgraph": lambda model: model.graph.node.append(subgraph(external())),
+    "function": lambda model: model.functions.append(function(external())),
+    "default of a function": lambda model: model.functions.append(
+        onnx.FunctionProto(attribute_proto=[onnx.AttributeProto(name="a", t=external())])
+    ),
+    "training": lambda model: model.training_info.append(
+        onnx.TrainingInfoProto(algorithm=helper.make_graph([constant(external())], "g", [], []))
+    ),
+    "location alone": lambda model: model.graph.initializer.append(
+        TensorProto(name="w", data_location=TensorProto.EXTERNAL)
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_onnx_file_that_needs_another_file_is_refused(place: str, colours: Path, tmp_path: Path) -> None:
+    """ONNX Runtime reads it from the folder in which the command was started."""
+    path = tmp_path / "model.onnx"
+    model = onnx.load(str(colours / "colours_float32.onnx"))
+    path.write_bytes(model.SerializeToString())
+    assert open_model(path)
+    PLACES[place](model)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=f"{path}: keeps values in another file"):
+        open_model(path)
+
+
+def test_a_file_in_the_format_of_onnx_runtime_is_refused() -> None:
+    """ONNX Runtime decides by these bytes, which a protobuf message may hold too."""
+    with pytest.raises(ModelError, match="own format"):
+        check_content(b"\x12\x06\0\0ORTM", "onnx")
+
+
+@pytest.mark.parametrize(
+    "shape", [[1, MAX_OUTPUT_VALUES + 1], [2**20, 2**20], ["N", "M"], ["N", -1], None, []]
+)
+def test_an_onnx_file_with_a_large_output_is_refused(shape: list[int | str] | None, colours: Path) -> None:
+    model = onnx.load(str(colours / "colours_float32.onnx"))
+    check_content(model.SerializeToString(), "onnx")
+    model.graph.output.append(helper.make_tensor_value_info("large", TensorProto.FLOAT, shape))
+    with pytest.raises(ModelError, match="output of unknown size or of over"):
+        check_content(model.SerializeToString(), "onnx")
+
+
+def test_a_graph_of_a_million_fields_is_rejected_in_little_memory(colours: Path) -> None:
+    model = onnx.load(str(colours / "colours_float32.onnx"))
+    model.graph.node.extend([onnx.NodeProto(op_type="N") for _ in range(200_000)])
+    data = model.SerializeToString()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="has more fields than"):
+            check_content(data, "onnx")
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_released_model_passes() -> None:
+    for path in RELEASED.glob("*.onnx"):
+        check_content(path.read_bytes(), "onnx")

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,7 @@ def test_no_signature_and_another_key_are_different_errors(
     bundle = json.loads((folder / SIGNATURE_NAME).read_bytes())
     bundle["verificationMaterial"]["publicKey"]["hint"] = read_key(other).sha256
     with pytest.raises(ModelError, match="signature is not valid"):
-        signed_files(json.dumps(bundle).encode(), read_key(other))
+        signed_files(json.dumps(bundle, separators=(",", ":")).encode(), read_key(other))
 
 
 def test_the_environment_variable_sets_the_key(
@@ -158,8 +159,54 @@ def test_the_environment_variable_sets_the_key(
     monkeypatch.setenv(KEY_VARIABLE, str(key.with_name("gone.pub")))
     with pytest.raises(ModelError, match="No such file"):
         Classifier(signed)
-    monkeypatch.setenv(KEY_VARIABLE, "")
+    monkeypatch.delenv(KEY_VARIABLE)
     assert Classifier(colours).model.signature is None
+
+
+@pytest.mark.parametrize("command", ["classify", "serve", "bench"])
+def test_an_empty_key_is_an_error(
+    command: str, colours: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As from a script's variable that is not set: it must not mean that nothing is checked."""
+    monkeypatch.setenv(KEY_VARIABLE, "set")  # restored after the test
+    monkeypatch.delenv(KEY_VARIABLE)
+    main = import_module(f"runtime.{command}").main
+    arguments = ["--model", str(colours), *["photo.jpg"] * (command == "classify")]
+    assert main([*arguments, "--key", ""]) == 2
+    monkeypatch.setenv(KEY_VARIABLE, "")
+    assert main(arguments) == 2
+    with pytest.raises(ModelError, match="is empty"):
+        Classifier(colours)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "is empty" in first and f"{KEY_VARIABLE} is empty" in second
+
+
+def json_variants(bundle: bytes) -> list[bytes]:
+    """The same content, written in other ways."""
+    fields = json.loads(bundle)
+    escaped = bundle.replace(b"dsseEnvelope", b"dsse\\u0045nvelope")
+    hint = fields["verificationMaterial"]["publicKey"]["hint"].encode()
+    return [
+        bundle + b"\n",
+        b" " + bundle,
+        b"\xef\xbb\xbf" + bundle,
+        bundle.decode().encode("utf-16"),
+        json.dumps(fields).encode(),
+        json.dumps(fields, sort_keys=True, separators=(",", ":")).encode(),
+        escaped,
+        bundle.replace(b'{"hint":', b'{"hint":"other","hint":'),
+        bundle.replace(b'"keyid":""', b'"keyid":"x","keyid":""'),
+        bundle.replace(hint, b"\\u%04x" % hint[0] + hint[1:]),
+    ]
+
+
+def test_a_bundle_has_one_form(signed: Path, key: Path) -> None:
+    public, bundle = read_key(key), (signed / SIGNATURE_NAME).read_bytes()
+    assert signed_files(bundle, public)
+    for variant in json_variants(bundle):
+        assert variant != bundle
+        with pytest.raises(ModelError, match=r"is damaged|is not JSON"):
+            signed_files(variant, public)
 
 
 def test_a_signature_covers_a_folder_with_missing_files(folder: Path, key: Path) -> None:
@@ -271,7 +318,6 @@ def test_verify_prints_the_state_of_each_file(
 ) -> None:
     command = ["--verify", "--model", str(folder), "--key", str(key)]
     (folder / ONNX).unlink()
-    (folder / "notes.txt").write_text("")
     assert main(command) == 0
     first, *lines = capsys.readouterr().out.splitlines()
     assert str(folder / SIGNATURE_NAME) in first and read_key(key).sha256 in first
@@ -280,8 +326,22 @@ def test_verify_prints_the_state_of_each_file(
         TFLITE: VALID,
         ONNX: MISSING,
         INDEX_NAME: VALID,
-        "notes.txt": NOT_SIGNED,
     }
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".hidden", "folder/"])
+def test_verify_rejects_a_file_that_is_not_signed(
+    name: str, folder: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After the list, which shows it."""
+    (folder / name).mkdir() if name.endswith("/") else (folder / name).touch()
+    assert main(["--verify", "--model", str(folder), "--key", str(key)]) == 2
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert line.startswith(f"error: {folder / SIGNATURE_NAME}: does not cover {name.strip('/')}: ")
+    assert [state.split(maxsplit=1) for state in output.out.splitlines() if NOT_SIGNED in state] == [
+        [name.strip("/"), NOT_SIGNED]
+    ]
 
 
 @pytest.mark.parametrize("name", [SIGNATURE_NAME, INDEX_NAME, TFLITE, "colours_dynamic.tflite", ONNX])

@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from runtime.preprocess.photo_files import find_photos, walk
-
-DEPTH = 3000
-
-
-@pytest.fixture
-def deep(tmp_path: Path) -> Iterator[Path]:
-    """A folder with a photo, and beside it 3,000 folders in one another: more than a path can name."""
-    top = tmp_path / "deep"
-    top.mkdir()
-    (top / "b.jpg").touch()
-    here = os.open(top, os.O_RDONLY)
-    for _ in range(DEPTH):
-        os.mkdir("a", dir_fd=here)
-        below = os.open("a", os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below
-    os.close(here)
-    yield top
-    subprocess.run(["rm", "-r", str(top)], check=True)  # shutil.rmtree is recursive
+from tests.helpers import nested_folders
 
 
-@pytest.mark.skipif(os.name != "posix", reason="dir_fd")
-def test_photos_beside_3000_nested_folders_are_found(deep: Path) -> None:
-    photos, problems = find_photos([str(deep)])
-    assert photos == [str(deep / "b.jpg")]
+def test_photos_beside_3000_nested_folders_are_found(tmp_path: Path) -> None:
+    (tmp_path / "b.jpg").touch()
+    with nested_folders(tmp_path):
+        photos, problems = find_photos([str(tmp_path)])
+        (pattern,) = find_photos([f"{tmp_path}/**/*.jpg"])[1].values()
+    assert photos == [str(tmp_path / "b.jpg")]
     assert list(problems.values()) == ["file name too long"]
-    (pattern,) = find_photos([f"{deep}/**/*.jpg"])[1].values()
     assert "nested too deeply" in pattern
 
 
