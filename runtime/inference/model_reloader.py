@@ -14,6 +14,7 @@ from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.inference.classifier import Classifier
 from runtime.inference.model_options import classifier_options
+from runtime.inference.model_proof import check_answer, prove_model
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.selection import choose_model
 
@@ -33,9 +34,10 @@ class ReloadingClassifier:
     """A Classifier whose model may be replaced while it is in use.
 
     `current()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
-    once per second. It loads a changed model, which is then used; a model that does not load is rejected, and
-    the old model stays in use. `on_event` gets a line for either, and `last_event` keeps the last line.
-    `options` are Classifier's keyword arguments. Errors of the first model are raised.
+    once per second. It loads a changed model, which is then used once it has proved itself on the golden
+    picture; any other model is rejected, and the old model stays in use. `on_event` gets a line for either,
+    and `last_event` keeps the last line. `options` are Classifier's keyword arguments. Errors of the first
+    model are raised: ModelError or EngineError.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class ReloadingClassifier:
         self.last_event = ""
         self._path, self._options, self._on_event = model, options, on_event
         self._classifier, self._loaded = self._open()
+        check_answer(self._classifier)
         self._last_seen = self._loaded
         Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()
 
@@ -66,7 +69,11 @@ class ReloadingClassifier:
     def _reload(self, found: object) -> None:
         old = self._classifier.model.sha256
         try:
-            self._classifier, self._loaded = self._open()
+            proved = prove_model(self._path, self._options)
+            classifier, loaded = self._open()
+            if classifier.model.sha256 != proved:
+                return  # replaced since the proof: the next check finds the newer model
+            self._classifier, self._loaded = classifier, loaded
         except Exception as error:  # whatever is wrong with the new model, the old one stays in use
             self._loaded = found  # not tried again until it changes
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

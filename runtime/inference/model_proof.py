@@ -1,0 +1,104 @@
+"""Proves a model before it serves: it must answer the golden picture as its contract says, and in time.
+
+    python -m runtime.inference.model_proof PATH OPTIONS
+
+The proof runs in a process of its own, which is stopped when the model hangs, and which may crash. It prints
+one JSON line.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from runtime.common.errors import ModelError, UserError
+from runtime.inference.classifier import Classifier
+from runtime.model_file.golden import golden_picture
+
+PROOF_TIMEOUT = 60.0  # seconds; the uncompressed VGG16 takes 5 on a Raspberry Pi 4
+MAX_SUM_ERROR = 0.05  # of the probabilities; int8 outputs are rounded one by one
+# The contract holds the answer of the trained float model. int8 files differ by a few hundredths, and by more
+# where a picture lies between two classes. Wrong weights or swapped channels change the label.
+MAX_PROBABILITY_ERROR = 0.25
+MAX_KNOWN_ERROR = 0.5
+
+WORKER = (sys.executable, "-m", "runtime.inference.model_proof")
+
+
+def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
+    """The sha256 of the model that Classifier(path, **options) loads, after it has passed the proof.
+
+    Raises ModelError if it fails, hangs or crashes, or if it does not load.
+    """
+    arguments = json.dumps([path, dict(options)], default=str)
+    try:
+        done = subprocess.run(
+            [*WORKER, arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROOF_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ModelError(f"it did not answer its test picture within {PROOF_TIMEOUT:g} s") from None
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+        sha256, error = str(answer["sha256"]), str(answer["error"])
+    except (IndexError, KeyError, TypeError, ValueError):
+        raise ModelError(f"it ended the process that tested it (status {done.returncode})") from None
+    if error:
+        raise ModelError(error)
+    return sha256
+
+
+def check_answer(classifier: Classifier) -> None:
+    """Runs the golden picture. Raises ModelError if the outputs cannot be right, EngineError if it fails."""
+    contract, path = classifier.model.contract, classifier.model.path
+    outputs = classifier.session(golden_picture(*contract.input_size)[np.newaxis])
+    probabilities = outputs["probabilities"][0].astype(np.float64)
+    known = float(outputs["known"].item()) if "known" in outputs else None
+    values = [*probabilities, *([] if known is None else [known])]
+    if not all(0 <= value <= 1 for value in values):  # NaN is not
+        raise ModelError(f"{path}: computes a probability that is not from 0 to 1: export it again")
+    if abs(probabilities.sum() - 1) > MAX_SUM_ERROR:
+        raise ModelError(
+            f"{path}: its probabilities sum to {probabilities.sum():.3f}, not to 1: export it again"
+        )
+    if contract.golden is None:  # contract version 1
+        return
+    error = float(np.abs(probabilities - contract.golden.probabilities).max())
+    if error > MAX_PROBABILITY_ERROR:
+        raise ModelError(
+            f"{path}: a probability of its test picture differs by {error:.3f} from the trained model "
+            f"(limit {MAX_PROBABILITY_ERROR:g}): export it again"
+        )
+    if (
+        known is not None
+        and contract.golden.known is not None
+        and abs(known - contract.golden.known) > MAX_KNOWN_ERROR
+    ):
+        raise ModelError(
+            f"{path}: `known` of its test picture is {known:.3f}, the trained model computed "
+            f"{contract.golden.known:.3f} (limit {MAX_KNOWN_ERROR:g} apart): export it again"
+        )
+
+
+def _run_worker(path: str | None, options: Mapping[str, Any]) -> dict[str, str]:
+    with suppress(AttributeError, ValueError):  # Windows
+        signal.alarm(int(PROOF_TIMEOUT) + 5)  # ends this process even if its parent is gone
+    try:
+        classifier = Classifier(path, **options)
+        check_answer(classifier)
+    except UserError as error:
+        return {"sha256": "", "error": str(error)}
+    return {"sha256": classifier.model.sha256, "error": ""}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_run_worker(*json.loads(sys.argv[1]))))
