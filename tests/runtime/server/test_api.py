@@ -54,7 +54,7 @@ def test_answers_match_their_openapi_schemas(service: Client, red_jpeg: bytes) -
 
 
 def test_the_description_has_the_bodies_that_generated_clients_can_send() -> None:
-    """openapi-python-client 0.29 generates a `classify` that does not import if it knows two kinds of body."""
+    """openapi-python-client 0.29 writes a `classify` that does not import if it knows two kinds of body."""
     content = OPENAPI["paths"]["/classify"]["post"]["requestBody"]["content"]
     assert set(content) == {"multipart/form-data", "image/*"}  # it ignores image/*
     form = content["multipart/form-data"]["schema"]
