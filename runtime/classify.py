@@ -47,10 +47,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def classify_photos(arguments: argparse.Namespace) -> int:
     """Prints a line for each photo. Returns 1 if some could not be read, else 0. Raises UserError."""
-    with nullcontext() if arguments.verbose else suppress_native_stderr():
-        classifier = Classifier(arguments.model, **classifier_options(arguments))
-    if arguments.verbose and classifier.engine_reason:
-        print_info(classifier.engine_reason)
+    classifier = _open_classifier(arguments)
     photos, problems = find_photos(arguments.photos)
     line: Callable[[Prediction], str]
     if arguments.json:
@@ -76,6 +73,18 @@ def classify_photos(arguments: argparse.Namespace) -> int:
         else:
             print(line(result), flush=True)
     return 1 if problems else 0
+
+
+def _open_classifier(arguments: argparse.Namespace) -> Classifier:
+    """Returns the classifier for the flags, and prints what the user should know about it."""
+    with nullcontext() if arguments.verbose else suppress_native_stderr():
+        classifier = Classifier(arguments.model, **classifier_options(arguments))
+    if classifier.correction_problem:
+        print_info(f"warning: {classifier.correction_problem}")
+    if arguments.verbose:
+        for detail in classifier.details():
+            print_info(detail)
+    return classifier
 
 
 def verify_signature(arguments: argparse.Namespace) -> int:
@@ -137,7 +146,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "-v",
         "--verbose",
         action="store_true",
-        help="print times, the choice of engine, and its own log",
+        help="print times, the choice of engine, the correction, and the engine's own log",
     )
     parser.add_argument("--version", action=VersionAction, nargs=0, help="print the version and exit")
     add_camera_flags(parser)

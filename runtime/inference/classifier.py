@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.common.errors import EngineError, PictureError
+from runtime.inference.correction import open_correction
 from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import (
     ENGINE_FORMATS,
     ENGINE_MODULES,
     ENGINES,
+    OUTPUTS,
     choose_engine,
     count_threads,
     default_threads,
@@ -44,7 +46,11 @@ class Classifier:
     fastest file and engine that `python -m runtime.bench --save` measured, else the first that is installed;
     `engine_reason` says which and why. `threads` defaults to the fastest measured number, else to the number
     of cores. With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names), only a model
-    that this key signed is loaded. Raises ModelError or EngineError.
+    that this key signed is loaded.
+
+    `correction` names the file of `python -m runtime.adapt` to use, or "none"; without it the file next to
+    the model is used, if there is one. A model that must be signed is corrected with `allow_correction` only.
+    `correction_problem` says why a file next to the model is not used. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -55,6 +61,8 @@ class Classifier:
         threads: int | None = None,
         top: int = 3,
         key: str | Path | None = None,
+        correction: str | Path | None = None,
+        allow_correction: bool = False,
     ) -> None:
         self.top = top
         self.formats = _usable_formats(engine)
@@ -74,6 +82,9 @@ class Classifier:
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
         self._lock = Lock()  # interpreters are not thread-safe
+        opened = open_correction(self.model, correction, allowed=allow_correction)
+        self.correction, self.correction_problem = opened.correction, opened.problem
+        self.correction_path = opened.path
         if engine == "auto":
             self.engine_reason = (
                 f"auto: {self.session.engine.split()[0]}, by rule: the first installed of "
@@ -83,7 +94,14 @@ class Classifier:
 
     def __str__(self) -> str:
         reason = f" ({self.model.reason})" if self.model.reason else ""
-        return f"{self.model.path} on {self.session.engine}, {count_threads(self.threads)}{reason}"
+        correction = f", corrected by {self.correction_path}" if self.correction else ""
+        threads = count_threads(self.threads)
+        return f"{self.model.path} on {self.session.engine}, {threads}{correction}{reason}"
+
+    def details(self) -> list[str]:
+        """Returns a line each for the choice of the engine and for the correction, for --verbose."""
+        correction = f"{self.correction_path}: {self.correction}" if self.correction else ""
+        return [line for line in (self.engine_reason, correction) if line]
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
@@ -113,12 +131,19 @@ class Classifier:
             started = time.perf_counter()
             outputs = self.session(pixels[np.newaxis])
             ms = 1000 * (time.perf_counter() - started)
-        probabilities = outputs["probabilities"][0]
-        if not np.isfinite(probabilities).all():
-            raise EngineError(
-                f"{self.model.path}: {self.session.engine} computed NaN or infinite probabilities"
-            )
-        return ModelOutput(probabilities, outputs["known"].item() if "known" in outputs else None, ms)
+        for name, output in outputs.items():
+            if name in OUTPUTS and not np.isfinite(output).all():
+                raise EngineError(f"{self.model.path}: {self.session.engine} computed NaN or infinite {name}")
+        features = outputs["features"] if self.model.contract.features else None
+        known = outputs["known"].item() if "known" in outputs else None
+        if self.correction and known is not None and features is not None:
+            known = self.correction.apply(np.array([known]), features).item()
+        return ModelOutput(
+            probabilities=outputs["probabilities"][0],
+            known=known,
+            ms=ms,
+            features=None if features is None else features[0],
+        )
 
     def to_prediction(self, source: str, output: ModelOutput, decode_ms: float) -> Prediction:
         """Returns the output with labels instead of positions, and with `known` decided by the threshold."""

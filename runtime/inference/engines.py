@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ENGINE_MODULES = {"litert": "ai_edge_litert", "tflite": "tflite_runtime", "onnx": "onnxruntime"}
 ENGINE_FORMATS = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx"}
-OUTPUTS = frozenset({"probabilities", "known"})  # the outputs that a contract describes
+OUTPUTS = frozenset({"probabilities", "known", "features"})  # the outputs that a contract describes
 MAX_REASON_LENGTH = 300  # characters of an engine's own error message
 
 
@@ -92,6 +92,8 @@ def _check_signature(model: ModelFile, session: InferenceSession) -> None:
         if "known" not in contract.thresholds:
             raise ModelError(f"{model.path}: has an output `known`, but its contract has no threshold for it")
         _check_output(model.path, session, "known", 1)
+    if contract.features is not None:
+        _check_output(model.path, session, "features", contract.features)
 
 
 def _check_output(path: Path, session: InferenceSession, name: str, columns: int) -> None:

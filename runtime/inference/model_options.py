@@ -9,7 +9,7 @@ from runtime.model_file.loader import KEY_VARIABLE
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --model, --key, --engine, --threads and --top."""
+    """Adds --model, --key, --correction, --allow-correction, --engine, --threads and --top."""
     parser.add_argument(
         "--model",
         metavar="PATH",
@@ -20,6 +20,16 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--key",
         metavar="PUBLIC.pem",
         help=f"run only a model that this key signed (default: the key file that {KEY_VARIABLE} names)",
+    )
+    parser.add_argument(
+        "--correction",
+        metavar="FILE",
+        help="correction that `python -m runtime.adapt` wrote, or none (default: the file next to the model)",
+    )
+    parser.add_argument(
+        "--allow-correction",
+        action="store_true",
+        help="use a correction with a signed model too; nobody signs corrections",
     )
     parser.add_argument(
         "--engine",
@@ -41,4 +51,5 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns Classifier's keyword arguments from the parsed flags."""
-    return {name: getattr(arguments, name) for name in ("engine", "threads", "top", "key")}
+    names = ("engine", "threads", "top", "key", "correction", "allow_correction")
+    return {name: getattr(arguments, name) for name in names}

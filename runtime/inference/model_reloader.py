@@ -22,11 +22,12 @@ POLL_SECONDS = 1.0
 
 
 def open_reloader(arguments: argparse.Namespace, on_event: Callable[[str], None]) -> "ReloadingClassifier":
-    """Returns the reloader for a command's flags. With --verbose, it reports why the engine was chosen."""
+    """Returns the reloader for a command's flags. With --verbose, it reports engine and correction."""
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         reloader = ReloadingClassifier(arguments.model, on_event=on_event, **classifier_options(arguments))
-    if arguments.verbose and reloader.current().engine_reason:
-        on_event(reloader.current().engine_reason)
+    if arguments.verbose:
+        for line in reloader.current().details():
+            on_event(line)
     return reloader
 
 
@@ -35,9 +36,9 @@ class ReloadingClassifier:
 
     `current()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
     once per second. It loads a changed model, which is then used once it has proved itself on the golden
-    picture; any other model is rejected, and the old model stays in use. `on_event` gets a line for either,
-    and `last_event` keeps the last line. `options` are Classifier's keyword arguments. Errors of the first
-    model are raised: ModelError or EngineError.
+    picture; any other model is rejected, and the old model stays in use. It also loads a changed correction.
+    `on_event` gets a line for each, and `last_event` keeps the last line. `options` are Classifier's keyword
+    arguments. Errors of the first model are raised: ModelError or EngineError.
     """
 
     def __init__(
@@ -52,6 +53,9 @@ class ReloadingClassifier:
         self._classifier, self._loaded = self._open()
         check_answer(self._classifier)
         self._last_seen = self._loaded
+        self._correction_state: object = None
+        if self._classifier.correction_problem:
+            self._report(f"warning: {self._classifier.correction_problem}")
         Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()
 
     def current(self) -> Classifier:
@@ -65,9 +69,12 @@ class ReloadingClassifier:
         if found != self._loaded and found == self._last_seen:
             self._reload(found)
         self._last_seen = found
+        if (state := _correction_state(self._classifier)) != self._correction_state:
+            self._correction_state = state
+            self._reload_correction()
 
     def _reload(self, found: object) -> None:
-        old = self._classifier.model.sha256
+        old = self._classifier
         try:
             proved = prove_model(self._path, self._options)
             classifier, loaded = self._open()
@@ -79,8 +86,26 @@ class ReloadingClassifier:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self._report(f"new model rejected, the old model stays in use: {reason}")
         else:
-            if self._classifier.model.sha256 != old:
-                self._report(f"model replaced: {self._classifier.model.path}")
+            self._report_changes(old, self._classifier)
+
+    def _report_changes(self, old: Classifier, new: Classifier) -> None:
+        if new.model.sha256 != old.model.sha256:
+            self._report(f"model replaced: {new.model.path}")
+        if new.correction_problem and new.correction_problem != old.correction_problem:
+            self._report(f"warning: {new.correction_problem}")
+        elif new.correction and (old.correction is None or str(old.correction) != str(new.correction)):
+            self._report(f"correction loaded: {new.correction_path}: {new.correction}")
+        elif old.correction and not new.correction:
+            self._report(f"correction removed: {new.correction_path}")
+
+    def _reload_correction(self) -> None:
+        old = self._classifier
+        try:
+            self._classifier = old.reload_correction()
+        except UserError as error:
+            self._report(f"new correction rejected: {error}")
+        else:
+            self._report_changes(old, self._classifier)
 
     def _report(self, line: str) -> None:
         self.last_event = line
@@ -118,3 +143,10 @@ def _poll(reference: "ref[ReloadingClassifier]") -> None:
 def _file_state(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _correction_state(classifier: Classifier) -> object:
+    """Returns a value that is equal as long as the same correction would be read."""
+    with suppress(OSError):
+        return classifier.correction_path and _file_state(classifier.correction_path)
+    return None

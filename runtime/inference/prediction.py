@@ -48,8 +48,9 @@ class ModelOutput:
     """The model's raw outputs for one picture."""
 
     probabilities: NDArray[np.float32]  # [C], in the order of the labels
-    known: float | None  # the output `known`, 0 to 1; None when the model has none
+    known: float | None  # the output `known`, 0 to 1, corrected; None when the model has none
     ms: float  # the engine's time
+    features: NDArray[np.float32] | None = None  # [D]; None when the model does not return them
 
 
 def json_line(prediction: Prediction, **more: object) -> str:

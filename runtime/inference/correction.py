@@ -1,0 +1,179 @@
+"""The correction of a model for one scene: a small file that `python -m runtime.adapt` writes next to it.
+
+known' = sigmoid(logit(known) + features · weights + bias). The model file itself never changes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+
+from runtime.common.atomic import atomic_write
+from runtime.common.errors import ModelError
+from runtime.model_file.contract import MAX_FEATURES, Contract, parse_json, require_field
+from runtime.model_file.files import MAX_JSON_BYTES, is_file, read_bytes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.model_file.loader import ModelFile
+
+VERSION = 1
+NONE = "none"  # `--correction none`: answer without a correction
+SUFFIX = ".correction.json"
+# float32 cannot hold a probability closer to 1: beyond it, `known` tells nothing.
+SMALLEST_KNOWN = 1e-7
+MAX_WEIGHT = 1e6
+_SHARES = ("named_before", "named_after", "rejected_before", "rejected_after")
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What `adapt` fitted, and how much it changes. Shares (0 to 1) are of photos that no fit has seen."""
+
+    model_id: str  # of the contract
+    created: str  # ISO 8601, UTC
+    photos: int  # of none of the classes, that it was fitted on
+    named_before: float  # the share of such photos that get the name of a class
+    named_after: float
+    rejected_before: float  # the share of photos of the classes that are rejected as unknown
+    rejected_after: float
+    bias: float
+    weights: NDArray[np.float32]  # [D]
+
+    def __str__(self) -> str:
+        return (
+            f"corrected for a scene on {self.created[:10]} with {self.photos} photos: of such photos "
+            f"{self.named_after:.1%} are named instead of {self.named_before:.1%}, of photos of the classes "
+            f"{self.rejected_after:.1%} are rejected instead of {self.rejected_before:.1%}"
+        )
+
+    def apply(self, known: NDArray[Any], features: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns the corrected `known` [N], for the model's `known` [N] and `features` [N, D]."""
+        logits = logit(known) + features.astype(np.float64) @ self.weights.astype(np.float64) + self.bias
+        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -700, 700))), np.float64)
+
+    def to_json(self) -> str:
+        fields = {"version": VERSION, **vars(self), "weights": [float(weight) for weight in self.weights]}
+        return json.dumps(fields)
+
+
+def logit(known: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns log(known / (1 - known)), float64. A `known` that float32 rounded to 0 or 1 stays finite."""
+    clipped = np.clip(np.asarray(known, np.float64), SMALLEST_KNOWN, 1 - SMALLEST_KNOWN)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped), np.float64)
+
+
+def correction_path(model: ModelFile, named: str | Path | None) -> Path:
+    """Returns where the model's correction is: the named file, else next to the model.
+
+    A folder's files share one, FOLDER.correction.json, because they compute the same features; a file without
+    a folder's index has FILE.correction.json.
+    """
+    if named is not None:
+        return Path(named)
+    place = model.folder or model.path
+    if place.name in ("", ".."):  # such as --model .
+        place = place.resolve()
+    return place.with_name(place.name + SUFFIX) if place.name else place / SUFFIX
+
+
+@dataclass(frozen=True)
+class OpenedCorrection:
+    """What was found at the place of a model's correction."""
+
+    path: Path | None  # where the correction is or would be; None with `--correction none`
+    correction: Correction | None
+    problem: str = ""  # why a file that is there is not used; empty if it is used or does not exist
+
+
+def open_correction(
+    model: ModelFile, named: str | Path | None = None, *, allowed: bool = False
+) -> OpenedCorrection:
+    """Returns the correction next to the model, or the named one ("none": no correction), if there is any.
+
+    A model that had to be signed is not corrected unless that is `allowed`, because nobody signed the
+    correction. A correction that was not named and cannot be used is a `problem`. Raises ModelError when it
+    was named.
+    """
+    if named == NONE:
+        return OpenedCorrection(None, None)
+    path = correction_path(model, named)
+    try:
+        if not is_file(path):
+            # Not an error where it was named: a service may start before its scene is known.
+            problem = f"{path}: no such correction yet: `python -m runtime.adapt` writes it" if named else ""
+            return OpenedCorrection(path, None, problem)
+        if model.signature and not allowed:
+            raise ModelError(
+                f"{path}: the correction is not signed, and this device accepts signed models only: "
+                "--allow-correction uses it"
+            )
+        return OpenedCorrection(path, read_correction(path, model.contract))
+    except ModelError as error:
+        if named:
+            raise
+        return OpenedCorrection(path, None, f"{error}; the model answers without it")
+
+
+def write_correction(path: Path, correction: Correction) -> None:
+    """Writes the file in one step. Raises ModelError."""
+    try:
+        with atomic_write(path) as file:
+            file.write(correction.to_json().encode())
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise ModelError(f"{path}: {reason}: --correction FILE chooses another place") from None
+
+
+def read_correction(path: Path, contract: Contract) -> Correction:
+    """Reads and checks a correction for the model with this contract. Raises ModelError."""
+    data = read_bytes(path, MAX_JSON_BYTES)
+    try:
+        correction = parse_correction(data)
+    except ModelError as error:
+        raise ModelError(f"{path}: the correction {error}: adapt again") from None
+    if correction.model_id != contract.model_id or len(correction.weights) != contract.features:
+        raise ModelError(f"{path}: the correction is for another model: run `python -m runtime.adapt` again")
+    return correction
+
+
+def parse_correction(data: bytes) -> Correction:
+    """Parses and checks every field, and ignores unknown fields. Raises ModelError."""
+    fields = parse_json(data)
+    if (version := require_field(fields, "version", int)) != VERSION:
+        raise ModelError(f"has version {str(version)[:12]}, this runtime reads version {VERSION}")
+    model_id, created = (require_field(fields, name, str) for name in ("model_id", "created"))
+    if not re.fullmatch("[0-9a-f]{64}", model_id):
+        raise ModelError("has no model_id of 64 hexadecimal digits")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", created):
+        raise ModelError("was not created at a UTC time such as 2025-01-31T12:00:00Z")
+    if not 1 <= (photos := require_field(fields, "photos", int)) <= 10**9:
+        raise ModelError("has no number of photos")
+    weights = require_field(fields, "weights", list)
+    if not 1 <= len(weights) <= MAX_FEATURES or not all(_is_number(weight, MAX_WEIGHT) for weight in weights):
+        raise ModelError(f"has weights that are not 1 to {MAX_FEATURES:,} finite numbers")
+    return Correction(
+        model_id,
+        created,
+        photos,
+        **{name: _parse_number(fields, name, 0, 1) for name in _SHARES},
+        bias=_parse_number(fields, "bias", -MAX_WEIGHT, MAX_WEIGHT),
+        weights=np.array(weights, np.float32),
+    )
+
+
+def _parse_number(fields: dict[str, Any], name: str, smallest: float, largest: float) -> float:
+    value = fields.get(name)
+    if not _is_number(value, max(abs(smallest), largest)) or value < smallest:
+        raise ModelError(f"has a field {name!r} that is not a number from {smallest:g} to {largest:g}")
+    return float(value)
+
+
+def _is_number(value: Any, largest: float) -> TypeGuard[float]:
+    return type(value) in (int, float) and abs(value) <= largest  # NaN fails this comparison
