@@ -56,7 +56,7 @@ class Correction:
     def apply(self, known: NDArray[Any], features: NDArray[Any]) -> NDArray[np.float64]:
         """Returns the corrected `known` [N], for the model's `known` [N] and `features` [N, D]."""
         logits = logit(known) + features.astype(np.float64) @ self.weights.astype(np.float64) + self.bias
-        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -700, 700))), np.float64)
+        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -50, 50))), np.float64)
 
     def to_json(self) -> str:
         fields = {"version": VERSION, **vars(self), "weights": [float(weight) for weight in self.weights]}

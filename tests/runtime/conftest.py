@@ -19,7 +19,8 @@ from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile
 from tests.helpers import make_contract
-from tests.runtime.make_models import FORMATS, FORMATS_WITH_KNOWN, SIDE, model_path
+from tests.runtime.make_models import FORMATS, FORMATS_WITH_KNOWN, MODELS, SIDE, model_path
+from tests.runtime.scene import add_statistics, make_scene_contract, make_scene_statistics
 
 LABELS = ("blau", "grün", "红")  # by the strongest channel of B, G, R
 
@@ -37,15 +38,18 @@ def rewrite_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> Non
     path.write_text(json.dumps(fields), encoding="utf-8")
 
 
-def write_folder(folder: Path, files: dict[tuple[str, str], bytes], contract: Contract) -> Path:
-    """A model folder as an export leaves it, of converted files that get their contract here."""
+def write_folder(
+    folder: Path, files: dict[tuple[str, str], bytes], contract: Contract, statistics: bytes = b""
+) -> Path:
+    """A model folder as an export leaves it, of converted files that get contract and statistics here."""
     from export.metadata import embed_contract
 
     folder.mkdir(parents=True)
     listed = []
     for (format, precision), data in files.items():
         path = folder / f"{contract.name}_{precision}.{format}"
-        path.write_bytes(embed_contract(data, format, contract))
+        embedded = embed_contract(data, format, contract)
+        path.write_bytes(add_statistics(embedded, format, statistics) if statistics else embedded)
         listed.append(
             IndexedFile(
                 file=path.name,
@@ -78,6 +82,19 @@ def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = {key: model_path(True, *key).read_bytes() for key in FORMATS_WITH_KNOWN}
     contract = replace(CONTRACT, thresholds={"known": 0.5})
     return write_folder(tmp_path_factory.mktemp("models") / "knowing", files, contract)
+
+
+@pytest.fixture(scope="session")
+def make_scene_model() -> Callable[..., Path]:
+    """Writes the folder of a model of contract version 2, whose classes `tests.runtime.scene` draws."""
+
+    def make(folder: Path, seed: int = 0, **changes: object) -> Path:
+        files = {key: (MODELS / f"features_{key[1]}.{key[0]}").read_bytes() for key in FORMATS_WITH_KNOWN}
+        statistics = make_scene_statistics(seed)
+        contract = replace(make_scene_contract(statistics), **changes)  # type: ignore[arg-type]
+        return write_folder(folder, files, contract, statistics.to_bytes())
+
+    return make
 
 
 @pytest.fixture

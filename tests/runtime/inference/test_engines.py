@@ -36,8 +36,9 @@ from runtime.inference.engines import (
 )
 from runtime.model_file.files import CONTRACT_NAME
 from runtime.model_file.loader import open_model
-from tests.runtime.conftest import LABELS
+from tests.runtime.conftest import LABELS, MakeFolder
 from tests.runtime.make_models import SIDE
+from tests.runtime.scene import compute_known
 
 
 # tflite-runtime cannot read a signature where TensorFlow is loaded, as other tests do in this process.
@@ -91,6 +92,20 @@ def test_known_is_returned_when_the_file_has_it(engine: str, knowing: Path) -> N
     white, black, red = in_process(engine, file_for(engine, knowing), {}, WHITE, BLACK, RED)["outputs"]
     assert white["known"][0][0] > 0.9 and black["known"][0][0] < 0.1
     assert red["probabilities"][0][LABELS.index("红")] > 0.99
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_features_are_returned_and_checked_against_the_contract(
+    engine: str, make_scene_model: MakeFolder, tmp_path: Path
+) -> None:
+    folder = make_scene_model(tmp_path / "quarters")
+    path = folder / f"quarters_float32.{ENGINE_FORMATS[engine]}"
+    red, white = in_process(engine, path, {}, RED, WHITE)["outputs"]
+    assert red.keys() == {"probabilities", "known", "features"}
+    assert red["features"][0] == pytest.approx(4 * [1, 0, 0])
+    assert white["known"][0][0] == pytest.approx(compute_known(np.ones((1, 12))).item())
+    result = in_process(engine, path, {"features": 13}, RED)
+    assert result.startswith("ModelError") and "12] as features, its contract says float32 [1, 13]" in result
 
 
 @pytest.mark.parametrize("engine", ["litert", "tflite"])
