@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from copy import copy
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.common.errors import EngineError, PictureError
-from runtime.inference.correction import open_correction
+from runtime.inference.correction import OpenedCorrection, open_correction
 from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import (
     ENGINE_FORMATS,
@@ -82,9 +84,8 @@ class Classifier:
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
         self._lock = Lock()  # interpreters are not thread-safe
-        opened = open_correction(self.model, correction, allowed=allow_correction)
-        self.correction, self.correction_problem = opened.correction, opened.problem
-        self.correction_path = opened.path
+        self._open_correction = partial(open_correction, self.model, correction, allowed=allow_correction)
+        self._set_correction(self._open_correction())
         if engine == "auto":
             self.engine_reason = (
                 f"auto: {self.session.engine.split()[0]}, by rule: the first installed of "
@@ -97,6 +98,19 @@ class Classifier:
         correction = f", corrected by {self.correction_path}" if self.correction else ""
         threads = count_threads(self.threads)
         return f"{self.model.path} on {self.session.engine}, {threads}{correction}{reason}"
+
+    def _set_correction(self, opened: OpenedCorrection) -> None:
+        self.correction, self.correction_problem = opened.correction, opened.problem
+        self.correction_path = opened.path
+
+    def reload_correction(self) -> Classifier:
+        """Returns a classifier with the same loaded model and the correction that is on the disk now.
+
+        Raises ModelError when the correction was named and cannot be used.
+        """
+        classifier = copy(self)
+        classifier._set_correction(self._open_correction())
+        return classifier
 
     def details(self) -> list[str]:
         """Returns a line each for the choice of the engine and for the correction, for --verbose."""

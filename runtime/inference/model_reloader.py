@@ -93,9 +93,10 @@ class ReloadingClassifier:
             self._report(f"model replaced: {new.model.path}")
         if new.correction_problem and new.correction_problem != old.correction_problem:
             self._report(f"warning: {new.correction_problem}")
-        elif new.correction and (old.correction is None or str(old.correction) != str(new.correction)):
-            self._report(f"correction loaded: {new.correction_path}: {new.correction}")
-        elif old.correction and not new.correction:
+        elif new.correction:
+            if old.correction is None or old.correction.to_json() != new.correction.to_json():
+                self._report(f"correction loaded: {new.correction_path}: {new.correction}")
+        elif old.correction:
             self._report(f"correction removed: {new.correction_path}")
 
     def _reload_correction(self) -> None:
