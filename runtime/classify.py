@@ -16,6 +16,7 @@ from runtime.common.text import display_width, pad, printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.prediction import Prediction, answer_columns, json_line
+from runtime.inference.prefetch import DECODERS
 from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.preprocess.photo_files import find_photos
 from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
@@ -47,6 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def classify_photos(arguments: argparse.Namespace) -> int:
     """Prints a line for each photo. Returns 1 if some could not be read, else 0. Raises UserError."""
+    DECODERS.start_one()  # while the model is loaded
     classifier = _open_classifier(arguments)
     photos, problems = find_photos(arguments.photos)
     line: Callable[[Prediction], str]

@@ -21,5 +21,9 @@ class EngineError(UserError):
     """An inference engine that is not installed, or cannot run this file."""
 
 
+class DecoderError(EngineError):
+    """The process that decodes pictures cannot be started."""
+
+
 class CameraError(UserError):
     """A camera that is missing, in use, forbidden to this user, or disconnected."""

@@ -192,9 +192,8 @@ def _usable_formats(engine: str) -> list[str]:
 
 
 def _preload(engine: str, format: str) -> None:
-    """Imports what the first photo needs. A failure is reported where the module is used."""
+    """Imports the engine. A failure is reported where the module is used."""
     with suppress(Exception):
-        import_module("PIL.JpegImagePlugin")
         engine = choose_engine(format) if engine == "auto" else engine
         import_module(ENGINE_MODULES[engine] if engine == "onnx" else f"{ENGINE_MODULES[engine]}.interpreter")
 

@@ -10,8 +10,11 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from runtime.common.errors import PictureError
-from runtime.preprocess.picture import read_picture
+from runtime.inference.engines import default_threads
+from runtime.preprocess.decode_pool import DecodePool
 
 if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels, Source
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 # Decoded pictures that wait for the engine: one is being handed over, one is being made. More would only
 # take memory.
 QUEUE_SIZE = 2
+
+DECODERS = DecodePool(default_threads())  # of this process: models share them
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,18 @@ def decode(source: Source, size: tuple[int, int]) -> DecodedPicture:
     """Reads one picture as pixels of `size` (height, width), or as its PictureError."""
     started = time.perf_counter()
     try:
-        pixels: Pixels | PictureError = read_picture(source, size)
+        pixels: Pixels | PictureError = _read(source, size)
     except PictureError as error:
         pixels = error
     return DecodedPicture(source, pixels, 1000 * (time.perf_counter() - started))
+
+
+def _read(source: Source, size: tuple[int, int]) -> Pixels:
+    if not isinstance(source, np.ndarray):
+        return DECODERS.decode(source, size)
+    from runtime.preprocess.picture import read_picture  # late: it loads Pillow, which only the decoders need
+
+    return read_picture(source, size)
 
 
 @contextmanager

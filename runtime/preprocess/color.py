@@ -3,7 +3,6 @@
 import io
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 MAX_ICC_BYTES = 4 * 2**20  # CMYK profiles of printers reach 3 MB
@@ -37,6 +36,8 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
     I;16 spans 0 to 65535; so does I, unless it needs more bits; F is 0 to 1, or 0 to 255, or deeper.
     """
+    import numpy as np  # late: few pictures need it
+
     values = np.asarray(image).astype(np.float32)
     np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     highest = float(values.max())

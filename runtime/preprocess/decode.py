@@ -1,22 +1,30 @@
 """Bytes of a picture's file, and the Pillow plugin that decodes them."""
 
+from __future__ import annotations
+
 import io
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
-
-from PIL import Image
+from typing import TYPE_CHECKING, BinaryIO
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
+from runtime.preprocess.formats import HEAD_BYTES, format_of
+from runtime.preprocess.memory import total_memory
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 EncodedSource = str | Path | bytes | BinaryIO  # a path, encoded bytes, or an open binary file
 
 # Paths by which a process names an open file: standard input, and a shell's <(command).
 OPEN_FILE_PATHS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
-MAX_FILE_BYTES = 2**30
-CHUNK_BYTES = 2**24
+# Uncompressed, the largest picture (limits.MAX_PIXELS) has 534 MB with 16 bits per channel.
+MAX_FILE_BYTES = 2**29
+CHUNK_BYTES = 2**20
 
 # What TiffImagePlugin raises for pixels that Pillow has no mode for, such as three channels of floats.
 TIFF_PIXELS_NOT_SUPPORTED = "unknown pixel mode"
@@ -34,6 +42,22 @@ def read_encoded(source: EncodedSource) -> bytes:
     """Returns the encoded bytes of a source. Raises OSError, or PictureError without the path."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         data = bytes(source)
+        check_size(len(data))
+        return data
+    with open_encoded(source) as (file, _):
+        return read_all(file)
+
+
+@contextmanager
+def open_encoded(source: EncodedSource) -> Iterator[tuple[BinaryIO, int | None]]:
+    """Yields a source as a file at its start, and its size in bytes, None if only reading it shows that.
+
+    The size and the first bytes are checked before more is read: `truncate -s 100G x.jpg` takes no memory.
+    Raises OSError, or PictureError without the path.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        check_size(len(source))
+        yield io.BytesIO(source), len(source)
     elif isinstance(source, (str, Path)):
         path = Path(source)
         mode = path.stat().st_mode
@@ -43,24 +67,42 @@ def read_encoded(source: EncodedSource) -> bytes:
         if not stat.S_ISREG(mode) and not str(path).startswith(OPEN_FILE_PATHS):
             raise PictureError("is a pipe or a device, not a picture: send its data to standard input")
         with path.open("rb") as file:
-            data = _read_all(file)
+            size = path.stat().st_size if stat.S_ISREG(mode) else None
+            if size is not None:
+                check_size(size)
+                format_of(file.peek(HEAD_BYTES)[:HEAD_BYTES])
+            yield file, size
     else:
-        data = _read_all(source)
-    if not data:
+        yield source, None
+
+
+def check_size(size: int) -> None:
+    """Raises PictureError for a file of no bytes, or of more than a picture can have."""
+    if not size:
         raise PictureError("is empty")
-    return data
+    if size > (limit := max_file_bytes()):
+        raise PictureError(f"has {size >> 20:,} MiB, and a picture may have {limit >> 20:,}")
 
 
-def _read_all(file: BinaryIO) -> bytes:
+def max_file_bytes() -> int:
+    """Returns the most bytes that a picture's file may have: a small board has less memory."""
+    return min(MAX_FILE_BYTES, total_memory() // 4)
+
+
+def read_all(file: BinaryIO) -> bytes:
     """Reads to the end in chunks: one read up to the limit would allocate that much memory."""
     chunks: list[bytes] = []
-    free = MAX_FILE_BYTES
+    limit = free = max_file_bytes()
     while chunk := file.read(CHUNK_BYTES):
+        if not chunks and len(chunk) >= HEAD_BYTES:
+            format_of(chunk[:HEAD_BYTES])  # here, before the rest is read
         free -= len(chunk)
         if free < 0:
-            raise PictureError(f"is over {MAX_FILE_BYTES >> 20:,} MiB, more than a picture can be")
+            raise PictureError(f"is over {limit >> 20:,} MiB, more than a picture may have")
         chunks.append(chunk)
-    return b"".join(chunks)
+    data = b"".join(chunks)
+    check_size(len(data))
+    return data
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -70,10 +112,7 @@ def open_image(data: bytes) -> Image.Image:
     imported, and formats that run another program (EPS) are never opened. Raises UnsupportedPictureError, and
     whatever a plugin raises for damaged data.
     """
-    for matches, opener in _FORMATS:
-        if matches(data[:16]):
-            return opener(io.BytesIO(data))
-    raise UnsupportedPictureError("is not a picture of a supported format")
+    return _OPENERS[format_of(data[:HEAD_BYTES])](io.BytesIO(data))
 
 
 def describe_error(error: Exception) -> str:
@@ -81,7 +120,7 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, PictureError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "does not fit into this machine's memory"
+        return "needs too much memory to decode: save a smaller copy in a photo editor"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     detail = " ".join(str(error).split())[:200]
@@ -90,8 +129,6 @@ def describe_error(error: Exception) -> str:
 
 def _plugin(module: str, name: str) -> Callable[[BinaryIO], Image.Image]:
     def opener(file: BinaryIO) -> Image.Image:
-        from importlib import import_module
-
         try:
             plugin = import_module(f"PIL.{module}")
         except ImportError:
@@ -124,26 +161,13 @@ def _open_heif(file: BinaryIO) -> Image.Image:
     return image
 
 
-def _starts(*magic: bytes) -> Callable[[bytes], bool]:
-    return lambda head: head.startswith(magic)
-
-
-def _brand(*brands: bytes) -> Callable[[bytes], bool]:
-    return lambda head: head[4:8] == b"ftyp" and head[8:12] in brands
-
-
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-_JPEG2000_MAGIC = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
-_FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO], Image.Image]], ...] = (
-    # Also the first picture of an MPO, which is a JPEG with more of them behind it.
-    (_starts(b"\xff\xd8\xff"), _plugin("JpegImagePlugin", "JpegImageFile")),
-    (_starts(b"\x89PNG\r\n\x1a\n"), _plugin("PngImagePlugin", "PngImageFile")),
-    (lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP", _plugin("WebPImagePlugin", "WebPImageFile")),
-    (_brand(b"avif", b"avis"), _plugin("AvifImagePlugin", "AvifImageFile")),
-    (_brand(*_HEIF_BRANDS), _open_heif),
-    (_starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _open_tiff),
-    (_starts(b"GIF87a", b"GIF89a"), _plugin("GifImagePlugin", "GifImageFile")),
-    (_starts(b"BM"), _plugin("BmpImagePlugin", "BmpImageFile")),
-    (_starts(*_JPEG2000_MAGIC), _plugin("Jpeg2KImagePlugin", "Jpeg2KImageFile")),
-    (_starts(b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), _plugin("PpmImagePlugin", "PpmImageFile")),
-)
+_OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
+    "JPEG": _plugin("JpegImagePlugin", "JpegImageFile"),
+    "PNG": _plugin("PngImagePlugin", "PngImageFile"),
+    "WEBP": _plugin("WebPImagePlugin", "WebPImageFile"),
+    "AVIF": _plugin("AvifImagePlugin", "AvifImageFile"),
+    "HEIF": _open_heif,
+    "TIFF": _open_tiff,
+    "GIF": _plugin("GifImagePlugin", "GifImageFile"),
+    "BMP": _plugin("BmpImagePlugin", "BmpImageFile"),
+}

@@ -5,7 +5,8 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-# What counts as a picture in a folder. A file that is named itself is read whatever its suffix is.
+# What counts as a picture in a folder. A file that is named itself is read whatever its suffix is. JPEG 2000
+# and PNM are not read: an error that names the reason is better than skipping them.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"}

@@ -25,6 +25,8 @@ from runtime.model_file.index import read_index
 from runtime.model_file.selection import choose_model
 from runtime.model_file.signature import PublicKey, signed_files
 from runtime.model_file.statistics import ModelStatistics, fit_statistics
+from runtime.preprocess import decode_protocol as protocol
+from runtime.preprocess.decode_pool import Worker, WorkerEnded
 from runtime.preprocess.picture import read_picture
 from runtime.server.auth import make_access_policy
 from runtime.server.errors import RequestRejected
@@ -204,6 +206,60 @@ def picture_seeds() -> list[bytes]:
     return list(_pictures())
 
 
+def tiff_seeds() -> list[bytes]:
+    return [seed for seed in picture_seeds() if seed.startswith((b"II", b"MM"))]
+
+
+def metadata_seeds() -> list[bytes]:
+    """Small pictures with EXIF data, a profile, texts and XMP, and a format that is refused."""
+    from PIL import ImageCms
+    from PIL.PngImagePlugin import PngInfo
+
+    exif, texts = Image.Exif(), PngInfo()
+    exif[0x0112], exif[0x010E] = 8, "text"
+    exif.get_ifd(0x8769)[0x9003] = "2024:01:01 00:00:00"
+    texts.add_text("a", "b" * 50, zip=True)
+    texts.add_itxt("c", "d", "en", "e")
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options: dict[str, dict[str, object]] = {
+        "JPEG": {"exif": exif, "icc_profile": srgb, "comment": b"c", "xmp": b"<x/>"},
+        "PNG": {"exif": exif, "icc_profile": srgb, "pnginfo": texts},
+        "WEBP": {"exif": exif, "icc_profile": srgb, "xmp": b"<x/>"},
+        "TIFF": {"exif": exif, "icc_profile": srgb, "description": "d"},
+    }
+    seeds = [b"P3\n# a comment\n2 1 255\n1 2 3 4 5 6\n", b"P4\n8 1\n\xaa"]
+    for kind, extra in options.items():
+        file = io.BytesIO()
+        Image.new("RGB", (4, 3), "red").save(file, kind, **extra)
+        seeds.append(file.getvalue())
+    return seeds
+
+
+def reply(data: bytes) -> None:
+    """What a worker that an exploit took over may send to the process that it decodes for."""
+    worker = object.__new__(Worker)
+    worker.since, worker.is_ready, worker.is_idle = 0.0, True, True
+    worker._requests, worker._replies = io.BytesIO(), io.BytesIO(data)
+    try:
+        pixels = worker.decode(io.BytesIO(b"x"), 1, (2, 3))
+    except WorkerEnded:
+        return
+    except PictureError as error:
+        check_message(str(error))
+    else:
+        assert pixels is None or pixels.shape == (2, 3, 3)
+
+
+def reply_seeds() -> list[bytes]:
+    reserve = protocol.REPLY.pack(protocol.RESERVE, 8) + (1000).to_bytes(8, "little")
+    return [
+        reserve + protocol.REPLY.pack(protocol.PIXELS, 18) + bytes(18),
+        reserve + protocol.REPLY.pack(protocol.DAMAGED, 10) + b"is damaged",
+        protocol.REPLY.pack(protocol.UNSUPPORTED, 6) + b"is PPM",
+        protocol.REPLY.pack(protocol.NEEDS_ALL, 0),
+    ]
+
+
 def _pictures() -> Iterator[bytes]:
     """Every supported format, 24 x 20 pixels, in each mode that is decoded differently."""
     from PIL import ImageCms
@@ -239,10 +295,6 @@ def _pictures() -> Iterator[bytes]:
     yield saved(Image.fromarray(noise.astype(np.float32)[..., 0]), "TIFF")
     for image in (rgb, palette, rgba):
         yield saved(image, "BMP")
-    yield saved(rgb, "JPEG2000")
-    yield saved(rgb, "JPEG2000", no_jp2=True)
-    for image in (rgb, grey, rgb.convert("1")):
-        yield saved(image, "PPM")
     yield saved(rgb, "AVIF")
     try:
         import pillow_heif
@@ -297,4 +349,7 @@ TARGETS = {
     "upload": Target(upload, upload_seeds),
     "head": Target(head, head_seeds, max_bytes=2048),
     "picture": Target(picture, picture_seeds, max_mb=1024),
+    "tiff": Target(picture, tiff_seeds, max_mb=1024),
+    "metadata": Target(picture, metadata_seeds, max_mb=1024),
+    "reply": Target(reply, reply_seeds, max_bytes=256),
 }

@@ -76,11 +76,28 @@ def test_pillows_global_limits_are_unchanged() -> None:
         Image.open(io.BytesIO(bomb(20_000, 20_000)))
 
 
-@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+class Endless(io.RawIOBase):
+    """A JPEG's first bytes again and again."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return (b"\xff\xd8\xff\xe0" * (size // 4 + 1))[:size]
+
+
 def test_an_endless_file_is_rejected_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "MAX_FILE_BYTES", 50_000_000)
-    with Path("/dev/zero").open("rb") as file, pytest.raises(PictureError, match="is over 47 MiB"):
-        read_picture(file)
+    with pytest.raises(PictureError, match="is over 47 MiB"):
+        read_picture(Endless())
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a file without an end")
+def test_an_endless_file_of_no_format_is_rejected_at_its_first_bytes() -> None:
+    with Path("/dev/zero").open("rb") as file:
+        with pytest.raises(PictureError, match="not a picture of a supported format"):
+            read_picture(file)
+        assert file.tell() <= 2**20
 
 
 @pytest.mark.skipif(os.name != "posix", reason="files of POSIX")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from runtime.common.errors import PictureError
-from runtime.preprocess import limits
+from runtime.preprocess import limits, memory
 from runtime.preprocess.picture import read_picture
 from tests.helpers import wait_for
 from tests.runtime.preprocess.pictures import (
@@ -158,7 +158,7 @@ def test_the_tiles_of_a_tiff_have_the_limit_of_a_picture(
         ("PNG", "I;16", {}),
         ("TIFF", "F", {}),
         ("WEBP", "RGBA", {"lossless": True, "method": 0}),
-        ("JPEG2000", "RGBA", {}),
+        ("HEIF", "RGBA", {}),
         ("AVIF", "RGBA", {"speed": 10}),
         ("JPEG", "CMYK", {"progressive": True}),
     ],
@@ -184,8 +184,8 @@ def test_no_format_takes_more_memory_per_pixel_than_estimated(
 def test_small_pictures_do_not_overtake_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is being decoded, a larger one waits for it, and what comes then waits behind that."""
     small, large = encode(PICTURE, "PNG"), encode(PICTURE.resize((300, 200)), "PNG")
-    monkeypatch.setattr(limits, "total_memory", lambda: 2 * 16 * 300 * 200)
-    room, order = limits.DECODE_MEMORY, []
+    monkeypatch.setattr(memory, "total_memory", lambda: 2 * 16 * 300 * 200)
+    room, order = memory.DECODE_MEMORY, []
 
     def read(data: bytes) -> None:
         read_picture(data)

@@ -1,0 +1,307 @@
+"""Decodes pictures of strangers in worker processes, so that a hostile one hurts only its sender.
+
+DecodePool.decode gives the pixels of picture.read_picture, with limits of time and memory: a worker that
+exceeds one is ended and replaced, and its picture gets an error. SECURITY.md lists what a worker may do.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from math import inf
+from pathlib import Path
+from signal import Signals
+from threading import Condition, Thread
+from typing import IO, TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from runtime.common.errors import DecoderError, PictureError, UnsupportedPictureError
+from runtime.preprocess.decode import CHUNK_BYTES, describe_error, open_encoded, read_all
+from runtime.preprocess.decode_protocol import (
+    ALL,
+    COMMON_FORMATS,
+    DAMAGED,
+    GO,
+    NEEDS_ALL,
+    PIXELS,
+    READY,
+    REPLY,
+    REQUEST,
+    RESERVE,
+    UNSUPPORTED,
+)
+from runtime.preprocess.formats import HEAD_BYTES, format_of
+from runtime.preprocess.memory import DECODE_MEMORY
+
+if TYPE_CHECKING:
+    from runtime.preprocess.decode import EncodedSource
+    from runtime.preprocess.picture import Pixels
+
+# A worker limits its own CPU time. This is the limit where it cannot (Windows), or waits for ever.
+MAX_SECONDS = 60.0
+# A picture that takes longer goes on at low priority, and no longer keeps a place from others.
+SLOW_SECONDS = 0.25
+WATCH_INTERVAL = 0.05  # seconds
+PIPE_BYTES = 2**18  # the pixels of a model's input fit in
+MAX_REASON_BYTES = 1000
+
+TAKES_TOO_LONG = "takes too long to decode: save it again in a photo editor"
+# Libraries may be where only these variables name them. Everything else in the environment stays here.
+KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+# One heap for all threads, and large blocks go back to the system: both keep the address space small.
+VARIABLES = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "1048576", "OPENBLAS_NUM_THREADS": "1"}
+START = (
+    "import sys; sys.path[:] = sys.argv.pop().split(chr(0x1f)); "
+    "from runtime.preprocess.decode_worker import main; main()"
+)
+
+
+class WorkerEnded(Exception):
+    """A worker has ended, or sent something that is no reply."""
+
+
+class Worker:
+    """A process that decodes one picture at a time."""
+
+    def __init__(self, knows_all: bool) -> None:
+        self.knows_all = knows_all
+        self.since = inf  # time.monotonic() seconds when it got its picture; inf while it waits
+        self.is_slow = False
+        self.is_idle = True  # the last request has its reply
+        self.is_ready = False
+        self._has_timed_out = False
+        folder = str(Path(__file__).parents[2])
+        paths = [str(Path(path).absolute()) for path in [*sys.path, folder]]
+        kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+        arguments = [ALL] if knows_all else []
+        try:
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", START, *arguments, "\x1f".join(dict.fromkeys(paths))],
+                env=kept | VARIABLES,
+                pipesize=PIPE_BYTES,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+        except (OSError, ValueError) as error:
+            raise DecoderError(f"the decoding process does not start: {error}") from None
+        assert self._process.stdin and self._process.stdout
+        self._requests: IO[bytes] = self._process.stdin
+        self._replies: IO[bytes] = self._process.stdout
+
+    def decode(self, file: BinaryIO, count: int, size: tuple[int, int]) -> Pixels | None:
+        """Returns the pixels of a file of `count` bytes; None if the worker lacks modules that it needs.
+
+        Raises PictureError, OSError of the file, and WorkerEnded.
+        """
+        self.since, self.is_idle = time.monotonic(), False
+        if not self.is_ready:
+            if self._replies.read(len(READY)) != READY:
+                raise WorkerEnded
+            self.is_ready = True
+            self.since = time.monotonic()
+        self._write(REQUEST.pack(count, *size))
+        while count:
+            if not (chunk := file.read(min(CHUNK_BYTES, count))):
+                raise PictureError("changed while it was read")
+            self._write(chunk)
+            count -= len(chunk)
+        kind, length = self._reply()
+        if kind == RESERVE:
+            reserved = int.from_bytes(self._read(length, 8), "little")
+            self.since = inf  # waiting for others
+            with DECODE_MEMORY.reserve(reserved):
+                self.since = time.monotonic()
+                self._write(GO)
+                kind, length = self._reply()
+        if kind == PIXELS:
+            height, width = size
+            data = self._read(length, height * width * 3)
+            if len(data) != height * width * 3:
+                raise WorkerEnded
+            self.is_idle = True
+            return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+        reason = self._read(length, MAX_REASON_BYTES).decode("utf-8", "replace")
+        self.is_idle = True
+        if kind == NEEDS_ALL:
+            return None
+        raise (UnsupportedPictureError if kind == UNSUPPORTED else PictureError)(" ".join(reason.split()))
+
+    def slow_down(self) -> None:
+        """Lowers the priority of the process, where the system allows that."""
+        self.is_slow = True
+        with suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def time_out(self) -> None:
+        self._has_timed_out = True
+        self._process.kill()
+
+    def kill(self) -> int:
+        """Ends the process. Returns its exit code."""
+        self._process.kill()
+        code = self._process.wait()
+        for pipe in (self._requests, self._replies):
+            with suppress(OSError):  # of a request that was not sent
+                pipe.close()
+        return code
+
+    def reason(self) -> str:
+        """Returns why the process ended. Raises DecoderError if it never started."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # its pipe closes before it ends
+        code = self.kill()
+        if not self.is_ready and not self._has_timed_out:
+            raise DecoderError(
+                f"the decoding process does not start (exit code {code}): "
+                "run python -m runtime.preprocess.decode_worker"
+            )
+        if self._has_timed_out or code == -getattr(Signals, "SIGPROF", 0):
+            return TAKES_TOO_LONG
+        if code == -9:
+            return describe_error(MemoryError())
+        return "is damaged (its decoder crashed)"
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._requests.write(data)
+            self._requests.flush()
+        except OSError:
+            raise WorkerEnded from None
+
+    def _reply(self) -> tuple[bytes, int]:
+        """Returns the kind of the next reply, and the length of its data."""
+        if len(head := self._replies.read(REPLY.size)) < REPLY.size:
+            raise WorkerEnded
+        kind, length = REPLY.unpack(head)
+        if kind not in (RESERVE, PIXELS, NEEDS_ALL, DAMAGED, UNSUPPORTED):
+            raise WorkerEnded
+        return kind, length
+
+    def _read(self, length: int, limit: int) -> bytes:
+        if length > limit or len(data := self._replies.read(length)) < length:
+            raise WorkerEnded
+        return data
+
+
+class DecodePool:
+    """Workers that decode: as many at a time as there are cores, and more while some of them are slow."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size  # pictures at a time, without the slow ones
+        self._changed = Condition()  # guards the attributes below
+        self._idle: list[Worker] = []
+        self._active: list[Worker] = []
+        self._watcher: Thread | None = None
+        atexit.register(self.close)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self.forget)
+
+    def start_one(self) -> None:
+        """Starts a worker, ready when the first picture comes: call it before the work that comes first."""
+        with suppress(DecoderError):  # raised for the first picture
+            worker = Worker(knows_all=False)
+            with self._changed:
+                self._idle.append(worker)
+
+    def decode(self, source: EncodedSource, size: tuple[int, int]) -> Pixels:
+        """Returns a path, encoded bytes or a binary file as uint8 [H, W, 3], RGB; `size` is (H, W).
+
+        Raises PictureError and UnsupportedPictureError as read_picture does, and DecoderError when no worker
+        can be started.
+        """
+        path = f"{source}: " if isinstance(source, (str, Path)) else ""
+        try:
+            with open_encoded(source) as (file, count):
+                if count is None:
+                    data = read_all(file)
+                    file, count = io.BytesIO(data), len(data)
+                needs_all = format_of(file.read(HEAD_BYTES)) not in COMMON_FORMATS
+                pixels = self._decode(file, count, size, needs_all)
+                if pixels is None:
+                    pixels = self._decode(file, count, size, needs_all=True)
+        except UnsupportedPictureError as error:
+            raise UnsupportedPictureError(f"{path}{error}") from None
+        except (OSError, ValueError, PictureError) as error:  # ValueError: a path with a null byte
+            raise PictureError(f"{path}{describe_error(error)}") from None
+        if pixels is None:
+            raise DecoderError("the decoding process does not find numpy: install it again")
+        return pixels
+
+    def forget(self) -> None:
+        """Forgets all workers: in a forked process they are its parent's."""
+        self._changed = Condition()
+        self._idle, self._active, self._watcher = [], [], None
+
+    def close(self) -> None:
+        """Ends all workers."""
+        with self._changed:
+            for worker in (*self._idle, *self._active):
+                worker.time_out()
+            self._idle.clear()
+
+    def _decode(self, file: BinaryIO, count: int, size: tuple[int, int], needs_all: bool) -> Pixels | None:
+        file.seek(0)
+        worker = self._take(needs_all)
+        try:
+            return worker.decode(file, count, size)
+        except WorkerEnded:
+            raise PictureError(worker.reason()) from None
+        finally:
+            self._put_back(worker)
+
+    def _take(self, needs_all: bool) -> Worker:
+        """Returns an idle or a new worker when there is a place. Raises DecoderError."""
+        with self._changed:
+            self._changed.wait_for(lambda: sum(not worker.is_slow for worker in self._active) < self._size)
+            self._idle = [worker for worker in self._idle if worker.is_alive()]
+            fitting = [worker for worker in self._idle if worker.knows_all or not needs_all]
+            if fitting:
+                worker = fitting[-1]
+                self._idle.remove(worker)
+            else:
+                for other in self._idle:
+                    other.kill()
+                self._idle.clear()
+                worker = Worker(needs_all)
+            self._active.append(worker)
+            if self._watcher is None:
+                self._watcher = Thread(target=self._watch, name="decode-watch", daemon=True)
+                self._watcher.start()
+            self._changed.notify_all()
+        return worker
+
+    def _put_back(self, worker: Worker) -> None:
+        worker.since = inf
+        with self._changed:
+            self._active.remove(worker)
+            # The priority of a slow worker cannot be raised again.
+            is_reusable = worker.is_idle and not worker.is_slow and len(self._idle) < self._size
+            if is_reusable:
+                self._idle.append(worker)
+            self._changed.notify_all()
+        if not is_reusable:
+            worker.kill()
+
+    def _watch(self) -> None:
+        """Lowers the priority of slow workers and ends those that hang; the watcher thread's function."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._active)
+                now = time.monotonic()
+                for worker in self._active:
+                    if now - worker.since > MAX_SECONDS:
+                        worker.time_out()
+                    elif now - worker.since > SLOW_SECONDS and worker.is_ready and not worker.is_slow:
+                        worker.slow_down()
+                        self._changed.notify_all()
+            time.sleep(WATCH_INTERVAL)

@@ -1,0 +1,69 @@
+"""Turns a picture's bytes into an image of the model's size; needs Pillow alone, in any process.
+
+Decode (large JPEGs at a reduced scale) → EXIF orientation → ICC profile to sRGB → RGB → bilinear,
+antialiased resize, stretched to the model's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from PIL import Image
+
+from runtime.preprocess.color import to_rgb
+from runtime.preprocess.decode import open_image
+from runtime.preprocess.formats import HEAD_BYTES, format_of
+from runtime.preprocess.headers import check_metadata
+from runtime.preprocess.limits import DecodeCost, check_limits
+
+# libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. The smallest scale is taken that still gives
+# this many times the size of the model's input; docs/decisions.md has the measurements.
+DRAFT_SCALE = 3
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def render(
+    data: bytes, size: tuple[int, int], reserve: Callable[[DecodeCost], AbstractContextManager[None]]
+) -> Image.Image:
+    """Returns encoded bytes as an RGB image of `size` (H, W); decodes within `reserve(cost)`.
+
+    Raises PictureError, and whatever Pillow raises for damaged data.
+    """
+    check_metadata(format_of(data[:HEAD_BYTES]), data)
+    image = open_image(data)
+    full_size = image.size
+    if image.format == "JPEG":  # the draft of a HEIC would be its thumbnail
+        side = DRAFT_SCALE * max(size)  # for both sides: photos are often stored sideways
+        image.draft(None, (side, side))
+    with reserve(check_limits(image, full_size, data)):
+        image.load()
+        return resize(to_rgb(_upright(image)), size)
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Returns the image stretched to `size` (H, W)."""
+    height, width = size
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it also rewrites the EXIF block, and fails where that is damaged.
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except (ImportError, MemoryError):
+        raise
+    except Exception:  # damaged EXIF data: the picture itself may be good
+        orientation = 1
+    transpose = _TRANSPOSE.get(orientation)
+    return image if transpose is None else image.transpose(transpose)

@@ -1,0 +1,37 @@
+"""The format of a file by its first bytes."""
+
+from __future__ import annotations
+
+import pytest
+
+from runtime.common.errors import UnsupportedPictureError
+from runtime.preprocess.formats import format_of
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"P3\n#\n#\n", "PPM"),
+        (b"P7\nWIDTH", "PAM"),
+        (b"\xff\x4f\xff\x51\0\x2f", "JPEG 2000"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+        (b"\xff\x0a\xfa\x7f", "JPEG XL"),
+        (b"%!PS-Adobe-3.0 EP", "EPS"),
+        (b"%PDF-1.7\n", "PDF"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"gimp xcf v011", "GIMP"),
+        (b"\0\0\1\0\1\0", "icon"),
+        (b"<svg xmlns=", "SVG"),
+        (b"\0\0\0\x20ftypisom\0\0\2\0", "video"),
+        (b"RIFF\0\0\0\0AVI LIST", "video"),
+    ],
+)
+def test_another_format_is_refused_by_its_name(head: bytes, name: str) -> None:
+    with pytest.raises(UnsupportedPictureError, match=rf"^is an? .*{name}.*save it as JPEG or PNG"):
+        format_of(head)
+
+
+def test_bytes_of_no_format_are_refused() -> None:
+    for head in (b"", b"\0", b"P", b"\xff\xd8", b"hello"):
+        with pytest.raises(UnsupportedPictureError, match="not a picture of a supported format"):
+            format_of(head)
