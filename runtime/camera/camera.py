@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.camera.capture_backends import open_source, require_backend
-from runtime.camera.raw_frame import FRAME_TIMEOUT, RawFrame
-from runtime.common.errors import CameraError
+from runtime.camera.raw_frame import FRAME_TIMEOUT, MAX_FRAME_PIXELS, RawFrame
+from runtime.common.errors import CameraError, PictureError
 from runtime.common.urls import hide_password
+from runtime.preprocess.limits import check_aspect_ratio, check_shape
 
 # Seconds between attempts to reconnect. For network cameras they double up to the maximum, because such
 # cameras lock out clients that connect too often.
@@ -76,6 +77,9 @@ class Camera:
         self._arrival_times: deque[float] = deque(maxlen=30)
         self._last_activity = time.monotonic()  # of the reader thread
         self._error: CameraError | None = None
+        self._rejection = ""  # why the latest frame was skipped
+        self._unusable_since: float | None = None  # frames arrive, but no frame can be used
+        self._is_unusable = False  # and that is reported
         self._decode_lock = Lock()  # decoders are not thread-safe
         self._closing = Event()
         self._reader = Thread(target=self._read, name="camera", daemon=True)
@@ -121,6 +125,8 @@ class Camera:
                 if self._error:
                     raise self._error
                 seconds_left = deadline - time.monotonic()
+                if self.ended and self._decoded is None and self._rejection:
+                    raise self._unusable_error()
                 if self.ended or self._closing.is_set() or seconds_left <= 0:
                     return None
                 self._changed.wait(seconds_left)
@@ -138,21 +144,49 @@ class Camera:
         return self._pending if time.monotonic() - self._pending.arrived_at <= limit else None
 
     def _decode(self, pending: _PendingFrame) -> Frame | None:
-        """Returns the decoded frame; None if it is damaged."""
+        """Returns the decoded frame; None if it is damaged, or of a size that no picture has."""
         raw = pending.raw
         with self._decode_lock:
             started = time.perf_counter()
             try:
                 pixels = raw.decode()
-            except Exception:  # USB cameras send damaged frames; each library raises its own exception
+                check_frame_size(pixels)
+            except (
+                Exception
+            ) as error:  # USB cameras send damaged frames; each library raises its own exception
+                self._reject(str(error) if isinstance(error, PictureError) else "is damaged")
                 return None
             finally:
                 raw.release()
+            self._accept()
             frame = Frame(pixels, raw.captured_at, pending.number, 1000 * (time.perf_counter() - started))
             with self._changed:
                 if self._decoded is None or self._decoded.number < frame.number:
                     self._decoded = frame
         return frame
+
+    def _reject(self, reason: str) -> None:
+        """Skips a frame. Reports a camera that has sent no other frames for FRAME_TIMEOUT."""
+        now = time.monotonic()
+        with self._changed:
+            self._rejection = reason
+            if self._unusable_since is None:
+                self._unusable_since = now
+            if self._is_unusable or now - self._unusable_since < FRAME_TIMEOUT:
+                return
+            self._is_unusable = True
+        self._lose(self._unusable_error())
+
+    def _unusable_error(self) -> CameraError:
+        return CameraError(f"{self.name}: its picture {self._rejection}: check its settings")
+
+    def _accept(self) -> None:
+        with self._changed:
+            was_unusable, self._is_unusable, self._unusable_since = self._is_unusable, False, None
+            if was_unusable:
+                self.problem = ""
+        if was_unusable:
+            self._on_message(f"{self.name}: is back")
 
     def _check_activity(self) -> None:
         """Reports a reader thread that hangs: not every driver honours the timeout of its library."""
@@ -189,7 +223,9 @@ class Camera:
             self._pending = _PendingFrame(self.frame_count, now, raw)
             self._arrival_times.append(now)
             self._last_activity = now
-            was_lost, self.problem = bool(self.problem), ""
+            was_lost = bool(self.problem) and not self._is_unusable
+            if was_lost:
+                self.problem = ""
             self._changed.notify_all()
         if stale is not None:
             stale.raw.release()
@@ -213,3 +249,13 @@ class Camera:
             self._changed.notify_all()
         if self._retry and reported != self.problem:
             self._on_message(f"{self.problem} (retrying until it is back)")
+
+
+def check_frame_size(pixels: NDArray[np.uint8]) -> None:
+    """Raises PictureError for a frame [h, w, 3] of a size that the model cannot use."""
+    height, width = pixels.shape[:2]
+    if check_shape(width, height) > MAX_FRAME_PIXELS:
+        raise PictureError(
+            f"is {width} x {height} pixels, and a frame may have {MAX_FRAME_PIXELS // 10**6} million"
+        )
+    check_aspect_ratio(width, height)

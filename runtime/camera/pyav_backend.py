@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.camera.raw_frame import FRAME_TIMEOUT, RawFrame
+from runtime.camera.raw_frame import FRAME_TIMEOUT, MAX_FRAME_PIXELS, RawFrame
 from runtime.common.errors import CameraError
 
 GIVE_VIDEO = "give a video file, an address or a camera's number"
 STREAM_ENDED = "the stream ended: check the camera and the network"
+# FFmpeg refuses a larger frame before it allocates memory for it.
+LIMITS = {"max_pixels": str(MAX_FRAME_PIXELS)}
 MAX_UNMATCHED_PACKETS = 100  # arrival times of packets that gave no frame
 
 
@@ -52,6 +54,7 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
             raise CameraError(f"{name}: contains no video: {GIVE_VIDEO}")
         stream = container.streams.video[0]
         decoder = stream.codec_context
+        decoder.options = LIMITS
         decoder.thread_type = "SLICE"  # one frame per thread would delay each frame by the number of threads
         is_clip = bool(container.duration) if opened.is_address else os.path.isfile(source)
         player = _ClipPlayer() if is_clip else None
@@ -182,12 +185,14 @@ def _open_stream(source: _Source) -> Any:
     import av
 
     if not source.is_address:
-        return av.open(f"file:{source.url}")  # without the prefix, 12:30.mp4 would name the protocol 12
+        return av.open(
+            f"file:{source.url}", options=LIMITS
+        )  # without the prefix, 12:30.mp4 would name the protocol 12
     # RTSP over TCP: UDP loses packets, and routers block it. FFmpeg's own timeout, in microseconds: PyAV's
     # timeout calls back into Python, which crashes a process that is exiting.
     timeout = "timeout" if source.url.startswith(("rtsp", "http")) else "rw_timeout"
     options = {"rtsp_transport": "tcp", "fflags": "nobuffer", timeout: f"{FRAME_TIMEOUT * 1e6:.0f}"}
-    return av.open(source.url, options=options)
+    return av.open(source.url, options=options | LIMITS)
 
 
 def _open_device(source: _Source) -> Any:
@@ -198,11 +203,11 @@ def _open_device(source: _Source) -> Any:
     if source.driver == "avfoundation":
         options = {"framerate": "30"}
     try:
-        return av.open(source.url, format=source.driver, options=options)
+        return av.open(source.url, format=source.driver, options=options | LIMITS)
     except av.FFmpegError as error:
         if error.errno not in (errno.EINVAL, errno.EIO):
             raise
-    return av.open(source.url, format=source.driver)  # in the camera's default mode
+    return av.open(source.url, format=source.driver, options=LIMITS)  # in the camera's default mode
 
 
 def _open_error(error: Any, source: _Source) -> str:

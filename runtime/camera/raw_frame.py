@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 # Seconds that a camera may take to connect, and to send the next frame, before it counts as lost.
 FRAME_TIMEOUT = 10.0
 
+MAX_FRAME_PIXELS = 7680 * 4320  # 8K
+
 
 @dataclass(frozen=True)
 class RawFrame:

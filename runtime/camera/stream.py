@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from runtime.camera.camera import Camera, Frame
 from runtime.camera.smoothing import DEFAULT_SMOOTHING, MovingAverage, Smoothing
-from runtime.common.errors import CameraError, PictureError
+from runtime.common.errors import PictureError
 from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, json_line
@@ -81,7 +81,12 @@ def predict_stream(
         if (current := reloader.current()) is not classifier:
             classifier = current
             average.reset()  # another model has other classes
-        model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size)
+        try:
+            model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size)
+        except PictureError:  # such as too little memory: the next frame may be better
+            dropped += frame.number - last
+            last = frame.number
+            continue
         frame, prepare_seconds = model_input.frame, model_input.seconds
         dropped += frame.number - last - 1
         last = frame.number
@@ -158,8 +163,5 @@ def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int]) -> _Mod
 
 def _prepare(camera: Camera, frame: Frame, size: tuple[int, int]) -> _ModelInput:
     started = time.monotonic()
-    try:
-        pixels = read_picture(frame.pixels, size)
-    except PictureError as error:
-        raise CameraError(f"{camera.name}: its picture {error}") from None
+    pixels = read_picture(frame.pixels, size)
     return _ModelInput(frame, pixels, frame.decode_ms / 1000 + time.monotonic() - started)

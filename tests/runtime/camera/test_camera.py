@@ -96,6 +96,37 @@ def test_a_damaged_frame_is_skipped(backend: ScriptedBackend) -> None:
         assert frame is not None and frame.number == 2 and backend.released == [1, 2]
 
 
+@pytest.mark.parametrize("size", [(10, 2000), (2000, 10), (0, 0), (6000, 6000)])
+def test_a_frame_of_a_size_that_no_picture_has_is_skipped(
+    size: tuple[int, int], backend: ScriptedBackend
+) -> None:
+    with backend.camera() as source:
+        backend.put(np.empty((*size, 3), np.uint8))
+        assert source.newest(timeout=0.1) is None and not source.problem
+        backend.put(plain(RED))
+        frame = source.newest(timeout=20)
+        assert frame is not None and frame.number == 2
+
+
+def test_a_camera_whose_frames_cannot_be_used_is_reported_and_may_recover(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(camera, "FRAME_TIMEOUT", 0.05)
+    messages = list[str]()
+    with backend.camera(retry=True, on_message=messages.append) as source:
+        for _ in range(6):
+            backend.put(plain(RED, (10, 2000)))
+            assert source.newest(timeout=0.02) is None
+        assert source.problem.startswith("0: its picture is 2000 x 10 pixels: too narrow")
+        backend.put(plain(RED))
+        assert source.newest(timeout=20) is not None and not source.problem
+    assert len(messages) == 2 and messages[0].startswith(source.name) and messages[1] == "0: is back"
+    with backend.camera() as source, pytest.raises(CameraError, match="its picture is damaged: check"):
+        for _ in range(6):
+            backend.put(None)
+            source.newest(timeout=0.02)
+
+
 def test_a_lost_camera_raises_its_error_and_forgets_its_frames(backend: ScriptedBackend) -> None:
     with backend.camera() as source:
         backend.put(plain(RED))

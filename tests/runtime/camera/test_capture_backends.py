@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
@@ -73,6 +74,32 @@ def test_a_clip_of_an_upright_phone_is_upright(write_clip: Callable[..., Path], 
     clip.write_bytes(data[:at] + turn + data[at + 36 :])
     upright = next(open_source(str(clip), "the clip")).decode()
     assert upright.shape == (64, 48, 3) and upright[8, 24, 0] > 200 and upright[56, 24, 0] < 50
+
+
+# Reads two frames and prints their sizes and the peak of the process's memory.
+READ = """
+import re, sys
+from runtime.camera.camera import Camera
+with Camera(sys.argv[1]) as source:
+    frames = [source.newest(timeout=20), source.newest(after=10, timeout=20)]
+    print(*(frame.pixels.shape[:2] for frame in frames))
+    print(*re.findall(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_frame_of_256_megapixels_takes_no_memory(first: int) -> None:
+    """It took 2.2 GB."""
+    small = jpeg(plain(RED))
+    large = bytearray(small)  # the same data, in a header of another size
+    at = large.index(b"\xff\xc0")
+    large[at + 5 : at + 9] = struct.pack(">HH", 16_000, 16_000)
+    with mjpeg_server(lambda number: bytes(large) if number % 2 == first else small) as server:
+        run = [sys.executable, "-c", READ, server.address]
+        sizes, kilobytes = subprocess.run(run, capture_output=True, check=True, text=True).stdout.splitlines()
+    assert sizes == "(48, 64) (48, 64)"
+    assert int(kilobytes) < 200_000
 
 
 def test_an_address_longer_than_a_path_opens() -> None:

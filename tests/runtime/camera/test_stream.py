@@ -15,7 +15,7 @@ from runtime.camera import stream
 from runtime.camera.camera import Frame
 from runtime.camera.smoothing import Smoothing, smooth_over_frames, smooth_over_seconds
 from runtime.camera.stream import FramePrediction, predict_stream
-from runtime.common.errors import CameraError
+from runtime.common.errors import PictureError
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from tests.runtime.camera.helpers import BLUE, GREEN, RED, Clock, plain
 
@@ -184,12 +184,15 @@ def test_another_model_starts_a_new_average(clock: Clock) -> None:
     assert [one.prediction.label for one in shown] == ["red", "red", "blau", "blau"]
 
 
-def test_a_picture_that_no_model_takes_raises_camera_error(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    camera = FakeCamera(clock, [RED])
-    monkeypatch.setattr(
-        FakeCamera, "newest", lambda *_, **__: Frame(np.zeros((16, 4096, 3), np.uint8), clock.now, 1)
-    )
-    with pytest.raises(CameraError, match=r"^0: .*4096 x 16"):
-        predict(camera, FakeModel(clock))
+def test_a_frame_that_cannot_be_prepared_is_skipped(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, failures = stream.read_picture, [PictureError("needs too much memory"), None, None]
+
+    def fail_once(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        if error := failures.pop(0):
+            raise error
+        return read(pixels, size)
+
+    monkeypatch.setattr(stream, "read_picture", fail_once)
+    shown = predict(FakeCamera(clock, [RED, GREEN, BLUE]), FakeModel(clock))
+    assert [one.prediction.label for one in shown] == ["green", "blue"]
+    assert [one.dropped for one in shown] == [1, 1]

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers import wait_for
+from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.serving import openapi_schema, serve_in_thread
 
 UNREACHABLE = "rtsp://me:hunter2@127.0.0.1:9/x"
@@ -57,6 +58,19 @@ def test_photos_are_classified_while_the_camera_is_unavailable(
         assert service.classify(red_jpeg)[0] == 200 and service.get_status("/healthz") == 200
     printed = capsys.readouterr()
     assert "127.0.0.1" in printed.err and "hunter2" not in printed.out + printed.err
+
+
+def test_a_strip_among_the_frames_does_not_end_the_camera(knowing: Path) -> None:
+    strip, red = jpeg(plain(RED, (10, 2000))), jpeg(plain(RED))
+    with (
+        mjpeg_server(lambda number: strip if number == 3 else red) as server,
+        serve_in_thread(knowing, camera=server.address) as service,
+    ):
+        wait_for(lambda: (service.status()["camera"]["width"] or 0) == 64)
+        status, headers, _ = service.request("GET", "/live.jpg?after=20")
+        assert status == 200 and json.loads(headers["prediction"])["frame"] > 0
+        wait_for(lambda: json.loads(service.request("GET", "/live.jpg")[1]["prediction"])["frame"] > 20)
+        assert service.status()["camera"]["problem"] == "" and service.get_status("/healthz") == 200
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "9" * 19])
