@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from copy import copy
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
@@ -84,8 +83,7 @@ class Classifier:
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
         self._lock = Lock()  # interpreters are not thread-safe
-        self._open_correction = partial(open_correction, self.model, correction, allowed=allow_correction)
-        self._set_correction(self._open_correction())
+        self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         if engine == "auto":
             self.engine_reason = (
                 f"auto: {self.session.engine.split()[0]}, by rule: the first installed of "
@@ -103,13 +101,13 @@ class Classifier:
         self.correction, self.correction_problem = opened.correction, opened.problem
         self.correction_path = opened.path
 
-    def reload_correction(self) -> Classifier:
-        """Returns a classifier with the same loaded model and the correction that is on the disk now.
+    def with_correction(self, correction: str | Path | None, *, allow_correction: bool) -> Classifier:
+        """Returns a classifier with the same loaded model, and the correction that is on the disk now.
 
-        Raises ModelError when the correction was named and cannot be used.
+        The arguments are those of the constructor. Raises ModelError.
         """
         classifier = copy(self)
-        classifier._set_correction(self._open_correction())
+        classifier._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         return classifier
 
     def details(self) -> list[str]:

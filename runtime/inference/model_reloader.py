@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from threading import Thread
@@ -13,6 +13,7 @@ from weakref import ref
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.inference.classifier import Classifier
+from runtime.inference.correction import NONE, correction_path
 from runtime.inference.model_options import classifier_options
 from runtime.inference.model_proof import check_answer, prove_model
 from runtime.model_file.files import SIGNATURE_NAME
@@ -50,7 +51,7 @@ class ReloadingClassifier:
     ) -> None:
         self.last_event = ""
         self._path, self._options, self._on_event = model, options, on_event
-        self._classifier, self._loaded = self._open()
+        self._classifier, self._loaded = self._open(options)
         check_answer(self._classifier)
         self._last_seen = self._loaded
         self._correction_state: object = None
@@ -69,23 +70,25 @@ class ReloadingClassifier:
         if found != self._loaded and found == self._last_seen:
             self._reload(found)
         self._last_seen = found
-        if (state := _correction_state(self._classifier)) != self._correction_state:
+        if (state := self._find_correction()) != self._correction_state:
             self._correction_state = state
-            self._reload_correction()
+            old = self._classifier
+            self._classifier = self._open_correction(old)
+            self._report_changes(old, self._classifier)
 
     def _reload(self, found: object) -> None:
-        old = self._classifier
+        old, options = self._classifier, {**self._options, "correction": NONE}
         try:
-            proved = prove_model(self._path, self._options)
-            classifier, loaded = self._open()
+            proved = prove_model(self._path, options)
+            classifier, loaded = self._open(options)
             if classifier.model.sha256 != proved:
                 return  # replaced since the proof: the next check finds the newer model
-            self._classifier, self._loaded = classifier, loaded
         except Exception as error:  # whatever is wrong with the new model, the old one stays in use
             self._loaded = found  # not tried again until it changes
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self._report(f"new model rejected, the old model stays in use: {reason}")
         else:
+            self._classifier, self._loaded = self._open_correction(classifier), loaded
             self._report_changes(old, self._classifier)
 
     def _report_changes(self, old: Classifier, new: Classifier) -> None:
@@ -99,23 +102,32 @@ class ReloadingClassifier:
         elif old.correction:
             self._report(f"correction removed: {new.correction_path}")
 
-    def _reload_correction(self) -> None:
-        old = self._classifier
+    def _open_correction(self, classifier: Classifier) -> Classifier:
+        """Returns the classifier with the correction on the disk, else unchanged."""
+        named, allow = self._options.get("correction"), self._options.get("allow_correction", False)
         try:
-            self._classifier = old.reload_correction()
+            return classifier.with_correction(named, allow_correction=allow)
         except UserError as error:
-            self._report(f"new correction rejected: {error}")
-        else:
-            self._report_changes(old, self._classifier)
+            self._report(f"warning: {error}")
+            return classifier
+
+    def _find_correction(self) -> object:
+        """Returns a value that is equal as long as the same correction would be read."""
+        if (named := self._options.get("correction")) == NONE:
+            return None
+        path = correction_path(self._classifier.model, named)
+        with suppress(OSError):
+            return path, _file_state(path)
+        return path
 
     def _report(self, line: str) -> None:
         self.last_event = line
         self._on_event(line)
 
-    def _open(self) -> tuple[Classifier, object]:
+    def _open(self, options: Mapping[str, Any]) -> tuple[Classifier, object]:
         """Returns the classifier and its fingerprint, taken again if the file changed while it was loaded."""
         while True:
-            classifier = Classifier(self._path, **self._options)
+            classifier = Classifier(self._path, **options)
             found = self._fingerprint(classifier)
             with suppress(OSError):
                 data = classifier.model.path.read_bytes()
@@ -144,10 +156,3 @@ def _poll(reference: "ref[ReloadingClassifier]") -> None:
 def _file_state(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _correction_state(classifier: Classifier) -> object:
-    """Returns a value that is equal as long as the same correction would be read."""
-    with suppress(OSError):
-        return classifier.correction_path and _file_state(classifier.correction_path)
-    return None

@@ -184,6 +184,23 @@ def test_a_running_classifier_follows_its_correction(folder: Path) -> None:
     assert all(event.startswith(start) for event, start in zip(events, starts, strict=True)), events
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_named_correction_of_the_old_model_does_not_stop_a_new_one(
+    folder: Path, make_scene_model: MakeFolder, tmp_path: Path
+) -> None:
+    named, events = tmp_path / "scene.json", list[str]()
+    write_correction(named, make_correction(folder))
+    classifier = ReloadingClassifier(folder, on_event=events.append, correction=named)
+    assert classifier.current()(WHITE).known is False
+    make_scene_model(tmp_path / "new", release=2)
+    folder.rename(tmp_path / "quarters.old")
+    (tmp_path / "new").rename(folder)
+    wait_for(lambda: classifier.current()(WHITE).known is True)
+    wait_for(lambda: any("another model" in event for event in events))
+    write_correction(named, make_correction(folder))
+    wait_for(lambda: classifier.current()(WHITE).known is False)
+
+
 def test_a_correction_survives_writing_and_reading(folder: Path, tmp_path: Path) -> None:
     made = make_correction(folder, weight=0.1, bias=-2.5)
     write_correction(tmp_path / "c.json", made)
