@@ -72,9 +72,10 @@ class ReloadingClassifier:
         self._last_seen = found
         if (state := self._find_correction()) != self._correction_state:
             self._correction_state = state
-            old = self._classifier
-            self._classifier = self._open_correction(old)
-            self._report_changes(old, self._classifier)
+            old, new = self._classifier, self._open_correction(self._classifier)
+            if _correction_text(new) != _correction_text(old):
+                self._classifier = new
+                self._report_changes(old, new)
 
     def _reload(self, found: object) -> None:
         old, options = self._classifier, {**self._options, "correction": NONE}
@@ -94,11 +95,12 @@ class ReloadingClassifier:
     def _report_changes(self, old: Classifier, new: Classifier) -> None:
         if new.model.sha256 != old.model.sha256:
             self._report(f"model replaced: {new.model.path}")
-        if new.correction_problem and new.correction_problem != old.correction_problem:
+        if _correction_text(new) == _correction_text(old):
+            return
+        if new.correction_problem:
             self._report(f"warning: {new.correction_problem}")
         elif new.correction:
-            if old.correction is None or old.correction.to_json() != new.correction.to_json():
-                self._report(f"correction loaded: {new.correction_path}: {new.correction}")
+            self._report(f"correction loaded: {new.correction_path}: {new.correction}")
         elif old.correction:
             self._report(f"correction removed: {new.correction_path}")
 
@@ -156,3 +158,8 @@ def _poll(reference: "ref[ReloadingClassifier]") -> None:
 def _file_state(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _correction_text(classifier: Classifier) -> str:
+    """Returns a text that is equal for two classifiers with the same correction, or the same problem."""
+    return classifier.correction.to_json() if classifier.correction else classifier.correction_problem
