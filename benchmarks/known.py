@@ -39,6 +39,7 @@ with suppress_native_stderr():
 from train.features.devices import find_devices
 from train.features.extraction import extract
 from train.features.replica import Replica
+from train.features.store import feature_layout
 from train.network.novelty import BACKGROUND_WEIGHT, fit_novelty
 from train.network.vgg import INPUT_SIZE, read_weights
 
@@ -186,8 +187,10 @@ def spatial_mean(features: Any) -> NDArray[Any]:
 
 
 def pooled_unrelated_features() -> NDArray[Any]:
-    replica = Replica(read_weights(), "cpu:0", find_devices())
-    return replica(unrelated_pictures(INPUT_SIZE)).astype(np.float64).mean((1, 2))
+    weights = read_weights()
+    replica = Replica(weights, "cpu:0", find_devices())
+    rows = replica(unrelated_pictures(INPUT_SIZE))
+    return feature_layout(weights, "block5_pool").features(rows).astype(np.float64).mean((1, 2))
 
 
 def unrelated_pictures(size: tuple[int, int]) -> NDArray[np.uint8]:

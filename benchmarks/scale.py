@@ -24,7 +24,7 @@ from train.features.devices import find_devices
 from train.features.extraction import extract, plan_extraction
 from train.features.ray_address import check_ray_address
 from train.features.ray_cluster import RayCluster, connect_to_ray
-from train.features.store import write_feature
+from train.features.store import feature_layout, write_feature
 from train.network.vgg import Weights, read_weights
 
 COUNT = 128  # photos: 4 shards of 2 batches
@@ -83,11 +83,11 @@ def rate(
 
 
 def store_rate(weights: Weights) -> float:
-    feature = np.zeros(weights.output_shape("block5_pool"), np.float16)
+    row = np.zeros(feature_layout(weights, "block5_pool").values, np.float16)
     with tempfile.TemporaryDirectory() as cache:
         started = time.monotonic()
         for number in range(500):
-            write_feature(Path(cache) / f"{number % 256:02x}" / f"{number}.npy", feature)
+            write_feature(Path(cache) / f"{number % 256:02x}" / f"{number}.npy", row)
         return 500 / (time.monotonic() - started)
 
 

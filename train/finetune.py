@@ -1,6 +1,7 @@
 """Fine-tune the last blocks of the base together with the head, at a low learning rate.
 
-train/trainer.py holds the loop and its checkpoints. An epoch trains on each photo once, in its next view.
+train/trainer.py holds the loop and its checkpoints. An epoch trains on each photo once, in its next view, and
+on some negatives.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.class_weights import class_weights
+from train.data.class_weights import NEGATIVE, class_weights
 from train.distributed import ProcessShard, broadcast_from_first, distribute, list_gpus
 from train.network.vgg import BLOCKS, Weights, block_layers, tensors_of
 from train.settings import FIRST_TRAINED_BLOCK, Settings
@@ -22,11 +23,13 @@ from train.trainer import (
     Batches,
     EpochCallback,
     EpochOrder,
+    PhotoAccuracy,
     Split,
     Stage,
     ignore_epoch,
     train_epochs,
     training_fingerprint,
+    with_negatives,
 )
 
 WARMUP_SHARE = 0.1  # of all steps: Adam's first estimates are poor and would damage the trained blocks
@@ -76,12 +79,14 @@ def fine_tune(
     """Train `start`, whose blocks are `upper_blocks`, further; returns the result in float32 and its weights.
 
     `train` holds settings.fine_tune_views views of each photo: the first view of all photos, then the second
-    view of all photos, and so on. The weights of `start` stay when no epoch has a lower loss on `val`. See
-    train/trainer.py for `checkpoint_dir` and `on_epoch`. Each batch is divided among all GPUs, and among all
-    processes of `shard`.
+    view of all photos, and so on, and then the negatives. The weights of `start` stay when no epoch has a
+    lower loss on `val`. See train/trainer.py for `checkpoint_dir` and `on_epoch`. Each batch is divided among
+    all GPUs, and among all processes of `shard`.
     """
     make_deterministic(settings.seed)
-    photos = len(train[1]) // settings.fine_tune_views
+    rows = int((train[1] != NEGATIVE).sum())  # of all views
+    photo_order = view_schedule(rows // settings.fine_tune_views, settings)
+    epoch_order = with_negatives(photo_order, rows, len(train[1]) - rows, settings.seed)
     with distribute(shard or ProcessShard()) as shared:
         # Layers that a distribution spreads over devices must be created inside its scope.
         blocks = upper_blocks(weights, settings)
@@ -89,7 +94,8 @@ def fine_tune(
         model = keras.Sequential([keras.Input(train[0].shape[1:]), *blocks, *head])
         for layer, trained in zip(head, start.head, strict=True):
             layer.set_weights(broadcast_from_first(shared, trained.get_weights()))
-        batches = Batches(*train, classes, settings.fine_tune_batch, view_schedule(photos, settings), shared)
+        weights_by_class = class_weights(train[1], classes, settings.class_weight)
+        batches = Batches(*train, classes, settings.fine_tune_batch, epoch_order, shared, weights_by_class)
         val_batches = Batches(*val, classes, shard=shared)
         _compile(model, settings, settings.fine_tune_epochs * len(batches))
         start_weights, start_loss = model.get_weights(), _loss(model, val_batches)
@@ -98,7 +104,6 @@ def fine_tune(
             settings.fine_tune_epochs,
             checkpoint_dir,
             training_fingerprint(settings, train, val) if checkpoint_dir else "",
-            class_weights(train[1], classes, settings.class_weight),
             on_epoch,
         )
         tuned = train_epochs(model, batches, val_batches, stage)
@@ -142,7 +147,7 @@ def _compile(model: keras.Model, settings: Settings, steps: int) -> None:
     model.compile(
         optimizer=keras.optimizers.AdamW(schedule, weight_decay=settings.weight_decay),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
-        metrics=["accuracy"],
+        metrics=[PhotoAccuracy()],
         # In TensorFlow, XLA with mixed precision and several devices has crashed (keras issue 21366).
         jit_compile=keras.backend.backend() == "jax",
     )

@@ -183,12 +183,11 @@ def train_layers(
     settings, features, classes = config.settings, extracted.features, len(extracted.dataset.classes)
     val = features.of("val")
     blocks = upper_blocks(base, settings)
-    head = train_head(
-        features.of("train", settings.views), val, classes, settings, blocks, checkpoints, logger.log_epoch
-    )
+    views = features.for_training(settings.views)
+    head = train_head(views, val, classes, settings, blocks, checkpoints, logger.log_epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in head.history]
     if config.fine_tunes and not head.interrupted:
-        views = features.of("train", settings.fine_tune_views)
+        views = features.for_training(settings.fine_tune_views)
         head, base = fine_tune(
             head, views, val, classes, base, settings, checkpoints, logger.log_epoch, shard
         )

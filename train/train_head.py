@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.class_weights import class_weights
+from train.data.class_weights import NEGATIVE, class_weights
 from train.network.heads import HEADS
 from train.settings import Settings
 from train.trainer import (
@@ -18,11 +18,13 @@ from train.trainer import (
     EpochCallback,
     EpochMetrics,
     FeatureArray,
+    PhotoAccuracy,
     Split,
     Stage,
     ignore_epoch,
     train_epochs,
     training_fingerprint,
+    with_negatives,
 )
 
 
@@ -53,8 +55,8 @@ def train_head(
 ) -> TrainedHead:
     """Train the recipe's head on features [N, height, width, channels] and class indices [N].
 
-    `blocks` are the base's layers between the features and the head; they stay frozen here. See
-    train/trainer.py for the best epoch, `checkpoint_dir` and `on_epoch`.
+    In `train`, negatives follow the photos. `blocks` are the base's layers between the features and the head;
+    they stay frozen here. See train/trainer.py for the best epoch, `checkpoint_dir` and `on_epoch`.
     """
     make_deterministic(settings.seed)
     head = HEADS[settings.recipe](classes, settings)
@@ -63,13 +65,19 @@ def train_head(
     train_x, val_x = predict_in_batches(reducer, train[0]), predict_in_batches(reducer, val[0])
     model = keras.Sequential([keras.Input(train_x.shape[1:]), *head[1:]])
     _initialize_weights(head[1:], settings.seed)
-    rows = len(train_x)
+    photos = int((train[1] != NEGATIVE).sum())
     batches = Batches(
         train_x,
         train[1],
         classes,
         settings.batch,
-        lambda epoch: np.random.default_rng([settings.seed, epoch]).permutation(rows),
+        with_negatives(
+            lambda epoch: np.random.default_rng([settings.seed, epoch]).permutation(photos),
+            photos,
+            len(train_x) - photos,
+            settings.seed,
+        ),
+        class_weight=class_weights(train[1], classes, settings.class_weight),
     )
     model.compile(
         optimizer=keras.optimizers.AdamW(
@@ -77,14 +85,13 @@ def train_head(
             weight_decay=settings.weight_decay,
         ),
         loss=keras.losses.CategoricalCrossentropy(label_smoothing=settings.label_smoothing),
-        metrics=["accuracy"],
+        metrics=[PhotoAccuracy()],
     )
     stage = Stage(
         "head",
         settings.epochs,
         checkpoint_dir,
         training_fingerprint(settings, train, val) if checkpoint_dir else "",
-        class_weights(train[1], classes, settings.class_weight),
         on_epoch,
     )
     trained = train_epochs(model, batches, Batches(val_x, val[1], classes), stage)

@@ -28,11 +28,17 @@ from train.progress import Progress
 from train.settings import Settings
 
 FeatureArray = FeatureStore | NDArray[Any]
-Split = tuple[FeatureArray, NDArray[Any]]  # features [N, …] and class indices [N]
+Split = tuple[FeatureArray, NDArray[Any]]  # features [N, …] and class indices [N]; negatives come last
 EpochMetrics = Mapping[str, float]  # "epoch", "loss", "accuracy", "val_loss", "val_accuracy"
 EpochCallback = Callable[[str, EpochMetrics], object]  # gets the stage's name and an epoch's metrics
 EpochOrder = Callable[[int], NDArray[np.intp]]  # epoch number from 0 → rows in training order
 EVALUATION_BATCH = 128
+# Negatives learn the uniform distribution over the classes: outlier exposure (Hendrycks, Mazeika & others,
+# "Deep Anomaly Detection with Outlier Exposure", 2019). The paper weights their mean loss by 0.5. An epoch
+# with half as many negatives as photos has the same effect, if each negative weighs as much as a photo. Fewer
+# negatives have less effect, so a few of them cannot displace the classes.
+NEGATIVES_PER_PHOTO = 0.5
+NEGATIVE_WEIGHT = 1.0
 
 
 def ignore_epoch(stage: str, metrics: EpochMetrics) -> None:
@@ -44,15 +50,13 @@ class Stage:
     """A training stage and what surrounds it.
 
     `checkpoint_dir` holds the checkpoint `NAME.npz`, which resumes a run with the same `fingerprint`; the
-    caller deletes the folder. `class_weight` maps class indices to the weight of their photos in the loss.
-    `on_epoch` also gets the epochs that a resumed run skips.
+    caller deletes the folder. `on_epoch` also gets the epochs that a resumed run skips.
     """
 
     name: str
     epochs: int
     checkpoint_dir: Path | None = None
     fingerprint: str = ""
-    class_weight: Mapping[int, float] | None = None
     on_epoch: EpochCallback = ignore_epoch
 
 
@@ -67,8 +71,10 @@ class TrainingHistory:
 def train_epochs(model: keras.Model, train: Batches, val: Batches, stage: Stage) -> TrainingHistory:
     """Train a compiled model and leave it with the weights of its best epoch.
 
-    The best epoch has the lowest loss on `val`, or on `train` when `val` is empty. Raises UserError when the
-    checkpoint cannot be written.
+    The best epoch has the lowest loss on `val`, or on `train` when `val` is empty. `val` holds photos of the
+    classes alone: negatives would choose an epoch by how flat its probabilities are, but the detector of
+    unknown pictures is fitted after training and has its own threshold. Raises UserError when the checkpoint
+    cannot be written.
     """
     model.optimizer.build(model.trainable_variables)
     path = stage.checkpoint_dir / f"{stage.name}.npz" if stage.checkpoint_dir else None
@@ -88,7 +94,6 @@ def train_epochs(model: keras.Model, train: Batches, val: Batches, stage: Stage)
                     initial_epoch=done,
                     epochs=stage.epochs,
                     shuffle=False,  # Batches shuffles
-                    class_weight=stage.class_weight,
                     callbacks=[CheckpointCallback(checkpoint, train, progress, stage)],
                     verbose=0,
                 )
@@ -112,10 +117,12 @@ def training_fingerprint(settings: Settings, train: Split, val: Split) -> str:
 
 
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
-    """Batches of features float32 [batch_size, …] and one-hot classes.
+    """Batches of features float32 [batch_size, …] and one-hot classes, uniform for negatives.
 
     `epoch_order` returns the rows of an epoch; without it, all rows in their order. With a `shard`, a batch
     holds the rows of this process, and rows that do not divide evenly among all devices are left out.
+    `class_weight` maps class indices to the weight of their photos in the loss; a batch then has a third
+    part, the weights [batch_size].
     """
 
     def __init__(
@@ -126,9 +133,16 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         batch_size: int = EVALUATION_BATCH,
         epoch_order: EpochOrder | None = None,
         shard: ProcessShard | None = None,
+        class_weight: Mapping[int, float] | None = None,
     ) -> None:
         super().__init__()
-        self.features, self.labels, self.classes = features, labels, classes
+        self.features, self.labels = features, labels
+        # By class index: the last row is that of NEGATIVE, which is -1.
+        self.targets = np.concatenate([np.eye(classes), np.full((1, classes), 1 / classes)], dtype=np.float32)
+        self.weights: NDArray[np.float32] | None = None
+        if class_weight:
+            weights = [class_weight.get(index, 0.0) for index in range(classes)]
+            self.weights = np.array([*weights, NEGATIVE_WEIGHT], np.float32)
         self.shard = shard or ProcessShard()
         self.batch_size = max(batch_size // self.shard.devices, 1) * self.shard.devices
         self.epoch_order = epoch_order or (lambda epoch: np.arange(len(labels)))
@@ -141,12 +155,41 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
 
-    def __getitem__(self, step: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def __getitem__(self, step: int) -> tuple[NDArray[Any], ...]:
         rows = self.rows[step * self.batch_size : (step + 1) * self.batch_size]
         rows = rows[self.shard.process :: self.shard.processes]
-        return self.features[rows].astype(np.float32), keras.utils.to_categorical(
-            self.labels[rows], self.classes
-        )
+        labels = self.labels[rows]
+        batch = self.features[rows].astype(np.float32), self.targets[labels]
+        return batch if self.weights is None else (*batch, self.weights[labels])
+
+
+def with_negatives(photo_order: EpochOrder, first: int, negatives: int, seed: int) -> EpochOrder:
+    """The order of photos with negatives among them, NEGATIVES_PER_PHOTO for each photo at most.
+
+    The rows of the `negatives` begin at row `first`. Each epoch draws other ones; the seed and the epoch
+    decide which. Without negatives the order is `photo_order`.
+    """
+    if not negatives:
+        return photo_order
+
+    def epoch_order(epoch: int) -> NDArray[np.intp]:
+        photos, rng = photo_order(epoch), np.random.default_rng([seed, epoch, 2])
+        drawn = first + rng.permutation(negatives)[: int(NEGATIVES_PER_PHOTO * len(photos))]
+        return rng.permutation(np.concatenate([photos, drawn]))
+
+    return epoch_order
+
+
+class PhotoAccuracy(keras.metrics.CategoricalAccuracy):  # type: ignore[misc]
+    """The share of photos whose class has the highest probability; negatives have no class."""
+
+    def __init__(self) -> None:
+        super().__init__(name="accuracy")
+
+    def update_state(self, targets: Any, probabilities: Any, sample_weight: Any = None) -> None:
+        # The target of a photo is 1 for its class, that of a negative at most a half.
+        has_class = keras.ops.max(targets, axis=-1) > 0.75
+        super().update_state(targets, probabilities, keras.ops.cast(has_class, "float32"))
 
 
 class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from train.data.class_weights import NEGATIVE
 from train.finetune import compute_dtype, fine_tune, upper_blocks, view_schedule
 from train.network.vgg import CONVOLUTIONS, Weights, random_weights
 from train.settings import Settings
 from train.train_head import TrainedHead, predict_in_batches, train_head
-from train.trainer import Batches, CheckpointCallback, Stage
+from train.trainer import Batches, CheckpointCallback
 
 SETTINGS = Settings(
     epochs=3,
@@ -79,10 +80,10 @@ def test_fine_tuning_changes_block5_only(
 def test_photos_of_a_small_class_have_a_larger_weight(
     weights: Weights, uninterrupted: tuple[TrainedHead, Weights], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages: list[Stage] = []
+    weights_by_class = []
 
-    def stop(model: object, train: object, val: object, stage: Stage) -> None:
-        stages.append(stage)
+    def stop(model: object, train: Batches, val: object, stage: object) -> None:
+        weights_by_class.append(None if train.weights is None else train.weights.tolist())
         raise KeyboardInterrupt
 
     monkeypatch.setattr("train.finetune.train_epochs", stop)
@@ -91,7 +92,7 @@ def test_photos_of_a_small_class_have_a_larger_weight(
     for class_weight in ("none", "balanced"):
         with pytest.raises(KeyboardInterrupt):
             fine_tune(uninterrupted[0], uneven, VAL, 2, weights, replace(SETTINGS, class_weight=class_weight))
-    assert [stage.class_weight for stage in stages] == [None, {0: 0.6, 1: 3.0}]
+    assert weights_by_class == [None, pytest.approx([0.6, 3, 1])], "the last weight is that of a negative"
 
 
 def test_fine_tuning_that_does_not_improve_val_leaves_all_weights(
@@ -107,6 +108,23 @@ def test_fine_tuning_that_does_not_improve_val_leaves_all_weights(
         np.testing.assert_array_equal(result.tensors[name], tensor)
     for before, after in zip(head, [a for layer in trained.head for a in layer.get_weights()], strict=True):
         np.testing.assert_array_equal(before, after)
+
+
+def test_negatives_lose_their_confident_class(weights: Weights) -> None:
+    """Pictures with the features of a class and others, which training without negatives takes for it."""
+    settings = replace(SETTINGS, epochs=20, fine_tune_epochs=6)
+    negatives = synthetic_features(10, 1, 2)[0]
+    negatives[..., 40:60] += np.float16(60)
+    unlabelled = np.full(len(negatives), NEGATIVE, np.int32)
+    with_none = np.concatenate([TRAIN[0], negatives]), np.concatenate([TRAIN[1], unlabelled])
+    highest = []
+    for train in (TRAIN, with_none):
+        start = train_head(train, VAL, 2, settings, upper_blocks(weights, settings))
+        trained, _ = fine_tune(start, train, VAL, 2, weights, settings)
+        probabilities = predict_in_batches(trained.classifier, predict_in_batches(trained.reducer, negatives))
+        highest.append(probabilities.max(1).mean())
+        assert trained.history[-1]["val_accuracy"] == 1
+    assert highest[1] < highest[0] - 0.1
 
 
 def test_upper_blocks_follow_the_setting(weights: Weights) -> None:

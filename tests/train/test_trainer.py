@@ -15,16 +15,19 @@ import pytest
 from runtime.common.errors import UserError
 from tests.helpers import ROOT
 from tests.interrupt import press_ctrl_c_after_epoch
+from train.data.class_weights import NEGATIVE
 from train.train_head import make_deterministic
 from train.trainer import (
     Batches,
     CheckpointCallback,
     EpochCallback,
     EpochMetrics,
+    PhotoAccuracy,
     Stage,
     TrainingHistory,
     ignore_epoch,
     train_epochs,
+    with_negatives,
 )
 
 Trained = tuple[TrainingHistory, keras.Model]
@@ -56,7 +59,7 @@ def train_small(
     checkpoint_dir: Path | None, fingerprint: str = "a", on_epoch: EpochCallback = ignore_epoch
 ) -> Trained:
     model = small_model()
-    stage = Stage("head", EPOCHS, checkpoint_dir, fingerprint, None, on_epoch)
+    stage = Stage("head", EPOCHS, checkpoint_dir, fingerprint, on_epoch)
     return train_epochs(model, shuffled_batches(), Batches(ROWS, LABELS, 2), stage), model
 
 
@@ -183,7 +186,37 @@ def test_ctrl_c_ends_training_with_the_best_weights_so_far(monkeypatch: pytest.M
 def test_class_weights_change_the_loss() -> None:
     losses = []
     for class_weight in (None, {0: 1.0, 1: 5.0}):
-        stage = Stage("head", 1, class_weight=class_weight)
-        trained = train_epochs(small_model(), shuffled_batches(), Batches(ROWS, LABELS, 2), stage)
+        train = Batches(ROWS, LABELS, 2, 8, class_weight=class_weight)
+        trained = train_epochs(small_model(), train, Batches(ROWS, LABELS, 2), Stage("head", 1))
         losses.append(trained.epochs[0]["loss"])
     assert losses[1] > 1.5 * losses[0]
+
+
+def test_negatives_have_a_uniform_target_and_the_weight_of_a_photo() -> None:
+    labels = np.array([1, 0, NEGATIVE])
+    _, targets, weights = Batches(ROWS[:3], labels, 2, class_weight={0: 3.0, 1: 0.6})[0]
+    np.testing.assert_array_equal(targets, [[0, 1], [1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(weights, [0.6, 3, 1])
+
+
+def test_each_epoch_draws_other_negatives_and_at_most_half_as_many_as_photos() -> None:
+    photo_order = lambda epoch: np.arange(10)  # noqa: E731
+    order = with_negatives(photo_order, 10, 40, seed=3)
+    drawn = []
+    for epoch in range(2):
+        rows = order(epoch)
+        assert sorted(rows[rows < 10]) == list(range(10))
+        drawn.append(set(rows[rows >= 10]))
+        assert len(drawn[-1]) == 5 and max(drawn[-1]) < 50
+        assert (rows[:10] >= 10).any(), "negatives are among the photos, not after them"
+        np.testing.assert_array_equal(order(epoch), rows)
+    assert drawn[0] != drawn[1]
+    assert sorted(with_negatives(photo_order, 10, 3, seed=3)(0)) == list(range(13))
+    assert with_negatives(photo_order, 10, 0, seed=3) is photo_order
+
+
+def test_the_accuracy_leaves_negatives_out() -> None:
+    accuracy = PhotoAccuracy()
+    targets = np.array([[1, 0], [1, 0], [0, 1], [0.5, 0.5]], np.float32)
+    accuracy.update_state(targets, np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.1, 0.9]], np.float32))
+    assert float(accuracy.result()) == pytest.approx(2 / 3)

@@ -252,7 +252,7 @@ def distill_student(
     config = DistillationConfig(
         settings.batch, settings.learning_rate, student.settings.weight_decay, settings.seed, order
     )
-    stage = Stage("distill", settings.epochs, cache.folder, cache.fingerprint, None, logger.log_epoch)
+    stage = Stage("distill", settings.epochs, cache.folder, cache.fingerprint, logger.log_epoch)
     weights, trained = distill(
         student.head, student.weights, student.first_view, outputs["train"], outputs["val"], config, stage
     )

@@ -22,6 +22,7 @@ CROP_SOURCE = 280  # pixels a side of the picture that crops are taken from
 CROP_AREA = (0.5, 1.0)  # share of the photo's area
 CROP_ASPECT = (0.8, 1.25)  # width / height
 COLOR_FACTOR = (0.7, 1.3)  # factor of brightness, contrast and saturation
+NEGATIVE_VIEWS = 2  # of a training negative, at most: negatives are many, and an epoch draws some of them
 
 
 def augment(
@@ -41,6 +42,16 @@ def augment(
         elif plain is not None:
             found.append(plain[:, ::-1] if view else plain)
     return found
+
+
+def view_count(split: str, views: int) -> int:
+    """The number of views of each photo of a split: `views` in train, otherwise 1."""
+    return views if split == "train" else 1
+
+
+def negative_view_count(split: str, views: int) -> int:
+    """The number of views of each negative of a split, where training photos have `views`."""
+    return view_count(split, min(views, NEGATIVE_VIEWS))
 
 
 def view_name(view: int) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from train.data.dataset import Dataset
 
+NEGATIVE = -1  # the class index of a photo of none of the classes
 UNEVEN_RATIO = 1.5  # largest class / smallest class, above which classes are weighted
 
 
@@ -17,12 +18,14 @@ def class_weights(labels: NDArray[Any], classes: int, method: str) -> dict[int, 
     """The weight of a photo by class index, for class indices [N]: n / (classes x n_c) with "balanced"
     (King & Zeng, "Logistic Regression in Rare Events Data", Political Analysis 2001).
 
-    None, which gives each photo the same weight, with "none" and if the classes are even.
+    Negatives do not count. None, which gives each photo the same weight, with "none" and if the classes are
+    even.
     """
-    counts = np.bincount(labels, minlength=classes)
+    photos = labels[labels != NEGATIVE]
+    counts = np.bincount(photos, minlength=classes)
     if method == "none" or not _uneven(counts.tolist()):
         return None
-    return {index: len(labels) / (classes * int(count)) for index, count in enumerate(counts) if count}
+    return {index: len(photos) / (classes * int(count)) for index, count in enumerate(counts) if count}
 
 
 def print_class_balance(dataset: Dataset, method: str) -> None:

@@ -30,10 +30,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Pictures, each a photo and a view, with their features float16 [N, …]; and unreadable photos."""
+    """Pictures, each a photo and a view, with their rows of features float16 [N, values]; and unreadable
+    photos.
+    """
 
     pictures: list[tuple[Photo, int]]
-    features: Sequence[NDArray[Any]] | NDArray[Any]
+    rows: Sequence[NDArray[Any]] | NDArray[Any]
     unreadable: list[Unreadable] = field(default_factory=list)
 
 
@@ -75,10 +77,10 @@ def extract_batches(
     def compute(batch: tuple[Picture, ...]) -> FeatureBatch:
         replica = idle.get()
         try:
-            features = replica(np.stack([pixels for _, _, pixels in batch]))
+            rows = replica(np.stack([pixels for _, _, pixels in batch]))
         finally:
             idle.put(replica)
-        return FeatureBatch([(photo, view) for photo, view, _ in batch], features)
+        return FeatureBatch([(photo, view) for photo, view, _ in batch], rows)
 
     with _thread_pool(min(8, os.cpu_count() or 1)) as decoders, _thread_pool(len(replicas)) as computers:
         yield from _map_ahead(computers, compute, _batched(decoded(), size), 2 * len(replicas))

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,7 +18,8 @@ from runtime.common.errors import UserError
 from runtime.preprocess.picture import read_picture
 from tests.helpers import ROOT
 from train.cache import CacheError, make_room
-from train.data.dataset import LeftOut
+from train.data.class_weights import NEGATIVE
+from train.data.dataset import LeftOut, file_sha256
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import near_duplicates
 from train.data.synthetic import draw_flower
@@ -24,7 +27,8 @@ from train.features.batches import _map_ahead
 from train.features.devices import Devices, find_devices
 from train.features.extraction import extract, plan_extraction
 from train.features.replica import Replica
-from train.network.vgg import Weights, load_weights, read_weights
+from train.features.store import feature_layout
+from train.network.vgg import Weights, base_layers, load_weights, picture_input, read_weights
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,53 @@ def test_features_are_the_output_of_the_base(photos: Path, tmp_path: Path, weigh
     pixels = [
         read_picture(photos / photo.path, weights.input_size) for photo in features.dataset.split("train")
     ]
-    expected = base(np.stack(pixels + [picture[:, ::-1] for picture in pixels]))
-    np.testing.assert_allclose(features.of("train")[0][:], expected, rtol=2e-3, atol=1e-2)
+    rows = base(np.stack(pixels + [picture[:, ::-1] for picture in pixels]))
+    layout = feature_layout(weights, "block5_pool")
+    store = features.of("train")[0]
+    np.testing.assert_allclose(store[:], layout.features(rows), rtol=2e-3, atol=1e-2)
+    for found, expected in zip(store.channel_means(), layout.channel_means(rows), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("layer", ["block5_pool", "block3_pool"])
+def test_a_row_holds_the_means_of_all_pooling_layers_up_to_the_layer(weights: Weights, layer: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    rows = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8), layer)(pixels)
+    layout = feature_layout(weights, layer)
+    assert rows.shape == (3, layout.values) and rows.dtype == np.float16
+    image = picture_input(weights.input_size)
+    base = keras.Model(image, base_layers(image, widths=weights.widths))
+    load_weights(base, weights)
+    means = layout.channel_means(rows)
+    assert len(means) == int(layer[5])
+    for number, found in enumerate(means, 1):
+        pool = keras.Model(image, base.get_layer(f"block{number}_pool").output).predict_on_batch(pixels)
+        np.testing.assert_allclose(found, pool.mean((1, 2)), rtol=2e-3, atol=1e-3)
+    last = keras.Model(image, base.get_layer(layer).output).predict_on_batch(pixels)
+    np.testing.assert_allclose(layout.features(rows), last, rtol=2e-3, atol=1e-2)
+
+
+def test_negatives_follow_the_training_photos_in_fewer_views(
+    photos: Path, tmp_path: Path, weights: Weights
+) -> None:
+    outside = tmp_path / "outside.png"
+    draw_flower("tulips", 0).save(outside)
+    found = find_photos(photos)
+    one = replace(found.photos[0], path=str(outside), label="none", sha256=file_sha256(outside))
+    negatives = tuple(replace(one, split=split) for split in ("train", "val"))
+    dataset = replace(found, negatives=negatives)
+    features = extract(dataset, weights, tmp_path / "cache", views=3)
+    photos_in_train = len(dataset.split("train"))
+    store, labels = features.for_training(3)
+    assert labels.tolist() == [0, 1] * 3 + 2 * [NEGATIVE] and len(store) == 3 * photos_in_train + 2
+    pixels = read_picture(outside, weights.input_size)
+    base = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
+    rows = base(np.stack([pixels, pixels[:, ::-1]]))
+    np.testing.assert_allclose(store[-2:], store.layout.features(rows), rtol=2e-3, atol=1e-2)
+    assert [len(features.negatives_of(split)[0]) for split in ("train", "val", "test")] == [2, 1, 0]
+    outside.write_text("not a picture")
+    again = extract(dataset, weights, tmp_path / "other", views=1).dataset
+    assert not again.negatives and [item.path for item in again.left_out] == [str(outside)]
 
 
 def test_unreadable_photos_are_left_out(photos: Path, tmp_path: Path, weights: Weights) -> None:
