@@ -45,12 +45,12 @@ from export.photos import read_photos
 from export.serving_model import named_outputs, predict
 from runtime.inference.engines import default_threads
 from train.compress.allocation import LAST, VGG16, NetworkShape, choose_shape
-from train.compress.features import predict_pooled_features
+from train.compress.features import predict_channel_means
 from train.compress.photos import read_photos as read_sample
 from train.compress.pipeline import SIZES
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
-from train.compress.teacher_cache import with_pooled_features
+from train.compress.teacher_cache import teacher_model
 from train.data.dataset import SPLITS
 from train.network.heads import build_classifier
 from train.network.vgg import CONVOLUTIONS, Weights, tensors_of
@@ -144,8 +144,8 @@ class BenchmarkData:
 
     def _teacher_outputs(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The uncompressed model's pooled features and probabilities for the training photos."""
-        teacher = with_pooled_features(self.run.load_model())
-        probabilities, features = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
+        teacher = teacher_model(self.run.load_model())
+        probabilities, features, _ = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
         return features, probabilities
 
 
@@ -153,7 +153,7 @@ def reconstructed_model(data: BenchmarkData, shape: NetworkShape) -> tuple[keras
     """A network solved by least squares with a new head, and its top-1 on val."""
     pictures = read_sample(data.run.dataset, data.sample, shape.size)
     tensors = reconstruct(data.tensors, pictures, shape.widths).tensors
-    pooled = predict_pooled_features(Weights(tensors, "", ""), data.pictures("train", shape.size))
+    pooled = pooled_features(Weights(tensors, "", ""), data.pictures("train", shape.size), "train")
     targets = pruning_targets(*data.teacher_outputs())
     pruned = prune_last(tensors, pooled, targets, shape.widths[LAST])
     weights = Weights(pruned, "", "", (shape.size, shape.size))
@@ -193,7 +193,11 @@ def by_chance(kernel: NDArray[np.float32]) -> NDArray[np.intp]:
 
 
 def pooled_by_split(data: BenchmarkData, weights: Weights, size: int) -> dict[str, NDArray[np.float32]]:
-    return {split: predict_pooled_features(weights, data.pictures(split, size), split) for split in SPLITS}
+    return {split: pooled_features(weights, data.pictures(split, size), split) for split in SPLITS}
+
+
+def pooled_features(weights: Weights, pictures: NDArray[np.uint8], name: str) -> NDArray[np.float32]:
+    return predict_channel_means(weights, pictures, np.arange(len(pictures)), name)[-1]
 
 
 def train_new_head(

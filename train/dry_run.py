@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.augment import negative_view_count
 from train.data.dataset import Dataset
 from train.features.batches import extract_batches
 from train.features.devices import Devices
@@ -26,6 +27,7 @@ from train.finetune import fine_tune, upper_blocks
 from train.network.vgg import Weights
 from train.settings import Settings
 from train.train_head import train_head
+from train.trainer import negatives_per_epoch
 
 Split = tuple[NDArray[Any], NDArray[Any]]
 TIME_BOX = 2.0  # seconds of extraction, after the first batch
@@ -37,7 +39,7 @@ def print_plan(
     dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
 ) -> None:
     """Print what a run would compute and train, and an estimate of its time. Nothing is stored."""
-    photos = len(dataset.split("train"))
+    photos, negatives = len(dataset.split("train")), _train_negatives(dataset, settings)
     print(
         f"would compute: features of {work.pictures:,} pictures, {work.pictures * work.size / 1e9:.2f} GB, "
         f"in {work.folder}"
@@ -45,11 +47,13 @@ def print_plan(
     print(
         f"would train: the {settings.recipe} head for {settings.epochs} epochs of "
         f"{settings.views * photos:,} pictures, {photos:,} photos in {settings.views} views"
+        f"{_and_negatives(settings.views * photos, negatives)}"
     )
     if settings.fine_tune != "none":
         print(
             f"would fine-tune: from {settings.fine_tune} on, for {settings.fine_tune_epochs} epochs of "
             f"{photos:,} photos, each in one of {settings.fine_tune_views} views"
+            f"{_and_negatives(photos, negatives)}"
         )
     print("measuring a small part of each stage …", flush=True)
     with redirect_stderr(io.StringIO()):  # progress bars of the samples
@@ -64,24 +68,38 @@ def estimate(
 ) -> Mapping[str, float]:
     """Seconds of each stage, by its description."""
     photos, val = len(dataset.split("train")), len(dataset.split("val"))
+    negatives = _train_negatives(dataset, settings)
     stages: dict[str, float] = {}
     if work.missing:
         start, rate = _time_extraction(dataset, work, weights, devices)
         if rate:
             stages[f"features at {rate:.1f} pictures/s"] = start + work.pictures / rate
     start, step = _time_head(weights, settings, len(dataset.classes))
-    epoch = step * -(-settings.views * photos // settings.batch)
+    rows = settings.views * photos
+    epoch = step * -(-(rows + negatives_per_epoch(rows, negatives)) // settings.batch)
     head = start + epoch * settings.epochs
     if settings.fine_tune == "none":
         stages[f"head at {_duration(epoch)} per epoch"] = head
         return stages
     start, photo = _time_fine_tuning(work.layer, len(dataset.classes), weights, settings)
     # The head's pictures pass the blocks once, forward only: a third of a training step (forward + backward).
-    stages[f"head at {_duration(epoch)} per epoch"] = head + (settings.views * photos + val) * photo / 3
-    stages[f"{settings.fine_tune} at {_duration(photo * photos)} per epoch"] = (
-        start + photo * photos * settings.fine_tune_epochs
+    stages[f"head at {_duration(epoch)} per epoch"] = head + (rows + negatives + val) * photo / 3
+    epoch = photo * (photos + negatives_per_epoch(photos, negatives))
+    stages[f"{settings.fine_tune} at {_duration(epoch)} per epoch"] = (
+        start + epoch * settings.fine_tune_epochs
     )
     return stages
+
+
+def _train_negatives(dataset: Dataset, settings: Settings) -> int:
+    """The number of training negatives, in all their views."""
+    most = max(settings.views, settings.fine_tune_views if settings.fine_tune != "none" else 1)
+    return len(dataset.negatives_of("train")) * negative_view_count("train", most)
+
+
+def _and_negatives(photos: int, negatives: int) -> str:
+    count = negatives_per_epoch(photos, negatives)
+    return f", and {count:,} pictures of none of the classes" if count else ""
 
 
 def _time_extraction(

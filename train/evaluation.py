@@ -1,19 +1,47 @@
-"""Calibrate a trained head, fit the novelty detector, and measure val and test."""
+"""Calibrate a trained head, fit the detector of unknown pictures, and measure val and test."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+import numpy as np
 from numpy.typing import NDArray
 
-from train.metrics import SplitMetrics, compute_metrics
+from runtime.model_file.statistics import ModelStatistics
+from train.data.dataset import SPLITS
+from train.metrics import NegativeMetrics, SplitMetrics, compute_metrics, compute_negative_metrics
 from train.network.calibration import apply_temperature, expected_calibration_error, temperature
-from train.network.descriptor import describe
+from train.network.descriptor import channel_means, describe
 from train.network.novelty import THRESHOLD, NoveltyModel, fit_novelty, unknown_rate
-from train.train_head import TrainedHead, predict_in_batches
-from train.trainer import Split
+from train.network.statistics import build_statistics
+from train.network.vgg import POOLS
+from train.train_head import TrainedHead, predict_in_batches, predict_outputs
+from train.trainer import FeatureArray
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """The pictures of a split: features [N, …], class indices [N], and the channel means [N, W] of each
+    pooling layer up to the features.
+    """
+
+    features: FeatureArray
+    labels: NDArray[Any]
+    means: Sequence[NDArray[Any]]
+
+
+Splits = Mapping[str, SplitFeatures]  # train, val and test
+
+
+@dataclass(frozen=True)
+class NegativeResults:
+    """The results for negatives: `probabilities` [N, C], and `known` [N] or None without a detector."""
+
+    probabilities: NDArray[Any]
+    known: NDArray[Any] | None
 
 
 @dataclass(frozen=True)
@@ -21,7 +49,7 @@ class Evaluation:
     """The results of a trained head, by split, for val and test.
 
     `probabilities` are [N, C]. `metrics` go to metrics.json and `summaries` to run.json; both are None for a
-    split without photos. `novelty_model` is None if it was not fitted.
+    split without photos. `novelty_model` and `statistics` are None if no detector was fitted.
     """
 
     probabilities: Mapping[str, NDArray[Any]]
@@ -30,45 +58,100 @@ class Evaluation:
     temperature: float
     novelty_model: NoveltyModel | None
     thresholds: Mapping[str, float]
+    negatives: Mapping[str, NegativeResults]
+    statistics: ModelStatistics | None
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """What head and detector compute from: the output of the head's first layer, and descriptors [N, D]."""
+
+    inputs: NDArray[np.float32]
+    descriptors: NDArray[np.float32]
 
 
 def calibrate_and_evaluate(
-    trained: TrainedHead, train: Split, val: Split, test: Split, classes: tuple[str, ...], known: bool
+    trained: TrainedHead, photos: Splits, negatives: Splits, classes: tuple[str, ...], known: bool
 ) -> Evaluation:
-    """Choose the temperature on `val`, apply it to the head's weights, and measure `val` and `test`.
+    """Choose the temperature on the photos of val, apply it to the head's weights, and measure val and test.
 
-    The splits are features and class indices [N]. With `known`, a novelty detector is fitted on `train`; only
-    a head with pooled features can have one.
+    With `known`, a detector of unknown pictures is fitted on photos and negatives; only a head with pooled
+    features can have one.
     """
-    labels = {"val": val[1], "test": test[1]}
+    has_detector = known and trained.head[0].name == "pool"
+    measured = [split for split in SPLITS if split != "train"]
     reduced = {
-        "val": predict_in_batches(trained.reducer, val[0]),
-        "test": predict_in_batches(trained.reducer, test[0]),
+        split: _reduce(trained, photos[split]) for split in SPLITS if has_detector or split in measured
     }
-    uncalibrated = {split: predict_in_batches(trained.classifier, reduced[split]) for split in reduced}
+    reduced_negatives = {split: _reduce(trained, negatives[split]) for split in reduced}
+    labels = {split: photos[split].labels for split in measured}
+    uncalibrated = {split: _probabilities(trained, reduced[split]) for split in measured}
     divisor = temperature(uncalibrated["val"], labels["val"])
     apply_temperature(trained.head, divisor)
-    probabilities = {split: predict_in_batches(trained.classifier, reduced[split]) for split in reduced}
-    metrics = {split: compute_metrics(probabilities[split], labels[split], classes) for split in labels}
-    novelty_model, thresholds = None, {}
-    if known and trained.head[0].name == "pool":
-        pooled = predict_in_batches(trained.reducer, train[0])
-        novelty_model = fit_novelty(describe([pooled]), train[1], describe([reduced["val"]]))
-        thresholds = {"known": THRESHOLD}
+    probabilities = {split: _probabilities(trained, reduced[split]) for split in measured}
+    detector, statistics = None, None
+    if has_detector:
+        train, val = reduced["train"].descriptors, reduced["val"].descriptors
+        train_labels = photos["train"].labels
+        detector = fit_novelty(train, train_labels, val, reduced_negatives["train"].descriptors)
+        statistics = build_statistics(train, train_labels, val, labels["val"], detector)
+    thresholds = {"known": THRESHOLD} if detector else {}
+    results = {
+        split: NegativeResults(
+            _probabilities(trained, reduced_negatives[split]),
+            detector(reduced_negatives[split].descriptors) if detector else None,
+        )
+        for split in measured
+    }
+    metrics: dict[str, SplitMetrics | None] = {}
+    summaries: dict[str, Mapping[str, Any] | None] = {}
+    for split in measured:
+        metrics[split] = measured_split = compute_metrics(probabilities[split], labels[split], classes)
+        summaries[split] = None
+        if measured_split:
+            measured_split["negatives"] = _negative_metrics(results[split], thresholds, classes)
+            before = expected_calibration_error(uncalibrated[split], labels[split])
+            scores = detector(reduced[split].descriptors) if detector else None
+            summaries[split] = _summary(measured_split, before, scores, thresholds)
+    return Evaluation(probabilities, metrics, summaries, divisor, detector, thresholds, results, statistics)
 
-    def summary(split: str, measured: SplitMetrics) -> dict[str, Any]:
-        return {
-            "n": measured["n"],
-            "top1": measured["top1"],
-            "loss": measured["loss"],
-            "ece": measured["ece"],
-            "ece_before": expected_calibration_error(uncalibrated[split], labels[split]),
-            **(
-                {"unknown": unknown_rate(novelty_model(describe([reduced[split]])), thresholds)}
-                if novelty_model
-                else {}
-            ),
-        }
 
-    summaries = {split: summary(split, measured) if measured else None for split, measured in metrics.items()}
-    return Evaluation(probabilities, metrics, summaries, divisor, novelty_model, thresholds)
+def _reduce(trained: TrainedHead, split: SplitFeatures) -> _Reduced:
+    x = features = keras.Input(split.features.shape[1:])
+    means = []
+    for layer in trained.blocks:
+        x = layer(x)
+        if layer.name in POOLS:
+            means.append(channel_means(x))
+    inputs, *upper = predict_outputs(keras.Model(features, [trained.head[0](x), *means]), split.features)
+    return _Reduced(inputs, describe([*split.means, *upper]))
+
+
+def _probabilities(trained: TrainedHead, reduced: _Reduced) -> NDArray[np.float32]:
+    return predict_in_batches(trained.classifier, reduced.inputs)
+
+
+def _negative_metrics(
+    results: NegativeResults, thresholds: Mapping[str, float], classes: tuple[str, ...]
+) -> NegativeMetrics | None:
+    """The metrics of a split's negatives; None without a detector or without negatives."""
+    if results.known is None or not len(results.known):
+        return None
+    return compute_negative_metrics(results.probabilities, results.known >= thresholds["known"], classes)
+
+
+def _summary(
+    metrics: SplitMetrics, ece_before: float, known: NDArray[Any] | None, thresholds: Mapping[str, float]
+) -> dict[str, Any]:
+    summary: dict[str, Any] = {
+        "n": metrics["n"],
+        "top1": metrics["top1"],
+        "loss": metrics["loss"],
+        "ece": metrics["ece"],
+        "ece_before": ece_before,
+    }
+    if known is not None:
+        summary["unknown"] = unknown_rate(known, thresholds)
+    if negatives := metrics["negatives"]:
+        summary |= {"named": negatives["named"], "negatives": negatives["n"]}
+    return summary

@@ -18,11 +18,21 @@ class ClassMetrics(TypedDict):
     precision: float | None
 
 
+class NegativeMetrics(TypedDict):
+    """Metrics of the negatives of one split: their number, the share that is named as a class instead of
+    rejected, and the number that is named as each class.
+    """
+
+    n: int
+    named: float
+    per_class: dict[str, int]
+
+
 class SplitMetrics(TypedDict):
     """Metrics of one split.
 
     `loss` is the mean cross-entropy in nats, `ece` the expected calibration error. `confusion` counts photos:
-    a row per true class, a column per predicted class.
+    a row per true class, a column per predicted class. `negatives` is None without negatives.
     """
 
     n: int
@@ -31,12 +41,13 @@ class SplitMetrics(TypedDict):
     ece: float
     per_class: dict[str, ClassMetrics]
     confusion: list[list[int]]
+    negatives: NegativeMetrics | None
 
 
 def compute_metrics(
     probabilities: NDArray[Any], labels: NDArray[Any], classes: tuple[str, ...]
 ) -> SplitMetrics | None:
-    """Metrics of probabilities [N, C] against class indices [N]; None without photos."""
+    """Metrics of probabilities [N, C] against class indices [N], without negatives; None without photos."""
     if not len(labels):
         return None
     predicted = probabilities.argmax(axis=1)
@@ -57,6 +68,19 @@ def compute_metrics(
             for index, name in enumerate(classes)
         },
         "confusion": confusion.tolist(),
+        "negatives": None,
+    }
+
+
+def compute_negative_metrics(
+    probabilities: NDArray[Any], named: NDArray[np.bool_], classes: tuple[str, ...]
+) -> NegativeMetrics:
+    """Metrics of N > 0 negatives with probabilities [N, C]; the mask `named` [N] tells which are named."""
+    counts = np.bincount(probabilities[named].argmax(axis=1), minlength=len(classes))
+    return {
+        "n": len(named),
+        "named": float(named.mean()),
+        "per_class": dict(zip(classes, counts.tolist(), strict=True)),
     }
 
 

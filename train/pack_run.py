@@ -18,14 +18,14 @@ import numpy as np
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from train.cli import INSTALL, run_cli
-from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, UNCOMPRESSED_CSV, RunError, open_run
+from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, STATISTICS, UNCOMPRESSED_CSV, RunError, open_run
 from train.run_writer import new_run_dir, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOAT16_FROM = 2**16  # values; smaller tensors stay in float32
-COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", UNCOMPRESSED_CSV)
+COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", STATISTICS, UNCOMPRESSED_CSV)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 from runtime.common.text import printable
@@ -25,14 +27,15 @@ from runtime.preprocess.picture import PICTURE_VERSION
 from train.cache import cache_folder
 from train.cli import INTERRUPTED
 from train.config import TrainConfig
-from train.data.dataset import Dataset
+from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair, check_near_duplicates
 from train.distributed import PROCESSES_VARIABLE, ProcessShard, check_same_inputs, init_distributed, shutdown
 from train.dry_run import print_plan
-from train.evaluation import Evaluation, calibrate_and_evaluate
+from train.evaluation import Evaluation, SplitFeatures, Splits, calibrate_and_evaluate
 from train.features.devices import Devices, find_devices
 from train.features.extraction import Features, extract, plan_extraction
 from train.features.ray_cluster import RayCluster, connect_to_ray
+from train.features.store import FeatureStore
 from train.finetune import fine_tune, upper_blocks
 from train.inputs import Inputs, print_left_out
 from train.logs import TrainingLogger
@@ -196,15 +199,17 @@ def train_layers(
 
 
 def evaluate(config: TrainConfig, extracted: Extracted, trained: Trained) -> Evaluation:
-    """Calibrate on val, fit the novelty detector on train, and measure val and test."""
+    """Calibrate on val, fit the detector of unknown pictures on train, and measure val and test."""
     features, settings = extracted.features, config.settings
+    photos = {split: features.of(split, settings.views) for split in SPLITS}
+    negatives = {split: features.negatives_of(split) for split in SPLITS}
+
+    def with_means(splits: Mapping[str, tuple[FeatureStore, NDArray[np.int32]]]) -> Splits:
+        return {split: SplitFeatures(x, y, x.channel_means()) for split, (x, y) in splits.items()}
+
+    classes = extracted.dataset.classes
     return calibrate_and_evaluate(
-        trained.head,
-        features.of("train", settings.views),
-        features.of("val"),
-        features.of("test"),
-        extracted.dataset.classes,
-        settings.known,
+        trained.head, with_means(photos), with_means(negatives), classes, settings.known
     )
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.common.errors import UserError
+from runtime.common.errors import ModelError, UserError
 from runtime.common.text import printable
+from runtime.model_file.statistics import ModelStatistics
 from train.data.dataset import Dataset
 from train.data.manifest import FILE_NAME_ERRORS, read_manifest
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # A packed run (train/pack_run.py) has these two files instead of model.keras.
 PACKED_WEIGHTS = "changes.safetensors"
 PACKED_ARCHITECTURE = "architecture.json"
+# The statistics of the model's descriptors (runtime/model_file/statistics.py), unless it has no `known`.
+STATISTICS = "statistics.safetensors"
 # The uncompressed model's label of each val and test photo, in a run that train.compress made.
 UNCOMPRESSED_CSV = "uncompressed.csv"
 
@@ -120,6 +123,17 @@ class Run:
         except (OSError, ValueError, KeyError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or f"{error!r}"
             raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV}: {reason}; compress it again") from None
+
+    def statistics(self) -> ModelStatistics | None:
+        """The statistics of the model's descriptors; None without a detector of unknown pictures, and for
+        runs of older versions. Raises RunError when the file cannot be read.
+        """
+        file = self.path / STATISTICS
+        try:
+            return ModelStatistics.from_bytes(file.read_bytes()) if file.exists() else None
+        except (OSError, ModelError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"run {self.path}: {STATISTICS}: {reason}; train it again") from None
 
 
 def _load_packed(path: Path, base_sha256: str) -> keras.Model:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from runtime.common.text import printable
 from train.data.dataset import Dataset
 from train.data.manifest import write_csv, write_manifest
-from train.run import UNCOMPRESSED_CSV, RunError
+from train.run import STATISTICS, UNCOMPRESSED_CSV, RunError
 from train.settings import settings_to_toml
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
     with new_run_dir(out, overwrite) as folder:
         contents.model.save(folder / "model.keras")
         write_record(folder, record, dataset)
+        if evaluation.statistics:
+            (folder / STATISTICS).write_bytes(evaluation.statistics.to_bytes())
         if contents.uncompressed is None:
             write_pairs([*contents.near_duplicates], folder)
         else:
@@ -201,6 +203,11 @@ def print_summaries(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
             f"{split}: top-1 {summary['top1']:.1%} of {summary['n']:,} photos, loss {summary['loss']:.3f}, "
             f"ECE {summary['ece']:.3f}{unknown}"
         )
+        if "named" in summary:
+            print(
+                f"{split}: {summary['named']:.1%} of {summary['negatives']:,} photos of none of the classes "
+                "are named as a class instead of rejected"
+            )
 
 
 def package_versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ from train.data.class_weights import NEGATIVE, class_weights
 from train.network.heads import HEADS
 from train.settings import Settings
 from train.trainer import (
+    EVALUATION_BATCH,
     Batches,
     EpochCallback,
     EpochMetrics,
@@ -99,17 +100,20 @@ def train_head(
 
 
 def predict_in_batches(model: keras.Model, features: FeatureArray) -> NDArray[np.float32]:
-    """The model's output for features, float32 [N, …], with bounded memory."""
-    parts = [
-        np.asarray(
-            keras.ops.convert_to_numpy(
-                model.predict_on_batch(features[start : start + 128].astype(np.float32))
-            ),
-            np.float32,
-        )
-        for start in range(0, len(features), 128)
+    """The model's only output for features, float32 [N, …], with bounded memory."""
+    return predict_outputs(model, features)[0]
+
+
+def predict_outputs(model: keras.Model, features: FeatureArray) -> list[NDArray[np.float32]]:
+    """Each output of a model for features, float32 [N, …], with bounded memory."""
+    parts: list[list[NDArray[np.float32]]] = [
+        [np.empty((0, *output.shape[1:]), np.float32)] for output in model.outputs
     ]
-    return np.concatenate(parts) if parts else np.empty((0, *model.output_shape[1:]), np.float32)
+    for start in range(0, len(features), EVALUATION_BATCH):
+        batch = features[start : start + EVALUATION_BATCH].astype(np.float32)
+        for part, output in zip(parts, keras.tree.flatten(model.predict_on_batch(batch)), strict=True):
+            part.append(np.asarray(keras.ops.convert_to_numpy(output), np.float32))
+    return [np.concatenate(part) for part in parts]
 
 
 def make_deterministic(seed: int) -> None:

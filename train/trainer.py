@@ -174,10 +174,15 @@ def with_negatives(photo_order: EpochOrder, first: int, negatives: int, seed: in
 
     def epoch_order(epoch: int) -> NDArray[np.intp]:
         photos, rng = photo_order(epoch), np.random.default_rng([seed, epoch, 2])
-        drawn = first + rng.permutation(negatives)[: int(NEGATIVES_PER_PHOTO * len(photos))]
+        drawn = first + rng.permutation(negatives)[: negatives_per_epoch(len(photos), negatives)]
         return rng.permutation(np.concatenate([photos, drawn]))
 
     return epoch_order
+
+
+def negatives_per_epoch(photos: int, negatives: int) -> int:
+    """The number of negatives that an epoch of so many photos draws."""
+    return min(int(NEGATIVES_PER_PHOTO * photos), negatives)
 
 
 class PhotoAccuracy(keras.metrics.CategoricalAccuracy):  # type: ignore[misc]

@@ -10,6 +10,7 @@ import numpy as np
 
 from train.compress.allocation import NetworkShape
 from train.compress.sensitivity import MEASURING_SIZE, PROBE_PHOTOS
+from train.trainer import negatives_per_epoch
 
 BATCH = 8
 TRAINING_FACTOR = 3  # forward and backward pass, in forward passes
@@ -19,10 +20,15 @@ SAMPLE_GMACS = 15  # of the least squares of each reconstruction photo, for VGG1
 
 @dataclass(frozen=True)
 class Workload:
-    """The photos, the views of each training photo, the epochs and the reduction that the time depends on."""
+    """The photos, the views of each training photo, the epochs and the reduction that the time depends on.
+
+    `other_photos` counts the photos and negatives of val and test, `train_negatives` all views of negatives
+    in train.
+    """
 
     train_photos: int
     other_photos: int
+    train_negatives: int
     reconstruction_photos: int
     views: int
     epochs: int
@@ -51,7 +57,8 @@ def count_gmacs(original: NetworkShape, work: Workload) -> float:
     least_squares = LEAST_SQUARES_GMACS * relative_width**3 + 2 * SAMPLE_GMACS * relative_width**2 * sample
     # Each of 13 convolutions is probed through the layers after it: half of the network on average.
     sensitivities = measuring * (sample + PROBE_PHOTOS * 13 / 2) + 2 * forward * PROBE_PHOTOS
-    teacher = forward * (work.views * work.train_photos + work.other_photos)
+    teacher = forward * (work.views * work.train_photos + work.train_negatives + work.other_photos)
     reconstruction = forward * sample
-    distillation = TRAINING_FACTOR * forward / work.reduction * work.epochs * work.train_photos
+    epoch = work.train_photos + negatives_per_epoch(work.train_photos, work.train_negatives)
+    distillation = TRAINING_FACTOR * forward / work.reduction * work.epochs * epoch
     return least_squares + sensitivities + teacher + reconstruction + distillation

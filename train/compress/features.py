@@ -1,4 +1,4 @@
-"""Pooled features of a compressed network, from which its head learns."""
+"""Channel means of a compressed network, from which its head and its detector learn."""
 
 from __future__ import annotations
 
@@ -6,24 +6,29 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from train.network.vgg import Weights, base_layers, load_weights, picture_input
+from train.network.descriptor import channel_means
+from train.network.vgg import POOLS, Weights, base_layers, load_weights, picture_input
 from train.progress import Progress
 
 BATCH = 16  # a CPU is not faster with more
 
 
-def predict_pooled_features(
-    weights: Weights, pictures: NDArray[np.uint8], name: str = "pictures"
-) -> NDArray[np.float32]:
-    """The mean over block5_pool's positions, [n, D], for pictures [n, H, W, 3]; progress shows `name`."""
+def predict_channel_means(
+    weights: Weights, pictures: NDArray[np.uint8], rows: NDArray[np.intp], name: str
+) -> list[NDArray[np.float32]]:
+    """The channel means [n, W] of each pooling layer, for the `rows` [n] of pictures [N, H, W, 3].
+
+    Progress shows `name`.
+    """
     image = picture_input((pictures.shape[1], pictures.shape[2]))
-    pool = keras.layers.GlobalAveragePooling2D()
-    model = keras.Model(image, pool(base_layers(image, widths=weights.widths)))
-    load_weights(model, weights)
-    features = np.empty((len(pictures), weights.widths["block5_conv3"]), np.float32)
-    with Progress(f"features of {name}", len(pictures), "pictures") as progress:
-        for start in range(0, len(pictures), BATCH):
-            batch = np.asarray(pictures[start : start + BATCH])
-            features[start : start + BATCH] = keras.ops.convert_to_numpy(model.predict_on_batch(batch))
+    base = keras.Model(image, base_layers(image, widths=weights.widths))
+    model = keras.Model(image, [channel_means(base.get_layer(pool).output) for pool in POOLS])
+    load_weights(base, weights)
+    means = [np.empty((len(rows), *output.shape[1:]), np.float32) for output in model.outputs]
+    with Progress(f"features of {name}", len(rows), "pictures") as progress:
+        for start in range(0, len(rows), BATCH):
+            batch = np.asarray(pictures[rows[start : start + BATCH]])
+            for part, values in zip(means, model.predict_on_batch(batch), strict=True):
+                part[start : start + BATCH] = keras.ops.convert_to_numpy(values)
             progress.step(len(batch))
-    return features
+    return means

@@ -48,8 +48,9 @@ def find_inputs(config: CompressConfig) -> Inputs:
     overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():
         raise RunError(f"{out}: is the run to compress; choose another --out")
-    with Progress("checking photos", len(run.dataset.photos), "photos") as progress:
-        for photo in run.dataset.photos:
+    photos = (*run.dataset.photos, *run.dataset.negatives)
+    with Progress("checking photos", len(photos), "photos") as progress:
+        for photo in photos:
             read_verified(run.dataset, photo)
             progress.step(1)
     return Inputs(run, table, out, overwrite, started)

@@ -28,18 +28,19 @@ from train.compress.allocation import (
     too_large_reduction,
 )
 from train.compress.config import CompressConfig, CompressSettings
-from train.compress.distillation import DistillationConfig, distill
+from train.compress.distillation import DistillationConfig, Start, distill
 from train.compress.estimate import Workload, estimate_seconds
-from train.compress.features import predict_pooled_features
+from train.compress.features import predict_channel_means
 from train.compress.inputs import Inputs
 from train.compress.latency_target import largest_shape_within, latency_worker
 from train.compress.photos import read_photos
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
 from train.compress.stage_cache import StageCache, compress_fingerprint
-from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, with_pooled_features
+from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, teacher_model
+from train.data.augment import negative_view_count, view_count
 from train.data.dataset import SPLITS, Photo
-from train.evaluation import Evaluation, calibrate_and_evaluate
+from train.evaluation import Evaluation, SplitFeatures, calibrate_and_evaluate
 from train.features.devices import find_devices
 from train.finetune import compute_dtype, view_schedule
 from train.logs import TrainingLogger
@@ -50,7 +51,7 @@ from train.run import Run
 from train.run_writer import RunContents, package_versions, print_run, write_run
 from train.settings import RECIPES, Settings
 from train.train_head import TrainedHead, train_head
-from train.trainer import Stage
+from train.trainer import Stage, with_negatives
 
 SIZES = (224, 192, 160, 128)  # pixels a side that the pipeline chooses from without --size
 
@@ -58,14 +59,13 @@ SIZES = (224, 192, 160, 128)  # pixels a side that the pipeline chooses from wit
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 Outputs = Mapping[str, TeacherOutputs]  # by split
-Features = tuple[NDArray[np.float32], NDArray[np.int32]]  # pooled [n, 1, 1, D], and class indices [n]
 
 
 @dataclass(frozen=True)
 class Teacher:
     """The uncompressed model, its convolutions and shape, and the photos that layers are solved on."""
 
-    model: keras.Model  # gives probabilities and pooled features
+    model: keras.Model  # as `teacher_model` makes it
     tensors: Mapping[str, NDArray[np.float32]]
     shape: NetworkShape
     sample: tuple[Photo, ...]
@@ -78,7 +78,7 @@ class Student:
     weights: Weights
     head: TrainedHead
     settings: Settings  # of the head
-    first_view: NDArray[np.float32]  # pooled features of the reconstructed network, a row per training photo
+    start: Start  # of distillation
     history: tuple[Mapping[str, object], ...]
     interrupted: bool
 
@@ -127,7 +127,7 @@ def load_teacher(run: Run, settings: CompressSettings) -> Teacher:
     train = run.dataset.split("train")
     order = np.random.default_rng(settings.seed).permutation(len(train))
     sample = tuple(train[index] for index in order[: settings.reconstruction_photos])
-    return Teacher(with_pooled_features(model), tensors, shape, sample)
+    return Teacher(teacher_model(model), tensors, shape, sample)
 
 
 def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple[int, ...]:
@@ -139,9 +139,13 @@ def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple
 
 def print_estimate(run: Run, teacher: Teacher, settings: CompressSettings) -> None:
     train = len(run.dataset.split("train"))
+    negatives = len(run.dataset.negatives_of("train")) * negative_view_count("train", settings.views)
     work = Workload(
         train,
-        len(run.dataset.photos) - train,
+        len(run.dataset.photos)
+        - train
+        + len(run.dataset.negatives_of("val") + run.dataset.negatives_of("test")),
+        negatives,
         len(teacher.sample),
         settings.views,
         settings.epochs,
@@ -181,10 +185,14 @@ def print_shape(shape: NetworkShape, original: NetworkShape) -> None:
 def collect_outputs(
     run: Run, teacher: Teacher, shape: NetworkShape, settings: CompressSettings, cache: StageCache
 ) -> Outputs:
-    """The teacher's outputs for all photos, by split."""
+    """The teacher's outputs for all photos and negatives, by split."""
     dataset = run.dataset
-    views = {split: settings.views if split == "train" else 1 for split in SPLITS}
-    total = sum(views[split] * len(dataset.split(split)) for split in SPLITS)
+    views = {split: view_count(split, settings.views) for split in SPLITS}
+    total = sum(
+        views[split] * len(dataset.split(split))
+        + negative_view_count(split, settings.views) * len(dataset.negatives_of(split))
+        for split in SPLITS
+    )
     with Progress("teacher outputs", total, "pictures") as progress:
         return {
             split: collect_teacher_outputs(
@@ -203,11 +211,11 @@ def reconstruct_network(
         solved = reconstruct(teacher.tensors, pictures, shape.widths, progress.step)
     worst = min(solved.explained, key=lambda name: solved.explained[name])
     print(f"reconstructed: at least {solved.explained[worst]:.1%} of each layer's variance (least: {worst})")
-    first_view = slice(0, len(run.dataset.split("train")))
     train = outputs["train"]
     unpruned = Weights(solved.tensors, "", "")
-    pooled = predict_pooled_features(unpruned, train.pictures[first_view], "all channels")
-    targets = pruning_targets(train.features[first_view], train.probabilities[first_view])
+    rows = photo_rows(run, "train")
+    pooled = predict_channel_means(unpruned, train.pictures, rows, "all channels")[-1]
+    targets = pruning_targets(train.features[rows], train.probabilities[rows])
     return prune_last(solved.tensors, pooled, targets, shape.widths[LAST])
 
 
@@ -221,21 +229,20 @@ def train_student_head(
 ) -> Student:
     """Train a pooled head on the reconstructed network."""
     head_settings = pooled_head_settings(run, settings)
-    train, val = (
-        student_features(run, weights, outputs, split, min(head_settings.views, settings.views))
-        for split in ("train", "val")
-    )
+    photos = photo_rows(run, "train", min(head_settings.views, settings.views))
+    rows = np.concatenate([photos, negative_rows(outputs["train"])])
+    train = student_features(weights, outputs["train"], rows, "train")
+    val = student_features(weights, outputs["val"], photo_rows(run, "val"), "val")
     head = train_head(
-        train,
-        val,
+        (train.features, train.labels),
+        (val.features, val.labels),
         len(run.classes),
         head_settings,
         checkpoint_dir=cache.folder,
         on_epoch=logger.log_epoch,
     )
     history = tuple({"stage": "head", **epoch} for epoch in head.history)
-    first_view = train[0][: len(run.dataset.split("train")), 0, 0, :]
-    return Student(weights, head, head_settings, first_view, history, head.interrupted)
+    return Student(weights, head, head_settings, Start(train.means, rows), history, head.interrupted)
 
 
 def distill_student(
@@ -247,15 +254,16 @@ def distill_student(
     logger: TrainingLogger,
 ) -> Student:
     """Train the whole network to give the teacher's outputs."""
-    photos = len(run.dataset.split("train"))
-    order = view_schedule(photos, replace(student.settings, fine_tune_views=settings.views))
+    train, val = outputs["train"], outputs["val"].without_negatives()
+    photo_order = view_schedule(
+        len(run.dataset.split("train")), replace(student.settings, fine_tune_views=settings.views)
+    )
+    order = with_negatives(photo_order, train.photos, len(train.labels) - train.photos, student.settings.seed)
     config = DistillationConfig(
         settings.batch, settings.learning_rate, student.settings.weight_decay, settings.seed, order
     )
     stage = Stage("distill", settings.epochs, cache.folder, cache.fingerprint, logger.log_epoch)
-    weights, trained = distill(
-        student.head, student.weights, student.first_view, outputs["train"], outputs["val"], config, stage
-    )
+    weights, trained = distill(student.head, student.weights, student.start, train, val, config, stage)
     history = tuple({"stage": "distill", **epoch} for epoch in trained.epochs)
     return replace(
         student, weights=weights, history=(*student.history, *history), interrupted=trained.interrupted
@@ -265,8 +273,17 @@ def distill_student(
 def evaluate_student(run: Run, student: Student, outputs: Outputs, settings: CompressSettings) -> Evaluation:
     """Calibrate the head on val, fit the detector of unknown pictures, and measure val and test."""
     views = min(student.settings.views, settings.views)
-    train, val, test = (student_features(run, student.weights, outputs, split, views) for split in SPLITS)
-    return calibrate_and_evaluate(student.head, train, val, test, run.dataset.classes, student.settings.known)
+    photos, negatives = (
+        {
+            split: student_features(student.weights, outputs[split], rows[split], f"{split}{suffix}")
+            for split in SPLITS
+        }
+        for suffix, rows in (
+            ("", {split: photo_rows(run, split, views) for split in SPLITS}),
+            (" negatives", {split: negative_rows(outputs[split]) for split in SPLITS}),
+        )
+    )
+    return calibrate_and_evaluate(student.head, photos, negatives, run.classes, student.settings.known)
 
 
 def run_contents(
@@ -280,9 +297,10 @@ def run_contents(
 ) -> RunContents:
     """What the run folder will hold."""
     run = inputs.run
-    predicted = {split: outputs[split].probabilities.argmax(1) for split in ("val", "test")}
+    measured = {split: outputs[split].without_negatives() for split in ("val", "test")}
+    predicted = {split: of.probabilities.argmax(1) for split, of in measured.items()}
     top1 = {
-        split: float((indices == outputs[split].labels).mean()) if len(indices) else None
+        split: float((indices == measured[split].labels).mean()) if len(indices) else None
         for split, indices in predicted.items()
     }
     record: dict[str, Any] = {
@@ -323,11 +341,21 @@ def print_result(inputs: Inputs, student: Student, contents: RunContents) -> Non
     print(printable(f"next: python -m export {out} --int8"))
 
 
-def student_features(run: Run, weights: Weights, outputs: Outputs, split: str, views: int) -> Features:
-    """The network's features [n, 1, 1, D] and class indices of a split; train has `views` views."""
-    count = len(run.dataset.split(split)) * (views if split == "train" else 1)
-    pooled = predict_pooled_features(weights, outputs[split].pictures[:count], split)
-    return pooled[:, np.newaxis, np.newaxis, :], outputs[split].labels[:count]
+def student_features(
+    weights: Weights, outputs: TeacherOutputs, rows: NDArray[np.intp], name: str
+) -> SplitFeatures:
+    """The network's pooled features [n, 1, 1, W], class indices and channel means of these rows."""
+    means = predict_channel_means(weights, outputs.pictures, rows, name)
+    return SplitFeatures(means[-1][:, np.newaxis, np.newaxis, :], outputs.labels[rows], means)
+
+
+def photo_rows(run: Run, split: str, views: int = 1) -> NDArray[np.intp]:
+    """The rows of a split's photos in the teacher's outputs: in train, of their first `views` views."""
+    return np.arange(len(run.dataset.split(split)) * view_count(split, views))
+
+
+def negative_rows(outputs: TeacherOutputs) -> NDArray[np.intp]:
+    return np.arange(outputs.photos, len(outputs.labels))
 
 
 def pooled_head_settings(run: Run, settings: CompressSettings) -> Settings:

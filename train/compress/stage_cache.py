@@ -19,6 +19,7 @@ from train.compress.config import CompressSettings
 from train.run import PACKED_WEIGHTS, Run
 from train.run_writer import checkpoint_dir
 
+FILES_VERSION = 2  # increase it if files of an older version of this project cannot continue a command
 SHAPE_FILE = "shape.json"
 TENSORS_FILE = "reconstructed.safetensors"
 
@@ -67,5 +68,11 @@ def compress_fingerprint(run: Run, settings: CompressSettings) -> str:
     """A hash of everything that the compressed network depends on."""
     packed = run.path / PACKED_WEIGHTS
     model = (packed if packed.exists() else run.path / "model.keras").read_bytes()
-    parts = [asdict(settings), run.data_sha256, run.picture_version, hashlib.sha256(model).hexdigest()]
+    parts = [
+        FILES_VERSION,
+        asdict(settings),
+        run.data_sha256,
+        run.picture_version,
+        hashlib.sha256(model).hexdigest(),
+    ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,8 +1,8 @@
 """The trained model's outputs for its own photos, from which the compressed network learns.
 
-They are computed once and stored in memory-mapped files beside the run: each augmented view of a photo at
-the compressed network's input size, with the probabilities and pooled features of the trained model (the
-teacher).
+They are computed once and stored in memory-mapped files beside the run: each augmented view of a photo or a
+negative at the compressed network's input size, with the probabilities, pooled features and descriptor of the
+trained model (the teacher).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
-from train.data.augment import augment
+from train.data.augment import augment, negative_view_count
+from train.data.class_weights import NEGATIVE
 from train.data.dataset import Dataset, Photo, read_verified
+from train.network.descriptor import channel_means, descriptor_layers
+from train.network.vgg import POOLS
 
 BATCH = 16  # a CPU is not faster with more
 SAVED_EVERY = 16  # batches: a killed command repeats at most so many
@@ -31,23 +34,34 @@ SAVED_EVERY = 16  # batches: a killed command repeats at most so many
 @dataclass(frozen=True)
 class TeacherOutputs:
     """Pictures uint8 [N, size, size, 3], class indices int32 [N], and the teacher's `probabilities` float32
-    [N, C] and pooled `features` float32 [N, D].
+    [N, C], pooled `features` float32 [N, W] and `descriptors` float16 [N, D].
 
     Training photos have several views: the first view of all photos, then the second view of all, and so on.
+    Negatives follow the photos.
     """
 
     pictures: NDArray[np.uint8]
     labels: NDArray[np.int32]
     probabilities: NDArray[np.float32]
     features: NDArray[np.float32]
+    descriptors: NDArray[np.float16]
+
+    @property
+    def photos(self) -> int:
+        """The number of rows that show a class."""
+        return int((self.labels != NEGATIVE).sum())
+
+    def without_negatives(self) -> TeacherOutputs:
+        return TeacherOutputs(*(getattr(self, field.name)[: self.photos] for field in fields(self)))
 
 
-def with_pooled_features(model: keras.Model) -> keras.Model:
-    """A model that maps `image` to the run's probabilities and to the mean over block5_pool's positions."""
-    last = model.get_layer("block5_pool").output
-    pooled = keras.layers.GlobalAveragePooling2D(name="features", dtype="float32")(last)
+def teacher_model(model: keras.Model) -> keras.Model:
+    """A model that maps `image` to the run's probabilities, the channel means of block5_pool, and the
+    descriptor.
+    """
+    means = [channel_means(model.get_layer(pool).output) for pool in POOLS]
     outputs = dict(zip(model.output_names, model.outputs, strict=True))
-    return keras.Model(model.inputs[0], [outputs["probabilities"], pooled])
+    return keras.Model(model.inputs[0], [outputs["probabilities"], means[-1], descriptor_layers(means)])
 
 
 def collect_teacher_outputs(
@@ -59,13 +73,18 @@ def collect_teacher_outputs(
     folder: Path,
     on_step: Callable[[int], object],
 ) -> TeacherOutputs:
-    """The outputs of `teacher`, made by `with_pooled_features`, for a split; resumes from the files in
-    `folder`.
+    """The outputs of `teacher`, made by `teacher_model`, for the photos and negatives of a split.
+
+    It resumes from the files in `folder`.
 
     `on_step` gets the number of finished pictures. Raises UserError when the disk is full, PhotosError when a
     photo has changed, PictureError when it cannot be read.
     """
     jobs = [(photo, view) for view in range(views) for photo in dataset.split(split)]
+    labels = [dataset.classes.index(photo.label) for photo, _ in jobs]
+    negatives = dataset.negatives_of(split)
+    jobs += [(photo, view) for view in range(negative_view_count(split, views)) for photo in negatives]
+    labels += [NEGATIVE] * (len(jobs) - len(labels))
     progress_file = folder / f"{split}.json"
     sizes = teacher.input_shape[1:3], (size, size)
 
@@ -80,19 +99,25 @@ def collect_teacher_outputs(
         files = _MappedFiles(folder, split, len(jobs), resume=bool(done))
         outputs = TeacherOutputs(
             files.map("pictures", np.uint8, size, size, 3),
-            np.array([dataset.classes.index(photo.label) for photo, _ in jobs], np.int32),
+            np.array(labels, np.int32),
             files.map("probabilities", np.float32, len(dataset.classes)),
             files.map("features", np.float32, int(teacher.outputs[1].shape[-1])),
+            files.map("descriptors", np.float16, int(teacher.outputs[2].shape[-1])),
         )
         on_step(done)
         with ThreadPoolExecutor(2) as pool:
             for start in range(done, len(jobs), BATCH):
                 stop = min(start + BATCH, len(jobs))
                 large, small = zip(*pool.map(decode, jobs[start:stop]), strict=True)
-                probabilities, features = teacher.predict_on_batch(np.stack(large))
                 outputs.pictures[start:stop] = np.stack(small)
-                outputs.probabilities[start:stop] = np.asarray(probabilities)
-                outputs.features[start:stop] = np.asarray(features)
+                predicted = teacher.predict_on_batch(np.stack(large))
+                stored: tuple[NDArray[Any], ...] = (
+                    outputs.probabilities,
+                    outputs.features,
+                    outputs.descriptors,
+                )
+                for array, values in zip(stored, predicted, strict=True):
+                    array[start:stop] = np.asarray(values)
                 if (start // BATCH + 1) % SAVED_EVERY == 0 or stop == len(jobs):
                     files.flush()
                     with atomic_write(progress_file) as file:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from train.network.descriptor import descriptor_layers
+from train.network.descriptor import channel_means, descriptor_layers
 from train.network.novelty import NoveltyModel, novelty_layers
-from train.network.vgg import Weights, base_layers, load_weights, picture_input
+from train.network.vgg import POOLS, Weights, base_layers, load_weights, picture_input
 from train.settings import Settings
 
 Head = Callable[[int, Settings], list[keras.layers.Layer]]
@@ -55,15 +55,16 @@ def build_classifier(
     `head` holds the layers of a trained head. The model gets copies, because a layer belongs to one model.
     """
     image = picture_input(weights.input_size)
-    x = base_layers(image, widths=weights.widths)
+    base = keras.Model(image, base_layers(image, widths=weights.widths))
     copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
-    pool = copies[0](x)
-    x = pool
-    for copy in copies[1:]:
+    x = base.output
+    for copy in copies:
         x = copy(x)
-    model = keras.Model(
-        image, [x, novelty_layers(descriptor_layers([pool]), known)] if known else x, name="vgg16"
-    )
+    outputs = [x]
+    if known:
+        means = [channel_means(base.get_layer(pool).output) for pool in POOLS]
+        outputs.append(novelty_layers(descriptor_layers(means), known))
+    model = keras.Model(image, outputs if known else x, name="vgg16")
     load_weights(model, weights)
     for layer, copy in zip(head, copies, strict=True):
         copy.set_weights(layer.get_weights())

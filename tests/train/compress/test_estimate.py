@@ -10,7 +10,13 @@ from train.compress.allocation import VGG16
 from train.compress.estimate import BATCH, Workload, count_gmacs, estimate_seconds
 
 WORK = Workload(
-    train_photos=1400, other_photos=600, reconstruction_photos=600, views=8, epochs=40, reduction=10
+    train_photos=1400,
+    other_photos=600,
+    train_negatives=1000,
+    reconstruction_photos=600,
+    views=8,
+    epochs=40,
+    reduction=10,
 )
 
 
@@ -18,7 +24,9 @@ def test_each_part_of_the_work_adds_its_multiplications() -> None:
     gmacs = VGG16.macs / 1e9
     total = count_gmacs(VGG16, WORK)
     assert total - count_gmacs(VGG16, replace(WORK, views=7)) == pytest.approx(1400 * gmacs)
-    assert total - count_gmacs(VGG16, replace(WORK, epochs=39)) == pytest.approx(3 * 1400 * gmacs / 10)
+    assert total - count_gmacs(VGG16, replace(WORK, epochs=39)) == pytest.approx(3 * 2100 * gmacs / 10)
+    without_negatives = 1000 * gmacs + 40 * 3 * 700 * gmacs / 10
+    assert total - count_gmacs(VGG16, replace(WORK, train_negatives=0)) == pytest.approx(without_negatives)
     assert total > count_gmacs(VGG16, replace(WORK, reconstruction_photos=100))
 
 

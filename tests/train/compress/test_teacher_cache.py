@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 
 from runtime.common.errors import UserError
+from runtime.preprocess.picture import read_picture
 from train.compress.photos import read_photos
 from train.compress.teacher_cache import collect_teacher_outputs
-from train.data.dataset import Dataset, PhotosError
+from train.data.class_weights import NEGATIVE
+from train.data.dataset import Dataset, PhotosError, file_sha256
 from train.data.find_photos import find_photos
+from train.data.synthetic import draw_flower
 
 
 @pytest.fixture
@@ -24,10 +28,10 @@ def dataset(synthetic_photos: Path, tmp_path: Path) -> Dataset:
 
 @pytest.fixture(scope="module")
 def teacher() -> keras.Model:
-    """A model with the outputs of `with_pooled_features`, as small as possible."""
+    """A model with the outputs of `teacher_model`, as small as possible."""
     image = keras.Input((224, 224, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(image)
-    return keras.Model(image, [keras.layers.Dense(5, activation="softmax")(pooled), pooled])
+    return keras.Model(image, [keras.layers.Dense(5, activation="softmax")(pooled), pooled, pooled / 255])
 
 
 def test_outputs_resume_after_the_pictures_that_are_done(
@@ -44,6 +48,24 @@ def test_outputs_resume_after_the_pictures_that_are_done(
     assert steps == [count]
     np.testing.assert_array_equal(again.features, first.features)
     np.testing.assert_array_equal(again.pictures, first.pictures)
+
+
+def test_negatives_follow_the_photos_in_two_views(
+    dataset: Dataset, teacher: keras.Model, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside.png"
+    draw_flower("tulips", 0).save(outside)
+    photo = replace(dataset.photos[0], path=str(outside), split="train", sha256=file_sha256(outside))
+    with_negative = replace(dataset, negatives=(photo,))
+    outputs = collect_teacher_outputs(with_negative, "train", 3, 32, teacher, tmp_path, lambda count: None)
+    photos = 3 * len(dataset.split("train"))
+    assert outputs.photos == photos and outputs.labels[photos:].tolist() == [NEGATIVE, NEGATIVE]
+    np.testing.assert_array_equal(outputs.pictures[photos], read_picture(outside, (32, 32)))
+    np.testing.assert_array_equal(outputs.pictures[photos + 1], outputs.pictures[photos, :, ::-1])
+    np.testing.assert_allclose(outputs.descriptors, outputs.features / 255, rtol=1e-3, atol=1e-3)
+    (tmp_path / "new").mkdir()
+    alone = collect_teacher_outputs(dataset, "train", 3, 32, teacher, tmp_path / "new", lambda count: None)
+    np.testing.assert_array_equal(outputs.without_negatives().features, alone.features)
 
 
 def test_a_photo_that_has_changed_raises_photos_error(

@@ -1,0 +1,110 @@
+"""Training and compression with photos of none of the classes, from folders to run folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.preprocess.picture import read_picture
+from tests.conftest import QUICK
+from train.__main__ import main
+from train.compress.__main__ import main as compress
+from train.data.dataset import Photo
+from train.network.descriptor import channel_means, descriptor_layers
+from train.network.vgg import POOLS
+from train.run import STATISTICS, Run, RunError, open_run
+
+FLAGS = ["--views", "2", "--epochs", "10", "--learning-rate", "0.1"]
+
+
+@pytest.fixture(scope="module")
+def photos(synthetic_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn flowers, and 40 pictures of stripes in the folder none."""
+    root = shutil.copytree(synthetic_photos, tmp_path_factory.mktemp("negatives") / "photos")
+    (root / "none").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        stripes = rng.integers(0, 256, (8, 1, 3), np.uint8).repeat(8, axis=1)
+        Image.fromarray(stripes).resize((96, 96), Image.Resampling.NEAREST).save(root / f"none/{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with fine-tuned blocks."""
+    out = tmp_path_factory.mktemp("runs") / "negatives"
+    fine_tune = ["--fine-tune", "block4", "--fine-tune-epochs", "2", "--fine-tune-views", "2"]
+    assert main([str(photos), "--out", str(out), "--weights", str(small_weights), *FLAGS, *fine_tune]) == 0
+    return open_run(out)
+
+
+def outputs_of(run: Run, pictures: tuple[Photo, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`known` [N] and the descriptors [N, D] that the saved model computes from the files."""
+    model = run.load_model()
+    means = [channel_means(model.get_layer(pool).output) for pool in POOLS]
+    both = keras.Model(model.inputs[0], [model.outputs[1], descriptor_layers(means)])
+    size = model.input_shape[1:3]
+    pixels = np.stack([read_picture(run.dataset.root / photo.path, size) for photo in pictures])
+    known, descriptors = both.predict_on_batch(pixels)
+    return np.asarray(known)[:, 0], np.asarray(descriptors)
+
+
+def check(run: Run) -> None:
+    """The recorded figures and statistics are those of the saved model on the pictures themselves."""
+    recorded = json.loads((run.path / "metrics.json").read_text())
+    for split in ("val", "test"):
+        negatives = run.dataset.negatives_of(split)
+        known, _ = outputs_of(run, negatives)
+        named = float((known >= run.thresholds["known"]).mean())
+        assert run.metrics[split]["named"] == recorded[split]["negatives"]["named"] == pytest.approx(named)
+        assert run.metrics[split]["negatives"] == recorded[split]["negatives"]["n"] == len(negatives)
+        assert sum(recorded[split]["negatives"]["per_class"].values()) == round(named * len(negatives))
+    statistics = run.statistics()
+    assert statistics is not None
+    train = run.dataset.split("train")
+    known, descriptors = outputs_of(run, train)
+    labels = np.array([run.classes.index(photo.label) for photo in train])
+    mirrored_too = np.stack([descriptors[labels == index].mean(0) for index in range(len(run.classes))])
+    # The statistics count the mirrored views too, and the features of frozen layers are stored in float16.
+    np.testing.assert_allclose(statistics.means, mirrored_too, atol=0.3)
+    assert np.corrcoef(statistics.means.ravel(), mirrored_too.ravel())[0, 1] > 0.99
+    # With 50 photos in val and less, the examples are training photos: each is one of these descriptors.
+    examples = statistics.positive_features[: len(train)]
+    distances = np.square(examples[:, np.newaxis] - descriptors).mean(2).min(1)
+    assert np.median(distances) < 1e-3
+    nearest = np.square(examples[:, np.newaxis] - descriptors).mean(2).argmin(1)
+    unmirrored = distances < 1e-3
+    assert unmirrored.sum() > 5
+    np.testing.assert_allclose(
+        statistics.positive_known[: len(examples)][unmirrored], known[nearest][unmirrored], atol=0.05
+    )
+
+
+@pytest.mark.slow
+def test_a_run_with_fine_tuned_blocks_records_what_the_model_computes(run: Run) -> None:
+    check(run)
+
+
+@pytest.mark.slow
+def test_a_compressed_run_records_what_the_model_computes(run: Run, tmp_path: Path) -> None:
+    assert compress([str(run.path), "--out", str(tmp_path / "small"), *QUICK]) == 0
+    small = open_run(tmp_path / "small")
+    check(small)
+    assert small.dataset.negatives == run.dataset.negatives
+
+
+@pytest.mark.slow
+def test_damaged_statistics_raise_run_error(run: Run, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.path, tmp_path / "copy")
+    (copy / STATISTICS).write_bytes((run.path / STATISTICS).read_bytes()[:-1])
+    with pytest.raises(RunError, match=r"statistics\.safetensors.*train it again"):
+        open_run(copy).statistics()
+    (copy / STATISTICS).unlink()
+    assert open_run(copy).statistics() is None
