@@ -145,8 +145,8 @@ class BenchmarkData:
     def _teacher_outputs(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The uncompressed model's pooled features and probabilities for the training photos."""
         teacher = teacher_model(self.run.load_model())
-        probabilities, features, _ = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
-        return features, probabilities
+        probabilities, *means = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
+        return means[-1], probabilities
 
 
 def reconstructed_model(data: BenchmarkData, shape: NetworkShape) -> tuple[keras.Model, float]:

@@ -17,7 +17,7 @@ from tests.conftest import QUICK
 from train.__main__ import main
 from train.compress.__main__ import main as compress
 from train.data.dataset import Photo
-from train.network.descriptor import channel_means, descriptor_layers
+from train.network.descriptor import channel_means, describe
 from train.network.vgg import POOLS
 from train.run import STATISTICS, Run, RunError, open_run
 
@@ -49,11 +49,11 @@ def outputs_of(run: Run, pictures: tuple[Photo, ...]) -> tuple[NDArray[np.float3
     """`known` [N] and the descriptors [N, D] that the saved model computes from the files."""
     model = run.load_model()
     means = [channel_means(model.get_layer(pool).output) for pool in POOLS]
-    both = keras.Model(model.inputs[0], [model.outputs[1], descriptor_layers(means)])
+    both = keras.Model(model.inputs[0], [model.outputs[1], *means])
     size = model.input_shape[1:3]
     pixels = np.stack([read_picture(run.dataset.root / photo.path, size) for photo in pictures])
-    known, descriptors = both.predict_on_batch(pixels)
-    return np.asarray(known)[:, 0], np.asarray(descriptors)
+    known, *means = map(np.asarray, both.predict_on_batch(pixels))
+    return known[:, 0], describe(means)
 
 
 def check(run: Run) -> None:

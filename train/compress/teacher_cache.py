@@ -24,7 +24,7 @@ from runtime.common.errors import UserError
 from train.data.augment import augment, negative_view_count
 from train.data.class_weights import NEGATIVE
 from train.data.dataset import Dataset, Photo, read_verified
-from train.network.descriptor import channel_means, descriptor_layers
+from train.network.descriptor import channel_means, describe
 from train.network.vgg import POOLS
 
 BATCH = 16  # a CPU is not faster with more
@@ -56,12 +56,10 @@ class TeacherOutputs:
 
 
 def teacher_model(model: keras.Model) -> keras.Model:
-    """A model that maps `image` to the run's probabilities, the channel means of block5_pool, and the
-    descriptor.
-    """
+    """A model that maps `image` to the run's probabilities and the channel means of each pooling layer."""
     means = [channel_means(model.get_layer(pool).output) for pool in POOLS]
     outputs = dict(zip(model.output_names, model.outputs, strict=True))
-    return keras.Model(model.inputs[0], [outputs["probabilities"], means[-1], descriptor_layers(means)])
+    return keras.Model(model.inputs[0], [outputs["probabilities"], *means])
 
 
 def collect_teacher_outputs(
@@ -87,6 +85,7 @@ def collect_teacher_outputs(
     labels += [NEGATIVE] * (len(jobs) - len(labels))
     progress_file = folder / f"{split}.json"
     sizes = teacher.input_shape[1:3], (size, size)
+    widths = [int(output.shape[-1]) for output in teacher.outputs[1:]]
 
     def decode(job: tuple[Photo, int]) -> list[NDArray[np.uint8]]:
         """The picture at the teacher's size and at the compressed network's size."""
@@ -101,8 +100,8 @@ def collect_teacher_outputs(
             files.map("pictures", np.uint8, size, size, 3),
             np.array(labels, np.int32),
             files.map("probabilities", np.float32, len(dataset.classes)),
-            files.map("features", np.float32, int(teacher.outputs[1].shape[-1])),
-            files.map("descriptors", np.float16, int(teacher.outputs[2].shape[-1])),
+            files.map("features", np.float32, widths[-1]),
+            files.map("descriptors", np.float16, sum(widths)),
         )
         on_step(done)
         with ThreadPoolExecutor(2) as pool:
@@ -110,14 +109,10 @@ def collect_teacher_outputs(
                 stop = min(start + BATCH, len(jobs))
                 large, small = zip(*pool.map(decode, jobs[start:stop]), strict=True)
                 outputs.pictures[start:stop] = np.stack(small)
-                predicted = teacher.predict_on_batch(np.stack(large))
-                stored: tuple[NDArray[Any], ...] = (
-                    outputs.probabilities,
-                    outputs.features,
-                    outputs.descriptors,
-                )
-                for array, values in zip(stored, predicted, strict=True):
-                    array[start:stop] = np.asarray(values)
+                probabilities, *means = map(np.asarray, teacher.predict_on_batch(np.stack(large)))
+                outputs.probabilities[start:stop] = probabilities
+                outputs.features[start:stop] = means[-1]
+                outputs.descriptors[start:stop] = describe(means)
                 if (start // BATCH + 1) % SAVED_EVERY == 0 or stop == len(jobs):
                     files.flush()
                     with atomic_write(progress_file) as file:

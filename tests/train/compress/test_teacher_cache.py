@@ -18,6 +18,7 @@ from train.data.class_weights import NEGATIVE
 from train.data.dataset import Dataset, PhotosError, file_sha256
 from train.data.find_photos import find_photos
 from train.data.synthetic import draw_flower
+from train.network.descriptor import describe
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def teacher() -> keras.Model:
     """A model with the outputs of `teacher_model`, as small as possible."""
     image = keras.Input((224, 224, 3))
     pooled = keras.layers.GlobalAveragePooling2D()(image)
-    return keras.Model(image, [keras.layers.Dense(5, activation="softmax")(pooled), pooled, pooled / 255])
+    return keras.Model(image, [keras.layers.Dense(5, activation="softmax")(pooled), 2 * pooled, pooled])
 
 
 def test_outputs_resume_after_the_pictures_that_are_done(
@@ -62,7 +63,8 @@ def test_negatives_follow_the_photos_in_two_views(
     assert outputs.photos == photos and outputs.labels[photos:].tolist() == [NEGATIVE, NEGATIVE]
     np.testing.assert_array_equal(outputs.pictures[photos], read_picture(outside, (32, 32)))
     np.testing.assert_array_equal(outputs.pictures[photos + 1], outputs.pictures[photos, :, ::-1])
-    np.testing.assert_allclose(outputs.descriptors, outputs.features / 255, rtol=1e-3, atol=1e-3)
+    expected = describe([2 * outputs.features, outputs.features])
+    np.testing.assert_allclose(outputs.descriptors, expected, rtol=1e-3)
     (tmp_path / "new").mkdir()
     alone = collect_teacher_outputs(dataset, "train", 3, 32, teacher, tmp_path / "new", lambda count: None)
     np.testing.assert_array_equal(outputs.without_negatives().features, alone.features)
