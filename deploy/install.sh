@@ -9,12 +9,14 @@ usage: sudo deploy/install.sh [--picamera2] [--extras LIST] [--from PATH]
        sudo deploy/install.sh --uninstall
 
 Installs the program in /opt/vgg-edge, its settings and token in /etc/vgg-edge, and starts vgg-edge.service.
-The service's models and pictures are in /var/lib/vgg-edge. Run the script again to upgrade: it keeps the
+The packages have the versions and hashes of requirements.lock, beside this script. The service's models and
+pictures are in /var/lib/vgg-edge. Run the script again to upgrade: it keeps the
 settings, the token and --picamera2.
 
   --dry-run            print every command and change nothing; works on any Linux machine, without root
   --picamera2          support the ribbon-cable camera: installs Debian's picamera2 and keeps Debian's numpy
-  --extras LIST        optional packages to install (default: litert,camera,web)
+  --extras LIST        optional packages to install, of litert, onnx, camera, web, heic and verify
+                       (default: litert,camera,web)
   --from PATH          a clone or a wheel to install (default: the clone that holds this script)
   --uninstall          remove everything except /var/lib/vgg-edge
   --os-release FILE    act as on the system that FILE (a copy of /etc/os-release) describes
@@ -23,6 +25,7 @@ USAGE
 }
 
 main() {
+    umask 022 # the service must be able to read the program, and nobody else may write it
     dry_run='' picamera2='' uninstall='' architecture='' os_release=''
     extras=litert,camera,web
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -57,6 +60,7 @@ main() {
     install_packages
     install_program
     install_settings
+    install_folders
     start_service
     [ -n "$dry_run" ] || print_next_steps
 }
@@ -116,7 +120,15 @@ unsupported_reason() {
 }
 
 check_source() {
+    local extra
     [ -f "$from" ] || [ -f "$from/pyproject.toml" ] || fail "$from is neither a wheel nor a clone of vgg-edge: see --from"
+    [ -n "$extras" ] || fail "--extras is empty: see --help"
+    for extra in ${extras//,/ }; do
+        case $extra in
+            litert | onnx | camera | web | heic | verify) ;;
+            *) fail "--extras: $extra is none of litert, onnx, camera, web, heic and verify" ;;
+        esac
+    done
 }
 
 # Debian's packages and the user of the service.
@@ -132,22 +144,27 @@ install_packages() {
         run apt-get install -y --no-install-recommends "${missing[@]}"
     fi
     getent passwd vgg-edge >/dev/null ||
-        run useradd --system --user-group --home-dir /var/lib/vgg-edge --shell /usr/sbin/nologin vgg-edge
+        run useradd --system --user-group --home-dir /var/lib/vgg-edge/state --shell /usr/sbin/nologin vgg-edge
 }
 
-# The virtual environment in /opt/vgg-edge.
+# The virtual environment in /opt/vgg-edge. -I keeps Python from importing modules from the current folder.
 install_program() {
-    local constraint=() site=() source=$from
-    run install -d -m 755 /etc/vgg-edge
+    local site=() source=$from select
+    # The lines of the lock file end with the extras that need the package.
+    select="grep -wE \"# (.* )?(base|build|${extras//,/|})\" \"$here/requirements.lock\""
     if [ -n "$picamera2" ]; then
         # Debian's picamera2 is built for Debian's numpy: pip must not install another.
         site=(--system-site-packages)
-        constraint=(--constraint /etc/vgg-edge/constraints.txt)
-        run sh -c "/usr/bin/python3 -c 'import numpy; print(\"numpy==\" + numpy.__version__)' >/etc/vgg-edge/constraints.txt"
+        select+=" | grep -v ^numpy=="
     fi
     # An upgrade of the system may remove the Python that the environment was made with.
-    if [ -e /opt/vgg-edge ] && ! /opt/vgg-edge/bin/python -c '' 2>/dev/null; then run rm -rf /opt/vgg-edge; fi
-    run /usr/bin/python3 -m venv "${site[@]}" /opt/vgg-edge
+    if [ -e /opt/vgg-edge ] && ! /opt/vgg-edge/bin/python -I -c '' 2>/dev/null; then run rm -rf /opt/vgg-edge; fi
+    run /usr/bin/python3 -I -m venv "${site[@]}" /opt/vgg-edge
+    # An earlier installation without --picamera2 has a numpy of its own.
+    if [ -n "$picamera2" ]; then run /opt/vgg-edge/bin/python -I -m pip uninstall --yes numpy; fi
+    run bash -c "$select >/opt/vgg-edge/requirements.txt"
+    run /opt/vgg-edge/bin/python -I -m pip install --require-hashes --no-deps --only-binary :all: \
+        --requirement /opt/vgg-edge/requirements.txt
     if [ -d "$from" ]; then
         # A build by root would leave files in the clone that its owner cannot remove, so build from a copy.
         source=/opt/vgg-edge/source
@@ -157,23 +174,32 @@ install_program() {
         run install -d "$source/models"
         run cp -r "$from/models/flowers" "$source/models"
     fi
-    run /opt/vgg-edge/bin/python -m pip install --upgrade "${constraint[@]}" "${source}[$extras]"
-    if [ -f "$from" ]; then
-        # pip skips a wheel whose version is installed already, even if its content differs.
-        run /opt/vgg-edge/bin/python -m pip install --force-reinstall --no-deps "$from"
-    else
-        run rm -rf "$source"
-    fi
+    # Also where the same version is installed: its content may differ.
+    run /opt/vgg-edge/bin/python -I -m pip install --force-reinstall --no-deps --no-build-isolation "$source"
+    if [ -d "$from" ]; then run rm -rf "$source"; fi
 }
 
 # The token and the settings, unless they exist.
 install_settings() {
+    run install -d -m 755 /etc/vgg-edge
     # Renamed when it is complete: an interrupted run must not leave an empty token.
     if [ ! -s /etc/vgg-edge/token ]; then
-        run sh -c 'umask 077 && /usr/bin/python3 -c "import secrets; print(secrets.token_urlsafe(24))" >/etc/vgg-edge/token.new'
+        run sh -c 'umask 077 && /usr/bin/python3 -I -c "import secrets; print(secrets.token_urlsafe(24))" >/etc/vgg-edge/token.new'
         run mv /etc/vgg-edge/token.new /etc/vgg-edge/token
     fi
-    [ -e /etc/vgg-edge/serve.conf ] || run install -m 644 "$here/serve.conf" /etc/vgg-edge/serve.conf
+    # It may hold the password of a camera.
+    if [ -e /etc/vgg-edge/serve.conf ]; then
+        run chmod 600 /etc/vgg-edge/serve.conf
+    else
+        run install -m 600 "$here/serve.conf" /etc/vgg-edge/serve.conf
+    fi
+}
+
+# The folders of models, which the service may not write. In an earlier version all belonged to its user.
+install_folders() {
+    run install -d -m 755 -o root -g root /var/lib/vgg-edge /var/lib/vgg-edge/models
+    run chown -R --no-dereference root:root /var/lib/vgg-edge/models
+    run chmod -R go-w /var/lib/vgg-edge/models
 }
 
 start_service() {
@@ -203,7 +229,6 @@ Next steps:
        sudo nano /etc/vgg-edge/serve.conf
        sudo systemctl restart vgg-edge        # then open http://$host:$port
   3. Run your own model, a folder or a file (the running service loads it):
-       sudo mkdir -p /var/lib/vgg-edge/models
        sudo cp -r models/NAME /var/lib/vgg-edge/models/
   4. Show the log, which names the running model:
        journalctl -u vgg-edge -f
@@ -211,16 +236,30 @@ STEPS
 }
 
 remove() {
+    local left
     if [ -e /etc/systemd/system/vgg-edge.service ]; then
         run systemctl stop vgg-edge.service
         run systemctl disable vgg-edge.service
     fi
     run rm -rf /etc/systemd/system/vgg-edge.service /opt/vgg-edge /etc/vgg-edge /var/cache/vgg-edge
     run systemctl daemon-reload
-    if getent passwd vgg-edge >/dev/null; then run userdel vgg-edge; fi
     if [ -e /var/lib/vgg-edge ]; then
         echo "kept: /var/lib/vgg-edge with models and pictures; sudo rm -r /var/lib/vgg-edge removes it"
     fi
+    getent passwd vgg-edge >/dev/null || return 0
+    # The next user that is created may get the same number, and with it the files that are left.
+    left=$(file_of_user)
+    if [ -n "$left" ]; then
+        echo "kept: the user vgg-edge, who owns $left; without such files, --uninstall removes the user"
+    else
+        run userdel vgg-edge
+    fi
+}
+
+# Prints a file that the user of the service owns, outside of the folders that --uninstall removes.
+file_of_user() {
+    find / -xdev \( -path /opt/vgg-edge -o -path /var/cache/vgg-edge -o -path /proc -o -path /sys \) -prune \
+        -o -user vgg-edge -print -quit 2>/dev/null
 }
 
 main "$@"

@@ -4,6 +4,8 @@ The page classifies photos and shows a camera; POST /classify returns the JSON o
 """
 
 import argparse
+import os
+import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -73,7 +75,26 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_network_flags(parser)
     _add_camera_flags(parser)
     _add_limit_flags(parser)
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--options-from",
+        metavar="VARIABLE",
+        help="read more options from this environment variable, where other users of this machine cannot see "
+        "them, such as the password of a camera",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.options_from is not None:
+        parser.parse_args(_options_in(parser, arguments.options_from), namespace=arguments)
+    return arguments
+
+
+def _options_in(parser: argparse.ArgumentParser, variable: str) -> list[str]:
+    """Returns the words of an environment variable, which are separated as in a shell."""
+    if variable not in os.environ:
+        parser.error(f"--options-from: the environment variable {variable} is not set")
+    try:
+        return shlex.split(os.environ[variable])
+    except ValueError as error:
+        parser.error(f"--options-from: {variable}: {str(error).lower()}")
 
 
 def _add_network_flags(parser: argparse.ArgumentParser) -> None:

@@ -39,11 +39,14 @@ def main(photo: str, *engines: str) -> None:
     for engine in engines:
         prediction = Classifier(engine=engine)(photo)
         predictions[engine] = {"label": prediction.label, "probability": prediction.probability}
-    credentials = os.environ["CREDENTIALS_DIRECTORY"]
+    credentials, state = os.environ["CREDENTIALS_DIRECTORY"], os.environ["STATE_DIRECTORY"]
     actions: dict[str, Callable[[], object]] = {
         "write to /etc": lambda: Path("/etc/vgg-edge.test").touch(),
         "write to /opt": lambda: Path("/opt/vgg-edge/test").touch(),
-        "write to the state": lambda: Path("/var/lib/vgg-edge/test").touch(),
+        "write to the state": lambda: Path(state, "test").touch(),
+        "write to the models": lambda: Path("/var/lib/vgg-edge/models/test.onnx").touch(),
+        "replace the models": lambda: Path("/var/lib/vgg-edge/models").rename("/var/lib/vgg-edge/old"),
+        "read the settings": lambda: Path("/etc/vgg-edge/serve.conf").read_bytes(),
         "write to the cache": lambda: Path("/var/cache/vgg-edge/test").touch(),
         "read a home": lambda: list(Path("/root").iterdir()),
         "read the token": lambda: Path("/etc/vgg-edge/token").read_bytes(),
@@ -57,7 +60,7 @@ def main(photo: str, *engines: str) -> None:
     }
     results = {name: result_of(action) for name, action in actions.items()}
     text = json.dumps({"predictions": predictions, "actions": results, "user": os.getuid()})
-    Path("results.json").write_text(text)
+    Path(state, "results.json").write_text(text)
     notify("READY=1")
 
 

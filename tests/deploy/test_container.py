@@ -32,7 +32,7 @@ def add_drop_in(folder: Path, *lines: str, until: str = "true") -> Path:
     """
     drop_ins = folder / "etc/systemd/system/vgg-edge.service.d"
     drop_ins.mkdir(parents=True)
-    save_results = "cd /var/lib/vgg-edge; cp * /results; journalctl >/results/journal"
+    save_results = "cd /var/lib/vgg-edge/state; cp * /results; journalctl >/results/journal"
     service = (
         "[Service]",
         "Restart=no",
@@ -72,16 +72,22 @@ def test_a_second_run_keeps_the_settings_and_uninstall_keeps_the_pictures(
     machine, _ = installed
     script = f"""
         set -e
-        stat -c '%a %U' /etc/vgg-edge/token
+        stat -c '%a %U' /etc/vgg-edge/token /etc/vgg-edge/serve.conf
+        find /opt/vgg-edge /etc/vgg-edge /var/lib/vgg-edge -not -type l \\( -perm /022 -or -not -user root \\)
         ls -l /etc/systemd/system/multi-user.target.wants/vgg-edge.service
         ! /opt/vgg-edge/bin/python -c 'import tensorflow' 2>/dev/null
         cp /etc/vgg-edge/token /token
         echo '# mine' >>/etc/vgg-edge/serve.conf
+        chmod 644 /etc/vgg-edge/serve.conf
+        chown -R vgg-edge /var/lib/vgg-edge
         {install_command()} {EXTRAS} >&2
         cmp /token /etc/vgg-edge/token
         grep mine /etc/vgg-edge/serve.conf
-        mkdir -p /var/lib/vgg-edge/models
+        stat -c '%a %U' /etc/vgg-edge/serve.conf /var/lib/vgg-edge /var/lib/vgg-edge/models
+        install -d -o vgg-edge /var/lib/vgg-edge/state
         '{INSTALL}' --uninstall
+        getent passwd vgg-edge | cut -d: -f1
+        rm -r /var/lib/vgg-edge/state
         '{INSTALL}' --uninstall
         ls -d /opt/vgg-edge /etc/vgg-edge /etc/systemd/system/vgg-edge.service /var/lib/vgg-edge \
             /etc/systemd/system/multi-user.target.wants/vgg-edge.service 2>/dev/null || true
@@ -89,8 +95,10 @@ def test_a_second_run_keeps_the_settings_and_uninstall_keeps_the_pictures(
     """
     done = machine.run("installed", "uninstalled", "bash", "-c", script)
     assert done.returncode == 0, done.stdout + done.stderr
-    token, wanted, mine, first, second, left = done.stdout.splitlines()
-    assert token == "600 root"
+    token, settings, wanted, mine, *modes, first, kept, user, second, left = done.stdout.splitlines()
+    assert token == settings == "600 root"
+    assert modes == ["600 root", "755 root", "755 root"]
+    assert "user vgg-edge" in kept and "/var/lib/vgg-edge/state" in kept and user == "vgg-edge"
     assert wanted.endswith("vgg-edge.service -> /etc/systemd/system/vgg-edge.service")
     assert mine == "# mine"
     assert first == second and "/var/lib/vgg-edge" in first
@@ -113,6 +121,9 @@ def test_both_engines_classify_and_forbidden_actions_fail(
         "write to /etc": "Read-only file system",
         "write to /opt": "Read-only file system",
         "write to the state": "allowed",
+        "write to the models": "Read-only file system",
+        "replace the models": "Read-only file system",
+        "read the settings": "Permission denied",
         "write to the cache": "allowed",
         "read a home": "Permission denied",
         "read the token": "Permission denied",
@@ -141,9 +152,10 @@ def test_without_cpuinfo_an_engine_does_not_recognize_the_processor(
 
 def test_the_watchdog_restarts_a_process_that_hangs(installed: tuple[Machine, str], tmp_path: Path) -> None:
     (tmp_path / "hang.py").write_text(
-        "import time\n"
+        "import os, time\n"
         "from pathlib import Path\n"
         "from runtime.server.systemd import notify, watchdog_interval\n"
+        "os.chdir(os.environ['STATE_DIRECTORY'])\n"
         "second = Path('first').exists()\n"
         "Path('second' if second else 'first').write_text(str(watchdog_interval()))\n"
         "notify('READY=1')\n"
@@ -172,6 +184,10 @@ def test_the_service_answers_again_after_it_hung(
         "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 /client.py\n"
         "ExecStopPost=/bin/sh -c 'journalctl >/results/journal; systemctl --no-block exit'\n"
     )
+    (tmp_path / "etc/vgg-edge").mkdir()
+    (tmp_path / "etc/vgg-edge/serve.conf").write_text(
+        "OPTIONS=--host 127.0.0.1 --port 8080 --allow-host a-secret.example\n"
+    )
     (tmp_path / "client.py").write_text(Path(__file__).with_name("watchdog_client.py").read_text())
     installed[0].boot("installed", tmp_path, "client.service")
     journal = (tmp_path / "results/journal").read_text()
@@ -180,6 +196,8 @@ def test_the_service_answers_again_after_it_hung(
     here = Classifier(engine="litert")(tmp_path / "photo.png")
     assert results["label before"] == results["label after"] == here.label
     assert results["status without token"] == 401
+    # Every user may read the arguments of a process, and options may hold the password of a camera.
+    assert "--options-from" in results["arguments"] and "secret" not in " ".join(results["arguments"])
     assert results["restarts"] == "1" and results["result"] == "success" and results["seconds to stop"] < 5
     assert "Watchdog timeout" in journal
     assert "flowers_int8.tflite" in journal  # the log names the model that runs

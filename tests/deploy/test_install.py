@@ -51,7 +51,10 @@ def test_a_dry_run_prints_every_command(os_release: str, tmp_path: Path) -> None
     for part in (
         "useradd --system --user-group",
         "-m venv /opt/vgg-edge",
-        "pip install --upgrade '/opt/vgg-edge/source[litert,camera,web]'",
+        "pip install --require-hashes --no-deps",
+        "pip install --force-reinstall --no-deps --no-build-isolation /opt/vgg-edge/source",
+        "install -m 600",
+        "chown -R --no-dereference root:root /var/lib/vgg-edge/models",
         ">/etc/vgg-edge/token.new",
         "mv /etc/vgg-edge/token.new /etc/vgg-edge/token",
         "/etc/systemd/system/vgg-edge.service",
@@ -82,7 +85,7 @@ def test_picamera2_comes_from_debian_with_its_numpy(os_release: str, tmp_path: P
     assert code == 0
     assert re.search(r"apt-get install .* python3-picamera2", text)
     assert "-m venv --system-site-packages /opt/vgg-edge" in text
-    assert "pip install --upgrade --constraint /etc/vgg-edge/constraints.txt" in text
+    assert "pip uninstall --yes numpy" in text and "grep -v" in text and "^numpy==" in text
 
 
 def test_a_wheel_replaces_an_installed_wheel_of_the_same_version(tmp_path: Path) -> None:
@@ -90,8 +93,40 @@ def test_a_wheel_replaces_an_installed_wheel_of_the_same_version(tmp_path: Path)
     wheel.touch()
     _, commands, _ = dry_run("--from", str(wheel), folder=tmp_path)
     first, second = (command for command in commands if "pip install" in command)
-    assert first.endswith(f"pip install --upgrade '{wheel}[litert,camera,web]'")
-    assert second.endswith(f"pip install --force-reinstall --no-deps {wheel}")
+    assert "--require-hashes" in first
+    assert second.endswith(f"pip install --force-reinstall --no-deps --no-build-isolation {wheel}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ((), {"numpy", "pillow", "setuptools", "ai-edge-litert", "av", "uvicorn"}),
+        (("--extras", "onnx,verify"), {"numpy", "pillow", "setuptools", "onnxruntime", "cryptography"}),
+        (("--picamera2",), {"pillow", "setuptools", "ai-edge-litert", "av", "uvicorn"}),
+    ],
+)
+def test_the_packages_of_the_extras_come_from_the_lock_file(
+    arguments: tuple[str, ...], names: set[str], tmp_path: Path
+) -> None:
+    """The printed command, run here, writes the file that pip installs from."""
+    _, commands, _ = dry_run(*arguments, folder=tmp_path)
+    (command,) = (command for command in commands if "requirements.lock" in command)
+    chosen = tmp_path / "requirements.txt"
+    command = command.removeprefix("+ ").replace("/opt/vgg-edge/requirements.txt", str(chosen))
+    subprocess.run(["bash", "-c", command], check=True)
+    lines = chosen.read_text().splitlines()
+    found = {line.split("==")[0] for line in lines}
+    listed = {
+        "numpy",
+        "pillow",
+        "setuptools",
+        "ai-edge-litert",
+        "av",
+        "uvicorn",
+        "onnxruntime",
+        "cryptography",
+    }
+    assert found & listed == names and all("--hash=sha256:" in line for line in lines)
 
 
 def test_a_second_run_keeps_picamera2_and_replaces_an_empty_token(machine: Machine) -> None:
@@ -110,7 +145,7 @@ def test_a_second_run_keeps_picamera2_and_replaces_an_empty_token(machine: Machi
     *commands, tokens, picameras = done.stdout.splitlines()
     text = "\n".join(commands)
     assert "-m venv --system-site-packages /opt/vgg-edge" in text and "python3-picamera2" in text
-    assert "pip install --upgrade --constraint /etc/vgg-edge/constraints.txt" in text
+    assert "pip uninstall --yes numpy" in text
     assert "mv /etc/vgg-edge/token.new /etc/vgg-edge/token" in text
     assert (tokens, picameras) == ("0", "0")
 
@@ -123,6 +158,8 @@ def test_a_second_run_keeps_picamera2_and_replaces_an_empty_token(machine: Machi
         (BULLSEYE, "arm64", (), "bullseye"),
         (BOOKWORM, "arm64", ("--from", "/nowhere"), "/nowhere"),
         (BOOKWORM, "arm64", ("--extras",), "--extras"),
+        (BOOKWORM, "arm64", ("--extras", "litert,train"), "train"),
+        (BOOKWORM, "arm64", ("--extras", "(.*)"), "(.*)"),
         (BOOKWORM, "arm64", ("--frobnicate",), "--frobnicate"),
     ],
 )

@@ -35,6 +35,7 @@ def unit_property(name: str) -> str:
 
 
 results: dict[str, object] = {"label before": classify(TOKEN)["label"], "status without token": status(None)}
+results["arguments"] = Path("/proc", unit_property("MainPID"), "cmdline").read_text().split("\0")
 subprocess.run(["kill", "-STOP", unit_property("MainPID")], check=True)
 for _ in range(300):
     if unit_property("NRestarts") == "1" and unit_property("ActiveState") == "active":

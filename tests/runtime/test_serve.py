@@ -107,6 +107,28 @@ def test_a_value_out_of_range_is_a_usage_error(
     assert ended.value.code == USAGE and arguments[0] in last_line
 
 
+def test_options_from_a_variable_are_added_to_the_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The service's options may hold the password of a camera, which arguments show to every user."""
+    monkeypatch.setenv("OPTIONS", f"--host 127.0.0.1 --top 2 --model '{tmp_path / 'no model'}'")
+    line = error_of(["--options-from", "OPTIONS"], USAGE, capsys)
+    assert str(tmp_path / "no model") in line
+
+
+@pytest.mark.parametrize("value", [None, "--port 'x", "--port 0 --camera rtsp://me:secret@camera --what"])
+def test_a_variable_without_valid_options_is_a_usage_error(
+    value: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("OPTIONS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OPTIONS", value)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--options-from", "OPTIONS"])
+    error = capsys.readouterr().err
+    assert "error: " in error.splitlines()[-1] and "secret" not in error
+
+
 def test_make_token_writes_a_private_file_and_exits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
