@@ -18,6 +18,7 @@ from runtime.inference.model_options import add_model_options, classifier_option
 from runtime.inference.prediction import Prediction, answer_columns, json_line
 from runtime.inference.prefetch import DECODERS
 from runtime.model_file.loader import KEY_VARIABLE, open_model
+from runtime.model_file.releases import check_release
 from runtime.preprocess.photo_files import find_photos
 from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
 
@@ -97,6 +98,8 @@ def verify_signature(arguments: argparse.Namespace) -> int:
     model = open_model(arguments.model, key=arguments.key)
     if model.signature is None:
         raise UserError(f"--verify needs the signer's public key: --key PUBLIC.pem, or {KEY_VARIABLE}")
+    if not arguments.allow_rollback:
+        check_release(model)
     from runtime.model_file.signature import NOT_SIGNED, verify_files
 
     states = verify_files(model.signature)

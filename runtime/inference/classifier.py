@@ -33,6 +33,7 @@ from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
 from runtime.model_file.formats import FORMATS
 from runtime.model_file.loader import open_model
+from runtime.model_file.releases import check_release, record_release
 from runtime.model_file.selection import choose_model
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Classifier:
     fastest file and engine that `python -m runtime.bench --save` measured, else the first that is installed;
     `engine_reason` says which and why. `threads` defaults to the fastest measured number, else to the number
     of cores. With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names), only a model
-    that this key signed is loaded.
+    that this key signed is loaded, and none older than a release of its name that has run here, except with
+    `allow_rollback`.
 
     `correction` names the file of `python -m runtime.adapt` to use, or "none"; without it the file next to
     the model is used, if there is one. A model that must be signed is corrected with `allow_correction` only.
@@ -64,6 +66,7 @@ class Classifier:
         key: str | Path | None = None,
         correction: str | Path | None = None,
         allow_correction: bool = False,
+        allow_rollback: bool = False,
     ) -> None:
         self.top = top
         self.formats = _usable_formats(engine)
@@ -75,6 +78,9 @@ class Classifier:
         imports = (fastest.engine if fastest else engine, selection.path.suffix.removeprefix("."))
         Thread(target=_preload, args=imports, daemon=True).start()
         self.model = open_model(model, self.formats, prefer=self.preferred_sha256, key=key)
+        if not allow_rollback:
+            check_release(self.model)
+        self._allow_rollback, self._is_recorded = allow_rollback, False
         self.engine_reason = ""
         # The folder may have been replaced since the selection: then the measurement is of another file.
         if fastest and self.model.sha256 == fastest.sha256:
@@ -100,6 +106,11 @@ class Classifier:
     def _set_correction(self, opened: OpenedCorrection) -> None:
         self.correction, self.correction_problem = opened.correction, opened.problem
         self.correction_path = opened.path
+
+    def record_release(self) -> None:
+        """Records that a signed model has run, so that no older one runs after it. Raises ModelError."""
+        record_release(self.model, allow_rollback=self._allow_rollback)
+        self._is_recorded = True
 
     def with_correction(self, correction: str | Path | None, *, allow_correction: bool) -> Classifier:
         """Returns a classifier with the same loaded model, and the correction that is on the disk now.
@@ -135,9 +146,10 @@ class Classifier:
                     yield picture.source, self._predict(picture, picture.pixels)
 
     def infer(self, pixels: Pixels) -> ModelOutput:
-        """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size. Raises EngineError.
+        """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size.
 
-        One thread at a time runs it; the time in the result is the engine's alone.
+        One thread at a time runs it; the time in the result is the engine's alone. Raises EngineError, and
+        ModelError when the release of a signed model cannot be recorded.
         """
         with self._lock:
             started = time.perf_counter()
@@ -146,6 +158,8 @@ class Classifier:
         for name, output in outputs.items():
             if name in OUTPUTS and not np.isfinite(output).all():
                 raise EngineError(f"{self.model.path}: {self.session.engine} computed NaN or infinite {name}")
+        if not self._is_recorded:
+            self.record_release()
         features = outputs["features"] if self.model.contract.features else None
         known = outputs["known"].item() if "known" in outputs else None
         if self.correction and known is not None and features is not None:

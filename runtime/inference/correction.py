@@ -6,6 +6,7 @@ known' = sigmoid(logit(known) + features · weights + bias). The model file itse
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 VERSION = 1
 NONE = "none"  # `--correction none`: answer without a correction
 SUFFIX = ".correction.json"
+FOLDER_VARIABLE = "VGG_EDGE_CORRECTIONS"  # names a folder for the corrections of all models
 # float32 cannot hold a probability closer to 1: beyond it, `known` tells nothing.
 SMALLEST_KNOWN = 1e-7
 MAX_WEIGHT = 1e6
@@ -73,13 +75,16 @@ def correction_path(model: ModelFile, named: str | Path | None) -> Path:
     """Returns where the model's correction is: the named file, else next to the model.
 
     A folder's files share one, FOLDER.correction.json, because they compute the same features; a file without
-    a folder's index has FILE.correction.json.
+    a folder's index has FILE.correction.json. VGG_EDGE_CORRECTIONS names a folder for these files, where the
+    folder of models may not be written.
     """
     if named is not None:
         return Path(named)
     place = model.folder or model.path
     if place.name in ("", ".."):  # such as --model .
         place = place.resolve()
+    if place.name and (folder := os.environ.get(FOLDER_VARIABLE)):
+        place = Path(folder, place.name)
     return place.with_name(place.name + SUFFIX) if place.name else place / SUFFIX
 
 

@@ -32,6 +32,11 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         help="use a correction with a signed model too; nobody signs corrections",
     )
     parser.add_argument(
+        "--allow-rollback",
+        action="store_true",
+        help="run a signed model that is older than one that ran here, and accept its release from now on",
+    )
+    parser.add_argument(
         "--engine",
         choices=["auto", *ENGINES],
         default="auto",
@@ -51,5 +56,5 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns Classifier's keyword arguments from the parsed flags."""
-    names = ("engine", "threads", "top", "key", "correction", "allow_correction")
+    names = ("engine", "threads", "top", "key", "correction", "allow_correction", "allow_rollback")
     return {name: getattr(arguments, name) for name in names}

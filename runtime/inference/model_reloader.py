@@ -53,6 +53,7 @@ class ReloadingClassifier:
         self._path, self._options, self._on_event = model, options, on_event
         self._classifier, self._loaded = self._open(options)
         check_answer(self._classifier)
+        self._classifier.record_release()
         self._last_seen = self._loaded
         self._correction_state: object = None
         if self._classifier.correction_problem:
@@ -84,6 +85,7 @@ class ReloadingClassifier:
             classifier, loaded = self._open(options)
             if classifier.model.sha256 != proved:
                 return  # replaced since the proof: the next check finds the newer model
+            classifier.record_release()
         except Exception as error:  # whatever is wrong with the new model, the old one stays in use
             self._loaded = found  # not tried again until it changes
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

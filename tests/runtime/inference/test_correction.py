@@ -105,6 +105,20 @@ def test_a_lone_file_has_its_own_correction(folder: Path, tmp_path: Path) -> Non
     assert Classifier(lone).correction_path == path and Classifier(lone)(WHITE).known is False
 
 
+def test_a_variable_names_the_folder_of_all_corrections(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service may not write the folder of its models."""
+    corrections = tmp_path / "state"
+    corrections.mkdir()
+    monkeypatch.setenv("VGG_EDGE_CORRECTIONS", str(corrections))
+    path = corrections / f"{folder.name}.correction.json"
+    write_correction(path, make_correction(folder))
+    assert Classifier(folder).correction_path == path and Classifier(folder)(WHITE).known is False
+    monkeypatch.chdir(folder)
+    assert correction_path(open_model("."), None) == path
+
+
 def test_the_current_folder_has_the_same_correction(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(folder)
     monkeypatch.chdir(folder)
