@@ -1,4 +1,4 @@
-"""Measures the service under load: throughput compared with the engine alone, latency and memory.
+"""Measures the service under load and under attack: throughput compared with the engine alone, latency, memory.
 
     python -m benchmarks.serve [--seconds 60]
 
@@ -11,6 +11,9 @@ without HTTP. Short turns alternate between both, so that other work on the mach
 turn of the engine alone, the load generator runs as fast as before, but against a sink. The sink needs
 processor time too: the engine's figure is scaled up as if it had had that time.
 
+One client alone then sends photos over one connection: the time of an answer beyond the decoder's and the
+engine's is the service's own. benchmarks/serve_attacks.py describes the attacks.
+
 Photos: small ones of VGG_EDGE_PHOTOS/test, else drawn ones. All connections stay on 127.0.0.1.
 """
 
@@ -18,21 +21,26 @@ from __future__ import annotations
 
 import argparse
 import csv
+import http.client
 import io
+import json
 import os
 import re
+import secrets
 import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_load_generator, start_sink
 from benchmarks.machine import describe_machine
+from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.preprocess.picture import read_picture
@@ -42,9 +50,13 @@ from tests.serving import serve_in_process
 PHOTOS = 200
 TURNS = 30
 WARM_UP = 3.0  # seconds
-MIN_RATIO = 0.9  # of the service's throughput to the engine's
+MIN_RATIO = 0.95  # of the service's throughput to the engine's
 MAX_GROWTH_MB = 5.0
 SMALL_QUEUE = CLIENTS // 4
+MAX_OVERHEAD_MS = 2.0  # of an answer over a kept connection, beyond decoding and inference
+SECONDS_PER_ATTACK = 10.0
+MAX_SLOWDOWN = 3.0  # of good photos during an attack
+MAX_PEAK_MB = 512.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with start_load_generator(photos, expected) as generator:
         turns = run_turns(generator, classifier, photos, seconds / TURNS)
         rows = [*compare_with_engine(turns, seconds), *measure_small_queue(generator, seconds)]
+    rows += [measure_overhead(photos), *measure_attacks(photos)]
     used = f"{classifier.model.path.name} on {classifier.session.engine}, {classifier.threads} threads"
     write_report(rows, used)
 
@@ -174,6 +187,55 @@ def measure_small_queue(generator: LoadGenerator, seconds: float) -> Iterator[Me
         f"{queue}latency p99", 1000 * percentile(result.latencies, 99), "ms", detail="includes waiting"
     )
     yield memory_growth(f"{queue}memory growth", before, after)
+
+
+def measure_overhead(photos: list[bytes]) -> Measurement:
+    """The median time of an answer that neither the decoder nor the engine needs."""
+    overheads = []
+    with serve_in_process("--model", RELEASED) as service:
+        connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
+        for photo in photos:
+            started = time.perf_counter()
+            connection.request("POST", "/classify", photo, {"Content-Type": "image/jpeg"})
+            answer = json.loads(connection.getresponse().read())
+            overheads.append(1000 * (time.perf_counter() - started) - sum(answer["ms"].values()))
+        connection.close()
+    value = statistics.median(overheads[len(overheads) // 10 :])
+    limit = f"≤ {MAX_OVERHEAD_MS:g}"
+    name = "one client: answer without decoding and inference, p50"
+    return Measurement(
+        name, value, "ms", limit, value <= MAX_OVERHEAD_MS, f"{len(overheads)} photos, one connection"
+    )
+
+
+def measure_attacks(photos: list[bytes]) -> Iterator[Measurement]:
+    """Photos from another address during each attack, compared with the seconds before and after it."""
+    token = secrets.token_hex(16)
+    with TemporaryDirectory() as folder:
+        token_file = Path(folder) / "token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(token)
+        with serve_in_process("--model", RELEASED, "--token-file", token_file) as service:
+            client = GoodClient(service.port, token, photos)
+            client.latencies(WARM_UP)
+            for name in ATTACK_NAMES:
+                usual = client.latencies(SECONDS_PER_ATTACK / 2)
+                with attacking(name, service.port, token, photos[0]):
+                    attacked = client.latencies(SECONDS_PER_ATTACK)
+                usual += client.latencies(SECONDS_PER_ATTACK / 2)
+                yield slowdown(name, usual, attacked)
+            peak = peak_mb(service.process.pid)
+    limit = f"≤ {MAX_PEAK_MB:g}"
+    yield Measurement("all attacks: peak memory", peak, "MB", limit, peak <= MAX_PEAK_MB)
+
+
+def slowdown(attack: str, usual: list[float], attacked: list[float]) -> Measurement:
+    """The factor by which an attack slows photos of another address down."""
+    factor = statistics.median(attacked) / statistics.median(usual)
+    p95 = [1000 * percentile(latencies, 95) for latencies in (attacked, usual)]
+    detail = f"{len(attacked)} photos; p95 {p95[0]:.0f} ms, usually {p95[1]:.0f} ms"
+    name = f"{attack}: slowdown of photos from another address, p50"
+    return Measurement(name, factor, "", f"≤ {MAX_SLOWDOWN:g}", factor <= MAX_SLOWDOWN, detail)
 
 
 def memory_growth(name: str, before_mb: float, after_mb: float) -> Measurement:

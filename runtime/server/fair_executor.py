@@ -1,15 +1,18 @@
 """Threads whose waiting jobs take turns by client, so that a client with many jobs delays only itself.
 
-Round-robin over one line per client, as fair queueing does for network flows (Nagle, RFC 970, 1985).
+There is one line of jobs per client, as fair queueing has one per network flow (Nagle, RFC 970, 1985). The
+next job is that of the client whose last turn is longest ago.
 """
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
 from typing import TypeVar
 
 Result = TypeVar("Result")
+
+TURNS_KEPT = 1000  # clients whose last turn is remembered
 
 
 class FairExecutor:
@@ -18,8 +21,9 @@ class FairExecutor:
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
         self._lock = Lock()
-        # One line of jobs per client that waits; the client whose turn is next comes first.
-        self._lines: OrderedDict[str, deque[Callable[[], None]]] = OrderedDict()
+        self._lines: dict[str, deque[Callable[[], None]]] = {}  # of the clients that wait
+        self._last_turns: dict[str, int] = {}  # of the last clients, oldest turn first
+        self._turn = 0
 
     def submit(self, client: str, work: Callable[[], Result]) -> "Future[Result]":
         """The future result of a job. Cancelling the future before the job starts skips the job."""
@@ -45,8 +49,13 @@ class FairExecutor:
 
     def _run_next(self) -> None:
         with self._lock:
-            client, line = self._lines.popitem(last=False)
-            run = line.popleft()
-            if line:
-                self._lines[client] = line  # at the end: the other clients come first
+            client = min(self._lines, key=lambda waiting: self._last_turns.get(waiting, 0))
+            run = self._lines[client].popleft()
+            if not self._lines[client]:
+                del self._lines[client]
+            self._turn += 1
+            self._last_turns.pop(client, None)
+            self._last_turns[client] = self._turn
+            if len(self._last_turns) > TURNS_KEPT:
+                del self._last_turns[next(iter(self._last_turns))]
         run()

@@ -118,7 +118,7 @@ def test_clients_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
             await clients.send(data[0], data)
         engine.may_answer.set()
         await clients.results()
-        assert engine.seen == ["a1", "a2", "b1", "c1", "a3", "b2", "a4"]  # a1 had started before the others
+        assert engine.seen == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]  # a had its turn before the others
 
     run_clients(monkeypatch, run)
 

@@ -1,0 +1,179 @@
+"""Measures the service while one address attacks it: photos of another address, and the service's memory.
+
+Each attack runs in a process of its own, from 127.0.0.1 or from several of 127.0.0.0/8, and goes on until it
+is stopped. A client at 127.0.0.2 sends photos meanwhile, and opens a new connection for every tenth one.
+"""
+
+from __future__ import annotations
+
+import http.client
+import multiprocessing
+import random
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+
+GOOD_ADDRESS, ATTACKER = "127.0.0.2", "127.0.0.1"
+PHOTOS_PER_CONNECTION = 10
+WARM_UP = 1.0  # seconds that an attack runs before it is measured
+BODY_BYTES = 32_000_000  # the service's limit
+
+
+@dataclass(frozen=True)
+class GoodClient:
+    """Sends photos one after the other."""
+
+    port: int
+    token: str
+    photos: list[bytes]
+
+    def latencies(self, seconds: float) -> list[float]:
+        """Seconds from the connection or the request to the answer. Raises OSError when it is refused."""
+        found: list[float] = []
+        started = time.perf_counter()
+        connection = self._connect()
+        while time.perf_counter() - started < seconds:
+            before = time.perf_counter()
+            if len(found) % PHOTOS_PER_CONNECTION == 0:
+                connection.close()
+                connection = self._connect()
+            connection.request("POST", "/classify", random.choice(self.photos), self._headers())
+            answer = connection.getresponse()
+            body = answer.read()
+            if answer.status != 200:
+                raise OSError(f"{answer.status}: {body[:200].decode()}")
+            found.append(time.perf_counter() - before)
+        connection.close()
+        return found
+
+    def _connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, 30, source_address=(GOOD_ADDRESS, 0))
+
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}", "Content-Type": "image/jpeg"}
+
+
+@contextmanager
+def attacking(name: str, port: int, token: str, photo: bytes) -> Iterator[None]:
+    """Runs one of ATTACKS during the block."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=_attack, args=(name, port, token, photo), daemon=True
+    )
+    process.start()
+    time.sleep(WARM_UP)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.join()
+
+
+def peak_mb(process_id: int) -> float:
+    """The highest resident memory of a process so far."""
+    found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process_id}/status").read_text())
+    assert found
+    return int(found[1]) * 1024 / 1e6
+
+
+# --- the attacker's process ---
+
+
+@dataclass(frozen=True)
+class Target:
+    port: int
+    token: str
+    photo: bytes
+
+    def connect(self, address: str = ATTACKER) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", self.port), 30, source_address=(address, 0))
+        connection.settimeout(30)
+        return connection
+
+    def head(self, request: str, *fields: str) -> bytes:
+        """A request's head with the token."""
+        lines = (f"{request} HTTP/1.1", f"Host: 127.0.0.1:{self.port}", f"Authorization: Bearer {self.token}")
+        return "\r\n".join((*lines, *fields, "\r\n")).encode()
+
+
+def endless_trailer(target: Target, number: int) -> None:
+    """Sends the trailer of a login's body, which never ends."""
+    fields = b"".join(b"X-%d: %s\r\n" % (each, b"a" * 100) for each in range(5000))
+    with target.connect() as connection:
+        connection.sendall(
+            b"POST /login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+        )
+        while True:
+            connection.sendall(fields)
+
+
+def pipelined_heads(target: Target, number: int) -> None:
+    """Sends large heads and reads no answer."""
+    head = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\nX: %s\r\n\r\n" % (b"a" * 60_000)
+    with target.connect() as connection:
+        while True:
+            connection.sendall(head)
+
+
+def stalled_body(target: Target, number: int) -> None:
+    """Sends a photo of the largest size, but for its last byte, and waits."""
+    with target.connect() as connection:
+        connection.sendall(target.head("POST /classify", f"Content-Length: {BODY_BYTES}"))
+        connection.sendall(bytes(BODY_BYTES - 1))
+        connection.recv(1)
+
+
+def stalled_login(target: Target, number: int) -> None:
+    """Opens a connection from one of six addresses, and sends a login without its body."""
+    with target.connect(f"127.0.1.{number % 6 + 1}") as connection:
+        connection.sendall(b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n")
+        connection.recv(1)
+
+
+def oversized_body(target: Target, number: int) -> None:
+    """Sends three times as much as the service accepts, and never reads."""
+    with target.connect() as connection:
+        connection.sendall(target.head("POST /classify", f"Content-Length: {3 * BODY_BYTES}"))
+        connection.sendall(bytes(3 * BODY_BYTES))
+
+
+def photo_flood(target: Target, number: int) -> None:
+    """Sends good photos, one after the other."""
+    head = target.head("POST /classify", "Content-Type: image/jpeg", f"Content-Length: {len(target.photo)}")
+    with target.connect() as connection:
+        while True:
+            connection.sendall(head + target.photo)
+            connection.recv(100_000)
+
+
+# How many of each run at once.
+ATTACKS: dict[Callable[[Target, int], None], int] = {
+    endless_trailer: 4,
+    pipelined_heads: 8,
+    stalled_body: 4,
+    stalled_login: 300,
+    oversized_body: 2,
+    photo_flood: 64,
+}
+ATTACK_NAMES = {attack.__name__.replace("_", " "): attack for attack in ATTACKS}
+RETRY_AFTER = 0.5  # seconds until a closed connection is opened again
+
+
+def _attack(name: str, port: int, token: str, photo: bytes) -> None:
+    attack, target = ATTACK_NAMES[name], Target(port, token, photo)
+
+    def repeat(number: int) -> None:
+        while True:
+            with suppress(OSError):
+                attack(target, number)
+            time.sleep(RETRY_AFTER)
+
+    threads = [Thread(target=repeat, args=(number,), daemon=True) for number in range(ATTACKS[attack])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
