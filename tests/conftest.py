@@ -55,6 +55,7 @@ def synthetic_run(
 
     out = tmp_path_factory.mktemp("runs") / "drawn"
     quick = ["--views", "1", "--epochs", "10", "--learning-rate", "0.1", "--weights", str(small_weights)]
+    quick.append("--no-negatives")
     assert main([str(synthetic_photos), "--out", str(out), *quick]) == 0
     return out
 

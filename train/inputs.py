@@ -16,11 +16,15 @@ from train.config import TrainConfig
 from train.data.class_weights import print_class_balance
 from train.data.dataset import SPLITS, Dataset, LeftOut
 from train.data.find_photos import find_photos
+from train.data.negatives import add_default_negatives
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_address import check_ray_address
 from train.run_writer import check_output_dir
+from train.settings import Settings
 
+FEW_NEGATIVES = 10  # below this a warning is printed
+Z_95 = 1.96  # standard deviations of a 95 % interval
 SYNTHETIC_PER_CLASS = 60  # pictures drawn without photos and without --limit: about 30 seconds
 
 
@@ -42,8 +46,19 @@ def find_inputs(config: TrainConfig) -> Inputs:
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
     if config.ray:
         check_ray_address(config.ray)
+    dataset = _find_dataset(config)
+    counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
+    classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
+    print(printable(f"photos: {dataset.root}: {counts}; {classes}"))
+    dataset = _with_negatives(dataset, config.settings)
+    print_left_out(dataset.left_out)
+    print_class_balance(dataset, config.settings.class_weight)
+    return Inputs(dataset, started, overwrite)
+
+
+def _find_dataset(config: TrainConfig) -> Dataset:
     settings = config.settings
-    dataset = find_photos(
+    return find_photos(
         config.photos or default_photos(settings.limit),
         split_seed=settings.split_seed,
         val_share=settings.val_share,
@@ -52,12 +67,34 @@ def find_inputs(config: TrainConfig) -> Inputs:
         none=config.none,
         negatives=settings.negatives,
     )
-    counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
-    classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
-    print(printable(f"photos: {dataset.root}: {counts}; {classes}"))
-    print_left_out(dataset.left_out)
-    print_class_balance(dataset, settings.class_weight)
-    return Inputs(dataset, started, overwrite)
+
+
+def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
+    """The data set with its own negatives or else the default ones, unless they are turned off; prints their
+    number, and a warning if they are few.
+    """
+    if not settings.negatives:
+        return dataset
+    own = len(dataset.negatives)
+    if not own:
+        dataset = add_default_negatives(
+            dataset,
+            split_seed=settings.split_seed,
+            val_share=settings.val_share,
+            test_share=settings.test_share,
+            limit=settings.limit,
+        )
+    counts = ", ".join(f"{len(dataset.negatives_of(split)):,} {split}" for split in SPLITS)
+    kind = "photos" if own else "default pictures"
+    hint = "" if own else "; photos of your scene in a folder named none work better"
+    print(f"none of the classes: {len(dataset.negatives):,} {kind}: {counts}{hint}")
+    if 0 < own < FEW_NEGATIVES:
+        highest = Z_95**2 / (own + Z_95**2)  # of the Wilson interval, if none of the photos is named
+        print(
+            f"warning: {own} photos of none of the classes prove little: even if the model rejects all of "
+            f"them, it may name up to {highest:.0%} of such pictures; 50 or more are better"
+        )
+    return dataset
 
 
 def default_photos(limit: int | None) -> Path:

@@ -53,13 +53,14 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_the_wheel_carries_the_released_model_and_not_the_base(wheel: Path) -> None:
+def test_the_wheel_carries_the_released_model_and_no_file_for_training(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     listed = {file.file for file in read_index(RELEASED).files}
     expected = {*listed, INDEX_NAME, "parity.csv", "README.md"}
     assert {f"runtime/released/{name}" for name in expected} <= names
-    assert not [name for name in names if "vgg16" in name or name.endswith((".safetensors", ".jpg", ".png"))]
+    unwanted = (".safetensors", ".jpg", ".png", ".zip")
+    assert not [name for name in names if "vgg16" in name or name.endswith(unwanted)]
 
 
 def test_the_wheel_classifies_from_an_empty_directory(python: Path, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     monkeypatch.setattr(dry_run, "TIME_BOX", 0.0)
     out, cache = tmp_path / "runs" / "run", tmp_path / "cache"
     flags = ["--dry-run", "--fine-tune", "block5", "--fine-tune-views", "1", "--views", "1", "--epochs", "3"]
-    flags += ["--weights", str(small_weights)]
+    flags += ["--weights", str(small_weights), "--no-negatives"]
     assert main([str(synthetic_photos), "--out", str(out), "--cache", str(cache), *flags]) == 0
     printed = capsys.readouterr()
     lines = [line for line in printed.out.splitlines() if line.startswith("would")]

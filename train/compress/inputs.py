@@ -12,6 +12,7 @@ from pathlib import Path
 from train.compress.config import CompressConfig
 from train.compress.latency_table import LatencyTable, read_latency_table
 from train.data.dataset import read_verified
+from train.data.negatives import restore_default_negatives
 from train.progress import Progress
 from train.run import Run, RunError, open_run
 from train.run_writer import check_output_dir
@@ -48,6 +49,7 @@ def find_inputs(config: CompressConfig) -> Inputs:
     overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():
         raise RunError(f"{out}: is the run to compress; choose another --out")
+    restore_default_negatives(run.dataset)
     photos = (*run.dataset.photos, *run.dataset.negatives)
     with Progress("checking photos", len(photos), "photos") as progress:
         for photo in photos:

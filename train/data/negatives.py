@@ -1,12 +1,100 @@
-"""The default set of negatives: pictures of objects that show none of the classes of a user's photos."""
+"""The default negatives: pictures of objects, for data sets without photos of none of the classes.
+
+They are written once into the user's cache, so that all other code reads them like photos.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
+from train.cache import CacheError
+from train.data.dataset import NONE, Dataset, Photo, PhotosError, file_sha256
+from train.data.negative_pictures import VERSION, drawings, make_picture, without_words
+from train.data.splits import split_train
+from train.progress import Progress
+
+DEFAULT_KIND = "composited"
+# As many as photos within these bounds: each costs the features of a photo.
+FEWEST, MOST = 300, 1200
+SHORTEST_WORD = 3  # letters of a class name that is searched in the names of drawings
 
 
 def default_negatives_folder() -> Path:
-    """The folder of the default set in the user's cache, which may not exist yet."""
+    """The folder of the default negatives in the user's cache, which may not exist yet."""
     return cache_home() / "negatives"
+
+
+def add_default_negatives(
+    dataset: Dataset,
+    *,
+    split_seed: int = 0,
+    val_share: float = 0.15,
+    test_share: float = 0.15,
+    limit: int | None = None,
+    kind: str = DEFAULT_KIND,
+) -> Dataset:
+    """The data set with default negatives of a kind of train/data/negative_pictures.py: about as many as
+    photos, or `limit`.
+
+    A drawing whose name contains the name of a class is not used. Raises PhotosError if the drawings are
+    missing, CacheError if the cache cannot be written.
+    """
+    names = without_words([*drawings()], _class_words(dataset.classes))
+    count = min(max(FEWEST, len(dataset.photos)), MOST, limit or MOST)
+    files = write_pictures([(kind, name) for name in names[:count]])
+    photos = [Photo(file.as_posix(), NONE, "train", file_sha256(file)) for file in files]
+    negatives = split_train(photos, {"val": val_share, "test": test_share}, split_seed)
+    return replace(dataset, negatives=tuple(sorted(negatives, key=lambda photo: photo.path)))
+
+
+def restore_default_negatives(dataset: Dataset) -> None:
+    """Write the default negatives of a run's data set that this machine's cache lacks.
+
+    Raises PhotosError if this version of the project does not make them, CacheError if the cache cannot be
+    written.
+    """
+    folder = default_negatives_folder()
+    wanted: list[tuple[str, str]] = []
+    for photo in dataset.negatives:
+        if Path(photo.path).is_relative_to(folder) and not Path(photo.path).exists():
+            of_kind, _, name = Path(photo.path).relative_to(folder).as_posix().partition("/")
+            kind, name = of_kind.removesuffix(f"-{VERSION}"), name.removesuffix(".bmp") + ".webp"
+            if of_kind == kind or name not in drawings():
+                raise PhotosError(
+                    f"{photo.path}: this version makes other default negatives; train the run again"
+                )
+            wanted.append((kind, name))
+    write_pictures(wanted)
+
+
+def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
+    """The files in the user's cache of pictures, each a kind and the name of a drawing.
+
+    Missing files are written. Raises CacheError if they cannot be written.
+    """
+    folder = default_negatives_folder()
+    files = [folder / f"{kind}-{VERSION}" / name.removesuffix(".webp") for kind, name in pictures]
+    files = [file.with_name(f"{file.name}.bmp") for file in files]
+    missing = [place for place, file in enumerate(files) if not file.is_file()]
+    if missing:
+        with Progress("default negatives", len(missing), "pictures") as progress:
+            for place in missing:
+                try:
+                    files[place].parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_write(files[place]) as stream:
+                        stream.write(make_picture(*pictures[place]))
+                except OSError as error:
+                    raise CacheError(folder, error) from None
+                progress.step(1)
+    return files
+
+
+def _class_words(classes: Sequence[str]) -> list[str]:
+    """The words of class names in lower case, without a plural s."""
+    words = {word.removesuffix("s") for name in classes for word in re.findall(r"[^\W\d_]+", name.lower())}
+    return sorted(word for word in words if len(word) >= SHORTEST_WORD)
