@@ -98,6 +98,39 @@ def test_the_output_of_a_new_process_holds_only_our_lines(
     assert [line for line in lines if line.split(": ")[0].split(",")[0] not in ours] == []
 
 
+def test_few_negatives_are_recorded_with_a_warning(
+    synthetic_photos: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    for number in range(5):
+        Image.new("RGB", (40, 40), (50 * number, 0, 0)).save(frames / f"{number}.png")
+    (frames / "bad.jpg").write_text("no picture")
+    out = tmp_path / "run"
+    arguments = [*small[:-1], "--none", str(frames), "--epochs", "1", "--out", str(out)]
+    assert main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "none of the classes: 6 photos: 4 train, 1 val, 1 test" in lines
+    (warning,) = [line for line in lines if line.startswith("warning: ")]
+    # For 6 photos of which none is named, the upper end of the 95 % Wilson interval is 39 %.
+    assert "6 photos of none of the classes prove little" in warning and "up to 39%" in warning
+    run = open_run(out)
+    assert {Path(photo.path).parent for photo in run.dataset.negatives} == {frames}
+    assert len(run.dataset.photos) == 40 and run.dataset.classes == open_run(out).classes
+    assert run.data_sha256 == run.dataset.sha256
+
+
+def test_without_own_negatives_the_default_ones_are_recorded(
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main([*small[:-1], "--limit", "5", "--epochs", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "none of the classes: 5 default pictures: 3 train, 1 val, 1 test; photos of your scene" in printed
+    assert [photo.label for photo in open_run(out).dataset.negatives] == ["none"] * 5
+    assert (out / "photos.csv").read_text().count("\ndefault:composited-") == 5
+
+
 def test_photos_left_out_are_printed_and_listed(
     synthetic_photos: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +249,14 @@ def test_ctrl_c_in_extraction_keeps_the_features(
         ),
         (["photos", "--out", "x" * 250, "--dry-run"], "x: cannot be created (File name too long)"),
         (["photos", "--out", "."], ".: --out needs the name of a folder"),
-        (["photos", "--weights", "nowhere.safetensors"], "base weights nowhere.safetensors: No such file"),
+        (
+            ["photos", "--no-negatives", "--weights", "nowhere.safetensors"],
+            "base weights nowhere.safetensors: No such file",
+        ),
+        (["photos", "--none", "nowhere"], "nowhere: no such folder; give --none a folder of photos of none"),
+        (["photos", "--none", "empty"], "--none empty: no readable photo in this folder; add some, or use"),
+        (["photos", "--none", "empty", "--no-negatives"], "--none empty: has no effect with --no-negatives"),
+        (["photos", "--none", "empty", "--recipe", "article"], "has no effect with --no-negatives, the"),
     ],
 )
 def test_an_error_is_one_line_and_writes_nothing(
