@@ -96,6 +96,20 @@ def test_a_compressed_run_records_what_the_model_computes(run: Run, tmp_path: Pa
 
 
 @pytest.mark.slow
+def test_a_dry_run_counts_negatives(
+    photos: Path, small_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dry-run", "--out", str(tmp_path / "run"), "--cache", str(tmp_path), *FLAGS]
+    flags += ["--weights", str(small_weights), "--fine-tune", "block5", "--fine-tune-views", "3"]
+    assert main([str(photos), *flags]) == 0
+    printed = capsys.readouterr().out
+    # 30 training photos in 3 views and 28 negatives in 2 views; 10 photos and 12 negatives in val and test.
+    assert "would compute: features of 168 pictures" in printed
+    assert "30 photos in 2 views, and 30 pictures of none of the classes" in printed
+    assert "in one of 3 views, and 15 pictures of none of the classes" in printed
+
+
+@pytest.mark.slow
 def test_damaged_statistics_raise_run_error(run: Run, tmp_path: Path) -> None:
     copy = shutil.copytree(run.path, tmp_path / "copy")
     (copy / STATISTICS).write_bytes((run.path / STATISTICS).read_bytes()[:-1])
