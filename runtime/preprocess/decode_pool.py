@@ -127,11 +127,12 @@ class Worker:
                 raise WorkerEnded
             self.is_idle = True
             return np.frombuffer(data, np.uint8).reshape(height, width, 3)
-        reason = self._read(length, MAX_REASON_BYTES).decode("utf-8", "replace")
+        text = self._read(length, MAX_REASON_BYTES).decode("utf-8", "replace")
+        reason = " ".join(text.split()) or "is damaged"
         self.is_idle = True
         if kind == NEEDS_ALL:
             return None
-        raise (UnsupportedPictureError if kind == UNSUPPORTED else PictureError)(" ".join(reason.split()))
+        raise (UnsupportedPictureError if kind == UNSUPPORTED else PictureError)(reason)
 
     def slow_down(self) -> None:
         """Lowers the priority of the process, where the system allows that."""
