@@ -1,5 +1,7 @@
 """Classifies photos, a camera's frames, or a folder's new photos: `python -m runtime.classify PHOTO…`."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -7,13 +9,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
+from typing import TYPE_CHECKING
 
 from runtime.camera.flags import NEEDS_CAMERA, add_camera_flags
 from runtime.common.cli import ArgumentParser, VersionAction, exit_process, run_cli
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
-from runtime.inference.classifier import Classifier
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.prediction import Prediction, answer_columns, json_line
 from runtime.inference.prefetch import DECODERS
@@ -21,6 +23,9 @@ from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.model_file.releases import check_release
 from runtime.preprocess.photo_files import find_photos
 from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
+
+if TYPE_CHECKING:
+    from runtime.inference.classifier import Classifier
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def classify_photos(arguments: argparse.Namespace) -> int:
     """Prints a line for each photo. Returns 1 if some could not be read, else 0. Raises UserError."""
-    DECODERS.start_one()  # while the model is loaded
+    DECODERS.start_one()  # it is ready when numpy, the engine and the model are loaded
     classifier = _open_classifier(arguments)
     photos, problems = find_photos(arguments.photos)
     line: Callable[[Prediction], str]
@@ -80,6 +85,8 @@ def classify_photos(arguments: argparse.Namespace) -> int:
 
 def _open_classifier(arguments: argparse.Namespace) -> Classifier:
     """Returns the classifier for the flags, and prints what the user should know about it."""
+    from runtime.inference.classifier import Classifier  # late: it loads numpy
+
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **classifier_options(arguments))
     if classifier.correction_problem:

@@ -17,12 +17,11 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from runtime.common.errors import EngineError, ModelError
 from runtime.model_file.files import MAX_OUTPUT_VALUES, MAX_TENSOR_VALUES
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from runtime.model_file.loader import ModelFile
@@ -193,6 +192,8 @@ def _load_tflite(data: bytes, threads: int) -> InferenceSession:
 
 
 def _tflite_session(engine: str, interpreter: Any) -> InferenceSession:
+    import numpy as np  # late: commands parse their flags without it
+
     _check_sizes(interpreter.get_output_details(), MAX_OUTPUT_VALUES)
     _check_sizes(interpreter.get_tensor_details(), MAX_TENSOR_VALUES)
     interpreter.allocate_tensors()
@@ -221,6 +222,7 @@ def _tflite_session(engine: str, interpreter: Any) -> InferenceSession:
 
 def _check_sizes(tensors: list[dict[str, Any]], limit: int) -> None:
     """Raises ValueError for a tensor that is declared larger than `limit`, before memory is allocated."""
+
     for tensor in tensors:
         if (values := prod(map(int, tensor["shape"]))) > limit:
             raise ValueError(f"it declares a tensor of {values:,} values, the limit is {limit:,}")

@@ -10,8 +10,6 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from runtime.common.errors import PictureError
 from runtime.inference.engines import default_threads
 from runtime.preprocess.decode_pool import DecodePool
@@ -46,9 +44,11 @@ def decode(source: Source, size: tuple[int, int]) -> DecodedPicture:
 
 
 def _read(source: Source, size: tuple[int, int]) -> Pixels:
+    import numpy as np  # late, as in engines.py
+
     if not isinstance(source, np.ndarray):
         return DECODERS.decode(source, size)
-    from runtime.preprocess.picture import read_picture  # late: it loads Pillow, which only the decoders need
+    from runtime.preprocess.picture import read_picture  # late: it loads Pillow, which only the workers need
 
     return read_picture(source, size)
 

@@ -19,8 +19,6 @@ from signal import Signals
 from threading import Condition, Thread
 from typing import IO, TYPE_CHECKING, BinaryIO
 
-import numpy as np
-
 from runtime.common.errors import DecoderError, PictureError, UnsupportedPictureError
 from runtime.preprocess.decode import CHUNK_BYTES, describe_error, open_encoded, read_all
 from runtime.preprocess.decode_protocol import (
@@ -126,6 +124,8 @@ class Worker:
             if len(data) != height * width * 3:
                 raise WorkerEnded
             self.is_idle = True
+            import numpy as np  # late: a command starts a worker before it loads numpy
+
             return np.frombuffer(data, np.uint8).reshape(height, width, 3)
         text = self._read(length, MAX_REASON_BYTES).decode("utf-8", "replace")
         reason = " ".join(text.split()) or "is damaged"
@@ -209,10 +209,9 @@ class DecodePool:
 
     def start_one(self) -> None:
         """Starts a worker, ready when the first picture comes: call it before the work that comes first."""
-        with suppress(DecoderError):  # raised for the first picture
-            worker = Worker(knows_all=False)
-            with self._changed:
-                self._idle.append(worker)
+        with suppress(DecoderError), self._changed:  # the error is raised for the first picture
+            if not self._idle:
+                self._idle.append(Worker(knows_all=False))
 
     def decode(self, source: EncodedSource, size: tuple[int, int]) -> Pixels:
         """Returns a path, encoded bytes or a binary file as uint8 [H, W, 3], RGB; `size` is (H, W).

@@ -4,9 +4,10 @@ There is one line of jobs per client, as fair queueing has one per network flow 
 next job is that of the client whose last turn is longest ago.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from threading import Lock
 from typing import TypeVar
 
@@ -16,11 +17,14 @@ TURNS_KEPT = 1000  # clients whose last turn is remembered
 
 
 class FairExecutor:
-    """Runs jobs in `threads` threads."""
+    """Runs jobs in `threads` threads, at most `per_client` of a client at a time."""
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, threads: int, per_client: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
+        self._per_client = per_client
         self._lock = Lock()
+        self._running: Counter[str] = Counter()  # jobs by client
+        self._skipped = 0  # turns that found no client that may run another job
         self._lines: dict[str, deque[Callable[[], None]]] = {}  # of the clients that wait
         self._last_turns: dict[str, int] = {}  # of the last clients, oldest turn first
         self._turn = 0
@@ -49,13 +53,28 @@ class FairExecutor:
 
     def _run_next(self) -> None:
         with self._lock:
-            client = min(self._lines, key=lambda waiting: self._last_turns.get(waiting, 0))
+            clients = [waiting for waiting in self._lines if self._running[waiting] < self._per_client]
+            if not clients:
+                self._skipped += 1
+                return
+            client = min(clients, key=lambda waiting: self._last_turns.get(waiting, 0))
             run = self._lines[client].popleft()
             if not self._lines[client]:
                 del self._lines[client]
-            self._turn += 1
-            self._last_turns.pop(client, None)
-            self._last_turns[client] = self._turn
-            if len(self._last_turns) > TURNS_KEPT:
-                del self._last_turns[next(iter(self._last_turns))]
+            self._running[client] += 1
+            self._remember_turn(client)
         run()
+        with self._lock:
+            self._running[client] -= 1
+            self._running = +self._running  # without the clients that run no job
+            is_resumed, self._skipped = self._skipped > 0, max(0, self._skipped - 1)
+        if is_resumed:
+            with suppress(RuntimeError):  # after shutdown()
+                self._pool.submit(self._run_next)
+
+    def _remember_turn(self, client: str) -> None:
+        self._turn += 1
+        self._last_turns.pop(client, None)
+        self._last_turns[client] = self._turn
+        if len(self._last_turns) > TURNS_KEPT:
+            del self._last_turns[next(iter(self._last_turns))]

@@ -23,6 +23,7 @@ from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.inference.engines import default_threads
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
+from runtime.inference.prefetch import DECODERS
 from runtime.server.errors import RequestRejected
 from runtime.server.fair_executor import FairExecutor
 from runtime.server.multipart import read_upload
@@ -32,6 +33,9 @@ MAX_RETRY_AFTER = 30  # seconds
 TIMINGS_KEPT = 1000  # photos in the latency percentiles
 SLOW_AFTER = 1.0  # seconds behind the minimum rate, after which a body gives its memory to others
 TIMINGS_FOR_ESTIMATE = 100  # photos in the estimate of Retry-After
+
+# Photos of one client at a time: more threads are left for others while its pictures are slow to decode.
+MIN_PER_CLIENT = 4
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 LARGE_BLOCK = 4 * 2**20  # bytes
@@ -73,7 +77,10 @@ class InferenceQueue:
     def __post_init__(self) -> None:
         return_large_blocks_to_system()
         self.max_buffered_bytes = 2 * self.max_upload_bytes
-        self._executor = FairExecutor(default_threads(), "classify")
+        DECODERS.start_one()
+        cores = default_threads()
+        per_client = max(cores, MIN_PER_CLIENT)
+        self._executor = FairExecutor(per_client + cores, per_client, "classify")
 
     @property
     def in_flight(self) -> int:

@@ -17,19 +17,20 @@ from PIL import Image
 from runtime.inference.prediction import Prediction
 from runtime.server import inference_queue, request_body
 from runtime.server.errors import RequestRejected
+from runtime.server.fair_executor import FairExecutor
 from runtime.server.inference_queue import InferenceQueue
 
 SIDE = 2500  # pixels
 ESTIMATED_BYTES = 16 * SIDE**2  # of decoding one RGBA PNG
 
-# Decodes the picture 6 times in the queue's 4 threads; prints by how many kB the peak grew.
+# Decodes the picture 6 times in the queue's 8 threads; prints by how many kB the peak grew.
 CHILD = """
 import re, sys
-from runtime.preprocess import limits, picture
+from runtime.preprocess import decode, limits, memory, picture
 from runtime.server import inference_queue
 peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])
-data, memory = open(sys.argv[1], 'rb').read(), int(sys.argv[2])
-limits.total_memory = lambda: memory
+data, total = open(sys.argv[1], 'rb').read(), int(sys.argv[2])
+decode.total_memory = limits.total_memory = memory.total_memory = lambda: total
 inference_queue.default_threads = lambda: 4
 queue, before = inference_queue.InferenceQueue(None), peak()
 jobs = [queue._executor.submit(str(number), lambda: picture.read_picture(data)) for number in range(6)]
@@ -100,7 +101,7 @@ class Clients:
 def run_clients(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[Clients, WaitingEngine], Awaitable[None]], **limits: int
 ) -> None:
-    monkeypatch.setattr(inference_queue, "default_threads", lambda: 1)
+    monkeypatch.setattr(inference_queue, "FairExecutor", lambda *_: FairExecutor(1, 1, "classify"))
     engine = WaitingEngine()
     queue = InferenceQueue(engine, **limits)  # type: ignore[arg-type]
 

@@ -1,0 +1,33 @@
+"""FairExecutor: turns of clients, and threads that one client leaves to others."""
+
+from __future__ import annotations
+
+from threading import Event
+
+from runtime.server.fair_executor import FairExecutor
+from tests.helpers import wait_for
+
+
+def test_a_client_with_slow_jobs_leaves_threads_to_others() -> None:
+    executor, may_end = FairExecutor(3, 2, "test"), Event()
+    slow = [executor.submit("slow", may_end.wait) for _ in range(6)]
+    wait_for(lambda: sum(job.running() for job in slow) == 2)
+    assert executor.submit("other", lambda: 1).result(timeout=20) == 1
+    assert sum(job.running() for job in slow) == 2
+    may_end.set()
+    assert all(job.result(timeout=20) for job in slow)
+    assert executor.submit("slow", lambda: 2).result(timeout=20) == 2
+    assert not +executor._running and not executor._lines
+    executor.shutdown()
+
+
+def test_jobs_that_fail_or_are_cancelled_free_their_place() -> None:
+    executor, may_end = FairExecutor(1, 1, "test"), Event()
+    first = executor.submit("a", may_end.wait)
+    wait_for(first.running)
+    cancelled, failing = executor.submit("a", lambda: 1), executor.submit("a", lambda: 1 // 0)
+    assert cancelled.cancel()
+    may_end.set()
+    assert isinstance(failing.exception(timeout=20), ZeroDivisionError)
+    assert executor.submit("a", lambda: 3).result(timeout=20) == 3
+    executor.shutdown()
