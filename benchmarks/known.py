@@ -1,11 +1,16 @@
 """Compare methods that separate pictures of the classes from unknown pictures. Writes known.csv too.
 
-    VGG_EDGE_PHOTOS=dir python -m benchmarks.known > benchmarks/known.md
+    VGG_EDGE_PHOTOS=dir python -m benchmarks.known RUN --choose NAME=DIR > benchmarks/known.md
 
-Two tasks. Near: one flower is left out of the training photos and counts as unknown; the result is the mean
-over the five flowers. Far: the sample pictures of scikit-image and scikit-learn, and crops of them, are
-unknown. The metric is AUROC, the probability that a picture of a class scores higher than an unknown one. The
-method was chosen on cross-validation folds of train/; test/ is used once, for its own columns.
+All methods work on the channel means of one network, so the table compares detectors, not networks. Each
+threshold rejects the share UNKNOWN_RATE of the validation photos. The columns:
+
+- named: the share of unrelated pictures that is named as a class. Methods are chosen on the sets of --choose,
+  and the sets of --report are only reported; both are folders of pictures without the classes. The sample
+  pictures of scikit-image and scikit-learn are always reported. [95 % interval, Clopper & Pearson, 1934]
+- test rejected: the share of test photos that is rejected as unknown.
+- near: AUROC, the probability that a test photo of a class scores higher than a test photo of a class that
+  is left out of the fit, the mean over the classes. The network itself has seen the class.
 """
 
 from __future__ import annotations
@@ -14,8 +19,8 @@ import argparse
 import csv
 import os
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,177 +28,251 @@ import numpy as np
 import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import binomtest
+from sklearn.covariance import EmpiricalCovariance
 from sklearn.datasets import load_sample_images
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from runtime.common.errors import PictureError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.picture import read_picture
-from train.cache import cache_folder
-from train.data.find_photos import find_photos
 
 with suppress_native_stderr():
-    import keras  # noqa: F401
+    import keras
 
-from train.features.devices import find_devices
-from train.features.extraction import extract
-from train.features.replica import Replica
-from train.features.store import feature_layout
-from train.network.novelty import BACKGROUND_WEIGHT, fit_novelty
-from train.network.vgg import INPUT_SIZE, read_weights
+from train.data.negatives import default_negatives
 
-FOLDS = 5
+from export.photos import read_photos
+from train.network.descriptor import channel_means, describe
+from train.network.novelty import UNKNOWN_RATE, fit_novelty
+from train.network.vgg import POOLS
+from train.run import Run, open_run
+
 CROPS = 3  # of each sample picture
-Score = Callable[[NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[Any]]
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
+SAMPLES = "samples"
+Array = NDArray[Any]
 
 
-def unit(pooled: NDArray[Any]) -> NDArray[Any]:
-    return pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-6)
+@dataclass(frozen=True)
+class Known:
+    """What a method is fitted on: descriptors [N, D] with class indices [N], the descriptors of negatives
+    [M, D], and the number W of channels of the last layer, which stands last in a descriptor.
+    """
+
+    train: Array
+    labels: Array
+    negatives: Array
+    last: int
+
+    def without(self, label: int) -> Known:
+        """Without the photos of a class."""
+        kept = self.labels != label
+        return replace(self, train=self.train[kept], labels=self.labels[kept])
 
 
-def logits(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
-    head = LogisticRegression(C=300, max_iter=300).fit(unit(train), labels)
-    return head.decision_function(unit(photos))
+Method = Callable[[Known, Array], Array]  # (known, descriptors [N, D]) → scores [N], high for the classes
 
 
-def energy(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
+def maximum_probability(known: Known, photos: Array) -> Array:
+    """Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples", 2017."""
+    logits = _logits(known, _unit(photos, known.last))
+    return logits.max(1) - np.logaddexp.reduce(logits, axis=1)
+
+
+def energy(known: Known, photos: Array) -> Array:
     """Liu et al., "Energy-based Out-of-distribution Detection", 2020."""
-    return np.logaddexp.reduce(logits(train, labels, photos), axis=1)
+    return np.logaddexp.reduce(_logits(known, _unit(photos, known.last)), axis=1)
 
 
-def maximum_probability(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
-    """Hendrycks & Gimpel, 2017."""
-    scores = logits(train, labels, photos)
-    return scores.max(1) - np.logaddexp.reduce(scores, axis=1)
+def scale(known: Known, photos: Array) -> Array:
+    """SCALE: Xu et al., "Scaling for Training Time and Post-hoc Out-of-distribution Detection", 2024."""
+    x = _unit(photos, known.last)
+    strong = np.where(x >= np.quantile(x, 0.85, axis=1, keepdims=True), x, 0).sum(1)
+    factor = np.exp(x.sum(1) / np.maximum(strong, 1e-6))
+    return np.logaddexp.reduce(_logits(known, x) * factor[:, np.newaxis], axis=1)
 
 
-def nearest(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
+def nearest_neighbour(known: Known, photos: Array) -> Array:
     """Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022."""
-    distances, _ = NearestNeighbors(n_neighbors=1).fit(unit(train)).kneighbors(unit(photos))
-    return -distances[:, 0]
+    train, x = known.train[:, -known.last :], photos[:, -known.last :]
+    return -NearestNeighbors(n_neighbors=1).fit(train).kneighbors(x)[0][:, 0]
 
 
-def mahalanobis(relative: float, roots: bool) -> Score:
-    """`fit_novelty` takes the square roots of features; without `roots` they are squared before."""
+def nearest_neighbour_of_all_layers(known: Known, photos: Array) -> Array:
+    return -NearestNeighbors(n_neighbors=1).fit(known.train).kneighbors(photos)[0][:, 0]
 
-    def score(train: NDArray[Any], labels: NDArray[Any], photos: NDArray[Any]) -> NDArray[Any]:
-        power = 1 if roots else 2
-        return fit_novelty(train**power, labels, train[:0], relative).score(photos**power)
+
+def virtual_logit(known: Known, photos: Array) -> Array:
+    """ViM: Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", 2022."""
+    train, x = _unit(known.train, known.last), _unit(photos, known.last)
+    center = train.mean(0)
+    values, vectors = np.linalg.eigh(EmpiricalCovariance().fit(train).covariance_)
+    residual = vectors[:, np.argsort(values)[: known.last // 2]]
+    lengths = [np.linalg.norm((part - center) @ residual, axis=1) for part in (train, x)]
+    alpha = _logits(known, train).max(1).mean() / lengths[0].mean()
+    return energy(known, photos) - alpha * lengths[1]
+
+
+def mahalanobis(layers: str, background_weight: float, negatives: bool) -> Method:
+    """The product's own detector with some of its parts."""
+
+    def score(known: Known, photos: Array) -> Array:
+        part = slice(None) if layers == "all" else slice(-known.last, None)
+        others = known.negatives[:, part] if negatives else None
+        train, empty = known.train[:, part], known.train[:0, part]
+        return fit_novelty(train, known.labels, empty, others, background_weight).score(photos[:, part])
 
     return score
 
 
-RELEASED_METHOD = f"relative Mahalanobis, weight {BACKGROUND_WEIGHT}, square roots"
-METHODS: dict[str, Score] = {
+def negatives_alone(known: Known, photos: Array) -> Array:
+    """Logistic regression of all photos against all negatives."""
+    x = np.concatenate([known.train, known.negatives])
+    truth = np.arange(len(x)) < len(known.train)
+    return LogisticRegression(class_weight="balanced", max_iter=300).fit(x, truth).decision_function(photos)
+
+
+RELEASED_METHOD = "relative Mahalanobis, all layers, negatives"
+METHODS: dict[str, Method] = {
     "maximum probability": maximum_probability,
     "energy": energy,
-    "nearest neighbour": nearest,
-    "nearest neighbour, square roots": lambda train, labels, photos: nearest(
-        np.sqrt(train), labels, np.sqrt(photos)
-    ),
-    "Mahalanobis": mahalanobis(0.0, roots=False),
-    "relative Mahalanobis": mahalanobis(1.0, roots=False),
-    "relative Mahalanobis, square roots": mahalanobis(1.0, roots=True),
-    RELEASED_METHOD: mahalanobis(BACKGROUND_WEIGHT, roots=True),
-    "relative Mahalanobis, weight 0.9, square roots": mahalanobis(0.9, roots=True),
+    "SCALE": scale,
+    "ViM": virtual_logit,
+    "nearest neighbour": nearest_neighbour,
+    "nearest neighbour, all layers": nearest_neighbour_of_all_layers,
+    "Mahalanobis": mahalanobis("last", 0.0, negatives=False),
+    "Mahalanobis, all layers": mahalanobis("all", 0.0, negatives=False),
+    "relative Mahalanobis, all layers": mahalanobis("all", 0.8, negatives=False),
+    "logistic regression against negatives": negatives_alone,
+    "relative Mahalanobis, last layer, negatives": mahalanobis("last", 0.8, negatives=True),
+    RELEASED_METHOD: mahalanobis("all", 0.8, negatives=True),
 }
 
 
 def main() -> None:
+    """Prints the table and writes the CSV."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--choose", action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--report", action="append", default=[], metavar="NAME=DIR")
     parser.add_argument("--csv", type=Path, default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
-    with redirect_stdout(sys.stderr):
-        pooled, labels = pooled_flower_features(Path(os.environ["VGG_EDGE_PHOTOS"]))
-    far = pooled_unrelated_features()
-    rows = []
-    for name, score in METHODS.items():
-        near_test, far_test = leave_one_class_out(
-            score, pooled["train"], labels["train"], pooled["test"], labels["test"], far
-        )
-        near_folds, far_folds = cross_validate(score, pooled["train"], labels["train"], far)
-        rows.append(
-            {
-                "method": name,
-                "near AUROC, folds of train": near_folds,
-                "far AUROC, folds of train": far_folds,
-                "near AUROC, test": near_test,
-                "far AUROC, test": far_test,
-            }
-        )
+    run = open_run(arguments.run, Path(os.environ["VGG_EDGE_PHOTOS"]))
+    network = Descriptors(run)
+    known, val, test, truth = network.flowers()
+    sets = {
+        name: network(folder_pictures(Path(folder), network.size))
+        for name, folder in (item.split("=", 1) for item in (*arguments.choose, *arguments.report))
+    }
+    sets[SAMPLES] = network(unrelated_pictures(network.size))
+    rows = [measure(name, method, known, val, test, truth, sets) for name, method in METHODS.items()]
     with arguments.csv.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{len(labels['train']) // 2:,} training photos, {len(far)} unrelated pictures, frozen base\n")
-    print("| " + " | ".join(rows[0]) + " |\n|---|---|---|---|---|")
+    chosen = ", ".join(item.split("=", 1)[0] for item in arguments.choose)
+    print(
+        f"{run.name}: {len(known.train):,} training photos, {len(known.negatives):,} negatives. "
+        f"Methods were chosen on {chosen or 'no set'}.\n"
+    )
+    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
-        print("| " + " | ".join(v if isinstance(v, str) else f"{v:.3f}" for v in row.values()) + " |")
+        print("| " + " | ".join(row.values()) + " |")
 
 
-def leave_one_class_out(
-    score: Score,
-    train: NDArray[Any],
-    labels: NDArray[Any],
-    photos: NDArray[Any],
-    truth: NDArray[Any],
-    far: NDArray[Any],
-) -> tuple[float, float]:
-    """The near and the far AUROC, each the mean over the classes that are left out of the training photos."""
-    near_aurocs, far_aurocs = [], []
-    for left_out in np.unique(labels):
-        kept = labels != left_out
-        scores = score(train[kept], labels[kept], np.concatenate([photos, far]))
-        near_aurocs.append(roc_auc_score(truth != left_out, scores[: len(photos)]))
-        known = np.concatenate([scores[: len(photos)][truth != left_out], scores[len(photos) :]])
-        far_aurocs.append(roc_auc_score(np.arange(len(known)) < len(known) - len(far), known))
-    return float(np.mean(near_aurocs)), float(np.mean(far_aurocs))
-
-
-def cross_validate(
-    score: Score, train: NDArray[Any], labels: NDArray[Any], far: NDArray[Any]
-) -> tuple[float, float]:
-    """The same on folds of the training photos. Their second half mirrors the first half."""
-    photos = len(labels) // 2
-    fold = np.random.default_rng(0).integers(0, FOLDS, photos)
-    aurocs = []
-    for number in range(FOLDS):
-        kept = np.tile(fold != number, 2)
-        held_out = fold == number
-        aurocs.append(
-            leave_one_class_out(
-                score, train[kept], labels[kept], train[:photos][held_out], labels[:photos][held_out], far
-            )
+def measure(
+    name: str, method: Method, known: Known, val: Array, test: Array, truth: Array, sets: Mapping[str, Array]
+) -> dict[str, str]:
+    """One row of the table."""
+    scores = np.sort(method(known, val))
+    threshold = scores[int(UNKNOWN_RATE * len(scores))]
+    row = {"method": name}
+    for set_name, pictures in sets.items():
+        row[f"{set_name} named"] = with_interval(
+            int((method(known, pictures) >= threshold).sum()), len(pictures)
         )
-    near, far_mean = np.mean(aurocs, axis=0)
-    return float(near), float(far_mean)
-
-
-def pooled_flower_features(photos: Path) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """By split, the pooled features of the frozen base [n, 512], and the labels [n]."""
-    features = extract(find_photos(photos), read_weights(), cache_folder("features"), views=2)
-    splits = {split: features.of(split) for split in ("train", "test")}
-    pooled = {split: spatial_mean(x) for split, (x, _) in splits.items()}
-    return pooled, {split: labels for split, (_, labels) in splits.items()}
-
-
-def spatial_mean(features: Any) -> NDArray[Any]:
-    parts = [
-        features[start : start + 256].astype(np.float64).mean((1, 2))
-        for start in range(0, len(features), 256)
+    row["test rejected"] = with_interval(int((method(known, test) < threshold).sum()), len(test))
+    on_test = method(known, test)
+    far = [
+        roc_auc_score(np.arange(len(test) + len(x)) < len(test), [*on_test, *method(known, x)])
+        for x in sets.values()
     ]
-    return np.concatenate(parts)
+    row["far"] = f"{np.mean(far):.3f}"
+    row["near"] = f"{near_auroc(method, known, test, truth):.3f}"
+    return row
 
 
-def pooled_unrelated_features() -> NDArray[Any]:
-    weights = read_weights()
-    replica = Replica(weights, "cpu:0", find_devices())
-    rows = replica(unrelated_pictures(INPUT_SIZE))
-    return feature_layout(weights, "block5_pool").features(rows).astype(np.float64).mean((1, 2))
+def near_auroc(method: Method, known: Known, photos: Array, truth: Array) -> float:
+    """The mean AUROC over the classes, each left out of the fit once."""
+    aurocs = [
+        roc_auc_score(truth != label, method(known.without(label), photos))
+        for label in np.unique(known.labels)
+    ]
+    return float(np.mean(aurocs))
 
 
-def unrelated_pictures(size: tuple[int, int]) -> NDArray[np.uint8]:
+def with_interval(count: int, total: int) -> str:
+    low, high = binomtest(count, total).proportion_ci(method="exact")
+    return f"{count / total:.1%} of {total} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+class Descriptors:
+    """Computes descriptors with the network of a run, whether or not its model has the output `features`."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        model = run.load_model()
+        self.size = tuple(model.inputs[0].shape[1:3])
+        pools = [model.get_layer(name).output for name in POOLS]
+        self.last = int(pools[-1].shape[-1])
+        self.model = keras.Model(model.inputs[0], [channel_means(pool) for pool in pools])
+
+    def __call__(self, pictures: Array) -> Array:
+        """Pictures uint8 [N, H, W, 3] → descriptors [N, D]."""
+        return describe(self.model.predict(pictures, batch_size=32, verbose=0))
+
+    def flowers(self) -> tuple[Known, Array, Array, Array]:
+        """The training photos with their mirror images and the negatives; val; test; test's classes."""
+        splits = {
+            split: read_photos(self.run.dataset, split, self.size) for split in ("train", "val", "test")
+        }
+        train = splits["train"]
+        both = np.concatenate([train.pixels, train.pixels[:, :, ::-1]])
+        negatives = default_negatives()
+        pixels = np.stack([read_picture(path, self.size) for path in negatives])
+        known = Known(self(both), np.tile(train.truth, 2), self(pixels), self.last)
+        return known, self(splits["val"].pixels), self(splits["test"].pixels), splits["test"].truth
+
+
+def _unit(descriptors: Array, last: int) -> Array:
+    """The features of the head: the last layer's means, scaled to length 1."""
+    squares = descriptors[:, -last:] ** 2
+    return squares / np.linalg.norm(squares, axis=1, keepdims=True)
+
+
+def _logits(known: Known, x: Array) -> Array:
+    head = LogisticRegression(C=300, max_iter=300).fit(_unit(known.train, known.last), known.labels)
+    return head.decision_function(x)
+
+
+def folder_pictures(folder: Path, size: Sequence[int]) -> Array:
+    """All readable pictures below a folder, uint8 [N, H, W, 3]."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return np.stack([picture for path in paths if (picture := _readable(path, size)) is not None])
+
+
+def _readable(path: Path, size: Sequence[int]) -> NDArray[np.uint8] | None:
+    try:
+        return read_picture(path, (size[0], size[1]))
+    except PictureError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return None
+
+
+def unrelated_pictures(size: Sequence[int]) -> NDArray[np.uint8]:
     """The sample pictures of the two packages, without scikit-learn's flower, and three crops of each."""
     folder = Path(skimage.data.__file__).parent
     pictures = [read_picture(path, (512, 512)) for path in sorted(folder.glob("*.[pj][np]g"))]
@@ -212,7 +291,9 @@ def unrelated_pictures(size: tuple[int, int]) -> NDArray[np.uint8]:
             left, top = (int(corner) for corner in rng.integers(0, 512 - side, 2))
             boxes.append((left, top, left + side, top + side))
         image = Image.fromarray(picture)
-        views += [np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR, box)) for box in boxes]
+        views += [
+            np.asarray(image.resize(tuple(size[::-1]), Image.Resampling.BILINEAR, box)) for box in boxes
+        ]
     return np.stack(views)
 
 
