@@ -42,9 +42,8 @@ from runtime.preprocess.picture import read_picture
 with suppress_native_stderr():
     import keras
 
-from train.data.negatives import default_negatives
-
 from export.photos import read_photos
+from train.data.negatives import add_default_negatives
 from train.network.descriptor import channel_means, describe
 from train.network.novelty import UNKNOWN_RATE, fit_novelty
 from train.network.vgg import POOLS
@@ -241,8 +240,9 @@ class Descriptors:
         }
         train = splits["train"]
         both = np.concatenate([train.pixels, train.pixels[:, :, ::-1]])
-        negatives = default_negatives()
-        pixels = np.stack([read_picture(path, self.size) for path in negatives])
+        dataset = self.run.dataset if self.run.dataset.negatives else add_default_negatives(self.run.dataset)
+        negatives = [photo for photo in dataset.negatives if photo.split == "train"]
+        pixels = np.stack([read_picture(dataset.root / photo.path, self.size) for photo in negatives])
         known = Known(self(both), np.tile(train.truth, 2), self(pixels), self.last)
         return known, self(splits["val"].pixels), self(splits["test"].pixels), splits["test"].truth
 
