@@ -21,6 +21,7 @@ from export.parity.gates import PASSED, TOO_FEW_PHOTOS
 from export.tempdir import temporary_dir
 from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
+from runtime.common.terminal import print_info
 from runtime.common.text import printable
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
 from runtime.model_file.index import Index, read_index
@@ -74,6 +75,10 @@ def sign_folder(folder: Path, key: Path) -> int:
     # The whole folder is replaced, so that a device that reloads it never reads half a signature.
     replace_dir({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)
     print(printable(f"signed: {folder}: {', '.join(signed)}"))
+    if unsigned := sorted(contents.keys() - signed.keys() - {SIGNATURE_NAME}):
+        print_info(
+            f"not signed: {', '.join(unsigned)}: `runtime.classify --verify` rejects the folder with them"
+        )
     return 0
 
 

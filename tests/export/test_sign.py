@@ -141,8 +141,10 @@ def test_files_that_were_not_exported_stay_unsigned(
     unsigned = {name for name, state in beside.items() if state == NOT_SIGNED}
     assert unsigned == {"flowers_other.tflite", "notes.txt"}
     assert (folder / "notes.txt").read_text() == "mine"
-    printed = capsys.readouterr().out
-    assert "/a\\x1b[2J: README.md" in printed and "notes.txt" not in printed
+    printed = capsys.readouterr()
+    assert "/a\\x1b[2J: README.md" in printed.out and "notes.txt" not in printed.out
+    (line,) = printed.err.splitlines()
+    assert "flowers_other.tflite, notes.txt" in line and "--verify" in line
 
 
 def test_a_full_disk_is_one_line(

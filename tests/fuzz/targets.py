@@ -20,7 +20,7 @@ from PIL import Image
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.model_file.contract import Contract, GoldenAnswer
 from runtime.model_file.files import INDEX_NAME
-from runtime.model_file.formats import read_contract
+from runtime.model_file.formats import check_content, read_contract
 from runtime.model_file.index import read_index
 from runtime.model_file.selection import choose_model
 from runtime.model_file.signature import PublicKey, signed_files
@@ -31,6 +31,7 @@ from runtime.preprocess.picture import read_picture
 from runtime.server.auth import make_access_policy
 from runtime.server.errors import RequestRejected
 from runtime.server.multipart import read_upload
+from runtime.watch.sinks import COLUMNS, open_sink
 from tests.helpers import RELEASED
 
 MAX_MESSAGE = 1000  # characters
@@ -87,6 +88,48 @@ def onnx_seeds() -> list[bytes]:
     model = library.load(RELEASED / "flowers_int8.onnx")
     model.graph.Clear()
     return [model.SerializeToString()]
+
+
+def onnx_graph(data: bytes) -> None:
+    allow_error(ModelError, lambda: check_content(data, "onnx"))
+
+
+def onnx_graph_seeds() -> list[bytes]:
+    """A small file with every place of a tensor."""
+    import onnx as library
+    from onnx import TensorProto, helper
+
+    tensor = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])
+    sparse = library.SparseTensorProto(values=tensor, indices=tensor, dims=[2])
+    node = helper.make_node("Constant", [], ["c"], value=tensor, sparse_value=sparse)
+    branch = helper.make_graph([node], "branch", [], [], [tensor])
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])
+    graph = helper.make_graph(
+        [helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)], "g", [], [output]
+    )
+    function = helper.make_function("d", "f", [], ["c"], [node], [])
+    return [helper.make_model(graph, functions=[function]).SerializeToString()]
+
+
+def table(data: bytes) -> None:
+    """The CSV file of --watch, opened twice: what the first time leaves is read again."""
+    path = _FOLDER / "results.csv"
+    path.write_bytes(data)
+
+    def open_twice() -> None:
+        found = []
+        for _ in range(2):
+            with open_sink(path) as sink:
+                found.append(set(sink.done))
+        assert found[0] == found[1]
+
+    allow_error(UserError, open_twice)
+
+
+def table_seeds() -> list[bytes]:
+    row = "2025-01-31T12:00:00Z,'=a.jpg,1,2,ab,rose,0.9,true,\n"
+    text = f"{','.join(COLUMNS)}\n{row}" + row.replace("'=a", '"a, ""b"""')
+    return [text.encode(), b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()]
 
 
 def contract(data: bytes) -> None:
@@ -340,6 +383,8 @@ def upload_seeds() -> list[bytes]:
 TARGETS = {
     "tflite": Target(tflite, tflite_seeds),
     "onnx": Target(onnx, onnx_seeds),
+    "onnx_graph": Target(onnx_graph, onnx_graph_seeds),
+    "table": Target(table, table_seeds),
     "contract": Target(contract, contract_seeds, is_json=True),
     "contract_2": Target(contract, contract_2_seeds, is_json=True),
     "statistics": Target(statistics, statistics_seeds),
