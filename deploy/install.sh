@@ -9,16 +9,16 @@ usage: sudo deploy/install.sh [--picamera2] [--extras LIST] [--from PATH]
        sudo deploy/install.sh --uninstall
 
 Installs the program in /opt/vgg-edge, its settings and token in /etc/vgg-edge, and starts vgg-edge.service.
-The packages have the versions and hashes of requirements.lock, beside this script. The service's models and
-pictures are in /var/lib/vgg-edge. Run the script again to upgrade: it keeps the
-settings, the token and --picamera2.
+The packages have the versions and hashes of requirements.lock, beside this script. The service's models are in
+/var/lib/vgg-edge/models, its pictures and corrections in /var/lib/vgg-edge/state. Run the script again to
+upgrade: it keeps the settings, the token and --picamera2.
 
   --dry-run            print every command and change nothing; works on any Linux machine, without root
   --picamera2          support the ribbon-cable camera: installs Debian's picamera2 and keeps Debian's numpy
   --extras LIST        optional packages to install, of litert, onnx, camera, web, heic and verify
                        (default: litert,camera,web)
   --from PATH          a clone or a wheel to install (default: the clone that holds this script)
-  --uninstall          remove everything except /var/lib/vgg-edge
+  --uninstall          remove everything except /var/lib/vgg-edge, and the user unless it owns files
   --os-release FILE    act as on the system that FILE (a copy of /etc/os-release) describes
   --architecture NAME  act as if dpkg reported the architecture NAME
 USAGE

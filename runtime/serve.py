@@ -13,6 +13,7 @@ from runtime.camera.flags import add_source_flag
 from runtime.common.cli import ArgumentParser, duration, exit_process, megabytes, positive_int, run_cli
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
+from runtime.common.text import printable
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.server.address import AddressError
 from runtime.server.token_file import TOKEN_VARIABLE, make_token_file
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.make_token is not None:
         make_token_file(arguments.make_token)
-        print(f"token written: start the service with --token-file {arguments.make_token}")
+        print(printable(f"token written: start the service with --token-file {arguments.make_token}"))
         return 0
     _require_web_packages()
     from runtime.server.run import ServerConfig, run_server  # needs the web packages

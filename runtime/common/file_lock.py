@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # What a file system without locks answers, such as some network folders.
@@ -22,8 +22,8 @@ def exclusive_lock(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if sys.platform != "win32":  # Windows does not remove an open file; an unlocked leftover does no harm
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # Windows does not remove an open file; an unlocked leftover does no harm
+            path.unlink()
         os.close(file)
 
 

@@ -141,6 +141,11 @@ def test_make_token_writes_a_private_file_and_exits(
     error_of(["--make-token", str(path)], USAGE, capsys)
 
 
+def test_the_name_of_a_token_file_is_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--make-token", str(tmp_path / "a\x1b[2J")]) == 0
+    assert "a\\x1b[2J" in capsys.readouterr().out
+
+
 def test_the_start_names_the_model_and_logs_hold_no_token(knowing: Path, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(f"{TOKEN}\n")
