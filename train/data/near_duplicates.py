@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from runtime.common.errors import PictureError
 from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
-from train.data.dataset import SPLITS, ChangedError, Dataset, LeftOut, Photo, PhotosError, read_hashed
+from train.data.dataset import NONE, SPLITS, ChangedError, Dataset, LeftOut, Photo, PhotosError, read_hashed
 from train.data.hash_store import HashStore, PairRow
 from train.data.manifest import write_csv
+from train.data.negatives import own_negatives
 from train.data.picture_hashes import BITS, GRID, HASH_VERSION, SIDE, Box, fitted_distance, picture_hashes
 from train.progress import Progress
 
@@ -53,16 +54,19 @@ def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[D
     """The data set and its near-duplicates, which are printed too; `action` is a choice of --near-duplicates.
 
     "drop" removes one photo of each pair in different splits, "report" removes none, "ignore" skips the
-    search. Raises UserError if the cache cannot be used, or if a class would lose its last training photo.
+    search. "drop" and "report" remove negatives that are near-duplicates of a photo of a class. Raises
+    UserError if the cache cannot be used, or if no negative or no training photo of a class would be left.
     """
     if action == "ignore":
         return dataset, []
     pairs = near_duplicates(dataset, cache)
-    _print_pairs(pairs, action)
+    dataset = _without_negatives(dataset, [pair for pair in pairs if _is_negative(pair)])
+    between_classes = [pair for pair in pairs if not _is_negative(pair)]
+    _print_pairs(between_classes, action)
     if action == "report":
         return dataset, pairs
     try:
-        return dataset.without(_dropped(pairs)), pairs
+        return dataset.without(_dropped(between_classes)), pairs
     except PhotosError as error:
         raise PhotosError(f"{error}, or use --near-duplicates report, which keeps both photos") from None
 
@@ -70,15 +74,19 @@ def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[D
 def near_duplicates(dataset: Dataset, cache: Path, max_distance: int = MAX_DISTANCE) -> list[Pair]:
     """Pairs in different splits or with different labels, sorted by path; hashes are stored under `cache`.
 
-    `Pair.photo` is in the earlier split of train, val, test. Photos that cannot be read, or that changed
-    since they were hashed, are skipped: feature extraction reports them. With over MAX_PHOTOS_WITH_CROPS
-    photos crops are not compared, and with over MAX_PHOTOS nothing is; both print a line.
+    `Pair.photo` is in the earlier split of train, val, test. Negatives are compared with photos of classes
+    only, because frames of one scene are near each other, and default negatives are not compared. Photos that
+    cannot be read, or that changed since they were hashed, are skipped: feature extraction reports them. With
+    over MAX_PHOTOS_WITH_CROPS photos crops are not compared, and with over MAX_PHOTOS nothing is; both print
+    a line.
     Raises UserError if the cache cannot be used.
     """
-    if len(dataset.photos) > MAX_PHOTOS:
+    dataset = replace(dataset, negatives=own_negatives(dataset))
+    photos = (*dataset.photos, *dataset.negatives)
+    if len(photos) > MAX_PHOTOS:
         print(f"near-duplicates: skipped, because there are over {MAX_PHOTOS:,} photos")
         return []
-    boxes = GRID if len(dataset.photos) <= MAX_PHOTOS_WITH_CROPS else GRID[:1]
+    boxes = GRID if len(photos) <= MAX_PHOTOS_WITH_CROPS else GRID[:1]
     if len(boxes) == 1:
         print(f"near-duplicates: crops are skipped, because there are over {MAX_PHOTOS_WITH_CROPS:,} photos")
     folder = cache / f"hashes{HASH_VERSION}-picture{PICTURE_VERSION}-{len(boxes)}"
@@ -86,14 +94,14 @@ def near_duplicates(dataset: Dataset, cache: Path, max_distance: int = MAX_DISTA
         rows = store.pairs(dataset.sha256)
         if rows is None:
             reader = _Reader(dataset.root)
-            rows = _compare(dataset, _all_hashes(dataset, boxes, store, reader), boxes, reader)
+            rows = _compare(photos, _all_hashes(photos, boxes, store, reader), boxes, reader)
             if not reader.changed:  # an incomplete result must not be stored
                 store.add_pairs(dataset.sha256, rows)
-    by_sha256 = {photo.sha256: photo for photo in dataset.photos}
+    by_sha256 = {photo.sha256: photo for photo in photos}
     pairs = []
     for one, two, distance in rows:
-        photos = by_sha256[one], by_sha256[two]
-        photo, other = sorted(photos, key=lambda p: (SPLITS.index(p.split), p.path))
+        found = by_sha256[one], by_sha256[two]
+        photo, other = sorted(found, key=lambda p: (SPLITS.index(p.split), p.path))
         if distance <= max_distance:
             pairs.append(Pair(photo, other, distance))
     return sorted(pairs, key=lambda pair: (pair.photo.path, pair.other.path))
@@ -126,12 +134,12 @@ class _Reader:
 
 
 def _all_hashes(
-    dataset: Dataset, boxes: Sequence[Box], store: HashStore, reader: _Reader
+    photos: Sequence[Photo], boxes: Sequence[Box], store: HashStore, reader: _Reader
 ) -> dict[str, NDArray[np.uint8]]:
-    """The hashes of every readable photo by its sha256, in the order of the data set."""
+    """The hashes of every readable photo by its sha256, in the order of the photos."""
     shape = (1 + len(boxes), BITS // 8)
-    hashes = {photo.sha256: store.hashes(photo.sha256, shape) for photo in dataset.photos}
-    missing = [photo for photo in dataset.photos if hashes[photo.sha256] is None]
+    hashes = {photo.sha256: store.hashes(photo.sha256, shape) for photo in photos}
+    missing = [photo for photo in photos if hashes[photo.sha256] is None]
     if missing:
         with (
             ThreadPoolExecutor() as pool,
@@ -152,10 +160,13 @@ def _all_hashes(
 
 
 def _compare(
-    dataset: Dataset, hashes: Mapping[str, NDArray[np.uint8]], boxes: Sequence[Box], reader: _Reader
+    all_photos: Sequence[Photo],
+    hashes: Mapping[str, NDArray[np.uint8]],
+    boxes: Sequence[Box],
+    reader: _Reader,
 ) -> list[PairRow]:
     """All candidate pairs, with the distance after fitting."""
-    photos = [photo for photo in dataset.photos if photo.sha256 in hashes]
+    photos = [photo for photo in all_photos if photo.sha256 in hashes]
     ordered_hashes = [hashes[photo.sha256] for photo in photos]
     smallest: dict[tuple[str, str], int] = {}
 
@@ -198,7 +209,8 @@ def _candidates(
     Bits become -1 and 1, so that a matrix product counts the equal bits.
     """
     wholes = _signs(np.array([each[:2] for each in hashes]).reshape(-1, BITS // 8))
-    groups = np.unique([f"{photo.split}/{photo.label}" for photo in photos], return_inverse=True)[1]
+    names = [NONE if photo.label == NONE else f"{photo.split}/{photo.label}" for photo in photos]
+    groups = np.unique(names, return_inverse=True)[1]
     block = max(1, DISTANCES_PER_BLOCK // max(1, len(boxes) * len(wholes)))
     for start in range(0, len(hashes), block):
         crops = np.array([np.delete(each, 1, axis=0) for each in hashes[start : start + block]])
@@ -218,6 +230,33 @@ def _candidates(
 
 def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.where(np.unpackbits(hashes, axis=1), np.float32(1), np.float32(-1))
+
+
+def _is_negative(pair: Pair) -> bool:
+    return NONE in (pair.photo.label, pair.other.label)
+
+
+def _without_negatives(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
+    """The data set without the negatives in `pairs` with photos of classes; prints them."""
+    if not pairs:
+        return dataset
+    reasons: dict[str, str] = {}
+    for pair in pairs:
+        negative, other = (pair.photo, pair.other) if pair.photo.label == NONE else (pair.other, pair.photo)
+        text = f"is a near-duplicate of {printable(other.path)}, so it does not show none of the classes"
+        reasons.setdefault(negative.path, text)
+    print(
+        f"near-duplicates: {_count(pairs)} of a photo of a class and one of none of the classes, which is "
+        "left out; --near-duplicates ignore keeps it"
+    )
+    _print_first(pairs)
+    fewer = dataset.without(LeftOut(path, reason) for path, reason in reasons.items())
+    if not fewer.negatives:
+        raise PhotosError(
+            "every photo of none of the classes is a near-duplicate of a photo of a class; replace them, or "
+            "use --near-duplicates ignore, which keeps them"
+        )
+    return fewer
 
 
 def _dropped(pairs: Iterable[Pair]) -> list[LeftOut]:

@@ -29,6 +29,12 @@ def default_negatives_folder() -> Path:
     return cache_home() / "negatives"
 
 
+def own_negatives(dataset: Dataset) -> tuple[Photo, ...]:
+    """The negatives of the user: those that are not in the default set."""
+    folder = default_negatives_folder()
+    return tuple(photo for photo in dataset.negatives if not Path(photo.path).is_relative_to(folder))
+
+
 def add_default_negatives(
     dataset: Dataset,
     *,

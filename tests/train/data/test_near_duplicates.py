@@ -165,6 +165,32 @@ def test_drop_keeps_the_test_photos(planted: Path, tmp_path: Path) -> None:
     assert kept.left_out[0].reason.startswith("is a near-duplicate of test/a/0.")
 
 
+def test_negatives_near_a_photo_of_a_class_are_left_out(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(planted / "train", tmp_path / "photos")
+    (root / "none").mkdir()
+    for number, picture in enumerate((root / "a" / "0.jpg", *sorted((planted / "test" / "a").iterdir())[:1])):
+        Image.open(picture).save(root / "none" / f"copy{number}.png")
+    for name in ("composited", "frame"):
+        noise = np.random.default_rng(5).integers(0, 256, (60, 80, 3), np.uint8)
+        Image.fromarray(noise).save(root / "none" / f"{name}.jpg", quality=90 if name == "frame" else 80)
+    dataset = find_photos(root, val_share=0.3, test_share=0)
+    for action in ("report", "drop"):
+        kept, _ = check_near_duplicates(dataset, tmp_path / "cache", action)
+        assert kept.photos == dataset.photos
+        # The two frames are near-duplicates of each other, as frames of one scene are.
+        assert [photo.path for photo in kept.negatives] == ["none/composited.jpg", "none/frame.jpg"]
+        assert all(item.path.startswith("none/copy") for item in kept.left_out)
+        assert kept.left_out[0].reason.startswith("is a near-duplicate of a/") and len(kept.left_out) == 2
+        assert "2 pairs of a photo of a class and one of none of the classes" in capsys.readouterr().out
+    assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, [])
+    for name in ("composited", "frame"):
+        (root / "none" / f"{name}.jpg").unlink()
+    with pytest.raises(UserError, match="every photo of none of the classes is a near-duplicate"):
+        check_near_duplicates(find_photos(root, val_share=0), tmp_path / "cache", "report")
+
+
 def test_dropping_a_whole_class_raises_user_error(planted: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"class a has no readable training photo.*--near-duplicates report"):
         check_near_duplicates(find_photos(planted, val_share=0), tmp_path, "drop")
