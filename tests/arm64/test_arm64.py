@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -164,8 +165,12 @@ def python_on(root: Path, board: Path, cpu: str, *logs: str) -> list[str]:
     (board / "proc/cpuinfo").write_text("".join(core.format(number) for number in range(4)))
     environment = ("-E", f"PYTHONPATH={ROOT}:{board}/site", "-E", "PYTHONDONTWRITEBYTECODE=1")
     python = (root / "usr/bin/python3").readlink().name
-    qemu = ["qemu-aarch64-static", "-cpu", cpu, *logs, "-L", str(board)]
-    return [*qemu, *environment, f"{board}/usr/bin/{python}"]
+    # Python finds its own name in argv[0] and starts the decoding process with it, which runs this script.
+    script = board / "python"
+    qemu = ["qemu-aarch64-static", "-cpu", cpu, "-0", str(script), "-L", str(board), *environment]
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(qemu)} {board}/usr/bin/{python} "$@"\n')
+    script.chmod(0o755)
+    return [*qemu, *logs, f"{board}/usr/bin/{python}"]
 
 
 @pytest.mark.parametrize("cpu", CPUINFO)

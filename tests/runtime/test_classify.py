@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from runtime.common.errors import EngineError, PictureError
 from runtime.inference.engines import ENGINES
 from runtime.inference.prefetch import QUEUE_SIZE
 from tests.helpers import ROOT
+from tests.runtime.preprocess.hostile import HOSTILE
 
 Capture = pytest.CaptureFixture[str]
 
@@ -133,6 +137,67 @@ def test_each_bad_photo_gets_an_error_line_and_the_rest_are_classified(
     assert errors["bare"] == "no pictures in this folder"
     assert errors["empty.png"] == "is empty"
     assert [answer["label"] for answer in answers if "label" in answer] == ["红"]
+
+
+def memory_of_tree(pid: int) -> int:
+    """Kilobytes in memory of a process and of those that it started."""
+    total = 0
+    with suppress(OSError, TypeError):
+        status = Path(f"/proc/{pid}/status").read_text()
+        total += int(re.search(r"VmRSS:\s*(\d+)", status)[1])  # type: ignore[index]
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += sum(memory_of_tree(int(child)) for child in (task / "children").read_text().split())
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="processes as Linux reports them")
+@pytest.mark.parametrize(
+    "names",
+    [
+        (
+            *("PPM of comments", "JPEG of Exif segments", "TIFF of 14 million strips", "PNG of text chunks"),
+            *("PNG of 65,535 eXIf entries", "JPEG of 364 bytes and 250 megapixels"),
+        ),
+        (
+            *("JPEG of large Exif segments", "TIFF of a million strips", "PNG of 65,535 eXIf entries"),
+            *("BMP of runs", "JPEG of 250 megapixels", "PNG of 80 megapixels"),
+        ),
+    ],
+    ids=["found in the wild", "made for the limits"],
+)
+def test_six_hostile_pictures_beside_a_good_one_take_20_seconds_and_700_mb(
+    names: tuple[str, ...], colours: Path, photos: Path, tmp_path: Path
+) -> None:
+    """They took 244 s and 1.1 GB."""
+    for number, name in enumerate(names):
+        (tmp_path / f"{number}.jpg").write_bytes(HOSTILE[name]())
+    hostile = [str(tmp_path / f"{number}.jpg") for number in range(6)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = [
+        sys.executable,
+        "-m",
+        "runtime.classify",
+        *hostile,
+        str(photos / "red.jpg"),
+        "--model",
+        str(colours),
+    ]
+    with subprocess.Popen(
+        run, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        peak = 0
+        while process.poll() is None:
+            peak = max(peak, memory_of_tree(process.pid))
+            time.sleep(0.02)
+        out, err = process.communicate()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert process.returncode == 1
+    assert out.splitlines()[-1].split()[:2] == [str(photos / "red.jpg"), "红"]
+    assert all(line.startswith("error: ") for line in err.splitlines())
+    # Of the processor, because other tests may run beside this one.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 20
+    assert peak < 700_000
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names of bytes")
