@@ -38,8 +38,8 @@ from runtime.preprocess.limits import DecodeCost
 from runtime.preprocess.memory import total_memory
 from runtime.preprocess.render import render
 
-# Starting a worker is the same work on each machine. Its CPU time, 0.1 s on a PC and 1 s on a Raspberry Pi
-# Zero 2, is the unit of the limits of time. Decoding takes up to 0.5 units per megapixel, measured.
+# Starting a worker is the same work on each machine, so its CPU time (0.1 s on a PC) is the unit of the
+# limits of time. Decoding takes up to 0.5 units per megapixel, measured.
 MIN_UNIT, MAX_UNIT = 0.05, 1.0  # seconds
 HEADER_UNITS = 10
 DECODE_UNITS, UNITS_PER_MEGAPIXEL, MAX_DECODE_UNITS = 10, 0.6, 60

@@ -18,6 +18,13 @@ from runtime.common.errors import PictureError
 from runtime.preprocess import limits, memory
 from runtime.preprocess.picture import read_picture
 from tests.helpers import wait_for
+from tests.runtime.preprocess.hostile import (
+    empty_segment_jpeg,
+    exif_jpeg,
+    png_of_chunks,
+    progressive_jpeg,
+    tiff_of_strips,
+)
 from tests.runtime.preprocess.pictures import (
     PICTURE,
     bomb,
@@ -150,6 +157,25 @@ def test_the_tiles_of_a_tiff_have_the_limit_of_a_picture(
         read_picture(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (exif_jpeg(50_000), "over 4,096 segments, and would take minutes to read"),
+        (empty_segment_jpeg(20_000), "over 4,096 segments"),
+        (png_of_chunks(b"tEXt", 1_000_000), "over 65,536 chunks"),
+        (png_of_chunks(b"prIv", 900_000), "over 65,536 chunks"),
+        (tiff_of_strips(2**20 + 1), "over 1,048,576 values in a tag"),
+        (progressive_jpeg((12_500, 20_000)), r"280 bytes cannot hold 20000 x 12500 pixels"),
+    ],
+    ids=["Exif", "empty", "text", "private", "strips", "progressive"],
+)
+def test_metadata_that_take_minutes_to_read_are_refused(data: bytes, reason: str) -> None:
+    started = time.process_time()
+    with pytest.raises(PictureError, match=reason):
+        read_picture(data)
+    assert time.process_time() - started < 1
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")
 @pytest.mark.parametrize(
     ("kind", "mode", "options"),
@@ -166,6 +192,8 @@ def test_the_tiles_of_a_tiff_have_the_limit_of_a_picture(
 def test_no_format_takes_more_memory_per_pixel_than_estimated(
     kind: str, mode: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
     side = 3000
     Image.new(mode, (side, side)).save(tmp_path / "large", kind, **options)
     Image.new(mode, (8, 8)).save(tmp_path / "small", kind, **options)
