@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from runtime.model_file.statistics import ModelStatistics
 from train.data.dataset import SPLITS
-from train.metrics import NegativeMetrics, SplitMetrics, compute_metrics, compute_negative_metrics
+from train.metrics import (
+    NegativeMetrics,
+    NegativeResults,
+    SplitMetrics,
+    compute_metrics,
+    compute_negative_metrics,
+)
 from train.network.calibration import apply_temperature, expected_calibration_error, temperature
 from train.network.descriptor import channel_means, describe
 from train.network.novelty import THRESHOLD, NoveltyModel, fit_novelty, unknown_rate
@@ -34,14 +40,6 @@ class SplitFeatures:
 
 
 Splits = Mapping[str, SplitFeatures]  # train, val and test
-
-
-@dataclass(frozen=True)
-class NegativeResults:
-    """The results for negatives: `probabilities` [N, C], and `known` [N] or None without a detector."""
-
-    probabilities: NDArray[Any]
-    known: NDArray[Any] | None
 
 
 @dataclass(frozen=True)

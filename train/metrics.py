@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,6 +17,14 @@ class ClassMetrics(TypedDict):
     n: int
     recall: float | None
     precision: float | None
+
+
+@dataclass(frozen=True)
+class NegativeResults:
+    """The results for negatives: `probabilities` [N, C], and `known` [N] or None without a detector."""
+
+    probabilities: NDArray[Any]
+    known: NDArray[Any] | None
 
 
 class NegativeMetrics(TypedDict):

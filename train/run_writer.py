@@ -99,6 +99,7 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             contents.history,
             evaluation.metrics,
             evaluation.probabilities,
+            evaluation.negatives,
             contents.near_duplicates,
         )
 

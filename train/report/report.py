@@ -28,7 +28,8 @@ from runtime.preprocess.picture import read_picture
 from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
-from train.metrics import SplitMetrics, confidence_interval
+from train.data.negatives import own_negatives
+from train.metrics import NegativeResults, SplitMetrics, confidence_interval
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
 from train.settings import RECIPES
@@ -51,12 +52,13 @@ def write_report(
     history: Rows,
     metrics: Mapping[str, SplitMetrics | None],
     probabilities: Mapping[str, NDArray[Any]],
+    negatives: Mapping[str, NegativeResults],
     near_duplicates: Sequence[Pair] = (),
 ) -> None:
     """Write the page to `path`.
 
-    `record` is the content of run.json; `history` has a row per epoch with its `stage`. `metrics` and
-    `probabilities` [N, C] are those of val and test, in the order of the data set's photos.
+    `record` is the content of run.json; `history` has a row per epoch with its `stage`. `metrics`,
+    `probabilities` [N, C] and `negatives` are those of val and test, in the order of the data set.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -78,6 +80,7 @@ def write_report(
         chance_loss=math.log(len(dataset.classes)),
         predictions=predictions,
         mistakes=_mistakes(dataset, predictions),
+        negatives=_negative_values(dataset, metrics, negatives),
         reliability=_reliability(predictions),
         stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
         splits=SPLITS,
@@ -124,6 +127,16 @@ class Mistake:
     thumbnail: Thumbnail
 
 
+@dataclass(frozen=True)
+class NamedNegative:
+    """A photo of none of the classes that the model names as a class."""
+
+    path: str
+    predicted: str
+    known: float
+    thumbnail: Thumbnail
+
+
 def _predictions(
     dataset: Dataset, split: str, probabilities: Mapping[str, NDArray[Any]]
 ) -> list[PhotoPrediction]:
@@ -140,6 +153,42 @@ def _mistakes(dataset: Dataset, predictions: Sequence[PhotoPrediction]) -> list[
     return [
         Mistake(prediction, _thumbnail(dataset, prediction.path)) for prediction in wrong[:SHOWN_MISTAKES]
     ]
+
+
+def _negative_values(
+    dataset: Dataset,
+    metrics: Mapping[str, SplitMetrics | None],
+    results: Mapping[str, NegativeResults],
+) -> dict[str, Any] | None:
+    """The metrics of the negatives of test, or else of val, as the template needs them; None without any."""
+    for split in ("test", "val"):
+        measured = metrics[split]
+        if measured and (of := measured["negatives"]):
+            count = sum(of["per_class"].values())
+            return {
+                "split": split,
+                "n": of["n"],
+                "count": count,
+                "share": of["named"],
+                "interval": confidence_interval(count, of["n"]),
+                "are_own": bool(own_negatives(dataset)),
+                "per_class": [(name, number, number / of["n"]) for name, number in of["per_class"].items()],
+                "named": _named_negatives(dataset, split, results[split])[: min(count, SHOWN_MISTAKES)],
+            }
+    return None
+
+
+def _named_negatives(dataset: Dataset, split: str, results: NegativeResults) -> list[NamedNegative]:
+    """The negatives of a split with the highest `known`, as many as the report shows."""
+    if results.known is None:
+        return []
+    photos = dataset.negatives_of(split)
+    found = []
+    for row in np.argsort(-results.known, kind="stable")[:SHOWN_MISTAKES].tolist():
+        path, predicted = photos[row].path, dataset.classes[results.probabilities[row].argmax()]
+        name = Path(path).name if Path(path).is_absolute() else path
+        found.append(NamedNegative(name, predicted, float(results.known[row]), _thumbnail(dataset, path)))
+    return found
 
 
 def _pictured_pairs(dataset: Dataset, pairs: Sequence[Pair]) -> list[tuple[tuple[str, str, Thumbnail], ...]]:

@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,10 +15,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.dataset import Dataset, LeftOut, Photo
+from train.data.dataset import NONE, Dataset, LeftOut, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
-from train.metrics import compute_metrics
+from train.data.negatives import default_negatives_folder
+from train.metrics import NegativeResults, compute_metrics, compute_negative_metrics, confidence_interval
 from train.report.report import LISTED_FILES, SHOWN_MISTAKES, SHOWN_PAIRS, write_report
 from train.settings import RECIPES
 
@@ -74,6 +75,7 @@ def report(
     probabilities: dict[str, NDArray[Any]],
     history: Sequence[dict[str, Any]] = HISTORY,
     pairs: Sequence[Pair] = (),
+    negatives: Mapping[str, NegativeResults] | None = None,
     **settings: Any,
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
@@ -85,6 +87,12 @@ def report(
         )
         for split, rows in probabilities.items()
     }
+    none = NegativeResults(np.zeros((0, len(dataset.classes))), None)
+    for split, results in (negatives or {}).items():
+        if (of := metrics[split]) and results.known is not None:
+            of["negatives"] = compute_negative_metrics(
+                results.probabilities, results.known >= 0.5, dataset.classes
+            )
     record = {
         "name": "mine",
         "created": "2026-11-25T19:45:46+00:00",
@@ -96,7 +104,8 @@ def report(
         "thresholds": {"known": 0.5} if given.known else {},
         "metrics": {split: of and {"ece_before": 0.25, "unknown": 0.0625} for split, of in metrics.items()},
     }
-    write_report(path, record, dataset, history, metrics, probabilities, pairs)
+    of_negatives = {"val": none, "test": none, **(negatives or {})}
+    write_report(path, record, dataset, history, metrics, probabilities, of_negatives, pairs)
     return Page(path)
 
 
@@ -335,6 +344,53 @@ def test_near_duplicates_are_listed_with_their_splits(choice: str, advice: str, 
     assert page.text.count("train train/a/0.jpg") == page.text.count("test test/b/0.jpg") == SHOWN_PAIRS
     assert page.text.count("train/a/0.jpg train test/b/0.jpg test") == LISTED_FILES - SHOWN_PAIRS
     assert "near_duplicates.csv, beside this page, lists 5 more" in page.text
+
+
+def negatives_of(dataset: Dataset, folder: Path, known: Sequence[float]) -> Dataset:
+    """The data set with test pictures of none of the classes, one for each value of `known`."""
+    photos = []
+    for number in range(len(known)):
+        Image.new("RGB", (64, 64), (25 * number, 0, 0)).save(folder / f"<i>{number}.png")
+        photos.append(Photo(f"{folder}/<i>{number}.png", NONE, "test", f"{number}"))
+    return replace(dataset, negatives=tuple(photos))
+
+
+def test_named_pictures_of_none_of_the_classes_are_shown(tmp_path: Path) -> None:
+    known = np.array([0.1, 0.6, 0.2, 0.97, 0.4, 0.0, 0.3, 0.1])
+    dataset = negatives_of(made_up("ab", 3, 1, 1), tmp_path, known)
+    probabilities = np.array([[0.9, 0.1]] * 3 + [[0.2, 0.8]] * 5)
+    results = {"test": NegativeResults(probabilities, known)}
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), negatives=results)
+    low, high = confidence_interval(2, 8)
+    assert "names 25.0% of 8 test photos of none of the classes as a class: 2." in page.text
+    assert f"expect {low:.1%} to {high:.1%} (95 % confidence interval for 8 pictures)" in page.text
+    assert list(cells(page, "Named pictures of none of the classes")) == [
+        *("class", "named as this class", "share"),
+        *("a", "1", "12.5%"),
+        *("b", "1", "12.5%"),
+    ]
+    first, second = (
+        page.text.index(text) for text in ("named: b, known 0.97 <i>3.png", "named: a, known 0.60 <i>1.png")
+    )
+    assert first < second and page.text.count("named: ") == 2 == len(page.all("img"))
+    assert "default set" not in page.text and str(tmp_path) not in page.html
+
+
+def test_pictures_of_the_default_set_are_named_as_such(tmp_path: Path, cache_home: Path) -> None:
+    folder = default_negatives_folder() / "composited-1"
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = negatives_of(made_up("ab", 3, 1, 1), folder, [0.0] * 4)
+    results = {"test": NegativeResults(np.full((4, 2), 0.5), np.zeros(4))}
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), negatives=results)
+    assert "names 0.0% of 4 test pictures of none of the classes as a class: 0." in page.text
+    assert "drawings of objects from the project's default set" in page.text
+    assert "Named most clearly" not in page.text and not page.all("img")
+
+
+def test_a_report_without_negatives_says_that_they_were_not_measured(tmp_path: Path) -> None:
+    dataset = made_up("ab", 3, 1, 1)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    assert "Not measured, because there are no test photos of none of the classes." in page.text
 
 
 def test_a_near_duplicate_shows_both_photos(hostile: Dataset, tmp_path: Path) -> None:
