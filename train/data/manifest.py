@@ -33,7 +33,7 @@ def write_manifest(dataset: Dataset, folder: Path) -> None:
         for photo in dataset.negatives
     )
     write_csv(folder / PHOTOS_NAME, [column.name for column in fields(Photo)], chain(photos, negatives))
-    left_out = ((item.path, item.reason) for item in dataset.left_out)
+    left_out = ((_portable_path(item.path, folders), item.reason) for item in dataset.left_out)
     write_csv(folder / LEFT_OUT_NAME, [column.name for column in fields(LeftOut)], left_out)
 
 
@@ -54,7 +54,7 @@ def read_manifest(
     if any(None in row.values() for row in rows):
         raise ValueError(f"a line of {PHOTOS_NAME} is incomplete")
     with (folder / LEFT_OUT_NAME).open(newline="", encoding="utf-8", errors=FILE_NAME_ERRORS) as file:
-        left_out = tuple(LeftOut(**row) for row in csv.DictReader(file))
+        left_out = [LeftOut(**row) for row in csv.DictReader(file)]
     photos = [Photo(**row) for row in rows]
     is_class = NONE in classes  # in a run of an older version
     folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: negatives_root or Path()}
@@ -62,7 +62,7 @@ def read_manifest(
         root,
         classes,
         tuple(photo for photo in photos if photo.label != NONE or is_class),
-        left_out,
+        tuple(LeftOut(_full_path(item.path, folders), item.reason) for item in left_out),
         synthetic,
         tuple(
             replace(photo, path=_full_path(photo.path, folders))
