@@ -1,6 +1,8 @@
 """The correction of a model for one scene: a small file that `python -m runtime.adapt` writes next to it.
 
-known' = sigmoid(logit(known) + features · weights + bias). The model file itself never changes.
+known' = sigmoid(logit(known) + min(features · weights + bias, 0)): a correction only ever rejects more.
+Without the minimum, a correction for one scene let the model name twice as many pictures of other scenes.
+The model file itself never changes.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ class Correction:
 
     def apply(self, known: NDArray[Any], features: NDArray[Any]) -> NDArray[np.float64]:
         """Returns the corrected `known` [N], for the model's `known` [N] and `features` [N, D]."""
-        logits = logit(known) + features.astype(np.float64) @ self.weights.astype(np.float64) + self.bias
+        change = features.astype(np.float64) @ self.weights.astype(np.float64) + self.bias
+        logits = logit(known) + np.minimum(change, 0)
         return np.asarray(1 / (1 + np.exp(-np.clip(logits, -50, 50))), np.float64)
 
     def to_json(self) -> str:

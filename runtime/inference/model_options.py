@@ -8,8 +8,8 @@ from runtime.inference.engines import ENGINES
 from runtime.model_file.loader import KEY_VARIABLE
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --model, --key, --correction, --allow-correction, --engine, --threads and --top."""
+def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> None:
+    """Adds --model, --key, --correction, --allow-correction, --engine, --threads and, with `top`, --top."""
     parser.add_argument(
         "--model",
         metavar="PATH",
@@ -49,12 +49,13 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads of the engine (default: the fastest measured number, else all cores)",
     )
-    parser.add_argument(
-        "--top", type=positive_int, metavar="N", default=3, help="classes to print (default: %(default)s)"
-    )
+    if top:
+        parser.add_argument(
+            "--top", type=positive_int, metavar="N", default=3, help="classes to print (default: %(default)s)"
+        )
 
 
 def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns Classifier's keyword arguments from the parsed flags."""
     names = ("engine", "threads", "top", "key", "correction", "allow_correction", "allow_rollback")
-    return {name: getattr(arguments, name) for name in names}
+    return {name: getattr(arguments, name) for name in names if name in arguments}

@@ -33,6 +33,17 @@ from tests.runtime.conftest import MakeFolder
 from tests.runtime.make_models import FEATURES, SIDE
 from tests.runtime.scene import class_pictures, scene_pictures
 
+
+def sign(folder: Path, keys: Path) -> Path:
+    """Signs the folder with a new key. Returns the public key's file."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    (keys / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key = keys / "key.pub"
+    key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    sign_folder(folder, keys / "key")
+    return key
+
+
 WHITE = np.full((SIDE, SIDE, 3), 255, np.uint8)
 
 
@@ -153,11 +164,7 @@ def test_version_1_has_no_features_to_correct(knowing: Path, tmp_path: Path) -> 
 
 
 def test_a_device_for_signed_models_uses_a_correction_only_if_allowed(folder: Path, tmp_path: Path) -> None:
-    private = ec.generate_private_key(ec.SECP256R1())
-    (tmp_path / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key = tmp_path / "key.pub"
-    key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    sign_folder(folder, tmp_path / "key")
+    key = sign(folder, tmp_path)
     path = write(folder)
     classifier = Classifier(folder, key=key)
     assert classifier.correction is None and "--allow-correction" in classifier.correction_problem
