@@ -5,14 +5,17 @@ A target may raise the user error that its command prints, and no other exceptio
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
@@ -28,13 +31,17 @@ from runtime.model_file.statistics import ModelStatistics, fit_statistics
 from runtime.preprocess import decode_protocol as protocol
 from runtime.preprocess.decode_pool import Worker, WorkerEnded
 from runtime.preprocess.picture import read_picture
+from runtime.server import connection_limits
 from runtime.server.auth import make_access_policy
+from runtime.server.connection_limits import MAX_PIPELINED
 from runtime.server.errors import RequestRejected
 from runtime.server.multipart import read_upload
 from runtime.watch.sinks import COLUMNS, open_sink
+from tests.connection import connect, let_app_run
 from tests.helpers import RELEASED
 
 MAX_MESSAGE = 1000  # characters
+MAX_HEAD = 512  # bytes of the heads of a connection
 
 
 @dataclass(frozen=True)
@@ -380,6 +387,40 @@ def upload_seeds() -> list[bytes]:
     ]
 
 
+def connection(data: bytes) -> None:
+    """Everything that one client sends: the first byte is the size of the pieces that arrive.
+
+    The limits are smaller than those of the service, so that short inputs reach them.
+    """
+    size = data[0] + 1 if data else 1
+
+    async def receive_all() -> None:
+        protocol, transport = connect()
+        for start in range(1, len(data), size):
+            if not transport.is_closing():
+                protocol.data_received(data[start : start + size])
+            heads = [protocol.headers or [], *(cycle.scope["headers"] for cycle, _ in protocol.pipeline)]
+            held = sum(len(name) + len(value) for fields in heads for name, value in fields)
+            assert held <= 2 * MAX_HEAD + size and len(protocol.pipeline) <= MAX_PIPELINED + size
+            await let_app_run()
+        protocol.connection_lost(None)
+        await let_app_run()
+
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns about each malformed request
+    with patch.multiple(connection_limits, MAX_HEAD_BYTES=MAX_HEAD, PARSED_AT_ONCE=64, FIELD_BYTES=8):
+        asyncio.run(receive_all())
+
+
+def connection_seeds() -> list[bytes]:
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    post = b"POST /login HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\nbody"
+    chunked = (
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4;a=b\r\nbody\r\n0\r\nX: y\r\nZ: w\r\n\r\n"
+    )
+    upgrade = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    return [bytes([99]) + request + get for request in (get * 3, post, chunked, upgrade)]
+
+
 TARGETS = {
     "tflite": Target(tflite, tflite_seeds),
     "onnx": Target(onnx, onnx_seeds),
@@ -393,6 +434,7 @@ TARGETS = {
     "statement": Target(statement, statement_seeds, is_json=True),
     "upload": Target(upload, upload_seeds),
     "head": Target(head, head_seeds, max_bytes=2048),
+    "connection": Target(connection, connection_seeds, max_bytes=2048),
     "picture": Target(picture, picture_seeds, max_mb=1024),
     "tiff": Target(picture, tiff_seeds, max_mb=1024),
     "metadata": Target(picture, metadata_seeds, max_mb=1024),

@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from runtime.model_file.contract import Contract
 from runtime.model_file.formats import read_contract
 from runtime.model_file.signature import signed_files
 from runtime.preprocess.picture import read_picture
+from runtime.server.connection_limits import BoundedHttpProtocol
 from tests.fuzz import targets
 from tests.fuzz.__main__ import FuzzResult, main, run_target
 
@@ -95,3 +97,12 @@ def test_the_command_exits_0_if_every_target_passed(
 ) -> None:
     assert main(["bundle", "--seconds", "2", "--out", str(tmp_path)]) == 0
     assert "passed" in capsys.readouterr().out
+
+
+def test_the_target_of_connections_finds_an_uncounted_trailer(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunked = targets.connection_seeds()[2].partition(b"0\r\n")[0]
+    endless = chunked + b"0\r\n" + b"X: %s\r\n" % (b"y" * 90) * 20
+    targets.connection(endless)
+    monkeypatch.setattr(BoundedHttpProtocol, "data_received", HttpToolsProtocol.data_received)
+    with pytest.raises(AssertionError):
+        targets.connection(endless)

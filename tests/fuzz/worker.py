@@ -13,7 +13,7 @@ from typing import Any
 
 import atheris
 
-INSTRUMENTED = ["runtime", "zipfile", "PIL", "python_multipart"]
+INSTRUMENTED = ["runtime", "zipfile", "PIL", "python_multipart", "uvicorn"]
 
 with atheris.instrument_imports(include=INSTRUMENTED):
     from tests.fuzz.targets import TARGETS, Target
