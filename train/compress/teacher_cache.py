@@ -78,11 +78,7 @@ def collect_teacher_outputs(
     `on_step` gets the number of finished pictures. Raises UserError when the disk is full, PhotosError when a
     photo has changed, PictureError when it cannot be read.
     """
-    jobs = [(photo, view) for view in range(views) for photo in dataset.split(split)]
-    labels = [dataset.classes.index(photo.label) for photo, _ in jobs]
-    negatives = dataset.negatives_of(split)
-    jobs += [(photo, view) for view in range(negative_view_count(split, views)) for photo in negatives]
-    labels += [NEGATIVE] * (len(jobs) - len(labels))
+    jobs, labels = _jobs(dataset, split, views)
     progress_file = folder / f"{split}.json"
     sizes = teacher.input_shape[1:3], (size, size)
     widths = [int(output.shape[-1]) for output in teacher.outputs[1:]]
@@ -98,7 +94,7 @@ def collect_teacher_outputs(
         files = _MappedFiles(folder, split, len(jobs), resume=bool(done))
         outputs = TeacherOutputs(
             files.map("pictures", np.uint8, size, size, 3),
-            np.array(labels, np.int32),
+            labels,
             files.map("probabilities", np.float32, len(dataset.classes)),
             files.map("features", np.float32, widths[-1]),
             files.map("descriptors", np.float16, sum(widths)),
@@ -124,6 +120,18 @@ def collect_teacher_outputs(
             "same command with --resume"
         ) from None
     return outputs
+
+
+def _jobs(dataset: Dataset, split: str, views: int) -> tuple[list[tuple[Photo, int]], NDArray[np.int32]]:
+    """The photos and then the negatives of a split, each with the number of a view, and the class indices."""
+    photos = [(photo, view) for view in range(views) for photo in dataset.split(split)]
+    negatives = [
+        (photo, view)
+        for view in range(negative_view_count(split, views))
+        for photo in dataset.negatives_of(split)
+    ]
+    labels = [dataset.classes.index(photo.label) for photo, _ in photos]
+    return photos + negatives, np.array(labels + [NEGATIVE] * len(negatives), np.int32)
 
 
 class _MappedFiles:
