@@ -15,17 +15,21 @@ INTERRUPTED = cli.EXIT_INTERRUPTED
 INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
 
 
-def add_run_flags(group: argparse._ArgumentGroup, default_out: str) -> None:
-    """Add --out, --overwrite and --resume. `default_out` describes the default of --out in the help."""
+def add_run_flags(group: argparse._ArgumentGroup, default_out: str, resume: bool = True) -> None:
+    """Add --out, --overwrite and, with `resume`, --resume.
+
+    `default_out` describes the default of --out in the help.
+    """
     group.add_argument(
         "--out", type=Path, metavar="RUN", help=f"run folder to write (default: {default_out})"
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run folder if it exists")
-    group.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run: the same command with the same --out",
-    )
+    if resume:
+        group.add_argument(
+            "--resume",
+            action="store_true",
+            help="continue an interrupted run: the same command with the same --out",
+        )
 
 
 def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str]) -> int:

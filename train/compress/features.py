@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +22,7 @@ def predict_channel_means(
 
     Progress shows `name`.
     """
-    image = picture_input((pictures.shape[1], pictures.shape[2]))
-    base = keras.Model(image, base_layers(image, widths=weights.widths))
-    model = keras.Model(image, [channel_means(base.get_layer(pool).output) for pool in POOLS])
-    load_weights(base, weights)
+    model = channel_means_model(replace(weights, input_size=(pictures.shape[1], pictures.shape[2])))
     means = [np.empty((len(rows), *output.shape[1:]), np.float32) for output in model.outputs]
     with Progress(f"features of {name}", len(rows), "pictures") as progress:
         for start in range(0, len(rows), BATCH):
@@ -32,3 +31,11 @@ def predict_channel_means(
                 part[start : start + BATCH] = keras.ops.convert_to_numpy(values)
             progress.step(len(batch))
     return means
+
+
+def channel_means_model(weights: Weights) -> keras.Model:
+    """The network with the channel means [N, W] of each pooling layer as outputs."""
+    image = picture_input(weights.input_size)
+    base = keras.Model(image, base_layers(image, widths=weights.widths))
+    load_weights(base, weights)
+    return keras.Model(image, [channel_means(base.get_layer(pool).output) for pool in POOLS])

@@ -11,8 +11,9 @@ import os
 import stat
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from runtime.common.text import is_name, printable
@@ -92,6 +93,18 @@ def find_photos(
             none.resolve() if none else None,
         )
     )
+
+
+def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float], seed: int) -> Dataset:
+    """The data set with the photos in the folder `none` as its negatives, in splits of these shares.
+
+    Raises PhotosError if the folder has no photo, or only photos of the classes.
+    """
+    found, unusable = _read_outside(none)
+    negatives, copies = _negatives_without_duplicates(found, dataset.photos, none)
+    left_out = (*dataset.left_out, *unusable, *copies)
+    ordered = tuple(sorted(split_train(negatives, shares, seed), key=lambda photo: photo.path))
+    return replace(dataset, negatives=ordered, negatives_root=none.resolve(), left_out=left_out)
 
 
 def _choose_negatives(

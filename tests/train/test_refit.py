@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from runtime.preprocess.picture import read_picture
+from train.network.vgg import tensors_of
+from train.refit import main
+from train.run import Run, open_run
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pictures of stripes."""
+    folder, rng = tmp_path_factory.mktemp("stripes"), np.random.default_rng(0)
+    for number in range(40):
+        colors = rng.integers(0, 256, (8, 1, 3), np.uint8).repeat(8, axis=1)
+        Image.fromarray(colors).resize((96, 96), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def refitted(compressed_run: Path, stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    out = tmp_path_factory.mktemp("runs") / "refitted"
+    assert main([str(compressed_run), "--none", str(stripes), "--out", str(out)]) == 0
+    return open_run(out)
+
+
+def outputs(run: Run) -> dict[str, np.ndarray]:
+    """The outputs for the test photos, by name."""
+    model = run.load_model()
+    size = model.input_shape[1:3]
+    photos = [read_picture(run.dataset.root / photo.path, size) for photo in run.dataset.split("test")]
+    values = keras.tree.flatten(model.predict_on_batch(np.stack(photos)))
+    return dict(zip(model.output_names, map(np.asarray, values), strict=True))
+
+
+def test_the_network_and_its_classes_stay(compressed_run: Path, refitted: Run) -> None:
+    before = open_run(compressed_run)
+    kernels, same = tensors_of(before.load_model().layers), tensors_of(refitted.load_model().layers)
+    assert all(np.array_equal(kernels[name], same[name]) for name in kernels)
+    old, new = outputs(before), outputs(refitted)
+    # The temperature is chosen again on the same photos.
+    np.testing.assert_allclose(old["probabilities"], new["probabilities"], atol=0.02)
+    assert not np.allclose(old["known"], new["known"], atol=0.02)
+    assert refitted.metrics["test"]["top1"] == before.metrics["test"]["top1"]
+    assert refitted.uncompressed_labels() == before.uncompressed_labels()
+
+
+def test_the_photos_of_the_folder_are_recorded_as_negatives(refitted: Run, stripes: Path) -> None:
+    assert len(refitted.dataset.negatives) == 40
+    assert {Path(photo.path).parent for photo in refitted.dataset.negatives} == {stripes}
+    assert refitted.metrics["test"]["negatives"] == 6  # 15 %
+    assert refitted.metrics["test"]["named"] == 0  # stripes are unlike drawn flowers
+    statistics = refitted.statistics()
+    assert statistics is not None and statistics.means.shape[0] == len(refitted.classes)
+
+
+def test_a_run_without_detector_is_refused(
+    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for file in compressed_run.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    record = json.loads((copy / "run.json").read_text()) | {"thresholds": {}}
+    (copy / "run.json").write_text(json.dumps(record))
+    assert main([str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert "--no-known" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_an_empty_folder_of_negatives_is_refused(
+    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "none").mkdir()
+    arguments = ["--none", str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    assert main([str(compressed_run), *arguments]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -1,0 +1,243 @@
+"""Fit the detector of unknown pictures of a run again, with other photos of none of the classes.
+
+    python -m train.refit RUN --none DIR
+
+The network and its head stay as they are, so this takes minutes where training takes hours. Training with the
+same photos also changes the network and works better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.common.cli import ArgumentParser
+from runtime.common.terminal import suppress_native_stderr
+from runtime.common.text import printable
+from train.cli import INSTALL, add_run_flags, run_cli
+from train.data.augment import augment, negative_view_count, view_count
+from train.data.dataset import SPLITS, Dataset, Photo, read_verified
+from train.data.find_photos import with_negatives_of
+from train.data.negatives import add_default_negatives, restore_default_negatives
+from train.progress import Progress
+from train.run import Run, RunError, open_run
+from train.run_writer import RunContents, check_output_dir, package_versions, print_run, write_run
+
+if TYPE_CHECKING:
+    import keras
+
+    from train.evaluation import SplitFeatures
+    from train.network.vgg import Weights
+    from train.train_head import TrainedHead
+
+BATCH = 32  # pictures
+VIEWS = 2  # of each training photo: the photo and its mirror image
+
+
+@dataclass(frozen=True)
+class RefitConfig:
+    """The options of the command."""
+
+    run: Path
+    none: Path | None = None  # None: the negatives of the run, or else the default ones
+    out: Path | None = None  # None: runs/NAME-refitted
+    photos_root: Path | None = None  # None: where the photos were during training
+    overwrite: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command. Returns its exit code: 0 success, 2 error."""
+    parser = ArgumentParser(
+        prog="python -m train.refit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument(
+        "--none",
+        type=Path,
+        metavar="DIR",
+        help="a folder of photos of none of the classes (default: the run's, or else the default set)",
+    )
+    parser.add_argument(
+        "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
+    )
+    add_run_flags(parser.add_argument_group("files"), "runs/NAME-refitted", resume=False)
+    config = RefitConfig(**vars(parser.parse_args(argv)))
+    return run_cli(lambda: refit(config), INSTALL, lambda: "no run was written")
+
+
+def refit(config: RefitConfig) -> int:
+    """Fit the detector again and write the result as another run. Returns exit code 0.
+
+    Raises UserError for a run without a detector, for its photos and for the output folder.
+    """
+    run = open_run(config.run, config.photos_root)
+    if "known" not in run.thresholds:
+        raise RunError(f"run {run.path}: has no detector of unknown pictures; train it without --no-known")
+    out = config.out or Path("runs") / f"{run.name}-refitted"
+    overwrite = check_output_dir(out, config.overwrite, resume=False)
+    dataset = choose_negatives(run, config.none)
+    with suppress_native_stderr():  # TensorFlow's messages at import
+        from train.evaluation import calibrate_and_evaluate
+        from train.network.heads import build_classifier
+
+    model = run.load_model()
+    weights, head = take_apart(run, model)
+    photos, negatives = compute_features(run, dataset, weights)
+    evaluation = calibrate_and_evaluate(head, photos, negatives, run.classes, known=True)
+    record = record_of(run, out, evaluation.temperature) | {
+        "thresholds": evaluation.thresholds,
+        "metrics": evaluation.summaries,
+    }
+    classifier = build_classifier(weights, head.head, evaluation.novelty_model)
+    contents = RunContents(
+        record, dataset, classifier, history_of(run), evaluation, uncompressed=uncompressed_classes(run)
+    )
+    write_run(out, contents, overwrite)
+    print_run(out, contents)
+    print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
+    return 0
+
+
+def choose_negatives(run: Run, none: Path | None) -> Dataset:
+    """The run's photos with the negatives to fit on. Raises PhotosError."""
+    dataset, settings = run.dataset, run.settings
+    shares = {"val": float(settings.get("val_share", 0.15)), "test": float(settings.get("test_share", 0.15))}
+    seed = int(settings.get("split_seed", 0))
+    if none:
+        dataset = with_negatives_of(dataset, none, shares, seed)
+    elif dataset.negatives:
+        restore_default_negatives(dataset)
+    else:
+        val, test = shares["val"], shares["test"]
+        dataset = add_default_negatives(dataset, split_seed=seed, val_share=val, test_share=test)
+    counts = ", ".join(f"{len(dataset.negatives_of(split)):,} {split}" for split in SPLITS)
+    print(printable(f"none of the classes: {len(dataset.negatives):,} pictures: {counts}"))
+    return dataset
+
+
+def take_apart(run: Run, model: keras.Model) -> tuple[Weights, TrainedHead]:
+    """The convolutions and the pooled head of a run's model."""
+    import keras
+
+    from train.network.heads import HEADS
+    from train.network.vgg import Weights, tensors_of
+    from train.settings import RECIPES
+    from train.train_head import TrainedHead
+
+    _, height, width, _ = model.inputs[0].shape
+    source = str(run.settings.get("weights"))
+    weights = Weights(tensors_of(model.layers), run.base_sha256, source, (height, width))
+    head = HEADS["pooled"](len(run.classes), RECIPES["pooled"])
+    pooled_shape = (1, 1, weights.output_shape("block5_pool")[2])
+    reducer = keras.Sequential([keras.Input(pooled_shape), head[0]])
+    classifier = keras.Sequential([keras.Input(pooled_shape[-1:]), *head[1:]])
+    next(layer for layer in head if layer.name == "logits").set_weights(
+        model.get_layer("logits").get_weights()
+    )
+    return weights, TrainedHead((), head, reducer, classifier, (), interrupted=False)
+
+
+def compute_features(
+    run: Run, dataset: Dataset, weights: Weights
+) -> tuple[dict[str, SplitFeatures], dict[str, SplitFeatures]]:
+    """The features of the photos and of the negatives, by split. Raises PhotosError, PictureError."""
+    jobs = {
+        (kind, split): [(photo, view) for view in range(count(split, VIEWS)) for photo in photos(split)]
+        for kind, count, photos in (
+            ("photos", view_count, dataset.split),
+            ("negatives", negative_view_count, dataset.negatives_of),
+        )
+        for split in SPLITS
+    }
+    with Progress("features", sum(map(len, jobs.values())), "pictures") as progress:
+        features = {
+            key: _features(dataset, pictures, run.classes, weights, progress)
+            for key, pictures in jobs.items()
+        }
+    photos, negatives = (
+        {split: features[kind, split] for split in SPLITS} for kind in ("photos", "negatives")
+    )
+    return photos, negatives
+
+
+def record_of(run: Run, out: Path, divisor: float) -> dict[str, Any]:
+    """The record of the run for another folder. `divisor` is applied to its logits again."""
+    record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    return record | {
+        "name": out.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": package_versions(),
+        "temperature": record.get("temperature", 1.0) * divisor,
+        "refitted": {"from": run.name},
+    }
+
+
+def history_of(run: Run) -> list[dict[str, object]]:
+    """The rows of history.csv, with numbers as floats."""
+    with (run.path / "history.csv").open(newline="", encoding="utf-8") as file:
+        return [
+            {name: value if name == "stage" else float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+
+
+def uncompressed_classes(run: Run) -> dict[str, NDArray[np.intp]] | None:
+    """The class indices that the uncompressed model predicts, by split; None unless the run is compressed."""
+    labels = run.uncompressed_labels()
+    if not labels:
+        return None
+    return {
+        split: np.array(
+            [run.classes.index(labels[photo.path]) for photo in run.dataset.split(split)], np.intp
+        )
+        for split in ("val", "test")
+    }
+
+
+def _features(
+    dataset: Dataset,
+    pictures: Sequence[tuple[Photo, int]],
+    classes: tuple[str, ...],
+    weights: Weights,
+    progress: Progress,
+) -> SplitFeatures:
+    """The features of pictures, each a photo and a view, with the index of their class; 0 for negatives."""
+    from train.compress.features import channel_means_model
+    from train.evaluation import SplitFeatures
+
+    model = channel_means_model(weights)
+    means = [np.empty((len(pictures), output.shape[-1]), np.float32) for output in model.outputs]
+    with ThreadPoolExecutor(2) as pool:
+        for start in range(0, len(pictures), BATCH):
+            batch = pictures[start : start + BATCH]
+            pixels = np.stack([*pool.map(partial(_decode, dataset, weights.input_size), batch)])
+            for part, values in zip(means, model.predict_on_batch(pixels), strict=True):
+                part[start : start + len(batch)] = np.asarray(values)
+            progress.step(len(batch))
+    labels = [classes.index(photo.label) if photo.label in classes else 0 for photo, _ in pictures]
+    return SplitFeatures(means[-1][:, np.newaxis, np.newaxis, :], np.array(labels, np.int32), means)
+
+
+def _decode(dataset: Dataset, size: tuple[int, int], picture: tuple[Photo, int]) -> NDArray[np.uint8]:
+    photo, view = picture
+    pixels: NDArray[np.uint8] = augment(read_verified(dataset, photo), photo.sha256, [view], size)[0]
+    return pixels
+
+
+if __name__ == "__main__":
+    sys.exit(main())
