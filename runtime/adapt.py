@@ -152,8 +152,8 @@ def _warnings(adaptation: Adaptation) -> Iterator[str]:
     if left_out:
         more = f" and {len(left_out) - MAX_LISTED} more" if len(left_out) > MAX_LISTED else ""
         yield (
-            f"{', '.join(left_out[:MAX_LISTED])}{more}: left out, because the model is sure that "
-            f"{'they show' if len(left_out) > 1 else 'it shows'} a class"
+            f"left out, because the model is sure of a class: {', '.join(left_out[:MAX_LISTED])}{more}; "
+            "check that they show none"
         )
     if adaptation.photos < FEW_PHOTOS:
         yield (

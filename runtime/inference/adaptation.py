@@ -3,7 +3,9 @@
 A logistic regression on the features, with the model's own logit of `known` as a fixed term, and a penalty on
 the squares of the weights. Its negatives are photos of the scene. Its positives are the examples in the
 model file, and features drawn from the model's Gaussians, one per class with a shared covariance: a hundred
-examples alone do not span the features.
+examples alone do not span the features. On eight scenes, with 50 photos of each, 41 % of the other photos
+were named before. This fit leaves 5 %, linear discriminant analysis with the same covariance leaves 9 %, and both
+reject about as many unseen photos of the classes (2.6 and 2.4 % instead of 1.8 %).
 """
 
 from __future__ import annotations
@@ -62,13 +64,13 @@ class Adaptation:
     """A fitted correction, and what it was measured on. Counts are of photos that the fit has not seen."""
 
     correction: Correction
-    photos: int
+    photos: int  # of none of the classes, with those that were left out
     named_before: int
     named_after: int
     examples: int  # photos of the classes, whose features are in the model file
     rejected_before: int
     rejected_after: int
-    left_out: tuple[str, ...]  # photos that show a class
+    left_out: tuple[str, ...]  # photos that show a class, by the model's judgement
 
 
 @dataclass(frozen=True)
@@ -120,30 +122,39 @@ def fit_correction(contract: Contract, statistics: ModelStatistics, scene: Scene
         EXAMPLE_WEIGHT / len(statistics.positives),
     )
     drawn = _draw_positives(statistics, examples.logits)
-    features, logits = scene.features.astype(np.float64), logit(scene.known) - threshold
-    first = _cross_fit(examples, drawn, _Samples(features, logits, NEGATIVE_WEIGHT / len(logits)))
-    typical = np.quantile(first.examples, TYPICAL_EXAMPLE)
+    logits = logit(scene.known) - threshold
+    photos = _Samples(scene.features.astype(np.float64), logits, NEGATIVE_WEIGHT / len(logits))
+    fit = _cross_fit(examples, drawn, photos)
+    corrected = fit.scene
     # A fit on a few other photos does not know the scene well enough to judge a photo.
-    shows_class = (logits >= 0) & (first.scene >= typical) & (len(logits) >= FEW_PHOTOS)
+    typical = np.quantile(fit.examples, TYPICAL_EXAMPLE) if len(logits) >= FEW_PHOTOS else np.inf
+    shows_class = (logits >= 0) & (corrected >= typical)
     left_out = tuple(name for name, shows in zip(scene.names, shows_class, strict=True) if shows)
     if len(left_out) > MAX_LEFT_OUT * len(logits):
         raise UserError(
             f"{len(left_out)} of {len(logits)} photos look like photos of the classes, "
             f"such as {left_out[0]}: use photos that show none of them"
         )
-    negatives = _Samples(
-        features[~shows_class], logits[~shows_class], NEGATIVE_WEIGHT / int((~shows_class).sum())
-    )
-    fit = _cross_fit(examples, drawn, negatives) if left_out else first
-    return _measure(contract, fit, examples, negatives, left_out)
+    if left_out:
+        fit = _cross_fit(examples, drawn, photos.take(~shows_class))
+        # They count too: the figures would be too good without the photos that the model is most wrong about.
+        corrected = logits + np.minimum(photos.features @ fit.weights + fit.bias, 0)
+        corrected[~shows_class] = fit.scene
+    return _measure(contract, fit, examples.logits, logits, corrected, left_out)
 
 
 def _measure(
-    contract: Contract, fit: _Fit, examples: _Samples, negatives: _Samples, left_out: tuple[str, ...]
+    contract: Contract,
+    fit: _Fit,
+    examples: Array,
+    scene: Array,
+    corrected_scene: Array,
+    left_out: tuple[str, ...],
 ) -> Adaptation:
-    photos, count = len(negatives.logits), len(examples.logits)
-    named_before, named_after = int((negatives.logits >= 0).sum()), int((fit.scene >= 0).sum())
-    rejected_before, rejected_after = int((examples.logits < 0).sum()), int((fit.examples < 0).sum())
+    """Counts logits below and above 0, without and with the correction."""
+    photos, count = len(scene), len(examples)
+    named_before, named_after = int((scene >= 0).sum()), int((corrected_scene >= 0).sum())
+    rejected_before, rejected_after = int((examples < 0).sum()), int((fit.examples < 0).sum())
     if rejected_after > MAX_REJECTED * count and rejected_after > rejected_before:
         raise UserError(
             f"a correction would reject {rejected_after} of {count} photos of the classes "
