@@ -4,8 +4,8 @@ A logistic regression on the features, with the model's own logit of `known` as 
 the squares of the weights. Its negatives are photos of the scene. Its positives are the examples in the
 model file, and features drawn from the model's Gaussians, one per class with a shared covariance: a hundred
 examples alone do not span the features. On eight scenes, with 50 photos of each, 41 % of the other photos
-were named before. This fit leaves 5 %, linear discriminant analysis with the same covariance leaves 9 %, and both
-reject about as many unseen photos of the classes (2.6 and 2.4 % instead of 1.8 %).
+were named before. This fit leaves 5 %, linear discriminant analysis with the same covariance leaves 9 %, and
+both reject about as many unseen photos of the classes (2.6 and 2.4 % instead of 1.8 %).
 """
 
 from __future__ import annotations
