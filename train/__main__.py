@@ -100,8 +100,8 @@ def _parser() -> argparse.ArgumentParser:
         "--none",
         type=Path,
         metavar="DIR",
-        help="folder of photos of none of the classes, which the model learns to reject (default: the folder "
-        "none in PHOTOS)",
+        help="folder of photos of none of the classes, which the model learns to reject (default: "
+        "PHOTOS/none, or else drawings of objects that come with the project)",
     )
     add_run_flags(common, "runs/TIME-RECIPE")
     common.add_argument(

@@ -161,10 +161,11 @@ def _load_packed(path: Path, base_sha256: str) -> keras.Model:
     return model
 
 
-def open_run(path: Path, photos_root: Path | None = None) -> Run:
+def open_run(path: Path, photos_root: Path | None = None, none: Path | None = None) -> Run:
     """Read a run folder. Raises RunError when it is missing or incomplete.
 
-    `photos_root` is the folder of its photos, if they have moved since training.
+    `photos_root` is the folder of its photos and `none` the folder that --none named, if they have moved
+    since training.
     """
     path = Path(path)
     try:
@@ -179,7 +180,7 @@ def open_run(path: Path, photos_root: Path | None = None) -> Run:
         record = _record(path / "run.json")
         classes = tuple(record["classes"])
         root = photos_root or Path(record["photos_root"])
-        negatives_root = Path(record["negatives_root"]) if record["negatives_root"] else None
+        negatives_root = none or (Path(record["negatives_root"]) if record["negatives_root"] else None)
         dataset = read_manifest(path, root, classes, record["synthetic"], negatives_root)
         return Run(
             path=path,

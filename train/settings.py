@@ -63,7 +63,10 @@ class Settings:
         0.15, "share of the photos used to measure the result, without test/", high=0.45
     )
     limit: int | None = _setting(
-        None, "use at most N photos per class of each split, for a quick try", low=1, common=True
+        None,
+        "use at most N photos per class of each split, and N of none, for a quick try",
+        low=1,
+        common=True,
     )
     # Dropping changes the training data, so it is not the default.
     near_duplicates: str = _setting(
@@ -92,7 +95,9 @@ class Settings:
         "weights of the classes in training: balanced gives small classes larger weights",
         choices=("balanced", "none"),
     )
-    negatives: bool = _setting(True, "learn from photos of none of the classes")
+    negatives: bool = _setting(
+        True, "learn from photos of none of the classes: of --none, else of PHOTOS/none, else drawings"
+    )
     known: bool = _setting(True, "add the output that recognizes pictures of unknown classes")
     fine_tune: str = _setting(
         "none",

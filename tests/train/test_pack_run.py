@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from train.compress.__main__ import main as compress
+from train.data.dataset import read_verified
+from train.data.find_photos import find_photos
 from train.network import vgg
 from train.pack_run import main
 from train.run import PACKED_WEIGHTS, RunError, open_run
+from train.run_writer import write_record
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,6 +52,27 @@ def test_a_packed_run_holds_only_tensors_that_differ_from_the_base(packed_run: P
     assert not (packed_run / "report.html").exists(), "photos, however small, are not for a repository"
     assert sum(file.stat().st_size for file in packed_run.iterdir()) < 2_000_000
     assert str(Path.home()) not in (packed_run / "run.json").read_text()
+
+
+def test_a_packed_run_finds_moved_photos_of_none_of_the_classes(
+    synthetic_run: Path, synthetic_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(synthetic_run, run)
+    frames = tmp_path / "frames"
+    (frames / "monday").mkdir(parents=True)
+    (frames / "monday" / "1.jpg").write_bytes(b"a picture")
+    dataset = find_photos(synthetic_photos, none=frames)
+    write_record(run, json.loads((run / "run.json").read_text()), dataset)
+    folder = tmp_path / "packed"
+    assert main([str(run), str(folder)]) == 0
+    for file in folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    moved = open_run(folder, synthetic_photos, frames.rename(tmp_path / "moved")).dataset
+    (photo,) = moved.negatives
+    assert read_verified(moved, photo) == b"a picture" and moved.sha256 == dataset.sha256
+    assert compress([str(folder), "--photos-root", str(synthetic_photos)]) == 2
+    assert re.search(r"monday/1\.jpg: No such file .* give --none, or", capsys.readouterr().err)
 
 
 def test_a_damaged_packed_run_raises_run_error(packed_run: Path, tmp_path: Path) -> None:

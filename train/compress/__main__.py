@@ -106,6 +106,12 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="the folder of the run's photos, if it has moved since training",
     )
     group.add_argument(
+        "--none",
+        type=Path,
+        metavar="DIR",
+        help="the folder that --none named in training, if it has moved since",
+    )
+    group.add_argument(
         "--logs",
         type=Path,
         metavar="DIR",

@@ -37,6 +37,7 @@ class CompressConfig:
     settings: CompressSettings = field(default_factory=CompressSettings)
     out: Path | None = None  # None: runs/NAME-compressed
     photos_root: Path | None = None  # None: where the photos were at training
+    none: Path | None = None  # the same for photos of none of the classes outside `photos_root`
     overwrite: bool = False
     resume: bool = False
     logs: Path | None = None

@@ -119,11 +119,12 @@ def validated(dataset: Dataset) -> Dataset:
 def read_verified(dataset: Dataset, photo: Photo) -> bytes:
     """The bytes of the photo's file. Raises PhotosError if it is missing or has another hash."""
     path = Path(dataset.root) / photo.path
+    remedy = "give --none" if Path(photo.path).is_absolute() else "give --photos-root"
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PhotosError(
-            f"{path}: {error.strerror or error}; restore the photos, give --photos-root, or train again"
+            f"{path}: {error.strerror or error}; restore the photos, {remedy}, or train again"
         ) from None
     if hashlib.sha256(data).hexdigest() != photo.sha256:
         raise PhotosError(f"{path}: has changed since the run was trained; restore it or train again")

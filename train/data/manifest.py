@@ -18,6 +18,7 @@ FILE_NAME_ERRORS = "surrogateescape"
 # How the path of a negative begins that is not under the data set's root. No path under the root begins like
 # this: a negative there is in the folder none/, train/, val/ or test/.
 DEFAULT_PREFIX, OUTSIDE_PREFIX = "default:", "--none:"
+UNKNOWN_FOLDER = Path("/photos of none of the classes")  # that --none named, in a packed run
 
 
 def write_manifest(dataset: Dataset, folder: Path) -> None:
@@ -57,7 +58,7 @@ def read_manifest(
         left_out = [LeftOut(**row) for row in csv.DictReader(file)]
     photos = [Photo(**row) for row in rows]
     is_class = NONE in classes  # in a run of an older version
-    folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: negatives_root or Path()}
+    folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: negatives_root or UNKNOWN_FOLDER}
     return Dataset(
         root,
         classes,
