@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
@@ -151,6 +152,14 @@ class Classifier:
         One thread at a time runs it; the time in the result is the engine's alone. Raises EngineError, and
         ModelError when the release of a signed model cannot be recorded.
         """
+        output = self.infer_uncorrected(pixels)
+        if not self.correction or output.known is None or output.features is None:
+            return output
+        known = self.correction.apply(np.array([output.known]), output.features[np.newaxis])
+        return replace(output, known=known.item())
+
+    def infer_uncorrected(self, pixels: Pixels) -> ModelOutput:
+        """Returns the outputs that the model file computes, to fit a correction. Raises as `infer` does."""
         with self._lock:
             started = time.perf_counter()
             outputs = self.session(pixels[np.newaxis])
@@ -160,15 +169,11 @@ class Classifier:
                 raise EngineError(f"{self.model.path}: {self.session.engine} computed NaN or infinite {name}")
         if not self._is_recorded:
             self.record_release()
-        features = outputs["features"] if self.model.contract.features else None
-        known = outputs["known"].item() if "known" in outputs else None
-        if self.correction and known is not None and features is not None:
-            known = self.correction.apply(np.array([known]), features).item()
         return ModelOutput(
             probabilities=outputs["probabilities"][0],
-            known=known,
+            known=outputs["known"].item() if "known" in outputs else None,
             ms=ms,
-            features=None if features is None else features[0],
+            features=outputs["features"][0] if self.model.contract.features else None,
         )
 
     def to_prediction(self, source: str, output: ModelOutput, decode_ms: float) -> Prediction:

@@ -73,10 +73,14 @@ class ReloadingClassifier:
         self._last_seen = found
         if (state := self._find_correction()) != self._correction_state:
             self._correction_state = state
-            old, new = self._classifier, self._open_correction(self._classifier)
-            if _correction_text(new) != _correction_text(old):
-                self._classifier = new
-                self._report_changes(old, new)
+            self.reload_correction()
+
+    def reload_correction(self) -> None:
+        """Uses the correction that is on the disk now for the next picture."""
+        old, new = self._classifier, self._open_correction(self._classifier)
+        if _correction_text(new) != _correction_text(old):
+            self._classifier = new
+            self._report_changes(old, new)
 
     def _reload(self, found: object) -> None:
         old, options = self._classifier, {**self._options, "correction": NONE}

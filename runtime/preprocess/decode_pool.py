@@ -32,6 +32,7 @@ from runtime.preprocess.decode_protocol import (
     REPLY,
     REQUEST,
     RESERVE,
+    SHAPE,
     UNSUPPORTED,
 )
 from runtime.preprocess.formats import HEAD_BYTES, format_of
@@ -93,7 +94,7 @@ class Worker:
         self._requests: IO[bytes] = self._process.stdin
         self._replies: IO[bytes] = self._process.stdout
 
-    def decode(self, file: BinaryIO, count: int, size: tuple[int, int]) -> Pixels | None:
+    def decode(self, file: BinaryIO, count: int, size: tuple[int, int], fit: bool) -> Pixels | None:
         """Returns the pixels of a file of `count` bytes; None if the worker lacks modules that it needs.
 
         Raises PictureError, OSError of the file, and WorkerEnded.
@@ -104,7 +105,7 @@ class Worker:
                 raise WorkerEnded
             self.is_ready = True
             self.since = time.monotonic()
-        self._write(REQUEST.pack(count, *size))
+        self._write(REQUEST.pack(count, *size, fit))
         while count:
             if not (chunk := file.read(min(CHUNK_BYTES, count))):
                 raise PictureError("changed while it was read")
@@ -119,14 +120,9 @@ class Worker:
                 self._write(GO)
                 kind, length = self._reply()
         if kind == PIXELS:
-            height, width = size
-            data = self._read(length, height * width * 3)
-            if len(data) != height * width * 3:
-                raise WorkerEnded
+            pixels = self._read_pixels(length, size, fit)
             self.is_idle = True
-            import numpy as np  # late: a command starts a worker before it loads numpy
-
-            return np.frombuffer(data, np.uint8).reshape(height, width, 3)
+            return pixels
         text = self._read(length, MAX_REASON_BYTES).decode("utf-8", "replace")
         reason = " ".join(text.split()) or "is damaged"
         self.is_idle = True
@@ -188,6 +184,16 @@ class Worker:
             raise WorkerEnded
         return kind, length
 
+    def _read_pixels(self, length: int, size: tuple[int, int], fit: bool) -> Pixels:
+        data = self._read(length, SHAPE.size + size[0] * size[1] * 3)
+        height, width = SHAPE.unpack_from(data) if length > SHAPE.size else (0, 0)
+        is_expected = height <= size[0] and width <= size[1] if fit else (height, width) == size
+        if not is_expected or not height * width or length != SHAPE.size + height * width * 3:
+            raise WorkerEnded
+        import numpy as np  # late: a command starts a worker before it loads numpy
+
+        return np.frombuffer(data, np.uint8, offset=SHAPE.size).reshape(height, width, 3)
+
     def _read(self, length: int, limit: int) -> bytes:
         if length > limit or len(data := self._replies.read(length)) < length:
             raise WorkerEnded
@@ -213,11 +219,11 @@ class DecodePool:
             if not self._idle:
                 self._idle.append(Worker(knows_all=False))
 
-    def decode(self, source: EncodedSource, size: tuple[int, int]) -> Pixels:
+    def decode(self, source: EncodedSource, size: tuple[int, int], *, fit: bool = False) -> Pixels:
         """Returns a path, encoded bytes or a binary file as uint8 [H, W, 3], RGB; `size` is (H, W).
 
-        Raises PictureError and UnsupportedPictureError as read_picture does, and DecoderError when no worker
-        can be started.
+        With `fit`, the picture keeps its shape, and is reduced to `size` if it is larger. Raises PictureError
+        and UnsupportedPictureError as read_picture does, and DecoderError when no worker can be started.
         """
         path = f"{source}: " if isinstance(source, (str, Path)) else ""
         try:
@@ -226,9 +232,9 @@ class DecodePool:
                     data = read_all(file)
                     file, count = io.BytesIO(data), len(data)
                 needs_all = format_of(file.read(HEAD_BYTES)) not in COMMON_FORMATS
-                pixels = self._decode(file, count, size, needs_all)
+                pixels = self._decode(file, count, size, fit, needs_all)
                 if pixels is None:
-                    pixels = self._decode(file, count, size, needs_all=True)
+                    pixels = self._decode(file, count, size, fit, needs_all=True)
         except UnsupportedPictureError as error:
             raise UnsupportedPictureError(f"{path}{error}") from None
         except (OSError, ValueError, PictureError) as error:  # ValueError: a path with a null byte
@@ -249,11 +255,13 @@ class DecodePool:
                 worker.time_out()
             self._idle.clear()
 
-    def _decode(self, file: BinaryIO, count: int, size: tuple[int, int], needs_all: bool) -> Pixels | None:
+    def _decode(
+        self, file: BinaryIO, count: int, size: tuple[int, int], fit: bool, needs_all: bool
+    ) -> Pixels | None:
         file.seek(0)
         worker = self._take(needs_all)
         try:
-            return worker.decode(file, count, size)
+            return worker.decode(file, count, size, fit)
         except WorkerEnded:
             raise PictureError(worker.reason()) from None
         finally:

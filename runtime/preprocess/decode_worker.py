@@ -31,6 +31,7 @@ from runtime.preprocess.decode_protocol import (
     REPLY,
     REQUEST,
     RESERVE,
+    SHAPE,
     UNSUPPORTED,
 )
 from runtime.preprocess.formats import HEAD_BYTES, format_of
@@ -136,11 +137,11 @@ def main() -> None:
     replies.write(READY)
     replies.flush()
     while head := requests.read(REQUEST.size):
-        count, height, width = REQUEST.unpack(head)
+        count, height, width, fit = REQUEST.unpack(head)
         data = requests.read(count)
         if len(data) < count:  # the other side has ended
             return
-        kind, reply = _answer(data, (height, width), knows_all, limits, requests, replies)
+        kind, reply = _answer(data, (height, width), fit, knows_all, limits, requests, replies)
         limits.lift()
         _send(replies, kind, reply)
         del data, reply
@@ -149,6 +150,7 @@ def main() -> None:
 def _answer(
     data: bytes,
     size: tuple[int, int],
+    fit: bool,
     knows_all: bool,
     limits: ProcessLimits,
     requests: BinaryIO,
@@ -168,7 +170,8 @@ def _answer(
         if not knows_all and format_of(data[:HEAD_BYTES]) not in COMMON_FORMATS:
             return NEEDS_ALL, b""
         limits.limit_header()
-        return PIXELS, render(data, size, reserve).tobytes()
+        image = render(data, size, reserve, fit=fit)
+        return PIXELS, SHAPE.pack(image.height, image.width) + image.tobytes()
     except UnsupportedPictureError as error:
         return UNSUPPORTED, str(error).encode()
     except Exception as error:  # Pillow's plugins raise exceptions of many types for damaged data

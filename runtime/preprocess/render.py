@@ -34,26 +34,34 @@ _TRANSPOSE = {
 
 
 def render(
-    data: bytes, size: tuple[int, int], reserve: Callable[[DecodeCost], AbstractContextManager[None]]
+    data: bytes,
+    size: tuple[int, int],
+    reserve: Callable[[DecodeCost], AbstractContextManager[None]],
+    *,
+    fit: bool = False,
 ) -> Image.Image:
     """Returns encoded bytes as an RGB image of `size` (H, W); decodes within `reserve(cost)`.
 
-    Raises PictureError, and whatever Pillow raises for damaged data.
+    With `fit`, the image keeps its shape, and `size` is the largest. Raises PictureError, and whatever Pillow
+    raises for damaged data.
     """
     check_metadata(format_of(data[:HEAD_BYTES]), data)
     image = open_image(data)
     full_size = image.size
     if image.format == "JPEG":  # the draft of a HEIC would be its thumbnail
-        side = DRAFT_SCALE * max(size)  # for both sides: photos are often stored sideways
+        side = (1 if fit else DRAFT_SCALE) * max(size)  # for both sides: photos are often stored sideways
         image.draft(None, (side, side))
     with reserve(check_limits(image, full_size, data)):
         image.load()
-        return resize(to_rgb(_upright(image)), size)
+        return resize(to_rgb(_upright(image)), size, fit=fit)
 
 
-def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Returns the image stretched to `size` (H, W)."""
+def resize(image: Image.Image, size: tuple[int, int], *, fit: bool = False) -> Image.Image:
+    """Returns the image stretched to `size` (H, W); with `fit`, reduced to at most `size` in its shape."""
     height, width = size
+    if fit:
+        scale = min(1, height / image.height, width / image.width)
+        height, width = (max(1, round(scale * side)) for side in (image.height, image.width))
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 

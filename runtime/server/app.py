@@ -1,13 +1,14 @@
 """The ASGI application: routes behind access control, security headers, and one-line JSON errors."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.common.errors import EngineError
@@ -15,7 +16,8 @@ from runtime.common.terminal import print_error
 from runtime.server.connection_limits import mark_authorized
 from runtime.server.errors import ClientDisconnected, RequestRejected
 from runtime.server.lingering import LingeringClose
-from runtime.server.routes import PUBLIC_PATHS, ServiceState, make_routes
+from runtime.server.routes import PUBLIC_PATHS, make_routes
+from runtime.server.service_state import ServiceState
 
 SECURITY_HEADERS = (
     (
@@ -45,18 +47,19 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
         yield
         health_checks.cancel()
         service.queue.close()
+        service.adapter.close()
 
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.state.service = service
-    return LingeringClose(AccessMiddleware(app, service, frozenset(route.path for route in routes)))
+    return LingeringClose(AccessMiddleware(app, service, routes))
 
 
 class AccessMiddleware:
     """Checks each request against the access policy, adds security headers, and counts the answers."""
 
-    def __init__(self, app: ASGIApp, service: ServiceState, counted_paths: frozenset[str]) -> None:
-        self._app, self._service, self._counted_paths = app, service, counted_paths
+    def __init__(self, app: ASGIApp, service: ServiceState, routes: Sequence[Route]) -> None:
+        self._app, self._service, self._routes = app, service, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,8 +70,7 @@ class AccessMiddleware:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
-                counted = path if path in self._counted_paths else "other"
-                self._service.metrics.count_request(counted, message["status"])
+                self._service.metrics.count_request(self._counted_path(path), message["status"])
             await send(message)
 
         app, is_public = self._app, path in PUBLIC_PATHS
@@ -79,6 +81,10 @@ class AccessMiddleware:
         except RequestRejected as rejection:
             app = _error_response(rejection)
         await app(scope, receive, send_with_headers)
+
+    def _counted_path(self, path: str) -> str:
+        """The route's path, such as /none/{id}: clients choose the rest, and a metric has few paths."""
+        return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
 
 
 def _error_response(rejection: RequestRejected) -> JSONResponse:

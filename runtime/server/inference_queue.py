@@ -16,17 +16,19 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
+from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
 from runtime.inference.prefetch import DECODERS
 from runtime.server.errors import RequestRejected
 from runtime.server.fair_executor import FairExecutor
-from runtime.server.multipart import read_upload
+from runtime.server.multipart import Upload, read_upload
 from runtime.server.request_body import BodyBuffer, Receive, fill_buffer
 
 MAX_RETRY_AFTER = 30  # seconds
@@ -36,6 +38,8 @@ TIMINGS_FOR_ESTIMATE = 100  # photos in the estimate of Retry-After
 
 # Photos of one client at a time: more threads are left for others while its pictures are slow to decode.
 MIN_PER_CLIENT = 4
+
+Result = TypeVar("Result")
 
 M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
 LARGE_BLOCK = 4 * 2**20  # bytes
@@ -56,7 +60,7 @@ class PendingPhoto:
 
     address: str  # the client's
     buffer: BodyBuffer = field(default_factory=BodyBuffer)
-    job: "Future[Prediction] | None" = None  # None while the body arrives: then it has no slot
+    job: "Future[Any] | None" = None  # None while the body arrives: then it has no slot
 
     def is_started(self) -> bool:
         return self.job is not None and (self.job.running() or self.job.done())
@@ -105,6 +109,26 @@ class InferenceQueue:
         Raises RequestRejected, ClientDisconnected and EngineError.
         """
         started = time.perf_counter()
+        prediction = await self.process(_classify, content_type, content_length, receive, address)
+        ms = prediction.ms
+        timing = RequestTiming(time.perf_counter() - started, ms["decode"] / 1000, ms["infer"] / 1000)
+        self.answered += 1
+        self.timings.append(timing)
+        self.on_answer(timing)
+        return prediction
+
+    async def process(
+        self,
+        handle: Callable[[Classifier, Upload], Result],
+        content_type: str,
+        content_length: int | None,
+        receive: Receive,
+        address: str = "",
+    ) -> Result:
+        """What `handle` returns for the picture in one request's body; it is called in a thread of the queue.
+
+        Raises RequestRejected, also for a PictureError of `handle`, ClientDisconnected and EngineError.
+        """
         with self._pending(PendingPhoto(address)) as photo:
             buffer = photo.buffer
             self._replaceable_slot(address)  # a client need not send a photo that would be rejected
@@ -116,18 +140,12 @@ class InferenceQueue:
                 lambda byte_count: self._reserve(photo, byte_count),
             )
             self._take_slot(photo)
-            work = partial(_classify_body, self.model, content_type, buffer)
-            photo.job = self._executor.submit(address, work)
+            work = partial(_handle_body, handle, self.model, content_type, buffer)
+            photo.job = job = self._executor.submit(address, work)
             try:
-                prediction = await asyncio.wrap_future(photo.job)
+                return await asyncio.wrap_future(job)
             except asyncio.CancelledError:
                 raise buffer.revoked or asyncio.CancelledError from None
-        ms = prediction.ms
-        timing = RequestTiming(time.perf_counter() - started, ms["decode"] / 1000, ms["infer"] / 1000)
-        self.answered += 1
-        self.timings.append(timing)
-        self.on_answer(timing)
-        return prediction
 
     async def classify_gray(self) -> None:
         """Runs the model on a gray picture, to check that threads and engine respond. Raises EngineError."""
@@ -216,10 +234,19 @@ def return_large_blocks_to_system() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 
-def _classify_body(model: ReloadingClassifier, content_type: str, buffer: BodyBuffer) -> Prediction:
+def _classify(classifier: Classifier, upload: Upload) -> Prediction:
+    return replace(classifier(upload.data), source=upload.name)
+
+
+def _handle_body(
+    handle: Callable[[Classifier, Upload], Result],
+    model: ReloadingClassifier,
+    content_type: str,
+    buffer: BodyBuffer,
+) -> Result:
     upload = read_upload(content_type, buffer.take())
     try:
-        return replace(model.current()(upload.data), source=upload.name)
+        return handle(model.current(), upload)
     except UnsupportedPictureError as error:
         raise RequestRejected(415, str(error), source=upload.name) from None
     except PictureError as error:

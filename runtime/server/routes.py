@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.inference.prediction import json_line
-from runtime.server.auth import AccessPolicy
-from runtime.server.connection_limits import network_of
+from runtime.server.adaptation_routes import adaptation_routes
 from runtime.server.errors import RequestRejected
-from runtime.server.health import HealthMonitor
-from runtime.server.inference_queue import InferenceQueue
-from runtime.server.live_view import LiveView
-from runtime.server.metrics import Metrics
 from runtime.server.request_body import read_body
+from runtime.server.service_state import NO_STORE, body_of, service_of
 from runtime.server.status import service_status
 
 STATIC = Path(__file__).parent / "static"
+JAVASCRIPT = "text/javascript; charset=utf-8"
 STATIC_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    **{f"/{name}": (name, JAVASCRIPT) for name in ("page.js", "tray.js", "request.js", "dom.js")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/openapi.json": ("openapi.json", "application/json"),
 }
@@ -35,45 +31,18 @@ PUBLIC_PATHS = frozenset({*STATIC_FILES, "/healthz", "/login"})
 FRAME_TIMEOUT = 5.0  # seconds that a viewer waits for the next frame before it gets 204
 MAX_LOGIN_BYTES = 4096
 
-NO_STORE = {"Cache-Control": "no-store"}
-
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-@dataclass(frozen=True)
-class ServiceState:
-    """The objects that requests share."""
-
-    queue: InferenceQueue
-    policy: AccessPolicy
-    health: HealthMonitor
-    metrics: Metrics
-    live_view: LiveView | None = None
-
-
-def service_of(request: Request) -> ServiceState:
-    service = request.app.state.service
-    assert isinstance(service, ServiceState)
-    return service
-
-
 async def classify(request: Request) -> Response:
-    length = request.headers.get("content-length")
-    if length is not None and not length.isdecimal():
-        raise RequestRejected(400, "Content-Length is not a number")
-    prediction = await service_of(request).queue.classify(
-        request.headers.get("content-type", ""),
-        int(length) if length else None,
-        request.receive,
-        network_of(request.client.host if request.client else ""),
-    )
+    prediction = await service_of(request).queue.classify(*body_of(request))
     return Response(json_line(prediction), media_type="application/json")
 
 
 async def status(request: Request) -> Response:
     service = service_of(request)
     # ASCII, unlike JSONResponse: a file name may hold a lone surrogate, which UTF-8 cannot encode.
-    text = json.dumps(service_status(service.queue, service.live_view), allow_nan=False)
+    text = json.dumps(service_status(service.queue, service.live_view, service.adapter), allow_nan=False)
     return Response(text, media_type="application/json", headers=NO_STORE)
 
 
@@ -132,6 +101,7 @@ def make_routes() -> list[Route]:
         Route("/classify", classify, methods=["POST"]),
         Route("/status", status),
         Route("/live.jpg", live_frame),
+        *adaptation_routes(),
         Route("/login", login, methods=["POST"]),
         Route("/healthz", healthz),
         Route("/metrics", metrics),

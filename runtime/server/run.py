@@ -23,7 +23,8 @@ from runtime.server.health import CHECK_INTERVAL, HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.live_view import LiveView
 from runtime.server.metrics import Metrics
-from runtime.server.routes import ServiceState
+from runtime.server.scene_adapter import SceneAdapter
+from runtime.server.service_state import ServiceState
 from runtime.server.systemd import notify, watchdog_interval
 from runtime.server.token_file import permission_warning, read_token
 
@@ -110,7 +111,13 @@ def _make_service(
         interval=min(CHECK_INTERVAL, watchdog_interval() or CHECK_INTERVAL),
         on_pass=lambda: notify("WATCHDOG=1"),
     )
-    return ServiceState(queue, policy, health, Metrics(queue, view), view)
+    options = config.classifier_options
+    adapter = SceneAdapter(
+        model,
+        correction=options.get("correction"),
+        allow_correction=options.get("allow_correction", False),
+    )
+    return ServiceState(queue, policy, health, Metrics(queue, view), adapter, view)
 
 
 def _make_uvicorn_server(service: ServiceState) -> uvicorn.Server:

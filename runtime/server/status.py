@@ -8,11 +8,14 @@ from runtime.inference.classifier import Classifier
 from runtime.model_file.index import read_index
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.live_view import LiveView
+from runtime.server.scene_adapter import SceneAdapter, correction_fields
 
 PARITY_METRICS = ("n", "top1", "agreement", "mean_dp", "max_dp")
 
 
-def service_status(queue: InferenceQueue, live_view: LiveView | None) -> dict[str, Any]:
+def service_status(
+    queue: InferenceQueue, live_view: LiveView | None, adapter: SceneAdapter
+) -> dict[str, Any]:
     """The fields of openapi.json's schema Status."""
     classifier = queue.model.current()
     return {
@@ -23,6 +26,8 @@ def service_status(queue: InferenceQueue, live_view: LiveView | None) -> dict[st
         "speed": latency(queue),
         "camera": None if live_view is None else camera_status(live_view),
         "history": [] if live_view is None else list(live_view.history),
+        "correction": correction_fields(classifier.correction) if classifier.correction else None,
+        "tray": tray_status(adapter),
         "max_bytes": queue.max_upload_bytes,
     }
 
@@ -75,6 +80,12 @@ def camera_status(view: LiveView) -> dict[str, Any]:
         "fps": latest.fps if latest else None,
         "age_ms": latest.age_ms if latest else None,
     }
+
+
+def tray_status(adapter: SceneAdapter) -> dict[str, Any]:
+    unavailable = adapter.unavailable()
+    ids = [] if unavailable else adapter.tray().ids()
+    return {"unavailable": unavailable, "photos": len(ids), "newest": ids[-1] if ids else None}
 
 
 def _parity(classifier: Classifier) -> dict[str, Any] | None:

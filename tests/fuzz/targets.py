@@ -287,23 +287,25 @@ def metadata_seeds() -> list[bytes]:
 
 def reply(data: bytes) -> None:
     """What a worker that an exploit took over may send to the process that it decodes for."""
-    worker = object.__new__(Worker)
-    worker.since, worker.is_ready, worker.is_idle = 0.0, True, True
-    worker._requests, worker._replies = io.BytesIO(), io.BytesIO(data)
-    try:
-        pixels = worker.decode(io.BytesIO(b"x"), 1, (2, 3))
-    except WorkerEnded:
-        return
-    except PictureError as error:
-        check_message(str(error))
-    else:
-        assert pixels is None or pixels.shape == (2, 3, 3)
+    for fit in (False, True):
+        worker = object.__new__(Worker)
+        worker.since, worker.is_ready, worker.is_idle = 0.0, True, True
+        worker._requests, worker._replies = io.BytesIO(), io.BytesIO(data)
+        try:
+            pixels = worker.decode(io.BytesIO(b"x"), 1, (2, 3), fit)
+        except WorkerEnded:
+            continue
+        except PictureError as error:
+            check_message(str(error))
+        else:
+            assert pixels is None or pixels.shape == (2, 3, 3) or (fit and pixels.shape <= (2, 3, 3))
 
 
 def reply_seeds() -> list[bytes]:
     reserve = protocol.REPLY.pack(protocol.RESERVE, 8) + (1000).to_bytes(8, "little")
     return [
-        reserve + protocol.REPLY.pack(protocol.PIXELS, 18) + bytes(18),
+        reserve + protocol.REPLY.pack(protocol.PIXELS, 22) + protocol.SHAPE.pack(2, 3) + bytes(18),
+        protocol.REPLY.pack(protocol.PIXELS, 7) + protocol.SHAPE.pack(1, 1) + bytes(3),
         reserve + protocol.REPLY.pack(protocol.DAMAGED, 10) + b"is damaged",
         protocol.REPLY.pack(protocol.UNSUPPORTED, 6) + b"is PPM",
         protocol.REPLY.pack(protocol.NEEDS_ALL, 0),

@@ -1,74 +1,18 @@
 // Shows the camera's newest frame with its prediction, classifies photos, and shows the model and its speed.
 
-const byId = (id) => document.getElementById(id);
+import { byId, element, sleep } from "./dom.js";
+import { request, requestWhenFree, retryDelay } from "./request.js";
+import { addTrayListeners, makeMarkButton, showTray } from "./tray.js";
+
 const STATUS_INTERVAL = 2000; // ms
 const FRAME_INTERVAL = 40; // ms; 25 frames per second look continuous
 const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadable
 const MAX_RESULTS = 12; // photos kept on the page
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const untilVisible = () => document.visibilityState === "visible"
   ? Promise.resolve()
   : new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
-const retryDelay = (response) => 1000 * (Number(response.headers.get("Retry-After")) || 1);
-
-function element(name, properties = {}, ...children) {
-  const created = Object.assign(document.createElement(name), properties);
-  created.append(...children);
-  return created;
-}
-
-// --- requests and sign-in ---
-
-let signingIn = null; // resolves when the token was accepted
-
-async function request(path, options) {
-  const response = await fetch(path, { cache: "no-store", ...options });
-  if (response.status === 401 && path !== "/login") {
-    await signIn();
-    return request(path, options);
-  }
-  return response;
-}
-
-function signIn() {
-  signingIn ??= (async () => {
-    const token = new URLSearchParams(location.hash.slice(1)).get("token");
-    history.replaceState(null, "", location.pathname); // keeps the token out of the address bar and history
-    if (token && (await login(token)) === "") return;
-    await askForToken();
-  })().finally(() => { signingIn = null; });
-  return signingIn;
-}
-
-function askForToken() {
-  byId("main").hidden = byId("footer").hidden = true;
-  byId("login").hidden = false;
-  byId("token").focus();
-  return new Promise((resolve) => {
-    byId("login").onsubmit = async (event) => {
-      event.preventDefault();
-      const error = await login(byId("token").value);
-      byId("login-error").textContent = error;
-      if (error) return byId("token").select();
-      byId("token").value = "";
-      byId("login").hidden = true;
-      resolve();
-    };
-  });
-}
-
-// Returns an error message, or "" if the token was accepted.
-async function login(token) {
-  try {
-    const response = await fetch("/login", { method: "POST", body: JSON.stringify({ token }) });
-    if (response.ok) return "";
-    return response.status === 401 ? "Wrong token." : (await response.json()).error;
-  } catch {
-    return "The service does not respond.";
-  }
-}
 
 // --- predictions of frames and photos ---
 
@@ -97,9 +41,11 @@ function showBars(target, prediction) {
 // --- camera ---
 
 let isWatching = false;
+let shownFrame = null; // a Blob
 
 async function watchCamera() {
   const shown = { frame: 0, label: "", labelTime: 0 };
+  byId("camera-actions").append(makeMarkButton("camera.jpg", () => shownFrame));
   byId("camera").hidden = false;
   for (;;) {
     await untilVisible();
@@ -136,6 +82,7 @@ function showFramePrediction(prediction, shown) {
 
 async function showFrame(blob) {
   const image = byId("camera-frame"), previous = image.src;
+  shownFrame = blob;
   image.src = URL.createObjectURL(blob);
   image.hidden = false;
   try {
@@ -147,12 +94,12 @@ async function showFrame(blob) {
 
 // --- photos ---
 
-const pending = []; // { file, card } of photos without a prediction
+const pending = []; // cards of photos without a prediction
 let isClassifying = false;
 let maxBytes = Infinity;
 
 function addPhotos(files) {
-  for (const file of files) pending.push({ file, card: addCard(file) });
+  for (const file of files) pending.push(addCard(file));
   for (const card of [...byId("results").children].slice(MAX_RESULTS)) {
     if (card.classList.contains("pending")) continue;
     URL.revokeObjectURL(card.previewUrl);
@@ -166,24 +113,32 @@ function addCard(file) {
   const photo = element("img", { className: "photo", alt: `Your photo ${file.name}`, src: previewUrl });
   photo.onerror = () => photo.replaceWith(element("div", { className: "photo", textContent: "no preview" }));
   const text = element("div", { className: "text" }, element("p", { className: "label", textContent: "…" }));
-  const card = element("li", { className: "result pending", previewUrl }, photo, text);
+  const card = element("li", { className: "result pending", previewUrl, file }, photo, text);
   byId("results").prepend(card);
   return card;
 }
 
 async function classifyPending() {
   isClassifying = true;
-  for (let next; (next = pending.shift());) showResult(next.card, await classify(next.file));
+  for (let card; (card = pending.shift());) showResult(card, await classify(card.file));
   isClassifying = false;
   updateStatus();
+}
+
+// The photos on the page get the answers of another correction.
+async function classifyAgain() {
+  pending.push(...[...byId("results").children].filter((card) => !pending.includes(card)).reverse());
+  if (!isClassifying) await classifyPending();
 }
 
 function showResult(card, result) {
   const [photo, text] = card.children;
   const label = text.firstChild;
+  while (text.lastChild !== label) text.lastChild.remove(); // of an earlier answer
   card.classList.remove("pending");
+  card.classList.toggle("failed", Boolean(result.error));
   if (result.error) {
-    card.classList.add("failed");
+    label.className = "label";
     label.textContent = "Not classified";
     text.append(element("p", { className: "details", textContent: `${result.source}: ${result.error}` }));
   } else {
@@ -192,9 +147,10 @@ function showResult(card, result) {
     showBars(bars, result);
     const converted = result.converted ? ", converted by the browser" : "";
     const times = `decoding ${result.ms.decode} ms, inference ${result.ms.infer} ms`;
-    text.append(bars, element("p", { className: "details", textContent: `${result.source}${converted} · ${times}` }));
+    const details = element("p", { className: "details", textContent: `${result.source}${converted} · ${times}` });
+    text.append(bars, details, makeMarkButton(result.source, () => result.converted ?? card.file));
   }
-  photo.alt = `${photo.alt}: ${label.textContent}`;
+  photo.alt = `Your photo ${card.file.name}: ${label.textContent}`;
   const words = [...label.childNodes].map((node) => node.textContent).join(" ");
   byId("photo-announcement").textContent = `${result.source}: ${words}${result.error ? ` ${result.error}` : ""}`;
 }
@@ -205,24 +161,18 @@ async function classify(file) {
   if (file.size > maxBytes) {
     return { source, error: `larger than ${maxBytes / 1e6} MB, the limit of this service` };
   }
-  for (;;) {
-    try {
-      const form = new FormData();
-      form.append("file", file, source);
-      const response = await request("/classify", { method: "POST", body: form });
-      if (response.status === 503) {
-        await sleep(retryDelay(response));
-        continue;
-      }
-      const result = await response.json();
-      if (response.status === 415) {
-        const converted = await convertToJpeg(file);
-        if (converted) return { ...(await classify(converted)), source, converted: true };
-      }
-      return result;
-    } catch {
-      return { source, error: "the service does not respond" };
+  try {
+    const form = new FormData();
+    form.append("file", file, source);
+    const response = await requestWhenFree("/classify", { method: "POST", body: form });
+    const result = await response.json();
+    if (response.status === 415) {
+      const converted = await convertToJpeg(file);
+      if (converted) return { ...(await classify(converted)), source, converted };
     }
+    return result;
+  } catch {
+    return { source, error: "the service does not respond" };
   }
 }
 
@@ -286,6 +236,7 @@ async function updateStatus() {
   document.title = `${status.model.name} · vgg-edge`;
   byId("curl-example").textContent = `curl -F file=@photo.jpg ${location.origin}/classify`;
   showCameraStatus(status.camera);
+  showTray(status);
   showSpeed(status);
   showModel(status);
   byId("history").hidden = status.history.length === 0;
@@ -319,7 +270,7 @@ function showSpeed({ speed, camera, engine, threads }) {
   byId("speed-note").textContent = `${engine} on ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} classified since the start`;
 }
 
-function showModel({ model, news }) {
+function showModel({ model, news, correction }) {
   const labels = model.labels.map((label) => element("li", { textContent: label }));
   if (byId("labels").textContent !== model.labels.join("")) byId("labels").replaceChildren(...labels);
   const facts = [
@@ -329,6 +280,7 @@ function showModel({ model, news }) {
     ["sha256", `${model.sha256.slice(0, 16)}…`],
   ];
   if (model.precision) facts.splice(1, 0, ["precision", model.precision]);
+  if (correction) facts.push(["correction", describeCorrection(correction)]);
   const { parity } = model;
   if (parity?.top1 !== undefined) facts.push(["accuracy", `${percent(parity.top1)} of ${parity.n} test photos`]);
   if (parity?.agreement !== undefined) {
@@ -337,6 +289,11 @@ function showModel({ model, news }) {
   }
   showPairs(byId("model"), facts);
   byId("model-news").textContent = news;
+}
+
+function describeCorrection({ created, photos, rejected_after }) {
+  const day = new Date(created).toLocaleDateString("en", { dateStyle: "long" });
+  return `fitted to ${photos === 1 ? "1 photo" : `${photos} photos`} on ${day}; rejects ${percent(rejected_after)} of the photos of the classes`;
 }
 
 function showPairs(target, pairs) {
@@ -356,6 +313,7 @@ function historyEntry(prediction) {
 }
 
 addInputListeners();
+addTrayListeners(classifyAgain);
 for (;;) {
   await untilVisible();
   await updateStatus();

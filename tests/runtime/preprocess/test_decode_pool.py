@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from runtime.common.errors import DecoderError, PictureError, UnsupportedPictureError
 from runtime.preprocess import decode_pool
@@ -22,7 +23,7 @@ from runtime.preprocess.picture import read_picture
 from tests.fuzz.targets import picture_seeds
 from tests.helpers import wait_for
 from tests.runtime.preprocess.hostile import GOOD, HOSTILE, exif_jpeg_of_large_segments
-from tests.runtime.preprocess.pictures import SIZE
+from tests.runtime.preprocess.pictures import SIZE, encode
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 
@@ -70,6 +71,27 @@ def test_sources_of_all_kinds_are_read(pool: DecodePool, tmp_path: Path) -> None
         with pytest.raises(PictureError) as theirs:
             read_picture(bad, SIZE)
         assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "orientation", "shape"),
+    [
+        ((400, 200), 1, (60, 120, 3)),
+        ((400, 200), 6, (120, 60, 3)),  # stored sideways
+        ((100, 50), 1, (50, 100, 3)),  # smaller than the limit
+        ((4000, 3000), 1, (90, 120, 3)),  # decoded at a reduced scale
+    ],
+)
+def test_a_picture_that_is_fitted_keeps_its_shape(
+    size: tuple[int, int], orientation: int, shape: tuple[int, int, int], shared: DecodePool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = shared.decode(
+        encode(Image.new("RGB", size, (200, 100, 50)), "JPEG", exif=exif), (120, 120), fit=True
+    )
+    assert pixels.dtype == np.uint8 and pixels.shape == shape
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 3
 
 
 # Decodes the file twice, as a service does, and prints what its workers took in all.

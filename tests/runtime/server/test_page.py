@@ -16,9 +16,13 @@ from PIL import Image
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 
 from runtime.server.routes import STATIC
 from tests.helpers import wait_for
+from tests.runtime.conftest import MakeFolder
+from tests.runtime.scene import save_pictures, scene_pictures
 from tests.serving import Client, serve_in_thread
 
 TOKEN = "a-token-of-the-test"
@@ -209,6 +213,96 @@ def test_the_token_signs_in(chrome: Chrome, knowing: Path, monkeypatch: pytest.M
         chrome.get("about:blank")  # else the page polls the stopped service during the next test
 
 
+def marks(chrome: Chrome, within: str) -> list[WebElement]:
+    """The visible buttons "None of these"."""
+    found = chrome.find_elements(By.CSS_SELECTOR, f"{within} .mark")
+    return [button for button in found if button.is_displayed()]
+
+
+def press(chrome: Chrome, selector: str, key: str = Keys.ENTER) -> None:
+    """Presses a button with the keyboard."""
+    chrome.find_element(By.CSS_SELECTOR, selector).send_keys(key)
+
+
+def focused(chrome: Chrome) -> str:
+    return str(chrome.switch_to.active_element.get_attribute("id"))
+
+
+def test_the_answers_change_after_adapting_and_after_a_reset(
+    chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path
+) -> None:
+    scene = sorted(save_pictures(scene_pictures(12, seed=1), tmp_path / "scene").iterdir())
+    with serve_in_thread(make_scene_model(tmp_path / "quarters")) as service:
+        chrome.get(service.url)
+        wait_for(lambda: text(chrome, "#model-name") == "quarters")
+        assert not chrome.find_element(By.ID, "tray").is_displayed()
+        choose(chrome, *scene)
+        wait_for(lambda: len(marks(chrome, "#results")) == len(scene))
+        named = text(chrome, "#results").count("unknown")
+        for button in marks(chrome, "#results"):
+            button.send_keys(Keys.ENTER)
+        wait_for(lambda: text(chrome, "#tray-count") == "12 photos")
+        assert len(chrome.find_elements(By.CSS_SELECTOR, "#tray-photos img")) == 12
+        assert text(chrome, "#tray-folder") == str(tmp_path / "quarters.none")
+        press(chrome, "#adapt")
+        wait_for(lambda: "12 photos" in text(chrome, "#tray-message"))
+        wait_for(lambda: text(chrome, "#results").count("unknown") > named + 6)
+        wait_for(lambda: "12 photos" in text(chrome, "#model"))
+        press(chrome, "#reset", Keys.SPACE)
+        wait_for(lambda: text(chrome, "#results").count("unknown") == named)
+        assert focused(chrome) == "adapt" and "removed" in text(chrome, "#tray-message")
+        wait_for(lambda: "12 photos" not in text(chrome, "#model"))
+        assert not chrome.find_element(By.ID, "reset").is_displayed()
+        assert browser_errors(chrome) == []
+        chrome.get("about:blank")
+
+
+def test_photos_leave_the_tray(chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path) -> None:
+    scene = sorted(save_pictures(scene_pictures(3, seed=1), tmp_path / "scene").iterdir())
+    with serve_in_thread(make_scene_model(tmp_path / "quarters")) as service:
+        chrome.get(service.url)
+        choose(chrome, *scene)
+        wait_for(lambda: len(marks(chrome, "#results")) == 3)
+        for button in marks(chrome, "#results"):
+            button.click()
+        wait_for(lambda: text(chrome, "#tray-count") == "3 photos")
+        press(chrome, "#tray-photos li:nth-child(2) button")
+        wait_for(lambda: text(chrome, "#tray-count") == "2 photos")
+        label = chrome.switch_to.active_element.get_attribute("aria-label")
+        assert label and label.startswith("Remove the photo") and service.status()["tray"]["photos"] == 2
+        press(chrome, "#empty-tray")
+        chrome.switch_to.alert.accept()
+        wait_for(lambda: service.status()["tray"]["photos"] == 0)
+        wait_for(lambda: focused(chrome) == "adapt" and text(chrome, "#tray-message") == "The tray is empty.")
+        press(chrome, "#adapt")  # does nothing
+        assert browser_errors(chrome) == []
+        chrome.get("about:blank")
+
+
+def test_a_refused_adaptation_is_explained(
+    chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
+    scene = sorted(save_pictures(scene_pictures(12, seed=1), tmp_path / "scene").iterdir())
+    with serve_in_thread(make_scene_model(tmp_path / "quarters")) as service:
+        for photo in scene:
+            service.request("POST", "/none", photo.read_bytes())
+        chrome.get(service.url)
+        wait_for(lambda: text(chrome, "#tray-count") == "12 photos")  # also those of another viewer
+        press(chrome, "#adapt")
+        wait_for(lambda: "would reject" in text(chrome, "#tray-message.error"))
+        assert service.status()["correction"] is None
+        assert [line for line in browser_errors(chrome) if "409" not in line] == []
+        chrome.get("about:blank")
+
+
+def test_a_model_that_cannot_be_adapted_has_no_buttons(chrome: Chrome, address: str, photos: Path) -> None:
+    chrome.get(address)
+    choose(chrome, photos / "red.jpg")
+    wait_for(lambda: text(chrome, f"{NEWEST} .label").startswith("红"))
+    assert marks(chrome, "body") == [] and not chrome.find_element(By.ID, "tray").is_displayed()
+
+
 COUNT_CHANGES = """
     window.changes = { label: 0, announcement: 0 };
     for (const name in changes) {
@@ -246,3 +340,25 @@ def test_the_camera_shows_live_labels(
         assert browser_errors(chrome) == []
         wait_for(lambda: text(chrome, "#connection") == "camera offline")  # the clip has ended
         assert "has ended" in text(chrome, "#camera-problem")
+        chrome.get("about:blank")  # else the page polls the stopped service during the next test
+
+
+def test_the_live_picture_can_be_marked(
+    chrome: Chrome, make_scene_model: MakeFolder, make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", [("red", 250)])
+    with serve_in_thread(make_scene_model(tmp_path / "quarters"), camera=str(clip)) as service:
+        browser_errors(chrome)  # of earlier tests, whose services stopped
+        chrome.get(service.url)
+        wait_for(lambda: text(chrome, "#connection") == "live" and len(marks(chrome, "#camera")) == 1)
+        wait_for(lambda: text(chrome, "#camera-label") != "")
+        (button,) = marks(chrome, "#camera")
+        button.click()
+        wait_for(lambda: button.text == "Added")
+        (photo,) = json.loads(service.request("GET", "/none")[2])["photos"]
+        stored = Image.open(tmp_path / "quarters.none" / photo["id"])
+        red, green, _ = stored.getpixel((32, 24))  # type: ignore[misc]
+        assert stored.size == (64, 48) and red > 200 and green < 60
+        wait_for(lambda: button.text == "None of these")
+        assert browser_errors(chrome) == []
+        chrome.get("about:blank")

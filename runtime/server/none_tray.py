@@ -1,0 +1,108 @@
+"""Photos of none of the classes that people marked on the page, in a folder of bounded size.
+
+`python -m train --none FOLDER` and `python -m runtime.adapt --none FOLDER` read the same folder.
+"""
+
+import hashlib
+import io
+import re
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from runtime.common.atomic import atomic_write
+
+if TYPE_CHECKING:
+    from runtime.preprocess.picture import Pixels
+
+MAX_PHOTOS = 200
+MAX_BYTES = 100_000_000  # of all photos
+MAX_SIDE = 960  # pixels per side of a stored photo, as of a frame of the page
+JPEG_QUALITY = 90
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S%fZ"
+_ID = re.compile(r"\d{8}T\d{12}Z_[0-9a-f]{16}\.jpg", re.ASCII)
+
+
+class NoneTray:
+    """The marked photos in `folder`, which is created for the first one. Any thread may call its methods.
+
+    A photo's id is the name of its file: the time when it was added, and a part of the sha256 of its bytes.
+    Other files in the folder are neither listed nor changed.
+    """
+
+    def __init__(self, folder: Path, max_photos: int = MAX_PHOTOS, max_bytes: int = MAX_BYTES) -> None:
+        self.folder, self.max_photos, self._max_bytes = folder, max_photos, max_bytes
+        self._lock = Lock()
+
+    def ids(self) -> list[str]:
+        """Returns the ids of all photos, oldest first; none if the folder cannot be read."""
+        with suppress(OSError):
+            return sorted(path.name for path in self.folder.iterdir() if _ID.fullmatch(path.name))
+        return []
+
+    def add(self, pixels: "Pixels") -> str:
+        """Stores a picture, uint8 [H, W, 3], RGB, as a JPEG, and returns its id.
+
+        The oldest photos make room for it. A picture that the folder has already keeps its id. Raises
+        OSError.
+        """
+        data = _encode(pixels)
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        with self._lock:
+            ids = self.ids()
+            for id in ids:
+                if id.endswith(f"_{digest}.jpg"):
+                    return id
+            self._make_room(ids, len(data))
+            added = f"{datetime.now(timezone.utc):{_TIME_FORMAT}}_{digest}.jpg"
+            with atomic_write(self.folder / added) as file:
+                file.write(data)
+        return added
+
+    def path(self, id: str) -> Path:
+        """Returns the file of a photo. Raises KeyError if the folder has no such photo."""
+        path = self.folder / id
+        # The pattern first: a client may send any text as an id, such as "../token".
+        if not _ID.fullmatch(id) or not path.is_file():
+            raise KeyError(id)
+        return path
+
+    def remove(self, id: str) -> None:
+        """Deletes a photo. Raises KeyError if the folder has no such photo, and OSError."""
+        with self._lock:
+            self.path(id).unlink()
+
+    def clear(self) -> None:
+        """Deletes all photos. Raises OSError."""
+        with self._lock:
+            for id in self.ids():
+                (self.folder / id).unlink()
+
+    def _make_room(self, ids: list[str], byte_count: int) -> None:
+        """Creates the folder, and deletes the oldest photos until one more of `byte_count` bytes fits."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in self.folder.glob(".*.jpg.*"):  # by atomic_write, in a process that was killed
+            unfinished.unlink(missing_ok=True)
+        sizes = {id: (self.folder / id).stat().st_size for id in ids}
+        used = sum(sizes.values()) + byte_count
+        for count, id in zip(range(len(ids), 0, -1), ids, strict=True):
+            if count < self.max_photos and used <= self._max_bytes:
+                return
+            (self.folder / id).unlink()
+            used -= sizes[id]
+
+
+def added_at(id: str) -> datetime:
+    """Returns when the photo with this id was added, UTC."""
+    return datetime.strptime(id.partition("_")[0], _TIME_FORMAT).replace(tzinfo=timezone.utc)
+
+
+def _encode(pixels: "Pixels") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()

@@ -1,0 +1,217 @@
+"""Adaptation to a scene: photos that people mark on the page, and the correction that is fitted to them."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from runtime.common.errors import ModelError, PictureError, UserError
+from runtime.common.terminal import print_info
+from runtime.common.text import printable
+from runtime.inference.adaptation import (
+    FEW_PHOTOS,
+    Adaptation,
+    SceneFeatures,
+    check_adaptable,
+    fit_correction,
+)
+from runtime.inference.classifier import Classifier
+from runtime.inference.correction import NONE, SUFFIX, Correction, correction_path, write_correction
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import ModelOutput
+from runtime.inference.prefetch import DECODERS
+from runtime.server.errors import RequestRejected
+from runtime.server.multipart import Upload
+from runtime.server.none_tray import MAX_SIDE, NoneTray
+
+Result = TypeVar("Result")
+
+TRAY_SUFFIX = ".none"  # of the tray's folder, beside the correction
+
+
+class SceneAdapter:
+    """The tray and the correction of the model in use.
+
+    `correction` and `allow_correction` are those of the Classifier. The tray is a folder beside the
+    correction: each model has its own, because a photo of none of its classes may show a class of another.
+    """
+
+    def __init__(
+        self,
+        model: ReloadingClassifier,
+        *,
+        correction: str | Path | None = None,
+        allow_correction: bool = False,
+    ) -> None:
+        self._model, self._named, self._allow_correction = model, correction, allow_correction
+        self._tray: NoneTray | None = None
+        self._outputs: dict[tuple[str, str], ModelOutput] = {}  # by the model's sha256 and the photo's id
+        self._pool = ThreadPoolExecutor(1, "adapt")
+        self._is_busy = False
+
+    def unavailable(self) -> str:
+        """One line on why the model in use cannot be adapted; "" if it can."""
+        model = self._model.current().model
+        if self._named == NONE:
+            return "the service runs with --correction none: start it without this flag"
+        if model.signature and not self._allow_correction:
+            return (
+                "this service accepts signed models only, and nobody signs a correction: start it with "
+                "--allow-correction"
+            )
+        try:
+            check_adaptable(model)
+        except ModelError as error:
+            return str(error)
+        return ""
+
+    def tray(self) -> NoneTray:
+        """The tray of the model in use. Raises RequestRejected (409) if the model cannot be adapted."""
+        if reason := self.unavailable():
+            raise RequestRejected(409, reason)
+        path = self._correction_path()
+        folder = path.with_name(path.name.removesuffix(SUFFIX) + TRAY_SUFFIX)
+        if self._tray is None or self._tray.folder != folder:
+            self._tray = NoneTray(folder)
+        return self._tray
+
+    def mark(self, classifier: Classifier, upload: Upload) -> str:
+        """Stores an uploaded picture in the tray and returns its id. Raises PictureError."""
+        tray = self.tray()
+        with rejected_writes(tray.folder):
+            id = tray.add(DECODERS.decode(upload.data, (MAX_SIDE, MAX_SIDE), fit=True))
+        self._output(classifier, tray, id)  # here, so that adapting takes little time
+        return id
+
+    async def adapt(self) -> dict[str, Any]:
+        """Fits a correction to the photos in the tray, writes it and uses it for the next picture.
+
+        Returns the fields of openapi.json's schema Adaptation. Raises RequestRejected (409, 500, 503)
+        and EngineError.
+        """
+        return await self._run(self._adapt)
+
+    async def reset(self) -> None:
+        """Removes the correction. Raises RequestRejected (409, 500, 503)."""
+        await self._run(self._reset)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, work: Callable[[], Result]) -> Result:
+        """Runs one job at a time, so that requests whose clients have left do not pile up."""
+        if self._is_busy:
+            raise RequestRejected(503, "the service is adapting already: retry in 5 s", retry_after=5)
+        self._is_busy = True
+        job = asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+        def finish(job: "asyncio.Future[Result]") -> None:
+            self._is_busy = False
+            if not job.cancelled():
+                job.exception()  # asyncio reports an exception that nobody retrieves
+
+        job.add_done_callback(finish)
+        return await asyncio.shield(job)
+
+    def _adapt(self) -> dict[str, Any]:
+        tray, classifier = self.tray(), self._model.current()
+        scene = self._scene_features(classifier, tray)
+        if not scene.names:
+            raise RequestRejected(409, "the tray is empty: press “None of these”, or POST a photo to /none")
+        model = classifier.model
+        try:
+            adaptation = fit_correction(model.contract, model.read_statistics(), scene)
+            write_correction(correction_path(model, self._named), adaptation.correction)
+        except UserError as error:
+            raise RequestRejected(409, str(error)) from None
+        self._model.reload_correction()
+        print_info(describe(adaptation))
+        return adaptation_fields(adaptation)
+
+    def _correction_path(self) -> Path:
+        return correction_path(self._model.current().model, self._named)
+
+    def _reset(self) -> None:
+        self.tray()  # raises if the model cannot be adapted
+        path = self._correction_path()
+        with rejected_writes(path):
+            path.unlink(missing_ok=True)
+        self._model.reload_correction()
+
+    def _scene_features(self, classifier: Classifier, tray: NoneTray) -> SceneFeatures:
+        """The outputs for all photos in the tray; a photo that cannot be read is left out."""
+        outputs: dict[str, ModelOutput] = {}
+        for id in tray.ids():
+            with suppress(PictureError, KeyError):  # damaged, or removed by another viewer
+                outputs[id] = self._output(classifier, tray, id)
+        self._outputs = {(classifier.model.sha256, id): output for id, output in outputs.items()}
+        return SceneFeatures(
+            names=list(outputs),
+            known=np.array([output.known for output in outputs.values()]),
+            features=np.array([output.features for output in outputs.values()]),
+        )
+
+    def _output(self, classifier: Classifier, tray: NoneTray, id: str) -> ModelOutput:
+        """The outputs for a photo of the tray, computed once. Raises PictureError, KeyError, EngineError."""
+        key = classifier.model.sha256, id
+        if (output := self._outputs.get(key)) is None:
+            pixels = DECODERS.decode(tray.path(id), classifier.model.contract.input_size)
+            self._outputs[key] = output = classifier.infer_uncorrected(pixels)
+        return output
+
+
+def adaptation_fields(adaptation: Adaptation) -> dict[str, Any]:
+    """The fields of openapi.json's schema Adaptation."""
+    names = ("photos", "named_before", "named_after", "left_out")
+    return {name: getattr(adaptation, name) for name in names} | {
+        "correction": correction_fields(adaptation.correction),
+        "text": describe(adaptation),
+        "warning": warnings(adaptation),
+    }
+
+
+def describe(adaptation: Adaptation) -> str:
+    correction, named = adaptation.correction, adaptation.named_before
+    return (
+        f"{count_photos(adaptation.photos)}: {named} {'was' if named == 1 else 'were'} named as a class, "
+        f"now {adaptation.named_after}; photos of the classes rejected: {correction.rejected_before:.1%} → "
+        f"{correction.rejected_after:.1%}"
+    )
+
+
+def warnings(adaptation: Adaptation) -> str:
+    """What may be wrong with the photos in the tray; "" if nothing."""
+    texts = []
+    if left_out := len(adaptation.left_out):
+        texts.append(f"Left out, because they seem to show a class: {count_photos(left_out)}.")
+    if adaptation.photos < FEW_PHOTOS:
+        texts.append(f"So few photos prove little: add more, {FEW_PHOTOS} at least and best 50.")
+    elif 2 * adaptation.named_after > adaptation.photos:
+        texts.append("Most of the photos are still named: add more, or train again with them.")
+    return " ".join(texts)
+
+
+def count_photos(count: int) -> str:
+    return "1 photo" if count == 1 else f"{count} photos"
+
+
+def correction_fields(correction: Correction) -> dict[str, Any]:
+    """The fields of openapi.json's schema Correction."""
+    names = ("created", "photos", "rejected_before", "rejected_after")
+    return {name: getattr(correction, name) for name in names}
+
+
+@contextmanager
+def rejected_writes(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into RequestRejected (500)."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise RequestRejected(
+            500, f"{printable(str(path))}: {reason}: --correction FILE chooses another place"
+        ) from None

@@ -1,0 +1,52 @@
+"""What the addresses share: the state of the service, and the access to a request's body."""
+
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from runtime.server.auth import AccessPolicy
+from runtime.server.connection_limits import network_of
+from runtime.server.errors import RequestRejected
+from runtime.server.health import HealthMonitor
+from runtime.server.inference_queue import InferenceQueue
+from runtime.server.live_view import LiveView
+from runtime.server.metrics import Metrics
+from runtime.server.request_body import Receive
+from runtime.server.scene_adapter import SceneAdapter
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+@dataclass(frozen=True)
+class ServiceState:
+    """The objects that requests share."""
+
+    queue: InferenceQueue
+    policy: AccessPolicy
+    health: HealthMonitor
+    metrics: Metrics
+    adapter: SceneAdapter
+    live_view: LiveView | None = None
+
+
+def service_of(request: Request) -> ServiceState:
+    """The state of the application that got the request."""
+    service = request.app.state.service
+    assert isinstance(service, ServiceState)
+    return service
+
+
+def body_of(request: Request) -> tuple[str, int | None, Receive, str]:
+    """The Content-Type, the Content-Length and the source of a body, and the client's address.
+
+    Raises RequestRejected (400).
+    """
+    length = request.headers.get("content-length")
+    if length is not None and not length.isdecimal():
+        raise RequestRejected(400, "Content-Length is not a number")
+    return (
+        request.headers.get("content-type", ""),
+        int(length) if length else None,
+        request.receive,
+        network_of(request.client.host if request.client else ""),
+    )

@@ -1,0 +1,63 @@
+// Requests to the service, which sign in when the service requires a token.
+
+import { byId, sleep } from "./dom.js";
+
+let signingIn = null; // resolves when the token was accepted
+
+export async function request(path, options) {
+  const response = await fetch(path, { cache: "no-store", ...options });
+  if (response.status === 401 && path !== "/login") {
+    await signIn();
+    return request(path, options);
+  }
+  return response;
+}
+
+// Repeats a request that found the queue full.
+export async function requestWhenFree(path, options) {
+  for (;;) {
+    const response = await request(path, options);
+    if (response.status !== 503) return response;
+    await sleep(retryDelay(response));
+  }
+}
+
+export const retryDelay = (response) => 1000 * (Number(response.headers.get("Retry-After")) || 1);
+
+function signIn() {
+  signingIn ??= (async () => {
+    const token = new URLSearchParams(location.hash.slice(1)).get("token");
+    history.replaceState(null, "", location.pathname); // keeps the token out of the address bar and history
+    if (token && (await login(token)) === "") return;
+    await askForToken();
+  })().finally(() => { signingIn = null; });
+  return signingIn;
+}
+
+function askForToken() {
+  byId("main").hidden = byId("footer").hidden = true;
+  byId("login").hidden = false;
+  byId("token").focus();
+  return new Promise((resolve) => {
+    byId("login").onsubmit = async (event) => {
+      event.preventDefault();
+      const error = await login(byId("token").value);
+      byId("login-error").textContent = error;
+      if (error) return byId("token").select();
+      byId("token").value = "";
+      byId("login").hidden = true;
+      resolve();
+    };
+  });
+}
+
+// Returns an error message, or "" if the token was accepted.
+async function login(token) {
+  try {
+    const response = await fetch("/login", { method: "POST", body: JSON.stringify({ token }) });
+    if (response.ok) return "";
+    return response.status === 401 ? "Wrong token." : (await response.json()).error;
+  } catch {
+    return "The service does not respond.";
+  }
+}

@@ -1,0 +1,254 @@
+"""/none and /adapt: marked photos, the correction that is fitted to them, and when they are refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.sign import sign_folder
+from tests.runtime.conftest import MakeFolder
+from tests.runtime.scene import class_pictures, scene_pictures
+from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
+
+MARKED = 20
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def call(
+    service: Client, method: str, path: str, body: bytes | None = None, **headers: str
+) -> tuple[int, Any]:
+    status, _, text = service.request(method, path, body, headers)
+    return status, json.loads(text) if text else None
+
+
+def mark(service: Client, pictures: NDArray[np.uint8]) -> list[str]:
+    """Puts the pictures into the tray; returns their ids."""
+    ids = []
+    for pixels in pictures:
+        status, answer = call(service, "POST", "/none", png(pixels))
+        assert status == 201
+        ids.append(answer["id"])
+    return ids
+
+
+def count_named(service: Client, pictures: NDArray[np.uint8]) -> int:
+    return sum(service.classify(png(pixels))[1]["known"] for pixels in pictures)
+
+
+@pytest.fixture
+def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
+    return make_scene_model(tmp_path / "models" / "quarters")
+
+
+@pytest.fixture
+def service(model: Path) -> Iterator[Client]:
+    with serve_in_thread(model, queue_capacity=4, max_upload_bytes=1_000_000) as client:
+        yield client
+
+
+def test_adapting_takes_effect_for_the_next_picture_until_it_is_reset(service: Client, model: Path) -> None:
+    scene, flowers = scene_pictures(30, seed=5), class_pictures(30, seed=6)[0]
+    before = count_named(service, scene), count_named(service, flowers)
+    assert before[0] > 20 and before[1] > 27
+    mark(service, scene_pictures(MARKED, seed=1))
+    status, adapted = call(service, "POST", "/adapt")
+    assert status == 200
+    jsonschema.validate(adapted, openapi_schema("Adaptation"))
+    assert adapted["photos"] == MARKED and adapted["named_before"] > adapted["named_after"]
+    assert adapted["warning"] == "" and f"{MARKED} photos" in adapted["text"]
+    assert count_named(service, scene) < before[0] / 4 and count_named(service, flowers) >= before[1] - 2
+    correction = service.status()["correction"]
+    assert correction["photos"] == MARKED and correction == adapted["correction"]
+    assert model.with_name("quarters.correction.json").is_file()
+    assert call(service, "DELETE", "/adapt") == (204, None)
+    assert service.status()["correction"] is None
+    assert (count_named(service, scene), count_named(service, flowers)) == before
+    assert not model.with_name("quarters.correction.json").exists()
+
+
+def test_adapting_again_starts_from_the_model(service: Client) -> None:
+    mark(service, scene_pictures(MARKED, seed=1))
+    first, second = (call(service, "POST", "/adapt")[1] for _ in range(2))
+    assert {**first, "correction": 0} == {**second, "correction": 0} and second["named_before"] > 0
+
+
+def test_photos_are_listed_shown_and_removed(service: Client, model: Path) -> None:
+    pictures = scene_pictures(3, seed=1)
+    ids = mark(service, pictures)
+    status, tray = call(service, "GET", "/none")
+    jsonschema.validate(tray, openapi_schema("Tray"))
+    assert status == 200 and [photo["id"] for photo in tray["photos"]] == ids
+    assert tray["folder"] == str(model.with_name("quarters.none"))
+    status, headers, body = service.request("GET", f"/none/{ids[1]}")
+    shown = np.asarray(Image.open(io.BytesIO(body))).astype(int)
+    assert status == 200 and headers["content-type"] == "image/jpeg" and "private" in headers["cache-control"]
+    assert np.abs(shown - pictures[1]).mean() < 12
+    assert service.status()["tray"] == {"unavailable": "", "photos": 3, "newest": ids[2]}
+    assert call(service, "DELETE", f"/none/{ids[1]}") == (204, None)
+    assert [photo["id"] for photo in call(service, "GET", "/none")[1]["photos"]] == [ids[0], ids[2]]
+    assert call(service, "DELETE", f"/none/{ids[1]}")[0] == 404
+    assert call(service, "DELETE", "/none") == (204, None)
+    assert service.status()["tray"]["photos"] == 0
+
+
+def test_a_marked_photo_loses_its_metadata(service: Client, model: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "secret camera"
+    photo = io.BytesIO()
+    Image.new("RGB", (2000, 1000), "yellow").save(photo, "JPEG", exif=exif, comment=b"secret")
+    body, content_type = multipart_form("yellow.jpg", photo.getvalue())
+    status, answer = call(service, "POST", "/none", body, **{"Content-Type": content_type})
+    jsonschema.validate(answer, openapi_schema("AddedPhoto"))
+    stored = model.with_name("quarters.none") / answer["id"]
+    assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
+
+
+def test_few_photos_are_accepted_with_a_warning(service: Client) -> None:
+    mark(service, scene_pictures(3, seed=1))
+    status, adapted = call(service, "POST", "/adapt")
+    assert status == 200 and "10" in adapted["warning"] and len(adapted["warning"].splitlines()) == 1
+
+
+def test_an_empty_tray_is_refused_in_one_line(service: Client) -> None:
+    status, answer = call(service, "POST", "/adapt")
+    assert status == 409 and "empty" in answer["error"] and len(answer["error"].splitlines()) == 1
+    assert service.status()["correction"] is None
+
+
+def test_photos_that_show_a_class_are_left_out_and_named(service: Client) -> None:
+    flowers = class_pictures(30, seed=6)[0]
+    named = count_named(service, flowers)
+    ids = mark(service, class_pictures(4, seed=7)[0])
+    mark(service, scene_pictures(MARKED, seed=1))
+    status, adapted = call(service, "POST", "/adapt")
+    assert status == 200 and set(adapted["left_out"]) <= set(ids) and "show a class" in adapted["warning"]
+    assert adapted["photos"] + len(adapted["left_out"]) == MARKED + len(ids)
+    assert count_named(service, flowers) >= named - 2
+
+
+def test_a_refused_correction_changes_nothing(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark(service, scene_pictures(MARKED, seed=1))
+    monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
+    status, answer = call(service, "POST", "/adapt")
+    assert status == 409 and "would reject" in answer["error"] and len(answer["error"].splitlines()) == 1
+    assert service.status()["correction"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "fact"),
+    [
+        (b"no picture", 415, "picture"),
+        (b"\xff\xd8\xff" + bytes(99), 400, "damaged"),
+        (b"", 400, "empty"),
+        (bytes(1_000_001), 413, "1 MB"),
+    ],
+)
+def test_hostile_bodies_get_the_answers_of_classify(
+    service: Client, body: bytes, status: int, fact: str
+) -> None:
+    got, answer = call(service, "POST", "/none", body)
+    assert got == status == service.request("POST", "/classify", body)[0] and fact in answer["error"]
+    assert service.status()["tray"]["photos"] == 0 and service.metric("held_bytes") == 0
+
+
+@pytest.mark.parametrize("path", ["/none/..%2f..%2fquarters%2fmodel.json", "/none/model.json", "/none/%00"])
+def test_only_photos_of_the_tray_are_served(service: Client, path: str) -> None:
+    assert service.request("GET", path)[0] == 404 and service.request("DELETE", path)[0] in (404, 405)
+
+
+def test_metrics_count_the_routes_and_not_the_ids(service: Client) -> None:
+    mark(service, scene_pictures(1, seed=1))
+    service.request("GET", "/none/x")
+    service.request("GET", "/none/y")
+    assert service.metric('requests_total{path="/none",status="201"}') == 1
+    assert service.metric('requests_total{path="/none/{id}",status="404"}') == 2
+
+
+def test_other_sites_cannot_mark_or_adapt(service: Client) -> None:
+    for method, path in (("POST", "/none"), ("DELETE", "/none"), ("POST", "/adapt"), ("DELETE", "/adapt")):
+        assert call(service, method, path, b"", Origin="http://evil.example")[0] == 403
+
+
+def test_the_token_is_required(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VGG_EDGE_TOKEN", "a-token-of-the-test")
+    with serve_in_thread(model, host="0.0.0.0") as service:
+        for method in ("POST", "GET", "DELETE"):
+            for path in ("/none", "/none/x", "/adapt"):
+                assert call(service, method, path, b"")[0] == 401
+
+
+def test_the_tray_and_the_correction_survive_a_restart(model: Path) -> None:
+    with serve_in_thread(model) as service:
+        ids = mark(service, scene_pictures(MARKED, seed=1))
+        adapted = call(service, "POST", "/adapt")[1]
+    with serve_in_thread(model) as service:
+        assert [photo["id"] for photo in call(service, "GET", "/none")[1]["photos"]] == ids
+        assert service.status()["correction"] == adapted["correction"]
+        assert call(service, "POST", "/adapt")[1]["named_before"] == adapted["named_before"]
+
+
+def test_the_folder_of_corrections_holds_the_tray_too(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    monkeypatch.setenv("VGG_EDGE_CORRECTIONS", str(state))
+    with serve_in_thread(model) as service:
+        mark(service, scene_pictures(MARKED, seed=1))
+        assert call(service, "POST", "/adapt")[0] == 200
+    assert {path.name for path in state.iterdir()} == {"quarters.correction.json", "quarters.none"}
+    assert {path.name for path in model.parent.iterdir()} == {"quarters"}
+
+
+def test_a_correction_that_cannot_be_written_is_explained(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    options = {"correction": str(tmp_path / "file" / "scene.correction.json")}
+    with serve_in_thread(model, classifier_options=options) as service:
+        status, answer = call(service, "POST", "/none", png(scene_pictures(1, seed=1)[0]))
+        assert status == 500 and "--correction" in answer["error"] and str(tmp_path) in answer["error"]
+
+
+def test_a_model_of_contract_version_1_cannot_be_adapted(knowing: Path) -> None:
+    with serve_in_thread(knowing) as service:
+        for method, path in (("POST", "/none"), ("GET", "/none"), ("POST", "/adapt"), ("DELETE", "/adapt")):
+            status, answer = call(service, method, path, b"")
+            assert status == 409 and "version 1" in answer["error"] and len(answer["error"].splitlines()) == 1
+        assert "version 1" in service.status()["tray"]["unavailable"]
+
+
+def test_a_service_that_requires_signatures_asks_for_a_flag(model: Path, tmp_path: Path) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key = tmp_path / "key.pub"
+    key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    sign_folder(model, tmp_path / "key")
+    photo = png(scene_pictures(1, seed=1)[0])
+    with serve_in_thread(model, classifier_options={"key": key}) as service:
+        status, answer = call(service, "POST", "/none", photo)
+        assert status == 409 and "--allow-correction" in answer["error"]
+        assert "--allow-correction" in service.status()["tray"]["unavailable"]
+    with serve_in_thread(model, classifier_options={"key": key, "allow_correction": True}) as service:
+        assert call(service, "POST", "/none", photo)[0] == 201 and call(service, "POST", "/adapt")[0] == 200
+        assert service.status()["correction"] is not None
+
+
+def test_corrections_can_be_turned_off(model: Path) -> None:
+    with serve_in_thread(model, classifier_options={"correction": "none"}) as service:
+        status, answer = call(service, "POST", "/none", png(scene_pictures(1, seed=1)[0]))
+        assert status == 409 and "--correction none" in answer["error"]
