@@ -271,10 +271,14 @@ class DecodePool:
         """Returns an idle or a new worker when there is a place. Raises DecoderError."""
         with self._changed:
             self._changed.wait_for(lambda: sum(not worker.is_slow for worker in self._active) < self._size)
+            if self._watcher is None:
+                watcher = Thread(target=self._watch, name="decode-watch", daemon=True)
+                watcher.start()  # may raise RuntimeError under a limit of threads or memory
+                self._watcher = watcher
             self._idle = [worker for worker in self._idle if worker.is_alive()]
             fitting = [worker for worker in self._idle if worker.knows_all or not needs_all]
             if fitting:
-                worker = fitting[-1]
+                worker = next((ready for ready in fitting if ready.is_ready), fitting[0])
                 self._idle.remove(worker)
             else:
                 for other in self._idle:
@@ -282,9 +286,6 @@ class DecodePool:
                 self._idle.clear()
                 worker = Worker(needs_all)
             self._active.append(worker)
-            if self._watcher is None:
-                self._watcher = Thread(target=self._watch, name="decode-watch", daemon=True)
-                self._watcher.start()
             self._changed.notify_all()
         return worker
 
@@ -299,6 +300,7 @@ class DecodePool:
             self._changed.notify_all()
         if not is_reusable:
             worker.kill()
+            self.start_one()  # so that the next picture need not wait for its start
 
     def _watch(self) -> None:
         """Lowers the priority of slow workers and ends those that hang; the watcher thread's function."""

@@ -37,12 +37,13 @@ SLOW_AFTER = 1.0  # seconds behind the minimum rate, after which a body gives it
 TIMINGS_FOR_ESTIMATE = 100  # photos in the estimate of Retry-After
 
 # Photos of one client at a time: more threads are left for others while its pictures are slow to decode.
-MIN_PER_CLIENT = 4
+MIN_PER_CLIENT = 2
 
 Result = TypeVar("Result")
 
-M_MMAP_THRESHOLD = -3  # from glibc's malloc.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # from glibc's malloc.h
 LARGE_BLOCK = 4 * 2**20  # bytes
+MAX_HEAPS = 2
 
 
 @dataclass(frozen=True)
@@ -226,12 +227,15 @@ class InferenceQueue:
 
 
 def return_large_blocks_to_system() -> None:
-    """Fixes glibc's threshold for blocks that free() returns to the system.
+    """Fixes glibc's threshold for blocks that free() returns to the system, and its number of heaps.
 
-    By default glibc raises the threshold, and each decoding thread then keeps the memory of a large photo.
+    By default glibc raises the threshold, and each thread then keeps the memory of a large photo. A heap for
+    each thread would take 64 MB of address space, which `ulimit -v` limits.
     """
     with suppress(OSError, AttributeError, TypeError):  # not glibc
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        libc.mallopt(M_ARENA_MAX, MAX_HEAPS)
 
 
 def _classify(classifier: Classifier, upload: Upload) -> Prediction:
