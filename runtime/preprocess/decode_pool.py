@@ -300,7 +300,8 @@ class DecodePool:
             self._changed.notify_all()
         if not is_reusable:
             worker.kill()
-            self.start_one()  # so that the next picture need not wait for its start
+            if worker.is_ready:  # else its replacement would not start either
+                self.start_one()  # so that the next picture need not wait
 
     def _watch(self) -> None:
         """Lowers the priority of slow workers and ends those that hang; the watcher thread's function."""
