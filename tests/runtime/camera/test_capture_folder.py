@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from runtime.camera.camera import Frame
 from runtime.camera.capture_folder import SPLIT_NAMES, check_capture_folder
+from runtime.camera.recorder import FrameRecorder
 from runtime.common.errors import UserError
+from tests.runtime.camera.helpers import plain
 from train.data import find_photos as search
 from train.data.dataset import PhotosError
 
@@ -116,6 +119,21 @@ def test_what_is_refused_would_break_training_and_what_is_advised_works(photos: 
     (photos / "train" / "roses").rmdir()
     (photos / "train").rmdir()
     assert search.find_photos(photos, val_share=0, test_share=0).classes == ("daisy", "roses")
+
+
+def test_training_reads_captured_and_unknown_frames_as_photos_of_none(photos: Path, tmp_path: Path) -> None:
+    def record(folder: Path, colors: list[tuple[int, int, int]]) -> None:
+        with FrameRecorder(folder, 0.0, 1.0, lambda line: None) as recorder:
+            for number, color in enumerate(colors, 1):
+                recorder.save(Frame(plain(color), float(number), number))
+
+    check_capture_folder("none", photos)
+    record(photos / "none", [(9, 9, 9), (90, 90, 90)])  # --capture none photos
+    found = search.find_photos(photos, val_share=0, test_share=0)
+    assert found.classes == ("daisy", "roses") and len(found.negatives) == 2
+    record(tmp_path / "unknown", [(9, 90, 9), (90, 9, 90), (9, 9, 90)])  # --save-unknown unknown
+    found = search.find_photos(photos, val_share=0, test_share=0, none=tmp_path / "unknown")
+    assert found.classes == ("daisy", "roses") and len(found.negatives) == 3
 
 
 def test_the_names_of_splits_are_those_of_training() -> None:

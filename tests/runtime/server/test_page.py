@@ -228,6 +228,7 @@ def focused(chrome: Chrome) -> str:
     return str(chrome.switch_to.active_element.get_attribute("id"))
 
 
+@pytest.mark.slow
 def test_the_answers_change_after_adapting_and_after_a_reset(
     chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path
 ) -> None:
