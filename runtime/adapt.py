@@ -84,6 +84,8 @@ def _adapt(classifier: Classifier, path: Path, arguments: argparse.Namespace) ->
     for line in _warnings(adaptation):
         print_info(f"warning: {line}")
     if not arguments.dry_run:
+        if path.exists():
+            print_info(f"{path}: the new correction replaces it, and knows these photos only")
         write_correction(path, adaptation.correction)
     written = None if arguments.dry_run else str(path)
     if arguments.json:

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from runtime.common.errors import ModelError, PictureError, UserError
+from runtime.inference.correction import Correction, parse_correction
 from runtime.model_file.contract import Contract, GoldenAnswer
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.formats import check_content, read_contract
@@ -165,6 +166,15 @@ def statistics(data: bytes) -> None:
 def statistics_seeds() -> list[bytes]:
     features, labels = np.random.default_rng(0).random((20, 6)), np.arange(20) % 2
     return [fit_statistics(features, labels, features[:3], labels[:3], np.ones(3)).to_bytes()]
+
+
+def correction(data: bytes) -> None:
+    allow_error(ModelError, lambda: parse_correction(data))
+
+
+def correction_seeds() -> list[bytes]:
+    made = Correction("0a" * 32, "2026-11-28T12:00:00Z", 9, 0.5, 0, 0, 0.1, -0.5, np.ones(1, np.float32))
+    return [made.to_json().encode()]
 
 
 _FOLDER = Path(mkdtemp(prefix="vgg-edge-fuzz-"))
@@ -430,6 +440,7 @@ TARGETS = {
     "table": Target(table, table_seeds),
     "contract": Target(contract, contract_seeds, is_json=True),
     "contract_2": Target(contract, contract_2_seeds, is_json=True),
+    "correction": Target(correction, correction_seeds, is_json=True),
     "statistics": Target(statistics, statistics_seeds),
     "index": Target(index, index_seeds, is_json=True),
     "bundle": Target(bundle, bundle_seeds, is_json=True),

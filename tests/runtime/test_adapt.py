@@ -82,10 +82,14 @@ def test_dry_run_writes_nothing(model: Path, correction: Path, scene: Path, caps
     assert json.loads(capsys.readouterr().out)["correction"] is None
 
 
-def test_a_second_run_starts_anew(model: Path, correction: Path, scene: Path, tmp_path: Path) -> None:
+def test_a_second_run_starts_anew(
+    model: Path, correction: Path, scene: Path, tmp_path: Path, capsys: Capture
+) -> None:
     assert adapt(model, "--none", scene) == 0
+    assert capsys.readouterr().err == ""
     other = save_pictures(scene_pictures(12, seed=5)[:, ::-1], tmp_path / "other")
     assert adapt(model, "--none", other) == 0
+    assert f"{correction}: the new correction replaces it" in capsys.readouterr().err
     assert json.loads(correction.read_text())["photos"] == 12
     again = correction.read_text()
     correction.unlink()
