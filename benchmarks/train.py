@@ -168,7 +168,8 @@ def score_run(run: str, test: str) -> dict[str, Any]:
 def top1(model: Any, classes: tuple[str, ...], test: str) -> float:
     files = [(path, folder.name) for folder in sorted(Path(test).iterdir()) for path in folder.iterdir()]
     pixels = read_pixels([path for path, _ in files])
-    predicted = model.predict(pixels, batch_size=32, verbose=0).argmax(1)
+    outputs = model.predict(pixels, batch_size=32, verbose=0)
+    predicted = (outputs[0] if isinstance(outputs, list) else outputs).argmax(1)
     correct = [classes[index] == label for index, (_, label) in zip(predicted, files, strict=True)]
     return sum(correct) / len(correct)
 

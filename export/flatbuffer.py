@@ -7,6 +7,8 @@ from ai_edge_litert import schema_py_generated as schema
 from flatbuffers.builder import Builder
 from numpy.typing import NDArray
 
+_LAST_DEPRECATED_CODE = 127  # schema.fbs: PLACEHOLDER_FOR_GREATER_OP_CODES, all that fits the older field
+
 
 def unpack(data: bytes) -> schema.ModelT:
     """The file's tables, with all weights inside. (litert-quantizer stores weights after the tables.)"""
@@ -20,6 +22,9 @@ def unpack(data: bytes) -> schema.ModelT:
 
 def pack(model: schema.ModelT) -> bytes:
     """The bytes of a .tflite file. Equal tables give equal bytes."""
+    for code in model.operatorCodes:
+        # Readers of before 2020 know only this field, and newer ones take the larger of both.
+        code.deprecatedBuiltinCode = min(code.builtinCode, _LAST_DEPRECATED_CODE)
     weights = sum(len(buffer.data) for buffer in model.buffers if buffer.data is not None)
     builder = _AlignedBuilder(weights + 2**16)  # initial size; the builder doubles it when it is full
     builder.Finish(model.Pack(builder), b"TFL3")

@@ -1,7 +1,7 @@
 """Convert a Keras model to ONNX: one function per precision.
 
-Every file has the inputs and outputs of the contract: `image` uint8 [N, H, W, 3] → `probabilities` float32
-[N, C], and `known` float32 [N, 1] where the model has that output.
+Every file has the input and the outputs of the contract, in its order: `image` uint8 [N, H, W, 3] →
+`probabilities` float32 [N, C], `known` float32 [N, 1] where the model has it, `features` float32 [N, D].
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import keras
 import numpy as np
 import onnx
+import onnx.version_converter
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -25,8 +27,10 @@ from export.int8.layers import conv_chain, large_dense
 from export.int8.quantize import Quantized, QuantizedConv, QuantParams, with_weights
 from export.serving_model import save_serving_model
 
-OPSET = 17
-IR_VERSION = 8  # belongs to opset 17; ONNX Runtime reads it since 1.12
+OPSET = 19  # the first whose DequantizeLinear has a reference implementation
+TF2ONNX_OPSET = 17  # of a later one, tf2onnx leaves a Transpose on each side of every ReduceMean
+IR_VERSION = 9  # belongs to opset 19; ONNX Runtime reads it since 1.16
+PRODUCER = "vgg-edge"
 
 
 def float32(model: keras.Model) -> bytes:
@@ -101,11 +105,13 @@ class _QdqWriter:
         self.graph = graph
         self.nodes: list[onnx.NodeProto] = []
         self.to_quantize: dict[str, QuantParams] = {}  # tensors to quantize where a node reads them next
+        self.quantized: dict[str, str] = {}  # tensor → its dequantized form, which later nodes read
 
     def append(self, node: onnx.NodeProto) -> None:
         for i, name in enumerate(node.input):
             if name in self.to_quantize:
-                node.input[i] = self._quantize_activation(name, self.to_quantize.pop(name))
+                self.quantized[name] = self._quantize_activation(name, self.to_quantize.pop(name))
+            node.input[i] = self.quantized.get(name, name)
         self.nodes.append(node)
 
     def follows_conv(self, node: onnx.NodeProto) -> bool:
@@ -156,16 +162,22 @@ def _graph(model: keras.Model) -> onnx.ModelProto:
             folder, None, None, return_tensors_to_rename=True
         )
         proto, _ = tf2onnx.convert.from_graph_def(
-            frozen, model.name, inputs, outputs, opset=OPSET, tensors_to_rename=names
+            frozen, model.name, inputs, outputs, opset=TF2ONNX_OPSET, tensors_to_rename=names
         )
     _drop_multiplications_by_one(proto.graph)
     _shorten_names(proto.graph)
+    outputs = {value.name: value for value in proto.graph.output}  # sorted by name in a SavedModel
+    in_order = [outputs[name] for name in model.output_names]
+    del proto.graph.output[:]
+    proto.graph.output.extend(in_order)
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     del proto.graph.value_info[:]  # intermediate shapes, in which N has other names
     del proto.opset_import[:]
-    proto.opset_import.append(helper.make_opsetid("", OPSET))
+    proto.opset_import.append(helper.make_opsetid("", TF2ONNX_OPSET))
+    proto = onnx.version_converter.convert_version(proto, OPSET)
     proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version = PRODUCER, version(PRODUCER)
     return _checked(proto)
 
 

@@ -16,7 +16,7 @@ from runtime.common.errors import UserError
 if TYPE_CHECKING:
     from train.run import Run
 
-OUTPUTS = ("probabilities", "known")  # of the contract; only some models have `known`
+OUTPUTS = ("probabilities", "known", "features")  # of the contract; only some models have `known`
 BATCH = 8  # photos
 
 
@@ -25,7 +25,8 @@ class ServingModelError(UserError):
 
 
 def serving_model(run: Run) -> keras.Model:
-    """The run's model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], maybe `known` [N, 1].
+    """The run's model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], maybe `known` [N, 1], and
+    `features` float32 [N, D].
 
     Raises ServingModelError when the inputs or outputs do not match the contract.
     """
@@ -38,9 +39,10 @@ def serving_model(run: Run) -> keras.Model:
             "train it again"
         )
     outputs = named_outputs(model)
-    if "probabilities" not in outputs or not set(outputs) <= set(OUTPUTS):
+    if list(outputs) not in ([*OUTPUTS], [name for name in OUTPUTS if name != "known"]):
         raise ServingModelError(
-            f"{path}: the outputs are {', '.join(outputs)}, not probabilities and known; train it again"
+            f"{path}: the outputs are {', '.join(outputs)}, not probabilities, known and features; "
+            "train it again"
         )
     if "known" in outputs and "known" not in run.thresholds:
         raise ServingModelError(

@@ -1,7 +1,7 @@
 """Convert a Keras model to TFLite: one function per precision.
 
-Every file has the inputs and outputs of the contract: `image` uint8 [1, H, W, 3] → `probabilities` float32
-[1, C], and `known` float32 [1, 1] where the model has that output.
+Every file has the input and the outputs of the contract, in its order: `image` uint8 [1, H, W, 3] →
+`probabilities` float32 [1, C], `known` float32 [1, 1] where the model has it, `features` float32 [1, D].
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from runtime.common.terminal import suppress_native_stderr
 
 def float32(model: keras.Model) -> bytes:
     """Weights and arithmetic in float32."""
-    with tempfile.TemporaryDirectory() as folder:
-        return _convert(_converter(model, folder))
+    return _finish(_float32(model), model)
 
 
 def float16(model: keras.Model) -> bytes:
@@ -34,7 +33,7 @@ def float16(model: keras.Model) -> bytes:
         converter = _converter(model, folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-        return _convert(converter)
+        return _finish(converter.convert(), model)
 
 
 def dynamic(model: keras.Model) -> bytes:
@@ -44,7 +43,7 @@ def dynamic(model: keras.Model) -> bytes:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         # A per-channel Dense becomes FULLY_CONNECTED version 12, which tflite-runtime 2.14 cannot run.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-        return _convert(converter)
+        return _finish(converter.convert(), model)
 
 
 def int8(model: keras.Model, quantized: Quantized) -> bytes:
@@ -56,7 +55,7 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
     from litert_quantizer.qtyping import QuantGranularity, TFLOperationName
     from litert_quantizer.quantizer import Quantizer
 
-    data = float32(with_weights(model, quantized))
+    data = _float32(with_weights(model, quantized))
     quantizer = Quantizer(data)
     ranges = {}
     output_range = (0.0, 0.0)
@@ -78,7 +77,12 @@ def int8(model: keras.Model, quantized: Quantized) -> bytes:
             {name: {"min": np.array(low), "max": np.array(high)} for name, (low, high) in ranges.items()},
             enable_progress_report=False,
         )
-    return _with_codes(bytes(quantization.quantized_model), list(quantized.values()))
+    return _finish(_with_codes(bytes(quantization.quantized_model), list(quantized.values())), model)
+
+
+def _float32(model: keras.Model) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        return bytes(_converter(model, folder).convert())
 
 
 def _converter(model: keras.Model, folder: str) -> tf.lite.TFLiteConverter:
@@ -86,9 +90,49 @@ def _converter(model: keras.Model, folder: str) -> tf.lite.TFLiteConverter:
     return tf.lite.TFLiteConverter.from_saved_model(folder)
 
 
-def _convert(converter: tf.lite.TFLiteConverter) -> bytes:
-    data: bytes = converter.convert()
-    return data
+def _finish(data: bytes, model: keras.Model) -> bytes:
+    """Puts the outputs in the order of the model, and replaces the CAST of the image by DEQUANTIZE.
+
+    The converter sorts outputs by name. TFLite Micro has no CAST from uint8; DEQUANTIZE with scale 1 and zero
+    point 0 gives the same values.
+    """
+    file = unpack(data)
+    (graph,) = file.subgraphs
+    (signature,) = file.signatureDefs
+    indices = {entry.name.decode(): entry.tensorIndex for entry in signature.outputs}
+    graph.outputs = [indices[name] for name in model.output_names]
+    signature.outputs.sort(key=lambda entry: model.output_names.index(entry.name.decode()))
+    for operator in graph.operators:
+        source = graph.tensors[operator.inputs[0]] if len(operator.inputs) else None
+        kind = file.operatorCodes[operator.opcodeIndex].builtinCode
+        if source and kind == schema.BuiltinOperator.CAST and source.type == schema.TensorType.UINT8:
+            file.operatorCodes.append(
+                schema.OperatorCodeT(builtinCode=schema.BuiltinOperator.DEQUANTIZE, version=1)
+            )
+            operator.opcodeIndex = len(file.operatorCodes) - 1
+            operator.builtinOptionsType = schema.BuiltinOptions.DequantizeOptions
+            operator.builtinOptions = schema.DequantizeOptionsT()
+    for tensor in graph.tensors:
+        if tensor.type == schema.TensorType.UINT8:  # the image, before and after its reshape
+            tensor.quantization = schema.QuantizationParametersT(
+                scale=np.array([1], np.float32), zeroPoint=np.array([0], np.int64)
+            )
+    return pack(_without_unused_codes(file))
+
+
+def _without_unused_codes(file: schema.ModelT) -> schema.ModelT:
+    """Drops operator codes that no operator has, and repetitions."""
+    (graph,) = file.subgraphs
+    codes = list[schema.OperatorCodeT]()
+    for operator in graph.operators:
+        code = file.operatorCodes[operator.opcodeIndex]
+        kinds = [(kept.builtinCode, kept.version) for kept in codes]
+        if (code.builtinCode, code.version) not in kinds:
+            codes.append(code)
+            kinds.append((code.builtinCode, code.version))
+        operator.opcodeIndex = kinds.index((code.builtinCode, code.version))
+    file.operatorCodes = codes
+    return file
 
 
 def _range(params: QuantParams) -> tuple[float, float]:

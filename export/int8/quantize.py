@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from export.int8.equalization import equalize
+from export.int8.equalization import Equalized, equalize
 from export.int8.layers import Floats, conv_chain, conv_weights, convolve, run_layer
 from export.int8.weight_codes import PAIRED_CODES, WeightCodes, round_to_nearest
 
@@ -65,6 +66,7 @@ class QuantizedConv:
     bias: Floats  # [out]
     input: QuantParams
     output: QuantParams
+    factors: Floats  # [out]; the model's activations are those of this convolution times these
 
 
 Quantized = Mapping[str, QuantizedConv]  # by layer name, in order
@@ -87,14 +89,14 @@ def quantize(
     scale = (upper - lower) / LEVELS
     params = QuantParams(scale, round(-lower / scale))
     coded = exact if recipe.float_first else round_to_codes(exact, params)
-    weights = equalize(layers, exact, recipe.equalization) if recipe.equalization else conv_weights(layers)
+    weights = _weights(layers, exact, recipe)
     quantized: dict[str, QuantizedConv] = {}
     for layer in layers:
         if isinstance(layer, keras.layers.MaxPooling2D):
             exact, coded = run_layer(layer, exact), run_layer(layer, coded)
             step(len(photos))
             continue
-        kernel, bias = weights[layer.name]
+        kernel, bias = weights[layer.name].kernel, weights[layer.name].bias
         if recipe.float_first and layer is layers[0]:
             codes, channel_scale, rounded = None, np.ones(len(bias), np.float32), kernel
         else:
@@ -109,19 +111,55 @@ def quantize(
             outputs += offset.astype(np.float32)
         exact, outputs = np.maximum(exact, 0, out=exact), np.maximum(outputs, 0, out=outputs)
         output_params = QuantParams(max(recipe.activation_range(outputs), 1e-6) / LEVELS)
-        quantized[layer.name] = QuantizedConv(codes, channel_scale, rounded, bias, params, output_params)
+        quantized[layer.name] = QuantizedConv(
+            codes, channel_scale, rounded, bias, params, output_params, weights[layer.name].factors
+        )
         coded, params = round_to_codes(outputs, output_params), output_params
         step(len(photos))
     return quantized
 
 
 def with_weights(model: keras.Model, quantized: Quantized) -> keras.Model:
-    """A copy of the model whose convolutions hold the quantized kernels and biases."""
-    copy = keras.models.clone_model(model)
+    """A copy of the model whose convolutions hold the quantized kernels and biases.
+
+    Channel means of a pooling layer get the factors that equalization took from its channels.
+    """
+    factors = _pool_factors(model, quantized)
+
+    def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
+        output = layer(*args, **kwargs)
+        if isinstance(layer, keras.layers.GlobalAveragePooling2D):
+            source = args[0]._keras_history.operation.name
+            if (factor := factors.get(source, np.ones(1))).ptp():  # the last convolution has factors of 1
+                return keras.layers.Rescaling(factor.tolist(), name=f"{layer.name}_factors")(output)
+        return output
+
+    copy = keras.models.clone_model(model, call_function=call)
     copy.set_weights(model.get_weights())
     for name, conv in quantized.items():
         copy.get_layer(name).set_weights([conv.kernel, conv.bias])
     return copy
+
+
+def _pool_factors(model: keras.Model, quantized: Quantized) -> dict[str, Floats]:
+    """By name of a pooling layer, the factors of its channels."""
+    factors: dict[str, Floats] = {}
+    last = np.ones(1, np.float32)
+    for layer in conv_chain(model):
+        if layer.name in quantized:
+            last = quantized[layer.name].factors
+        else:
+            factors[layer.name] = last
+    return factors
+
+
+def _weights(layers: list[keras.layers.Layer], inputs: Floats, recipe: Recipe) -> dict[str, Equalized]:
+    if recipe.equalization:
+        return equalize(layers, inputs, recipe.equalization)
+    return {
+        name: Equalized(kernel, bias, np.ones(len(bias), np.float32))
+        for name, (kernel, bias) in conv_weights(layers).items()
+    }
 
 
 def round_to_codes(values: Floats, params: QuantParams) -> Floats:

@@ -45,6 +45,7 @@ def small_model(known: bool = False) -> keras.Model:
         x = keras.layers.MaxPooling2D(name=f"{name}_pool")(convolution(x))
     x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
     x = keras.layers.Dropout(0.5, name="dropout")(x)
+    x = keras.layers.Identity(name="features")(x)
     logits = keras.layers.Dense(len(LABELS), kernel_initializer=initializer(0.01, 3), name="logits")(x)
     outputs = [keras.layers.Softmax(name="probabilities")(logits)]
     if known:
@@ -53,7 +54,7 @@ def small_model(known: bool = False) -> keras.Model:
                 1, activation="sigmoid", kernel_initializer=initializer(1e-4, 4), name="known"
             )(x)
         )
-    return keras.Model(image, outputs, name="small")
+    return keras.Model(image, [*outputs, x], name="small")
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_tensors_have_the_names_of_the_contract(embedded: Files) -> None:
     model = schema.ModelT.InitFromPackedBuf(embedded["tflite", "float32"])
     graph = model.subgraphs[0]
     assert [graph.tensors[i].name for i in graph.inputs] == [b"image"]
-    assert [graph.tensors[i].name for i in graph.outputs] == [b"probabilities"]
+    assert [graph.tensors[i].name for i in graph.outputs] == [b"probabilities", b"features"]
 
 
 def test_weights_are_aligned_to_16_bytes(embedded: Files) -> None:
@@ -65,7 +65,7 @@ def test_tflite_metadata_describes_the_tensors(embedded: Files, contract: Contra
     assert root.text(0) == contract.name
     assert root.text(7) == "1.0.0"
     (subgraph,) = root.tables(3)
-    (image,), (probabilities,) = subgraph.tables(2), subgraph.tables(3)
+    (image,), (probabilities, features) = subgraph.tables(2), subgraph.tables(3)
     assert image.text(0) == "image"
     content = image.table(3)
     assert content.scalar(0, "B") == 2  # ImageProperties
@@ -75,7 +75,7 @@ def test_tflite_metadata_describes_the_tensors(embedded: Files, contract: Contra
     (unit,) = image.tables(4)
     assert unit.scalar(0, "B") == 1  # NormalizationOptions
     assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([0.0], [1.0])
-    assert probabilities.text(0) == "probabilities"
+    assert (probabilities.text(0), features.text(0)) == ("probabilities", "features")
     (labels,) = probabilities.tables(6)
     assert (labels.text(0), labels.scalar(2, "b")) == ("labels.txt", 2)  # TENSOR_AXIS_LABELS
 

@@ -49,8 +49,8 @@ def test_the_article_recipe_reuses_the_stored_features(
     assert f"run: {out} (synthetic" in printed
     assert f"next: python -m export {out} --int8\n" in printed and f"train.compress {out} " in printed
     run = open_run(out)
-    assert [layer.name for layer in run.load_model().layers][-5:] == [
-        *("flatten", "hidden", "dropout", "logits", "probabilities")
+    assert [layer.name for layer in run.load_model().layers][-6:] == [
+        *("flatten", "hidden", "dropout", "features", "logits", "probabilities")
     ]
     assert run.load_model().get_layer("hidden").units == 256
 
@@ -65,7 +65,7 @@ def test_fine_tuning_writes_a_run_with_logs_and_removes_its_checkpoints(
     run = open_run(out)
     assert run.settings["fine_tune"] == "block5" and run.thresholds == {"known": 0.5}
     model = run.load_model()
-    assert model.output_names == ["probabilities", "known"]
+    assert model.output_names == ["probabilities", "known", "features"]
     assert not any(layer.trainable_weights for layer in model.layers if layer.name.startswith("block"))
     with (out / "history.csv").open() as file:
         stages = [row["stage"] for row in csv.DictReader(file)]

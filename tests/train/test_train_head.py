@@ -82,11 +82,13 @@ def test_the_classifier_is_one_flat_model_of_standard_layers(recipe: str) -> Non
     trained = train_head(features, features, 3, replace(RECIPES[recipe], epochs=1))
     model = build_classifier(weights, trained.head)
     names = [layer.name for layer in model.layers]
-    assert names[:3] == ["image", "imagenet_mean", "block1_conv1"]
+    assert names[:5] == ["image", "image_rows", "imagenet_mean", "image_pixels", "block1_conv1"]
     assert names[-2:] == ["logits", "probabilities"]
     assert not any(isinstance(layer, keras.Model | keras.layers.Lambda) for layer in model.layers)
-    assert model.input.dtype == "uint8" and model.output.dtype == "float32"
-    assert model.output.shape == (None, 3)
+    probabilities, features = model.outputs
+    assert model.input.dtype == "uint8" and probabilities.dtype == features.dtype == "float32"
+    assert probabilities.shape == (None, 3)
+    assert features.shape == (None, {"pooled": 5 * 8, "article": 256}[recipe])
 
 
 def test_figures_equal_values_computed_by_hand() -> None:

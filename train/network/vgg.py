@@ -123,10 +123,15 @@ def base_layers(
     compute type of the policy `dtype`. The layers are frozen unless `trainable`. Build a model, then call
     `load_weights` to fill them.
     """
+    _, height, width, channels = image.shape
+    # Rows as one axis: the engines subtract 3 values at a time from [N, height, width, 3], which takes ONNX
+    # Runtime a tenth of the time of a compressed model.
+    x = keras.layers.Reshape((height, width * channels), name="image_rows", dtype="float32")(image)
     # In 16 bits the subtraction would round the pixels, so this layer is float32 under every policy.
-    x = keras.layers.Normalization(mean=MEAN_RGB, variance=(1.0,) * 3, name="imagenet_mean", dtype="float32")(
-        image
-    )
+    x = keras.layers.Normalization(
+        mean=MEAN_RGB * width, variance=(1.0,) * channels * width, name="imagenet_mean", dtype="float32"
+    )(x)
+    x = keras.layers.Reshape((height, width, channels), name="image_pixels", dtype="float32")(x)
     for layer in block_layers(1, POOLS.index(last) + 1, dtype, trainable, widths):
         x = layer(x)
     return x

@@ -43,13 +43,13 @@ def test_values_are_codes_times_scale(quantized: Quantized, model: keras.Model) 
 def test_equalized_weights_compute_the_same_network(model: keras.Model, pictures: NDArray[np.uint8]) -> None:
     kernels = equalize(conv_chain(model), pictures.astype(np.float32), 0.5)
     exact = conv_weights(conv_chain(model))
-    changed = {name: kernels[name][0] for name in kernels}
+    changed = {name: kernels[name].kernel for name in kernels}
     assert any(not np.allclose(changed[name], exact[name][0]) for name in kernels)
     x = y = pictures.astype(np.float32) - 120
     for layer in conv_chain(model):
         if layer.name in kernels:
             x = np.maximum(convolve(layer, x, *exact[layer.name]), 0)
-            y = np.maximum(convolve(layer, y, *kernels[layer.name]), 0)
+            y = np.maximum(convolve(layer, y, kernels[layer.name].kernel, kernels[layer.name].bias), 0)
         else:
             x, y = run_layer(layer, x), run_layer(layer, y)
     np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-3)
