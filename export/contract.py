@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,23 +13,34 @@ from pathlib import Path
 from export.parity.result import FileKey
 from export.tempdir import temporary_dir
 from runtime.common.errors import ModelError, UserError
-from runtime.model_file.contract import RESIZE, Contract
+from runtime.model_file.contract import CONTRACT_VERSION, RESIZE, Contract, GoldenAnswer
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile, read_index
-from train.run import Run
+from runtime.model_file.statistics import ModelStatistics
+from train.run import STATISTICS, Run
 
 
-def build_contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
-    """The contract of a model folder called `name`, for an input of `size` (H, W)."""
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a contract states of a trained model."""
+
+    size: tuple[int, int]  # H, W
+    features: int  # D
+    golden: GoldenAnswer
+    statistics: bytes  # of a ModelStatistics; empty without a detector of unknown pictures
+
+
+def build_contract(run: Run, name: str, facts: ModelFacts, release: int) -> Contract:
+    """The contract of a model folder called `name`. Raises UserError when the run's statistics do not fit."""
     versions = dict(run.versions)
     for package in ("tensorflow", "tf2onnx", "onnx", "litert-quantizer"):
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
-    return Contract(
-        version=1,
+    contract = Contract(
+        version=CONTRACT_VERSION,
         name=name,
         labels=run.classes,
-        input_size=size,
+        input_size=facts.size,
         resize=RESIZE,
         thresholds=run.thresholds,
         base_sha256=run.base_sha256,
@@ -36,7 +48,43 @@ def build_contract(run: Run, name: str, size: tuple[int, int]) -> Contract:
         versions=versions,
         created=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
         synthetic=run.synthetic,
+        features=facts.features,
+        release=release,
+        golden=facts.golden,
+        statistics_sha256=hashlib.sha256(facts.statistics).hexdigest() if facts.statistics else "",
     )
+    if facts.statistics:
+        try:
+            ModelStatistics.from_bytes(facts.statistics).check(contract)
+        except ModelError:
+            raise UserError(f"run {run.path}: {STATISTICS} is of another model; train it again") from None
+    return contract
+
+
+def run_statistics(run: Run) -> bytes:
+    """The run's statistics as a model file holds them; empty without a detector of unknown pictures.
+
+    Raises UserError when a run with a detector has none.
+    """
+    statistics = run.statistics()
+    if statistics is None and "known" in run.thresholds:
+        raise UserError(f"run {run.path}: has no {STATISTICS}, an older version made it; train it again")
+    return statistics.to_bytes() if statistics else b""
+
+
+def next_release(out: Path) -> int:
+    """The release after that of the model folder which an export to `out` replaces; 1 without one.
+
+    Raises UserError when the folder's release cannot be read.
+    """
+    if not (out / INDEX_NAME).exists():
+        return 1
+    try:
+        return read_index(out).contract.release + 1
+    except ModelError as error:
+        raise UserError(
+            f"{error}; its release number cannot be counted on: remove the folder, or give another --out"
+        ) from None
 
 
 def check_contract(contract: Contract, files: Sequence[FileKey], run: Path, out: Path) -> None:

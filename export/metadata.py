@@ -1,12 +1,13 @@
 """Embed the contract in a model file, so that the file works without the folder.
 
 A .tflite gets standard TFLite Metadata: a description of its tensors in a buffer named TFLITE_METADATA, and
-the associated files in a zip after the FlatBuffer. An .onnx gets an entry in metadata_props.
+the associated files in a zip after the FlatBuffer. An .onnx gets entries in metadata_props.
 https://ai.google.dev/edge/litert/conversion/tensorflow/metadata
 """
 
 from __future__ import annotations
 
+import base64
 import io
 import zipfile
 from collections.abc import Callable, Sequence
@@ -19,17 +20,20 @@ from flatbuffers.builder import Builder
 
 from export.flatbuffer import pack, unpack
 from runtime.model_file.contract import Contract
-from runtime.model_file.files import CONTRACT_NAME
+from runtime.model_file.files import CONTRACT_NAME, STATISTICS_NAME
+from runtime.model_file.onnx import STATISTICS_KEY
 
-LABELS_NAME = "labels.txt"
-
-
-def embed_contract(data: bytes, format: str, contract: Contract) -> bytes:
-    """The model file `data` with the contract inside. Equal inputs give equal bytes."""
-    return _EMBED[format](data, contract)
+LABELS_NAME = "labels.txt"  # one label per line
 
 
-def _embed_in_tflite(data: bytes, contract: Contract) -> bytes:
+def embed_contract(data: bytes, format: str, contract: Contract, statistics: bytes = b"") -> bytes:
+    """The model file `data` with the contract inside, and with the statistics of its features unless they
+    are empty. Equal inputs give equal bytes.
+    """
+    return _EMBED[format](data, contract, statistics)
+
+
+def _embed_in_tflite(data: bytes, contract: Contract, statistics: bytes) -> bytes:
     """Adds the metadata and the zip, and renames tensors to their names in the signature."""
     model = unpack(data)
     (signature,) = model.signatureDefs
@@ -41,30 +45,44 @@ def _embed_in_tflite(data: bytes, contract: Contract) -> bytes:
     model.buffers.append(schema.BufferT(data=np.frombuffer(metadata, np.uint8)))
     entry = schema.MetadataT(name="TFLITE_METADATA", buffer=len(model.buffers) - 1)
     model.metadata = [*(model.metadata or []), entry]
-    return _with_zip(pack(model), contract)
+    return _with_zip(pack(model), contract, statistics)
 
 
-def _embed_in_onnx(data: bytes, contract: Contract) -> bytes:
+def _embed_in_onnx(data: bytes, contract: Contract, statistics: bytes) -> bytes:
     proto = onnx.load_model_from_string(data)
-    onnx.helper.set_model_props(proto, {CONTRACT_NAME: contract.to_json()})
+    properties = {CONTRACT_NAME: contract.to_json(), LABELS_NAME: _label_lines(contract)}
+    if statistics:
+        properties[STATISTICS_KEY] = base64.b64encode(statistics).decode()
+    onnx.helper.set_model_props(proto, properties)
     return bytes(proto.SerializeToString())
 
 
-_EMBED: dict[str, Callable[[bytes, Contract], bytes]] = {"tflite": _embed_in_tflite, "onnx": _embed_in_onnx}
+_EMBED: dict[str, Callable[[bytes, Contract, bytes], bytes]] = {
+    "tflite": _embed_in_tflite,
+    "onnx": _embed_in_onnx,
+}
 
 
-def _with_zip(data: bytes, contract: Contract) -> bytes:
-    """Appends a zip. MediaPipe refuses deflated entries, so they are stored; their date is fixed to 1980."""
+def _label_lines(contract: Contract) -> str:
+    return "".join(f"{label}\n" for label in contract.labels)
+
+
+def _with_zip(data: bytes, contract: Contract, statistics: bytes) -> bytes:
+    """Appends a zip. MediaPipe refuses deflated entries, so they are stored; their date is fixed to 1980.
+
+    The contract comes last: its reader looks at the end of the file only.
+    """
+    entries: dict[str, str | bytes] = {LABELS_NAME: _label_lines(contract)}
+    if statistics:
+        entries[STATISTICS_NAME] = statistics
+    entries[CONTRACT_NAME] = contract.to_json()
     file = io.BytesIO()
     file.write(data)
     with zipfile.ZipFile(file, "a", zipfile.ZIP_STORED) as archive:
-        for name, text in (
-            (LABELS_NAME, "".join(f"{label}\n" for label in contract.labels)),
-            (CONTRACT_NAME, contract.to_json()),
-        ):
+        for name, content in entries.items():
             entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
             entry.create_system = 3  # Unix, on every system, so that the bytes are equal
-            archive.writestr(entry, text)
+            archive.writestr(entry, content)
     return file.getvalue()
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import build_contract, check_contract
+from export.contract import ModelFacts, build_contract, check_contract, next_release, run_statistics
 from export.model_folder import ExportedFile, model_folder
 from export.output_dir import check_output_dir, replace_dir
 from export.parity.gates import failures
@@ -76,6 +76,7 @@ class _Job:
     run: Run
     out: Path
     files: tuple[FileKey, ...]  # to convert
+    release: int  # of the contract
     sign: Sign | None
 
     @property
@@ -89,10 +90,11 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Trained:
-    """The trained model, its contract, and the test photos."""
+    """The trained model, its contract and statistics, and the test photos."""
 
     model: keras.Model
     contract: Contract
+    statistics: bytes  # as each file holds them; maybe empty
     photos: Photos
 
     @property
@@ -136,6 +138,7 @@ def _prepare(config: ExportConfig) -> _Job:
         run=run,
         out=config.out or Path("models") / run.name,
         files=file_keys(config.precisions, config.engines),
+        release=next_release(config.out or Path("models") / run.name),
         sign=open_key(config.signing_key) if config.signing_key else None,
     )
     check_output_dir(job.out)
@@ -174,16 +177,22 @@ def _load(job: _Job) -> _Trained:
     with suppress_native_stderr():
         import tensorflow  # noqa: F401 (here, because it takes 5 s to load)
 
-    from export.serving_model import serving_model
+    from export.serving_model import golden_answer, named_outputs, serving_model
 
     model = serving_model(job.run)
     size = (model.inputs[0].shape[1], model.inputs[0].shape[2])
-    contract = build_contract(job.run, job.out.name, size)
+    facts = ModelFacts(
+        size,
+        features=named_outputs(model)["features"].shape[-1],
+        golden=golden_answer(model),
+        statistics=run_statistics(job.run),
+    )
+    contract = build_contract(job.run, job.out.name, facts, job.release)
     check_contract(contract, job.files, job.run.path, job.out)
     count = min(job.config.photos or sys.maxsize, len(job.run.dataset.split("test")))
     with Progress("decode", count, "photos") as progress:
         photos = read_photos(job.run.dataset, "test", size, job.config.photos, progress.step)
-    return _Trained(model, contract, photos)
+    return _Trained(model, contract, facts.statistics, photos)
 
 
 def _estimate(job: _Job, trained: _Trained) -> ExportClock:
@@ -240,7 +249,11 @@ def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedF
             with clock.conversion(key):
                 data = FLOAT_CONVERTERS[key](trained.model)
             files.append(
-                ExportedFile(trained.contract.name, key, embed_contract(data, key[0], trained.contract))
+                ExportedFile(
+                    trained.contract.name,
+                    key,
+                    embed_contract(data, key[0], trained.contract, trained.statistics),
+                )
             )
     if "int8" in job.config.precisions:
         files += _convert_int8(job, trained, clock)
@@ -260,7 +273,10 @@ def _convert_int8(job: _Job, trained: _Trained, clock: ExportClock) -> list[Expo
     found = find_int8(trained.model, converters, calibration.pixels, reference, job.config.engines, clock)
     return [
         ExportedFile(
-            contract.name, (format, "int8"), embed_contract(file.data, format, contract), file.recipe
+            contract.name,
+            (format, "int8"),
+            embed_contract(file.data, format, contract, trained.statistics),
+            file.recipe,
         )
         for format, file in found.items()
     ]

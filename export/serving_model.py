@@ -12,12 +12,15 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
+from runtime.model_file.contract import GoldenAnswer
+from runtime.model_file.golden import golden_picture
 
 if TYPE_CHECKING:
     from train.run import Run
 
 OUTPUTS = ("probabilities", "known", "features")  # of the contract; only some models have `known`
 BATCH = 8  # photos
+GOLDEN_DIGITS = 6  # the last digits of a float32 depend on the processor
 
 
 class ServingModelError(UserError):
@@ -55,6 +58,15 @@ def serving_model(run: Run) -> keras.Model:
             "classes; train it again"
         )
     return model
+
+
+def golden_answer(model: keras.Model) -> GoldenAnswer:
+    """The model's outputs for the golden picture, rounded to GOLDEN_DIGITS."""
+    _, height, width, _ = model.inputs[0].shape
+    outputs = predict(model, golden_picture(height, width)[np.newaxis], lambda done: None)
+    probabilities = tuple(round(float(value), GOLDEN_DIGITS) for value in outputs["probabilities"][0])
+    known = round(float(outputs["known"][0, 0]), GOLDEN_DIGITS) if "known" in outputs else None
+    return GoldenAnswer(probabilities, known)
 
 
 def named_outputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
