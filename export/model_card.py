@@ -37,8 +37,12 @@ _HEADS = {
 }
 
 
-def model_card(index: Index, run: Run, results: Sequence[ParityResult], recipes: Mapping[str, str]) -> str:
-    """The Markdown text. `recipes` says how each int8 file, by name, was quantized."""
+def model_card(
+    index: Index, run: Run, results: Sequence[ParityResult], recipes: Mapping[str, str], float16: str
+) -> str:
+    """The Markdown text. `recipes` says how each int8 file, by name, was quantized; `float16` sums up the
+    comparison in float16 arithmetic.
+    """
     sections = [
         _front_matter(index, results),
         _summary(index.contract, run),
@@ -46,7 +50,7 @@ def model_card(index: Index, run: Run, results: Sequence[ParityResult], recipes:
         _limits(index.contract),
         _training_data(index.contract, run),
         "## Files\n\n" + _files(index, recipes),
-        "## Parity with the trained model\n\n" + _parity(results),
+        "## Parity with the trained model\n\n" + _parity(results) + f"\n\n{_escaped(float16)}.",
         "## Licences\n\n"
         "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
         "Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/, under the licence CC BY 4.0 "
@@ -54,7 +58,7 @@ def model_card(index: Index, run: Run, results: Sequence[ParityResult], recipes:
         "quantized, and followed by a new head. The software that made the files is under the licence "
         "Apache 2.0.",
         f"## Citation\n\n```bibtex\n{_BIBTEX}\n```",
-        f"Exported {index.contract.created} with "
+        f"Release {index.contract.release} of this folder, exported {index.contract.created} with "
         + ", ".join(f"{name} {version}" for name, version in index.contract.versions.items())
         + ".",
     ]
@@ -123,7 +127,12 @@ def _use(contract: Contract) -> str:
         text += (
             "\n\nThe output `known`, float32 [1, 1], is the score that the photo belongs to one of the "
             f"classes. Below {contract.thresholds['known']:g} the runtime reports `unknown`. With this "
-            "threshold, 2 % of the validation photos are rejected as unknown."
+            "threshold, at most 2 % of the validation photos are rejected as unknown."
+        )
+        text += (
+            f"\n\nThe output `features`, float32 [1, {contract.features}], describes the photo; the other "
+            "outputs are computed from it. `python -m runtime.adapt` uses it to learn what the camera sees "
+            "when no object of a class is there."
         )
     return text
 

@@ -18,7 +18,18 @@ from runtime.model_file.index import Index, IndexedFile
 from train.run import Run
 
 # The fields of a ParityResult that model.json records for each engine.
-_PARITY_METRICS = ("n", "top1", "agreement", "uncompressed_agreement", "mean_dp", "p99_dp", "max_dp", "ms")
+_PARITY_METRICS = (
+    "n",
+    "top1",
+    "agreement",
+    "known_agreement",
+    "uncompressed_agreement",
+    "mean_dp",
+    "p99_dp",
+    "max_dp",
+    "max_dfeatures",
+    "ms",
+)
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,15 @@ class ExportedFile:
 
 
 def model_folder(
-    contract: Contract, run: Run, files: Sequence[ExportedFile], results: Sequence[ParityResult]
+    contract: Contract, run: Run, files: Sequence[ExportedFile], results: Sequence[ParityResult], float16: str
 ) -> dict[str, bytes]:
-    """The bytes of every file in the folder, by name. Raises UserError when the index is too large."""
+    """The bytes of every file in the folder, by name. `float16` sums up the comparison in float16 arithmetic.
+
+    Raises UserError when the index is too large.
+    """
     index = Index(contract, tuple(_indexed(file, results) for file in files))
     check_index(index, run.path)
-    card = model_card(index, run, results, {file.name: file.recipe for file in files})
+    card = model_card(index, run, results, {file.name: file.recipe for file in files}, float16)
     return {
         **{file.name: file.data for file in files},
         INDEX_NAME: index.to_json().encode(),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.parity.table import parity_report
 from export.photos import Photos, read_photos, select_photos
 from export.sign import Sign, open_key
-from export.time_left import ExportClock, Workload, duration, parity_key, total_seconds
+from export.time_left import ExportClock, Task, Workload, duration, parity_key, total_seconds
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
@@ -37,9 +38,12 @@ from train.run import UNCOMPRESSED_CSV, Run, newest_run, open_run
 if TYPE_CHECKING:
     import keras
 
+    from export.parity.float16 import Float16Result
+
 INSTALL = "in a clone of this project, run: pip install '.[train,export]'"
 SUCCESS, PARITY_FAILED = 0, 3
 QUICK_PHOTOS = 50
+FLOAT16_COST = 3.0  # one photo in float16 arithmetic, relative to the Keras model
 SLOW_EXPORT = 60.0  # seconds from which the quicker options are printed
 
 # The packages of the extra `export`, by import name.
@@ -109,14 +113,21 @@ def export(config: ExportConfig) -> int:
     """
     job = _prepare(config)
     trained = _load(job)
+    from export.parity.float16 import float16_failures  # loads onnx
+
     clock = _estimate(job, trained)
     files = _convert(job, trained, clock)
-    results = _check_parity(job, trained, files, clock)
+    reference = replace(
+        _reference(job, trained, trained.photos, "test", clock), uncompressed=_uncompressed_top1(job)
+    )
+    results = _check_parity(job, reference, files, clock)
+    float16 = _check_float16(trained, reference, files, clock)
     names = {file.key: file.name for file in files if file.is_kept(config.keep)}
-    print(f"\n{parity_report(results, names, default_threads())}\n")
-    if failed := failures(results):
-        return _reject(job, trained, files, results, failed)
-    _write(job, trained, [file for file in files if file.is_kept(config.keep)], results)
+    print(f"\n{parity_report(results, names, default_threads())}\n{float16.summary}\n")
+    contents = partial(model_folder, trained.contract, job.run, results=results, float16=float16.summary)
+    if failed := [*failures(results), *float16_failures(float16)]:
+        return _reject(job, contents(files), failed)
+    _write(job, contents([file for file in files if file.is_kept(config.keep)]), files)
     return SUCCESS
 
 
@@ -297,21 +308,35 @@ def _reference(
         outputs["probabilities"],
         outputs.get("known"),
         job.run.thresholds.get("known", 0.0),
+        outputs["features"],
     )
 
 
 def _check_parity(
-    job: _Job, trained: _Trained, files: Sequence[ExportedFile], clock: ExportClock
+    job: _Job, reference: ParityReference, files: Sequence[ExportedFile], clock: ExportClock
 ) -> list[ParityResult]:
     """Runs each file in its engines on the test photos."""
     engines = job.config.engines
-    reference = replace(
-        _reference(job, trained, trained.photos, "test", clock), uncompressed=_uncompressed_top1(job)
-    )
     data = {file.key: file.data for file in files}
     keys = [parity_key(file, engine) for file, engine in file_engine_pairs(data, engines)]
     with clock.stage("parity", "inferences", keys) as step:
         return run_parity(data, reference, engines, lambda file, engine: step(parity_key(file, engine), 1))
+
+
+def _check_float16(
+    trained: _Trained, reference: ParityReference, files: Sequence[ExportedFile], clock: ExportClock
+) -> Float16Result:
+    """Runs the float32 model in float16 arithmetic on some of the test photos."""
+    from export.formats import FLOAT_CONVERTERS
+    from export.parity.float16 import PHOTOS, run_float16
+
+    key = ("onnx", "float32")
+    data = {file.key: file.data for file in files}.get(key) or FLOAT_CONVERTERS[key](trained.model)
+    task = ("float16 arithmetic",)
+    seconds = FLOAT16_COST * clock.workload.photo_seconds
+    clock.time_left.add({task: Task(min(PHOTOS, len(reference.photos)), seconds)})
+    with clock.stage(task[0], "photos", [task]) as step:
+        return run_float16(data, reference, partial(step, task))
 
 
 def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:
@@ -326,13 +351,11 @@ def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:
 
 def _reject(
     job: _Job,
-    trained: _Trained,
-    files: Sequence[ExportedFile],
-    results: Sequence[ParityResult],
+    contents: Mapping[str, bytes],
     failed: Sequence[str],
 ) -> int:
-    """Writes the files to NAME.rejected and prints an error for each failed result."""
-    replace_dir(model_folder(trained.contract, job.run, files, results), job.rejected)
+    """Writes the files to NAME.rejected and prints an error for each broken bound."""
+    replace_dir(contents, job.rejected)
     for line in failed:
         print_error(line)
     state = f"{job.out} is unchanged" if job.out.exists() else f"{job.out} was not written"
@@ -340,15 +363,12 @@ def _reject(
     return PARITY_FAILED
 
 
-def _write(
-    job: _Job, trained: _Trained, files: Sequence[ExportedFile], results: Sequence[ParityResult]
-) -> None:
+def _write(job: _Job, contents: dict[str, bytes], files: Sequence[ExportedFile]) -> None:
     """Replaces the model folder and prints the next steps."""
-    contents = model_folder(trained.contract, job.run, files, results)
     if job.sign:
-        contents[SIGNATURE_NAME] = job.sign(job.out.name, contents)
+        contents |= {SIGNATURE_NAME: job.sign(job.out.name, contents)}
     replace_dir(contents, job.out)
-    print(printable(f"model: {job.out}"))
+    print(printable(f"model: {job.out}, release {job.release}"))
     if not job.run.compressed and "int8" in job.config.precisions:
         print(printable(compression_hint(job.run.path, max(file.macs for file in files))))
     print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(job.out))}"))

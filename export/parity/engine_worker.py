@@ -36,6 +36,7 @@ class EngineOutputs:
     probabilities: NDArray[np.float32]  # [n, C]
     ms: NDArray[np.float32]  # [n], time of each inference
     known: NDArray[np.float32] | None = None  # [n, 1], if the file has that output
+    features: NDArray[np.float32] | None = None  # [n, D]
 
 
 def run_in_engine(
@@ -73,7 +74,11 @@ def run_in_engine(
             raise EngineError(f"{engine} stopped with status {status}: {messages[-1][:300]}")
         with np.load(out) as result:
             return EngineOutputs(
-                str(result["engine"]), result["probabilities"], result["ms"], result.get("known")
+                str(result["engine"]),
+                result["probabilities"],
+                result["ms"],
+                result.get("known"),
+                result.get("features"),
             )
 
 

@@ -19,26 +19,41 @@ class Gate:
     """The bounds of one precision. None: no bound."""
 
     max_dp: float | None = None
+    max_dfeatures: float | None = None  # largest relative error of a photo's features
     p99_dp: float | None = None
     agreement: float | None = None  # smallest share of photos with the float32 model's top-1
+    known_agreement: float | None = None  # smallest share of photos with its decision on unknown pictures
     top1_loss: float | None = None  # largest loss of top-1 accuracy, as a share
     next_step: str = ""  # what to do about a file that fails
 
     @property
     def needs_many_photos(self) -> bool:
-        return any(bound is not None for bound in (self.p99_dp, self.agreement, self.top1_loss))
+        bounds = (self.p99_dp, self.agreement, self.known_agreement, self.top1_loss)
+        return any(bound is not None for bound in bounds)
 
 
 GATES: dict[str, Gate] = {
-    "float32": Gate(max_dp=1e-4, next_step="the conversion changed the model; report this with the table"),
-    "float16": Gate(
-        max_dp=5e-3, next_step="float16 cannot represent these weights; export without --float16"
+    "float32": Gate(
+        max_dp=1e-4,
+        max_dfeatures=1e-3,
+        next_step="the conversion changed the model; report this with the table",
     ),
-    "dynamic": Gate(agreement=0.98, next_step="export --int8, which is calibrated, or without --dynamic"),
+    "float16": Gate(
+        max_dp=5e-3,
+        max_dfeatures=0.02,
+        next_step="float16 cannot represent these weights; export without --float16",
+    ),
+    "dynamic": Gate(
+        agreement=0.98,
+        max_dfeatures=0.2,
+        next_step="export --int8, which is calibrated, or without --dynamic",
+    ),
     "int8": Gate(
         max_dp=0.25,
+        max_dfeatures=0.1,
         p99_dp=0.12,
         agreement=0.98,
+        known_agreement=0.99,
         top1_loss=0.01,
         next_step="train on more photos, which calibration also uses, or export --float16 instead",
     ),
@@ -76,6 +91,9 @@ def broken_bounds(result: ParityResult) -> list[str]:
     if gate.max_dp is not None and not result.max_dp <= gate.max_dp:
         broken.append(f"max |Δp| {result.max_dp:.2g} is over {gate.max_dp:g}")
     broken += _broken_known(result, gate)
+    features = result.max_dfeatures
+    if gate.max_dfeatures is not None and features is not None and not features <= gate.max_dfeatures:
+        broken.append(f"features differ by {features:.2g} of their length, over {gate.max_dfeatures:g}")
     return broken + (_broken_rates(result, gate) if result.n >= MIN_PHOTOS else _broken_count(result))
 
 
@@ -84,10 +102,13 @@ def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
     limit = gate.max_dp if gate.agreement is None else None  # the bound of a float file
     if limit is not None and result.max_dknown is not None and not result.max_dknown <= limit:
         broken.append(f"max |Δ known| {result.max_dknown:.2g} is over {limit:g}")
-    if result.known_disagreements is not None and result.known_disagreements > _allowed(result):
+    allowed = _allowed(result)
+    if gate.known_agreement is not None and result.n >= MIN_PHOTOS:
+        allowed = int((1 - gate.known_agreement) * result.n + 1e-9)
+    if result.known_disagreements is not None and result.known_disagreements > allowed:
         broken.append(
             f"{result.known_disagreements} of {result.n} photos differ in the unknown decision "
-            f"(limit {_allowed(result)})"
+            f"(limit {allowed})"
         )
     return broken
 

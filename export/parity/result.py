@@ -29,6 +29,7 @@ class ParityResult:
     error: str = ""  # why there are no figures, or why they cannot be trusted
     known_disagreements: int | None = None  # photos with another unknown decision; None: no output `known`
     max_dknown: float | None = None  # largest |Δ| of `known`
+    max_dfeatures: float | None = None  # see `features_error`; None: the reference has no features
     uncompressed_disagreements: int | None = None  # photos whose top-1 differs from the uncompressed model's
 
     @property

@@ -32,6 +32,7 @@ class ParityReference:
     probabilities: NDArray[np.float32]  # [n, C], of the float32 Keras model
     known: NDArray[np.float32] | None = None  # [n, 1], if the model has that output
     known_threshold: float = 0.0  # a photo with a lower `known` is unknown
+    features: NDArray[np.float32] | None = None  # [n, D]; None: features are not compared
     uncompressed: NDArray[np.int64] | None = None  # [n], top-1 of the uncompressed model, if compressed
 
 
@@ -111,7 +112,7 @@ def _run_pair(
     if reference.uncompressed is not None:
         different = found.argmax(axis=1) != reference.uncompressed
         result = replace(result, uncompressed_disagreements=int(different.sum()))
-    return _with_known(result, outputs.known, reference)
+    return _with_features(_with_known(result, outputs.known, reference), outputs.features, reference)
 
 
 def _result(
@@ -156,6 +157,26 @@ def _with_known(
         known_disagreements=int(((found >= threshold) != (reference.known >= threshold)).sum()),
         max_dknown=float(np.abs(found.astype(np.float64) - reference.known).max()),
     )
+
+
+def _with_features(
+    result: ParityResult, found: NDArray[np.float32] | None, reference: ParityReference
+) -> ParityResult:
+    if reference.features is None or result.error:
+        return result
+    if found is None or found.shape != reference.features.shape or not np.isfinite(found).all():
+        width = reference.features.shape[1]
+        return replace(result, error=f"output `features` is missing, or not {width} finite numbers per photo")
+    return replace(result, max_dfeatures=features_error(found, reference.features))
+
+
+def features_error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """The largest relative error of a photo's features [n, D]: |found - expected| / |expected|, as lengths.
+
+    The largest error of a single feature proves little: the square root enlarges that of one near 0.
+    """
+    difference = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
+    return float((difference / np.maximum(np.linalg.norm(expected, axis=1), 1e-6)).max())
 
 
 def contract_error(outputs: EngineOutputs, reference: ParityReference) -> str:

@@ -55,6 +55,8 @@ def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
     }
     if any(result.known_agreement is not None for result in results):
         columns["same unknown"] = [_percent(result.known_agreement) for result in results]
+    if any(result.max_dfeatures is not None for result in results):
+        columns["|Δfeatures|"] = [_percent(result.max_dfeatures) for result in results]
     if any(result.uncompressed_agreement is not None for result in results):
         columns["same as uncompressed"] = [_percent(result.uncompressed_agreement) for result in results]
     columns["ms"] = [f"{result.ms:.1f}" for result in results]
@@ -72,6 +74,7 @@ def column_explanations(results: Sequence[ParityResult], threads: int) -> list[t
         "p99 |Δp|": "the same for the photo at the 99th percentile",
         "max |Δp|": "the same for the photo that moves most",
         "same unknown": "share of the photos with the same decision between known and unknown",
+        "|Δfeatures|": "how far the features of a photo move, as a share of their length, at most",
         "same as uncompressed": "share of the photos with the same label as the uncompressed model",
         "ms": f"median time of one photo on {threads} thread{'s' if threads > 1 else ''} of this computer",
         "verdict": f"passed, failed, or too few photos: some limits apply from {MIN_PHOTOS} photos on",

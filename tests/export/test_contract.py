@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from export.contract import check_contract
+from export.contract import ModelFacts, build_contract, check_contract, next_release, run_statistics
 from export.model_folder import ExportedFile, model_folder
 from runtime.common.errors import UserError
-from runtime.model_file.contract import Contract
-from runtime.model_file.files import MAX_JSON_BYTES
+from runtime.model_file.contract import Contract, GoldenAnswer
+from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES
 from runtime.model_file.index import Index
 from tests.export.parity.results import RESULT
 from train.run import open_run
@@ -41,6 +41,39 @@ def test_a_contract_that_a_device_would_refuse_is_refused(
         check_contract(replace(contract, name=out, **changes), FILES, Path("runs/r"), Path("m", out))
 
 
+def test_each_export_to_a_folder_counts_its_release(tmp_path: Path, contract: Contract) -> None:
+    out = tmp_path / "m"
+    assert next_release(out) == 1
+    out.mkdir()
+    for release in (1, 41):
+        golden = GoldenAnswer((0.2, 0.3, 0.5), None)
+        new = replace(contract, version=2, features=8, release=release, golden=golden)
+        (out / INDEX_NAME).write_text(Index(new, ()).to_json(), encoding="utf-8")
+        assert next_release(out) == release + 1
+    (out / INDEX_NAME).write_text(Index(contract, ()).to_json(), encoding="utf-8")
+    assert contract.version == 1 and next_release(out) == 1
+    (out / INDEX_NAME).write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match=r"release number.*--out"):
+        next_release(out)
+
+
+def test_a_run_with_a_detector_but_without_statistics_is_trained_again(
+    synthetic_run: Path, tmp_path: Path
+) -> None:
+    run = replace(open_run(synthetic_run), path=tmp_path)
+    with pytest.raises(UserError, match=r"no statistics\.safetensors.*train it again"):
+        run_statistics(run)
+    assert run_statistics(replace(run, thresholds={})) == b""
+    facts = ModelFacts(
+        (64, 64),
+        features=7,
+        golden=GoldenAnswer((), None),
+        statistics=run_statistics(open_run(synthetic_run)),
+    )
+    with pytest.raises(UserError, match="another model; train it again"):
+        build_contract(run, "small", facts, release=1)
+
+
 def test_an_index_that_its_figures_make_too_large_is_not_written(
     synthetic_run: Path, contract: Contract, float_files: dict[tuple[str, str], bytes]
 ) -> None:
@@ -48,4 +81,6 @@ def test_an_index_that_its_figures_make_too_large_is_not_written(
     full = replace(contract, base_sha256=room * "a")
     key = ("tflite", "float32")
     with pytest.raises(UserError, match=r"model\.json: .*1,048,576 bytes"):
-        model_folder(full, open_run(synthetic_run), [ExportedFile("small", key, float_files[key])], [RESULT])
+        model_folder(
+            full, open_run(synthetic_run), [ExportedFile("small", key, float_files[key])], [RESULT], ""
+        )

@@ -7,11 +7,14 @@ import struct
 import zipfile
 from typing import Any
 
+import numpy as np
+import onnx
 from ai_edge_litert import schema_py_generated as schema
 
 from export.metadata import embed_contract
 from runtime.model_file.contract import Contract
-from runtime.model_file.formats import read_contract
+from runtime.model_file.formats import read_contract, read_statistics_bytes
+from runtime.model_file.statistics import fit_statistics
 
 Files = dict[tuple[str, str], bytes]
 
@@ -19,6 +22,23 @@ Files = dict[tuple[str, str], bytes]
 def test_the_runtime_reads_the_embedded_contract(embedded: Files, contract: Contract) -> None:
     for (format, _), data in embedded.items():
         assert read_contract(data, format) == contract
+
+
+def test_the_runtime_reads_the_embedded_statistics(float_files: Files, contract: Contract) -> None:
+    rng = np.random.default_rng(0)
+    features, labels = rng.random((12, 32)), np.arange(12) % len(contract.labels)
+    data = fit_statistics(features, labels, features[:6], labels[:6], np.ones(6)).to_bytes()
+    for (format, precision), plain in float_files.items():
+        file = embed_contract(plain, format, contract, data)
+        assert read_statistics_bytes(file, format) == data
+        assert read_contract(file, format) == contract
+        assert embed_contract(plain, format, contract, data) == file, precision
+
+
+def test_an_onnx_file_also_lists_the_labels_as_plain_text(embedded: Files, contract: Contract) -> None:
+    file = onnx.load_model_from_string(embedded["onnx", "float32"])
+    properties = {entry.key: entry.value for entry in file.metadata_props}
+    assert properties["labels.txt"].splitlines() == list(contract.labels)
 
 
 def test_embedding_repeats_byte_for_byte(float_files: Files, embedded: Files, contract: Contract) -> None:

@@ -46,7 +46,9 @@ def card(
     counted = {"macs": 1_530_000_000}
     file = IndexedFile("small_int8.tflite", "tflite", "int8", 1_000_000, "c" * 64, counted)
     index = Index(contract, (file,))
-    return model_card(index, run, [result], {"small_int8.tflite": "per-channel, float head"})
+    return model_card(
+        index, run, [result], {"small_int8.tflite": "per-channel, float head"}, "float16: no overflow"
+    )
 
 
 def test_figures_are_the_recorded_figures(contract: Contract) -> None:
@@ -58,6 +60,8 @@ def test_figures_are_the_recorded_figures(contract: Contract) -> None:
     assert "| `small_int8.tflite` | 1.0 | 1.53 | per-channel, float head |" in text
     assert "Trained on generated pictures" in text
     assert "/home/somebody" not in text
+    assert "float16: no overflow." in text
+    assert f"Release {contract.release} of this folder" in text
 
 
 def test_front_matter_is_yaml_for_any_name(contract: Contract) -> None:

@@ -32,6 +32,13 @@ from tests.export.parity.results import RESULT
         ("dynamic", {"n": 249, "disagreements": 5}, {"n": 249, "disagreements": 6}, "limit 5"),
         ("int8", {"n": 1, "disagreements": 1}, {"n": 1, "max_dp": 0.26}, r"max \|Δp\|"),
         ("float32", {"n": 3}, {"n": 3, "max_dp": 0.01}, r"max \|Δp\|"),
+        ("float32", {"max_dfeatures": 1e-3}, {"max_dfeatures": 1.1e-3}, "features differ"),
+        ("float16", {"max_dfeatures": 0.02}, {"max_dfeatures": 0.021}, "features differ"),
+        ("dynamic", {"max_dfeatures": 0.2}, {"max_dfeatures": 0.21}, "features differ"),
+        ("int8", {"max_dfeatures": 0.1}, {"max_dfeatures": math.nan}, "features differ"),
+        ("int8", {"known_disagreements": 5}, {"known_disagreements": 6}, "6 of 500 .* limit 5"),
+        ("int8", {"n": 299, "known_disagreements": 2}, {"n": 299, "known_disagreements": 3}, "limit 2"),
+        ("int8", {"n": 40, "known_disagreements": 1}, {"n": 40, "known_disagreements": 2}, "limit 1"),
         ("float32", {}, {"max_dp": math.nan}, r"max \|Δp\|"),
         ("dynamic", {}, {"error": "returns no finite number"}, "no finite number"),
     ],
@@ -63,7 +70,7 @@ def test_a_gate_with_rates_never_passes_on_too_few_photos(precision: str, n: int
 
 
 def test_the_unknown_decision_has_a_limit_for_every_precision() -> None:
-    few = replace(RESULT, n=500, known_disagreements=10, max_dknown=0.4)
+    few = replace(RESULT, precision="dynamic", n=500, known_disagreements=10, max_dknown=0.4)
     assert broken_bounds(few) == []
     (bound,) = broken_bounds(replace(few, known_disagreements=11))
     assert "11 of 500" in bound and "limit 10" in bound

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from export import onnx_converter
 from export.parity import engine_worker, runner
 from export.parity.engine_worker import EngineOutputs
-from export.parity.gates import FAILED, failures, verdict
+from export.parity.gates import FAILED, PASSED, failures, verdict
 from export.parity.runner import TIMED, ParityReference, run_parity
 from export.serving_model import predict
 from runtime.common.errors import EngineError, UserError
@@ -57,6 +57,25 @@ def test_the_uncompressed_models_answers_are_compared_too(
     (result,) = run_parity(files, replace(reference, uncompressed=other), ["onnx"])
     assert result.disagreements == 0 and result.uncompressed_disagreements == 2
     assert result.uncompressed_agreement == pytest.approx(1 - 2 / len(reference.photos))
+
+
+def test_features_are_compared_with_the_models_own(float_files: Files, pictures: NDArray[np.uint8]) -> None:
+    outputs = predict(small_model(), pictures, lambda done: None)
+    right = ParityReference(
+        pictures,
+        outputs["probabilities"].argmax(axis=1),
+        outputs["probabilities"],
+        features=outputs["features"],
+    )
+    files = {("onnx", "float32"): float_files["onnx", "float32"]}
+    (same,) = run_parity(files, right, ["onnx"])
+    assert same.max_dfeatures is not None and same.max_dfeatures < 1e-5 and verdict(same) == PASSED
+    moved = outputs["features"].copy()
+    moved[3] *= np.float32(1.01)  # of one photo
+    (different,) = run_parity(files, replace(right, features=moved), ["onnx"])
+    assert different.max_dfeatures == pytest.approx(0.01, rel=0.05) and verdict(different) == FAILED
+    (missing,) = run_parity(files, replace(right, features=moved[:, 1:]), ["onnx"])
+    assert "features" in missing.error and verdict(missing) == FAILED
 
 
 @pytest.mark.parametrize(
