@@ -22,6 +22,7 @@ from export.parity.gates import PASSED, TOO_FEW_PHOTOS
 from export.parity.runner import file_engine_pairs
 from runtime import Classifier
 from runtime.classify import main as classify
+from runtime.inference.model_proof import check_answer
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import read_index
 from runtime.model_file.loader import open_model
@@ -92,9 +93,14 @@ def test_every_format_is_written_and_opens(exported: Path, synthetic_run: Path) 
     assert index.contract.labels == run.classes
     assert index.contract.data_sha256 == run.data_sha256
     assert index.contract.synthetic
+    assert (index.contract.version, index.contract.release) == (2, 1)
+    statistics = run.statistics()
+    assert statistics is not None and statistics.means.shape[1] == index.contract.features
     for file in index.files:
         model = open_model(exported / file.file)  # verifies the bytes and the contract inside
         assert model.contract == index.contract
+        assert model.read_statistics().to_bytes() == statistics.to_bytes()
+        check_answer(Classifier(exported / file.file))  # the golden picture
         assert set(file.metrics["parity"]) and (file.precision != "int8" or file.metrics["recipe"])
 
 
