@@ -123,7 +123,7 @@ def export(config: ExportConfig) -> int:
     results = _check_parity(job, reference, files, clock)
     float16 = _check_float16(trained, reference, files, clock)
     names = {file.key: file.name for file in files if file.is_kept(config.keep)}
-    print(f"\n{parity_report(results, names, default_threads())}\n{float16.summary}\n")
+    print(f"\n{parity_report(results, names, default_threads())}\n\n{float16.summary}\n")
     contents = partial(model_folder, trained.contract, job.run, results=results, float16=float16.summary)
     if failed := [*failures(results), *float16_failures(float16)]:
         return _reject(job, contents(files), failed)

@@ -18,9 +18,12 @@ from numpy.typing import NDArray
 SMALLEST_MEAN = 1e-3  # of a part, for a picture that activates nothing
 
 
-def channel_means(pool: keras.KerasTensor) -> keras.KerasTensor:
-    """[N, height, width, W] → [N, W]: the means over positions, float32."""
-    return keras.ops.mean(keras.ops.cast(pool, "float32"), axis=(1, 2))
+def channel_means(pool: keras.KerasTensor, name: str | None = None) -> keras.KerasTensor:
+    """[N, height, width, W] → [N, W]: the means over positions, float32.
+
+    A layer, because the name of an operation can occur in the saved model whose layers it is put on.
+    """
+    return keras.layers.GlobalAveragePooling2D(dtype="float32", name=name)(pool)
 
 
 def describe(means: Sequence[NDArray[Any]]) -> NDArray[np.float32]:

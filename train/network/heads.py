@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import keras
 
-from train.network.descriptor import descriptor_layers
+from train.network.descriptor import channel_means, descriptor_layers
 from train.network.novelty import NoveltyModel, novelty_layers
 from train.network.vgg import POOLS, Weights, base_layers, load_weights, picture_input
 from train.settings import Settings
@@ -62,10 +62,7 @@ def build_classifier(
     base = keras.Model(image, base_layers(image, widths=weights.widths))
     copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
     if copies[0].name == "pool":
-        means = [
-            keras.layers.GlobalAveragePooling2D(name=f"{pool}_means")(base.get_layer(pool).output)
-            for pool in POOLS
-        ]
+        means = [channel_means(base.get_layer(pool).output, f"{pool}_means") for pool in POOLS]
         features = descriptor_layers(means)
         x, following = _unit_means(features, weights), copies[2:]  # instead of the layers `pool` and `unit`
     else:
