@@ -61,7 +61,7 @@ def build_classifier(
     image = picture_input(weights.input_size)
     base = keras.Model(image, base_layers(image, widths=weights.widths))
     copies = [keras.layers.deserialize(keras.layers.serialize(layer)) for layer in head]
-    if copies[0].name == "pool":
+    if [copy.name for copy in copies[:2]] == ["pool", "unit"]:
         means = [channel_means(base.get_layer(pool).output, f"{pool}_means") for pool in POOLS]
         features = descriptor_layers(means)
         x, following = _unit_means(features, weights), copies[2:]  # instead of the layers `pool` and `unit`
