@@ -9,13 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.known import (
-    METHODS,
-    RELEASED_METHOD,
-    leave_one_class_out,
-    pooled_flower_features,
-    pooled_unrelated_features,
-)
 from export.__main__ import main as export
 from export.int8 import search
 from export.parity.gates import GATES, PASSED, TOO_FEW_PHOTOS
@@ -54,18 +47,11 @@ def test_the_article_recipe_reaches_82_percent(
     assert test["top1"] >= 0.82
 
 
-def test_the_novelty_score_separates_unknown_pictures(flowers_run: Path, flower_photos: Path) -> None:
-    pooled, labels = pooled_flower_features(flower_photos)
-    no_flowers = pooled_unrelated_features()
-
-    def auroc(method: str) -> tuple[float, float]:
-        known = pooled["train"], labels["train"]
-        return leave_one_class_out(METHODS[method], *known, pooled["test"], labels["test"], no_flowers)
-
-    near, far = auroc(RELEASED_METHOD)
-    near_by_probability, _ = auroc("maximum probability")
-    assert near >= 0.78 and far >= 0.95
-    assert near > near_by_probability + 0.03
+def test_the_default_recipe_rejects_default_negatives_and_few_flowers(flowers_run: Path) -> None:
+    test = open_run(flowers_run).metrics["test"]
+    assert test["negatives"] >= 100
+    assert test["named"] <= 0.05
+    assert test["unknown"] <= 0.05
 
 
 def test_every_exported_file_passes_its_gate_in_every_engine(

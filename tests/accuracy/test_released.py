@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from benchmarks.known import METHODS, RELEASED_METHOD, Descriptors, near_auroc, unrelated_pictures
 from export.__main__ import main as export
 from export.macs import count_macs
 from export.parity.gates import PASSED
 from export.photos import read_photos
 from export.serving_model import predict
+from runtime import Classifier
 from tests.accuracy.parity_rows import parity_of_all_pairs
 from tests.helpers import RELEASED, ROOT
 from train.network.calibration import expected_calibration_error
@@ -61,6 +64,31 @@ def test_the_released_files_have_3_mb_and_a_tenth_of_the_macs(format: str) -> No
     data = (RELEASED / f"flowers_int8.{format}").read_bytes()
     assert len(data) <= 3_000_000
     assert count_macs(data, format) <= 15_346_630_656 / 10
+
+
+def test_the_released_file_names_a_fifth_of_unrelated_pictures_at_most() -> None:
+    classifier = Classifier(RELEASED / "flowers_int8.tflite", engine="litert")
+    pictures = unrelated_pictures(classifier.model.contract.input_size)
+    named = sum(classifier(picture).known is True for picture in pictures)
+    assert len(pictures) == 108
+    assert named <= 0.2 * len(pictures)
+
+
+def test_the_detector_separates_other_pictures_better_than_the_probability(flower_photos: Path) -> None:
+    """Near: one flower is left out of the fit. Far: sample pictures of two packages."""
+    network = Descriptors(open_run(COMPRESSED, flower_photos))
+    known, _, test, truth = network.flowers()
+    others = network(unrelated_pictures(network.size))
+
+    def far(method: str) -> float:
+        scores = METHODS[method](known, np.concatenate([test, others]))
+        return float(roc_auc_score(np.arange(len(scores)) < len(test), scores))
+
+    def near(method: str) -> float:
+        return near_auroc(METHODS[method], known, test, truth)
+
+    assert far(RELEASED_METHOD) >= max(0.97, far("maximum probability") + 0.1)
+    assert near(RELEASED_METHOD) >= max(0.82, near("maximum probability"))
 
 
 def test_every_file_of_the_compressed_run_passes_its_gate(flower_photos: Path, tmp_path: Path) -> None:
