@@ -26,6 +26,7 @@ COMMANDS = {
     "compress": Command(
         "train.compress.__main__", "prune a trained model to a tenth of its operations", ("keras",)
     ),
+    "refit": Command("train.refit", "fit the detector of unknown pictures of a run again", ("keras",)),
     "export": Command(
         "export.__main__", "write a trained model as TFLite and ONNX files", ("keras", "tensorflow", "onnx")
     ),

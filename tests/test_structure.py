@@ -46,10 +46,12 @@ COMMAND_PAGES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which
 MODULE_OF = {
     "train": "train",
     "compress": "train.compress",
+    "refit": "train.refit",
     "export": "export",
     "classify": "runtime.classify",
     "serve": "runtime.serve",
     "bench": "runtime.bench",
+    "adapt": "runtime.adapt",
 }  # by the name of the `vgg-edge` command
 
 
