@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 
 from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_load_generator, start_sink
 from benchmarks.machine import describe_machine
-from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb
+from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb, process_tree
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
 from runtime.preprocess.picture import read_picture
@@ -301,15 +301,21 @@ def infer_for(seconds: float, classifier: Classifier, pixels: list[NDArray[np.ui
 
 
 def resident_mb(process_id: int) -> float:
-    found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{process_id}/status").read_text())
-    assert found
-    return int(found[1]) * 1024 / 1e6
+    """Of the process and its children, as of their last photo."""
+    total = 0
+    for process in process_tree(process_id):
+        found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{process}/status").read_text())
+        total += int(found[1]) * 1024 if found else 0
+    return total / 1e6
 
 
 def cpu_seconds(process_id: int) -> float:
-    """Processor time that the process used so far."""
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time that the process and its children used so far."""
+    total = 0
+    for process in process_tree(process_id):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 def write_report(rows: Sequence[Measurement], used: str) -> None:
