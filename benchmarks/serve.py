@@ -301,7 +301,7 @@ def infer_for(seconds: float, classifier: Classifier, pixels: list[NDArray[np.ui
 
 
 def resident_mb(process_id: int) -> float:
-    """Of the process and its children, as of their last photo."""
+    """Resident memory of the process and its children."""
     total = 0
     for process in process_tree(process_id):
         found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{process}/status").read_text())
