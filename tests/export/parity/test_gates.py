@@ -35,7 +35,7 @@ from tests.export.parity.results import RESULT
         ("float32", {"max_dfeatures": 1e-3}, {"max_dfeatures": 1.1e-3}, "features differ"),
         ("float16", {"max_dfeatures": 0.02}, {"max_dfeatures": 0.021}, "features differ"),
         ("dynamic", {"max_dfeatures": 0.2}, {"max_dfeatures": 0.21}, "features differ"),
-        ("int8", {"max_dfeatures": 0.1}, {"max_dfeatures": math.nan}, "features differ"),
+        ("int8", {"max_dfeatures": 0.2}, {"max_dfeatures": math.nan}, "features differ"),
         ("int8", {"known_disagreements": 5}, {"known_disagreements": 6}, "6 of 500 .*limit 5"),
         ("int8", {"n": 299, "known_disagreements": 2}, {"n": 299, "known_disagreements": 3}, "limit 2"),
         ("int8", {"n": 40, "known_disagreements": 1}, {"n": 40, "known_disagreements": 2}, "limit 1"),
