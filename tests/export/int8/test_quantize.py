@@ -13,7 +13,15 @@ from export.int8 import layers
 from export.int8.equalization import equalize
 from export.int8.gptq import gptq
 from export.int8.layers import QuantizeError, conv_chain, conv_weights, convolve, run_layer
-from export.int8.quantize import Quantized, Recipe, quantize, round_to_codes
+from export.int8.quantize import (
+    Quantized,
+    QuantizedConv,
+    QuantParams,
+    Recipe,
+    quantize,
+    round_to_codes,
+    with_weights,
+)
 from export.int8.weight_codes import WeightCodes
 from export.serving_model import predict
 from runtime.inference.engines import ENGINES
@@ -169,3 +177,32 @@ def test_a_large_dense_layer_has_int8_weights(
         run = ENGINES[engine](data, 1)
         outputs = np.concatenate([run(picture[np.newaxis])["probabilities"] for picture in pictures])
         assert np.abs(outputs - expected).max() < 0.05
+
+
+def test_features_keep_the_factors_that_equalization_takes_from_channels() -> None:
+    import keras
+
+    from train.network.heads import HEADS, build_classifier
+    from train.network.vgg import CONVOLUTIONS, random_weights
+    from train.settings import Settings
+
+    weights = random_weights(dict.fromkeys(CONVOLUTIONS, 8), (32, 32))
+    head = HEADS["pooled"](3, Settings())
+    keras.Sequential([keras.Input((1, 1, 8)), *head])
+    model = build_classifier(weights, head)
+    photos = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    layers = conv_chain(model)
+    inputs = run_layer(keras.Model(model.inputs[0], layers[0].input), photos)
+    equalized = equalize(layers, inputs, 1.0)
+    assert all(conv.factors.min() < 0.9 for conv in list(equalized.values())[:-1])
+    unused, one = QuantParams(1.0), np.ones(8, np.float32)
+    exact = {
+        name: QuantizedConv(None, one, conv.kernel, conv.bias, unused, unused, conv.factors)
+        for name, conv in equalized.items()
+    }
+    expected = predict(model, photos, lambda done: None)
+    for name, output in predict(with_weights(model, exact), photos, lambda done: None).items():
+        np.testing.assert_allclose(output, expected[name], rtol=1e-3, atol=1e-4)
+    without = {name: replace(conv, factors=one) for name, conv in exact.items()}
+    features = predict(with_weights(model, without), photos, lambda done: None)["features"]
+    assert np.abs(features - expected["features"]).max() > 0.05
