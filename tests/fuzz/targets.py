@@ -250,7 +250,8 @@ def _bundle(payload: bytes) -> bytes:
                 "payloadType": kind,
                 "signatures": [{"sig": base64.b64encode(signature).decode(), "keyid": ""}],
             },
-        }
+        },
+        separators=(",", ":"),  # as model-signing writes it: no other form is accepted
     ).encode()
 
 
