@@ -1,0 +1,132 @@
+"""How well the released recipe recognizes flowers that it never saw: near and far AUROC of the int8 file.
+
+    python -m benchmarks.leave_one_out PHOTOS WORK > benchmarks/leave_one_out.md
+
+PHOTOS holds train/ and test/ with class folders. For each class, a model is trained, fine-tuned and
+compressed on the photos of the other classes alone, with the default negatives, and exported as int8 TFLite.
+AUROC is the probability that a test photo of these classes gets a higher `known` than a test photo of the
+class that was left out (near), or than a sample picture of scikit-image and scikit-learn (far). Distillation
+is shorter than that of the released model. WORK keeps the runs: the same command continues after an
+interruption. Takes some hours on 2 cores. Writes leave_one_out.csv too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+from benchmarks.known import unrelated_pictures
+from benchmarks.machine import describe_machine
+from export.__main__ import main as export
+from runtime import Classifier
+from runtime.preprocess.picture import read_picture
+from train.__main__ import main as train
+from train.compress.__main__ import main as compress
+
+Row = tuple[str, float, float, float, float, float]
+COLUMNS = ("left out", "top-1 of the others", "near AUROC", "far AUROC", "left out named", "others rejected")
+
+
+def main() -> int:
+    """Prints the table and writes the CSV."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--epochs", default="12", help="of distillation (the released model: 40)")
+    parser.add_argument("--views", default="3", help="of each photo in distillation (the released model: 8)")
+    arguments = parser.parse_args()
+    rows = []
+    for label in sorted(folder.name for folder in (arguments.photos / "train").iterdir()):
+        with redirect_stdout(sys.stderr):
+            model = int8_model(
+                arguments.photos, arguments.work / label, label, arguments.epochs, arguments.views
+            )
+        rows.append(measure(model, arguments.photos / "test", label))
+    rows.append(mean_row(rows))
+    with Path(__file__).with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([COLUMNS, *rows])
+    print(f"Measured on {describe_machine()}.")
+    print(f"Distillation: {arguments.epochs} epochs, {arguments.views} views.\n")
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for name, *values in rows:
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+    return 0
+
+
+def int8_model(photos: Path, work: Path, label: str, epochs: str, views: str) -> Path:
+    """The folder of the int8 model without a class; made in `work` unless it is there."""
+    model = work / "model"
+    if not (model / "model.json").exists():
+        others = copy_others(photos, work / "photos", label)
+        run, compressed = work / "run", work / "compressed"
+        if not (run / "run.json").exists():
+            _check(train([str(others), "--fine-tune", "block5", "--out", str(run), "--resume"]))
+        if not (compressed / "run.json").exists():
+            flags = ["--epochs", epochs, "--views", views, "--out", str(compressed), "--resume"]
+            _check(compress([str(run), *flags]))
+        _check(export([str(compressed), "--int8", "--engines", "litert", "--out", str(model)]))
+    return model
+
+
+def copy_others(photos: Path, folder: Path, label: str) -> Path:
+    """A copy of the photos without one class."""
+    if not folder.exists():
+        partial = folder.with_name("photos.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(photos, partial, ignore=shutil.ignore_patterns(label))
+        partial.rename(folder)
+    return folder
+
+
+def measure(model: Path, test: Path, label: str) -> Row:
+    """A row of the table."""
+    classifier = Classifier(model, engine="litert")
+    size, labels = classifier.model.contract.input_size, classifier.model.contract.labels
+    correct, known, new = [], [], []
+    for path in sorted(test.glob("*/*")):
+        output = classifier.infer(read_picture(path, size))
+        assert output.known is not None
+        if path.parent.name == label:
+            new.append(output.known)
+        else:
+            known.append(output.known)
+            correct.append(labels[int(output.probabilities.argmax())] == path.parent.name)
+    far = [classifier.infer(picture).known for picture in unrelated_pictures(size)]
+    threshold = classifier.model.contract.thresholds["known"]
+    return (
+        label,
+        float(np.mean(correct)),
+        auroc(known, new),
+        auroc(known, np.array(far, np.float64)),
+        float(np.mean(np.array(new) >= threshold)),
+        float(np.mean(np.array(known) < threshold)),
+    )
+
+
+def auroc(known: Sequence[float], other: Sequence[float] | NDArray[np.float64]) -> float:
+    scores = np.concatenate([known, other])
+    return float(roc_auc_score(np.arange(len(scores)) < len(known), scores))
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    correct, near, far, named, rejected = np.mean([row[1:] for row in rows], axis=0).tolist()
+    return ("mean", correct, near, far, named, rejected)
+
+
+def _check(code: int) -> None:
+    if code:
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
