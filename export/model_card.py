@@ -124,10 +124,12 @@ def _use(contract: Contract) -> str:
         "preprocessing, and the labels."
     )
     if "known" in contract.thresholds:
+        from train.network.novelty import UNKNOWN_RATE  # here, because it loads Keras
+
         text += (
             "\n\nThe output `known`, float32 [1, 1], is the score that the photo belongs to one of the "
             f"classes. Below {contract.thresholds['known']:g} the runtime reports `unknown`. With this "
-            "threshold, at most 2 % of the validation photos are rejected as unknown."
+            f"threshold, at most {UNKNOWN_RATE:.1%} of the validation photos are rejected as unknown."
         )
         text += (
             f"\n\nThe output `features`, float32 [1, {contract.features}], describes the photo; the other "

@@ -1,9 +1,10 @@
-"""Fit the detector of unknown pictures of a run again, with other photos of none of the classes.
+"""Fit the unknown-picture detector of a run again, with new photos of none of the classes.
 
     python -m train.refit RUN --none DIR
 
-The network and its head stay as they are, so this takes minutes where training takes hours. Training with the
-same photos also changes the network and works better.
+The network and its head stay as they are. This takes about 5 minutes for 1,700 photos and a compressed
+network on 2 cores; fine-tuning and compression take about an hour each. Training with the same photos works
+better.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--none",
         type=Path,
         metavar="DIR",
-        help="a folder of photos of none of the classes (default: the run's, or else the default set)",
+        help="one folder of photos of none of the classes (default: those of the run, or else drawings)",
     )
     parser.add_argument(
         "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
