@@ -248,7 +248,7 @@ remove() {
     fi
     getent passwd vgg-edge >/dev/null || return 0
     # The next user that is created may get the same number, and with it the files that are left.
-    left=$(file_of_user)
+    left=$(file_of_user) || true
     if [ -n "$left" ]; then
         echo "kept: the user vgg-edge, who owns $left; without such files, --uninstall removes the user"
     else
@@ -258,7 +258,8 @@ remove() {
 
 # Prints a file that the user of the service owns, outside of the folders that --uninstall removes.
 file_of_user() {
-    find / -xdev \( -path /opt/vgg-edge -o -path /var/cache/vgg-edge -o -path /proc -o -path /sys \) -prune \
+    # /var may be a file system of its own.
+    find / /var /var/lib /var/lib/vgg-edge -xdev \( -path /opt/vgg-edge -o -path /var/cache/vgg-edge -o -path /proc -o -path /sys \) -prune \
         -o -user vgg-edge -print -quit 2>/dev/null
 }
 

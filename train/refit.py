@@ -28,10 +28,12 @@ from numpy.typing import NDArray
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
+from train.cache import cache_folder
 from train.cli import INSTALL, add_run_flags, run_cli
 from train.data.augment import augment, negative_view_count, view_count
 from train.data.dataset import SPLITS, Dataset, Photo, read_verified
 from train.data.find_photos import with_negatives_of
+from train.data.near_duplicates import check_near_duplicates
 from train.data.negatives import add_default_negatives, restore_default_negatives
 from train.progress import Progress
 from train.run import Run, RunError, open_run
@@ -121,6 +123,7 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
     seed = int(settings.get("split_seed", 0))
     if none:
         dataset = with_negatives_of(dataset, none, shares, seed)
+        dataset, _ = check_near_duplicates(dataset, cache_folder("features"), "report")
     elif dataset.negatives:
         restore_default_negatives(dataset)
     else:

@@ -28,7 +28,12 @@ MAX_SUM_ERROR = 0.05  # of the probabilities; int8 outputs are rounded one by on
 MAX_PROBABILITY_ERROR = 0.25
 MAX_KNOWN_ERROR = 0.5
 
-WORKER = (sys.executable, "-m", "runtime.inference.model_proof")
+# Imports from the same folders as this process, and never from the current folder.
+START = (
+    "import sys; sys.path[:] = sys.argv.pop().split(chr(0x1f)); "
+    "from runtime.inference.model_proof import main; main()"
+)
+WORKER = (sys.executable, "-I", "-c", START)
 
 
 def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
@@ -39,7 +44,7 @@ def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
     arguments = json.dumps([path, dict(options)], default=str)
     try:
         done = subprocess.run(
-            [*WORKER, arguments],
+            [*WORKER, arguments, "\x1f".join(str(Path(path).absolute()) for path in sys.path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PROOF_TIMEOUT,
@@ -89,6 +94,11 @@ def check_answer(classifier: Classifier) -> None:
         )
 
 
+def main() -> None:
+    """Prints the result of the proof as JSON, for `prove_model` in another process."""
+    print(json.dumps(_run_worker(*json.loads(sys.argv[1]))))
+
+
 def _run_worker(path: str | None, options: Mapping[str, Any]) -> dict[str, str]:
     with suppress(AttributeError, ValueError):  # Windows
         signal.alarm(int(PROOF_TIMEOUT) + 5)  # ends this process even if its parent is gone
@@ -98,7 +108,3 @@ def _run_worker(path: str | None, options: Mapping[str, Any]) -> dict[str, str]:
     except UserError as error:
         return {"sha256": "", "error": str(error)}
     return {"sha256": classifier.model.sha256, "error": ""}
-
-
-if __name__ == "__main__":
-    print(json.dumps(_run_worker(*json.loads(sys.argv[1]))))

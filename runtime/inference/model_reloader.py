@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 from weakref import ref
 
@@ -51,7 +51,10 @@ class ReloadingClassifier:
     ) -> None:
         self.last_event = ""
         self._path, self._options, self._on_event = model, options, on_event
-        self._classifier, self._loaded = self._open(options)
+        self._replacing = Lock()  # the page and the poll thread may both replace the classifier
+        # A correction for another model is a warning, at the start as later: a service must start again.
+        classifier, self._loaded = self._open({**options, "correction": NONE})
+        self._classifier = self._open_correction(classifier)
         check_answer(self._classifier)
         self._classifier.record_release()
         self._last_seen = self._loaded
@@ -77,10 +80,12 @@ class ReloadingClassifier:
 
     def reload_correction(self) -> None:
         """Uses the correction that is on the disk now for the next picture."""
-        old, new = self._classifier, self._open_correction(self._classifier)
-        if _correction_text(new) != _correction_text(old):
+        with self._replacing:
+            old, new = self._classifier, self._open_correction(self._classifier)
+            if _correction_text(new) == _correction_text(old):
+                return
             self._classifier = new
-            self._report_changes(old, new)
+        self._report_changes(old, new)
 
     def _reload(self, found: object) -> None:
         old, options = self._classifier, {**self._options, "correction": NONE}
@@ -95,8 +100,10 @@ class ReloadingClassifier:
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             self._report(f"new model rejected, the old model stays in use: {reason}")
         else:
-            self._classifier, self._loaded = self._open_correction(classifier), loaded
-            self._report_changes(old, self._classifier)
+            with self._replacing:
+                new = self._open_correction(classifier)
+                self._classifier, self._loaded = new, loaded
+            self._report_changes(old, new)
 
     def _report_changes(self, old: Classifier, new: Classifier) -> None:
         if new.model.sha256 != old.model.sha256:

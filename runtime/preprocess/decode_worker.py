@@ -126,6 +126,10 @@ def main() -> None:
     for name in COMMON_MODULES:
         import_module(name)
     unit = min(MAX_UNIT, max(MIN_UNIT, time.process_time()))
+    with suppress(
+        OSError
+    ):  # when memory runs out, the kernel ends this process and not the one it decodes for
+        Path("/proc/self/oom_score_adj").write_text("1000")
     knows_all = ALL in sys.argv
     for name in OTHER_MODULES if knows_all else ():
         with suppress(ImportError):

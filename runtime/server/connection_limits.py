@@ -7,6 +7,7 @@ and tests/runtime/server/test_uvicorn.py checks each attribute that is used here
 from asyncio import BaseTransport
 from collections import Counter
 from collections.abc import MutableMapping
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
@@ -35,11 +36,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
-        # asyncio sets it only on sockets that name the protocol. Without it each answer waits for the
-        # client's delayed acknowledgement, 40 ms.
-        transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         self.address = network_of(self.client[0] if self.client else "")
         self._connected_at = self._waiting_since = self.loop.time()
+        # asyncio sets it only on sockets that name the protocol. Without it each answer waits for the
+        # client's delayed acknowledgement, 40 ms.
+        with suppress(OSError):  # macOS refuses it on a connection that the client has reset
+            transport.get_extra_info("socket").setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         self._make_room()
 
     def data_received(self, data: bytes) -> None:

@@ -189,4 +189,4 @@ def _to_image(pixels: NDArray[Any]) -> Image.Image:
 
 def without_words(names: Sequence[str], words: Sequence[str]) -> list[str]:
     """The names that contain none of the words; used to leave out drawings of a user's classes."""
-    return [name for name in names if not any(word in name.lower() for word in words)]
+    return [name for name in names if not any(word in name.removesuffix(".webp").lower() for word in words)]

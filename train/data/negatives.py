@@ -22,11 +22,15 @@ DEFAULT_KIND = "composited"
 # As many as photos within these bounds: each costs the features of a photo.
 FEWEST, MOST = 300, 1200
 SHORTEST_WORD = 3  # letters of a class name that is searched in the names of drawings
+PLURALS = {"ies": ("y",), "ves": ("f", "fe"), "es": ("",), "s": ("",)}  # English endings, and the singular's
 
 
 def default_negatives_folder() -> Path:
     """The folder of the default negatives in the user's cache, which may not exist yet."""
-    return cache_home() / "negatives"
+    try:
+        return cache_home().absolute() / "negatives"
+    except RuntimeError:  # no home folder: a run can be read all the same
+        return Path("/nonexistent/negatives")
 
 
 def own_negatives(dataset: Dataset) -> tuple[Photo, ...]:
@@ -50,7 +54,12 @@ def add_default_negatives(
     A drawing whose name contains the name of a class is not used. Raises PhotosError if the drawings are
     missing, CacheError if the cache cannot be written.
     """
-    names = without_words([*drawings()], _class_words(dataset.classes))
+    names = names_without_classes(dataset.classes)
+    if not names:
+        raise PhotosError(
+            "every default drawing is named like one of the classes; give --none a folder of photos "
+            "of none of the classes, or use --no-negatives"
+        )
     count = min(max(FEWEST, len(dataset.photos)), MOST, limit or MOST)
     files = write_pictures([(kind, name) for name in names[:count]])
     photos = [Photo(file.as_posix(), NONE, "train", file_sha256(file)) for file in files]
@@ -100,7 +109,19 @@ def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
     return files
 
 
+def names_without_classes(classes: Sequence[str]) -> list[str]:
+    """The drawings whose names contain no word of the class names. Raises PhotosError as `drawings`."""
+    return without_words([*drawings()], _class_words(classes))
+
+
 def _class_words(classes: Sequence[str]) -> list[str]:
-    """The words of class names in lower case, without a plural s."""
-    words = {word.removesuffix("s") for name in classes for word in re.findall(r"[^\W\d_]+", name.lower())}
+    """The words of class names in lower case, each with the singulars that it may be the plural of."""
+    words = {word for name in classes for word in re.findall(r"[^\W\d_]+", name.lower())}
+    for ending, singulars in PLURALS.items():
+        words |= {
+            word.removesuffix(ending) + singular
+            for word in list(words)
+            if word.endswith(ending)
+            for singular in singulars
+        }
     return sorted(word for word in words if len(word) >= SHORTEST_WORD)

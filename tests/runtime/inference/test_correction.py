@@ -219,6 +219,8 @@ def test_a_named_correction_of_the_old_model_does_not_stop_a_new_one(
     (tmp_path / "new").rename(folder)
     wait_for(lambda: classifier.current()(WHITE).known is True)
     wait_for(lambda: any("another model" in event for event in events))
+    again = ReloadingClassifier(folder, on_event=events.append, correction=named)  # as after a restart
+    assert again.current()(WHITE).known is True and "another model" in again.last_event
     write_correction(named, make_correction(folder))
     wait_for(lambda: classifier.current()(WHITE).known is False)
 

@@ -11,11 +11,16 @@ import pytest
 from PIL import Image
 
 from train.cache import CacheError
-from train.data import negative_pictures
+from train.data import negative_pictures, negatives
 from train.data.dataset import NONE, Dataset, Photo, PhotosError, read_verified
 from train.data.manifest import read_manifest, write_manifest
 from train.data.negative_pictures import ARCHIVE, KINDS, SIDE, drawings, make_picture
-from train.data.negatives import add_default_negatives, default_negatives_folder, restore_default_negatives
+from train.data.negatives import (
+    add_default_negatives,
+    default_negatives_folder,
+    names_without_classes,
+    restore_default_negatives,
+)
 
 # Made on x86-64. Another processor, NumPy or Pillow must make the same bytes, because runs record their hash.
 HASHES = {
@@ -92,6 +97,22 @@ def test_drawings_of_a_class_are_not_used(own_cache: Path) -> None:
     found = add_default_negatives(photos("Blood Oranges", "pears"), limit=60)
     assert len(found.negatives) == 60
     assert not [photo.path for photo in found.negatives if "orange" in photo.path or "pear" in photo.path]
+
+
+@pytest.mark.parametrize(("plural", "singular"), [("cherries", "cherry"), ("boxes", "box"), ("cats", "cat")])
+def test_a_plural_class_leaves_out_drawings_of_the_singular(plural: str, singular: str) -> None:
+    assert any(singular in name for name in drawings())
+    assert not [name for name in names_without_classes((plural, "x")) if singular in name]
+
+
+def test_the_ending_of_a_file_name_is_no_word() -> None:
+    assert len(names_without_classes(("web", "net"))) > 1000
+
+
+def test_without_a_drawing_left_the_next_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(negatives, "drawings", lambda: {"orange.webp": b""})
+    with pytest.raises(PhotosError, match="--no-negatives"):
+        add_default_negatives(photos("oranges", "pears"))
 
 
 def test_default_negatives_of_a_run_are_restored_on_another_machine(
