@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import logging
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -23,7 +24,7 @@ from PIL import Image
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.inference.correction import Correction, parse_correction
 from runtime.model_file.contract import Contract, GoldenAnswer
-from runtime.model_file.files import INDEX_NAME
+from runtime.model_file.files import CONTRACT_NAME, INDEX_NAME
 from runtime.model_file.formats import check_content, read_contract
 from runtime.model_file.index import read_index
 from runtime.model_file.selection import choose_model
@@ -80,9 +81,16 @@ def tflite(data: bytes) -> None:
 
 
 def tflite_seeds() -> list[bytes]:
-    """The first bytes of a released file and the zip at its end, without the network between them."""
+    """The first bytes of a released file and its zip, without the network and the statistics: the fuzzer cuts
+    inputs at 16 kB.
+    """
     data = (RELEASED / "flowers_int8.tflite").read_bytes()
-    return [data[:64] + data[data.index(b"PK\x03\x04") :]]
+    file = io.BytesIO()
+    file.write(data[:64])
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "a") as new:
+        for name in ("labels.txt", CONTRACT_NAME):
+            new.writestr(name, old.read(name))
+    return [file.getvalue()]
 
 
 def onnx(data: bytes) -> None:
@@ -90,11 +98,13 @@ def onnx(data: bytes) -> None:
 
 
 def onnx_seeds() -> list[bytes]:
-    """A released file without its graph."""
+    """A released file without its graph and its statistics."""
     import onnx as library
 
     model = library.load(RELEASED / "flowers_int8.onnx")
     model.graph.Clear()
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    library.helper.set_model_props(model, {CONTRACT_NAME: properties[CONTRACT_NAME]})
     return [model.SerializeToString()]
 
 
@@ -145,8 +155,10 @@ def contract(data: bytes) -> None:
 
 
 def contract_seeds() -> list[bytes]:
+    """The released contract, of version 2, and one of version 1."""
     made = read_index(RELEASED).contract
-    other = replace(made, labels=("grün", "红"), thresholds={}, created="2025-01-31T12:00:00.5+00:00")
+    first = replace(made, version=1, features=None, release=0, golden=None, statistics_sha256="")
+    other = replace(first, labels=("grün", "红"), thresholds={}, created="2025-01-31T12:00:00.5+00:00")
     return [made.to_json().encode(), other.to_json().encode()]
 
 

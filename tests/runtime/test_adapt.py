@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,8 +191,8 @@ def test_a_missing_camera_gives_one_line(model: Path, tmp_path: Path, capsys: Ca
 @pytest.mark.slow
 def test_fifty_photos_take_under_ten_seconds_and_200_mb(tmp_path: Path) -> None:
     """Of the fit alone, with as many features as the released model has."""
-    code = """
-import sys, time
+    code = r"""
+import re, time
 import numpy as np
 from types import SimpleNamespace
 from runtime.inference.adaptation import SceneFeatures, fit_correction
@@ -205,8 +204,10 @@ scene = SceneFeatures([str(at) for at in range(50)], np.full(50, 0.7), random.no
 contract = SimpleNamespace(thresholds={"known": 0.5}, model_id="0" * 64, labels=("a",) * 5)
 started = time.perf_counter()
 fit_correction(contract, statistics, scene)
-print(time.perf_counter() - started)
+seconds = time.perf_counter() - started
+# Not getrusage: its maximum includes the process that started this one.
+print(seconds, re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert float(done.stdout) < 10
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 200 * 1024
+    seconds, kibibytes = map(float, done.stdout.split())
+    assert seconds < 10 and kibibytes < 200 * 1024

@@ -69,7 +69,7 @@ def test_the_saved_model_gives_the_recorded_metrics(synthetic_run: Path) -> None
     recorded = json.loads((synthetic_run / "metrics.json").read_text())["test"]
     photos = run.dataset.split("test")
     pixels = np.stack([read_picture(run.dataset.root / photo.path, (64, 64)) for photo in photos])
-    probabilities, known = run.load_model().predict_on_batch(pixels)
+    probabilities, known, _ = run.load_model().predict_on_batch(pixels)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     labels = np.array([run.classes.index(photo.label) for photo in photos])
     found = compute_metrics(probabilities, labels, run.classes)

@@ -11,9 +11,10 @@ import shutil
 import tarfile
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from runtime.common.errors import UserError
 from train.data.dataset import HashError, file_sha256
@@ -132,12 +133,25 @@ def _verify(archive: Archive, partial: Path) -> None:
         )
 
 
+def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files and folders of the archive. Raises TarError for a link, a device, or a path that leads out:
+    Python before 3.10.12 and 3.11.4, as in Debian 12, has no filter for them.
+    """
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if not (member.isfile() or member.isdir()) or path.is_absolute() or ".." in path.parts:
+            raise tarfile.TarError(f"{member.name} is not a file or folder inside the archive")
+        yield member
+
+
 def _unpack(packed: Path, folder: Path) -> None:
     """Unpack the archive so that `folder` is complete or absent."""
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         with tarfile.open(packed) as tar:
-            tar.extractall(partial, filter="data")
+            if hasattr(tarfile, "data_filter"):  # it also removes special permissions
+                tar.extraction_filter = tarfile.data_filter
+            tar.extractall(partial, _plain_members(tar))
         (partial / folder.name).rename(folder)
     except (OSError, tarfile.TarError) as error:
         raise DownloadError(
