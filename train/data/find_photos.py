@@ -55,7 +55,8 @@ def find_photos(
 
     `limit` is the number of photos per class, and of negatives, in each split that has a folder.
     train/data/splits.py describes how photos are assigned to splits. Negatives are in the class folders named
-    "none" in any case, or else in the folder `none` and its subfolders; `negatives=False` leaves them out.
+    "none" in any case, or else in the folder `none` and its subfolders (without it: a folder "none" beside
+    train/); `negatives=False` leaves them out.
     Raises PhotosError if the folder cannot be trained on: a wrong path, fewer than two classes, an empty
     class, a class name that a model file cannot hold, the same photo in two split folders; or if a folder of
     negatives has no photo.
@@ -64,6 +65,8 @@ def find_photos(
     _check_is_folder(root, "give a folder with one folder of photos per class")
     split_folders, left_out = _split_folders(root)
     folders = {split: _class_folders(folder, none) for split, folder in split_folders.items()}
+    if none is None and not any(label == NONE for found in folders.values() for _, label in found):
+        none = _none_beside_splits(root, split_folders)
     folders, none, unused = _choose_negatives(root, folders, none, negatives)
     found: list[Photo] = []
     for split, folder in split_folders.items():
@@ -107,6 +110,13 @@ def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float],
     return replace(dataset, negatives=ordered, negatives_root=none.resolve(), left_out=left_out)
 
 
+def _none_beside_splits(root: Path, split_folders: Mapping[str, Path]) -> Path | None:
+    """The folder none/ beside train/, if there is one."""
+    if split_folders["train"] == root:
+        return None
+    return next((folder for folder in _subfolders(root) if folder.name.casefold() == NONE), None)
+
+
 def _choose_negatives(
     root: Path, folders: dict[str, ClassFolders], none: Path | None, negatives: bool
 ) -> tuple[dict[str, ClassFolders], Path | None, list[LeftOut]]:
@@ -148,7 +158,10 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
     others: list[Path] = []
     for folder in _subfolders(root):
         split = SPLIT_NAMES.get(folder.name.lower())
-        (others if split is None else by_split[split]).append(folder)
+        if split is not None:
+            by_split[split].append(folder)
+        elif folder.name.casefold() != NONE:
+            others.append(folder)
     train = by_split["train"][0] if "train" in by_split else None
     if train is None or not _subfolders(train) or _holds_pictures(train):
         return {"train": root}, []

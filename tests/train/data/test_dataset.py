@@ -424,6 +424,18 @@ def test_split_folders_may_hold_negatives(tmp_path: Path) -> None:
     assert len(dataset.negatives_of("val")) == 3 and len(dataset.negatives_of("train")) == 17
 
 
+@pytest.mark.parametrize("test_folder", [True, False])
+def test_negatives_may_be_beside_the_split_folders(tmp_path: Path, test_folder: bool) -> None:
+    many(tmp_path / "train", count=20)
+    put(tmp_path, *(f"none/{number}.jpg" for number in range(20)))
+    if test_folder:
+        put(tmp_path, "test/a/x.jpg", "test/b/y.jpg")
+    dataset = find_photos(tmp_path)
+    assert Counter(photo.split for photo in dataset.negatives) == {"train": 14, "val": 3, "test": 3}
+    assert dataset.negatives_root == tmp_path / "none" and not dataset.left_out
+    assert not find_photos(tmp_path, negatives=False).negatives
+
+
 def test_negatives_may_be_in_another_folder(tmp_path: Path) -> None:
     root = with_none(tmp_path / "photos", "none")
     frames = put(tmp_path / "frames", "notes.txt", *(f"monday/{number}.png" for number in range(10)))
