@@ -237,7 +237,9 @@ class DecodePool:
                     pixels = self._decode(file, count, size, fit, needs_all=True)
         except UnsupportedPictureError as error:
             raise UnsupportedPictureError(f"{path}{error}") from None
-        except (OSError, ValueError, PictureError) as error:  # ValueError: a path with a null byte
+        except DecoderError:
+            raise
+        except Exception as error:  # also MemoryError, a path with a null byte, and what is no source at all
             raise PictureError(f"{path}{describe_error(error)}") from None
         if pixels is None:
             raise DecoderError("the decoding process does not find numpy: install it again")

@@ -65,7 +65,7 @@ def test_sources_of_all_kinds_are_read(pool: DecodePool, tmp_path: Path) -> None
         assert np.array_equal(pool.decode(source, (224, 224)), expected)
     with path.open("rb") as file:
         assert np.array_equal(pool.decode(file, (224, 224)), expected)
-    for bad in (b"", GOOD[:-99], b"\xff\xd8\xff", tmp_path, tmp_path / "missing", "a\0b"):
+    for bad in (b"", GOOD[:-99], b"\xff\xd8\xff", tmp_path, tmp_path / "missing", "a\0b", None):
         with pytest.raises(PictureError) as ours:
             pool.decode(bad, SIZE)
         with pytest.raises(PictureError) as theirs:
