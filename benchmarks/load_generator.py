@@ -1,4 +1,4 @@
-"""An HTTP load generator with 32 clients, and a sink that answers it; each runs in a process of its own."""
+"""An HTTP load generator with 32 clients, and a sink that answers it; each runs in a separate process."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Measures the service while one address attacks it: photos of another address, and the service's memory.
 
-Each attack runs in a process of its own, from 127.0.0.1 or from several of 127.0.0.0/8, and goes on until it
+Each attack runs in a separate process, from 127.0.0.1 or from several of 127.0.0.0/8, and continues until it
 is stopped. A client at 127.0.0.2 sends photos meanwhile, and opens a new connection for every tenth one.
 """
 

@@ -54,7 +54,7 @@ def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str
             reason = f"{error.strerror or error}; free some disk space or fix the path, then try again"
             raise OSError(error.errno, reason, error.filename) from None
         except Exception as error:
-            # TensorFlow's C++ code turns Ctrl-C into an exception of its own with this word in its text.
+            # TensorFlow's C++ code turns Ctrl-C into an exception with this word in its text.
             if isinstance(error, UserError) or "KeyboardInterrupt" not in str(error):
                 raise
             return interrupted()

@@ -2,7 +2,7 @@
 
     python -m runtime.inference.model_proof PATH OPTIONS
 
-The proof runs in a process of its own, which is stopped when the model hangs, and which may crash. It prints
+The proof runs in a separate process, which is stopped when the model hangs, and which may crash. It prints
 one JSON line.
 """
 

@@ -1,4 +1,4 @@
-"""Decodes pictures in a process of its own, which runtime/preprocess/decode_pool.py starts.
+"""Decodes pictures in a separate process, which runtime/preprocess/decode_pool.py starts.
 
 Before the first picture arrives, the process gives up what decoding does not need: it cannot open files or
 sockets, write files or dump core. For each picture the kernel limits its CPU time (and ends the process) and
