@@ -1,7 +1,7 @@
 """Measures the service while one address attacks it: photos of another address, and the service's memory.
 
 Each attack runs in a separate process, from 127.0.0.1 or from several of 127.0.0.0/8, and continues until it
-is stopped. A client at 127.0.0.2 sends photos meanwhile, and opens a new connection for every tenth one.
+is stopped. At the same time, a client at 127.0.0.2 sends photos, with a new connection for every tenth one.
 """
 
 from __future__ import annotations

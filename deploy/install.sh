@@ -160,7 +160,7 @@ install_program() {
     # An upgrade of the system may remove the Python that the environment was made with.
     if [ -e /opt/vgg-edge ] && ! /opt/vgg-edge/bin/python -I -c '' 2>/dev/null; then run rm -rf /opt/vgg-edge; fi
     run /usr/bin/python3 -I -m venv "${site[@]}" /opt/vgg-edge
-    # An earlier installation without --picamera2 has a numpy of its own.
+    # An earlier installation without --picamera2 has another numpy.
     if [ -n "$picamera2" ]; then run /opt/vgg-edge/bin/python -I -m pip uninstall --yes numpy; fi
     run bash -c "$select >/opt/vgg-edge/requirements.txt"
     run /opt/vgg-edge/bin/python -I -m pip install --require-hashes --no-deps --only-binary :all: \
@@ -258,7 +258,7 @@ remove() {
 
 # Prints a file that the user of the service owns, outside of the folders that --uninstall removes.
 file_of_user() {
-    # /var may be a file system of its own.
+    # /var may be a separate file system.
     find / /var /var/lib /var/lib/vgg-edge -xdev \( -path /opt/vgg-edge -o -path /var/cache/vgg-edge -o -path /proc -o -path /sys \) -prune \
         -o -user vgg-edge -print -quit 2>/dev/null
 }

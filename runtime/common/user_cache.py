@@ -10,13 +10,7 @@ def cache_home() -> Path:
 
     Raises RuntimeError when the user has no home folder.
     """
-    if moved := os.environ.get("XDG_CACHE_HOME"):
-        return Path(moved) / "vgg-edge"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "vgg-edge"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "vgg-edge"
-    return Path.home() / ".cache" / "vgg-edge"
+    return _folder("XDG_CACHE_HOME", mac="Caches", other=".cache")
 
 
 def state_home() -> Path:
@@ -24,10 +18,12 @@ def state_home() -> Path:
 
     Raises RuntimeError when the user has no home folder.
     """
-    if moved := os.environ.get("XDG_STATE_HOME"):
+    return _folder("XDG_STATE_HOME", mac="Application Support", other=".local/state")
+
+
+def _folder(variable: str, mac: str, other: str) -> Path:
+    if moved := os.environ.get(variable):
         return Path(moved) / "vgg-edge"
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "vgg-edge"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "vgg-edge"
-    return Path.home() / ".local" / "state" / "vgg-edge"
+    return Path.home() / (f"Library/{mac}" if sys.platform == "darwin" else other) / "vgg-edge"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,32 +12,28 @@ from runtime.common.user_cache import cache_home, state_home
 
 
 @pytest.mark.parametrize(
-    ("system", "place"),
-    [("linux", ".cache"), ("darwin", "Library/Caches"), ("win32", "AppData/Local")],
+    ("home", "variable", "system", "place"),
+    [
+        (cache_home, "XDG_CACHE_HOME", "linux", ".cache"),
+        (cache_home, "XDG_CACHE_HOME", "darwin", "Library/Caches"),
+        (cache_home, "XDG_CACHE_HOME", "win32", "AppData/Local"),
+        (state_home, "XDG_STATE_HOME", "linux", ".local/state"),
+        (state_home, "XDG_STATE_HOME", "darwin", "Library/Application Support"),
+        (state_home, "XDG_STATE_HOME", "win32", "AppData/Local"),
+    ],
 )
-def test_each_system_has_its_own_cache_folder(
-    system: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_each_system_has_its_own_folder(
+    home: Callable[[], Path],
+    variable: str,
+    system: str,
+    place: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv(variable, raising=False)
     monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    assert cache_home() == tmp_path / place / "vgg-edge"
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert cache_home() == Path("/elsewhere/vgg-edge")
-
-
-@pytest.mark.parametrize(
-    ("system", "place"),
-    [("linux", ".local/state"), ("darwin", "Library/Application Support"), ("win32", "AppData/Local")],
-)
-def test_each_system_has_its_own_state_folder(
-    system: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
-    monkeypatch.delenv("LOCALAPPDATA", raising=False)
-    assert state_home() == tmp_path / place / "vgg-edge"
-    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
-    assert state_home() == Path("/elsewhere/vgg-edge")
+    assert home() == tmp_path / place / "vgg-edge"
+    monkeypatch.setenv(variable, "/elsewhere")
+    assert home() == Path("/elsewhere/vgg-edge")
