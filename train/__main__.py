@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 
 from runtime.common.cli import ArgumentParser
@@ -48,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nonlocal out
         config = _config(arguments)
         out = config.out
+        if find_spec("keras") is None:  # before the minutes that photos and pictures may take
+            raise ModuleNotFoundError(name="keras")
         inputs = find_inputs(config)
         with suppress_native_stderr():  # TensorFlow's start messages
             from train.pipeline import train

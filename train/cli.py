@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 from runtime.common import cli, terminal
@@ -41,8 +40,6 @@ def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str
 
     def guarded() -> int:
         try:
-            if find_spec("keras") is None:  # before the minutes that photos and pictures may take
-                raise ModuleNotFoundError(name="keras")
             code = run()
             sys.stdout.flush()  # a full disk would otherwise raise a traceback when Python ends
             return code
