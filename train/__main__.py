@@ -13,7 +13,7 @@ from pathlib import Path
 from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
-from train.cache import CACHE_LIMIT
+from train.cache import add_cache_flags
 from train.cli import INSTALL, add_run_flags, run_cli
 from train.config import TrainConfig
 from train.inputs import find_inputs
@@ -119,18 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_machine_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--cache",
-        metavar="DIR|none",
-        help="where features are stored (default: ~/.cache/vgg-edge); see `python -m train.cache`",
-    )
-    group.add_argument(
-        "--cache-limit",
-        type=_gigabytes,
-        default=CACHE_LIMIT,
-        metavar="GB",
-        help=f"cache limit; least recently used features are evicted (default: {CACHE_LIMIT / 1e9:.0f})",
-    )
+    add_cache_flags(group)
     group.add_argument(
         "--logs",
         type=Path,
@@ -147,17 +136,6 @@ def _add_machine_flags(group: argparse._ArgumentGroup) -> None:
         metavar="PATH|imagenet",
         help="VGG16 weights: .safetensors, Keras .h5, or Keras's own download (default: the bundled weights)",
     )
-
-
-def _gigabytes(text: str) -> int:
-    """Bytes for a text in GB."""
-    try:
-        size = round(float(text) * 1e9)
-    except (ValueError, OverflowError):
-        size = 0
-    if size <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a size in GB, such as 20")
-    return size
 
 
 def _after_ctrl_c(out: Path | None) -> str:

@@ -6,9 +6,12 @@ python -m train.cache [--clear]
 
 from __future__ import annotations
 
+import argparse
+import atexit
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,6 +48,35 @@ def cache_folder(name: str) -> Path:
     except OSError as error:
         raise CacheError(folder, error) from None
     return folder
+
+
+def features_folder(cache: str | None) -> Path:
+    """The folder of stored features that --cache names: the user's cache for None, and for "none" a folder
+    that is removed when Python ends. Raises CacheError.
+    """
+    if cache is None:
+        return cache_folder("features")
+    if cache == "none":
+        folder = tempfile.mkdtemp(prefix="vgg-edge-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+    return Path(cache)
+
+
+def add_cache_flags(group: argparse._ArgumentGroup) -> None:
+    """Add --cache and --cache-limit."""
+    group.add_argument(
+        "--cache",
+        metavar="DIR|none",
+        help="where features are stored (default: ~/.cache/vgg-edge); see `python -m train.cache`",
+    )
+    group.add_argument(
+        "--cache-limit",
+        type=_gigabytes,
+        default=CACHE_LIMIT,
+        metavar="GB",
+        help=f"cache limit; least recently used features are evicted (default: {CACHE_LIMIT / 1e9:.0f})",
+    )
 
 
 def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> None:
@@ -91,6 +123,17 @@ def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> N
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _gigabytes(text: str) -> int:
+    """Bytes for a text in GB."""
+    try:
+        size = round(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a size in GB, such as 20")
+    return size
 
 
 def main(argv: Sequence[str] | None = None) -> int:

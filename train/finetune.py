@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from train.data.class_weights import NEGATIVE, class_weights
 from train.distributed import ProcessShard, broadcast_from_first, distribute, list_gpus
-from train.network.vgg import BLOCKS, Weights, block_layers, tensors_of
+from train.network.vgg import BLOCKS, POOLS, Weights, block_layers, tensors_of
 from train.settings import FIRST_TRAINED_BLOCK, Settings
 from train.train_head import TrainedHead, make_deterministic
 from train.trainer import (
@@ -51,6 +51,11 @@ def upper_blocks(weights: Weights, settings: Settings, dtype: str | None = None)
             layer.build((None, None, None, kernel.shape[2]))
             layer.set_weights([kernel, bias])
     return layers
+
+
+def last_frozen_layer(blocks: str) -> str:
+    """The pooling layer below the first block that --fine-tune BLOCKS trains, such as "block4_pool"."""
+    return POOLS[FIRST_TRAINED_BLOCK[blocks] - 2]
 
 
 def compute_dtype() -> str:

@@ -6,11 +6,9 @@ together with the head. The result is calibrated, measured and written as a run 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -24,7 +22,7 @@ from numpy.typing import NDArray
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION
-from train.cache import cache_folder
+from train.cache import features_folder
 from train.cli import INTERRUPTED
 from train.config import TrainConfig
 from train.data.dataset import SPLITS, Dataset
@@ -36,13 +34,12 @@ from train.features.devices import Devices, find_devices
 from train.features.extraction import Features, extract, plan_extraction
 from train.features.ray_cluster import RayCluster, connect_to_ray
 from train.features.store import FeatureStore
-from train.finetune import fine_tune, upper_blocks
+from train.finetune import fine_tune, last_frozen_layer, upper_blocks
 from train.inputs import Inputs, print_left_out
 from train.logs import TrainingLogger
 from train.network.heads import build_classifier
-from train.network.vgg import POOLS, Weights, read_weights
+from train.network.vgg import Weights, read_weights
 from train.run_writer import RunContents, checkpoint_dir, package_versions, print_run, write_run
-from train.settings import FIRST_TRAINED_BLOCK
 from train.train_head import TrainedHead, train_head
 
 # TensorFlow warns about models that are built more than once, which every stage here does.
@@ -138,8 +135,14 @@ def open_compute(config: TrainConfig) -> Iterator[Compute]:
 
 def print_dry_run(config: TrainConfig, dataset: Dataset, base: Weights, compute: Compute) -> int:
     """Print what `train` would do and an estimate of its time. Returns exit code 0."""
-    cache, layer, views = _features_folder(config.cache), _last_frozen_layer(config), config.views
-    work = plan_extraction(dataset, base, cache, views=views, layer=layer, devices=compute.devices)
+    work = plan_extraction(
+        dataset,
+        base,
+        features_folder(config.cache),
+        views=config.views,
+        layer=last_frozen_layer(config.settings.fine_tune),
+        devices=compute.devices,
+    )
     print_plan(dataset, work, base, compute.devices, config.settings)
     print(printable(f"would write: {config.out}"))
     return 0
@@ -147,14 +150,14 @@ def print_dry_run(config: TrainConfig, dataset: Dataset, base: Weights, compute:
 
 def extract_features(config: TrainConfig, dataset: Dataset, base: Weights, compute: Compute) -> Extracted:
     """Search near-duplicates, then compute the output of the last frozen layer for every photo and view."""
-    cache = _features_folder(config.cache)
+    cache = features_folder(config.cache)
     dataset, pairs = check_near_duplicates(dataset, cache, config.settings.near_duplicates)
     features = extract(
         dataset,
         base,
         cache,
         views=config.views,
-        layer=_last_frozen_layer(config),
+        layer=last_frozen_layer(config.settings.fine_tune),
         devices=compute.devices,
         limit=config.cache_limit,
         cluster=compute.cluster,
@@ -186,11 +189,11 @@ def train_layers(
     settings, features, classes = config.settings, extracted.features, len(extracted.dataset.classes)
     val = features.of("val")
     blocks = upper_blocks(base, settings)
-    views = features.for_training(settings.views)
+    views = features.photos_and_negatives("train", settings.views)
     head = train_head(views, val, classes, settings, blocks, checkpoints, logger.log_epoch)
     history: list[Mapping[str, object]] = [{"stage": "head", **row} for row in head.history]
     if config.fine_tunes and not head.interrupted:
-        views = features.for_training(settings.fine_tune_views)
+        views = features.photos_and_negatives("train", settings.fine_tune_views)
         head, base = fine_tune(
             head, views, val, classes, base, settings, checkpoints, logger.log_epoch, shard
         )
@@ -258,19 +261,3 @@ def print_result(config: TrainConfig, trained: Trained, contents: RunContents) -
             "(20 minutes for 500 photos on 2 cores), then export its run"
         )
     )
-
-
-def _last_frozen_layer(config: TrainConfig) -> str:
-    """The pooling layer below the first trained block."""
-    return POOLS[FIRST_TRAINED_BLOCK[config.settings.fine_tune] - 2]
-
-
-def _features_folder(cache: str | None) -> Path:
-    """The folder of stored features; for "none", one that is removed when Python ends."""
-    if cache is None:
-        return cache_folder("features")
-    if cache == "none":
-        folder = tempfile.mkdtemp(prefix="vgg-edge-")
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return Path(folder)
-    return Path(cache)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
+from train.cache import add_cache_flags
 from train.cli import INSTALL, add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.inputs import find_inputs
@@ -50,6 +51,7 @@ def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run folder of python -m train")
     _add_target_flags(parser, default)
     _add_output_flags(parser)
+    add_cache_flags(parser.add_argument_group("storage"))
     _add_advanced_flags(parser, default)
     arguments = parser.parse_args(argv)
     if arguments.latency_table and arguments.target_ms is None:

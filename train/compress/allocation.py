@@ -36,10 +36,16 @@ class NetworkShape:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of the convolutions for one picture."""
+        return self.macs_from(1)
+
+    def macs_from(self, first_block: int) -> int:
+        """Multiply-accumulates of the convolutions of `first_block` and of the blocks after it."""
         total, channels = 0, 3
         for name, filters in self.widths.items():
-            side = self.size >> (int(name[5]) - 1)  # each block has half the side of the block before
-            total += side * side * 9 * channels * filters
+            block = int(name[5])
+            side = self.size >> (block - 1)  # each block has half the side of the block before
+            if block >= first_block:
+                total += side * side * 9 * channels * filters
             channels = filters
         return total
 

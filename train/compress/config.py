@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from train.cache import CACHE_LIMIT
+
 
 @dataclass(frozen=True)
 class CompressSettings:
@@ -17,7 +19,7 @@ class CompressSettings:
     latency_table: str | None = None  # a CSV with another board's latencies; None: measure on this machine
     size: int | None = None  # pixels a side of the input; None: choose it
     reconstruction_photos: int = 600
-    views: int = 8  # augmented views of each training photo
+    views: int = 5  # augmented views of each training photo, whose features --fine-tune has stored
     epochs: int = 40  # of distillation; 0: none
     batch: int = 32
     learning_rate: float = 5e-4  # the peak
@@ -40,4 +42,6 @@ class CompressConfig:
     none: Path | None = None  # the same for photos of none of the classes outside `photos_root`
     overwrite: bool = False
     resume: bool = False
+    cache: str | None = None  # a folder, "none" for a temporary one, or None for the user's cache
+    cache_limit: int = CACHE_LIMIT  # bytes
     logs: Path | None = None

@@ -20,17 +20,19 @@ SAMPLE_GMACS = 15  # of the least squares of each reconstruction photo, for VGG1
 
 @dataclass(frozen=True)
 class Workload:
-    """The photos, the views of each training photo, the epochs and the reduction that the time depends on.
+    """The pictures, epochs and reduction that the time depends on.
 
-    `other_photos` counts the photos and negatives of val and test, `train_negatives` all views of negatives
-    in train.
+    `pictures` counts all views of the photos and negatives of all splits, `missing` those whose features are
+    not stored, `train_negatives` all views of negatives in train. `first_block` is the first block above the
+    layer of the features.
     """
 
     train_photos: int
-    other_photos: int
     train_negatives: int
+    pictures: int
+    missing: int
+    first_block: int
     reconstruction_photos: int
-    views: int
     epochs: int
     reduction: float
 
@@ -57,7 +59,8 @@ def count_gmacs(original: NetworkShape, work: Workload) -> float:
     least_squares = LEAST_SQUARES_GMACS * relative_width**3 + 2 * SAMPLE_GMACS * relative_width**2 * sample
     # Each of 13 convolutions is probed through the layers after it: half of the network on average.
     sensitivities = measuring * (sample + PROBE_PHOTOS * 13 / 2) + 2 * forward * PROBE_PHOTOS
-    teacher = forward * (work.views * work.train_photos + work.train_negatives + work.other_photos)
+    upper = original.macs_from(work.first_block) / 1e9
+    teacher = (forward - upper) * work.missing + upper * work.pictures
     reconstruction = forward * sample
     epoch = work.train_photos + negatives_per_epoch(work.train_photos, work.train_negatives)
     distillation = TRAINING_FACTOR * forward / work.reduction * work.epochs * epoch

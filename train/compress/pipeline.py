@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 from runtime.common.text import printable
+from train.cache import features_folder
 from train.cli import INTERRUPTED
 from train.compress.allocation import (
     LAST,
@@ -37,15 +38,16 @@ from train.compress.photos import read_photos
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
 from train.compress.stage_cache import StageCache, compress_fingerprint
-from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, teacher_model
+from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, upper_teacher
 from train.data.augment import negative_view_count, view_count
-from train.data.dataset import SPLITS, Photo
+from train.data.dataset import SPLITS, Photo, PhotosError
 from train.evaluation import Evaluation, SplitFeatures, calibrate_and_evaluate
 from train.features.devices import find_devices
-from train.finetune import compute_dtype, view_schedule
+from train.features.extraction import Features, extract, plan_extraction
+from train.finetune import compute_dtype, last_frozen_layer, view_schedule
 from train.logs import TrainingLogger
 from train.network.heads import build_classifier
-from train.network.vgg import CONVOLUTIONS, Weights, tensors_of
+from train.network.vgg import CONVOLUTIONS, POOLS, Weights, tensors_of
 from train.progress import Progress
 from train.run import Run
 from train.run_writer import RunContents, package_versions, print_run, write_run
@@ -65,7 +67,8 @@ Outputs = Mapping[str, TeacherOutputs]  # by split
 class Teacher:
     """The uncompressed model, its convolutions and shape, and the photos that layers are solved on."""
 
-    model: keras.Model  # as `teacher_model` makes it
+    model: keras.Model
+    last_frozen: str  # the pooling layer whose stored features the teacher's outputs are computed from
     tensors: Mapping[str, NDArray[np.float32]]
     shape: NetworkShape
     sample: tuple[Photo, ...]
@@ -92,10 +95,11 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     settings = config.settings
     teacher = load_teacher(inputs.run, settings)
     cache = StageCache(inputs.out, compress_fingerprint(inputs.run, settings), config.resume)
-    print_estimate(inputs.run, teacher, settings)
+    print_estimate(config, inputs.run, teacher)
     shape = cache.shape(lambda: find_shape(inputs, teacher, settings))
     print_shape(shape, teacher.shape)
-    outputs = collect_outputs(inputs.run, teacher, shape, settings, cache)
+    features = extract_features(config, inputs.run, teacher)
+    outputs = collect_outputs(features, teacher, shape, cache)
     tensors = cache.tensors(lambda: reconstruct_network(inputs.run, teacher, shape, outputs))
     weights = Weights(tensors, inputs.run.base_sha256, "compressed", (shape.size, shape.size))
     logger = TrainingLogger(config.logs, inputs.out)
@@ -127,7 +131,8 @@ def load_teacher(run: Run, settings: CompressSettings) -> Teacher:
     train = run.dataset.split("train")
     order = np.random.default_rng(settings.seed).permutation(len(train))
     sample = tuple(train[index] for index in order[: settings.reconstruction_photos])
-    return Teacher(teacher_model(model), tensors, shape, sample)
+    last_frozen = last_frozen_layer(str(run.settings.get("fine_tune", "none")))
+    return Teacher(model, last_frozen, tensors, shape, sample)
 
 
 def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple[int, ...]:
@@ -137,23 +142,29 @@ def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple
     return tuple(size for size in SIZES if size <= original.size) or (original.size,)
 
 
-def print_estimate(run: Run, teacher: Teacher, settings: CompressSettings) -> None:
-    train = len(run.dataset.split("train"))
-    negatives = len(run.dataset.negatives_of("train")) * negative_view_count("train", settings.views)
+def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
+    settings, dataset = config.settings, run.dataset
+    plan = plan_extraction(
+        dataset,
+        frozen_weights(run, teacher),
+        features_folder(config.cache),
+        views=settings.views,
+        layer=teacher.last_frozen,
+        devices=find_devices(),
+    )
     work = Workload(
-        train,
-        len(run.dataset.photos)
-        - train
-        + len(run.dataset.negatives_of("val") + run.dataset.negatives_of("test")),
-        negatives,
+        len(dataset.split("train")),
+        len(dataset.negatives_of("train")) * negative_view_count("train", settings.views),
+        len(plan.files),
+        plan.pictures,
+        POOLS.index(teacher.last_frozen) + 2,
         len(teacher.sample),
-        settings.views,
         settings.epochs,
         settings.reduce,
     )
     seconds = estimate_seconds(teacher.model, teacher.shape, work)
     print(
-        f"compress: {len(run.dataset.photos):,} photos, {settings.views} views, {settings.epochs} epochs: "
+        f"compress: {len(dataset.photos):,} photos, {settings.views} views, {settings.epochs} epochs: "
         f"about {max(1, round(seconds / 60))} min in all on this machine",
         flush=True,
     )
@@ -182,22 +193,36 @@ def print_shape(shape: NetworkShape, original: NetworkShape) -> None:
     )
 
 
-def collect_outputs(
-    run: Run, teacher: Teacher, shape: NetworkShape, settings: CompressSettings, cache: StageCache
-) -> Outputs:
-    """The teacher's outputs for all photos and negatives, by split."""
-    dataset = run.dataset
-    views = {split: view_count(split, settings.views) for split in SPLITS}
-    total = sum(
-        views[split] * len(dataset.split(split))
-        + negative_view_count(split, settings.views) * len(dataset.negatives_of(split))
-        for split in SPLITS
+def extract_features(config: CompressConfig, run: Run, teacher: Teacher) -> Features:
+    """The output of the frozen layers for all photos and negatives; training has stored most of it.
+
+    Raises PhotosError when a photo cannot be read.
+    """
+    features = extract(
+        run.dataset,
+        frozen_weights(run, teacher),
+        features_folder(config.cache),
+        views=config.settings.views,
+        layer=teacher.last_frozen,
+        limit=config.cache_limit,
     )
+    for item in set(features.dataset.left_out) - set(run.dataset.left_out):
+        raise PhotosError(f"{item.path}: {item.reason}; restore the photos, or train again")
+    return features
+
+
+def frozen_weights(run: Run, teacher: Teacher) -> Weights:
+    """The weights of the run; those of its frozen layers are the base's."""
+    return Weights(teacher.tensors, run.base_sha256, "", (teacher.shape.size, teacher.shape.size))
+
+
+def collect_outputs(features: Features, teacher: Teacher, shape: NetworkShape, cache: StageCache) -> Outputs:
+    """The teacher's outputs for all photos and negatives, by split."""
+    upper = upper_teacher(teacher.model, teacher.last_frozen)
+    total = sum(len(features.photos_and_negatives(split)[0]) for split in SPLITS)
     with Progress("teacher outputs", total, "pictures") as progress:
         return {
-            split: collect_teacher_outputs(
-                dataset, split, views[split], shape.size, teacher.model, cache.folder, progress.step
-            )
+            split: collect_teacher_outputs(features, split, shape.size, upper, cache.folder, progress.step)
             for split in SPLITS
         }
 

@@ -19,7 +19,7 @@ from train.compress.config import CompressSettings
 from train.run import PACKED_WEIGHTS, Run
 from train.run_writer import checkpoint_dir
 
-FILES_VERSION = 2  # increase it if files of an older version of this project cannot continue a command
+FILES_VERSION = 3  # increase it if files of an older version of this project cannot continue a command
 SHAPE_FILE = "shape.json"
 TENSORS_FILE = "reconstructed.safetensors"
 

@@ -1,8 +1,8 @@
 """The trained model's outputs for its own photos, from which the compressed network learns.
 
-They are computed once and stored in memory-mapped files beside the run: each augmented view of a photo or a
-negative at the compressed network's input size, with the probabilities, pooled features and descriptor of the
-trained model (the teacher).
+They are computed once, from the stored features of the frozen layers, and kept in memory-mapped files beside
+the run: each augmented view of a photo or a negative at the compressed network's input size, with the
+probabilities, pooled features and descriptor of the trained model (the teacher).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
-from train.data.augment import augment, negative_view_count
+from train.data.augment import augment, negative_view_count, view_count
 from train.data.class_weights import NEGATIVE
 from train.data.dataset import Dataset, Photo, read_verified
+from train.features.extraction import Features
 from train.network.descriptor import channel_means, describe
 from train.network.vgg import POOLS
 
@@ -55,65 +56,80 @@ class TeacherOutputs:
         return TeacherOutputs(*(getattr(self, field.name)[: self.photos] for field in fields(self)))
 
 
-def teacher_model(model: keras.Model) -> keras.Model:
-    """A model that maps `image` to the run's probabilities and the channel means of each pooling layer."""
-    means = [channel_means(model.get_layer(pool).output) for pool in POOLS]
+def upper_teacher(model: keras.Model, layer: str) -> keras.Model:
+    """The part of a run's model above the pooling layer `layer`.
+
+    It maps the layer's output, and the channel means of the pooling layers up to it where the model computes
+    them, to the probabilities and the channel means of each pooling layer above.
+    """
+    frozen, above = POOLS[: POOLS.index(layer) + 1], POOLS[POOLS.index(layer) + 1 :]
+    names = {each.name for each in model.layers}
+    means = [model.get_layer(f"{pool}_means").output for pool in frozen if f"{pool}_means" in names]
     outputs = dict(zip(model.output_names, model.outputs, strict=True))
-    return keras.Model(model.inputs[0], [outputs["probabilities"], *means])
+    upper = [channel_means(model.get_layer(pool).output) for pool in above]
+    return keras.Model([model.get_layer(layer).output, *means], [outputs["probabilities"], *upper])
 
 
 def collect_teacher_outputs(
-    dataset: Dataset,
+    features: Features,
     split: str,
-    views: int,
     size: int,
     teacher: keras.Model,
     folder: Path,
     on_step: Callable[[int], object],
 ) -> TeacherOutputs:
-    """The outputs of `teacher`, made by `teacher_model`, for the photos and negatives of a split.
+    """The outputs of `teacher`, made by `upper_teacher`, for the photos and negatives of a split.
 
     It resumes from the files in `folder`.
 
     `on_step` gets the number of finished pictures. Raises UserError when the disk is full, PhotosError when a
     photo has changed, PictureError when it cannot be read.
     """
-    jobs, labels = _jobs(dataset, split, views)
+    dataset = features.dataset
+    jobs = _jobs(dataset, split, features.views)
+    store, labels = features.photos_and_negatives(split)
     progress_file = folder / f"{split}.json"
-    sizes = teacher.input_shape[1:3], (size, size)
-    widths = [int(output.shape[-1]) for output in teacher.outputs[1:]]
 
-    def decode(job: tuple[Photo, int]) -> list[NDArray[np.uint8]]:
-        """The picture at the teacher's size and at the compressed network's size."""
+    def decode(job: tuple[Photo, int]) -> NDArray[np.uint8]:
         photo, view = job
-        data = read_verified(dataset, photo)
-        return [augment(data, photo.sha256, [view], sides)[0] for sides in sizes]
+        picture: NDArray[np.uint8] = augment(
+            read_verified(dataset, photo), photo.sha256, [view], (size, size)
+        )[0]
+        return picture
 
     try:
         done = json.loads(progress_file.read_text()) if progress_file.exists() else 0
+        frozen_means = store.channel_means()
+        means_widths = [part.shape[1] for part in frozen_means] + [
+            int(output.shape[-1]) for output in teacher.outputs[1:]
+        ]
         files = _MappedFiles(folder, split, len(jobs), resume=bool(done))
         outputs = TeacherOutputs(
             files.map("pictures", np.uint8, size, size, 3),
             labels,
             files.map("probabilities", np.float32, len(dataset.classes)),
-            files.map("features", np.float32, widths[-1]),
-            files.map("descriptors", np.float16, sum(widths)),
+            files.map("features", np.float32, means_widths[-1]),
+            files.map("descriptors", np.float16, sum(means_widths)),
         )
         on_step(done)
         with ThreadPoolExecutor(2) as pool:
             for start in range(done, len(jobs), BATCH):
-                stop = min(start + BATCH, len(jobs))
-                large, small = zip(*pool.map(decode, jobs[start:stop]), strict=True)
-                outputs.pictures[start:stop] = np.stack(small)
-                probabilities, *means = map(np.asarray, teacher.predict_on_batch(np.stack(large)))
-                outputs.probabilities[start:stop] = probabilities
-                outputs.features[start:stop] = means[-1]
-                outputs.descriptors[start:stop] = describe(means)
-                if (start // BATCH + 1) % SAVED_EVERY == 0 or stop == len(jobs):
+                rows = slice(start, min(start + BATCH, len(jobs)))
+                outputs.pictures[rows] = np.stack([*pool.map(decode, jobs[rows])])
+                means = [part[rows] for part in frozen_means]
+                inputs = [store[rows], *means][: len(teacher.inputs)]
+                # Keras returns an array instead of a list of one.
+                found = keras.tree.flatten(teacher.predict_on_batch(inputs))
+                probabilities, *upper = map(np.asarray, found)
+                means += upper
+                outputs.probabilities[rows] = probabilities
+                outputs.features[rows] = means[-1]
+                outputs.descriptors[rows] = describe(means)
+                if (start // BATCH + 1) % SAVED_EVERY == 0 or rows.stop == len(jobs):
                     files.flush()
                     with atomic_write(progress_file) as file:
-                        file.write(json.dumps(stop).encode())
-                on_step(stop - start)
+                        file.write(json.dumps(rows.stop).encode())
+                on_step(rows.stop - start)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); free some disk space, then run the "
@@ -122,16 +138,17 @@ def collect_teacher_outputs(
     return outputs
 
 
-def _jobs(dataset: Dataset, split: str, views: int) -> tuple[list[tuple[Photo, int]], NDArray[np.int32]]:
-    """The photos and then the negatives of a split, each with the number of a view, and the class indices."""
-    photos = [(photo, view) for view in range(views) for photo in dataset.split(split)]
+def _jobs(dataset: Dataset, split: str, views: int) -> list[tuple[Photo, int]]:
+    """The photos and then the negatives of a split, each with the number of a view, in the order of
+    `Features.photos_and_negatives`.
+    """
+    photos = [(photo, view) for view in range(view_count(split, views)) for photo in dataset.split(split)]
     negatives = [
         (photo, view)
         for view in range(negative_view_count(split, views))
         for photo in dataset.negatives_of(split)
     ]
-    labels = [dataset.classes.index(photo.label) for photo, _ in photos]
-    return photos + negatives, np.array(labels + [NEGATIVE] * len(negatives), np.int32)
+    return photos + negatives
 
 
 class _MappedFiles:

@@ -64,9 +64,11 @@ class Features:
         store = self._store(negatives, count)
         return store, np.full(len(store), NEGATIVE, np.int32)
 
-    def for_training(self, views: int) -> tuple[FeatureStore, NDArray[np.int32]]:
-        """The training photos in `views` views, then the training negatives."""
-        (photos, labels), (negatives, none) = self.of("train", views), self.negatives_of("train")
+    def photos_and_negatives(
+        self, split: str, views: int | None = None
+    ) -> tuple[FeatureStore, NDArray[np.int32]]:
+        """The photos of a split as `of` returns them, then its negatives."""
+        (photos, labels), (negatives, none) = self.of(split, views), self.negatives_of(split)
         return photos + negatives, np.concatenate([labels, none])
 
     def _store(self, photos: Sequence[Photo], views: int) -> FeatureStore:

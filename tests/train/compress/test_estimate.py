@@ -11,10 +11,11 @@ from train.compress.estimate import BATCH, Workload, count_gmacs, estimate_secon
 
 WORK = Workload(
     train_photos=1400,
-    other_photos=600,
     train_negatives=1000,
+    pictures=8600,
+    missing=600,
+    first_block=5,
     reconstruction_photos=600,
-    views=8,
     epochs=40,
     reduction=10,
 )
@@ -23,9 +24,13 @@ WORK = Workload(
 def test_each_part_of_the_work_adds_its_multiplications() -> None:
     gmacs = VGG16.macs / 1e9
     total = count_gmacs(VGG16, WORK)
-    assert total - count_gmacs(VGG16, replace(WORK, views=7)) == pytest.approx(1400 * gmacs)
+    block5 = 3 * 14 * 14 * 9 * 512 * 512 / 1e9
+    assert total - count_gmacs(VGG16, replace(WORK, missing=0)) == pytest.approx(600 * (gmacs - block5))
+    assert total - count_gmacs(VGG16, replace(WORK, pictures=7200)) == pytest.approx(1400 * block5)
+    without_fine_tuning = count_gmacs(VGG16, replace(WORK, first_block=6, pictures=0))
+    assert total - without_fine_tuning == pytest.approx((8600 - 600) * block5)
     assert total - count_gmacs(VGG16, replace(WORK, epochs=39)) == pytest.approx(3 * 2100 * gmacs / 10)
-    without_negatives = 1000 * gmacs + 40 * 3 * 700 * gmacs / 10
+    without_negatives = 40 * 3 * 700 * gmacs / 10
     assert total - count_gmacs(VGG16, replace(WORK, train_negatives=0)) == pytest.approx(without_negatives)
     assert total > count_gmacs(VGG16, replace(WORK, reconstruction_photos=100))
 
