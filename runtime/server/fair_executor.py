@@ -4,6 +4,7 @@ There is one line of jobs per client, as fair queueing has one per network flow 
 next job is that of the client whose last turn is longest ago.
 """
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,10 +15,17 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 TURNS_KEPT = 1000  # clients whose last turn is remembered
+# A client that had one of the last turns is active, also between two of its jobs: most clients send a photo
+# when they have the answer to the last one.
+ACTIVE_TURNS = 20
 
 
 class FairExecutor:
-    """Runs jobs in `threads` threads, at most `per_client` of a client at a time."""
+    """Runs jobs in `threads` threads, at most `per_client` of a client at a time.
+
+    While several clients are active, they divide `per_client` among them, and each may run one job at least:
+    the jobs share the processor and the engine, so each running job of one client delays the others.
+    """
 
     def __init__(self, threads: int, per_client: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
@@ -53,7 +61,8 @@ class FairExecutor:
 
     def _run_next(self) -> None:
         with self._lock:
-            clients = [waiting for waiting in self._lines if self._running[waiting] < self._per_client]
+            limit = self._limit()
+            clients = [waiting for waiting in self._lines if self._running[waiting] < limit]
             if not clients:
                 self._skipped += 1
                 return
@@ -67,10 +76,19 @@ class FairExecutor:
         with self._lock:
             self._running[client] -= 1
             self._running = +self._running  # without the clients that run no job
-            is_resumed, self._skipped = self._skipped > 0, max(0, self._skipped - 1)
-        if is_resumed:
+            resumed = min(self._skipped, self._per_client)  # more than one: the limit may have risen
+            self._skipped -= resumed
+        for _ in range(resumed):
             with suppress(RuntimeError):  # after shutdown()
                 self._pool.submit(self._run_next)
+
+    def _limit(self) -> int:
+        """The number of jobs that a client may run now."""
+        recent = itertools.takewhile(
+            lambda client: self._turn - self._last_turns[client] < ACTIVE_TURNS, reversed(self._last_turns)
+        )
+        active = {*self._lines, *self._running, *recent}
+        return max(1, self._per_client // len(active))
 
     def _remember_turn(self, client: str) -> None:
         self._turn += 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from threading import Event
 
-from runtime.server.fair_executor import FairExecutor
+from runtime.server.fair_executor import ACTIVE_TURNS, FairExecutor
 from tests.helpers import wait_for
 
 
@@ -18,6 +19,27 @@ def test_a_client_with_slow_jobs_leaves_threads_to_others() -> None:
     assert all(job.result(timeout=20) for job in slow)
     assert executor.submit("slow", lambda: 2).result(timeout=20) == 2
     assert not +executor._running and not executor._lines
+    executor.shutdown()
+
+
+def test_a_client_runs_one_job_at_a_time_while_another_client_is_active() -> None:
+    executor, may_end = FairExecutor(4, 2, "test"), Event()
+    assert executor.submit("one by one", lambda: 1).result(timeout=20) == 1
+    running: list[int] = []
+
+    def count() -> None:
+        running.append(sum(job.running() for job in flood))
+        time.sleep(0.01)
+
+    flood = [executor.submit("flood", may_end.wait)]
+    wait_for(flood[0].running)
+    flood += [executor.submit("flood", count) for _ in range(3 * ACTIVE_TURNS)]
+    assert executor.submit("one by one", lambda: 2).result(timeout=20) == 2
+    assert sum(job.running() for job in flood) == 1
+    may_end.set()
+    assert all(job.exception(timeout=20) is None for job in flood)
+    assert set(running[: ACTIVE_TURNS // 2]) == {1}
+    assert max(running[-ACTIVE_TURNS:]) == 2  # the other client has left
     executor.shutdown()
 
 
