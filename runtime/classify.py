@@ -6,12 +6,13 @@ import argparse
 import json
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING
 
-from runtime.camera.flags import NEEDS_CAMERA, add_camera_flags
+from runtime.camera.flags import NEEDS_CAMERA, SAVES, add_camera_flags, add_save_flags
 from runtime.common.cli import ArgumentParser, VersionAction, exit_process, run_cli
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
@@ -26,6 +27,7 @@ from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
 
 if TYPE_CHECKING:
     from runtime.inference.classifier import Classifier
+    from runtime.preprocess.decode import EncodedSource
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,6 +56,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def classify_photos(arguments: argparse.Namespace) -> int:
     """Prints a line for each photo. Returns 1 if some could not be read, else 0. Raises UserError."""
+    saves = any(getattr(arguments, flag) for flag in SAVES)
+    if saves:
+        _check_saves(arguments)
     DECODERS.start_one()  # it is ready when numpy, the engine and the model are loaded
     classifier = _open_classifier(arguments)
     photos, problems = find_photos(arguments.photos)
@@ -74,13 +79,43 @@ def classify_photos(arguments: argparse.Namespace) -> int:
 
     for name, reason in list(problems.items()):
         fail(name, reason)
-    sources = (sys.stdin.buffer if name == "-" else name for name in photos)
-    for name, (_, result) in zip(photos, classifier.predict_many(sources), strict=True):
-        if isinstance(result, PictureError):
-            fail(name, str(result).removeprefix(f"{name}: "))
-        else:
+    sources = [_source(name, saves) for name in photos]
+    with _open_recorders(arguments, classifier) if saves else nullcontext() as save:
+        for name, source, (_, result) in zip(photos, sources, classifier.predict_many(sources), strict=True):
+            if isinstance(result, PictureError):
+                fail(name, str(result).removeprefix(f"{name}: "))
+                continue
             print(line(result), flush=True)
+            if save:
+                save(source, result)
     return 1 if problems else 0
+
+
+def _source(name: str, saves: bool) -> EncodedSource:
+    """Returns what to classify. Standard input can be read once, so a picture to save is read here."""
+    if name != "-":
+        return name
+    return sys.stdin.buffer.read() if saves else sys.stdin.buffer
+
+
+def _check_saves(arguments: argparse.Namespace) -> None:
+    from runtime.camera.options import save_options
+    from runtime.camera.saving import check_save_options
+
+    check_save_options(save_options(arguments))
+
+
+@contextmanager
+def _open_recorders(
+    arguments: argparse.Namespace, classifier: Classifier
+) -> Iterator[Callable[[EncodedSource, Prediction], None]]:
+    """Gives the function that saves a photo in the folders of the flags. Raises UserError."""
+    from runtime.camera.options import save_options
+    from runtime.camera.saving import open_recorders, photo_pixels
+
+    numbers = count(1)
+    with open_recorders(save_options(arguments), classifier.model, 0.0, print_info) as save:
+        yield lambda source, prediction: save(prediction, partial(photo_pixels, source), next(numbers), None)
 
 
 def _open_classifier(arguments: argparse.Namespace) -> Classifier:
@@ -162,6 +197,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action=VersionAction, nargs=0, help="print the version and exit")
     add_camera_flags(parser)
+    add_save_flags(parser)
     add_watch_flags(parser)
     arguments = parser.parse_args(argv)
     _check_combination(parser, arguments)
@@ -175,6 +211,11 @@ def _check_combination(parser: argparse.ArgumentParser, arguments: argparse.Name
         for flag in flags:
             if getattr(arguments, flag) and not getattr(arguments, needed):
                 parser.error(f"--{flag.replace('_', '-')} needs --{needed}")
+    if arguments.new_class and not arguments.capture:
+        parser.error("--new-class needs --capture")
+    for flag in SAVES:
+        if getattr(arguments, flag) and not (arguments.photos or arguments.camera):
+            parser.error(f"--{flag.replace('_', '-')} needs photos or --camera")
     if any("://" in photo for photo in arguments.photos):  # not repeated here: it may hold a password
         parser.error("an address needs --camera")
 

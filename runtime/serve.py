@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from runtime.camera.flags import add_source_flag
+from runtime.camera.flags import add_confirm_flag, add_crop_flag, add_save_flags, add_source_flag
 from runtime.common.cli import ArgumentParser, duration, exit_process, megabytes, positive_int, run_cli
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
@@ -40,6 +40,7 @@ def _run(arguments: argparse.Namespace) -> int:
         print(printable(f"token written: start the service with --token-file {arguments.make_token}"))
         return 0
     _require_web_packages()
+    from runtime.camera.options import save_options
     from runtime.server.run import ServerConfig, run_server  # needs the web packages
 
     run_server(
@@ -50,6 +51,9 @@ def _run(arguments: argparse.Namespace) -> int:
             allowed_hosts=tuple(arguments.allow_host),
             camera=arguments.camera,
             min_interval=arguments.every,
+            crop=arguments.crop,
+            confirm=arguments.confirm,
+            saving=save_options(arguments),
             model=arguments.model,
             classifier_options=classifier_options(arguments),
             queue_capacity=arguments.queue,
@@ -75,6 +79,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_model_options(parser)
     _add_network_flags(parser)
     _add_camera_flags(parser)
+    add_save_flags(parser)
     _add_limit_flags(parser)
     parser.add_argument(
         "--options-from",
@@ -140,6 +145,8 @@ def _add_camera_flags(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="classify at most one frame per TIME, such as 500ms, 1s or 2m",
     )
+    add_confirm_flag(group)
+    add_crop_flag(group)
 
 
 def _add_limit_flags(parser: argparse.ArgumentParser) -> None:

@@ -59,7 +59,8 @@ class Camera:
     when it is lost and when it is back. Raises CameraError if PyAV or picamera2 is missing.
 
     Attributes: `name` is the source without its password, `problem` is one line while the camera is lost,
-    `ended` is true after the last frame of a clip, and `frame_count` is the number of frames so far.
+    `ended` is true after the last frame of a clip or after the block, and `frame_count` is the number of
+    frames so far.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Camera:
     ) -> None:
         self._closing.set()
         with self._changed:
+            self.ended = True
             self._changed.notify_all()
         self._reader.join(JOIN_TIMEOUT)  # a reader that hangs in connect() stays, as a daemon thread
 

@@ -1,47 +1,71 @@
-"""FrameRecorder: saves camera frames as JPEG photos, for --capture and --save-unknown."""
+"""PhotoRecorder: saves frames and photos as JPEG files, for --capture, --save-unknown and --save-all."""
 
 import io
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.camera.camera import Frame
 from runtime.common.atomic import atomic_create
-from runtime.common.errors import UserError
+from runtime.common.errors import PictureError, UserError
 
 JPEG_QUALITY = 95
 MAX_NAMES = 10  # names to try for one photo
+LARGEST_KEY = "g"  # above every key: keys are hexadecimal
+
+_NAME = re.compile(r"\d{8}T\d{6}_\d{6,}_([0-9a-f]{8})\.jpg", re.ASCII)
+
+GetPixels = Callable[[], NDArray[np.uint8]]  # [h, w, 3], RGB; called for saved pictures only
 
 
-class FrameRecorder:
-    """Saves frames in `folder`, at most one per `every` seconds, until the folder holds `max_mb` MB.
+class PhotoRecorder:
+    """Saves pictures in `folder`, at most one frame per `every` seconds, until the folder holds `max_mb` MB.
 
-    A context manager. At the end, `on_message` gets the number of saved photos and their folder; a folder
-    that was created and holds no photo is removed, because training refuses a class without photos.
-    Raises UserError if the folder cannot be created.
+    With `sample`, the recorder goes on when the folder is full: the folder then keeps a uniform random sample
+    of all pictures so far. Each name ends in a random key, and the pictures with the smallest keys stay
+    (bottom-k sampling, Cohen and Kaplan, 2007), so that a sample goes on after a restart.
+
+    A context manager; any thread may call `save`. At the end, `on_message` gets the number of saved photos
+    and their folder; a folder that was created and holds no photo is removed, because training refuses a
+    class without photos. Raises UserError if the folder cannot be created.
     """
 
-    def __init__(self, folder: Path, every: float, max_mb: float, on_message: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        every: float,
+        max_mb: float,
+        on_message: Callable[[str], None],
+        *,
+        sample: bool = False,
+    ) -> None:
         self._folder, self._every, self._on_message = folder, every, on_message
         self._created = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            used = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
         except OSError as error:
             raise UserError(
                 f"{folder}: {str(error.strerror).lower()}: choose a folder that you may write to"
             ) from None
-        self._bytes_left = max_mb * 1e6 - used
+        self._bytes_left = max_mb * 1e6 - sum(sizes.values())
+        # The photos that a sample may replace, by key; other files stay.
+        self._sample = _by_key(sizes) if sample else None
+        self._first_rejected = LARGEST_KEY  # the smallest key that the sample does not hold
         self._due = 0.0
         self._saved = 0
         self._stopped = False
+        self._lock = Lock()
 
-    def __enter__(self) -> "FrameRecorder":
+    def __enter__(self) -> "PhotoRecorder":
         return self
 
     def __exit__(
@@ -54,26 +78,57 @@ class FrameRecorder:
         if self._saved or not isinstance(error, Exception):  # else the error is the last line
             self._on_message(f"saved {self._saved} photo{'s' * (self._saved != 1)} in {self._folder}")
 
-    def save(self, frame: Frame) -> None:
-        """Saves the frame if one is due and the folder has room for it."""
-        if self._stopped or frame.captured_at < self._due:
-            return
-        self._due = frame.captured_at + self._every
-        encoded = io.BytesIO()
-        Image.fromarray(frame.pixels).save(encoded, "JPEG", quality=JPEG_QUALITY)
-        data = encoded.getbuffer()
-        self._bytes_left -= len(data)
-        if self._bytes_left < 0:
-            self._stop("has reached --max-mb")
-            return
-        try:
-            self._write(frame.number, data)
-        except OSError as error:
-            self._stop(str(error.strerror).lower())
-        else:
-            self._saved += 1
+    def save(self, get_pixels: GetPixels, number: int, captured_at: float | None = None) -> None:
+        """Saves a picture if it is due and the folder has room for it. `number` becomes part of its name.
 
-    def _write(self, number: int, data: memoryview) -> None:
+        `captured_at` is a frame's time in seconds; a photo has none, and is always due.
+        """
+        with self._lock:
+            if self._stopped or not self._is_due(captured_at):
+                return
+            key = os.urandom(4).hex()
+            if key >= self._first_rejected:
+                return
+            try:
+                data = _encode(get_pixels())
+            except PictureError:  # a photo that is gone or damaged by now
+                return
+            if not self._make_room(len(data), key):
+                return
+            try:
+                self._write(number, key, data)
+            except OSError as error:
+                self._stop(str(error.strerror).lower())
+            else:
+                self._saved += 1
+
+    def _is_due(self, captured_at: float | None) -> bool:
+        if captured_at is None:
+            return True
+        if captured_at < self._due:
+            return False
+        self._due = captured_at + self._every
+        return True
+
+    def _make_room(self, size: int, key: str) -> bool:
+        """Reserves `size` bytes for a picture; returns False if it has no place. A sample removes others."""
+        while self._bytes_left < size:
+            largest = max(self._sample, default="") if self._sample is not None else ""
+            if self._sample is None or not largest:
+                self._stop("has reached --max-mb")
+                return False
+            if largest <= key:
+                self._first_rejected = key
+                return False
+            name, freed = self._sample.pop(largest)
+            with suppress(OSError):  # removed by the user meanwhile
+                (self._folder / name).unlink()
+            self._bytes_left += freed
+            self._first_rejected = largest
+        self._bytes_left -= size
+        return True
+
+    def _write(self, number: int, key: str, data: memoryview) -> None:
         """Saves a photo under a name that no other photo has. Raises OSError.
 
         A board without a battery starts with an old time, and folders of two cameras may be merged: the time
@@ -81,15 +136,31 @@ class FrameRecorder:
         """
         for remaining in reversed(range(MAX_NAMES)):
             now = datetime.now(timezone.utc)
-            name = f"{now:%Y%m%dT%H%M%S}_{number:06}_{os.urandom(4).hex()}.jpg"
+            name = f"{now:%Y%m%dT%H%M%S}_{number:06}_{key}.jpg"
             try:
                 with atomic_create(self._folder / name) as file:
                     file.write(data)
-                return
             except FileExistsError:
                 if not remaining:
                     raise
+                key = os.urandom(4).hex()
+            else:
+                if self._sample is not None:
+                    self._sample[key] = name, len(data)
+                return
 
     def _stop(self, reason: str) -> None:
         self._stopped = True
         self._on_message(f"{self._folder}: {reason}: no more photos are saved")
+
+
+def _encode(pixels: NDArray[np.uint8]) -> memoryview:
+    encoded = io.BytesIO()
+    Image.fromarray(pixels).save(encoded, "JPEG", quality=JPEG_QUALITY)
+    return encoded.getbuffer()
+
+
+def _by_key(sizes: dict[str, int]) -> dict[str, tuple[str, int]]:
+    """Returns the names and sizes of the recorder's photos by their keys."""
+    found = ((_NAME.fullmatch(name), size) for name, size in sizes.items())
+    return {match[1]: (match[0], size) for match, size in found if match}

@@ -5,11 +5,10 @@ from math import exp
 
 import numpy as np
 
+from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.inference.prediction import ModelOutput, Prediction
 
 Smoothing = Callable[[float], float]  # seconds since the last output -> weight of the new output, 0-1
-
-AGREEING_FRAMES = 3
 
 
 def smooth_over_seconds(seconds: float) -> Smoothing:
@@ -54,12 +53,13 @@ class MovingAverage:
 class ChangeDetector:
     """Detects when a camera's answer, a label or "unknown", changes.
 
-    A new answer counts after AGREEING_FRAMES frames in a row whose smoothed and unsmoothed predictions both
-    give it. The smoothed average alone may pass through labels that no frame showed. The first answer counts
-    at once.
+    A new answer counts after `confirm` frames in a row whose smoothed and unsmoothed predictions both give
+    it. The smoothed average alone may pass through labels that no frame showed. The first answer counts at
+    once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, confirm: int = DEFAULT_CONFIRM) -> None:
+        self._confirm = confirm
         self._answer: str | None = None
         self._candidate = ""
         self._agreeing = 0
@@ -70,7 +70,7 @@ class ChangeDetector:
         agrees = answer == unsmoothed.answer
         self._agreeing = (self._agreeing + 1 if answer == self._candidate else 1) if agrees else 0
         self._candidate = answer
-        confirmed = self._answer is None or self._agreeing >= AGREEING_FRAMES
+        confirmed = self._answer is None or self._agreeing >= self._confirm
         if not confirmed or answer == self._answer:
             return False
         self._answer = answer

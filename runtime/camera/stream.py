@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.camera.camera import Camera, Frame
-from runtime.camera.smoothing import DEFAULT_SMOOTHING, MovingAverage, Smoothing
+from runtime.camera.crop import Crop
+from runtime.camera.flags import DEFAULT_CONFIRM
+from runtime.camera.smoothing import DEFAULT_SMOOTHING, ChangeDetector, MovingAverage, Smoothing
 from runtime.common.errors import PictureError
 from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -30,6 +32,12 @@ class FramePrediction:
     age_ms: float  # from `frame.captured_at` to the answer
     fps: float  # answers per second over the last FPS_WINDOW answers
     dropped: int  # frames so far that arrived and were not classified
+    is_change: bool = False  # whether the answer changes with this frame
+    crop: Crop | None = None  # the region that was classified; None: the whole frame
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Returns what was classified: the frame or a region of it, [h, w, 3], RGB."""
+        return self.crop.apply(self.frame.pixels) if self.crop else self.frame.pixels
 
     @property
     def time(self) -> datetime:
@@ -59,13 +67,18 @@ def predict_stream(
     *,
     every: float = 0.0,
     smoothing: Smoothing = DEFAULT_SMOOTHING,
+    confirm: int = DEFAULT_CONFIRM,
+    crop: Callable[[], Crop | None] = lambda: None,
 ) -> Iterator[FramePrediction]:
     """Yields the prediction for the newest frame, at most one per `every` seconds, until a clip ends.
 
-    While a camera with `retry` is lost, the stream waits. Raises CameraError and EngineError.
+    A new answer is a change after `confirm` frames that agree. `crop` is called for each frame, and returns
+    the region to classify. While a camera with `retry` is lost, the stream waits. Raises CameraError and
+    EngineError.
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
-    classifier: Classifier | None = None
+    changes = ChangeDetector(confirm)
+    used: tuple[Classifier, Crop | None] | None = None
     prepare_seconds = 0.0
     last = dropped = 0
     while True:
@@ -78,11 +91,12 @@ def predict_stream(
             rate.reset()
             continue
         schedule.start()
-        if (current := reloader.current()) is not classifier:
-            classifier = current
-            average.reset()  # another model has other classes
+        if (current := (reloader.current(), crop())) != used:
+            used = current
+            average.reset()  # another model has other classes, another region shows another picture
+        classifier, region = current
         try:
-            model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size)
+            model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
         except PictureError:  # such as too little memory: the next frame may be better
             dropped += frame.number - last
             last = frame.number
@@ -93,13 +107,19 @@ def predict_stream(
         output = classifier.infer(model_input.pixels)
         ready = time.monotonic()
         smoothed = average.update(output, ready)
+        prediction, unsmoothed = (
+            classifier.to_prediction(camera.name, result, 1000 * prepare_seconds)
+            for result in (smoothed, output)
+        )
         yield FramePrediction(
             frame=frame,
-            prediction=classifier.to_prediction(camera.name, smoothed, 1000 * prepare_seconds),
-            unsmoothed=classifier.to_prediction(camera.name, output, 1000 * prepare_seconds),
+            prediction=prediction,
+            unsmoothed=unsmoothed,
             age_ms=round(1000 * (ready - frame.captured_at), 1),
             fps=rate.update(ready),
             dropped=dropped,
+            is_change=changes.is_change(prediction, unsmoothed),
+            crop=region,
         )
 
 
@@ -146,22 +166,22 @@ class _ModelInput:
     seconds: float  # to decode and resize the frame
 
 
-def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int]) -> _ModelInput:
+def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int], crop: Crop | None) -> _ModelInput:
     """Prepares `frame`; if a newer frame arrives in the meantime, prepares the one after it instead.
 
     The engine then starts on a frame that is at most one frame interval old, unless preparing a frame takes
     longer than that.
     """
-    prepared = _prepare(camera, frame, size)
+    prepared = _prepare(frame, size, crop)
     interval = camera.frame_interval
     if camera.frame_count > frame.number and prepared.seconds < interval:
         newer = camera.newest(frame.number, timeout=interval, max_age=0)
         if newer is not None:
-            return _prepare(camera, newer, size)
+            return _prepare(newer, size, crop)
     return prepared
 
 
-def _prepare(camera: Camera, frame: Frame, size: tuple[int, int]) -> _ModelInput:
+def _prepare(frame: Frame, size: tuple[int, int], crop: Crop | None) -> _ModelInput:
     started = time.monotonic()
-    pixels = read_picture(frame.pixels, size)
+    pixels = read_picture(crop.apply(frame.pixels) if crop else frame.pixels, size)
     return _ModelInput(frame, pixels, frame.decode_ms / 1000 + time.monotonic() - started)

@@ -7,7 +7,6 @@ import time
 from threading import Lock
 from typing import TextIO
 
-from runtime.camera.smoothing import ChangeDetector
 from runtime.camera.stream import FramePrediction
 from runtime.common.terminal import print_error
 from runtime.common.text import printable, truncate
@@ -25,7 +24,7 @@ class TerminalView:
 
     def __init__(self, *, json: bool, on_change: bool) -> None:
         self._json = json
-        self._changes = ChangeDetector() if on_change else None
+        self._on_change = on_change
         self._redraws = sys.stdout.isatty() and not json and not on_change
         self._drawn_at = 0.0  # time.monotonic() of the latest redraw; 0 while no line is drawn
         self._lock = Lock()  # the threads of the camera and the model print messages
@@ -33,7 +32,7 @@ class TerminalView:
 
     def show(self, shown: FramePrediction, labels: tuple[str, ...]) -> None:
         """Prints a prediction; `labels` are all labels of its model, for the width of the columns."""
-        if self._changes and not self._changes.is_change(shown.prediction, shown.unsmoothed):
+        if self._on_change and not shown.is_change:
             return
         if self._json:
             self._print(shown.to_json())

@@ -75,6 +75,8 @@ class InferenceQueue:
     capacity: int = 64  # photos that are waiting or being classified
     max_upload_bytes: int = 32_000_000  # per body
     on_answer: Callable[[RequestTiming], None] = lambda timing: None
+    # Called in a thread of the queue with each prediction and the bytes of its photo, before the answer.
+    on_photo: Callable[[Prediction, bytes], None] = lambda prediction, data: None
     photos: list[PendingPhoto] = field(default_factory=list)  # oldest first
     answered: int = 0
     timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=TIMINGS_KEPT))
@@ -110,7 +112,7 @@ class InferenceQueue:
         Raises RequestRejected, ClientDisconnected and EngineError.
         """
         started = time.perf_counter()
-        prediction = await self.process(_classify, content_type, content_length, receive, address)
+        prediction = await self.process(self._classify, content_type, content_length, receive, address)
         ms = prediction.ms
         timing = RequestTiming(time.perf_counter() - started, ms["decode"] / 1000, ms["infer"] / 1000)
         self.answered += 1
@@ -161,6 +163,11 @@ class InferenceQueue:
 
     def close(self) -> None:
         self._executor.shutdown()
+
+    def _classify(self, classifier: Classifier, upload: Upload) -> Prediction:
+        prediction = replace(classifier(upload.data), source=upload.name)
+        self.on_photo(prediction, upload.data)
+        return prediction
 
     @contextmanager
     def _pending(self, photo: PendingPhoto) -> Iterator[PendingPhoto]:
@@ -236,10 +243,6 @@ def return_large_blocks_to_system() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         libc.mallopt(M_ARENA_MAX, MAX_HEAPS)
-
-
-def _classify(classifier: Classifier, upload: Upload) -> Prediction:
-    return replace(classifier(upload.data), source=upload.name)
 
 
 def _handle_body(

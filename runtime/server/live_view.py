@@ -7,16 +7,21 @@ its own pace, nothing queues up for a slow viewer, and a frame is encoded at mos
 import asyncio
 import io
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.camera.camera import Camera
+from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.stream import FramePrediction, predict_stream, to_iso
 from runtime.common.errors import UserError
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.server.crop_setting import CropSetting
 from runtime.server.errors import RequestRejected
 
 MAX_VIEWERS = 32  # requests that wait for a frame at the same time
@@ -28,15 +33,27 @@ HISTORY_LENGTH = 20
 class LiveView:
     """Classifies a camera's frames continuously in a thread."""
 
-    def __init__(self, camera: Camera, model: ReloadingClassifier, min_interval: float) -> None:
-        self.camera = camera
+    def __init__(
+        self,
+        camera: Camera,
+        model: ReloadingClassifier,
+        min_interval: float,
+        crop: CropSetting,
+        confirm: int = DEFAULT_CONFIRM,
+        on_frame: Callable[[FramePrediction], None] = lambda shown: None,
+    ) -> None:
+        self.camera, self.crop = camera, crop
         self.latest: FramePrediction | None = None
-        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY_LENGTH)  # one entry per change of label
+        self.history: deque[dict[str, Any]] = deque(
+            maxlen=HISTORY_LENGTH
+        )  # one entry per change of the answer
         self._model = model
         self._min_interval = min_interval  # seconds between predictions
+        self._confirm = confirm  # agreeing frames after which a new answer counts
+        self._on_frame = on_frame  # called in the thread
         self._error = ""
         self._waiters: set[asyncio.Future[None]] = set()
-        self._encoded: tuple[int, asyncio.Future[bytes]] | None = None
+        self._encoded: dict[bool, tuple[int, asyncio.Future[bytes]]] = {}  # by whole frame
         self._thread = Thread(target=self._classify_frames, name="live-view", daemon=True)
 
     def start(self) -> None:
@@ -71,25 +88,35 @@ class LiveView:
                 self._waiters.discard(waiter)
         return self.latest
 
-    async def jpeg(self, prediction: FramePrediction) -> bytes:
-        """The frame as a JPEG of at most MAX_SIDE pixels per side."""
-        if self._encoded is None or self._encoded[0] != prediction.frame.number:
-            encoding = self._loop.run_in_executor(None, _encode, prediction)
-            self._encoded = prediction.frame.number, encoding
-        return await asyncio.shield(self._encoded[1])
+    async def jpeg(self, prediction: FramePrediction, *, whole: bool = False) -> bytes:
+        """What was classified, or the `whole` frame, as a JPEG of at most MAX_SIDE pixels per side."""
+        number, encoding = self._encoded.get(whole, (0, None))
+        if encoding is None or number != prediction.frame.number:
+            pixels = prediction.frame.pixels if whole else prediction.picture()
+            encoding = self._loop.run_in_executor(None, _encode, pixels)
+            self._encoded[whole] = prediction.frame.number, encoding
+        return await asyncio.shield(encoding)
 
     def _classify_frames(self) -> None:
         try:
-            for prediction in predict_stream(self.camera, self._model, every=self._min_interval):
+            stream = predict_stream(
+                self.camera,
+                self._model,
+                every=self._min_interval,
+                confirm=self._confirm,
+                crop=lambda: self.crop.current,
+            )
+            for prediction in stream:
                 with suppress(RuntimeError):  # the event loop is closed
                     self._loop.call_soon_threadsafe(self._publish, prediction)
+                self._on_frame(prediction)
         except UserError as error:
             self._error = str(error)
 
     def _publish(self, frame_prediction: FramePrediction) -> None:
         prediction = frame_prediction.prediction
         last = self.history[-1] if self.history else {}
-        if (last.get("label"), last.get("known")) != (prediction.label, prediction.known):
+        if frame_prediction.is_change:
             self.history.append(
                 {
                     "time": to_iso(frame_prediction.time),
@@ -98,16 +125,17 @@ class LiveView:
                     "known": prediction.known,
                 }
             )
-        elif last["probability"] < prediction.probability:  # an entry keeps its highest probability
-            last["probability"] = prediction.probability
+        elif (last["label"], last["known"]) == (prediction.label, prediction.known):
+            # An entry keeps its highest probability.
+            last["probability"] = max(last["probability"], prediction.probability)
         self.latest = frame_prediction
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
 
-def _encode(prediction: FramePrediction) -> bytes:
-    image = Image.fromarray(prediction.frame.pixels)
+def _encode(pixels: NDArray[np.uint8]) -> bytes:
+    image = Image.fromarray(pixels)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=JPEG_QUALITY)

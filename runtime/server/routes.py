@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from runtime.inference.prediction import json_line
 from runtime.server.adaptation_routes import adaptation_routes
+from runtime.server.crop_routes import crop_routes
 from runtime.server.errors import RequestRejected
 from runtime.server.request_body import read_body
 from runtime.server.service_state import NO_STORE, body_of, service_of
@@ -21,7 +22,7 @@ JAVASCRIPT = "text/javascript; charset=utf-8"
 STATIC_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    **{f"/{name}": (name, JAVASCRIPT) for name in ("page.js", "tray.js", "request.js", "dom.js")},
+    **{f"/{name}": (name, JAVASCRIPT) for name in ("page.js", "tray.js", "crop.js", "request.js", "dom.js")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/openapi.json": ("openapi.json", "application/json"),
 }
@@ -58,7 +59,7 @@ async def live_frame(request: Request) -> Response:
         return Response(status_code=204, headers=NO_STORE)
     text = prediction.to_json()
     return Response(
-        await view.jpeg(prediction),
+        await view.jpeg(prediction, whole="whole" in request.query_params),
         media_type="image/jpeg",
         headers={"Prediction": text, "Sight": text, **NO_STORE},  # Sight: the header's first name
     )
@@ -101,6 +102,7 @@ def make_routes() -> list[Route]:
         Route("/classify", classify, methods=["POST"]),
         Route("/status", status),
         Route("/live.jpg", live_frame),
+        *crop_routes(),
         *adaptation_routes(),
         Route("/login", login, methods=["POST"]),
         Route("/healthz", healthz),

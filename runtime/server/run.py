@@ -3,22 +3,31 @@
 import logging
 import sys
 from asyncio import CancelledError
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from socket import socket
 from typing import Any
 
 import uvicorn
 
 from runtime.camera.camera import Camera
+from runtime.camera.crop import Crop
+from runtime.camera.flags import DEFAULT_CONFIRM
+from runtime.camera.options import SaveOptions
+from runtime.camera.saving import Save, check_save_options, open_recorders, photo_pixels
+from runtime.camera.stream import FramePrediction
 from runtime.common.terminal import print_info, stop_on_sigterm, suppress_native_stderr
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import Prediction
 from runtime.server.address import listen, resolve, url_of
 from runtime.server.app import make_app
 from runtime.server.auth import AccessPolicy, make_access_policy
 from runtime.server.connection_limits import BoundedHttpProtocol, close_timed_out_connections
+from runtime.server.crop_setting import CropSetting
 from runtime.server.health import CHECK_INTERVAL, HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.live_view import LiveView
@@ -42,6 +51,9 @@ class ServerConfig:
     allowed_hosts: tuple[str, ...] = ()
     camera: str | None = None
     min_interval: float = 0.0  # seconds between two predictions of the camera
+    crop: Crop | None = None
+    confirm: int = DEFAULT_CONFIRM  # agreeing frames after which a new answer of the camera counts
+    saving: SaveOptions = field(default_factory=SaveOptions)
     model: str | None = None
     classifier_options: Mapping[str, Any] = field(default_factory=dict)
     queue_capacity: int = 64
@@ -86,6 +98,7 @@ def run_server(config: ServerConfig) -> None:
 @contextmanager
 def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
     """Binds the address, loads the model and opens the camera. Raises UserError."""
+    check_save_options(config.saving)
     token = read_token(config.token_file)
     family, address = resolve(config.host, config.port)
     make_access_policy(address[0], address[1], (), token)  # raises before the port is bound
@@ -96,9 +109,26 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         camera = Camera(config.camera, retry=True, on_message=print_info) if config.camera else None
         with suppress_native_stderr():
             model = ReloadingClassifier(config.model, on_event=print_info, **config.classifier_options)
-        view = LiveView(stack.enter_context(camera), model, config.min_interval) if camera else None
+        opened = open_recorders(config.saving, model.current().model, config.min_interval, print_info)
+        save = stack.enter_context(opened)
+        view = _make_view(config, stack.enter_context(camera), model, save) if camera else None
         service = _make_service(config, policy, model, view)
+        service.queue.on_photo = _photo_saver(save)
         yield ReadyServer(_make_uvicorn_server(service), listener, url_of(address[0], port), policy, model)
+
+
+def _make_view(config: ServerConfig, camera: Camera, model: ReloadingClassifier, save: Save) -> LiveView:
+    def on_frame(shown: FramePrediction) -> None:
+        save(shown.prediction, shown.picture, shown.frame.number, shown.frame.captured_at)
+
+    crop = CropSetting(model, config.crop)
+    return LiveView(camera, model, config.min_interval, crop, config.confirm, on_frame)
+
+
+def _photo_saver(save: Save) -> Callable[[Prediction, bytes], None]:
+    """Returns the function that saves an uploaded photo."""
+    numbers = count(1)
+    return lambda prediction, data: save(prediction, partial(photo_pixels, data), next(numbers), None)
 
 
 def _make_service(

@@ -330,7 +330,7 @@ def test_a_photo_imports_no_camera_watcher_or_server(colours: Path, photos: Path
     modules = subprocess.run(run, cwd=ROOT, capture_output=True, text=True).stderr.split()
     parts = ("runtime.camera.", "runtime.watch.", "runtime.server", "runtime.benchmark")
     loaded = {name for name in modules if name.startswith(parts)}
-    assert loaded == {"runtime.camera.flags", "runtime.watch.flags"}
+    assert loaded == {"runtime.camera.flags", "runtime.camera.crop", "runtime.watch.flags"}
     assert not {"av", "sqlite3", "uvicorn", "cryptography", "PIL.ImageCms"} & set(modules)
 
 
@@ -395,3 +395,46 @@ def test_bytes_and_binary_files_are_classified(colours: Path, photos: Path) -> N
     assert [(answer.source, answer.label) for answer in answers if isinstance(answer, Prediction)] == [
         ("-", "红")
     ] * 2
+
+
+def test_photos_are_saved_as_jpegs_without_metadata(
+    knowing: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    red, dark = tmp_path / "red.png", tmp_path / "dark.jpg"
+    Image.new("RGB", (2000, 1000), (255, 0, 0)).save(red)
+    exif = Image.Exif()
+    exif[0x010E] = "secret"
+    Image.new("RGB", (64, 48), (30, 0, 0)).save(dark, exif=exif)
+    (tmp_path / "cut.jpg").write_bytes(dark.read_bytes()[:500])
+    arguments = [str(red), str(dark), str(tmp_path / "cut.jpg"), "--model", str(knowing)]
+    unknown, sample, photos = (tmp_path / name for name in ("unknown", "sample", "photos"))
+    saves = ["--save-unknown", str(unknown), "--save-all", str(sample), "--capture", "rot", str(photos)]
+    assert main([*arguments, *saves]) == 1
+    err = capsys.readouterr().err
+    assert f"saved 1 photo in {unknown}" in err and f"saved 2 photos in {photos / 'rot'}" in err
+    (saved,) = unknown.iterdir()
+    assert Image.open(saved).size == (64, 48) and b"secret" not in saved.read_bytes()
+    assert {Image.open(path).size for path in sample.iterdir()} == {(960, 480), (64, 48)}
+    assert len(list((photos / "rot").iterdir())) == 2
+
+
+def test_a_photo_on_standard_input_is_saved(knowing: Path, photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sample"
+    ended = command("-", "--model", knowing, "--save-all", folder, input=(photos / "red.jpg").read_bytes())
+    assert ended.returncode == 0 and len(list(folder.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "needed"),
+    [
+        (["--verify", "--save-all", "a"], "--save-all"),
+        (["--watch", "a", "--capture", "b", "c"], "--capture"),
+        (["a.jpg", "--new-class"], "--capture"),
+    ],
+)
+def test_a_flag_to_save_pictures_without_pictures_is_a_usage_error(
+    flags: list[str], needed: str, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    assert needed in capsys.readouterr().err.splitlines()[-1]

@@ -1,5 +1,6 @@
 // Shows the camera's newest frame with its prediction, classifies photos, and shows the model and its speed.
 
+import { makeCropButton } from "./crop.js";
 import { byId, element, sleep } from "./dom.js";
 import { request, requestWhenFree, retryDelay } from "./request.js";
 import { addTrayListeners, makeMarkButton, showTray } from "./tray.js";
@@ -45,7 +46,7 @@ let shownFrame = null; // a Blob
 
 async function watchCamera() {
   const shown = { frame: 0, label: "", labelTime: 0 };
-  byId("camera-actions").append(makeMarkButton("camera.jpg", () => shownFrame));
+  byId("camera-actions").append(makeMarkButton("camera.jpg", () => shownFrame), makeCropButton());
   byId("camera").hidden = false;
   for (;;) {
     await untilVisible();

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from runtime.camera import camera
-from runtime.camera.smoothing import AGREEING_FRAMES
+from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.stream import FramePrediction
 from runtime.camera.terminal_view import TerminalView
 from runtime.classify import main
@@ -112,10 +112,10 @@ def test_with_retry_a_stream_that_went_away_is_connected_again(
         labels.append(shown.prediction.label)
 
     def restart() -> None:
-        wait_for(lambda: labels.count("红") >= AGREEING_FRAMES)
+        wait_for(lambda: labels.count("红") >= DEFAULT_CONFIRM)
         servers[0].stop()
         servers.append(MjpegServer(lambda number: blue, servers[0].port))
-        wait_for(lambda: labels.count("blau") >= AGREEING_FRAMES)
+        wait_for(lambda: labels.count("blau") >= DEFAULT_CONFIRM)
         terminate()
 
     monkeypatch.setattr(TerminalView, "show", record)
@@ -273,7 +273,7 @@ def test_a_camera_that_does_not_open_leaves_no_class_folder(
     assert len(capsys.readouterr().err.splitlines()) == 1 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("flag", [["--retry"], ["--on-change"], ["--capture", "a", "b"], ["--new-class"]])
+@pytest.mark.parametrize("flag", [["--retry"], ["--on-change"], ["--crop", "0,0,1,1"]])
 def test_a_camera_flag_without_camera_is_a_usage_error(flag: list[str], capsys: Capture) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["photo.jpg", *flag])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from runtime.camera.camera import Frame
 from runtime.camera.capture_folder import SPLIT_NAMES, check_capture_folder
-from runtime.camera.recorder import FrameRecorder
+from runtime.camera.recorder import PhotoRecorder
 from runtime.common.errors import UserError
 from tests.runtime.camera.helpers import plain
 from train.data import find_photos as search
@@ -123,9 +123,9 @@ def test_what_is_refused_would_break_training_and_what_is_advised_works(photos: 
 
 def test_training_reads_captured_and_unknown_frames_as_photos_of_none(photos: Path, tmp_path: Path) -> None:
     def record(folder: Path, colors: list[tuple[int, int, int]]) -> None:
-        with FrameRecorder(folder, 0.0, 1.0, lambda line: None) as recorder:
+        with PhotoRecorder(folder, 0.0, 1.0, lambda line: None) as recorder:
             for number, color in enumerate(colors, 1):
-                recorder.save(Frame(plain(color), float(number), number))
+                recorder.save(partial(plain, color), number, float(number))
 
     check_capture_folder("none", photos)
     record(photos / "none", [(9, 9, 9), (90, 90, 90)])  # --capture none photos

@@ -1,18 +1,20 @@
-"""FrameRecorder, on frames whose times the test chooses."""
+"""PhotoRecorder, on frames whose times the test chooses, and on photos."""
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.camera.camera import Frame
-from runtime.camera.recorder import FrameRecorder
-from runtime.common.errors import CameraError, UserError
+from runtime.camera.recorder import PhotoRecorder
+from runtime.common.errors import CameraError, PictureError, UserError
 from tests.runtime.camera.helpers import RED, plain
 
 
@@ -21,9 +23,9 @@ def record(
 ) -> list[str]:
     """Saves frames captured at `times` and numbered from `first` on; returns the messages."""
     messages = list[str]()
-    with FrameRecorder(folder, every, max_mb, messages.append) as recorder:
+    with PhotoRecorder(folder, every, max_mb, messages.append) as recorder:
         for number, captured_at in enumerate(times, first):
-            recorder.save(Frame(plain(RED), captured_at, number))
+            recorder.save(lambda: plain(RED), number, captured_at)
     return messages
 
 
@@ -90,7 +92,7 @@ def test_a_created_folder_without_a_photo_is_removed(tmp_path: Path) -> None:
 
 def test_an_error_before_the_first_photo_is_the_last_message(tmp_path: Path) -> None:
     messages = list[str]()
-    with pytest.raises(CameraError), FrameRecorder(tmp_path / "roses", 1, 1, messages.append):
+    with pytest.raises(CameraError), PhotoRecorder(tmp_path / "roses", 1, 1, messages.append):
         raise CameraError("0: no such camera")
     assert messages == [] and list(tmp_path.iterdir()) == []
 
@@ -110,3 +112,61 @@ def test_a_photo_that_cannot_be_written_stops_the_recorder(
     monkeypatch.setattr("runtime.camera.recorder.atomic_create", full)
     messages = record(tmp_path / "roses", [1, 2, 3])
     assert "no space left on device" in messages[0] and "saved 0 photos" in messages[1] and len(messages) == 2
+
+
+def keys(folder: Path) -> list[str]:
+    return sorted(path.stem.split("_")[2] for path in folder.iterdir())
+
+
+def test_a_full_sample_keeps_the_photos_with_the_smallest_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keys are independent of the pictures, so the smallest ones are a uniform random sample."""
+    drawn, urandom = list[str](), os.urandom
+
+    def draw(count: int) -> bytes:
+        data = urandom(count)
+        if sys._getframe(1).f_code.co_name == "save":
+            drawn.append(data.hex())
+        return data
+
+    monkeypatch.setattr("os.urandom", draw)
+    folder, messages = tmp_path / "sample", list[str]()
+    record(folder, [0])
+    size = next(folder.iterdir()).stat().st_size
+    for _ in range(2):  # the second start goes on with the sample
+        with PhotoRecorder(folder, 0, 5.5 * size / 1e6, messages.append, sample=True) as recorder:
+            for number in range(30):
+                recorder.save(lambda: plain(RED), number)
+    assert len(drawn) == 61 and keys(folder) == sorted(drawn)[:5]
+    assert all(message.startswith("saved ") for message in messages)
+
+
+def test_a_sample_encodes_no_picture_that_it_would_not_keep(tmp_path: Path) -> None:
+    encoded = list[int]()
+    record(tmp_path / "sample", [0])
+    size = next((tmp_path / "sample").iterdir()).stat().st_size
+    with PhotoRecorder(tmp_path / "sample", 0, 3.5 * size / 1e6, print, sample=True) as recorder:
+        for number in range(300):
+            recorder.save(lambda number=number: encoded.append(number) or plain(RED), number)
+    # The expected number of entries is 3 (1 + ln 100), about 17; 60 has a probability below 1e-9.
+    assert len(encoded) < 60
+
+
+def test_a_sample_removes_no_file_of_others(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jpg"
+    mine.write_bytes(bytes(2000))
+    messages = list[str]()
+    with PhotoRecorder(tmp_path, 0, 0.0021, messages.append, sample=True) as recorder:
+        recorder.save(lambda: plain(RED), 1)
+    assert list(tmp_path.iterdir()) == [mine] and "--max-mb" in messages[0]
+
+
+def test_a_photo_has_no_interval_and_a_damaged_one_is_left_out(tmp_path: Path) -> None:
+    def damaged() -> NDArray[np.uint8]:
+        raise PictureError("is damaged")
+
+    with PhotoRecorder(tmp_path, 1000, 1, print) as recorder:
+        for number, get_pixels in enumerate([lambda: plain(RED), damaged, lambda: plain(RED)]):
+            recorder.save(get_pixels, number)
+    assert [path.name.split("_")[1] for path in sorted(tmp_path.iterdir())] == ["000000", "000002"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.smoothing import (
-    AGREEING_FRAMES,
     ChangeDetector,
     MovingAverage,
     smooth_over_frames,
@@ -28,9 +28,12 @@ def to_prediction(given: ModelOutput) -> Prediction:
     return Prediction("0", LABELS[best], probability, known, (ClassScore(LABELS[best], probability),), {})
 
 
-def changes(outputs: list[ModelOutput], seconds: float, interval: float = 1 / 30) -> list[str]:
+def changes(
+    outputs: list[ModelOutput], seconds: float, interval: float = 1 / 30, confirm: int = DEFAULT_CONFIRM
+) -> list[str]:
     """The answers that a ChangeDetector prints for outputs that come `interval` seconds apart."""
-    average, detector, printed = MovingAverage(smooth_over_seconds(seconds)), ChangeDetector(), list[str]()
+    average, printed = MovingAverage(smooth_over_seconds(seconds)), list[str]()
+    detector = ChangeDetector(confirm)
     for number, raw in enumerate(outputs):
         smoothed = to_prediction(average.update(raw, number * interval))
         if detector.is_change(smoothed, to_prediction(raw)):
@@ -64,8 +67,16 @@ def test_a_label_that_only_the_average_passes_through_is_no_change() -> None:
 
 def test_frames_in_transition_are_no_change() -> None:
     roses, blurred, tulips = [output(0, 1, 0)] * 5, [output(1, 0, 0)], [output(0, 0, 1)] * 5
-    assert changes(roses + blurred * (AGREEING_FRAMES - 1) + tulips, seconds=0) == ["roses", "tulips"]
-    assert changes(roses + blurred * AGREEING_FRAMES + tulips, seconds=0) == ["roses", "daisy", "tulips"]
+    assert changes(roses + blurred * (DEFAULT_CONFIRM - 1) + tulips, seconds=0) == ["roses", "tulips"]
+    assert changes(roses + blurred * DEFAULT_CONFIRM + tulips, seconds=0) == ["roses", "daisy", "tulips"]
+
+
+@pytest.mark.parametrize("confirm", [1, 3, 5])
+def test_a_new_answer_counts_after_the_frames_that_confirm_it(confirm: int) -> None:
+    roses, tulips = output(0, 1, 0), output(0, 0, 1)
+    too_few = [roses] + [tulips] * (confirm - 1) + [roses]
+    assert changes(too_few, seconds=0, confirm=confirm) == ["roses"]
+    assert changes([roses] + [tulips] * confirm, seconds=0, confirm=confirm) == ["roses", "tulips"]
 
 
 def test_the_first_answer_counts_at_once_and_a_return_to_it_is_no_change() -> None:

@@ -39,7 +39,8 @@ def test_the_newest_frame_comes_with_its_prediction(
             red, _, blue = Image.open(io.BytesIO(body)).resize((1, 1)).getpixel((0, 0))  # type: ignore[misc]
             assert (red > 200, blue > 200) in ((True, False), (False, True))
         assert set(labels) == {"红", "blau"} and labels[0] == "红"
-        assert [entry["label"] for entry in service.status()["history"]] == ["红", "blau"]
+        # A new answer counts after the frames of --confirm.
+        wait_for(lambda: [entry["label"] for entry in service.status()["history"]] == ["红", "blau"])
         assert service.metric("camera_up") == 1
         wait_for(lambda: "ended" in service.status()["camera"]["problem"])
         assert service.get_status("/healthz") == 200
