@@ -11,6 +11,9 @@ threshold rejects the share UNKNOWN_RATE of the validation photos. The columns:
 - test rejected: the share of test photos that is rejected as unknown.
 - near: AUROC, the probability that a test photo of a class scores higher than a test photo of a class that
   is left out of the fit, the mean over the classes. The network itself has seen the class.
+
+A second table fits the released method on each kind of default negatives (train/data/negative_pictures.py),
+as many pictures of each. The network has learned from the kind of its own run. Writes known_kinds.csv too.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ with suppress_native_stderr():
     import keras
 
 from export.photos import read_photos
-from train.data.negatives import add_default_negatives
+from train.data.negatives import add_default_negatives, names_without_classes, write_pictures
 from train.network.descriptor import channel_means, describe
 from train.network.novelty import UNKNOWN_RATE, fit_novelty
 from train.network.vgg import POOLS
@@ -151,8 +154,18 @@ METHODS: dict[str, Method] = {
 }
 
 
+# A row of the second table each. Two kinds have half of the pictures each.
+NEGATIVE_KINDS: dict[str, tuple[str, ...]] = {
+    "no negatives": (),
+    "shapes on gradients": ("shapes",),
+    "drawings on white": ("white",),
+    "drawings on backgrounds (released)": ("composited",),
+    "drawings on backgrounds, and shapes": ("composited", "shapes"),
+}
+
+
 def main() -> None:
-    """Prints the table and writes the CSV."""
+    """Prints both tables and writes their CSV files."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run", type=Path)
     parser.add_argument("--choose", action="append", default=[], metavar="NAME=DIR")
@@ -168,15 +181,26 @@ def main() -> None:
     }
     sets[SAMPLES] = network(unrelated_pictures(network.size))
     rows = [measure(name, method, known, val, test, truth, sets) for name, method in METHODS.items()]
-    with arguments.csv.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
     chosen = ", ".join(item.split("=", 1)[0] for item in arguments.choose)
     print(
         f"{run.name}: {len(known.train):,} training photos, {len(known.negatives):,} negatives. "
         f"Methods were chosen on {chosen or 'no set'}.\n"
     )
+    write_table(rows, arguments.csv)
+    rows = []
+    for name, kinds in NEGATIVE_KINDS.items():
+        of_kinds = replace(known, negatives=network.negatives(kinds, len(known.negatives)))
+        method = RELEASED_METHOD if kinds else "relative Mahalanobis, all layers"
+        rows.append(measure(name, METHODS[method], of_kinds, val, test, truth, sets))
+    print()
+    write_table(rows, arguments.csv.with_stem(f"{arguments.csv.stem}_kinds"))
+
+
+def write_table(rows: Sequence[Mapping[str, str]], file: Path) -> None:
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(row.values()) + " |")
@@ -226,7 +250,8 @@ class Descriptors:
         model = run.load_model()
         self.size = tuple(model.inputs[0].shape[1:3])
         pools = [model.get_layer(name).output for name in POOLS]
-        self.last = int(pools[-1].shape[-1])
+        self.widths = [int(pool.shape[-1]) for pool in pools]
+        self.last = self.widths[-1]
         self.model = keras.Model(model.inputs[0], [channel_means(pool) for pool in pools])
 
     def __call__(self, pictures: Array) -> Array:
@@ -245,6 +270,13 @@ class Descriptors:
         pixels = np.stack([read_picture(dataset.root / photo.path, self.size) for photo in negatives])
         known = Known(self(both), np.tile(train.truth, 2), self(pixels), self.last)
         return known, self(splits["val"].pixels), self(splits["test"].pixels), splits["test"].truth
+
+    def negatives(self, kinds: Sequence[str], count: int) -> Array:
+        """Descriptors of `count` default negatives, divided among the kinds."""
+        names = names_without_classes(self.run.classes)[:count]
+        files = write_pictures([(kinds[at % len(kinds)], name) for at, name in enumerate(names) if kinds])
+        pixels = [read_picture(file, self.size) for file in files]
+        return self(np.stack(pixels)) if pixels else np.empty((0, sum(self.widths)), np.float32)
 
 
 def _unit(descriptors: Array, last: int) -> Array:
