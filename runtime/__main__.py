@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "classify": Command("runtime.classify", "classify photos, a camera's frames, or a watched folder"),
     "adapt": Command("runtime.adapt", "let a model reject the scene in front of its camera"),
+    "teach": Command("runtime.teach", "teach a model new classes and right answers on the device"),
     "serve": Command("runtime.serve", "serve a web page and an HTTP API"),
     "bench": Command("runtime.bench", "find the fastest engine on this machine"),
 }
@@ -62,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
 def run() -> NoReturn:
     """Runs the command line and ends the process: the entry point of the console script."""
     code = run_cli(lambda: main(sys.argv[1:]))  # Ctrl-C may arrive while a command is still imported
-    if sys.argv[1:2] in (["classify"], ["serve"], ["adapt"]):  # as `python -m runtime.COMMAND` does
+    if sys.argv[1:2] and sys.argv[1] in ("classify", "serve", "adapt", "teach"):
+        # As `python -m runtime.COMMAND` does.
         exit_process(code)
     sys.exit(code)
 

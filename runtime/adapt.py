@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    options = {**classifier_options(arguments), "correction": NONE}
+    options = {**classifier_options(arguments), "correction": NONE, "learned": NONE}
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **options)
     path = correction_path(classifier.model, arguments.correction)

@@ -69,7 +69,7 @@ def classify_photos(arguments: argparse.Namespace) -> int:
             print_info(str(classifier))
     else:
         print(printable(str(classifier)), flush=True)
-        line = _table_line(photos, classifier.model.contract.labels, arguments.verbose)
+        line = _table_line(photos, classifier.labels, arguments.verbose)
 
     def fail(name: str, reason: str) -> None:
         problems[name] = reason
@@ -124,8 +124,9 @@ def _open_classifier(arguments: argparse.Namespace) -> Classifier:
 
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **classifier_options(arguments))
-    if classifier.correction_problem:
-        print_info(f"warning: {classifier.correction_problem}")
+    for problem in (classifier.correction_problem, classifier.learned_problem):
+        if problem:
+            print_info(f"warning: {problem}")
     if arguments.verbose:
         for detail in classifier.details():
             print_info(detail)
@@ -193,7 +194,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "-v",
         "--verbose",
         action="store_true",
-        help="print times, the choice of engine, the correction, and the engine's own log",
+        help="print times, the choice of engine, the correction, what was learned, and the engine's own log",
     )
     parser.add_argument("--version", action=VersionAction, nargs=0, help="print the version and exit")
     add_camera_flags(parser)

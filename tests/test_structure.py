@@ -52,6 +52,7 @@ MODULE_OF = {
     "serve": "runtime.serve",
     "bench": "runtime.bench",
     "adapt": "runtime.adapt",
+    "teach": "runtime.teach",
 }  # by the name of the `vgg-edge` command
 
 

@@ -61,7 +61,7 @@ def _show_stream(
                     height, width = shown.picture().shape[:2]
                     view.heading(f"{camera.name}, {width} x {height}, classified by {description}")
                     started = True
-                view.show(shown, reloader.current().model.contract.labels)
+                view.show(shown, reloader.current().labels)
                 save(shown.prediction, shown.picture, shown.frame.number, shown.frame.captured_at)
     except CameraError as error:
         if not started:

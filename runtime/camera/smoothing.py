@@ -39,7 +39,7 @@ class MovingAverage:
     def update(self, output: ModelOutput, now: float) -> ModelOutput:
         """Returns the average after `output`, which is ready at `now` (seconds); `ms` is the output's own."""
         old, self._average = self._average, output
-        if old is not None:
+        if old is not None and len(old.probabilities) == len(output.probabilities):  # else it learned a class
             weight = self._smoothing(now - self._updated)
             known = None
             if output.known is not None and old.known is not None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.common.errors import EngineError, PictureError
+from runtime.common.errors import EngineError, PictureError, UserError
 from runtime.inference.correction import OpenedCorrection, open_correction
 from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import (
@@ -30,6 +30,7 @@ from runtime.inference.engines import (
     load_session,
     require_engine,
 )
+from runtime.inference.learned_state import MAX_MB, OpenedLearned, open_learned
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
 from runtime.model_file.formats import FORMATS
@@ -38,6 +39,7 @@ from runtime.model_file.releases import check_release, record_release
 from runtime.model_file.selection import choose_model
 
 if TYPE_CHECKING:
+    from runtime.inference.learning import Learned
     from runtime.preprocess.picture import Pixels, Source
 
 
@@ -54,7 +56,11 @@ class Classifier:
 
     `correction` names the file of `python -m runtime.adapt` to use, or "none"; without it the file next to
     the model is used, if there is one. A model that must be signed is corrected with `allow_correction` only.
-    `correction_problem` says why a file next to the model is not used. Raises ModelError or EngineError.
+    `correction_problem` says why a file next to the model is not used.
+
+    `learned` names the folder of `python -m runtime.teach` to use, or "none"; without it the folder next to
+    the model is used. A model that must be signed learns, and uses what it learned, with `allow_learning`
+    only. `learned_problem` says why a learned state is not used. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -67,6 +73,8 @@ class Classifier:
         key: str | Path | None = None,
         correction: str | Path | None = None,
         allow_correction: bool = False,
+        learned: str | Path | None = None,
+        allow_learning: bool = False,
         allow_rollback: bool = False,
     ) -> None:
         self.top = top
@@ -91,6 +99,8 @@ class Classifier:
         self.session = load_session(self.model, engine, self.threads)
         self._lock = Lock()  # interpreters are not thread-safe
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
+        self._allow_learning = allow_learning
+        self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
         if engine == "auto":
             self.engine_reason = (
                 f"auto: {self.session.engine.split()[0]}, by rule: the first installed of "
@@ -101,12 +111,22 @@ class Classifier:
     def __str__(self) -> str:
         reason = f" ({self.model.reason})" if self.model.reason else ""
         correction = f", corrected by {self.correction_path}" if self.correction else ""
+        learned = f", with {self.learned_folder}" if self.learned else ""
         threads = count_threads(self.threads)
-        return f"{self.model.path} on {self.session.engine}, {threads}{correction}{reason}"
+        return f"{self.model.path} on {self.session.engine}, {threads}{correction}{learned}{reason}"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels of the answers: the classes of the model, then those that it learned on this device."""
+        return self.learned.labels if self.learned else self.model.contract.labels
 
     def _set_correction(self, opened: OpenedCorrection) -> None:
         self.correction, self.correction_problem = opened.correction, opened.problem
         self.correction_path = opened.path
+
+    def _set_learned(self, opened: OpenedLearned) -> None:
+        self.learned, self.learned_problem = opened.state, opened.problem
+        self.learned_folder = opened.folder
 
     def record_release(self) -> None:
         """Records that a signed model has run, so that no older one runs after it. Raises ModelError."""
@@ -122,10 +142,58 @@ class Classifier:
         classifier._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         return classifier
 
+    def with_learned(self, learned: str | Path | None, *, allow_learning: bool) -> Classifier:
+        """Returns a classifier with the same loaded model, and the learned state that is on the disk now.
+
+        The arguments are those of the constructor.
+        """
+        classifier = copy(self)
+        classifier._allow_learning = allow_learning
+        classifier._set_learned(open_learned(self.model, learned, allowed=allow_learning))
+        return classifier
+
+    def learning_folder(self) -> Path:
+        """Returns the folder of the learned state. Raises UserError where this classifier may not learn."""
+        if self.learned_folder is None:
+            raise UserError("--learned none: a learned state is neither read nor written: leave the flag out")
+        if self.model.signature and not self._allow_learning:
+            raise UserError(
+                "this device accepts signed models only, and nobody signs what it learns: to learn all the "
+                "same, pass --allow-learning here and to classify and serve"
+            )
+        return self.learned_folder
+
+    def teach(self, label: str, photos: Source | Iterable[Source], *, max_mb: float = MAX_MB) -> Learned:
+        """Keeps photos of a label, learns all kept photos, and uses the result from the next picture on.
+
+        A label that is not in `labels` becomes a new class; "none" are photos of none of the classes. The
+        oldest photos make room when all have over `max_mb` MB. The problems in the result are those of photos
+        that cannot be read; the others are learned. Raises UserError, such as for a name that cannot be a
+        label, or without a readable photo.
+        """
+        from runtime.inference.learning import keep_photos  # late: classifying does not need it
+
+        problems = keep_photos(self.learning_folder(), label, photos, self.labels, max_mb=max_mb)
+        learned = self.learn(max_mb=max_mb)
+        return replace(learned, problems={**problems, **learned.problems})
+
+    def learn(self, *, max_mb: float = MAX_MB) -> Learned:
+        """Learns all kept photos, such as for a new model, and uses the result from the next picture on.
+
+        Raises UserError.
+        """
+        from runtime.inference.learning import learn  # late: classifying does not need it
+
+        folder = self.learning_folder()
+        learned = learn(self.model, self.infer_uncorrected, folder, self.correction, max_mb=max_mb)
+        self._set_learned(OpenedLearned(folder, learned.teaching.state))
+        return learned
+
     def details(self) -> list[str]:
-        """Returns a line each for the choice of the engine and for the correction, for --verbose."""
+        """Returns a line each for the engine, the correction and the learned state, for --verbose."""
         correction = f"{self.correction_path}: {self.correction}" if self.correction else ""
-        return [line for line in (self.engine_reason, correction) if line]
+        learned = f"{self.learned_folder}: {self.learned}" if self.learned else ""
+        return [line for line in (self.engine_reason, correction, learned) if line]
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
@@ -153,13 +221,21 @@ class Classifier:
         ModelError when the release of a signed model cannot be recorded.
         """
         output = self.infer_uncorrected(pixels)
-        if not self.correction or output.known is None or output.features is None:
+        if self.correction and output.known is not None and output.features is not None:
+            known = self.correction.apply(np.array([output.known]), output.features[np.newaxis])
+            output = replace(output, known=known.item())
+        return self._apply_learned(output) if self.learned else output
+
+    def _apply_learned(self, output: ModelOutput) -> ModelOutput:
+        state, features = self.learned, output.features
+        if state is None or features is None:
             return output
-        known = self.correction.apply(np.array([output.known]), output.features[np.newaxis])
-        return replace(output, known=known.item())
+        known = None if output.known is None else np.array(output.known)
+        probabilities, known = state.apply(output.probabilities, known, features)
+        return replace(output, probabilities=probabilities, known=None if known is None else known.item())
 
     def infer_uncorrected(self, pixels: Pixels) -> ModelOutput:
-        """Returns the outputs that the model file computes, to fit a correction. Raises as `infer` does."""
+        """Returns the outputs that the model file computes, to learn from them. Raises as `infer` does."""
         with self._lock:
             started = time.perf_counter()
             outputs = self.session(pixels[np.newaxis])
@@ -180,7 +256,8 @@ class Classifier:
         """Returns the output with labels instead of positions, and with `known` decided by the threshold."""
         contract = self.model.contract
         best = np.argsort(-output.probabilities, kind="stable")[: max(1, self.top)]
-        scores = tuple(ClassScore(contract.labels[i], round(float(output.probabilities[i]), 6)) for i in best)
+        labels = self.labels
+        scores = tuple(ClassScore(labels[i], round(float(output.probabilities[i]), 6)) for i in best)
         known = None if output.known is None else bool(output.known >= contract.thresholds["known"])
         return Prediction(
             source=source,

@@ -81,14 +81,20 @@ def correction_path(model: ModelFile, named: str | Path | None) -> Path:
     a folder's index has FILE.correction.json. VGG_EDGE_CORRECTIONS names a folder for these files, where the
     folder of models may not be written.
     """
-    if named is not None:
-        return Path(named)
+    return Path(named) if named is not None else path_beside(model, SUFFIX, FOLDER_VARIABLE)
+
+
+def path_beside(model: ModelFile, suffix: str, variable: str) -> Path:
+    """Returns the path next to the model's folder, or file, with this suffix.
+
+    The environment `variable` names another folder for it.
+    """
     place = model.folder or model.path
     if place.name in ("", ".."):  # such as --model .
         place = place.resolve()
-    if place.name and (folder := os.environ.get(FOLDER_VARIABLE)):
+    if place.name and (folder := os.environ.get(variable)):
         place = Path(folder, place.name)
-    return place.with_name(place.name + SUFFIX) if place.name else place / SUFFIX
+    return place.with_name(place.name + suffix) if place.name else place / suffix
 
 
 @dataclass(frozen=True)

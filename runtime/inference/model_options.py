@@ -9,7 +9,7 @@ from runtime.model_file.loader import KEY_VARIABLE
 
 
 def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> None:
-    """Adds --model, --key, --correction, --allow-correction, --engine, --threads and, with `top`, --top."""
+    """Adds the flags of Classifier's arguments; --top only with `top`."""
     parser.add_argument(
         "--model",
         metavar="PATH",
@@ -30,6 +30,16 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
         "--allow-correction",
         action="store_true",
         help="use a correction with a signed model too; nobody signs corrections",
+    )
+    parser.add_argument(
+        "--learned",
+        metavar="FOLDER",
+        help="what `python -m runtime.teach` learned, or none (default: the folder next to the model)",
+    )
+    parser.add_argument(
+        "--allow-learning",
+        action="store_true",
+        help="learn, and use what was learned, with a signed model too; nobody signs what a device learns",
     )
     parser.add_argument(
         "--allow-rollback",
@@ -57,5 +67,5 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
 
 def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns Classifier's keyword arguments from the parsed flags."""
-    names = ("engine", "threads", "top", "key", "correction", "allow_correction", "allow_rollback")
-    return {name: getattr(arguments, name) for name in names if name in arguments}
+    names = ("engine", "threads", "top", "key", "correction", "allow_correction", "learned", "allow_learning")
+    return {name: getattr(arguments, name) for name in (*names, "allow_rollback") if name in arguments}

@@ -14,6 +14,7 @@ from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE, correction_path
+from runtime.inference.learned_state import STATE_NAME, learned_folder
 from runtime.inference.model_options import classifier_options
 from runtime.inference.model_proof import check_answer, prove_model
 from runtime.model_file.files import SIGNATURE_NAME
@@ -37,7 +38,8 @@ class ReloadingClassifier:
 
     `current()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
     once per second. It loads a changed model, which is then used once it has proved itself on the golden
-    picture; any other model is rejected, and the old model stays in use. It also loads a changed correction.
+    picture; any other model is rejected, and the old model stays in use. It also loads a changed correction
+    and a changed learned state.
     `on_event` gets a line for each, and `last_event` keeps the last line. `options` are Classifier's keyword
     arguments. Errors of the first model are raised: ModelError or EngineError.
     """
@@ -53,14 +55,15 @@ class ReloadingClassifier:
         self._path, self._options, self._on_event = model, options, on_event
         self._replacing = Lock()  # the page and the poll thread may both replace the classifier
         # A correction for another model is a warning, at the start as later: a service must start again.
-        classifier, self._loaded = self._open({**options, "correction": NONE})
-        self._classifier = self._open_correction(classifier)
-        check_answer(self._classifier)
+        classifier, self._loaded = self._open({**options, "correction": NONE, "learned": NONE})
+        check_answer(classifier)
+        self._classifier = self._open_additions(classifier)
         self._classifier.record_release()
         self._last_seen = self._loaded
-        self._correction_state: object = None
-        if self._classifier.correction_problem:
-            self._report(f"warning: {self._classifier.correction_problem}")
+        self._additions_state: object = None
+        for problem in (self._classifier.correction_problem, self._classifier.learned_problem):
+            if problem:
+                self._report(f"warning: {problem}")
         Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()
 
     def current(self) -> Classifier:
@@ -74,21 +77,21 @@ class ReloadingClassifier:
         if found != self._loaded and found == self._last_seen:
             self._reload(found)
         self._last_seen = found
-        if (state := self._find_correction()) != self._correction_state:
-            self._correction_state = state
-            self.reload_correction()
+        if (state := self._find_additions()) != self._additions_state:
+            self._additions_state = state
+            self.reload_additions()
 
-    def reload_correction(self) -> None:
-        """Uses the correction that is on the disk now for the next picture."""
+    def reload_additions(self) -> None:
+        """Uses the correction and the learned state that are on the disk now for the next picture."""
         with self._replacing:
-            old, new = self._classifier, self._open_correction(self._classifier)
-            if _correction_text(new) == _correction_text(old):
+            old, new = self._classifier, self._open_additions(self._classifier)
+            if _correction_text(new) == _correction_text(old) and _learned_bytes(new) == _learned_bytes(old):
                 return
             self._classifier = new
         self._report_changes(old, new)
 
     def _reload(self, found: object) -> None:
-        old, options = self._classifier, {**self._options, "correction": NONE}
+        old, options = self._classifier, {**self._options, "correction": NONE, "learned": NONE}
         try:
             proved = prove_model(self._path, options)
             classifier, loaded = self._open(options)
@@ -101,39 +104,47 @@ class ReloadingClassifier:
             self._report(f"new model rejected, the old model stays in use: {reason}")
         else:
             with self._replacing:
-                new = self._open_correction(classifier)
+                new = self._open_additions(classifier)
                 self._classifier, self._loaded = new, loaded
             self._report_changes(old, new)
 
     def _report_changes(self, old: Classifier, new: Classifier) -> None:
         if new.model.sha256 != old.model.sha256:
             self._report(f"model replaced: {new.model.path}")
-        if _correction_text(new) == _correction_text(old):
-            return
-        if new.correction_problem:
-            self._report(f"warning: {new.correction_problem}")
-        elif new.correction:
-            self._report(f"correction loaded: {new.correction_path}: {new.correction}")
-        elif old.correction:
-            self._report(f"correction removed: {new.correction_path}")
+        if _correction_text(new) != _correction_text(old):
+            if new.correction_problem:
+                self._report(f"warning: {new.correction_problem}")
+            elif new.correction:
+                self._report(f"correction loaded: {new.correction_path}: {new.correction}")
+            elif old.correction:
+                self._report(f"correction removed: {new.correction_path}")
+        if _learned_bytes(new) != _learned_bytes(old):
+            if new.learned_problem:
+                self._report(f"warning: {new.learned_problem}")
+            elif new.learned:
+                self._report(f"learned state loaded: {new.learned_folder}: {new.learned}")
+            elif old.learned:
+                self._report(f"learned state removed: {new.learned_folder}")
 
-    def _open_correction(self, classifier: Classifier) -> Classifier:
-        """Returns the classifier with the correction on the disk, else unchanged."""
-        named, allow = self._options.get("correction"), self._options.get("allow_correction", False)
+    def _open_additions(self, classifier: Classifier) -> Classifier:
+        """Returns the classifier with the correction and the learned state on the disk."""
+        options = self._options
         try:
-            return classifier.with_correction(named, allow_correction=allow)
+            allow = options.get("allow_correction", False)
+            classifier = classifier.with_correction(options.get("correction"), allow_correction=allow)
         except UserError as error:
             self._report(f"warning: {error}")
-            return classifier
+        allow = options.get("allow_learning", False)
+        return classifier.with_learned(options.get("learned"), allow_learning=allow)
 
-    def _find_correction(self) -> object:
-        """Returns a value that is equal as long as the same correction would be read."""
-        if (named := self._options.get("correction")) == NONE:
-            return None
-        path = correction_path(self._classifier.model, named)
-        with suppress(OSError):
-            return path, _file_state(path)
-        return path
+    def _find_additions(self) -> object:
+        """Returns a value that is equal as long as the same correction and state would be read."""
+        model, paths = self._classifier.model, list[Path]()
+        if (named := self._options.get("correction")) != NONE:
+            paths.append(correction_path(model, named))
+        if (named := self._options.get("learned")) != NONE:
+            paths.append(learned_folder(model, named) / STATE_NAME)
+        return [(path, _existing_state(path)) for path in paths]
 
     def _report(self, line: str) -> None:
         self.last_event = line
@@ -173,6 +184,17 @@ def _file_state(path: Path) -> tuple[int, int, int]:
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
+def _existing_state(path: Path) -> tuple[int, int, int] | None:
+    with suppress(OSError):
+        return _file_state(path)
+    return None
+
+
 def _correction_text(classifier: Classifier) -> str:
     """Returns a text that is equal for two classifiers with the same correction, or the same problem."""
     return classifier.correction.to_json() if classifier.correction else classifier.correction_problem
+
+
+def _learned_bytes(classifier: Classifier) -> bytes:
+    """Returns bytes that are equal for two classifiers with the same learned state, or the same problem."""
+    return classifier.learned.to_bytes() if classifier.learned else classifier.learned_problem.encode()

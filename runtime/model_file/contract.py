@@ -170,10 +170,10 @@ def _check_labels(labels: list[Any]) -> None:
         raise ModelError("a label is not a name of printable characters")
 
 
-def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Returns the JSON object in a text from any source. Raises ModelError."""
-    if len(text) > MAX_JSON_BYTES:
-        raise ModelError(f"is over {MAX_JSON_BYTES:,} bytes, more than it can be")
+def parse_json(text: str | bytes, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """Returns the JSON object in a text of at most `limit` bytes from any source. Raises ModelError."""
+    if len(text) > limit:
+        raise ModelError(f"is over {limit:,} bytes, more than it can be")
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):

@@ -128,7 +128,7 @@ class SceneAdapter:
             write_correction(correction_path(model, self._named), adaptation.correction)
         except UserError as error:
             raise RequestRejected(409, str(error)) from None
-        self._model.reload_correction()
+        self._model.reload_additions()
         print_info(describe(adaptation))
         return adaptation_fields(adaptation)
 
@@ -140,7 +140,7 @@ class SceneAdapter:
         path = self._correction_path()
         with rejected_writes(path):
             path.unlink(missing_ok=True)
-        self._model.reload_correction()
+        self._model.reload_additions()
 
     def _scene_features(self, classifier: Classifier, tray: NoneTray) -> SceneFeatures:
         """The outputs for all photos in the tray; a photo that cannot be read is left out."""

@@ -37,7 +37,7 @@ def model_card(classifier: Classifier) -> dict[str, Any]:
     model, contract = classifier.model, classifier.model.contract
     return {
         "name": contract.name,
-        "labels": list(contract.labels),
+        "labels": list(classifier.labels),
         "input": list(contract.input_size),
         "created": contract.created,
         "synthetic": contract.synthetic,

@@ -29,7 +29,7 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
             print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
-            _show(photo, result, reloader.current().model.contract.labels, options.json)
+            _show(photo, result, reloader.current().labels, options.json)
 
         FolderWatcher(options.folder, reloader, sink, show, print_info).run()
     return 0

@@ -1,0 +1,207 @@
+"""Learns the photos that a device keeps: their features, the fit, and the state that is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.common.atomic import atomic_write
+from runtime.common.errors import PictureError, UserError
+from runtime.common.file_lock import exclusive_lock
+from runtime.inference.learned_state import (
+    NONE_LABEL,
+    LearnedState,
+    read_previous,
+    read_state,
+    restore_state,
+    write_state,
+)
+from runtime.inference.prefetch import DECODERS
+from runtime.inference.taught_photos import MAX_SIDE, TaughtPhoto, TaughtPhotos, check_label, find_label
+from runtime.inference.teaching import TaughtOutputs, Teaching, check_teachable, fit_learned
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.inference.correction import Correction
+    from runtime.inference.prediction import ModelOutput
+    from runtime.model_file.loader import ModelFile
+    from runtime.preprocess.picture import Pixels, Source
+
+    Infer = Callable[[Pixels], ModelOutput]  # of Classifier.infer_uncorrected
+
+LOCK_NAME = ".lock"
+SIZE = (MAX_SIDE, MAX_SIDE)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned, and by id the reason why a kept photo was not."""
+
+    teaching: Teaching
+    problems: Mapping[str, str]
+
+
+def learn(
+    model: ModelFile, infer: Infer, folder: Path, correction: Correction | None = None, *, max_mb: float
+) -> Learned:
+    """Fits the state to all kept photos of a learned state's folder, and writes it.
+
+    For a model that is new to the folder, this learns the photos again. With a `correction`, new classes are
+    known in spite of it. Raises UserError without a readable photo, or when another program learns, and
+    ModelError.
+    """
+    check_teachable(model)
+    store = TaughtPhotos(folder, max_mb)
+    with _locked(folder):
+        problems: dict[str, str] = {}
+        taught = _read_outputs(model, infer, store, problems)
+        statistics = model.read_statistics()
+        if correction and taught.known is not None:
+            known = correction.apply(statistics.positive_known, statistics.positive_features)
+            statistics = replace(statistics, positive_known=known.astype(np.float32))
+            taught = replace(taught, known=correction.apply(taught.known, taught.features))
+        teaching = fit_learned(model.contract, statistics, taught)
+        write_state(folder, teaching.state)
+        with _reported(folder):
+            store.trim()
+    return Learned(teaching, problems)
+
+
+def keep_photos(
+    folder: Path, label: str, photos: Source | Iterable[Source], labels: Sequence[str], *, max_mb: float
+) -> dict[str, str]:
+    """Stores photos under a label, and returns by source the reason why one cannot be read.
+
+    `labels` are those of the classifier. Raises UserError for a name that cannot be a label.
+    """
+    store = TaughtPhotos(folder, max_mb)
+    label = check_label(label, [*labels, *store.labels()])
+    problems: dict[str, str] = {}
+    sources: Any = photos
+    if isinstance(photos, (str, Path, bytes, np.ndarray)) or hasattr(photos, "read"):
+        sources = [photos]
+    for at, photo in enumerate(sources):
+        name = str(photo) if isinstance(photo, (str, Path)) else f"photo {at + 1}"
+        try:
+            pixels = photo if isinstance(photo, np.ndarray) else DECODERS.decode(photo, SIZE, fit=True)
+        except PictureError as error:
+            problems[name] = str(error).removeprefix(f"{name}: ")
+            continue
+        with _reported(folder):
+            store.add(label, pixels)
+    return problems
+
+
+def undo(model: ModelFile, folder: Path) -> LearnedState | None:
+    """Restores the state before the last step, and deletes the photos that were learned in this step.
+
+    Photos that got another label get their label back. Returns the restored state, None if the device had
+    learned nothing before. Raises ModelError when there is nothing to undo, and UserError.
+    """
+    with _locked(folder):
+        before = read_previous(folder)
+        with suppress(UserError):  # a damaged state is replaced all the same
+            if now := read_state(folder, model.contract):
+                _restore_photos(TaughtPhotos(folder), before.photos if before else {}, now.photos)
+        restore_state(folder, before)
+    return before
+
+
+def reset(folder: Path) -> None:
+    """Deletes the learned state with all kept photos. Raises UserError."""
+    with _locked(folder), _reported(folder):
+        restore_state(folder, None)
+        TaughtPhotos(folder).clear()
+        shutil.rmtree(TaughtPhotos(folder).features, ignore_errors=True)
+
+
+def pending_photos(state: LearnedState | None, photos: Iterable[TaughtPhoto]) -> list[TaughtPhoto]:
+    """Returns the photos that the state has not learned with their present label."""
+    learned = state.photos if state else {}
+    return [photo for photo in photos if learned.get(photo.id) != photo.label]
+
+
+def _restore_photos(store: TaughtPhotos, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    for id, label in now.items():
+        with suppress(KeyError), _reported(store.folder):
+            if id not in before:
+                store.remove(id)
+            elif before[id] != label:
+                store.move(id, before[id])
+
+
+def _read_outputs(
+    model: ModelFile, infer: Infer, store: TaughtPhotos, problems: dict[str, str]
+) -> TaughtOutputs:
+    """Returns the model's outputs for all photos, computed once for each photo and model file."""
+    cache = store.features / model.sha256[:16]
+    with _reported(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        for other in store.features.iterdir():
+            if other != cache:
+                shutil.rmtree(other, ignore_errors=True)
+    labels, outputs, ids = [], [], []
+    for photo in store.photos():
+        try:
+            outputs.append(_read_output(model, infer, photo, cache / f"{photo.id}.f32"))
+        except PictureError as error:
+            problems[photo.id] = str(error).removeprefix(f"{photo.path}: ")
+            continue
+        ids.append(photo.id)
+        # A model that came after the photo may have its label, in another case.
+        labels.append(find_label(photo.label, [NONE_LABEL, *model.contract.labels]) or photo.label)
+    if not ids:
+        reason = "; ".join(f"{id}: {problem}" for id, problem in problems.items()) or "no photos are kept"
+        raise UserError(f"{store.folder}: {reason}: teach photos first")
+    classes = len(model.contract.labels)
+    table = np.array(outputs, np.float64)
+    known = table[:, classes] if "known" in model.contract.thresholds else None
+    return TaughtOutputs(ids, labels, table[:, :classes], known, table[:, classes + 1 :])
+
+
+def _read_output(model: ModelFile, infer: Infer, photo: TaughtPhoto, path: Path) -> NDArray[np.float32]:
+    """Returns probabilities, `known` (0 without it) and features [C + 1 + D] from the file, or computes them.
+
+    Raises PictureError and EngineError.
+    """
+    contract = model.contract
+    count = len(contract.labels) + 1 + (contract.features or 0)
+    with suppress(OSError, ValueError):
+        stored = np.frombuffer(path.read_bytes(), "<f4")
+        if stored.shape == (count,) and np.isfinite(stored).all():
+            return stored.astype(np.float32)
+    output = infer(DECODERS.decode(photo.path, contract.input_size))
+    assert output.features is not None  # check_teachable
+    values = np.concatenate([output.probabilities, [output.known or 0.0], output.features])
+    with suppress(OSError), atomic_write(path) as file:  # it is computed again
+        file.write(values.astype("<f4").tobytes())
+    return values.astype(np.float32)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with _reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = exclusive_lock(folder / LOCK_NAME)
+    try:
+        with lock:
+            yield
+    except BlockingIOError:
+        raise UserError(f"{folder}: another program is learning: try again in a few seconds") from None
+
+
+@contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Turns an OSError of the block into a UserError."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise UserError(f"{path}: {reason}: --learned FOLDER chooses another place") from None

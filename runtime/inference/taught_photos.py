@@ -1,0 +1,238 @@
+"""The photos that a device was taught, in class folders of bounded size.
+
+`python -m train PHOTOS` reads the same folders. The photos of none of the classes are in the folder `none`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from runtime.common.atomic import atomic_create
+from runtime.common.errors import UserError
+from runtime.common.text import is_name, printable
+from runtime.inference.learned_state import MAX_MB, NONE_LABEL
+from runtime.inference.prediction import UNKNOWN
+
+if TYPE_CHECKING:
+    from runtime.preprocess.picture import Pixels
+
+PHOTOS_NAME, FEATURES_NAME = "photos", "features"
+MAX_SIDE = 960  # pixels per side of a stored photo
+JPEG_QUALITY = 90
+MAX_NEW_LABEL = 60  # characters
+MAX_FOLDER_BYTES = 200  # of a folder's name in UTF-8: file systems allow 255
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S%fZ"
+_ID = re.compile(r"\d{8}T\d{12}Z_[0-9a-f]{16}\.jpg", re.ASCII)
+_UNSAFE = re.compile(r'[/\\:*?"<>|%]|^\.|[. ]$')  # in the name of a folder, on any system
+
+
+@dataclass(frozen=True)
+class TaughtPhoto:
+    """A stored photo. Its id, the name of its file, is the time when it was added and a part of a sha256."""
+
+    id: str
+    label: str
+    path: Path
+
+
+class TaughtPhotos:
+    """The photos of a learned state's folder, in class folders below `photos`. Any thread may use it.
+
+    The oldest photos make room for new ones when all files of the folder have over `max_mb` MB. Files that
+    are not photos with an id are neither listed nor changed.
+    """
+
+    def __init__(self, folder: Path, max_mb: float = MAX_MB) -> None:
+        self.folder, self._max_bytes = folder / PHOTOS_NAME, int(max_mb * 1e6)
+        self.features = folder / FEATURES_NAME  # of the photos, in a file each
+        self._lock = Lock()
+
+    def photos(self) -> list[TaughtPhoto]:
+        """Returns all photos, oldest first; none if the folder cannot be read."""
+        found: list[TaughtPhoto] = []
+        for folder in _folders(self.folder):
+            if (label := folder_label(folder.name)) is None:
+                continue
+            with suppress(OSError):
+                names = (entry.name for entry in os.scandir(folder) if _ID.fullmatch(entry.name))
+                found += [TaughtPhoto(name, label, folder / name) for name in names]
+        return sorted(found, key=lambda photo: photo.id)
+
+    def labels(self) -> dict[str, int]:
+        """Returns the number of photos by label, in the order of the labels."""
+        counts: dict[str, int] = {}
+        for photo in self.photos():
+            counts[photo.label] = counts.get(photo.label, 0) + 1
+        return dict(sorted(counts.items()))
+
+    def find(self, id: str) -> TaughtPhoto:
+        """Returns the photo with this id. Raises KeyError if there is none."""
+        if _ID.fullmatch(id):  # first: a client may send any text as an id, such as "../token"
+            for photo in self.photos():
+                if photo.id == id:
+                    return photo
+        raise KeyError(id)
+
+    def add(self, label: str, pixels: Pixels) -> TaughtPhoto:
+        """Stores a picture, uint8 [H, W, 3], RGB, as a JPEG under a label that `check_label` accepted.
+
+        A picture that is stored already keeps its id, and moves when it has another label. Raises OSError,
+        and UserError when the photo alone is larger than the bound.
+        """
+        data = _encode(pixels)
+        ending = f"_{hashlib.sha256(data).hexdigest()[:16]}.jpg"
+        with self._lock:
+            photos = self.photos()
+            for photo in photos:
+                if photo.id.endswith(ending):
+                    return self._move(photo, label)
+            if not self._make_room(photos, len(data)):
+                raise UserError(f"{self.folder}: no room for a photo of {len(data):,} bytes: raise --max-mb")
+            return self._create(label, ending, data)
+
+    def trim(self) -> None:
+        """Deletes the oldest photos until all files are within the bound. Raises OSError."""
+        with self._lock:
+            self._make_room(self.photos(), 0)
+
+    def move(self, id: str, label: str) -> TaughtPhoto:
+        """Gives a photo another label. Raises KeyError if there is no such photo, and OSError."""
+        with self._lock:
+            return self._move(self.find(id), label)
+
+    def remove(self, id: str) -> None:
+        """Deletes a photo. Raises KeyError if there is none with this id, and OSError."""
+        with self._lock:
+            self._delete(self.find(id))
+
+    def clear(self) -> None:
+        """Deletes all photos. Raises OSError."""
+        with self._lock:
+            for photo in self.photos():
+                self._delete(photo)
+
+    def _create(self, label: str, ending: str, data: bytes) -> TaughtPhoto:
+        folder = self.folder / label_folder(label)
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{datetime.now(timezone.utc):{_TIME_FORMAT}}{ending}"
+            with suppress(FileExistsError, FileNotFoundError):  # by another process
+                with atomic_create(path) as file:
+                    file.write(data)
+                return TaughtPhoto(path.name, label, path)
+
+    def _move(self, photo: TaughtPhoto, label: str) -> TaughtPhoto:
+        if photo.label == label:
+            return photo
+        path = self.folder / label_folder(label) / photo.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo.path.replace(path)
+        _remove_empty(photo.path.parent)
+        return TaughtPhoto(photo.id, label, path)
+
+    def _make_room(self, photos: list[TaughtPhoto], byte_count: int) -> bool:
+        """Deletes the oldest photos until `byte_count` bytes more fit. Returns whether they do."""
+        for unfinished in self.folder.glob("*/.*.jpg.*"):  # of a process that was killed
+            unfinished.unlink(missing_ok=True)
+        used = byte_count + sum(map(_size, self.folder.parent.rglob("*")))
+        for photo in photos:
+            if used <= self._max_bytes:
+                break
+            used -= _size(photo.path) + sum(map(_size, self._features_of(photo.id)))
+            self._delete(photo)
+        return used <= self._max_bytes
+
+    def _delete(self, photo: TaughtPhoto) -> None:
+        for path in (photo.path, *self._features_of(photo.id)):
+            path.unlink(missing_ok=True)
+        _remove_empty(photo.path.parent)
+
+    def _features_of(self, id: str) -> list[Path]:
+        return [*self.features.glob(f"*/{id}.*")]
+
+
+def check_label(label: str, labels: Iterable[str]) -> str:
+    """Returns the label, in Unicode's composed form, for one of `labels`, for `none`, or for a new class.
+
+    Raises UserError for a name that cannot be a label, or that differs from another label only in its case.
+    """
+    label = unicodedata.normalize("NFC", label)
+    existing = [NONE_LABEL, *labels]
+    if not is_name(label) or label != label.strip():
+        raise UserError(
+            f"{printable(label)!r}: is not a label: use 1 to {MAX_NEW_LABEL} printable characters without "
+            "spaces at the ends"
+        )
+    if (other := find_label(label, existing)) is not None:
+        if unicodedata.normalize("NFC", other) == label:
+            return other
+        raise UserError(f"{label}: the label {other} exists: use its spelling, or another name")
+    if label.casefold() == UNKNOWN:
+        raise UserError(f"{label}: is the answer for pictures of no class: teach them as {NONE_LABEL}")
+    if len(label) > MAX_NEW_LABEL or len(label_folder(label).encode()) > MAX_FOLDER_BYTES:
+        raise UserError(f"{label}: is too long for a label: use at most {MAX_NEW_LABEL} characters")
+    return label
+
+
+def find_label(label: str, labels: Iterable[str]) -> str | None:
+    """Returns the one of `labels` that is equal to the label when case is ignored, or None."""
+    folded = unicodedata.normalize("NFC", label).casefold()
+    same = (other for other in labels if unicodedata.normalize("NFC", other).casefold() == folded)
+    return next(same, None)
+
+
+def label_folder(label: str) -> str:
+    """Returns the name of a label's folder: characters that a path cannot hold are percent-encoded."""
+    return _UNSAFE.sub(lambda found: f"%{ord(found[0]):02X}", label)
+
+
+def folder_label(name: str) -> str | None:
+    """Returns the label of a folder that `label_folder` named, or None for another folder."""
+    name = unicodedata.normalize("NFC", name)  # macOS decomposes names
+    label = unquote(name, errors="replace")
+    return label if is_name(label) and label_folder(label) == name else None
+
+
+def added_at(id: str) -> datetime:
+    """Returns when the photo with this id was added, UTC."""
+    return datetime.strptime(id.partition("_")[0], _TIME_FORMAT).replace(tzinfo=timezone.utc)
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    with suppress(OSError):
+        yield from (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):  # it holds other photos
+        folder.rmdir()
+
+
+def _size(path: Path) -> int:
+    with suppress(OSError):  # deleted by another process
+        status = path.stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else 0
+    return 0
+
+
+def _encode(pixels: Pixels) -> bytes:
+    from PIL import Image  # late: classifying does not need it
+
+    out, picture = io.BytesIO(), Image.fromarray(pixels)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture.save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()

@@ -1,0 +1,221 @@
+"""Teaches a model on the device: `python -m runtime.teach LABEL PHOTO…`.
+
+Keeps the photos and what was learned in a folder next to the model, which classify, serve and Classifier use
+from then on. The model file never changes; `--undo` and `--reset` restore its answers.
+"""
+
+import argparse
+import json
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from runtime.common.cli import ArgumentParser, exit_process, megabytes, path_name, run_cli
+from runtime.common.errors import UserError
+from runtime.common.terminal import print_error, print_info, suppress_native_stderr
+from runtime.common.text import display_width, pad, printable
+from runtime.inference.classifier import Classifier
+from runtime.inference.learned_state import MAX_MB, NONE_LABEL, LearnedState, describe_learning
+from runtime.inference.learning import Learned, keep_photos, pending_photos, reset, undo
+from runtime.inference.model_options import add_model_options, classifier_options
+from runtime.inference.taught_photos import TaughtPhotos, label_folder
+from runtime.preprocess.photo_files import find_photos
+
+EXIT_SOME_FAILED = 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 success, 1 some photos could not be read, 2 usage error, no model, nothing to learn."""
+    warnings.filterwarnings("ignore", module="PIL")  # about a picture's tags, which the user cannot change
+    return run_cli(lambda: _run(_parse_arguments(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with nullcontext() if arguments.verbose else suppress_native_stderr():
+        classifier = Classifier(arguments.model, **classifier_options(arguments))
+    folder = classifier.learning_folder()
+    if arguments.list:
+        return _list(classifier, folder, arguments.json)
+    if arguments.undo:
+        return _undo(classifier, folder, arguments.json)
+    if arguments.reset:
+        return _reset(folder, arguments.json)
+    if arguments.export:
+        return _export(folder, arguments.export, arguments.json)
+    return _teach(classifier, folder, arguments)
+
+
+def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) -> int:
+    problems: dict[str, str] = {}
+    if not arguments.json:
+        print(printable(str(classifier)), flush=True)
+    started = time.perf_counter()
+    if not arguments.again:
+        photos, problems = find_photos(arguments.photos)
+        more = keep_photos(folder, arguments.label, photos, classifier.labels, max_mb=arguments.max_mb)
+        problems |= more
+        if len(more) == len(photos):
+            reason = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+            raise UserError(f"{reason or 'no photos'}: nothing was learned")
+    learned = classifier.learn(max_mb=arguments.max_mb)
+    seconds = time.perf_counter() - started
+    problems |= {f"{folder}: {id}": problem for id, problem in learned.problems.items()}
+    for name, problem in problems.items():
+        print_error(f"{name}: {problem}")
+    for warning in learned.teaching.warnings:
+        print_info(f"warning: {warning}")
+    if arguments.json:
+        fields = {**_state_fields(learned.teaching.state), "seconds": round(seconds, 2), "errors": problems}
+        print(json.dumps({"model": str(classifier.model.path), "learned": str(folder), **fields}))
+    else:
+        for line in _report(learned, folder, seconds):
+            print(printable(line))
+    return EXIT_SOME_FAILED if problems else 0
+
+
+def _report(learned: Learned, folder: Path, seconds: float) -> list[str]:
+    state = learned.teaching.state
+    count = len(state.photos)
+    lines = [
+        f"learned {count} photo{'s' * (count != 1)} in {seconds:.1f} s: {describe_learning(state)}",
+        *_table(state),
+        '"unseen" counts each photo as a fit without it answered (5-fold cross-validation)',
+        f"wrote {folder}: classify and serve use it from now on; --undo restores the state before",
+    ]
+    return [line.rstrip() for line in lines]
+
+
+def _table(state: LearnedState) -> list[str]:
+    """Returns a row for each label: photos that are right before, after, and unseen."""
+    rows: list[tuple[str, ...]] = [("taught", "photos", "right before", "after", "unseen")]
+    for label, result in state.measured.labels.items():
+        counts = (result.photos, result.right_before, result.right_after, result.right_unseen)
+        rows.append((f"{label} (new)" if label in state.new_labels else label, *map(str, counts)))
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
+    store, state = TaughtPhotos(folder), classifier.learned
+    pending = len(pending_photos(state, store.photos()))
+    if as_json:
+        fields: dict[str, Any] = _state_fields(state) if state else {}
+        fields |= {"kept": store.labels(), "pending": pending, "problem": classifier.learned_problem}
+        print(json.dumps({"model": str(classifier.model.path), "learned": str(folder), **fields}))
+        return 0
+    lines = [f"{folder}: {state}", *_table(state)] if state else [f"{folder}: nothing learned"]
+    if classifier.learned_problem:
+        lines = [classifier.learned_problem]
+    if pending:
+        counts = ", ".join(f"{label} {count}" for label, count in store.labels().items())
+        lines.append(f"kept photos: {counts}; {pending} not learned yet: --again learns them")
+    for line in lines:
+        print(printable(line.rstrip()))
+    return 0
+
+
+def _undo(classifier: Classifier, folder: Path, as_json: bool) -> int:
+    state = undo(classifier.model, folder)
+    if as_json:
+        print(json.dumps({"learned": str(folder), **(_state_fields(state) if state else {})}))
+    elif state:
+        print(printable(f"{folder}: restored what was {state}"))
+    else:
+        print(printable(f"{folder}: restored: the model answers as exported"))
+    return 0
+
+
+def _reset(folder: Path, as_json: bool) -> int:
+    count = len(TaughtPhotos(folder).photos())
+    reset(folder)
+    if as_json:
+        print(json.dumps({"learned": str(folder), "removed": count}))
+    else:
+        print(printable(f"{folder}: removed {count} photos: the model answers as exported"))
+    return 0
+
+
+def _export(folder: Path, target: Path, as_json: bool) -> int:
+    """Copies the kept photos into class folders. Photos that are there already stay."""
+    photos = TaughtPhotos(folder).photos()
+    if not photos:
+        raise UserError(f"{folder}: no photos are kept: teach some first")
+    for photo in photos:
+        path = target / label_folder(photo.label) / photo.id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photo.path, path)
+    counts = TaughtPhotos(folder).labels()
+    if as_json:
+        print(json.dumps({"folder": str(target), "photos": counts}))
+        return 0
+    text = ", ".join(f"{label} {count}" for label, count in counts.items())
+    print(printable(f"copied {len(photos)} photos to {target}: {text}"))
+    return 0
+
+
+def _state_fields(state: LearnedState) -> dict[str, Any]:
+    measured = state.measured
+    return {
+        "created": state.created,
+        "labels": list(state.labels),
+        "new": list(state.new_labels),
+        "taught": {label: vars(result) for label, result in measured.labels.items()},
+        "examples": measured.examples,
+        "right": {"before": measured.examples_right_before, "after": measured.examples_right_after},
+    }
+
+
+def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(
+        prog="python -m runtime.teach",
+        description="Teaches a model on this device, without training: names photos that it got wrong, and "
+        "adds classes. Takes seconds, and can be undone.",
+        epilog="Exit codes: 0 success, 1 some photos could not be read, 2 usage error, no model, or nothing "
+        "to learn.",
+    )
+    parser.add_argument(
+        "label", nargs="?", metavar="LABEL", help=f"a class, a new one, or {NONE_LABEL}: none of the classes"
+    )
+    parser.add_argument(
+        "photos", nargs="*", metavar="PHOTO", help="photos of this label: files, folders or patterns"
+    )
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--list", action="store_true", help="print what the model has learned")
+    task.add_argument(
+        "--again", action="store_true", help="learn the kept photos again, such as for a new model"
+    )
+    task.add_argument(
+        "--undo", action="store_true", help="restore the state before the last step, without its photos"
+    )
+    task.add_argument("--reset", action="store_true", help="remove what was learned, and the kept photos")
+    task.add_argument(
+        "--export",
+        type=path_name,
+        metavar="DIR",
+        help="copy the kept photos into class folders, for training",
+    )
+    parser.add_argument(
+        "--max-mb",
+        type=megabytes,
+        default=MAX_MB,
+        metavar="MB",
+        help="bound of all kept files; the oldest photos make room (default: %(default)g)",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")
+    add_model_options(parser, top=False)
+    arguments = parser.parse_args(argv)
+    has_task = any((arguments.list, arguments.again, arguments.undo, arguments.reset, arguments.export))
+    if has_task == bool(arguments.label):
+        parser.error("give either LABEL and photos, or --list, --again, --undo, --reset or --export DIR")
+    if arguments.label and not arguments.photos:
+        parser.error(f"{arguments.label}: give photos of this label")
+    return arguments
+
+
+if __name__ == "__main__":
+    exit_process(main())
