@@ -26,6 +26,8 @@ examples:
       a quick try with at most 40 photos per class: about 2 minutes for 5 classes on 2 cores
   python -m train photos --fine-tune block5 --out runs/mine
       the most accurate model: about an hour for 2,000 photos on 2 cores
+  python -m train photos --add taught --out runs/better
+      also learn from the photos that a device was taught with, in class folders
   python -m train photos --dry-run
       print what would be trained and how long it would take on this machine, and train nothing
 
@@ -72,6 +74,7 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
         out=arguments.out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}",
         photos=arguments.photos,
         none=arguments.none,
+        add=arguments.add,
         weights=arguments.weights,
         overwrite=arguments.overwrite,
         resume=arguments.resume,
@@ -105,6 +108,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of photos of none of the classes, which the model learns to reject (default: "
         "PHOTOS/none, or else drawings of objects that come with the project)",
+    )
+    common.add_argument(
+        "--add",
+        type=Path,
+        metavar="DIR",
+        help="class folders of photos to train on besides PHOTOS, such as those that a device exported with "
+        "python -m runtime.teach --export DIR; val and test stay as they are",
     )
     add_run_flags(common, "runs/TIME-RECIPE")
     common.add_argument(

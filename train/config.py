@@ -17,6 +17,7 @@ class TrainConfig:
     out: Path
     photos: Path | None = None  # None: the tf_flowers photos, or synthetic ones without a network
     none: Path | None = None  # a folder of photos of none of the classes, outside `photos`
+    add: Path | None = None  # class folders of photos to learn besides `photos`
     weights: str | None = None  # a file, "imagenet", or None for the bundled weights
     overwrite: bool = False
     resume: bool = False

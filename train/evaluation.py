@@ -14,7 +14,7 @@ from runtime.model_file.statistics import ModelStatistics
 from train.data.dataset import SPLITS
 from train.metrics import (
     NegativeMetrics,
-    NegativeResults,
+    PictureOutputs,
     SplitMetrics,
     compute_metrics,
     compute_negative_metrics,
@@ -56,8 +56,9 @@ class Evaluation:
     temperature: float
     novelty_model: NoveltyModel | None
     thresholds: Mapping[str, float]
-    negatives: Mapping[str, NegativeResults]
+    negatives: Mapping[str, PictureOutputs]
     statistics: ModelStatistics | None
+    added: PictureOutputs | None = None  # for the photos of --add
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,17 @@ class _Reduced:
 
 
 def calibrate_and_evaluate(
-    trained: TrainedHead, photos: Splits, negatives: Splits, classes: tuple[str, ...], known: bool
+    trained: TrainedHead,
+    photos: Splits,
+    negatives: Splits,
+    classes: tuple[str, ...],
+    known: bool,
+    added: SplitFeatures | None = None,
 ) -> Evaluation:
     """Choose the temperature on the photos of val, apply it to the head's weights, and measure val and test.
 
     With `known`, a detector of unknown pictures is fitted on photos and negatives; only a head with pooled
-    features can have one.
+    features can have one. `added` are photos of train whose answers are wanted too.
     """
     has_detector = known and trained.head[0].name == "pool"
     measured = [split for split in SPLITS if split != "train"]
@@ -94,13 +100,7 @@ def calibrate_and_evaluate(
         detector = fit_novelty(train, train_labels, val, reduced_negatives["train"].descriptors)
         statistics = build_statistics(train, train_labels, val, labels["val"], detector)
     thresholds = {"known": THRESHOLD} if detector else {}
-    results = {
-        split: NegativeResults(
-            _probabilities(trained, reduced_negatives[split]),
-            detector(reduced_negatives[split].descriptors) if detector else None,
-        )
-        for split in measured
-    }
+    results = {split: _outputs(trained, detector, reduced_negatives[split]) for split in measured}
     metrics: dict[str, SplitMetrics | None] = {}
     summaries: dict[str, Mapping[str, Any] | None] = {}
     for split in measured:
@@ -111,7 +111,10 @@ def calibrate_and_evaluate(
             before = expected_calibration_error(uncalibrated[split], labels[split])
             scores = detector(reduced[split].descriptors) if detector else None
             summaries[split] = _summary(measured_split, before, scores, thresholds)
-    return Evaluation(probabilities, metrics, summaries, divisor, detector, thresholds, results, statistics)
+    answers = _outputs(trained, detector, _reduce(trained, added)) if added else None
+    return Evaluation(
+        probabilities, metrics, summaries, divisor, detector, thresholds, results, statistics, answers
+    )
 
 
 def _reduce(trained: TrainedHead, split: SplitFeatures) -> _Reduced:
@@ -129,8 +132,13 @@ def _probabilities(trained: TrainedHead, reduced: _Reduced) -> NDArray[np.float3
     return predict_in_batches(trained.classifier, reduced.inputs)
 
 
+def _outputs(trained: TrainedHead, detector: NoveltyModel | None, pictures: _Reduced) -> PictureOutputs:
+    known = detector(pictures.descriptors) if detector else None
+    return PictureOutputs(_probabilities(trained, pictures), known)
+
+
 def _negative_metrics(
-    results: NegativeResults, thresholds: Mapping[str, float], classes: tuple[str, ...]
+    results: PictureOutputs, thresholds: Mapping[str, float], classes: tuple[str, ...]
 ) -> NegativeMetrics | None:
     """The metrics of a split's negatives; None without a detector or without negatives."""
     if results.known is None or not len(results.known):

@@ -13,6 +13,7 @@ from pathlib import Path
 from runtime.common.text import printable
 from train.cache import cache_folder
 from train.config import TrainConfig
+from train.data.added_photos import add_photos
 from train.data.class_weights import print_class_balance
 from train.data.dataset import SPLITS, Dataset, LeftOut
 from train.data.find_photos import find_photos
@@ -51,6 +52,8 @@ def find_inputs(config: TrainConfig) -> Inputs:
     classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
     print(printable(f"photos: {dataset.root}: {counts}; {classes}"))
     dataset = _with_negatives(dataset, config.settings)
+    if config.add:  # after the negatives: some added photos of none do not replace the default ones
+        dataset = add_photos(dataset, config.add, config.settings.negatives)
     print_left_out(dataset.left_out)
     print_class_balance(dataset, config.settings.class_weight)
     return Inputs(dataset, started, overwrite)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from train.data.dataset import NONE, Dataset, Photo
 from train.network.calibration import expected_calibration_error
 
 
@@ -20,11 +22,27 @@ class ClassMetrics(TypedDict):
 
 
 @dataclass(frozen=True)
-class NegativeResults:
-    """The results for negatives: `probabilities` [N, C], and `known` [N] or None without a detector."""
+class PictureOutputs:
+    """The model's outputs: `probabilities` [N, C], and `known` [N] or None without a detector."""
 
     probabilities: NDArray[Any]
     known: NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class AddedAnswer:
+    """The model's answer for a photo of --add. `answer` is a class, or None for a photo that is rejected as
+    unknown; the right one for a photo of none of the classes is None.
+    """
+
+    photo: Photo
+    answer: str | None
+    probability: float
+    known: float | None
+
+    @property
+    def right(self) -> bool:
+        return self.answer == (None if self.photo.label == NONE else self.photo.label)
 
 
 class NegativeMetrics(TypedDict):
@@ -91,6 +109,20 @@ def compute_negative_metrics(
         "named": float(named.mean()),
         "per_class": dict(zip(classes, counts.tolist(), strict=True)),
     }
+
+
+def added_answers(
+    dataset: Dataset, outputs: PictureOutputs, thresholds: Mapping[str, float]
+) -> list[AddedAnswer]:
+    """The answers for `dataset.added`, from the model's outputs for these photos in the same order."""
+    answers = []
+    for row, photo in enumerate(dataset.added):
+        known = None if outputs.known is None else float(outputs.known[row])
+        probability = float(outputs.probabilities[row].max())
+        label = dataset.classes[outputs.probabilities[row].argmax()]
+        rejected = known is not None and known < thresholds["known"]
+        answers.append(AddedAnswer(photo, None if rejected else label, probability, known))
+    return answers
 
 
 def confidence_interval(correct: int, n: int) -> tuple[float, float]:

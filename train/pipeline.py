@@ -210,9 +210,14 @@ def evaluate(config: TrainConfig, extracted: Extracted, trained: Trained) -> Eva
     def with_means(splits: Mapping[str, tuple[FeatureStore, NDArray[np.int32]]]) -> Splits:
         return {split: SplitFeatures(x, y, x.channel_means()) for split, (x, y) in splits.items()}
 
-    classes = extracted.dataset.classes
+    added, labels = features.added()
     return calibrate_and_evaluate(
-        trained.head, with_means(photos), with_means(negatives), classes, settings.known
+        trained.head,
+        with_means(photos),
+        with_means(negatives),
+        extracted.dataset.classes,
+        settings.known,
+        SplitFeatures(added, labels, added.channel_means()) if len(added) else None,
     )
 
 

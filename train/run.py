@@ -40,6 +40,7 @@ FIELD_TYPES = {
     "classes": list,
     "photos_root": str,
     "negatives_root": str,
+    "added_root": str,
     "synthetic": bool,
     "base_sha256": str,
     "data_sha256": str,
@@ -161,11 +162,13 @@ def _load_packed(path: Path, base_sha256: str) -> keras.Model:
     return model
 
 
-def open_run(path: Path, photos_root: Path | None = None, none: Path | None = None) -> Run:
+def open_run(
+    path: Path, photos_root: Path | None = None, none: Path | None = None, added: Path | None = None
+) -> Run:
     """Read a run folder. Raises RunError when it is missing or incomplete.
 
-    `photos_root` is the folder of its photos and `none` the folder that --none named, if they have moved
-    since training.
+    `photos_root` is the folder of its photos, `none` the folder that --none named and `added` the folder that
+    --add named, if they have moved since training.
     """
     path = Path(path)
     try:
@@ -181,7 +184,8 @@ def open_run(path: Path, photos_root: Path | None = None, none: Path | None = No
         classes = tuple(record["classes"])
         root = photos_root or Path(record["photos_root"])
         negatives_root = none or (Path(record["negatives_root"]) if record["negatives_root"] else None)
-        dataset = read_manifest(path, root, classes, record["synthetic"], negatives_root)
+        added_root = added or (Path(record["added_root"]) if record["added_root"] else None)
+        dataset = read_manifest(path, root, classes, record["synthetic"], negatives_root, added_root)
         return Run(
             path=path,
             name=record["name"] or path.resolve().name,  # the name is empty for a run written to "."
@@ -213,7 +217,12 @@ def _record(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
     # Older runs lack these.
-    record: dict[str, Any] = {"thresholds": {}, "compressed": {}, "negatives_root": ""} | found
+    record: dict[str, Any] = {
+        "thresholds": {},
+        "compressed": {},
+        "negatives_root": "",
+        "added_root": "",
+    } | found
     _check_types(record, FIELD_TYPES)
     if record["compressed"]:
         _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")

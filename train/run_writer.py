@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from train.data.near_duplicates import Pair
     from train.evaluation import Evaluation
-    from train.metrics import SplitMetrics
+    from train.metrics import AddedAnswer, SplitMetrics
 
+UNKNOWN = "unknown"  # the answer for a picture that is rejected
 History = Sequence[Mapping[str, object]]  # a row per epoch: its stage, its number, its metrics
 
 
@@ -44,6 +45,14 @@ class RunContents:
     evaluation: Evaluation
     near_duplicates: Sequence[Pair] = ()
     uncompressed: Mapping[str, NDArray[Any]] | None = None  # by split, class indices; compressed runs only
+
+    @property
+    def added(self) -> Sequence[AddedAnswer]:
+        """The answers for the photos of --add."""
+        from train.metrics import added_answers
+
+        outputs = self.evaluation.added
+        return added_answers(self.dataset, outputs, self.evaluation.thresholds) if outputs else []
 
 
 def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = False) -> bool:
@@ -91,6 +100,8 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             write_pairs([*contents.near_duplicates], folder)
         else:
             write_uncompressed(folder, dataset, contents.uncompressed)
+        if added := contents.added:
+            write_added(folder, added)
         write_charts(folder, contents.history, evaluation.metrics, dataset.classes)
         write_report(
             folder / "report.html",
@@ -101,6 +112,7 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             evaluation.probabilities,
             evaluation.negatives,
             contents.near_duplicates,
+            added,
         )
 
 
@@ -139,7 +151,11 @@ def write_record(folder: Path, record: Mapping[str, Any], dataset: Dataset, priv
 
     With `private` run.json does not hold the folders of photos on this machine.
     """
-    roots = {"photos_root": str(dataset.root), "negatives_root": str(dataset.negatives_root or "")}
+    roots = {
+        "photos_root": str(dataset.root),
+        "negatives_root": str(dataset.negatives_root or ""),
+        "added_root": str(dataset.added_root or ""),
+    }
     complete = {
         **record,
         "classes": list(dataset.classes),
@@ -161,6 +177,15 @@ def write_uncompressed(folder: Path, dataset: Dataset, predicted: Mapping[str, N
         for photo, index in zip(dataset.split(split), indices, strict=True)
     )
     write_csv(folder / UNCOMPRESSED_CSV, ("path", "label"), rows)
+
+
+def write_added(folder: Path, added: Sequence[AddedAnswer]) -> None:
+    """Write added_photos.csv: path, label, the model's answer, its probability, and whether it is right."""
+    rows = (
+        (of.photo.path, of.photo.label, of.answer or UNKNOWN, f"{of.probability:.4f}", int(of.right))
+        for of in added
+    )
+    write_csv(folder / "added_photos.csv", ("path", "label", "answer", "probability", "right"), rows)
 
 
 def write_charts(
@@ -188,9 +213,21 @@ def write_charts(
 def print_run(out: Path, contents: RunContents) -> None:
     """Print the metrics of each split and the paths of report and run."""
     print_summaries(contents.evaluation.summaries)
+    if added := contents.added:
+        _print_added(added)
     print(printable(f"report: {out / 'report.html'}"))
     synthetic = " (synthetic: trained on generated pictures)" if contents.dataset.synthetic else ""
     print(printable(f"run: {out}{synthetic}"))
+
+
+def _print_added(added: Sequence[AddedAnswer]) -> None:
+    """Print the number of added photos of each label with the right answer."""
+    by_label: dict[str, list[bool]] = {}
+    for of in added:
+        by_label.setdefault(of.photo.label, []).append(of.right)
+    labels = ", ".join(f"{label} {sum(right):,} of {len(right):,}" for label, right in by_label.items())
+    total = sum(of.right for of in added)
+    print(printable(f"added: {total:,} of {len(added):,} photos of --add get the right answer: {labels}"))
 
 
 def print_summaries(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:

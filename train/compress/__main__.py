@@ -114,6 +114,12 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         help="the folder that --none named in training, if it has moved since",
     )
     group.add_argument(
+        "--add",
+        type=Path,
+        metavar="DIR",
+        help="the folder that --add named in training, if it has moved since",
+    )
+    group.add_argument(
         "--logs",
         type=Path,
         metavar="DIR",

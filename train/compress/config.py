@@ -40,6 +40,7 @@ class CompressConfig:
     out: Path | None = None  # None: runs/NAME-compressed
     photos_root: Path | None = None  # None: where the photos were at training
     none: Path | None = None  # the same for photos of none of the classes outside `photos_root`
+    add: Path | None = None  # the same for the photos of --add
     overwrite: bool = False
     resume: bool = False
     cache: str | None = None  # a folder, "none" for a temporary one, or None for the user's cache

@@ -308,7 +308,9 @@ def evaluate_student(run: Run, student: Student, outputs: Outputs, settings: Com
             (" negatives", {split: negative_rows(outputs[split]) for split in SPLITS}),
         )
     )
-    return calibrate_and_evaluate(student.head, photos, negatives, run.classes, student.settings.known)
+    rows = added_rows(run, outputs["train"])
+    added = student_features(student.weights, outputs["train"], rows, "added") if len(rows) else None
+    return calibrate_and_evaluate(student.head, photos, negatives, run.classes, student.settings.known, added)
 
 
 def run_contents(
@@ -381,6 +383,16 @@ def photo_rows(run: Run, split: str, views: int = 1) -> NDArray[np.intp]:
 
 def negative_rows(outputs: TeacherOutputs) -> NDArray[np.intp]:
     return np.arange(outputs.photos, len(outputs.labels))
+
+
+def added_rows(run: Run, outputs: TeacherOutputs) -> NDArray[np.intp]:
+    """The rows of the photos of --add in the teacher's outputs for train, in the order of `dataset.added`."""
+    dataset = run.dataset
+    photos, negatives = (
+        [row for row, photo in enumerate(split) if dataset.is_added(photo)]
+        for split in (dataset.split("train"), dataset.negatives_of("train"))
+    )
+    return np.array([*photos, *(outputs.photos + row for row in negatives)], np.intp)
 
 
 def pooled_head_settings(run: Run, settings: CompressSettings) -> Settings:

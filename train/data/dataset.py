@@ -35,7 +35,7 @@ class HashError(Exception):
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo. `path` is relative to the data set's root, or absolute for a negative outside the root, with
+    """One photo. `path` is relative to the data set's root, or absolute for a photo outside the root, with
     forward slashes; `sha256` is the hash of the file's bytes.
     """
 
@@ -58,7 +58,8 @@ class Dataset:
     """The photos under `root`, each in one split. `synthetic` marks drawn pictures.
 
     `negatives` are photos of none of the classes, with the label NONE and a split each. They are under
-    `root`, under `negatives_root`, or in the default set (train/data/negatives.py).
+    `root`, under `negatives_root`, or in the default set (train/data/negatives.py). Photos and negatives
+    under `added_root` are those of --add; all are in train.
     """
 
     root: Path
@@ -68,6 +69,7 @@ class Dataset:
     synthetic: bool = False
     negatives: tuple[Photo, ...] = ()
     negatives_root: Path | None = None  # absolute; None if no negative is in a folder outside `root`
+    added_root: Path | None = None  # absolute; None without --add
 
     def split(self, name: str) -> tuple[Photo, ...]:
         """The photos of the split `name`, train, val or test, without the negatives."""
@@ -76,6 +78,19 @@ class Dataset:
     def negatives_of(self, split: str) -> tuple[Photo, ...]:
         """The negatives of a split: train, val or test."""
         return tuple(photo for photo in self.negatives if photo.split == split)
+
+    @property
+    def added(self) -> tuple[Photo, ...]:
+        """The photos and then the negatives of --add."""
+        return tuple(photo for photo in (*self.photos, *self.negatives) if self.is_added(photo))
+
+    def is_added(self, photo: Photo) -> bool:
+        """Whether the photo or negative comes from --add."""
+        return (
+            self.added_root is not None
+            and photo.split == "train"
+            and Path(photo.path).is_relative_to(self.added_root)
+        )
 
     @property
     def sha256(self) -> str:
@@ -119,7 +134,8 @@ def validated(dataset: Dataset) -> Dataset:
 def read_verified(dataset: Dataset, photo: Photo) -> bytes:
     """The bytes of the photo's file. Raises PhotosError if it is missing or has another hash."""
     path = Path(dataset.root) / photo.path
-    remedy = "give --none" if Path(photo.path).is_absolute() else "give --photos-root"
+    outside = "give --add" if dataset.is_added(photo) else "give --none"
+    remedy = outside if Path(photo.path).is_absolute() else "give --photos-root"
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -75,7 +75,7 @@ def find_photos(
         left_out += unusable
     shares = {"val": val_share, "test": test_share}
     missing = {split: share for split, share in shares.items() if split not in split_folders}
-    photos, duplicates = _without_duplicates([photo for photo in found if photo.label != NONE])
+    photos, duplicates = without_duplicates([photo for photo in found if photo.label != NONE])
     outside, unusable = _read_outside(none)
     candidates = [photo for photo in found if photo.label == NONE] + outside
     candidates, copies = _negatives_without_duplicates(candidates, found, none or root)
@@ -108,6 +108,20 @@ def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float],
     left_out = (*dataset.left_out, *unusable, *copies)
     ordered = tuple(sorted(split_train(negatives, shares, seed), key=lambda photo: photo.path))
     return replace(dataset, negatives=ordered, negatives_root=none.resolve(), left_out=left_out)
+
+
+def read_class_folders(folder: Path, split: str, remedy: str) -> tuple[list[Photo], list[LeftOut]]:
+    """The photos in the class folders of `folder`, all in `split`, and the files that are not used; paths are
+    relative to `folder`. Photos in a folder named "none", in any case, have the label NONE.
+
+    Raises PhotosError, with `remedy` as the next step, if `folder` has no class folder or is divided into
+    train/ and test/.
+    """
+    _check_is_folder(folder, remedy)
+    class_folders = _class_folders(folder, None)
+    if not class_folders or _split_folders(folder)[0]["train"] != folder:
+        raise PhotosError(f"{folder}: does not hold class folders; {remedy}")
+    return _read_split(folder, folder, class_folders, split)
 
 
 def _none_beside_splits(root: Path, split_folders: Mapping[str, Path]) -> Path | None:
@@ -279,7 +293,7 @@ def _not_a_picture(path: Path) -> str:
     return "is not a picture by its file name"
 
 
-def _without_duplicates(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
+def without_duplicates(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]:
     """Each photo once. A photo in two classes is removed from both, because one label is wrong."""
     copies: dict[str, list[Photo]] = defaultdict(list)
     for photo in photos:
@@ -309,7 +323,7 @@ def _negatives_without_duplicates(
 ) -> tuple[list[Photo], list[LeftOut]]:
     """Each negative once, without those that are also a photo of a class. `folder` is for the error text."""
     classes = {photo.sha256: photo for photo in found if photo.label != NONE}
-    unique, left_out = _without_duplicates([photo for photo in negatives if photo.sha256 not in classes])
+    unique, left_out = without_duplicates([photo for photo in negatives if photo.sha256 not in classes])
     for photo in negatives:
         if other := classes.get(photo.sha256):
             reason = f"is the same photo as {printable(other.path)}, so it does not show none of the classes"

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from runtime.common.errors import UserError
 from train.cache import CacheError
 
-PairRow = tuple[str, str, int]  # the sha256 of both photos, and the distance of their hashes in bits
+# The sha256 of both photos, the distance of their hashes in bits, and `Pair.usual_distance`.
+PairRow = tuple[str, str, int, int]
+PAIRS_TABLE = "pairs2"  # increase the number if the pairs of a data set change
 
 
 class HashStore:
@@ -32,7 +34,7 @@ class HashStore:
             with self.database:
                 self.database.execute("CREATE TABLE IF NOT EXISTS hashes (photo TEXT PRIMARY KEY, bits BLOB)")
                 self.database.execute(
-                    "CREATE TABLE IF NOT EXISTS pairs (photos TEXT PRIMARY KEY, found TEXT)"
+                    f"CREATE TABLE IF NOT EXISTS {PAIRS_TABLE} (photos TEXT PRIMARY KEY, found TEXT)"
                 )
 
     def close(self) -> None:
@@ -54,12 +56,16 @@ class HashStore:
     def pairs(self, dataset: str) -> list[PairRow] | None:
         """The stored pairs of a data set, or None."""
         with self._user_errors():
-            row = self.database.execute("SELECT found FROM pairs WHERE photos = ?", (dataset,)).fetchone()
-        return None if row is None else [(one, two, distance) for one, two, distance in json.loads(row[0])]
+            query = f"SELECT found FROM {PAIRS_TABLE} WHERE photos = ?"
+            row = self.database.execute(query, (dataset,)).fetchone()
+        if row is None:
+            return None
+        return [(one, two, distance, usual) for one, two, distance, usual in json.loads(row[0])]
 
     def add_pairs(self, dataset: str, pairs: list[PairRow]) -> None:
         with self._user_errors(), self.database:
-            self.database.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?)", (dataset, json.dumps(pairs)))
+            query = f"INSERT OR REPLACE INTO {PAIRS_TABLE} VALUES (?, ?)"
+            self.database.execute(query, (dataset, json.dumps(pairs)))
 
     @contextmanager
     def _user_errors(self) -> Iterator[None]:

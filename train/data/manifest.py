@@ -15,25 +15,30 @@ from train.data.negatives import default_negatives_folder
 PHOTOS_NAME, LEFT_OUT_NAME = "photos.csv", "left_out.csv"
 # A file name on Linux may hold bytes that are not UTF-8. This error handler writes and reads them unchanged.
 FILE_NAME_ERRORS = "surrogateescape"
-# How the path of a negative begins that is not under the data set's root. No path under the root begins like
-# this: a negative there is in the folder none/, train/, val/ or test/.
-DEFAULT_PREFIX, OUTSIDE_PREFIX = "default:", "--none:"
-UNKNOWN_FOLDER = Path("/photos of none of the classes")  # that --none named, in a packed run
+# How the path of a photo begins that is not under the data set's root. No path under the root begins like
+# this: a negative there is in the folder none/, train/, val/ or test/, and no path holds "//".
+DEFAULT_PREFIX, OUTSIDE_PREFIX, ADDED_PREFIX = "default:", "--none:", "--add://"
+# The folders that --none and --add named, in a packed run.
+UNKNOWN_FOLDER, UNKNOWN_ADDED = Path("/photos of none of the classes"), Path("/added photos")
 
 
 def write_manifest(dataset: Dataset, folder: Path) -> None:
     """Write photos.csv (path, label, split, sha256) and left_out.csv (path, reason) into `folder`.
 
-    Negatives follow the photos. The path of one outside the root is relative to the default set's folder or
-    to `dataset.negatives_root`, after a prefix, so that the file does not depend on the machine.
+    Negatives follow the photos. The path of a photo outside the root is relative to `dataset.added_root`, to
+    the default set's folder or to `dataset.negatives_root`, after a prefix, so that the file does not depend
+    on the machine.
     """
-    folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: dataset.negatives_root}
-    photos = ((photo.path, photo.label, photo.split, photo.sha256) for photo in dataset.photos)
-    negatives = (
+    folders = {
+        ADDED_PREFIX: dataset.added_root,
+        DEFAULT_PREFIX: default_negatives_folder(),
+        OUTSIDE_PREFIX: dataset.negatives_root,
+    }
+    photos = (
         (_portable_path(photo.path, folders), photo.label, photo.split, photo.sha256)
-        for photo in dataset.negatives
+        for photo in chain(dataset.photos, dataset.negatives)
     )
-    write_csv(folder / PHOTOS_NAME, [column.name for column in fields(Photo)], chain(photos, negatives))
+    write_csv(folder / PHOTOS_NAME, [column.name for column in fields(Photo)], photos)
     left_out = ((_portable_path(item.path, folders), item.reason) for item in dataset.left_out)
     write_csv(folder / LEFT_OUT_NAME, [column.name for column in fields(LeftOut)], left_out)
 
@@ -44,9 +49,10 @@ def read_manifest(
     classes: tuple[str, ...],
     synthetic: bool = False,
     negatives_root: Path | None = None,
+    added_root: Path | None = None,
 ) -> Dataset:
-    """The data set that `write_manifest` wrote into `folder`; its photos are under `root`, and negatives of
-    another folder are under `negatives_root`.
+    """The data set that `write_manifest` wrote into `folder`; its photos are under `root`, negatives of
+    another folder under `negatives_root`, and the photos of --add under `added_root`.
 
     Raises OSError, ValueError, TypeError or csv.Error if the files are missing or damaged.
     """
@@ -58,11 +64,22 @@ def read_manifest(
         left_out = [LeftOut(**row) for row in csv.DictReader(file)]
     photos = [Photo(**row) for row in rows]
     is_class = NONE in classes  # in a run of an older version
-    folders = {DEFAULT_PREFIX: default_negatives_folder(), OUTSIDE_PREFIX: negatives_root or UNKNOWN_FOLDER}
+    if any(photo.path.startswith(ADDED_PREFIX) for photo in photos):
+        added_root = added_root or UNKNOWN_ADDED
+    added = {ADDED_PREFIX: added_root or UNKNOWN_ADDED}
+    folders = {
+        **added,
+        DEFAULT_PREFIX: default_negatives_folder(),
+        OUTSIDE_PREFIX: negatives_root or UNKNOWN_FOLDER,
+    }
     return Dataset(
         root,
         classes,
-        tuple(photo for photo in photos if photo.label != NONE or is_class),
+        tuple(
+            replace(photo, path=_full_path(photo.path, added))
+            for photo in photos
+            if photo.label != NONE or is_class
+        ),
         tuple(LeftOut(_full_path(item.path, folders), item.reason) for item in left_out),
         synthetic,
         tuple(
@@ -71,6 +88,7 @@ def read_manifest(
             if photo.label == NONE and not is_class
         ),
         negatives_root,
+        added_root,
     )
 
 

@@ -2,8 +2,9 @@
 
 A model that is tested on a crop of a training photo looks more accurate than it is. Each photo is hashed
 whole, mirrored and in a grid of crops (train/data/picture_hashes.py). Two photos are a pair if the whole of
-one is near a crop of the other, after the edges of the crop are moved to the best fit. Hashes and pairs are
-cached by the photos' bytes.
+one is near a crop of the other, after the edges of the crop are moved to the best fit, and much nearer than
+their other neighbours: photos of one machine are all near each other. Hashes and pairs are cached by the
+photos' bytes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ from train.progress import Progress
 MAX_DISTANCE = 20
 # In bits, in the grid of crops before fitting: 5 of 100 photos have such a candidate by chance.
 MAX_CANDIDATE_DISTANCE = 40
+# A pair stands out if its distance is at most this share of the distance of the NEIGHBOURS-th nearest photo,
+# or at most SAME_PICTURE bits. Of 1,722 pairs of uniform solar cells within MAX_DISTANCE, 42 stand out, and
+# 545 of 877 pairs of cells with a texture (benchmarks/near_duplicates.md).
+MAX_SHARE = 0.4
+NEIGHBOURS = 10
+SAME_PICTURE = 4  # a file that was only encoded again or resized
 # The time grows with the square of the number of photos. Extrapolated to 2 busy cores: 5 minutes for 20,000
 # photos with crops, 15 minutes for 200,000 without.
 MAX_PHOTOS_WITH_CROPS = 20_000
@@ -43,15 +50,24 @@ SHOWN = 3  # printed pairs of each kind
 
 @dataclass(frozen=True)
 class Pair:
-    """Two near-duplicates. `distance` is the number of differing bits of their hashes, of BITS."""
+    """Two photos that look alike. `distance` is the number of differing bits of their hashes, of BITS, and
+    `usual_distance` the distance from one of them to its NEIGHBOURS-th nearest photo, the smaller of both.
+    """
 
     photo: Photo
     other: Photo
     distance: int
+    usual_distance: int = BITS
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether the photos are much nearer to each other than to their other neighbours."""
+        return self.distance <= max(SAME_PICTURE, MAX_SHARE * self.usual_distance)
 
 
 def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[Dataset, list[Pair]]:
-    """The data set and its near-duplicates, which are printed too; `action` is a choice of --near-duplicates.
+    """The data set and its pairs that stand out, which are printed too; `action` is a choice of
+    --near-duplicates.
 
     "drop" removes one photo of each pair in different splits, "report" removes none, "ignore" skips the
     search. "drop" and "report" remove negatives that are near-duplicates of a photo of a class. Raises
@@ -59,10 +75,12 @@ def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[D
     """
     if action == "ignore":
         return dataset, []
-    pairs = near_duplicates(dataset, cache)
+    alike = near_duplicates(dataset, cache)
+    pairs = [pair for pair in alike if pair.stands_out]
     dataset = _without_negatives(dataset, [pair for pair in pairs if _is_negative(pair)])
     between_classes = [pair for pair in pairs if not _is_negative(pair)]
-    _print_pairs(between_classes, action)
+    _print_pairs(dataset, between_classes, action)
+    _print_usual(len(alike) - len(pairs))
     if action == "report":
         return dataset, pairs
     try:
@@ -73,6 +91,7 @@ def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[D
 
 def near_duplicates(dataset: Dataset, cache: Path, max_distance: int = MAX_DISTANCE) -> list[Pair]:
     """Pairs in different splits or with different labels, sorted by path; hashes are stored under `cache`.
+    They include pairs that do not stand out.
 
     `Pair.photo` is in the earlier split of train, val, test. Negatives are compared with photos of classes
     only, because frames of one scene are near each other, and default negatives are not compared. Photos that
@@ -99,11 +118,11 @@ def near_duplicates(dataset: Dataset, cache: Path, max_distance: int = MAX_DISTA
                 store.add_pairs(dataset.sha256, rows)
     by_sha256 = {photo.sha256: photo for photo in photos}
     pairs = []
-    for one, two, distance in rows:
+    for one, two, distance, usual in rows:
         found = by_sha256[one], by_sha256[two]
         photo, other = sorted(found, key=lambda p: (SPLITS.index(p.split), p.path))
         if distance <= max_distance:
-            pairs.append(Pair(photo, other, distance))
+            pairs.append(Pair(photo, other, distance, usual))
     return sorted(pairs, key=lambda pair: (pair.photo.path, pair.other.path))
 
 
@@ -165,10 +184,11 @@ def _compare(
     boxes: Sequence[Box],
     reader: _Reader,
 ) -> list[PairRow]:
-    """All candidate pairs, with the distance after fitting."""
+    """All candidate pairs, with the distance after fitting and the usual distance of their photos."""
     photos = [photo for photo in all_photos if photo.sha256 in hashes]
     ordered_hashes = [hashes[photo.sha256] for photo in photos]
-    smallest: dict[tuple[str, str], int] = {}
+    smallest: dict[tuple[int, int], int] = {}
+    usual: list[int] = []  # of each photo
 
     def distance_of(candidate: _Candidate) -> int:
         if len(boxes) == 1:
@@ -180,13 +200,16 @@ def _compare(
         return fitted_distance(picture, boxes[candidate.box], target, candidate.distance)
 
     with Progress("near-duplicates, comparing", len(photos), "photos") as progress:
-        for block_size, candidates in _candidates(photos, ordered_hashes, boxes):
+        for usual_distances, candidates in _candidates(photos, ordered_hashes, boxes):
             for candidate in candidates:
                 first, second = sorted((candidate.cropped, candidate.whole))
-                pair = photos[first].sha256, photos[second].sha256
-                smallest[pair] = min(distance_of(candidate), smallest.get(pair, BITS))
-            progress.step(block_size)
-    return [(one, two, distance) for (one, two), distance in smallest.items()]
+                smallest[first, second] = min(distance_of(candidate), smallest.get((first, second), BITS))
+            usual += usual_distances
+            progress.step(len(usual_distances))
+    return [
+        (photos[one].sha256, photos[two].sha256, distance, min(usual[one], usual[two]))
+        for (one, two), distance in smallest.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -202,9 +225,9 @@ class _Candidate:
 
 def _candidates(
     photos: Sequence[Photo], hashes: Sequence[NDArray[np.uint8]], boxes: Sequence[Box]
-) -> Iterator[tuple[int, list[_Candidate]]]:
-    """For each block of photos: its size, and the nearest CANDIDATES_PER_PHOTO of each photo among the photos
-    of other splits or classes.
+) -> Iterator[tuple[list[int], list[_Candidate]]]:
+    """For each block of photos: the distance of each one to its NEIGHBOURS-th nearest photo, and the nearest
+    CANDIDATES_PER_PHOTO of each photo among the photos of other splits or classes.
 
     Bits become -1 and 1, so that a matrix product counts the equal bits.
     """
@@ -217,6 +240,7 @@ def _candidates(
         products = _signs(crops.reshape(-1, BITS // 8)) @ wholes.T
         products = products.reshape(len(crops), len(boxes), len(wholes))
         best = (BITS - products.max(axis=1)) / 2
+        usual = _usual_distances(best, start)
         best[np.repeat(groups[start : start + block, None] == groups, 2, axis=1)] = BITS
         found = []
         for row, distances in enumerate(best):
@@ -225,7 +249,21 @@ def _candidates(
                 box = int(products[row, :, column].argmax())
                 distance = int(distances[column])
                 found.append(_Candidate(start + row, column // 2, column % 2 == 1, box, distance))
-        yield len(crops), found
+        yield usual, found
+
+
+def _usual_distances(best: NDArray[np.float32], start: int) -> list[int]:
+    """The distance of each photo to its NEIGHBOURS-th nearest one, or BITS with fewer photos.
+
+    `best` [n, 2 x photos] are the distances of the photos from `start` on to each photo and its mirror image.
+    """
+    distances = best.reshape(len(best), -1, 2).min(axis=2)
+    if distances.shape[1] <= NEIGHBOURS:
+        return [BITS] * len(best)
+    rows = np.arange(len(best))
+    distances[rows, start + rows] = BITS  # the photo itself
+    nearest = np.partition(distances, NEIGHBOURS - 1, axis=1)[:, NEIGHBOURS - 1]
+    return [int(distance) for distance in nearest]
 
 
 def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -270,8 +308,8 @@ def _dropped(pairs: Iterable[Pair]) -> list[LeftOut]:
     return [LeftOut(path, reason) for path, reason in reasons.items()]
 
 
-def _print_pairs(pairs: Sequence[Pair], action: str) -> None:
-    """Print the first SHOWN pairs of each kind, their effect, and the next step."""
+def _print_pairs(dataset: Dataset, pairs: Sequence[Pair], action: str) -> None:
+    """Print the first SHOWN pairs of each kind, the question to answer, and the next step."""
     across_splits = [pair for pair in pairs if pair.photo.split != pair.other.split]
     if across_splits and action == "drop":
         print(
@@ -280,17 +318,31 @@ def _print_pairs(pairs: Sequence[Pair], action: str) -> None:
         )
     elif across_splits:
         print(
-            f"near-duplicates: {_count(across_splits)} in different splits, which makes the accuracy on val "
-            "and test look too high; --near-duplicates drop removes one photo of each pair"
+            f"near-duplicates: {_count(across_splits)} in different splits look alike. Do they show the same "
+            "picture? Then the accuracy on val and test looks too high; --near-duplicates drop removes one "
+            "photo of each pair"
         )
-    _print_first(across_splits)
+    added = [pair for pair in across_splits if dataset.is_added(pair.photo)]
+    if added:
+        print(f"near-duplicates: {_count(added)} of these with a photo of --add in train")
+    _print_first(added or across_splits)
     across_classes = [pair for pair in pairs if pair.photo.label != pair.other.label]
     if across_classes:
         print(
-            f"near-duplicates: {_count(across_classes)} in different classes, so one label is wrong; move or "
-            "remove that photo"
+            f"near-duplicates: {_count(across_classes)} in different classes look alike. Is one label wrong? "
+            "Then move or remove that photo"
         )
     _print_first(across_classes)
+
+
+def _print_usual(count: int) -> None:
+    """Print the number of pairs that do not stand out, and the question to answer."""
+    if count:
+        print(
+            f"near-duplicates: {count:,} other pairs look alike, but their photos look like {NEIGHBOURS} or "
+            "more photos each. Are they frames of one film? Then put each film into one of the folders "
+            "train, val and test"
+        )
 
 
 def _print_first(pairs: Sequence[Pair]) -> None:

@@ -23,7 +23,7 @@ from runtime.preprocess.picture import PICTURE_VERSION
 from train.cache import CACHE_LIMIT, make_room
 from train.data.augment import negative_view_count, view_count
 from train.data.class_weights import NEGATIVE
-from train.data.dataset import Dataset, LeftOut, Photo
+from train.data.dataset import NONE, Dataset, LeftOut, Photo
 from train.features.batches import PhotoViews, extract_batches
 from train.features.devices import Devices, find_devices
 from train.features.ray_cluster import RayCluster
@@ -63,6 +63,12 @@ class Features:
         negatives, count = self.dataset.negatives_of(split), negative_view_count(split, self.views)
         store = self._store(negatives, count)
         return store, np.full(len(store), NEGATIVE, np.int32)
+
+    def added(self) -> tuple[FeatureStore, NDArray[np.int32]]:
+        """The same for the photos and then the negatives of --add, in a single view each."""
+        added, classes = self.dataset.added, self.dataset.classes
+        labels = [NEGATIVE if photo.label == NONE else classes.index(photo.label) for photo in added]
+        return self._store(added, 1), np.array(labels, np.int32)
 
     def photos_and_negatives(
         self, split: str, views: int | None = None

@@ -6,12 +6,10 @@ comes from the user's folders, and a policy in the page prevents a browser from 
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import groupby
 from pathlib import Path
@@ -21,22 +19,19 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
-from runtime.common.errors import PictureError
-from runtime.preprocess.picture import read_picture
 from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
 from train.data.negatives import own_negatives
-from train.metrics import NegativeResults, SplitMetrics, confidence_interval
+from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics, confidence_interval
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
+from train.report.thumbnail import Thumbnail, data_uri, shown_path, thumbnail
 from train.settings import RECIPES
 
 SHOWN_MISTAKES = 12  # pictures, about 80 kB
 SHOWN_PAIRS = 12  # near-duplicates with pictures, about 160 kB
-THUMBNAIL = 160  # pixels per side
 SHOWN_CONFUSIONS = 10  # pairs of classes
 LISTED_FILES = 100  # rows of a table of files; the .csv file beside the page has all
 TABLE_CLASSES = 25  # with more classes, the confusion matrix is a picture
@@ -52,13 +47,15 @@ def write_report(
     history: Rows,
     metrics: Mapping[str, SplitMetrics | None],
     probabilities: Mapping[str, NDArray[Any]],
-    negatives: Mapping[str, NegativeResults],
+    negatives: Mapping[str, PictureOutputs],
     near_duplicates: Sequence[Pair] = (),
+    added: Sequence[AddedAnswer] = (),
 ) -> None:
     """Write the page to `path`.
 
     `record` is the content of run.json; `history` has a row per epoch with its `stage`. `metrics`,
-    `probabilities` [N, C] and `negatives` are those of val and test, in the order of the data set.
+    `probabilities` [N, C] and `negatives` are those of val and test, in the order of the data set. `added`
+    are the answers for the photos of --add.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -81,14 +78,20 @@ def write_report(
         predictions=predictions,
         mistakes=_mistakes(dataset, predictions),
         negatives=_negative_values(dataset, metrics, negatives),
+        added=_added_values(dataset, added),
         reliability=_reliability(predictions),
         stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
         splits=SPLITS,
         classes=_photo_counts(dataset),
         near_duplicates=near_duplicates,
         pictured_pairs=_pictured_pairs(dataset, near_duplicates),
-        listed_pairs=near_duplicates[SHOWN_PAIRS:LISTED_FILES],
-        left_out=dataset.left_out[:LISTED_FILES],
+        listed_pairs=[
+            [(shown_path(dataset, photo.path), photo.split) for photo in (pair.photo, pair.other)]
+            for pair in near_duplicates[SHOWN_PAIRS:LISTED_FILES]
+        ],
+        left_out=[
+            replace(item, path=shown_path(dataset, item.path)) for item in dataset.left_out[:LISTED_FILES]
+        ],
         changed=_changed_settings(record["settings"]),
         uneven=UNEVEN_RATIO,
         folded=FOLDED_ROWS,
@@ -109,14 +112,6 @@ class PhotoPrediction:
     @property
     def correct(self) -> bool:
         return self.label == self.predicted
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small copy of a photo as a data: URI, or the reason why it is missing."""
-
-    uri: str
-    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -150,15 +145,13 @@ def _mistakes(dataset: Dataset, predictions: Sequence[PhotoPrediction]) -> list[
     """The wrong predictions with the highest probabilities."""
     wrong = [prediction for prediction in predictions if not prediction.correct]
     wrong.sort(key=lambda prediction: -prediction.probability)
-    return [
-        Mistake(prediction, _thumbnail(dataset, prediction.path)) for prediction in wrong[:SHOWN_MISTAKES]
-    ]
+    return [Mistake(prediction, thumbnail(dataset, prediction.path)) for prediction in wrong[:SHOWN_MISTAKES]]
 
 
 def _negative_values(
     dataset: Dataset,
     metrics: Mapping[str, SplitMetrics | None],
-    results: Mapping[str, NegativeResults],
+    results: Mapping[str, PictureOutputs],
 ) -> dict[str, Any] | None:
     """The metrics of the negatives of test, or else of val, as the template needs them; None without any."""
     for split in ("test", "val"):
@@ -178,7 +171,7 @@ def _negative_values(
     return None
 
 
-def _named_negatives(dataset: Dataset, split: str, results: NegativeResults) -> list[NamedNegative]:
+def _named_negatives(dataset: Dataset, split: str, results: PictureOutputs) -> list[NamedNegative]:
     """The negatives of a split with the highest `known`, as many as the report shows."""
     if results.known is None:
         return []
@@ -186,34 +179,40 @@ def _named_negatives(dataset: Dataset, split: str, results: NegativeResults) -> 
     found = []
     for row in np.argsort(-results.known, kind="stable")[:SHOWN_MISTAKES].tolist():
         path, predicted = photos[row].path, dataset.classes[results.probabilities[row].argmax()]
-        name = Path(path).name if Path(path).is_absolute() else path
-        found.append(NamedNegative(name, predicted, float(results.known[row]), _thumbnail(dataset, path)))
+        known = float(results.known[row])
+        found.append(NamedNegative(shown_path(dataset, path), predicted, known, thumbnail(dataset, path)))
     return found
+
+
+def _added_values(dataset: Dataset, added: Sequence[AddedAnswer]) -> dict[str, Any] | None:
+    """The results for the photos of --add as the template needs them; None without any."""
+    if not added:
+        return None
+    counts = {of.photo.label: [0, 0] for of in added}  # the right ones, and all
+    for of in added:
+        counts[of.photo.label][0] += of.right
+        counts[of.photo.label][1] += 1
+    wrong = [of for of in added if not of.right]
+    return {
+        "count": len(added),
+        "right": len(added) - len(wrong),
+        "labels": [(label, right, of, right / of) for label, (right, of) in counts.items()],
+        "wrong": [
+            (of, shown_path(dataset, of.photo.path), thumbnail(dataset, of.photo.path))
+            for of in wrong[:SHOWN_MISTAKES]
+        ],
+    }
 
 
 def _pictured_pairs(dataset: Dataset, pairs: Sequence[Pair]) -> list[tuple[tuple[str, str, Thumbnail], ...]]:
     """Path, split and thumbnail of both photos of the first pairs."""
     return [
         tuple(
-            (photo.path, photo.split, _thumbnail(dataset, photo.path)) for photo in (pair.photo, pair.other)
+            (shown_path(dataset, photo.path), photo.split, thumbnail(dataset, photo.path))
+            for photo in (pair.photo, pair.other)
         )
         for pair in pairs[:SHOWN_PAIRS]
     ]
-
-
-def _thumbnail(dataset: Dataset, path: str) -> Thumbnail:
-    file = dataset.root / path
-    try:
-        picture = Image.fromarray(read_picture(file, (THUMBNAIL, THUMBNAIL)))
-    except PictureError as error:  # the photo was readable before, but may have been moved
-        return Thumbnail("", str(error).removeprefix(f"{file}: "))
-    return Thumbnail(_data_uri(picture, "jpeg"))
-
-
-def _data_uri(picture: Image.Image, kind: str) -> str:
-    data = io.BytesIO()
-    picture.save(data, kind, quality=80, optimize=True)
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def _split_values(split: str, metrics: SplitMetrics, dataset: Dataset) -> dict[str, Any]:
@@ -237,7 +236,7 @@ def _split_values(split: str, metrics: SplitMetrics, dataset: Dataset) -> dict[s
             for name, row, share in zip(classes, counts.tolist(), shares.tolist(), strict=True)
             if small
         ],
-        "heat": "" if small else _data_uri(confusion_picture(shares), "png"),
+        "heat": "" if small else data_uri(confusion_picture(shares), "png"),
         "confused": [
             (int(wrong[row, column]), int(counts[row].sum()), classes[row], classes[column])
             for row, column in pairs

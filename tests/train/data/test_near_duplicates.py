@@ -14,8 +14,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from runtime.common.errors import UserError
 from train.data import near_duplicates as module
+from train.data.added_photos import add_photos
 from train.data.find_photos import find_photos
-from train.data.near_duplicates import check_near_duplicates, near_duplicates, write_pairs
+from train.data.near_duplicates import Pair, check_near_duplicates, near_duplicates, write_pairs
 
 COUNT = 8  # pictures a class; every one has a copy planted in test/
 
@@ -217,7 +218,9 @@ def test_hashes_and_pairs_are_cached(
     Image.open(root / "train" / "a" / "0.jpg").rotate(90).save(root / "train" / "a" / "new.jpg")
     more = near_duplicates(find_photos(root, val_share=0), tmp_path / "cache")
     assert "hashing: 1 of 1 photos" in capsys.readouterr().err
-    assert more == first
+    assert [(pair.photo, pair.other, pair.distance) for pair in more] == [
+        (pair.photo, pair.other, pair.distance) for pair in first
+    ]
 
 
 def test_unreadable_photos_are_skipped(planted: Path, tmp_path: Path) -> None:
@@ -281,3 +284,69 @@ def test_the_block_size_does_not_change_the_pairs(
     whole = near_duplicates(dataset, tmp_path / "one")
     monkeypatch.setattr(module, "DISTANCES_PER_BLOCK", 1)
     assert near_duplicates(dataset, tmp_path / "two") == whole != []
+
+
+@pytest.fixture(scope="module")
+def uniform(originals: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Different photos that all look alike, as those of one machine, and a copy of one of them."""
+    rng = np.random.default_rng(3)
+    root = tmp_path_factory.mktemp("uniform") / "photos"
+    for number in range(28):
+        own = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).resize((320, 240))
+        picture = Image.blend(originals[0], own, 0.12)
+        folder = root / ("train", "test")[number % 2] / "ab"[number // 2 % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / f"{number}.jpg", quality=90)
+        if number == 4:
+            picture.resize((200, 150)).save(root / "test" / "a" / "copy.jpg", quality=50)
+    return root
+
+
+def test_only_the_copy_stands_out_among_photos_that_all_look_alike(
+    uniform: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = find_photos(uniform, val_share=0)
+    alike = near_duplicates(dataset, tmp_path)
+    assert len(alike) >= 25, "photos that are within MAX_DISTANCE of each other"
+    capsys.readouterr()
+    kept, pairs = check_near_duplicates(dataset, tmp_path, "drop")
+    assert [(pair.photo.path, pair.other.path) for pair in pairs] == [("train/a/4.jpg", "test/a/copy.jpg")]
+    assert [item.path for item in kept.left_out] == ["train/a/4.jpg"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert f" {len(alike) - 1} other pairs look alike" in last and "frames of one film?" in last
+
+
+@pytest.mark.parametrize(
+    ("distance", "usual", "stands_out"),
+    [(20, 50, True), (20, 49, False), (7, 18, True), (8, 18, False), (4, 0, True), (5, 5, False)],
+)
+def test_a_pair_stands_out_by_the_distances_of_its_neighbours(
+    uniform: Path, distance: int, usual: int, stands_out: bool
+) -> None:
+    one, two, *_ = find_photos(uniform, val_share=0).photos
+    assert Pair(one, two, distance, usual).stands_out == stands_out
+
+
+def test_near_duplicates_of_added_photos_are_printed(
+    planted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = shutil.copytree(planted / "test", tmp_path / "photos")
+    added = shutil.copytree(planted / "train", tmp_path / "taught")
+    shutil.rmtree(added / "b")
+    for file in sorted(added.glob("*/*"))[3:]:
+        file.unlink()
+    for folder in (root / "a", root / "b"):  # photos to train on that nothing is near
+        noise = np.random.default_rng(ord(folder.name)).integers(0, 256, (60, 80, 3), np.uint8)
+        Image.fromarray(noise).save(folder / "noise.png")
+    dataset = find_photos(root, val_share=0, test_share=0.9)
+    with_added = add_photos(dataset, added)
+    capsys.readouterr()
+    _, pairs = check_near_duplicates(with_added, tmp_path / "cache", "report")
+    in_test = [pair for pair in pairs if pair.other.split == "test"]
+    assert in_test and all(Path(pair.photo.path).parent == added / "a" for pair in in_test)
+    lines = capsys.readouterr().out.splitlines()
+    assert f"near-duplicates: {len(in_test)} pairs of these with a photo of --add in train" in lines
+    assert lines[2].startswith(f"near-duplicates: {added}/a/")
+    kept, _ = check_near_duplicates(with_added, tmp_path / "cache", "drop")
+    assert kept.split("test") == dataset.split("test")
+    assert {item.path for item in kept.left_out} >= {pair.photo.path for pair in in_test}

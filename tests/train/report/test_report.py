@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 import shutil
@@ -19,7 +20,14 @@ from train.data.dataset import NONE, Dataset, LeftOut, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_negatives_folder
-from train.metrics import NegativeResults, compute_metrics, compute_negative_metrics, confidence_interval
+from train.metrics import (
+    AddedAnswer,
+    PictureOutputs,
+    added_answers,
+    compute_metrics,
+    compute_negative_metrics,
+    confidence_interval,
+)
 from train.report.report import LISTED_FILES, SHOWN_MISTAKES, SHOWN_PAIRS, write_report
 from train.settings import RECIPES
 
@@ -75,7 +83,8 @@ def report(
     probabilities: dict[str, NDArray[Any]],
     history: Sequence[dict[str, Any]] = HISTORY,
     pairs: Sequence[Pair] = (),
-    negatives: Mapping[str, NegativeResults] | None = None,
+    negatives: Mapping[str, PictureOutputs] | None = None,
+    added: Sequence[AddedAnswer] = (),
     **settings: Any,
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
@@ -87,7 +96,7 @@ def report(
         )
         for split, rows in probabilities.items()
     }
-    none = NegativeResults(np.zeros((0, len(dataset.classes))), None)
+    none = PictureOutputs(np.zeros((0, len(dataset.classes))), None)
     for split, results in (negatives or {}).items():
         if (of := metrics[split]) and results.known is not None:
             of["negatives"] = compute_negative_metrics(
@@ -105,7 +114,7 @@ def report(
         "metrics": {split: of and {"ece_before": 0.25, "unknown": 0.0625} for split, of in metrics.items()},
     }
     of_negatives = {"val": none, "test": none, **(negatives or {})}
-    write_report(path, record, dataset, history, metrics, probabilities, of_negatives, pairs)
+    write_report(path, record, dataset, history, metrics, probabilities, of_negatives, pairs, added)
     return Page(path)
 
 
@@ -333,7 +342,7 @@ def test_unbalanced_classes_and_synthetic_photos_are_mentioned(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("choice", "advice"),
-    [("report", "drop removes one of each pair"), ("drop", "The photo in test was kept")],
+    [("report", "drop removes one of each pair"), ("drop", "the photo in test was kept")],
 )
 def test_near_duplicates_are_listed_with_their_splits(choice: str, advice: str, tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
@@ -359,7 +368,7 @@ def test_named_pictures_of_none_of_the_classes_are_shown(tmp_path: Path) -> None
     known = np.array([0.1, 0.6, 0.2, 0.97, 0.4, 0.0, 0.3, 0.1])
     dataset = negatives_of(made_up("ab", 3, 1, 1), tmp_path, known)
     probabilities = np.array([[0.9, 0.1]] * 3 + [[0.2, 0.8]] * 5)
-    results = {"test": NegativeResults(probabilities, known)}
+    results = {"test": PictureOutputs(probabilities, known)}
     page = report(tmp_path / "report.html", dataset, all_right(dataset), negatives=results)
     low, high = confidence_interval(2, 8)
     assert "names 25.0% of 8 test photos of none of the classes as a class: 2." in page.text
@@ -380,7 +389,7 @@ def test_pictures_of_the_default_set_are_named_as_such(tmp_path: Path, cache_hom
     folder = default_negatives_folder() / "composited-1"
     folder.mkdir(parents=True, exist_ok=True)
     dataset = negatives_of(made_up("ab", 3, 1, 1), folder, [0.0] * 4)
-    results = {"test": NegativeResults(np.full((4, 2), 0.5), np.zeros(4))}
+    results = {"test": PictureOutputs(np.full((4, 2), 0.5), np.zeros(4))}
     page = report(tmp_path / "report.html", dataset, all_right(dataset), negatives=results)
     assert "names 0.0% of 4 test pictures of none of the classes as a class: 0." in page.text
     assert "drawings of objects from the project's default set" in page.text
@@ -405,3 +414,33 @@ def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     left_out = (LeftOut("a/caf\udce9.txt", "not a picture"),)
     page = report(tmp_path / "report.html", replace(dataset, left_out=left_out), all_right(dataset))
     assert r"a/caf\udce9.txt" in page.text
+
+
+def test_the_answers_for_added_photos_are_shown(hostile: Dataset, tmp_path: Path) -> None:
+    taught = tmp_path / "device" / "taught"
+    photos = tuple(
+        Photo(f"{taught}/{label}/<i>{number}.jpg", label, "train", f"{label}{number}")
+        for label in (hostile.classes[0], NONE)
+        for number in range(3)
+    )
+    for photo in photos:
+        Path(photo.path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (0, 99, 0)).save(photo.path)
+    dataset = replace(hostile, photos=hostile.photos + photos[:3], negatives=photos[3:], added_root=taught)
+    outputs = PictureOutputs(np.eye(3)[[0, 1, 0, 2, 2, 2]], np.array([0.9, 0.9, 0.1, 0.2, 0.2, 0.8]))
+    added = added_answers(dataset, outputs, {"known": 0.5})
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), added=added)
+    assert "learned from 6 photos that --add gave, and now gives 3 of them the right answer" in page.text
+    assert list(cells(page, "Added photos"))[4:] == [
+        *(html.escape(hostile.classes[0], quote=True).replace("&#x27;", "&#39;"), "3", "1", "33.3%"),
+        *("none", "3", "2", "66.7%"),
+    ]
+    assert len(page.all("img")) == 3
+    for label, answer, path in (
+        (hostile.classes[0], f"{hostile.classes[1]}, 100.0%", photos[1].path),
+        (hostile.classes[0], "unknown", photos[2].path),
+        (NONE, f"{hostile.classes[2]}, 100.0%", photos[5].path),
+    ):
+        shown = Path(path).relative_to(tmp_path / "device")
+        assert f"added as: {label} answer: {answer} {shown}" in page.text
+    assert str(tmp_path) not in page.html
