@@ -23,11 +23,21 @@ from runtime.inference.prefetch import DECODERS
 from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.model_file.releases import check_release
 from runtime.preprocess.photo_files import find_photos
+from runtime.publish.flags import PUBLISHES, add_publish_flags, check_publish_flags
 from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
 
 if TYPE_CHECKING:
     from runtime.inference.classifier import Classifier
     from runtime.preprocess.decode import EncodedSource
+
+# Flags, the flags of which they need one, and how an error names these.
+NEEDS = (
+    (NEEDS_CAMERA, ("camera",), "--camera"),
+    (NEEDS_WATCH, ("watch",), "--watch"),
+    (SAVES, ("photos", "camera"), "photos or --camera"),
+    (("new_class",), ("capture",), "--capture"),
+    (PUBLISHES, ("camera", "watch"), "--camera or --watch"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -200,6 +210,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add_camera_flags(parser)
     add_save_flags(parser)
     add_watch_flags(parser)
+    add_publish_flags(parser)
     arguments = parser.parse_args(argv)
     _check_combination(parser, arguments)
     return arguments
@@ -208,15 +219,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def _check_combination(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     if sum(map(bool, (arguments.photos, arguments.camera, arguments.watch, arguments.verify))) != 1:
         parser.error("give either photos, or --camera, or --watch DIR, or --verify")
-    for needed, flags in {"camera": NEEDS_CAMERA, "watch": NEEDS_WATCH}.items():
+    for flags, needed, text in NEEDS:
         for flag in flags:
-            if getattr(arguments, flag) and not getattr(arguments, needed):
-                parser.error(f"--{flag.replace('_', '-')} needs --{needed}")
-    if arguments.new_class and not arguments.capture:
-        parser.error("--new-class needs --capture")
-    for flag in SAVES:
-        if getattr(arguments, flag) and not (arguments.photos or arguments.camera):
-            parser.error(f"--{flag.replace('_', '-')} needs photos or --camera")
+            if getattr(arguments, flag) and not any(getattr(arguments, name) for name in needed):
+                parser.error(f"--{flag.replace('_', '-')} needs {text}")
+    check_publish_flags(parser, arguments)
     if any("://" in photo for photo in arguments.photos):  # not repeated here: it may hold a password
         parser.error("an address needs --camera")
 

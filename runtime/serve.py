@@ -15,6 +15,7 @@ from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
 from runtime.inference.model_options import add_model_options, classifier_options
+from runtime.publish.flags import add_publish_flags, check_publish_flags
 from runtime.server.address import AddressError
 from runtime.server.token_file import TOKEN_VARIABLE, make_token_file
 
@@ -41,6 +42,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return 0
     _require_web_packages()
     from runtime.camera.options import save_options
+    from runtime.publish.publishers import publish_options
     from runtime.server.run import ServerConfig, run_server  # needs the web packages
 
     run_server(
@@ -54,6 +56,7 @@ def _run(arguments: argparse.Namespace) -> int:
             crop=arguments.crop,
             confirm=arguments.confirm,
             saving=save_options(arguments),
+            publishing=publish_options(arguments),
             model=arguments.model,
             classifier_options=classifier_options(arguments),
             queue_capacity=arguments.queue,
@@ -80,6 +83,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_network_flags(parser)
     _add_camera_flags(parser)
     add_save_flags(parser)
+    add_publish_flags(parser)
     _add_limit_flags(parser)
     parser.add_argument(
         "--options-from",
@@ -90,6 +94,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.options_from is not None:
         parser.parse_args(_options_in(parser, arguments.options_from), namespace=arguments)
+    check_publish_flags(parser, arguments)
     return arguments
 
 

@@ -4,14 +4,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from runtime.camera.camera import Camera
+from runtime.camera.frame_publisher import frame_publisher
 from runtime.camera.options import CameraOptions
-from runtime.camera.saving import Save, check_save_options, open_recorders
+from runtime.camera.saving import check_save_options, frame_saver, open_recorders
 from runtime.camera.smoothing import smooth_over_frames, smooth_over_seconds
-from runtime.camera.stream import predict_stream
+from runtime.camera.stream import FramePrediction, predict_stream
 from runtime.camera.terminal_view import TerminalView
 from runtime.common.errors import CameraError
 from runtime.common.terminal import stop_on_sigterm
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.publish.publishers import LATEST_ONLY, diagnostics_of, open_publishers
 
 EXIT_CAMERA_LOST = 1
 
@@ -31,8 +33,17 @@ def run_camera(options: CameraOptions, open_reloader: OpenReloader) -> int:
         reloader = open_reloader(view.message)
         model = reloader.current().model
         save = stack.enter_context(open_recorders(options.saving, model, options.every, view.message))
+        publish = stack.enter_context(
+            open_publishers(
+                options.publishing,
+                lambda: diagnostics_of(reloader.current(), camera.problem),
+                view.message,
+                LATEST_ONLY,
+            )
+        )
         stack.callback(view.close)  # before the recorders print their counts
-        return _show_stream(options, camera, reloader, view, save)
+        uses = [frame_saver(save), frame_publisher(publish)]
+        return _show_stream(options, camera, reloader, view, uses)
     return 0
 
 
@@ -41,7 +52,7 @@ def _show_stream(
     camera: Camera,
     reloader: ReloadingClassifier,
     view: TerminalView,
-    save: Save,
+    uses: list[Callable[[FramePrediction], None]],
 ) -> int:
     smoothing = smooth_over_frames if isinstance(options.smooth, int) else smooth_over_seconds
     stream = predict_stream(
@@ -62,7 +73,8 @@ def _show_stream(
                     view.heading(f"{camera.name}, {width} x {height}, classified by {description}")
                     started = True
                 view.show(shown, reloader.current().labels)
-                save(shown.prediction, shown.picture, shown.frame.number, shown.frame.captured_at)
+                for use in uses:
+                    use(shown)
     except CameraError as error:
         if not started:
             raise

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_MAX_MB
+from runtime.publish.publishers import PublishOptions, publish_options
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class CameraOptions:
     crop: Crop | None
     json: bool
     saving: SaveOptions
+    publishing: PublishOptions
 
 
 def save_options(arguments: argparse.Namespace) -> SaveOptions:
@@ -60,4 +62,5 @@ def camera_options(arguments: argparse.Namespace) -> CameraOptions:
         crop=arguments.crop,
         json=arguments.json,
         saving=save_options(arguments),
+        publishing=publish_options(arguments),
     )

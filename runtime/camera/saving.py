@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from runtime.camera.capture_folder import check_capture_folder
 from runtime.camera.options import SaveOptions
 from runtime.camera.recorder import GetPixels, PhotoRecorder
+from runtime.camera.stream import FramePrediction
 from runtime.common.errors import UserError
 from runtime.inference.prediction import Prediction
 from runtime.inference.prefetch import DECODERS
@@ -64,6 +65,11 @@ def open_recorders(
                 recorder.save(get_pixels, number, captured_at)
 
         yield save
+
+
+def frame_saver(save: Save) -> Callable[[FramePrediction], None]:
+    """Returns the function that saves a camera's frame."""
+    return lambda shown: save(shown.prediction, shown.picture, shown.frame.number, shown.frame.captured_at)
 
 
 def photo_pixels(source: "EncodedSource") -> "Pixels":

@@ -5,28 +5,22 @@ its own pace, nothing queues up for a slow viewer, and a frame is encoded at mos
 """
 
 import asyncio
-import io
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
 from runtime.camera.camera import Camera
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.stream import FramePrediction, predict_stream, to_iso
 from runtime.common.errors import UserError
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.preprocess.preview import encode_preview
 from runtime.server.crop_setting import CropSetting
 from runtime.server.errors import RequestRejected
 
 MAX_VIEWERS = 32  # requests that wait for a frame at the same time
-MAX_SIDE = 960  # pixels; a quarter of the encoding time of 1080p
-JPEG_QUALITY = 80
 HISTORY_LENGTH = 20
 
 
@@ -89,11 +83,11 @@ class LiveView:
         return self.latest
 
     async def jpeg(self, prediction: FramePrediction, *, whole: bool = False) -> bytes:
-        """What was classified, or the `whole` frame, as a JPEG of at most MAX_SIDE pixels per side."""
+        """What was classified, or the `whole` frame, as a small JPEG."""
         number, encoding = self._encoded.get(whole, (0, None))
         if encoding is None or number != prediction.frame.number:
             pixels = prediction.frame.pixels if whole else prediction.picture()
-            encoding = self._loop.run_in_executor(None, _encode, pixels)
+            encoding = self._loop.run_in_executor(None, encode_preview, pixels)
             self._encoded[whole] = prediction.frame.number, encoding
         return await asyncio.shield(encoding)
 
@@ -132,11 +126,3 @@ class LiveView:
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-
-def _encode(pixels: NDArray[np.uint8]) -> bytes:
-    image = Image.fromarray(pixels)
-    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BILINEAR)
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()

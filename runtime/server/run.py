@@ -3,11 +3,9 @@
 import logging
 import sys
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import count
 from socket import socket
 from typing import Any
 
@@ -17,13 +15,14 @@ from runtime.camera.camera import Camera
 from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.options import SaveOptions
-from runtime.camera.saving import Save, check_save_options, open_recorders, photo_pixels
-from runtime.camera.stream import FramePrediction
+from runtime.camera.saving import check_save_options
+from runtime.common.secret_file import permission_warning
 from runtime.common.terminal import print_info, stop_on_sigterm, suppress_native_stderr
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.inference.prediction import Prediction
+from runtime.publish.publishers import PublishOptions
 from runtime.server.address import listen, resolve, url_of
+from runtime.server.answer_uses import open_answer_uses
 from runtime.server.app import make_app
 from runtime.server.auth import AccessPolicy, make_access_policy
 from runtime.server.connection_limits import BoundedHttpProtocol, close_timed_out_connections
@@ -35,7 +34,7 @@ from runtime.server.metrics import Metrics
 from runtime.server.scene_adapter import SceneAdapter
 from runtime.server.service_state import ServiceState
 from runtime.server.systemd import notify, watchdog_interval
-from runtime.server.token_file import permission_warning, read_token
+from runtime.server.token_file import read_token
 
 SHUTDOWN_TIMEOUT = 3  # seconds that running requests get to finish
 SWEEP_INTERVAL = 1  # seconds between two searches for timed-out connections
@@ -54,6 +53,7 @@ class ServerConfig:
     crop: Crop | None = None
     confirm: int = DEFAULT_CONFIRM  # agreeing frames after which a new answer of the camera counts
     saving: SaveOptions = field(default_factory=SaveOptions)
+    publishing: PublishOptions = field(default_factory=PublishOptions)
     model: str | None = None
     classifier_options: Mapping[str, Any] = field(default_factory=dict)
     queue_capacity: int = 64
@@ -109,26 +109,17 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         camera = Camera(config.camera, retry=True, on_message=print_info) if config.camera else None
         with suppress_native_stderr():
             model = ReloadingClassifier(config.model, on_event=print_info, **config.classifier_options)
-        opened = open_recorders(config.saving, model.current().model, config.min_interval, print_info)
-        save = stack.enter_context(opened)
-        view = _make_view(config, stack.enter_context(camera), model, save) if camera else None
+        uses = stack.enter_context(
+            open_answer_uses(config.saving, config.publishing, config.min_interval, model, camera)
+        )
+        view = None
+        if camera:
+            crop = CropSetting(model, config.crop)
+            opened = stack.enter_context(camera)
+            view = LiveView(opened, model, config.min_interval, crop, config.confirm, uses.on_frame)
         service = _make_service(config, policy, model, view)
-        service.queue.on_photo = _photo_saver(save)
+        service.queue.on_photo = uses.on_photo
         yield ReadyServer(_make_uvicorn_server(service), listener, url_of(address[0], port), policy, model)
-
-
-def _make_view(config: ServerConfig, camera: Camera, model: ReloadingClassifier, save: Save) -> LiveView:
-    def on_frame(shown: FramePrediction) -> None:
-        save(shown.prediction, shown.picture, shown.frame.number, shown.frame.captured_at)
-
-    crop = CropSetting(model, config.crop)
-    return LiveView(camera, model, config.min_interval, crop, config.confirm, on_frame)
-
-
-def _photo_saver(save: Save) -> Callable[[Prediction, bytes], None]:
-    """Returns the function that saves an uploaded photo."""
-    numbers = count(1)
-    return lambda prediction, data: save(prediction, partial(photo_pixels, data), next(numbers), None)
 
 
 def _make_service(

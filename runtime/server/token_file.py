@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import stat
 from pathlib import Path
 
 from runtime.common.errors import UserError
@@ -58,15 +57,3 @@ def make_token_file(path: str) -> None:
     except OSError as error:  # a full disk: an empty file would only be refused later
         Path(path).unlink(missing_ok=True)
         raise UserError(f"{path}: {str(error.strerror or error).lower()}") from None
-
-
-def permission_warning(path: str) -> str:
-    """A warning if other users can read the token file `path`, else "".
-
-    systemd's credentials are exempt: they grant access by an ACL, which shows as a readable group.
-    """
-    if os.name != "posix" or Path(path).parent == Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nowhere")):
-        return ""
-    if not Path(path).stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
-        return ""
-    return f"warning: other users of this machine can read {path}: chmod 600 {path}"

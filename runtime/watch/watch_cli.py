@@ -3,12 +3,18 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from functools import partial
 
+from runtime.camera.saving import photo_pixels
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, print_info, stop_on_sigterm
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, answer_columns, json_line
+from runtime.publish.answer import Answer
+from runtime.publish.publishers import EACH_PHOTO, diagnostics_of, open_publishers
 from runtime.watch.folder_watcher import FolderWatcher, WatchedPhoto
 from runtime.watch.options import WatchOptions
 from runtime.watch.sinks import open_sink
@@ -23,13 +29,20 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
     """
     if not os.path.isdir(options.folder):
         raise UserError(f"{options.folder}: no such folder, or no permission to open it: check its path")
-    with stop_on_sigterm(), open_sink(options.out, print_info) as sink:
+    with stop_on_sigterm(), ExitStack() as stack:
+        sink = stack.enter_context(open_sink(options.out, print_info))
         reloader = open_reloader(print_info)
+        opened = open_publishers(
+            options.publishing, lambda: diagnostics_of(reloader.current(), ""), print_info, EACH_PHOTO
+        )
+        publish = stack.enter_context(opened)
         if not options.json:
             print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
             _show(photo, result, reloader.current().labels, options.json)
+            if isinstance(result, Prediction):
+                publish(Answer(result, datetime.now(timezone.utc), partial(photo_pixels, photo.path)))
 
         FolderWatcher(options.folder, reloader, sink, show, print_info).run()
     return 0

@@ -9,12 +9,12 @@ from typing import IO
 import pytest
 
 from runtime.common.errors import UserError
+from runtime.common.secret_file import permission_warning
 from runtime.serve import main
 from runtime.server.token_file import (
     MIN_TOKEN_LENGTH,
     TOKEN_VARIABLE,
     make_token_file,
-    permission_warning,
     read_token,
 )
 

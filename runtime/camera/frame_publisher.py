@@ -1,0 +1,29 @@
+"""Publishes the answers of a camera: each change, and the newest probability now and then."""
+
+from collections.abc import Callable
+
+from runtime.camera.stream import FramePrediction
+from runtime.publish.answer import Answer, Publish
+
+# Seconds. A change is published while the smoothed probability still rises.
+REFRESH_INTERVAL = 10.0
+
+
+def frame_publisher(publish: Publish) -> Callable[[FramePrediction], None]:
+    """Returns a function that gets every frame, and publishes the changes of the answer.
+
+    A frame with the same answer is published REFRESH_INTERVAL seconds after the last one.
+    """
+    published_at, answer = 0.0, ""
+
+    def on_frame(shown: FramePrediction) -> None:
+        nonlocal published_at, answer
+        now = shown.frame.captured_at
+        if shown.is_change:
+            answer = shown.prediction.answer
+        elif shown.prediction.answer != answer or now - published_at < REFRESH_INTERVAL:
+            return
+        published_at = now
+        publish(Answer(shown.prediction, shown.time, shown.picture, shown.is_change))
+
+    return on_frame

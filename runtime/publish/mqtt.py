@@ -1,0 +1,226 @@
+"""MqttPublisher: publishes answers to an MQTT broker, from a thread that reconnects.
+
+Topics below the one of the address, all retained: `availability` ("online" or "offline", also as last will),
+`state` (an answer as JSON), `picture` (a JPEG), `diagnostics` (JSON).
+"""
+
+import json
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event, Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from runtime.common.errors import PictureError
+from runtime.preprocess.preview import encode_preview
+from runtime.publish.address import MqttAddress
+from runtime.publish.answer import Answer
+from runtime.publish.home_assistant import discovery_messages
+from runtime.publish.outbox import Outbox
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import Client, MQTTMessageInfo
+
+KEEPALIVE = 30  # seconds; the broker publishes the last will after one and a half of it
+CONNECT_TIMEOUT = 5.0  # seconds for each of connecting and the broker's reply
+LOOP_TIMEOUT = 0.1  # seconds that an answer may wait for the network's turn
+RETRY_DELAY = 1.0  # seconds; doubles up to the maximum
+MAX_RETRY_DELAY = 60.0
+CLOSE_TIMEOUT = 0.5  # seconds that closing waits for the last messages
+DIAGNOSTICS_INTERVAL = 2.0  # seconds between two checks for a change
+
+Diagnostics = Callable[[], dict[str, Any]]
+Message = tuple[str, bytes]  # topic and payload
+
+
+@dataclass(frozen=True)
+class MqttConnection:
+    """What is needed to connect."""
+
+    address: MqttAddress
+    password: str | None = None
+    tls: ssl.SSLContext | None = None  # None: not encrypted
+
+
+class MqttPublisher:
+    """A context manager whose `publish` puts an answer into a queue of `capacity` and never waits.
+
+    A full queue drops its oldest answer. `diagnostics` returns "model", "engine", "problem" and other facts;
+    they are published when they change. `on_message` gets a line at the first connection, when the connection
+    is lost or refused, and when it is back.
+    """
+
+    def __init__(
+        self,
+        connection: MqttConnection,
+        diagnostics: Diagnostics,
+        on_message: Callable[[str], None],
+        capacity: int,
+    ) -> None:
+        self._address = connection.address
+        self._client = _make_client(connection)
+        self._client.on_connect = self._on_connect
+        self._diagnostics, self._on_message = diagnostics, on_message
+        self._outbox: Outbox[Answer] = Outbox(capacity)
+        self._messages: list[Message] = []  # to be sent, in this order
+        self._latest: dict[str, bytes] = {}  # by topic: sent again after a reconnect
+        self._sending: MQTTMessageInfo | None = None  # the broker has not confirmed it yet
+        self._accepted = False  # by the broker
+        self._refusal = ""
+        self._problem: str | None = None  # the reported one; None before the first connection
+        self._checked_diagnostics = 0.0
+        self._closing = Event()
+        self._thread = Thread(target=self._run, name="mqtt", daemon=True)
+
+    def __enter__(self) -> "MqttPublisher":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing.set()
+        self._thread.join(
+            CLOSE_TIMEOUT + LOOP_TIMEOUT
+        )  # one that hangs in connect() stays, as a daemon thread
+
+    def publish(self, answer: Answer) -> None:
+        """Publishes an answer soon. An answer that is no change is left out while others wait."""
+        if answer.is_change or self._outbox.is_empty():
+            self._outbox.put(answer)
+
+    def _run(self) -> None:
+        delay = RETRY_DELAY
+        while not self._closing.is_set():
+            self._accepted, self._refusal = False, ""
+            try:
+                self._client.connect(self._address.host, self._address.port, KEEPALIVE)
+                self._serve()
+                problem = self._refusal or "the connection was lost"
+            except (OSError, ValueError) as error:
+                problem = _reason(error)
+            if self._closing.is_set():
+                return
+            self._report(problem)
+            delay = RETRY_DELAY if self._accepted else delay
+            self._closing.wait(delay)
+            delay = min(2 * delay, MAX_RETRY_DELAY)
+
+    def _serve(self) -> None:
+        """Runs the connection until it ends, or until closing has sent what is left."""
+        connected_at = time.monotonic()
+        while not self._closing.is_set():
+            if self._client.loop(LOOP_TIMEOUT):
+                return
+            if self._accepted:
+                self._send_next()
+            elif time.monotonic() - connected_at > CONNECT_TIMEOUT:
+                self._refusal = f"no reply within {CONNECT_TIMEOUT:.0f} s"
+                self._client.disconnect()
+                return
+        if self._accepted:
+            self._close()
+
+    def _close(self) -> None:
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        is_offline_queued = False
+        while time.monotonic() < deadline:
+            if not is_offline_queued and self._outbox.is_empty() and not self._messages:
+                self._messages.append((f"{self._address.topic}/availability", b"offline"))
+                is_offline_queued = True
+            self._send_next()
+            if is_offline_queued and not self._messages and self._is_confirmed():
+                break
+            if self._client.loop(LOOP_TIMEOUT / 10):
+                return
+        self._client.disconnect()
+
+    def _on_connect(self, client: "Client", userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if reason.is_failure:
+            self._refusal = (
+                f"the broker refuses the connection: {str(reason).lower()}: check user and password"
+            )
+            return
+        self._accepted = True
+        if self._problem != "":
+            line = "connected again" if self._problem else f"publishing below {self._address.topic}"
+            self._on_message(f"{self._address}: {line}")
+        self._problem = ""
+        self._sending, self._checked_diagnostics = None, 0.0
+        # Also after a reconnect: the broker may have lost its retained messages.
+        self._messages = [
+            (f"{self._address.topic}/availability", b"online"),
+            *discovery_messages(self._address.topic, str(self._diagnostics().get("model", ""))),
+            *self._latest.items(),
+        ]
+
+    def _send_next(self) -> None:
+        """Sends the next message if the broker has confirmed the last one."""
+        if not self._is_confirmed():
+            return
+        if not self._messages:
+            self._messages.extend(self._changed_diagnostics())
+        if not self._messages and (answer := self._outbox.get()):
+            self._messages.extend(self._answer_messages(answer))
+        if self._messages:
+            topic, payload = self._messages.pop(0)
+            self._sending = self._client.publish(topic, payload, qos=1, retain=True)
+
+    def _is_confirmed(self) -> bool:
+        return self._sending is None or self._sending.is_published()
+
+    def _answer_messages(self, answer: Answer) -> Iterator[Message]:
+        """Yields the picture before the state, so that who reacts to the state finds its picture."""
+        topic = self._address.topic
+        if answer.is_change:
+            with suppress(PictureError):  # a watched photo that is gone by now
+                yield self._keep(f"{topic}/picture", encode_preview(answer.get_pixels()))
+        yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
+
+    def _changed_diagnostics(self) -> Iterator[Message]:
+        now = time.monotonic()
+        if now - self._checked_diagnostics < DIAGNOSTICS_INTERVAL:
+            return
+        self._checked_diagnostics = now
+        topic, payload = f"{self._address.topic}/diagnostics", json.dumps(self._diagnostics()).encode()
+        if self._latest.get(topic) != payload:
+            yield self._keep(topic, payload)
+
+    def _keep(self, topic: str, payload: bytes) -> Message:
+        self._latest[topic] = payload
+        return topic, payload
+
+    def _report(self, problem: str) -> None:
+        if problem != self._problem:
+            self._on_message(f"{self._address}: {problem}; retrying in the background")
+        self._problem = problem
+
+
+def _make_client(connection: MqttConnection) -> "Client":
+    from paho.mqtt.client import Client  # late: an extra
+    from paho.mqtt.enums import CallbackAPIVersion
+
+    client = Client(CallbackAPIVersion.VERSION2, client_id=f"vgg-edge-{secrets.token_hex(6)}")
+    client.connect_timeout = CONNECT_TIMEOUT
+    address = connection.address
+    if address.user:
+        client.username_pw_set(address.user, connection.password)
+    if connection.tls:
+        client.tls_set_context(connection.tls)
+    client.will_set(f"{address.topic}/availability", b"offline", qos=1, retain=True)
+    return client
+
+
+def _reason(error: Exception) -> str:
+    """Returns one line for what connecting may raise."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the certificate is not accepted ({error.verify_message}): --mqtt-ca names the broker's"
+    if isinstance(error, ssl.SSLError):
+        return f"no encrypted connection ({error.reason}): the port may be for mqtt:// only"
+    if isinstance(error, TimeoutError):
+        return f"no reply within {CONNECT_TIMEOUT:.0f} s"
+    return f"cannot connect ({str(getattr(error, 'strerror', '') or error).lower()})"

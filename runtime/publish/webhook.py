@@ -1,0 +1,119 @@
+"""WebhookPublisher: sends each new answer as JSON in an HTTP POST, from a thread that retries."""
+
+import json
+import ssl
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from threading import Event, Thread
+from types import TracebackType
+
+from runtime.publish.address import WebhookAddress
+from runtime.publish.answer import Answer
+from runtime.publish.outbox import Outbox
+
+TIMEOUT = 5.0  # seconds for connecting, and for each part of the reply
+RETRY_DELAY = 1.0  # seconds; doubles up to the maximum
+MAX_RETRY_DELAY = 60.0
+STALE_AFTER = timedelta(minutes=5)  # an older answer is not sent: it could open a door for a guest who left
+CAPACITY = 100  # answers
+MAX_REPLY_BYTES = 65_536
+RETRIED = (408, 425, 429)  # and all from 500 on; other statuses stay the same at the next try
+JOIN_TIMEOUT = 0.3  # seconds that closing waits for a request
+
+
+class WebhookPublisher:
+    """A context manager whose `publish` puts an answer into a bounded queue and never waits.
+
+    A full queue drops its oldest answer. `on_message` gets a line when requests fail, and when they work
+    again.
+    """
+
+    def __init__(self, address: WebhookAddress, on_message: Callable[[str], None]) -> None:
+        self._address, self._on_message = address, on_message
+        self._tls = ssl.create_default_context() if address.scheme == "https" else None
+        self._outbox: Outbox[Answer] = Outbox(CAPACITY)
+        self._dropped = 0
+        self._problem = ""  # the reported one
+        self._closing = Event()
+        self._thread = Thread(target=self._run, name="webhook", daemon=True)
+
+    def __enter__(self) -> "WebhookPublisher":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        deadline = time.monotonic() + JOIN_TIMEOUT
+        while not self._outbox.is_empty() and not self._problem and time.monotonic() < deadline:
+            time.sleep(0.01)
+        self._closing.set()
+        self._thread.join(JOIN_TIMEOUT)
+
+    def publish(self, answer: Answer) -> None:
+        """Sends an answer soon, if it is a change."""
+        if answer.is_change:
+            self._outbox.put(answer)
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            if answer := self._outbox.get(timeout=0.1):
+                self._deliver(answer)
+
+    def _deliver(self, answer: Answer) -> None:
+        body = json.dumps(answer.fields()).encode()
+        delay = RETRY_DELAY
+        while not self._closing.is_set():
+            if datetime.now(timezone.utc) - answer.time > STALE_AFTER:
+                self._dropped += 1
+                return
+            problem, is_final = self._post(body)
+            if not problem:
+                self._report_success()
+                return
+            self._report(problem, is_final)
+            if is_final:
+                self._dropped += 1
+                return
+            self._closing.wait(delay)
+            delay = min(2 * delay, MAX_RETRY_DELAY)
+
+    def _post(self, body: bytes) -> tuple[str, bool]:
+        """Sends one request. Returns what went wrong, or "", and whether another try would not help."""
+        address = self._address
+        connection = (
+            HTTPSConnection(address.host, address.port, timeout=TIMEOUT, context=self._tls)
+            if self._tls
+            else HTTPConnection(address.host, address.port, timeout=TIMEOUT)
+        )
+        try:
+            headers = {"Content-Type": "application/json", "User-Agent": "vgg-edge"}
+            connection.request("POST", address.target, body, headers)
+            reply = connection.getresponse()
+            reply.read(MAX_REPLY_BYTES)
+        except (OSError, HTTPException, ValueError) as error:
+            reason = getattr(error, "strerror", "") or str(error) or type(error).__name__
+            return " ".join(str(reason).split()).lower()[:200], False
+        finally:
+            connection.close()
+        if reply.status < 300:
+            return "", False
+        return (
+            f"the answer has HTTP status {reply.status}",
+            reply.status < 500 and reply.status not in RETRIED,
+        )
+
+    def _report(self, problem: str, is_final: bool) -> None:
+        if problem != self._problem:
+            then = "the answer is dropped" if is_final else "retrying in the background"
+            self._on_message(f"webhook {self._address}: {problem}; {then}")
+        self._problem = problem
+
+    def _report_success(self) -> None:
+        self._dropped += self._outbox.take_dropped()
+        if self._problem:
+            dropped = f"; {self._dropped} answers were dropped" if self._dropped else ""
+            self._on_message(f"webhook {self._address}: works again{dropped}")
+        self._problem, self._dropped = "", 0

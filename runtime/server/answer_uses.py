@@ -1,0 +1,71 @@
+"""What the service does with each answer besides sending it: saves its picture, and publishes it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from itertools import count
+from typing import Any
+
+from runtime.camera.camera import Camera
+from runtime.camera.frame_publisher import frame_publisher
+from runtime.camera.options import SaveOptions
+from runtime.camera.saving import frame_saver, open_recorders, photo_pixels
+from runtime.camera.stream import FramePrediction
+from runtime.common.terminal import print_info
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import Prediction
+from runtime.publish.answer import Answer
+from runtime.publish.publishers import (
+    EACH_PHOTO,
+    LATEST_ONLY,
+    PublishOptions,
+    diagnostics_of,
+    open_publishers,
+)
+
+
+@dataclass(frozen=True)
+class AnswerUses:
+    """The functions that get each answer, in the thread that computed it."""
+
+    on_frame: Callable[[FramePrediction], None]
+    on_photo: Callable[[Prediction, bytes], None]  # the bytes of the uploaded file
+
+
+@contextmanager
+def open_answer_uses(
+    saving: SaveOptions,
+    publishing: PublishOptions,
+    every: float,
+    model: ReloadingClassifier,
+    camera: Camera | None,
+) -> Iterator[AnswerUses]:
+    """Opens the folders and the connections that the options ask for. Raises UserError.
+
+    Frames and photos are saved. Published are the answers of the camera, or of the photos if there is none.
+    `every` is the value of --every in seconds.
+    """
+
+    def diagnostics() -> dict[str, Any]:
+        return diagnostics_of(model.current(), camera.problem if camera else "")
+
+    numbers = count(1)
+    with ExitStack() as stack:
+        save = stack.enter_context(open_recorders(saving, model.current().model, every, print_info))
+        capacity = LATEST_ONLY if camera else EACH_PHOTO
+        publish = stack.enter_context(open_publishers(publishing, diagnostics, print_info, capacity))
+        save_frame, publish_frame = frame_saver(save), frame_publisher(publish)
+
+        def on_frame(shown: FramePrediction) -> None:
+            save_frame(shown)
+            publish_frame(shown)
+
+        def on_photo(prediction: Prediction, data: bytes) -> None:
+            get_pixels = partial(photo_pixels, data)
+            save(prediction, get_pixels, next(numbers), None)
+            if camera is None:
+                publish(Answer(prediction, datetime.now(timezone.utc), get_pixels))
+
+        yield AnswerUses(on_frame, on_photo)

@@ -1,0 +1,90 @@
+"""A real MQTT broker, Debian's Mosquitto, and a client that collects its messages."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paho.mqtt.client import Client, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion
+
+from tests.helpers import wait_for
+
+MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
+USER, PASSWORD = "camera", "geheim-päss"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Broker:
+    """A broker in its own folder; it keeps nothing when it is killed."""
+
+    folder: Path
+    settings: str = "allow_anonymous true"
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        text = f"listener {self.port} 127.0.0.1\npersistence false\n{self.settings}\n"
+        (self.folder / "mosquitto.conf").write_text(text)
+        command = [MOSQUITTO or "mosquitto", "-c", str(self.folder / "mosquitto.conf")]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(self._accepts)
+
+    def _accepts(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+        except OSError:
+            return False
+        return True
+
+    def kill(self) -> None:
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+
+    @contextmanager
+    def subscriber(self, **login: Any) -> Iterator[Subscriber]:
+        client = Client(CallbackAPIVersion.VERSION2)
+        if login:
+            client.username_pw_set(USER, PASSWORD)
+        found = Subscriber()
+        client.on_message = found.add
+        client.on_connect = lambda connected, *_: connected.subscribe("#", qos=1)
+        client.connect("127.0.0.1", self.port)
+        client.loop_start()
+        try:
+            yield found
+        finally:
+            client.disconnect()
+            client.loop_stop()
+
+
+@dataclass
+class Subscriber:
+    """All messages so far: the last one of each topic, and all in their order."""
+
+    latest: dict[str, bytes] = field(default_factory=dict)
+    retained: set[str] = field(default_factory=set)  # topics whose message was there before the subscription
+    order: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def add(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
+        self.latest[message.topic] = message.payload
+        self.order.append((message.topic, message.payload))
+        if message.retain:
+            self.retained.add(message.topic)
+
+    def wait(self, topic: str, payload: bytes | None = None) -> bytes:
+        """Returns the last payload of a topic, once there is one, or once it is `payload`."""
+        wait_for(lambda: topic in self.latest and payload in (None, self.latest[topic]))
+        return self.latest[topic]

@@ -1,0 +1,37 @@
+"""A broker and answers for the tests of this folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from runtime.inference.prediction import ClassScore, Prediction
+from runtime.publish.answer import Answer
+from tests.runtime.camera.helpers import RED, plain
+from tests.runtime.publish.broker import MOSQUITTO, Broker
+
+MakeAnswer = Callable[..., Answer]
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    if MOSQUITTO is None and not os.environ.get("CI"):
+        pytest.skip("needs Mosquitto: apt-get install mosquitto")
+    (tmp_path / "broker").mkdir()
+    broker = Broker(tmp_path / "broker")
+    broker.start()
+    yield broker
+    broker.kill()
+
+
+@pytest.fixture
+def make_answer() -> MakeAnswer:
+    def make(label: str, *, known: bool | None = True, is_change: bool = True) -> Answer:
+        prediction = Prediction("0", label, 0.9, known, (ClassScore(label, 0.9),), {})
+        return Answer(prediction, datetime.now(timezone.utc), lambda: plain(RED, (600, 1200)), is_change)
+
+    return make

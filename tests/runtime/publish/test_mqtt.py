@@ -1,0 +1,248 @@
+"""MqttPublisher and a real broker: retained state, last will, outages, refusals, TLS."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from runtime.publish import mqtt
+from runtime.publish.address import parse_mqtt_address
+from runtime.publish.mqtt import MqttConnection, MqttPublisher
+from tests.helpers import start_python, wait_for
+from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
+from tests.runtime.publish.broker import PASSWORD, USER, Broker
+from tests.runtime.publish.conftest import MakeAnswer
+
+TOPIC = "home/garden"
+
+
+@dataclass
+class Program:
+    """What a publisher reads and prints."""
+
+    diagnostics: dict[str, Any] = field(default_factory=lambda: {"model": "flowers", "problem": ""})
+    messages: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def publisher(
+        self, address: str, password: str | None = None, tls: ssl.SSLContext | None = None, capacity: int = 1
+    ) -> Iterator[MqttPublisher]:
+        connection = MqttConnection(parse_mqtt_address(address), password, tls)
+        with MqttPublisher(connection, lambda: self.diagnostics, self.messages.append, capacity) as opened:
+            yield opened
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Program:
+    monkeypatch.setattr(mqtt, "RETRY_DELAY", 0.05)
+    return Program()
+
+
+def url(broker: Broker, user: str = "", scheme: str = "mqtt") -> str:
+    return f"{scheme}://{user}127.0.0.1:{broker.port}/{TOPIC}"
+
+
+def test_everything_is_retained_and_the_end_is_announced(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    with program.publisher(url(broker)) as publisher:
+        publisher.publish(make_answer("roses"))
+        with broker.subscriber() as first:
+            first.wait(f"{TOPIC}/state")
+        with broker.subscriber() as late:  # such as Home Assistant after its restart
+            state = json.loads(late.wait(f"{TOPIC}/state"))
+            assert (state["label"], state["probability"], state["known"]) == ("roses", 0.9, True)
+            picture = Image.open(io.BytesIO(late.wait(f"{TOPIC}/picture")))
+            assert picture.format == "JPEG" and picture.size == (960, 480)
+            assert json.loads(late.wait(f"{TOPIC}/diagnostics")) == program.diagnostics
+            assert late.wait(f"{TOPIC}/availability") == b"online"
+            assert late.retained == set(late.latest) and any(
+                t.startswith("homeassistant/") for t in late.latest
+            )
+            program.diagnostics = {"model": "flowers", "problem": "the camera is lost"}
+            wait_for(lambda: json.loads(late.latest[f"{TOPIC}/diagnostics"])["problem"] != "")
+    with broker.subscriber() as after:
+        assert after.wait(f"{TOPIC}/availability") == b"offline"
+    assert program.messages == [f"mqtt://127.0.0.1:{broker.port}: publishing below {TOPIC}"]
+
+
+def test_the_picture_of_a_change_comes_before_its_state(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    with program.publisher(url(broker), capacity=10) as publisher, broker.subscriber() as found:
+        publisher.publish(make_answer("roses"))
+        publisher.publish(make_answer("tulips", known=False))
+        wait_for(lambda: sum(topic == f"{TOPIC}/state" for topic, _ in found.order) == 2)
+        parts = [topic.rpartition("/")[2] for topic, _ in found.order]
+        assert [part for part in parts if part in ("state", "picture")] == ["picture", "state"] * 2
+        publisher.publish(make_answer("tulips", is_change=False))
+        wait_for(lambda: sum(topic == f"{TOPIC}/state" for topic, _ in found.order) == 3)
+        assert sum(topic == f"{TOPIC}/picture" for topic, _ in found.order) == 2
+
+
+def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    with program.publisher(url(broker)) as publisher:
+        publisher.publish(make_answer("roses"))
+        with broker.subscriber() as found:
+            found.wait(f"{TOPIC}/state")
+        broker.kill()
+        wait_for(lambda: len(program.messages) >= 2)
+        for number in range(500):
+            started = time.perf_counter()
+            publisher.publish(make_answer(f"label {number}"))
+            assert time.perf_counter() - started < 0.1
+        broker.start()
+        with broker.subscriber() as found:
+            wait_for(lambda: json.loads(found.wait(f"{TOPIC}/state"))["label"] == "label 499")
+            assert found.wait(f"{TOPIC}/availability") == b"online"
+            assert any(topic.startswith("homeassistant/sensor/") for topic in found.latest)
+            labels = [json.loads(data)["label"] for topic, data in found.order if topic == f"{TOPIC}/state"]
+            assert set(labels) <= {"roses", "label 499"}  # stale answers are dropped
+    assert "connected again" in program.messages[-1] and len(program.messages) < 6
+    assert all(message.startswith("mqtt://127.0.0.1:") for message in program.messages)
+
+
+def test_a_broker_that_forgot_everything_gets_the_last_answer_again(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    with program.publisher(url(broker)) as publisher:
+        publisher.publish(make_answer("roses"))
+        with broker.subscriber() as found:
+            found.wait(f"{TOPIC}/state")
+        broker.kill()
+        broker.start()
+        with broker.subscriber() as found:
+            assert json.loads(found.wait(f"{TOPIC}/state"))["label"] == "roses"
+            assert found.wait(f"{TOPIC}/picture")[:2] == b"\xff\xd8"
+
+
+def test_photos_wait_for_the_broker_up_to_the_capacity(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    broker.kill()
+    with program.publisher(url(broker), capacity=3) as publisher:
+        for number in range(10):
+            publisher.publish(make_answer(str(number)))
+        broker.start()
+        with broker.subscriber() as found:
+            wait_for(lambda: json.loads(found.wait(f"{TOPIC}/state"))["label"] == "9")
+            labels = [json.loads(data)["label"] for topic, data in found.order if topic == f"{TOPIC}/state"]
+            assert labels[-1] == "9" and set(labels) <= {"7", "8", "9"}
+
+
+@pytest.fixture
+def protected(broker: Broker) -> Broker:
+    """The broker, which now requires a password."""
+    passwords = broker.folder / "passwords"
+    command = ["mosquitto_passwd", "-b", "-c", str(passwords), USER, PASSWORD]
+    subprocess.run(command, check=True, capture_output=True)
+    passwords.chmod(0o644)
+    broker.folder.chmod(0o755)
+    broker.kill()
+    broker.settings = f"allow_anonymous false\npassword_file {passwords}\nuser root"
+    broker.start()
+    return broker
+
+
+def test_a_wrong_password_is_one_line_and_the_right_one_publishes(
+    protected: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    with program.publisher(url(protected, f"{USER}@"), "wrong-geheim") as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: program.messages)
+        time.sleep(0.5)  # several attempts
+    (line,) = program.messages
+    assert line.startswith(f"mqtt://{USER}@127.0.0.1:{protected.port}: the broker refuses the connection: ")
+    assert "geheim" not in line and "\n" not in line
+    program.messages.clear()
+    with program.publisher(url(protected, f"{USER}@"), PASSWORD) as publisher:
+        publisher.publish(make_answer("roses"))
+        with protected.subscriber(login=True) as found:
+            assert json.loads(found.wait(f"{TOPIC}/state"))["label"] == "roses"
+    assert "publishing" in program.messages[0]
+
+
+def test_a_server_that_never_replies_does_not_hold_up_the_camera(
+    program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
+        with program.publisher(address) as publisher:
+            started = time.perf_counter()
+            for _ in range(1000):
+                publisher.publish(make_answer("roses"))
+            assert time.perf_counter() - started < 1
+            wait_for(lambda: program.messages)
+            started = time.perf_counter()
+        assert time.perf_counter() - started < 1
+    assert "no reply" in program.messages[0]
+
+
+@pytest.fixture
+def encrypted(broker: Broker) -> Broker:
+    """The broker, which now speaks TLS with a certificate of its own authority, broker.folder/ca.pem."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+    ca, key = broker.folder / "ca.pem", broker.folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    command += ["-keyout", key, "-out", ca, "-days", "2", "-subj", "/CN=broker"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    key.chmod(0o644)
+    broker.kill()
+    broker.settings = f"allow_anonymous true\nuser root\ncertfile {ca}\nkeyfile {key}"
+    broker.start()
+    return broker
+
+
+def test_an_encrypted_connection_needs_a_certificate_that_is_accepted(
+    encrypted: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    tls = ssl.create_default_context(cafile=encrypted.folder / "ca.pem")
+    with program.publisher(url(encrypted, scheme="mqtts"), tls=tls) as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: "publishing" in "".join(program.messages))
+    for scheme, context, fact in [
+        ("mqtts", ssl.create_default_context(), "--mqtt-ca"),
+        ("mqtt", None, "mqtt"),
+    ]:
+        program.messages.clear()
+        with program.publisher(url(encrypted, scheme=scheme), tls=context):
+            wait_for(lambda: program.messages)
+        assert fact in program.messages[0] and "retrying" in program.messages[0]
+
+
+def test_mqtts_to_a_port_without_encryption_is_one_line(broker: Broker, program: Program) -> None:
+    with program.publisher(url(broker, scheme="mqtts"), tls=ssl.create_default_context()):
+        wait_for(lambda: program.messages)
+    assert "retrying" in program.messages[0] and "\n" not in program.messages[0]
+
+
+@pytest.mark.slow
+def test_the_last_will_of_a_killed_program_is_offline(broker: Broker, colours: Path) -> None:
+    red = jpeg(plain(RED))
+    with mjpeg_server(lambda number: red) as server, broker.subscriber() as found:
+        arguments = ("--camera", server.address, "--model", colours, "--mqtt", url(broker))
+        process = start_python("-m", "runtime.classify", *arguments)
+        try:
+            assert json.loads(found.wait(f"{TOPIC}/state"))["label"] == "红"
+            assert found.wait(f"{TOPIC}/availability") == b"online"
+        finally:
+            process.kill()
+            process.communicate()
+        found.wait(f"{TOPIC}/availability", b"offline")

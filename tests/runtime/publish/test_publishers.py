@@ -1,0 +1,154 @@
+"""The flags of publishers in the commands, on a real broker; and their errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from runtime.classify import main
+from runtime.common.errors import UserError
+from runtime.publish.address import parse_mqtt_address
+from runtime.publish.flags import PASSWORD_VARIABLE
+from runtime.publish.publishers import PublishOptions, open_publishers
+from tests.helpers import start_python
+from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
+from tests.runtime.publish.broker import Broker
+from tests.serving import serve_in_thread
+
+Capture = pytest.CaptureFixture[str]
+
+
+def options(broker: Broker) -> PublishOptions:
+    return PublishOptions(parse_mqtt_address(f"mqtt://127.0.0.1:{broker.port}/cam"))
+
+
+@pytest.fixture(autouse=True)
+def no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
+
+
+def labels(found: object) -> Iterator[str]:
+    for topic, payload in found.order:  # type: ignore[attr-defined]
+        if topic == "cam/state":
+            yield json.loads(payload)["label"]
+
+
+@pytest.mark.slow
+def test_watch_publishes_each_photo_with_its_picture(
+    broker: Broker, colours: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "red.jpg").write_bytes((photos / "red.jpg").read_bytes())
+    arguments = ("--watch", folder, "--model", colours, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
+    with broker.subscriber() as found:
+        process = start_python("-m", "runtime.classify", *arguments)
+        state = json.loads(found.wait("cam/state"))
+        assert (state["label"], state["source"]) == ("红", "red.jpg")
+        assert Image.open(io.BytesIO(found.latest["cam/picture"])).format == "JPEG"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        found.wait("cam/availability", b"offline")
+
+
+@pytest.mark.slow
+def test_the_service_publishes_its_camera(broker: Broker, knowing: Path) -> None:
+    red, blue = jpeg(plain(RED)), jpeg(plain(BLUE))
+    with (
+        broker.subscriber() as found,
+        mjpeg_server(lambda number: red if number < 50 else blue) as server,
+        serve_in_thread(knowing, camera=server.address, publishing=options(broker)) as service,
+    ):
+        while "blau" not in labels(found):
+            assert service.classify(red)[0] == 200  # an uploaded photo is not the camera's answer
+            found.wait("cam/state")
+        assert list(dict.fromkeys(labels(found))) == ["红", "blau"]
+        diagnostics = json.loads(found.wait("cam/diagnostics"))
+        assert diagnostics["model"] == "colours" and "红" in diagnostics["labels"]
+
+
+def test_a_service_without_a_camera_publishes_uploaded_photos(broker: Broker, knowing: Path) -> None:
+    with (
+        broker.subscriber() as found,
+        serve_in_thread(knowing, publishing=options(broker)) as service,
+    ):
+        assert service.classify(jpeg(plain(BLUE)))[0] == 200
+        assert json.loads(found.wait("cam/state"))["label"] == "blau"
+        assert found.wait("cam/picture")[:2] == b"\xff\xd8"
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"),
+    [(None, "no such file"), (b"", "empty"), (b"\nx", "empty"), (b"\xff\xfe", "UTF-8")],
+)
+def test_a_password_file_without_a_password_is_one_line(
+    content: bytes | None, fact: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "password"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        open_with(PublishOptions(parse_mqtt_address("mqtt://me@pi"), path))
+    assert fact in str(raised.value) and str(path) in str(raised.value)
+
+
+def open_with(given: PublishOptions) -> list[str]:
+    messages = list[str]()
+    with open_publishers(given, dict, messages.append, 1):
+        return messages
+
+
+def test_a_password_needs_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(PASSWORD_VARIABLE, "geheim")
+    with pytest.raises(UserError, match="user") as raised:
+        open_with(PublishOptions(parse_mqtt_address("mqtt://pi")))
+    assert "geheim" not in str(raised.value)
+
+
+def test_a_password_file_that_others_can_read_is_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("geheim\n")
+    path.chmod(0o644)
+    assert "chmod 600" in open_with(PublishOptions(parse_mqtt_address("mqtt://me@127.0.0.1:9"), path))[0]
+
+
+def test_a_file_that_is_no_certificate_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("nonsense")
+    for path in (tmp_path / "ca.pem", tmp_path / "missing.pem"):
+        with pytest.raises(UserError, match="--mqtt-ca"):
+            open_with(PublishOptions(parse_mqtt_address("mqtts://pi"), mqtt_ca=path))
+
+
+def test_without_paho_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "paho"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
+    sys.path_importer_cache.clear()
+    with pytest.raises(UserError, match=r"\[mqtt\]"):
+        open_with(PublishOptions(parse_mqtt_address("mqtt://pi")))
+
+
+@pytest.mark.parametrize(
+    ("flags", "needed"),
+    [
+        (["a.jpg", "--mqtt", "mqtt://pi"], "--camera"),
+        (["a.jpg", "--webhook", "http://pi"], "--camera"),
+        (["--camera", "--mqtt-ca", "x"], "--mqtt"),
+        (["--camera", "--mqtt", "mqtt://pi", "--mqtt-ca", "x"], "mqtts"),
+        (["--camera", "--mqtt", "mqtt://me:geheim@pi"], "--mqtt-password-file"),
+    ],
+)
+def test_a_flag_that_would_do_nothing_is_a_usage_error(
+    flags: list[str], needed: str, capsys: Capture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(flags)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert needed in line and "geheim" not in line

@@ -1,0 +1,145 @@
+"""WebhookPublisher and a real HTTP server."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from runtime.publish import webhook
+from runtime.publish.address import parse_webhook_address
+from runtime.publish.webhook import CAPACITY, STALE_AFTER, WebhookPublisher
+from tests.helpers import wait_for
+from tests.runtime.publish.conftest import MakeAnswer
+
+
+@dataclass
+class Receiver:
+    """What an HTTP server got; it answers with the statuses in turn, and then with 200."""
+
+    statuses: list[int] = field(default_factory=list)
+    got: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    port: int = 0
+
+    def address(self, path: str = "/api/webhook/geheim?key=geheim") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    @contextmanager
+    def serve(self) -> Iterator[None]:
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = outer.statuses.pop(0) if outer.statuses else 200
+                outer.paths.append(self.path)
+                if status == 200:
+                    outer.got.append(json.loads(body))
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", self.port), Handler) as server:
+            self.port = server.server_port
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+            yield
+            server.shutdown()
+
+
+@pytest.fixture
+def open_publisher(monkeypatch: pytest.MonkeyPatch) -> Callable[..., WebhookPublisher]:
+    monkeypatch.setattr(webhook, "RETRY_DELAY", 0.02)
+    return lambda address, messages: WebhookPublisher(parse_webhook_address(address), messages.append)
+
+
+Open = Callable[..., WebhookPublisher]
+
+
+def test_each_change_is_one_post_of_json(open_publisher: Open, make_answer: MakeAnswer) -> None:
+    receiver, messages = Receiver(), list[str]()
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        publisher.publish(make_answer("roses", is_change=False))
+        publisher.publish(make_answer("tulips", known=False))
+        wait_for(lambda: len(receiver.got) == 2)
+    assert [(one["label"], one["known"]) for one in receiver.got] == [("roses", True), ("tulips", False)]
+    assert receiver.got[0]["time"].endswith("Z") and receiver.paths[0] == "/api/webhook/geheim?key=geheim"
+    assert messages == []
+
+
+def test_a_failed_request_is_repeated_and_reported_once_without_the_path(
+    open_publisher: Open, make_answer: MakeAnswer
+) -> None:
+    receiver, messages = Receiver([503, 503, 429]), list[str]()
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: len(messages) == 3)
+    assert [one["label"] for one in receiver.got] == ["roses"] and len(receiver.paths) == 4
+    assert "503" in messages[0] and "429" in messages[1] and "works again" in messages[2]
+    assert all("geheim" not in line and f"127.0.0.1:{receiver.port}" in line for line in messages)
+
+
+def test_a_request_that_another_try_would_not_help_is_dropped(
+    open_publisher: Open, make_answer: MakeAnswer
+) -> None:
+    receiver, messages = Receiver([404, 301]), list[str]()
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        for label in ("roses", "tulips", "daisy"):
+            publisher.publish(make_answer(label))
+        wait_for(lambda: len(messages) == 3)
+    assert [one["label"] for one in receiver.got] == ["daisy"]
+    assert "404" in messages[0] and "301" in messages[1] and "2 answers were dropped" in messages[2]
+
+
+def test_while_the_server_is_away_the_newest_answers_wait(
+    open_publisher: Open, make_answer: MakeAnswer
+) -> None:
+    receiver, messages = Receiver(), list[str]()
+    with receiver.serve():
+        pass  # the port is free again
+    with open_publisher(receiver.address(), messages) as publisher:
+        publisher.publish(make_answer("first"))
+        wait_for(lambda: messages)
+        started = time.perf_counter()
+        for number in range(CAPACITY + 50):
+            publisher.publish(make_answer(str(number)))
+        assert time.perf_counter() - started < 1
+        with receiver.serve():
+            wait_for(lambda: len(receiver.got) == CAPACITY + 1)
+    labels = [one["label"] for one in receiver.got]
+    assert labels == ["first", *(str(number) for number in range(50, CAPACITY + 50))]
+    assert "refused" in messages[0] and "50 answers were dropped" in messages[1] and len(messages) == 2
+
+
+def test_a_stale_answer_is_dropped(open_publisher: Open, make_answer: MakeAnswer) -> None:
+    receiver, messages = Receiver(), list[str]()
+    old = make_answer("old")
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        publisher.publish(replace(old, time=old.time - STALE_AFTER - timedelta(seconds=1)))
+        publisher.publish(make_answer("new"))
+        wait_for(lambda: receiver.got)
+    assert [one["label"] for one in receiver.got] == ["new"]
+
+
+def test_a_server_that_never_answers_holds_up_neither_the_camera_nor_the_end(
+    open_publisher: Open, make_answer: MakeAnswer
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        started = time.perf_counter()
+        with open_publisher(address, []) as publisher:
+            for _ in range(1000):
+                publisher.publish(make_answer("roses"))
+        assert time.perf_counter() - started < 2
