@@ -15,7 +15,7 @@ upgrade: it keeps the settings, the token and --picamera2.
 
   --dry-run            print every command and change nothing; works on any Linux machine, without root
   --picamera2          support the ribbon-cable camera: installs Debian's picamera2 and keeps Debian's numpy
-  --extras LIST        optional packages to install, of litert, onnx, camera, web, heic and verify
+  --extras LIST        optional packages to install, of litert, onnx, camera, mqtt, web, heic and verify
                        (default: litert,camera,web)
   --from PATH          a clone or a wheel to install (default: the clone that holds this script)
   --uninstall          remove everything except /var/lib/vgg-edge, and the user unless it owns files
@@ -125,8 +125,8 @@ check_source() {
     [ -n "$extras" ] || fail "--extras is empty: see --help"
     for extra in ${extras//,/ }; do
         case $extra in
-            litert | onnx | camera | web | heic | verify) ;;
-            *) fail "--extras: $extra is none of litert, onnx, camera, web, heic and verify" ;;
+            litert | onnx | camera | mqtt | web | heic | verify) ;;
+            *) fail "--extras: $extra is none of litert, onnx, camera, mqtt, web, heic and verify" ;;
         esac
     done
 }

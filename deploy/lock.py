@@ -29,7 +29,7 @@ else:
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = HERE / "requirements.lock"
-EXTRAS = ("litert", "onnx", "camera", "web", "heic", "verify")
+EXTRAS = ("litert", "onnx", "camera", "mqtt", "web", "heic", "verify")
 BASE, BUILD = (
     "base",
     "build",

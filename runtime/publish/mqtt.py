@@ -71,7 +71,8 @@ class MqttPublisher:
         self._sending: MQTTMessageInfo | None = None  # the broker has not confirmed it yet
         self._accepted = False  # by the broker
         self._refusal = ""
-        self._problem: str | None = None  # the reported one; None before the first connection
+        self._reported: set[str] = set()  # problems since the connection was lost
+        self._was_connected = False
         self._checked_diagnostics = 0.0
         self._closing = Event()
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
@@ -146,10 +147,10 @@ class MqttPublisher:
             )
             return
         self._accepted = True
-        if self._problem != "":
-            line = "connected again" if self._problem else f"publishing below {self._address.topic}"
-            self._on_message(f"{self._address}: {line}")
-        self._problem = ""
+        line = "connected again" if self._was_connected else f"publishing below {self._address.topic}"
+        self._on_message(f"{self._address}: {line}")
+        self._reported.clear()
+        self._was_connected = True
         self._sending, self._checked_diagnostics = None, 0.0
         # Also after a reconnect: the broker may have lost its retained messages.
         self._messages = [
@@ -195,9 +196,9 @@ class MqttPublisher:
         return topic, payload
 
     def _report(self, problem: str) -> None:
-        if problem != self._problem:
+        if problem not in self._reported:
             self._on_message(f"{self._address}: {problem}; retrying in the background")
-        self._problem = problem
+        self._reported.add(problem)
 
 
 def _make_client(connection: MqttConnection) -> "Client":

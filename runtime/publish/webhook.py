@@ -35,7 +35,7 @@ class WebhookPublisher:
         self._tls = ssl.create_default_context() if address.scheme == "https" else None
         self._outbox: Outbox[Answer] = Outbox(CAPACITY)
         self._dropped = 0
-        self._problem = ""  # the reported one
+        self._reported: set[str] = set()  # problems since the last success
         self._closing = Event()
         self._thread = Thread(target=self._run, name="webhook", daemon=True)
 
@@ -47,7 +47,7 @@ class WebhookPublisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         deadline = time.monotonic() + JOIN_TIMEOUT
-        while not self._outbox.is_empty() and not self._problem and time.monotonic() < deadline:
+        while not self._outbox.is_empty() and not self._reported and time.monotonic() < deadline:
             time.sleep(0.01)
         self._closing.set()
         self._thread.join(JOIN_TIMEOUT)
@@ -106,14 +106,15 @@ class WebhookPublisher:
         )
 
     def _report(self, problem: str, is_final: bool) -> None:
-        if problem != self._problem:
+        if problem not in self._reported:
             then = "the answer is dropped" if is_final else "retrying in the background"
             self._on_message(f"webhook {self._address}: {problem}; {then}")
-        self._problem = problem
+        self._reported.add(problem)
 
     def _report_success(self) -> None:
         self._dropped += self._outbox.take_dropped()
-        if self._problem:
+        if self._reported:
             dropped = f"; {self._dropped} answers were dropped" if self._dropped else ""
             self._on_message(f"webhook {self._address}: works again{dropped}")
-        self._problem, self._dropped = "", 0
+        self._reported.clear()
+        self._dropped = 0

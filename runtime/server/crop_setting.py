@@ -8,7 +8,7 @@ from runtime.common.atomic import atomic_write
 from runtime.common.errors import ModelError
 from runtime.common.terminal import print_info
 from runtime.common.text import printable
-from runtime.inference.correction import SUFFIX, correction_path
+from runtime.inference.correction import FOLDER_VARIABLE, path_beside
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import is_file, read_bytes
 from runtime.server.errors import RequestRejected
@@ -27,8 +27,7 @@ class CropSetting:
 
     def __init__(self, model: ReloadingClassifier, fixed: Crop | None = None) -> None:
         self.is_fixed = fixed is not None
-        place = correction_path(model.current().model, None)
-        self.path = place.with_name(place.name.removesuffix(SUFFIX) + CROP_SUFFIX)
+        self.path = path_beside(model.current().model, CROP_SUFFIX, FOLDER_VARIABLE)
         self.current = fixed or _read(self.path)
 
     def save(self, crop: Crop | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from runtime.inference.prediction import ClassScore, Prediction
 from runtime.publish.answer import Answer
 from tests.runtime.camera.helpers import RED, plain
-from tests.runtime.publish.broker import MOSQUITTO, Broker
+from tests.runtime.publish.broker import MOSQUITTO, PASSWORD, USER, Broker
 
 MakeAnswer = Callable[..., Answer]
 
@@ -26,6 +27,20 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
     broker.start()
     yield broker
     broker.kill()
+
+
+@pytest.fixture
+def protected(broker: Broker) -> Broker:
+    """The broker, which now requires a password."""
+    passwords = broker.folder / "passwords"
+    command = ["mosquitto_passwd", "-b", "-c", str(passwords), USER, PASSWORD]
+    subprocess.run(command, check=True, capture_output=True)
+    passwords.chmod(0o644)
+    broker.folder.chmod(0o755)
+    broker.kill()
+    broker.settings = f"allow_anonymous false\npassword_file {passwords}\nuser root"
+    broker.start()
+    return broker
 
 
 @pytest.fixture

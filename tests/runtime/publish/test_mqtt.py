@@ -145,20 +145,6 @@ def test_photos_wait_for_the_broker_up_to_the_capacity(
             assert labels[-1] == "9" and set(labels) <= {"7", "8", "9"}
 
 
-@pytest.fixture
-def protected(broker: Broker) -> Broker:
-    """The broker, which now requires a password."""
-    passwords = broker.folder / "passwords"
-    command = ["mosquitto_passwd", "-b", "-c", str(passwords), USER, PASSWORD]
-    subprocess.run(command, check=True, capture_output=True)
-    passwords.chmod(0o644)
-    broker.folder.chmod(0o755)
-    broker.kill()
-    broker.settings = f"allow_anonymous false\npassword_file {passwords}\nuser root"
-    broker.start()
-    return broker
-
-
 def test_a_wrong_password_is_one_line_and_the_right_one_publishes(
     protected: Broker, program: Program, make_answer: MakeAnswer
 ) -> None:

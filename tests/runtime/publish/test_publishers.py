@@ -19,8 +19,8 @@ from runtime.publish.flags import PASSWORD_VARIABLE
 from runtime.publish.publishers import PublishOptions, open_publishers
 from tests.helpers import start_python
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
-from tests.runtime.publish.broker import Broker
-from tests.serving import serve_in_thread
+from tests.runtime.publish.broker import PASSWORD, USER, Broker
+from tests.serving import serve_in_process, serve_in_thread
 
 Capture = pytest.CaptureFixture[str]
 
@@ -82,6 +82,28 @@ def test_a_service_without_a_camera_publishes_uploaded_photos(broker: Broker, kn
         assert service.classify(jpeg(plain(BLUE)))[0] == 200
         assert json.loads(found.wait("cam/state"))["label"] == "blau"
         assert found.wait("cam/picture")[:2] == b"\xff\xd8"
+
+
+@pytest.mark.slow
+def test_the_service_takes_options_and_password_from_the_environment(
+    protected: Broker, knowing: Path
+) -> None:
+    """As the installed service does: neither is an argument, nor printed."""
+    variables = {
+        "OPTIONS": f"--mqtt mqtt://{USER}@127.0.0.1:{protected.port}/cam",
+        PASSWORD_VARIABLE: PASSWORD,
+    }
+    with (
+        protected.subscriber(login=True) as found,
+        serve_in_process("--model", knowing, "--options-from", "OPTIONS", **variables) as service,
+    ):
+        found.wait("cam/availability", b"online")
+        arguments = Path(f"/proc/{service.process.pid}/cmdline").read_bytes()
+        assert PASSWORD.encode() not in arguments and b"mqtt://" not in arguments
+        service.process.send_signal(signal.SIGTERM)
+        out, err = service.process.communicate(timeout=20)
+        assert "publishing below cam" in err and PASSWORD not in out + err
+        found.wait("cam/availability", b"offline")
 
 
 @pytest.mark.parametrize(
