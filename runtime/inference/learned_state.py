@@ -271,12 +271,12 @@ def read_state(folder: Path, contract: Contract) -> LearnedState | None:
 
 def write_state(folder: Path, state: LearnedState) -> None:
     """Writes the state in one step, and keeps the one before it for `read_previous`. Raises ModelError."""
-    path = folder / STATE_NAME
+    path, data = folder / STATE_NAME, state.to_bytes()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         before = read_bytes(path, MAX_STATE_BYTES) if is_file(path) else _NO_STATE
         _write(folder / PREVIOUS_NAME, before)
-        _write(path, state.to_bytes())
+        _write(path, data)
     except OSError as error:
         raise _not_written(path, error) from None
 

@@ -82,7 +82,7 @@ def fit_softmax(
         probabilities = softmax(changed(a, bias))[:, rows]
         residual = weight * (probabilities - targets[:, rows])
         gradient = residual + PENALTY * a, residual.sum(0) + _BIAS_PENALTY * bias
-        if max(np.abs(gradient[0]).max(), np.abs(gradient[1]).max()) < _NEWTON_TOLERANCE:
+        if max(np.abs(part).max(initial=0) for part in gradient) < _NEWTON_TOLERANCE:
             break
         step_a, step_bias = _solve(kernel, weight, probabilities, gradient)
         before, length = loss(a, bias), 1.0

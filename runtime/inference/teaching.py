@@ -38,12 +38,13 @@ if TYPE_CHECKING:
 # Chosen on validation photos of the flowers, and on pictures of openclipart and tuxpaint as new classes.
 SHRINKAGE = 5.0  # of the mean variance, added to each variance
 HEAD_SCALE = 0.26  # of the logits of linear discriminant analysis, to resemble the model's probabilities
-EXAMPLES_WEIGHT = 100.0  # of all examples together, and of the photos of each new class
+EXAMPLES_WEIGHT = 100.0  # of all examples together
+NEW_CLASS_WEIGHT = 200.0  # of all photos of a new class together
 CORRECTED_WEIGHT = 3.0  # of a photo of one of the model's classes
 REJECTED_WEIGHT = 100.0  # of all photos of none of the classes together
-KNOWN_SHARE = 0.9  # of the photos of a new class are to be known
+KNOWN_SHARE = 0.95  # of the photos of a new class are to be known
 TYPICAL_SHARE = 0.95  # of the photos of a class are within the limit of the distance to its mean
-SENSITIVITIES = (1.0, 20.0)  # smallest and largest, per distance as large as that of a typical example
+SENSITIVITIES = (2.0, 20.0)  # smallest and largest, per distance as large as that of a typical example
 MAX_MORE_REJECTED = 0.01  # of the examples and of the taught photos of classes
 MAX_LOST = 0.015  # of the examples, without a warning
 DRAWN = 300  # features of the classes
@@ -225,7 +226,7 @@ def _fit_head(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> tup
     targets = np.eye(len(knowledge.labels))[samples.truth]
     targets[: len(examples.truth), :classes] = examples.probabilities  # which need not change
     counts = np.bincount(shown.truth, minlength=len(knowledge.labels))
-    each = EXAMPLES_WEIGHT / np.maximum(counts, 1)
+    each = NEW_CLASS_WEIGHT / np.maximum(counts, 1)
     each[:classes] = np.minimum(each[:classes], CORRECTED_WEIGHT)
     weight = np.concatenate(
         [np.full(len(examples.truth), EXAMPLES_WEIGHT / max(len(examples.truth), 1)), each[shown.truth]]
