@@ -5,10 +5,12 @@ kept photos. The model file itself never changes.
 
 With the model's probabilities p [C], `known` and features f [D], the logits of the first C classes are
 log p + f · weights + bias, and those of the new classes f · weights + bias: the classes of the model start
-with a total of 1, a new class starts with 1. When the best class is a new one, the logit of `known` gets
-sensitivity x (distance to the nearest class of the model - distance to the new class), if that is positive
-and the distance to the new class is within its limit. Distances are Mahalanobis distances with the model's
-covariance within a class. At last, min(f · reject_weights + reject_bias, 0) is added to that logit.
+with a total of 1, a new class starts with 1. The detector gets groups of photos: those of a new class, and
+those of a class of the model that were unknown. If the best class has a group, the logit of `known` rises by
+sensitivity x (distance to the nearest class of the model - distance to the group's mean), provided that this
+is positive and the distance to the mean is within the group's limit. Distances are squared Mahalanobis
+distances with the model's covariance within a class. At last, min(f · reject_weights + reject_bias, 0) is
+added to that logit.
 """
 
 from __future__ import annotations
@@ -50,8 +52,8 @@ SMALLEST_PROBABILITY = 1e-6  # a photo may need a correction of the answer that 
 MAX_AXES = 64
 _ID = re.compile(r"[0-9A-Za-z_.]{1,80}", re.ASCII)
 
-# The axes of each array: R changed classes, D features, M classes of the model with the new ones, N new
-# classes, K axes of the covariance.
+# The axes of each array: R changed classes, D features, M means of the model's classes and of the groups, G
+# groups, K axes of the covariance.
 _ARRAYS = {
     "weights": "RD",
     "bias": "R",
@@ -59,9 +61,9 @@ _ARRAYS = {
     "offsets": "M",
     "inverse_variances": "D",
     "axes": "KD",
-    "shrinkage": "N",
-    "limits": "N",
-    "sensitivities": "N",
+    "shrinkage": "G",
+    "limits": "G",
+    "sensitivities": "G",
     "reject_weights": "D",
 }
 
@@ -97,15 +99,16 @@ class LearnedState:
     rows: tuple[int, ...]  # [R], the positions of the classes whose logits change
     weights: NDArray[np.float32]  # [R, D]
     bias: NDArray[np.float32]  # [R]
-    # For the distances: the means of all C + N classes times the inverse covariance, their squared lengths,
-    # and the inverse covariance, diag(inverse_variances) - axesᵀ axes.
-    means: NDArray[np.float32]  # [C + N, D]
-    offsets: NDArray[np.float32]  # [C + N]
+    groups: tuple[int, ...]  # [G], the position of the class of each group of photos
+    # For the distances: the means of the C classes and of the groups times the inverse covariance, their
+    # squared lengths, and the inverse covariance, diag(inverse_variances) - axesᵀ axes.
+    means: NDArray[np.float32]  # [C + G, D]
+    offsets: NDArray[np.float32]  # [C + G]
     inverse_variances: NDArray[np.float32]  # [D]
     axes: NDArray[np.float32]  # [K, D]
-    shrinkage: NDArray[np.float32]  # [N], of the distance to a mean of few photos
-    limits: NDArray[np.float32]  # [N]
-    sensitivities: NDArray[np.float32]  # [N], 0 or more
+    shrinkage: NDArray[np.float32]  # [G], of the distance to a mean of few photos
+    limits: NDArray[np.float32]  # [G]
+    sensitivities: NDArray[np.float32]  # [G], 0 or more
     reject_weights: NDArray[np.float32]  # [D]; zeros without photos of none of the classes
     reject_bias: float
     photos: Mapping[str, str]  # the label of each photo that was learned, by its id
@@ -133,22 +136,21 @@ class LearnedState:
         after = np.asarray(exponentials / exponentials.sum(-1, keepdims=True), np.float32)
         if known is None:
             return after, None
-        changed = logit(known) + self._known_of_new(logits.argmax(-1), f)
+        changed = logit(known) + self._detect(logits.argmax(-1), f)
         changed = changed + np.minimum(f @ self.reject_weights + self.reject_bias, 0)
         return after, np.asarray(1 / (1 + np.exp(-np.clip(changed, -50, 50))), np.float64)
 
-    def _known_of_new(self, best: NDArray[Any], f: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns what a new class adds to the logit of `known` [...] where it is the best class [...]."""
-        new = np.maximum(best - self.classes, 0)  # positions among the new classes; any for another class
-        if not self.new_labels:
+    def _detect(self, best: NDArray[Any], f: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Returns what the groups add to the logit of `known` [...], for the best class [...]."""
+        if not self.groups:
             return np.zeros(best.shape)
         lengths = f**2 @ self.inverse_variances - ((f @ self.axes.T) ** 2).sum(-1)
         distances = lengths[..., np.newaxis] - 2 * f @ self.means.T + self.offsets
-        nearest = distances[..., : self.classes].min(-1)
-        own = np.take_along_axis(distances[..., self.classes :], new[..., np.newaxis], -1)[..., 0]
-        own = own * self.shrinkage[new]
-        gain = self.sensitivities[new] * np.maximum(nearest - own, 0)
-        return np.where((best >= self.classes) & (own <= self.limits[new]), gain, 0.0)
+        nearest = distances[..., : self.classes].min(-1, keepdims=True)
+        own = distances[..., self.classes :] * self.shrinkage
+        applies = (best[..., np.newaxis] == np.array(self.groups)) & (own <= self.limits)
+        gains = np.where(applies, self.sensitivities * np.maximum(nearest - own, 0), 0.0)
+        return np.asarray(gains.max(-1), np.float64)
 
     def to_bytes(self) -> bytes:
         """Returns the state as JSON. Raises ModelError when `from_bytes` would refuse it."""
@@ -160,6 +162,7 @@ class LearnedState:
             "labels": self.labels,
             "classes": self.classes,
             "rows": self.rows,
+            "groups": self.groups,
             "reject_bias": self.reject_bias,
             "measured": {
                 **vars(measured),
@@ -188,10 +191,8 @@ class LearnedState:
             raise ModelError("was not created at a UTC time such as 2025-01-31T12:00:00Z")
         labels = _parse_labels(require_field(fields, "labels", list))
         classes = _parse_count(fields, "classes")
-        rows = tuple(require_field(fields, "rows", list))
-        if not all(type(row) is int and 0 <= row < len(labels) for row in rows) or len(set(rows)) < len(rows):
-            raise ModelError("has rows that are not different positions of its labels")
-        sizes = {"M": len(labels), "N": len(labels) - classes, "R": len(rows)}
+        rows, groups = (_parse_positions(fields, name, len(labels)) for name in ("rows", "groups"))
+        sizes = {"M": classes + len(groups), "G": len(groups), "R": len(rows)}
         if not 2 <= classes <= len(labels):
             raise ModelError("has no number of classes of its model")
         encoded = require_field(fields, "arrays", dict)
@@ -201,6 +202,7 @@ class LearnedState:
             labels=labels,
             classes=classes,
             rows=rows,
+            groups=groups,
             reject_bias=_parse_number(fields, "reject_bias"),
             photos=_parse_photos(require_field(fields, "photos", dict)),
             measured=_parse_measured(require_field(fields, "measured", dict)),
@@ -365,6 +367,15 @@ def _parse_labels(labels: list[Any]) -> tuple[str, ...]:
     if not all(map(is_name, labels)) or len(set(labels)) != len(labels):
         raise ModelError("has labels that are not different names of printable characters")
     return tuple(labels)
+
+
+def _parse_positions(fields: dict[str, Any], name: str, count: int) -> tuple[int, ...]:
+    positions = require_field(fields, name, list)
+    if not all(type(at) is int and 0 <= at < count for at in positions):
+        raise ModelError(f"has {name} that are not positions of its labels")
+    if len(set(positions)) < len(positions):
+        raise ModelError(f"has {name} that are not different")
+    return tuple(positions)
 
 
 def _parse_photos(photos: dict[str, Any]) -> dict[str, str]:

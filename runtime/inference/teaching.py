@@ -42,8 +42,8 @@ EXAMPLES_WEIGHT = 100.0  # of all examples together
 NEW_CLASS_WEIGHT = 200.0  # of all photos of a new class together
 CORRECTED_WEIGHT = 3.0  # of a photo of one of the model's classes
 REJECTED_WEIGHT = 100.0  # of all photos of none of the classes together
-KNOWN_SHARE = 0.95  # of the photos of a new class are to be known
-TYPICAL_SHARE = 0.95  # of the photos of a class are within the limit of the distance to its mean
+KNOWN_SHARE = 0.95  # of the photos of a group are to be known
+TYPICAL_SHARE = 0.95  # of the photos of a class or group are within the limit of the distance to its mean
 SENSITIVITIES = (2.0, 20.0)  # smallest and largest, per distance as large as that of a typical example
 MAX_MORE_REJECTED = 0.01  # of the examples and of the taught photos of classes
 MAX_LOST = 0.015  # of the examples, without a warning
@@ -191,7 +191,6 @@ def _fit(knowledge: _Knowledge, examples: _Samples, photos: _Samples) -> Learned
     """Returns the state without its measurements and photos."""
     shown = photos.take(photos.truth >= 0)
     rows, weights, bias = _fit_head(knowledge, examples, shown)
-    detector = _fit_detector(knowledge, examples, shown)
     state = LearnedState(
         model_id=knowledge.contract.model_id,
         created=f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
@@ -200,7 +199,7 @@ def _fit(knowledge: _Knowledge, examples: _Samples, photos: _Samples) -> Learned
         rows=tuple(rows),
         weights=weights.T.astype(np.float32),
         bias=bias.astype(np.float32),
-        **{name: array.astype(np.float32) for name, array in detector.items()},
+        **_fit_detector(knowledge, examples, shown),
         reject_weights=np.zeros(weights.shape[0], np.float32),
         reject_bias=0.0,
         photos={},
@@ -237,28 +236,33 @@ def _fit_head(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> tup
     )
 
 
-def _fit_detector(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> dict[str, Array]:
-    """Returns the arrays of LearnedState that decide whether a photo shows a new class."""
+def _fit_detector(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> dict[str, Any]:
+    """Returns the fields of LearnedState that let photos of the taught classes be known."""
     metric, classes = knowledge.metric, len(knowledge.means)
     own = metric.distances(examples.features, knowledge.means)[np.arange(len(examples.truth)), examples.truth]
     typical, limit = float(own.mean()), float(np.quantile(own, TYPICAL_SHARE))
-    means, shrinkage, limits, sensitivities = [*knowledge.means], [], [], []
-    for position in range(classes, len(knowledge.labels)):
-        photos = shown.take(shown.truth == position)
-        count = len(photos.truth)
-        mean = photos.features.mean(0) if count else knowledge.means.mean(0)
+    is_unknown = np.zeros(len(shown.truth), bool)
+    if shown.known is not None:
+        is_unknown = logit(shown.known) < knowledge.threshold
+    groups, means, shrinkage, limits, sensitivities = [], [*knowledge.means], [], [], []
+    for position in sorted(set(shown.truth.tolist())):
+        photos = shown.take((shown.truth == position) & (is_unknown | (position >= classes)))
+        if not (count := len(photos.truth)):
+            continue
+        mean = photos.features.mean(0)
         # Of each photo from the mean of the others, as the distance of a photo that is not among them. Each
         # distance is divided by its expected growth, because the mean of few photos is uncertain.
         distances = np.full(count, typical)
         if count > 1:
             to_mean = metric.distances(photos.features, mean[np.newaxis])[:, 0]
             distances = to_mean * (count / (count - 1)) ** 2 / (1 + 1 / (count - 1))
+        groups.append(position)
         means.append(mean)
-        shrinkage.append(1 / (1 + 1 / max(count, 1)))
-        limits.append(max(limit, float(np.quantile(distances, TYPICAL_SHARE))) if count else 0.0)
+        shrinkage.append(1 / (1 + 1 / count))
+        limits.append(max(limit, float(np.quantile(distances, TYPICAL_SHARE))))
         sensitivities.append(_sensitivity(knowledge, photos, distances, typical))
     scaled = metric.times(np.array(means))
-    return {
+    arrays = {
         "means": scaled,
         "offsets": (scaled * np.array(means)).sum(1),
         "inverse_variances": metric.inverse_variances,
@@ -267,11 +271,12 @@ def _fit_detector(knowledge: _Knowledge, examples: _Samples, shown: _Samples) ->
         "limits": np.array(limits),
         "sensitivities": np.array(sensitivities),
     }
+    return {"groups": tuple(groups), **{name: array.astype(np.float32) for name, array in arrays.items()}}
 
 
 def _sensitivity(knowledge: _Knowledge, photos: _Samples, distances: Array, typical: float) -> float:
-    """Returns the smallest sensitivity that lets KNOWN_SHARE of a new class's photos be known."""
-    if photos.known is None or not len(photos.truth):
+    """Returns the smallest sensitivity that lets KNOWN_SHARE of a group's photos be known."""
+    if photos.known is None:
         return 0.0
     missing = knowledge.threshold - logit(photos.known)
     nearest = knowledge.metric.distances(photos.features, knowledge.means).min(1)

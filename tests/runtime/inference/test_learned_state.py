@@ -90,7 +90,7 @@ def test_every_damaged_field_is_refused(folder: Path) -> None:
     for name in fields:
         assert refused(lambda changed, name=name: changed.pop(name))
         for value in (None, True, "x", -1, [], {}, 1e300):
-            if (name, value) in (("photos", {}), ("rows", []), ("reject_bias", -1)):
+            if (name, value) in (("photos", {}), ("reject_bias", -1)):
                 continue
             assert refused(lambda changed, name=name, value=value: changed.update({name: value}))
     for name in fields["arrays"]:
@@ -103,7 +103,9 @@ def test_every_damaged_field_is_refused(folder: Path) -> None:
     assert refused(lambda changed: changed["arrays"]["bias"].update(float32=nan))
     assert refused(lambda changed: changed.update(labels=["a\x1b[2J", *changed["labels"][1:]]))
     assert refused(lambda changed: changed.update(labels=[*changed["labels"][:3], changed["labels"][0]]))
-    assert refused(lambda changed: changed.update(rows=[9]))
+    for name in ("rows", "groups"):
+        assert refused(lambda changed, name=name: changed.update({name: [9]}))
+        assert refused(lambda changed, name=name: changed.update({name: [3, 3]}))
     assert refused(lambda changed: changed["photos"].update({"../x": "scene"}))
 
 

@@ -103,6 +103,17 @@ def test_wrong_answers_are_corrected_and_the_others_are_kept() -> None:
     assert results.right_after > results.right_before
 
 
+def test_photos_of_a_class_that_the_model_rejects_become_known() -> None:
+    random = np.random.default_rng(0)
+    quarters = random.uniform(0.1, 0.2, (60, 4, 3))
+    quarters[:, :2, 1] += 0.5  # dark, with a green upper half
+    green = quarters.reshape(60, 12)
+    assert set(answers(None, green)) == {"unknown"}
+    result = fit_learned(CONTRACT, STATISTICS, taught((["grün"] * 20, green[:20])))
+    assert np.mean([answer == "grün" for answer in answers(result.state, green[20:])]) > 0.8
+    assert np.mean([answer == "unknown" for answer in answers(result.state, green[:, ::-1])]) > 0.9
+
+
 def test_photos_of_none_of_the_classes_are_rejected() -> None:
     result = fit_learned(CONTRACT, STATISTICS, taught(scene(20, 1, "none")))
     _, unseen = scene(200, seed=2)
