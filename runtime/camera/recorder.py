@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.common.atomic import atomic_create
-from runtime.common.errors import PictureError, UserError
+from runtime.common.errors import UserError
 
 JPEG_QUALITY = 95
 MAX_NAMES = 10  # names to try for one photo
@@ -91,7 +91,7 @@ class PhotoRecorder:
                 return
             try:
                 data = _encode(get_pixels())
-            except PictureError:  # a photo that is gone or damaged by now
+            except UserError:  # a photo that is gone or damaged by now
                 return
             if not self._make_room(len(data), key):
                 return

@@ -19,7 +19,7 @@ class Answer:
     prediction: Prediction
     time: datetime  # UTC
     # Returns the picture, [h, w, 3], RGB. Called in another thread, and only if a program gets pictures; may
-    # raise PictureError.
+    # raise UserError.
     get_pixels: "Callable[[], NDArray[np.uint8]]"
     is_change: bool = True  # False: the same answer as before, with a newer probability
 

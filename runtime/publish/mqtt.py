@@ -15,7 +15,7 @@ from threading import Event, Thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from runtime.common.errors import PictureError
+from runtime.common.errors import UserError
 from runtime.preprocess.preview import encode_preview
 from runtime.publish.address import MqttAddress
 from runtime.publish.answer import Answer
@@ -172,13 +172,14 @@ class MqttPublisher:
             self._sending = self._client.publish(topic, payload, qos=1, retain=True)
 
     def _is_confirmed(self) -> bool:
-        return self._sending is None or self._sending.is_published()
+        """Whether the broker has the last message. A message with an error is sent again by the client."""
+        return self._sending is None or self._sending.rc != 0 or self._sending.is_published()
 
     def _answer_messages(self, answer: Answer) -> Iterator[Message]:
         """Yields the picture before the state, so that who reacts to the state finds its picture."""
         topic = self._address.topic
         if answer.is_change:
-            with suppress(PictureError):  # a watched photo that is gone by now
+            with suppress(UserError):  # a photo that is gone or damaged by now
                 yield self._keep(f"{topic}/picture", encode_preview(answer.get_pixels()))
         yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
 

@@ -102,6 +102,7 @@ def test_a_wheel_replaces_an_installed_wheel_of_the_same_version(tmp_path: Path)
     [
         ((), {"numpy", "pillow", "setuptools", "ai-edge-litert", "av", "uvicorn"}),
         (("--extras", "onnx,verify"), {"numpy", "pillow", "setuptools", "onnxruntime", "cryptography"}),
+        (("--extras", "onnx,mqtt"), {"numpy", "pillow", "setuptools", "onnxruntime", "paho-mqtt"}),
         (("--picamera2",), {"pillow", "setuptools", "ai-edge-litert", "av", "uvicorn"}),
     ],
 )
@@ -125,6 +126,7 @@ def test_the_packages_of_the_extras_come_from_the_lock_file(
         "uvicorn",
         "onnxruntime",
         "cryptography",
+        "paho-mqtt",
     }
     assert found & listed == names and all("--hash=sha256:" in line for line in lines)
 
