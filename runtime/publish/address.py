@@ -43,7 +43,9 @@ class WebhookAddress:
 
 def parse_mqtt_address(text: str) -> MqttAddress:
     """Parses mqtt://user@host:1883/topic; mqtts is encrypted. Raises ArgumentTypeError."""
-    parts, port = _split(text, PORTS, "mqtt://USER@HOST or mqtts://USER@HOST, and :PORT and /TOPIC if needed")
+    parts, port = _split(
+        text, PORTS, "mqtt://HOST/TOPIC or mqtts://HOST/TOPIC, and the user and @ before HOST"
+    )
     if parts.password is not None:
         raise argparse.ArgumentTypeError(
             "the address holds a password, which every user of this machine can read in the list of "
@@ -67,7 +69,7 @@ def parse_mqtt_address(text: str) -> MqttAddress:
 
 def parse_webhook_address(text: str) -> WebhookAddress:
     """Parses http://host:8123/path; https is encrypted. Raises ArgumentTypeError."""
-    parts, port = _split(text, {"http": 80, "https": 443}, "http://HOST:PORT/PATH or https://HOST/PATH")
+    parts, port = _split(text, {"http": 80, "https": 443}, "http://HOST/PATH or https://HOST/PATH")
     if parts.username is not None:
         raise argparse.ArgumentTypeError("the address holds a user, which webhooks do not support")
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -36,6 +36,7 @@ from runtime.preprocess.picture import read_picture
 from runtime.server import connection_limits
 from runtime.server.auth import make_access_policy
 from runtime.server.connection_limits import MAX_PIPELINED
+from runtime.server.crop_setting import parse_crop_json
 from runtime.server.errors import RequestRejected
 from runtime.server.multipart import read_upload
 from runtime.watch.sinks import COLUMNS, open_sink
@@ -55,7 +56,7 @@ class Target:
     is_json: bool = False  # the fuzzer also replaces JSON values
 
 
-def allow_error(error: type[UserError], parse: Callable[[], object]) -> None:
+def allow_error(error: type[UserError | ValueError], parse: Callable[[], object]) -> None:
     """Allow this error, with a message of one line that fits on a screen."""
     try:
         parse()
@@ -182,6 +183,18 @@ def statistics_seeds() -> list[bytes]:
 
 def correction(data: bytes) -> None:
     allow_error(ModelError, lambda: parse_correction(data))
+
+
+def crop(data: bytes) -> None:
+    def parse() -> None:
+        if region := parse_crop_json(data):
+            assert region.apply(np.zeros((48, 64, 3), np.uint8)).size
+
+    allow_error(ValueError, parse)
+
+
+def crop_seeds() -> list[bytes]:
+    return [b'{"crop": [0.25, 0, 0.5, 1]}', b'{"crop": null}']
 
 
 def correction_seeds() -> list[bytes]:
@@ -454,6 +467,7 @@ TARGETS = {
     "contract": Target(contract, contract_seeds, is_json=True),
     "contract_2": Target(contract, contract_2_seeds, is_json=True),
     "correction": Target(correction, correction_seeds, is_json=True),
+    "crop": Target(crop, crop_seeds, is_json=True, max_bytes=1000),
     "statistics": Target(statistics, statistics_seeds),
     "index": Target(index, index_seeds, is_json=True),
     "bundle": Target(bundle, bundle_seeds, is_json=True),
