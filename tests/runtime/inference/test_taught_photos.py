@@ -1,0 +1,180 @@
+"""Kept photos: bounded, in folders that are safe for every label, and whole after a crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from runtime.common.errors import UserError
+from runtime.inference.taught_photos import (
+    MAX_SIDE,
+    TaughtPhotos,
+    check_label,
+    find_label,
+    folder_label,
+    label_folder,
+)
+from runtime.preprocess.picture import read_picture
+from tests.helpers import ROOT
+
+
+def picture(seed: int, side: int = 40) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
+
+
+def test_photos_are_kept_by_label(tmp_path: Path) -> None:
+    store = TaughtPhotos(tmp_path / "state")
+    assert store.photos() == [] and store.labels() == {}
+    added = [store.add(label, picture(at)) for at, label in enumerate(("rose", "none", "rose"))]
+    assert store.photos() == added and store.labels() == {"none": 1, "rose": 2}
+    assert added[0].path == tmp_path / "state" / "photos" / "rose" / added[0].id
+    red = store.add("red", np.full((40, 40, 3), (200, 40, 90), np.uint8))
+    assert np.abs(read_picture(red.path, (40, 40)).mean((0, 1)) - (200, 40, 90)).max() < 3
+    store.remove(red.id)
+    assert TaughtPhotos(tmp_path / "state").find(added[1].id) == added[1]
+    store.remove(added[1].id)
+    assert store.labels() == {"rose": 2} and not added[1].path.parent.exists()
+    store.clear()
+    assert store.photos() == []
+
+
+def test_the_same_picture_moves_to_its_new_label(tmp_path: Path) -> None:
+    store = TaughtPhotos(tmp_path)
+    first = store.add("rose", picture(1))
+    assert store.add("rose", picture(1)) == first
+    moved = store.add("tulip", picture(1))
+    assert moved.id == first.id and store.labels() == {"tulip": 1}
+    assert store.move(first.id, "rose").label == "rose" and store.labels() == {"rose": 1}
+
+
+def test_large_frames_are_reduced(tmp_path: Path) -> None:
+    photo = TaughtPhotos(tmp_path).add("rose", np.zeros((1080, 1920, 3), np.uint8))
+    from PIL import Image
+
+    with Image.open(photo.path) as image:
+        assert image.size == (MAX_SIDE, 540)
+
+
+def test_other_files_are_neither_listed_nor_changed(tmp_path: Path) -> None:
+    store = TaughtPhotos(tmp_path, max_mb=0.02)
+    folder = tmp_path / "photos" / "rose"
+    folder.mkdir(parents=True)
+    (folder / "mine.jpg").write_bytes(bytes(5000))
+    (tmp_path / "photos" / "a%2").mkdir()
+    for at in range(30):
+        store.add("rose", picture(at))
+    assert (folder / "mine.jpg").exists() and all(photo.id != "mine.jpg" for photo in store.photos())
+    for id in ("mine.jpg", "../state.json", "", "x" * 300):
+        with pytest.raises(KeyError):
+            store.find(id)
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def test_the_oldest_photos_make_room(tmp_path: Path) -> None:
+    store = TaughtPhotos(tmp_path, max_mb=0.02)
+    (tmp_path / "state.json").write_bytes(bytes(4000))  # counts too
+    ids = []
+    for at in range(60):
+        ids.append(store.add(f"label {at % 3}", picture(at)).id)
+        assert size(tmp_path) <= 20_000
+    kept = [photo.id for photo in store.photos()]
+    assert kept == ids[-len(kept) :] and 3 <= len(kept) < 20
+    with pytest.raises(UserError, match=r"no room for a photo of [\d,]+ bytes: raise --max-mb"):
+        TaughtPhotos(tmp_path, max_mb=0.001).add("rose", picture(99))
+
+
+@pytest.mark.slow
+def test_ten_thousand_photos_stay_within_the_bound(tmp_path: Path) -> None:
+    store, largest = TaughtPhotos(tmp_path, max_mb=0.03), 0
+    for at in range(10_000):
+        store.add(f"label {at % 3}", picture(at, side=8))
+        if at % 100 == 0:
+            largest = max(largest, size(tmp_path))
+    assert 25_000 < largest <= 30_000 and size(tmp_path) <= 30_000 and len(store.labels()) == 3
+
+
+def test_a_killed_process_leaves_whole_photos(tmp_path: Path) -> None:
+    """Its unfinished files are removed by the next photo, and are never listed."""
+    code = """
+import sys
+import numpy as np
+from pathlib import Path
+from runtime.inference.taught_photos import TaughtPhotos
+store, random = TaughtPhotos(Path(sys.argv[1])), np.random.default_rng()
+print("ready", flush=True)
+while True:
+    store.add("rose", random.integers(0, 256, (64, 64, 3), np.uint8))
+"""
+    for round in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
+        )
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        time.sleep(0.05 + 0.05 * round)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+    store = TaughtPhotos(tmp_path)
+    assert store.photos()
+    for photo in store.photos():
+        read_picture(photo.path)
+    store.add("rose", picture(0))
+    assert [path.name for path in (tmp_path / "photos" / "rose").iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["rose", "none", "a/b", "..", ".hidden", "a\\b", "c:", "100 %", "红 花", "x.", "e\u0301", "a%2Fb", "*?"],
+)
+def test_every_label_has_one_safe_folder(label: str, tmp_path: Path) -> None:
+    name = label_folder(label)
+    assert "/" not in name and "\\" not in name and not name.startswith(".")
+    store = TaughtPhotos(tmp_path)
+    photo = store.add(label, picture(1))
+    assert photo.path.parent.parent == tmp_path / "photos"
+    (found,) = store.photos()
+    assert find_label(found.label, [label]) == label
+    assert folder_label(name) is not None
+
+
+@pytest.mark.parametrize("name", ["a%2", "%", "%zz", "a\x1b", "", "%2f"])
+def test_other_folders_have_no_label(name: str) -> None:
+    assert folder_label(name) is None
+
+
+def test_labels_are_checked() -> None:
+    labels = ("daisy", "Rote Rose", "Café")
+    assert check_label("daisy", labels) == "daisy" and check_label("none", labels) == "none"
+    assert check_label("e\u0301t\u00e9", labels) == "\u00e9t\u00e9"
+    for label, reason in (
+        ("Daisy", "the label daisy exists"),
+        ("ROTE ROSE", "the label Rote Rose exists"),
+        ("cafe\u0301", "the label Café exists"),
+        ("None", "the label none exists"),
+        ("unknown", "teach them as none"),
+        ("Unknown", "teach them as none"),
+        ("", "is not a label"),
+        (" x", "is not a label"),
+        ("a\nb", "is not a label"),
+        ("a\x1b[2J", "is not a label"),
+        ("x" * 61, "too long"),
+        ("红" * 60 + "/" * 0, ""),
+        ("%" * 59 + "红", ""),
+    ):
+        if not reason:
+            assert check_label(label, labels) == label
+            continue
+        with pytest.raises(UserError) as caught:
+            check_label(label, labels)
+        assert reason in str(caught.value) and str(caught.value).isprintable()
