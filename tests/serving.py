@@ -44,6 +44,11 @@ class Client:
         finally:
             connection.close()
 
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Status and JSON of the answer; None without a body."""
+        status, _, text = self.request(method, path, body, headers)
+        return status, json.loads(text) if text else None
+
     def get_status(self, path: str, **headers: str) -> int:
         return self.request("GET", path, headers=headers)[0]
 

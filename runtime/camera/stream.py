@@ -34,6 +34,7 @@ class FramePrediction:
     dropped: int  # frames so far that arrived and were not classified
     is_change: bool = False  # whether the answer changes with this frame
     crop: Crop | None = None  # the region that was classified; None: the whole frame
+    features: NDArray[np.float32] | None = None  # [D], of this frame; None when the model has none
 
     def picture(self) -> NDArray[np.uint8]:
         """Returns what was classified: the frame or a region of it, [h, w, 3], RGB."""
@@ -120,6 +121,7 @@ def predict_stream(
             dropped=dropped,
             is_change=changes.is_change(prediction, unsmoothed),
             crop=region,
+            features=output.features,
         )
 
 

@@ -48,6 +48,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
         health_checks.cancel()
         service.queue.close()
         service.adapter.close()
+        service.learner.close()
 
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)

@@ -74,7 +74,7 @@ class InferenceQueue:
     model: ReloadingClassifier
     capacity: int = 64  # photos that are waiting or being classified
     max_upload_bytes: int = 32_000_000  # per body
-    on_answer: Callable[[RequestTiming], None] = lambda timing: None
+    on_answer: Callable[[RequestTiming, Prediction], None] = lambda timing, prediction: None
     # Called in a thread of the queue with each prediction and the bytes of its photo, before the answer.
     on_photo: Callable[[Prediction, bytes], None] = lambda prediction, data: None
     photos: list[PendingPhoto] = field(default_factory=list)  # oldest first
@@ -117,7 +117,7 @@ class InferenceQueue:
         timing = RequestTiming(time.perf_counter() - started, ms["decode"] / 1000, ms["infer"] / 1000)
         self.answered += 1
         self.timings.append(timing)
-        self.on_answer(timing)
+        self.on_answer(timing, prediction)
         return prediction
 
     async def process(

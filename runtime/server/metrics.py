@@ -1,5 +1,8 @@
 """Prometheus metrics for /metrics."""
 
+from collections import Counter as Counts
+from collections.abc import Sequence
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -11,6 +14,7 @@ from prometheus_client import (
 )
 
 from runtime.common.text import printable
+from runtime.inference.prediction import UNKNOWN, Prediction
 from runtime.server.inference_queue import InferenceQueue, RequestTiming
 from runtime.server.live_view import LiveView
 
@@ -28,6 +32,12 @@ class Metrics:
         ProcessCollector(registry=registry)
         self._requests = Counter(
             "vgg_edge_requests", "Requests answered", ["path", "status"], registry=registry
+        )
+        self._answers = Counter(
+            "vgg_edge_answers",
+            "Answers to photos: a class, also a learned one, or unknown",
+            ["label"],
+            registry=registry,
         )
         self._total, self._decode, self._infer = (
             Histogram(f"vgg_edge_{name}_seconds", help_text, buckets=BUCKETS, registry=registry)
@@ -51,8 +61,18 @@ class Metrics:
             ["name", "created", "sha256", "precision", "engine"],
             registry=registry,
         )
+        self._learned = Gauge(
+            "vgg_edge_learned_photos", "Photos in the learned state in use", ["label"], registry=registry
+        )
+        self._live_view = live_view
         if live_view is not None:
             _add_camera(registry, live_view)
+            self._camera_answer = Gauge(
+                "vgg_edge_camera_answer",
+                "1 for the camera's answer now, else 0",
+                ["label"],
+                registry=registry,
+            )
         queue.on_answer = self._observe
 
     def count_request(self, path: str, status: int) -> None:
@@ -66,9 +86,21 @@ class Metrics:
         self._model.clear()
         labels = (contract.name, contract.created, model.sha256, model.precision, classifier.session.engine)
         self._model.labels(*map(printable, labels)).set(1)  # UTF-8 cannot encode lone surrogates
+        self._learned.clear()
+        for label, count in Counts(classifier.learned.photos.values() if classifier.learned else ()).items():
+            self._learned.labels(printable(label)).set(count)
+        if self._live_view is not None:
+            self._set_camera_answer(classifier.labels, self._live_view)
         return generate_latest(self.registry)
 
-    def _observe(self, timing: RequestTiming) -> None:
+    def _set_camera_answer(self, labels: Sequence[str], view: LiveView) -> None:
+        self._camera_answer.clear()
+        answer = view.latest.prediction.answer if view.latest and not view.problem else None
+        for label in (*labels, UNKNOWN):
+            self._camera_answer.labels(printable(label)).set(label == answer)
+
+    def _observe(self, timing: RequestTiming, prediction: Prediction) -> None:
+        self._answers.labels(printable(prediction.answer)).inc()
         self._total.observe(timing.total)
         self._decode.observe(timing.decode)
         self._infer.observe(timing.infer)

@@ -13,16 +13,18 @@ from runtime.inference.prediction import json_line
 from runtime.server.adaptation_routes import adaptation_routes
 from runtime.server.crop_routes import crop_routes
 from runtime.server.errors import RequestRejected
+from runtime.server.learning_routes import learning_routes
 from runtime.server.request_body import read_body
 from runtime.server.service_state import NO_STORE, body_of, service_of
 from runtime.server.status import service_status
 
 STATIC = Path(__file__).parent / "static"
 JAVASCRIPT = "text/javascript; charset=utf-8"
+SCRIPTS = ("page.js", "teach.js", "review.js", "name_menu.js", "tray.js", "crop.js", "request.js", "dom.js")
 STATIC_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    **{f"/{name}": (name, JAVASCRIPT) for name in ("page.js", "tray.js", "crop.js", "request.js", "dom.js")},
+    **{f"/{name}": (name, JAVASCRIPT) for name in SCRIPTS},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/openapi.json": ("openapi.json", "application/json"),
 }
@@ -43,7 +45,7 @@ async def classify(request: Request) -> Response:
 async def status(request: Request) -> Response:
     service = service_of(request)
     # ASCII, unlike JSONResponse: a file name may hold a lone surrogate, which UTF-8 cannot encode.
-    text = json.dumps(service_status(service.queue, service.live_view, service.adapter), allow_nan=False)
+    text = json.dumps(service_status(service), allow_nan=False)
     return Response(text, media_type="application/json", headers=NO_STORE)
 
 
@@ -102,6 +104,7 @@ def make_routes() -> list[Route]:
         Route("/classify", classify, methods=["POST"]),
         Route("/status", status),
         Route("/live.jpg", live_frame),
+        *learning_routes(),
         *crop_routes(),
         *adaptation_routes(),
         Route("/login", login, methods=["POST"]),

@@ -16,10 +16,12 @@ from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.options import SaveOptions
 from runtime.camera.saving import check_save_options
+from runtime.camera.stream import FramePrediction
 from runtime.common.secret_file import permission_warning
 from runtime.common.terminal import print_info, stop_on_sigterm, suppress_native_stderr
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prediction import Prediction
 from runtime.publish.publishers import PublishOptions
 from runtime.server.address import listen, resolve, url_of
 from runtime.server.answer_uses import open_answer_uses
@@ -29,8 +31,11 @@ from runtime.server.connection_limits import BoundedHttpProtocol, close_timed_ou
 from runtime.server.crop_setting import CropSetting
 from runtime.server.health import CHECK_INTERVAL, HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
+from runtime.server.learner import Learner
 from runtime.server.live_view import LiveView
 from runtime.server.metrics import Metrics
+from runtime.server.review_collector import ReviewCollector
+from runtime.server.review_tray import ReviewTray
 from runtime.server.scene_adapter import SceneAdapter
 from runtime.server.service_state import ServiceState
 from runtime.server.systemd import notify, watchdog_interval
@@ -112,18 +117,33 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         uses = stack.enter_context(
             open_answer_uses(config.saving, config.publishing, config.min_interval, model, camera)
         )
+        learner = _make_learner(config, policy, model)
+        collector = ReviewCollector(learner.review, model, lambda: not learner.unavailable())
+
+        def on_frame(shown: FramePrediction) -> None:
+            uses.on_frame(shown)
+            collector.offer_frame(shown)
+
+        def on_photo(prediction: Prediction, data: bytes) -> None:
+            uses.on_photo(prediction, data)
+            collector.offer_photo(prediction, data)
+
         view = None
         if camera:
             crop = CropSetting(model, config.crop)
             opened = stack.enter_context(camera)
-            view = LiveView(opened, model, config.min_interval, crop, config.confirm, uses.on_frame)
-        service = _make_service(config, policy, model, view)
-        service.queue.on_photo = uses.on_photo
+            view = LiveView(opened, model, config.min_interval, crop, config.confirm, on_frame)
+        service = _make_service(config, policy, model, learner, view)
+        service.queue.on_photo = on_photo
         yield ReadyServer(_make_uvicorn_server(service), listener, url_of(address[0], port), policy, model)
 
 
 def _make_service(
-    config: ServerConfig, policy: AccessPolicy, model: ReloadingClassifier, view: LiveView | None
+    config: ServerConfig,
+    policy: AccessPolicy,
+    model: ReloadingClassifier,
+    learner: Learner,
+    view: LiveView | None,
 ) -> ServiceState:
     queue = InferenceQueue(model, capacity=config.queue_capacity, max_upload_bytes=config.max_upload_bytes)
     health = HealthMonitor(
@@ -138,7 +158,18 @@ def _make_service(
         correction=options.get("correction"),
         allow_correction=options.get("allow_correction", False),
     )
-    return ServiceState(queue, policy, health, Metrics(queue, view), adapter, view)
+    return ServiceState(queue, policy, health, Metrics(queue, view), adapter, learner, view)
+
+
+def _make_learner(config: ServerConfig, policy: AccessPolicy, model: ReloadingClassifier) -> Learner:
+    options = config.classifier_options
+    return Learner(
+        model,
+        ReviewTray(),
+        learned=options.get("learned"),
+        allow_learning=options.get("allow_learning", False),
+        is_reachable=policy.is_networked or bool(config.allowed_hosts),  # --allow-host: behind a proxy
+    )
 
 
 def _make_uvicorn_server(service: ServiceState) -> uvicorn.Server:

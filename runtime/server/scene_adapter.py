@@ -1,17 +1,13 @@
 """Adaptation to a scene: photos that people mark on the page, and the correction that is fitted to them."""
 
-import asyncio
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_info
-from runtime.common.text import printable
 from runtime.inference.adaptation import (
     FEW_PHOTOS,
     Adaptation,
@@ -25,10 +21,10 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import ModelOutput
 from runtime.inference.prefetch import DECODERS
 from runtime.server.errors import RequestRejected
+from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import MAX_SIDE, NoneTray
-
-Result = TypeVar("Result")
+from runtime.server.writes import refused_writes
 
 TRAY_SUFFIX = ".none"  # of the tray's folder, beside the correction
 
@@ -50,8 +46,7 @@ class SceneAdapter:
         self._model, self._named, self._allow_correction = model, correction, allow_correction
         self._tray: NoneTray | None = None
         self._outputs: dict[tuple[str, str], ModelOutput] = {}  # by the model's sha256 and the photo's id
-        self._pool = ThreadPoolExecutor(1, "adapt")
-        self._is_busy = False
+        self._worker = ExclusiveWorker("adapt", "the service is adapting already")
 
     def unavailable(self) -> str:
         """One line on why the model in use cannot be adapted; "" if it can."""
@@ -82,7 +77,7 @@ class SceneAdapter:
     def mark(self, classifier: Classifier, upload: Upload) -> str:
         """Stores an uploaded picture in the tray and returns its id. Raises PictureError."""
         tray = self.tray()
-        with rejected_writes(tray.folder):
+        with refused_writes(tray.folder, "--correction FILE"):
             id = tray.add(DECODERS.decode(upload.data, (MAX_SIDE, MAX_SIDE), fit=True))
         self._output(classifier, tray, id)  # here, so that adapting takes little time
         return id
@@ -93,29 +88,14 @@ class SceneAdapter:
         Returns the fields of openapi.json's schema Adaptation. Raises RequestRejected (409, 500, 503)
         and EngineError.
         """
-        return await self._run(self._adapt)
+        return await self._worker.run(self._adapt)
 
     async def reset(self) -> None:
         """Removes the correction. Raises RequestRejected (409, 500, 503)."""
-        await self._run(self._reset)
+        await self._worker.run(self._reset)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    async def _run(self, work: Callable[[], Result]) -> Result:
-        """Runs one job at a time, so that requests whose clients have left do not pile up."""
-        if self._is_busy:
-            raise RequestRejected(503, "the service is adapting already: retry in 5 s", retry_after=5)
-        self._is_busy = True
-        job = asyncio.get_running_loop().run_in_executor(self._pool, work)
-
-        def finish(job: "asyncio.Future[Result]") -> None:
-            self._is_busy = False
-            if not job.cancelled():
-                job.exception()  # asyncio reports an exception that nobody retrieves
-
-        job.add_done_callback(finish)
-        return await asyncio.shield(job)
+        self._worker.close()
 
     def _adapt(self) -> dict[str, Any]:
         tray, classifier = self.tray(), self._model.current()
@@ -138,7 +118,7 @@ class SceneAdapter:
     def _reset(self) -> None:
         self.tray()  # raises if the model cannot be adapted
         path = self._correction_path()
-        with rejected_writes(path):
+        with refused_writes(path, "--correction FILE"):
             path.unlink(missing_ok=True)
         self._model.reload_additions()
 
@@ -203,15 +183,3 @@ def correction_fields(correction: Correction) -> dict[str, Any]:
     """The fields of openapi.json's schema Correction."""
     names = ("created", "photos", "rejected_before", "rejected_after")
     return {name: getattr(correction, name) for name in names}
-
-
-@contextmanager
-def rejected_writes(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into RequestRejected (500)."""
-    try:
-        yield
-    except OSError as error:
-        reason = str(error.strerror or error).lower()
-        raise RequestRejected(
-            500, f"{printable(str(path))}: {reason}: --correction FILE chooses another place"
-        ) from None

@@ -9,6 +9,7 @@ from runtime.server.connection_limits import network_of
 from runtime.server.errors import RequestRejected
 from runtime.server.health import HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
+from runtime.server.learner import Learner
 from runtime.server.live_view import LiveView
 from runtime.server.metrics import Metrics
 from runtime.server.request_body import Receive
@@ -26,6 +27,7 @@ class ServiceState:
     health: HealthMonitor
     metrics: Metrics
     adapter: SceneAdapter
+    learner: Learner
     live_view: LiveView | None = None
 
 

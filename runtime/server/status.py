@@ -9,14 +9,14 @@ from runtime.model_file.index import read_index
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.live_view import LiveView
 from runtime.server.scene_adapter import SceneAdapter, correction_fields
+from runtime.server.service_state import ServiceState
 
 PARITY_METRICS = ("n", "top1", "agreement", "mean_dp", "max_dp")
 
 
-def service_status(
-    queue: InferenceQueue, live_view: LiveView | None, adapter: SceneAdapter
-) -> dict[str, Any]:
+def service_status(service: ServiceState) -> dict[str, Any]:
     """The fields of openapi.json's schema Status."""
+    queue, live_view = service.queue, service.live_view
     classifier = queue.model.current()
     return {
         "model": model_card(classifier),
@@ -27,7 +27,8 @@ def service_status(
         "camera": None if live_view is None else camera_status(live_view),
         "history": [] if live_view is None else list(live_view.history),
         "correction": correction_fields(classifier.correction) if classifier.correction else None,
-        "tray": tray_status(adapter),
+        "tray": tray_status(service.adapter),
+        "learning": service.learner.status(),
         "max_bytes": queue.max_upload_bytes,
     }
 

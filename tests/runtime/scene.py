@@ -40,6 +40,14 @@ def class_pictures(count: int, seed: int) -> tuple[Pictures, NDArray[np.int64]]:
     return _enlarge(quarters), labels
 
 
+def borderline_pictures(count: int, seed: int) -> Pictures:
+    """Pictures that the model calls blau, with almost as much green."""
+    pictures, labels = class_pictures(len(LABELS) * count, seed)
+    pictures = pictures[labels == 0]
+    pictures[..., 1] = pictures[..., 2] - 6
+    return pictures
+
+
 def scene_pictures(count: int, seed: int) -> Pictures:
     """Bright pictures whose upper half is much brighter than the lower one: of none of the classes."""
     quarters = np.random.default_rng(seed).uniform(90, 160, (count, 2, 2, 3))
@@ -52,6 +60,12 @@ def save_pictures(pictures: Pictures, folder: Path) -> Path:
     for number, pixels in enumerate(pictures):
         Image.fromarray(pixels).save(folder / f"{number:03}.png")
     return folder
+
+
+def encode_png(pixels: NDArray[np.uint8]) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
 
 
 def compute_features(pictures: Pictures) -> NDArray[np.float64]:

@@ -8,3 +8,9 @@ export function element(name, properties = {}, ...children) {
   created.append(...children);
   return created;
 }
+
+// Not the property `disabled`: a button would lose the focus when it is disabled.
+export const setDisabled = (button, disabled) => button.setAttribute("aria-disabled", disabled);
+export const isDisabled = (button) => button.getAttribute("aria-disabled") === "true";
+
+export const countPhotos = (count) => (count === 1 ? "1 photo" : `${count} photos`);

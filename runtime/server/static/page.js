@@ -1,8 +1,10 @@
 // Shows the camera's newest frame with its prediction, classifies photos, and shows the model and its speed.
 
 import { makeCropButton } from "./crop.js";
-import { byId, element, sleep } from "./dom.js";
+import { byId, countPhotos, element, sleep } from "./dom.js";
 import { request, requestWhenFree, retryDelay } from "./request.js";
+import { showReview } from "./review.js";
+import { addTeachListeners, makeWrongButton, showTeaching } from "./teach.js";
 import { addTrayListeners, makeMarkButton, showTray } from "./tray.js";
 
 const STATUS_INTERVAL = 2000; // ms
@@ -39,6 +41,9 @@ function showBars(target, prediction) {
   });
 }
 
+// The page shows one of them: "Wrong?" if the service learns, else "None of these" if it adapts.
+const makeActions = (source, getPhoto, isLive = false) => [makeWrongButton(source, getPhoto, isLive), makeMarkButton(source, getPhoto)];
+
 // --- camera ---
 
 let isWatching = false;
@@ -46,7 +51,7 @@ let shownFrame = null; // a Blob
 
 async function watchCamera() {
   const shown = { frame: 0, label: "", labelTime: 0 };
-  byId("camera-actions").append(makeMarkButton("camera.jpg", () => shownFrame), makeCropButton());
+  byId("camera-actions").append(...makeActions("camera.jpg", () => shownFrame, true), makeCropButton());
   byId("camera").hidden = false;
   for (;;) {
     await untilVisible();
@@ -126,7 +131,7 @@ async function classifyPending() {
   updateStatus();
 }
 
-// The photos on the page get the answers of another correction.
+// The photos on the page get the answers of another correction or of other learned names.
 async function classifyAgain() {
   pending.push(...[...byId("results").children].filter((card) => !pending.includes(card)).reverse());
   if (!isClassifying) await classifyPending();
@@ -135,13 +140,13 @@ async function classifyAgain() {
 function showResult(card, result) {
   const [photo, text] = card.children;
   const label = text.firstChild;
-  while (text.lastChild !== label) text.lastChild.remove(); // of an earlier answer
+  for (const child of [...text.children].slice(1)) if (!card.actions?.includes(child)) child.remove(); // of an earlier answer
   card.classList.remove("pending");
   card.classList.toggle("failed", Boolean(result.error));
   if (result.error) {
     label.className = "label";
     label.textContent = "Not classified";
-    text.append(element("p", { className: "details", textContent: `${result.source}: ${result.error}` }));
+    label.after(element("p", { className: "details", textContent: `${result.source}: ${result.error}` }));
   } else {
     const bars = element("ol", { className: "bars" });
     showLabel(label, result);
@@ -149,7 +154,8 @@ function showResult(card, result) {
     const converted = result.converted ? ", converted by the browser" : "";
     const times = `decoding ${result.ms.decode} ms, inference ${result.ms.infer} ms`;
     const details = element("p", { className: "details", textContent: `${result.source}${converted} · ${times}` });
-    text.append(bars, details, makeMarkButton(result.source, () => result.converted ?? card.file));
+    label.after(bars, details);
+    if (!card.actions) text.append(...(card.actions = makeActions(result.source, () => result.converted ?? card.file)));
   }
   photo.alt = `Your photo ${card.file.name}: ${label.textContent}`;
   const words = [...label.childNodes].map((node) => node.textContent).join(" ");
@@ -238,6 +244,8 @@ async function updateStatus() {
   byId("curl-example").textContent = `curl -F file=@photo.jpg ${location.origin}/classify`;
   showCameraStatus(status.camera);
   showTray(status);
+  showTeaching(status);
+  showReview(status);
   showSpeed(status);
   showModel(status);
   byId("history").hidden = status.history.length === 0;
@@ -271,7 +279,7 @@ function showSpeed({ speed, camera, engine, threads }) {
   byId("speed-note").textContent = `${engine} on ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} classified since the start`;
 }
 
-function showModel({ model, news, correction }) {
+function showModel({ model, news, correction, learning }) {
   const labels = model.labels.map((label) => element("li", { textContent: label }));
   if (byId("labels").textContent !== model.labels.join("")) byId("labels").replaceChildren(...labels);
   const facts = [
@@ -282,6 +290,7 @@ function showModel({ model, news, correction }) {
   ];
   if (model.precision) facts.splice(1, 0, ["precision", model.precision]);
   if (correction) facts.push(["correction", describeCorrection(correction)]);
+  facts.push(["learning", describeLearning(learning)]);
   const { parity } = model;
   if (parity?.top1 !== undefined) facts.push(["accuracy", `${percent(parity.top1)} of ${parity.n} test photos`]);
   if (parity?.agreement !== undefined) {
@@ -292,9 +301,17 @@ function showModel({ model, news, correction }) {
   byId("model-news").textContent = news;
 }
 
+function describeLearning({ unavailable, learned }) {
+  const off = unavailable ? `off: ${unavailable}` : "press “Wrong?” below an answer";
+  if (!learned) return off;
+  const day = new Date(learned.created).toLocaleDateString("en", { dateStyle: "long" });
+  const names = learned.new_labels.length ? `; new: ${learned.new_labels.join(", ")}` : "";
+  return `${countPhotos(learned.photos)} on ${day}${names}${unavailable ? `; ${off}` : ""}`;
+}
+
 function describeCorrection({ created, photos, rejected_after }) {
   const day = new Date(created).toLocaleDateString("en", { dateStyle: "long" });
-  return `fitted to ${photos === 1 ? "1 photo" : `${photos} photos`} on ${day}; rejects ${percent(rejected_after)} of the photos of the classes`;
+  return `fitted to ${countPhotos(photos)} on ${day}; rejects ${percent(rejected_after)} of the photos of the classes`;
 }
 
 function showPairs(target, pairs) {
@@ -315,6 +332,7 @@ function historyEntry(prediction) {
 
 addInputListeners();
 addTrayListeners(classifyAgain);
+addTeachListeners(classifyAgain, updateStatus);
 for (;;) {
   await untilVisible();
   await updateStatus();

@@ -22,6 +22,16 @@ export async function requestWhenFree(path, options) {
   }
 }
 
+// Sends a request and returns the JSON of its answer, which has the field `error` when it failed.
+export async function call(send) {
+  try {
+    const response = await send();
+    return response.status === 204 ? {} : await response.json();
+  } catch {
+    return { error: "the service does not respond" };
+  }
+}
+
 export const retryDelay = (response) => 1000 * (Number(response.headers.get("Retry-After")) || 1);
 
 function signIn() {

@@ -1,7 +1,7 @@
 // The tray: photos that show none of the classes, and the correction that is fitted to them.
 
-import { byId, element } from "./dom.js";
-import { request, requestWhenFree } from "./request.js";
+import { byId, countPhotos, element, isDisabled, setDisabled } from "./dom.js";
+import { call, request, requestWhenFree } from "./request.js";
 
 const ADDED_TIME = 1500; // ms that a button says "Added"
 
@@ -30,10 +30,6 @@ function setMarkButton(button, text, disabled) {
   setDisabled(button, disabled);
 }
 
-// Not the property `disabled`: a button would lose the focus when it is disabled.
-const setDisabled = (button, disabled) => button.setAttribute("aria-disabled", disabled);
-const isDisabled = (button) => button.getAttribute("aria-disabled") === "true";
-
 // Returns an error message, or "".
 async function addPhoto(source, photo) {
   const form = new FormData();
@@ -46,18 +42,6 @@ async function addPhoto(source, photo) {
   }
   return answer.error ?? "";
 }
-
-// Sends a request and returns the JSON of its answer, which has the field `error` when it failed.
-async function call(send) {
-  try {
-    const response = await send();
-    return response.status === 204 ? {} : await response.json();
-  } catch {
-    return { error: "the service does not respond" };
-  }
-}
-
-const countPhotos = (count) => (count === 1 ? "1 photo" : `${count} photos`);
 
 function showMessage(text, isError = false) {
   byId("tray-message").textContent = byId("tray-announcement").textContent = text;

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.serving import OWN_VARIABLES, Client, serve_in_thread
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -24,6 +28,19 @@ def service(knowing: Path) -> Iterator[Client]:
     """Four slots, uploads of 1 MB at most."""
     with serve_in_thread(knowing, queue_capacity=4, max_upload_bytes=1_000_000) as client:
         yield client
+
+
+@pytest.fixture(
+    scope="module",
+    params=["DESKTOP", pytest.param("PHONE", marks=pytest.mark.slow)],
+    ids=["desktop", "phone"],
+)
+def chrome(request: pytest.FixtureRequest) -> Iterator[Chrome]:
+    """A browser with a window of this size; skips the tests where there is none."""
+    from tests.runtime.server import browser
+
+    with browser.browser(getattr(browser, request.param)) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import numpy as np
@@ -18,37 +16,24 @@ from PIL import Image
 
 from export.sign import sign_folder
 from tests.runtime.conftest import MakeFolder
-from tests.runtime.scene import class_pictures, scene_pictures
+from tests.runtime.scene import class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
 MARKED = 20
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
-
-
-def call(
-    service: Client, method: str, path: str, body: bytes | None = None, **headers: str
-) -> tuple[int, Any]:
-    status, _, text = service.request(method, path, body, headers)
-    return status, json.loads(text) if text else None
 
 
 def mark(service: Client, pictures: NDArray[np.uint8]) -> list[str]:
     """Puts the pictures into the tray; returns their ids."""
     ids = []
     for pixels in pictures:
-        status, answer = call(service, "POST", "/none", png(pixels))
+        status, answer = service.call("POST", "/none", encode_png(pixels))
         assert status == 201
         ids.append(answer["id"])
     return ids
 
 
 def count_named(service: Client, pictures: NDArray[np.uint8]) -> int:
-    return sum(service.classify(png(pixels))[1]["known"] for pixels in pictures)
+    return sum(service.classify(encode_png(pixels))[1]["known"] for pixels in pictures)
 
 
 @pytest.fixture
@@ -67,7 +52,7 @@ def test_adapting_takes_effect_for_the_next_picture_until_it_is_reset(service: C
     before = count_named(service, scene), count_named(service, flowers)
     assert before[0] > 20 and before[1] > 27
     mark(service, scene_pictures(MARKED, seed=1))
-    status, adapted = call(service, "POST", "/adapt")
+    status, adapted = service.call("POST", "/adapt")
     assert status == 200
     jsonschema.validate(adapted, openapi_schema("Adaptation"))
     assert adapted["photos"] == MARKED and adapted["named_before"] > adapted["named_after"]
@@ -76,7 +61,7 @@ def test_adapting_takes_effect_for_the_next_picture_until_it_is_reset(service: C
     correction = service.status()["correction"]
     assert correction["photos"] == MARKED and correction == adapted["correction"]
     assert model.with_name("quarters.correction.json").is_file()
-    assert call(service, "DELETE", "/adapt") == (204, None)
+    assert service.call("DELETE", "/adapt") == (204, None)
     assert service.status()["correction"] is None
     assert (count_named(service, scene), count_named(service, flowers)) == before
     assert not model.with_name("quarters.correction.json").exists()
@@ -84,14 +69,14 @@ def test_adapting_takes_effect_for_the_next_picture_until_it_is_reset(service: C
 
 def test_adapting_again_starts_from_the_model(service: Client) -> None:
     mark(service, scene_pictures(MARKED, seed=1))
-    first, second = (call(service, "POST", "/adapt")[1] for _ in range(2))
+    first, second = (service.call("POST", "/adapt")[1] for _ in range(2))
     assert {**first, "correction": 0} == {**second, "correction": 0} and second["named_before"] > 0
 
 
 def test_photos_are_listed_shown_and_removed(service: Client, model: Path) -> None:
     pictures = scene_pictures(3, seed=1)
     ids = mark(service, pictures)
-    status, tray = call(service, "GET", "/none")
+    status, tray = service.call("GET", "/none")
     jsonschema.validate(tray, openapi_schema("Tray"))
     assert status == 200 and [photo["id"] for photo in tray["photos"]] == ids
     assert tray["folder"] == str(model.with_name("quarters.none"))
@@ -100,10 +85,10 @@ def test_photos_are_listed_shown_and_removed(service: Client, model: Path) -> No
     assert status == 200 and headers["content-type"] == "image/jpeg" and "private" in headers["cache-control"]
     assert np.abs(shown - pictures[1]).mean() < 12
     assert service.status()["tray"] == {"unavailable": "", "photos": 3, "newest": ids[2]}
-    assert call(service, "DELETE", f"/none/{ids[1]}") == (204, None)
-    assert [photo["id"] for photo in call(service, "GET", "/none")[1]["photos"]] == [ids[0], ids[2]]
-    assert call(service, "DELETE", f"/none/{ids[1]}")[0] == 404
-    assert call(service, "DELETE", "/none") == (204, None)
+    assert service.call("DELETE", f"/none/{ids[1]}") == (204, None)
+    assert [photo["id"] for photo in service.call("GET", "/none")[1]["photos"]] == [ids[0], ids[2]]
+    assert service.call("DELETE", f"/none/{ids[1]}")[0] == 404
+    assert service.call("DELETE", "/none") == (204, None)
     assert service.status()["tray"]["photos"] == 0
 
 
@@ -113,7 +98,7 @@ def test_a_marked_photo_loses_its_metadata(service: Client, model: Path) -> None
     photo = io.BytesIO()
     Image.new("RGB", (2000, 1000), "yellow").save(photo, "JPEG", exif=exif, comment=b"secret")
     body, content_type = multipart_form("yellow.jpg", photo.getvalue())
-    status, answer = call(service, "POST", "/none", body, **{"Content-Type": content_type})
+    status, answer = service.call("POST", "/none", body, **{"Content-Type": content_type})
     jsonschema.validate(answer, openapi_schema("AddedPhoto"))
     stored = model.with_name("quarters.none") / answer["id"]
     assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
@@ -121,12 +106,12 @@ def test_a_marked_photo_loses_its_metadata(service: Client, model: Path) -> None
 
 def test_few_photos_are_accepted_with_a_warning(service: Client) -> None:
     mark(service, scene_pictures(3, seed=1))
-    status, adapted = call(service, "POST", "/adapt")
+    status, adapted = service.call("POST", "/adapt")
     assert status == 200 and "10" in adapted["warning"] and len(adapted["warning"].splitlines()) == 1
 
 
 def test_an_empty_tray_is_refused_in_one_line(service: Client) -> None:
-    status, answer = call(service, "POST", "/adapt")
+    status, answer = service.call("POST", "/adapt")
     assert status == 409 and "empty" in answer["error"] and len(answer["error"].splitlines()) == 1
     assert service.status()["correction"] is None
 
@@ -136,7 +121,7 @@ def test_photos_that_show_a_class_are_left_out_and_named(service: Client) -> Non
     named = count_named(service, flowers)
     ids = mark(service, class_pictures(4, seed=7)[0])
     mark(service, scene_pictures(MARKED, seed=1))
-    status, adapted = call(service, "POST", "/adapt")
+    status, adapted = service.call("POST", "/adapt")
     assert status == 200 and set(adapted["left_out"]) <= set(ids) and "show a class" in adapted["warning"]
     assert adapted["photos"] == MARKED + len(ids)
     assert count_named(service, flowers) >= named - 2
@@ -145,7 +130,7 @@ def test_photos_that_show_a_class_are_left_out_and_named(service: Client) -> Non
 def test_a_refused_correction_changes_nothing(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     mark(service, scene_pictures(MARKED, seed=1))
     monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
-    status, answer = call(service, "POST", "/adapt")
+    status, answer = service.call("POST", "/adapt")
     assert status == 409 and "would reject" in answer["error"] and len(answer["error"].splitlines()) == 1
     assert service.status()["correction"] is None
 
@@ -162,7 +147,7 @@ def test_a_refused_correction_changes_nothing(service: Client, monkeypatch: pyte
 def test_hostile_bodies_get_the_answers_of_classify(
     service: Client, body: bytes, status: int, fact: str
 ) -> None:
-    got, answer = call(service, "POST", "/none", body)
+    got, answer = service.call("POST", "/none", body)
     assert got == status == service.request("POST", "/classify", body)[0] and fact in answer["error"]
     assert service.status()["tray"]["photos"] == 0 and service.metric("held_bytes") == 0
 
@@ -182,7 +167,7 @@ def test_metrics_count_the_routes_and_not_the_ids(service: Client) -> None:
 
 def test_other_sites_cannot_mark_or_adapt(service: Client) -> None:
     for method, path in (("POST", "/none"), ("DELETE", "/none"), ("POST", "/adapt"), ("DELETE", "/adapt")):
-        assert call(service, method, path, b"", Origin="http://evil.example")[0] == 403
+        assert service.call(method, path, b"", Origin="http://evil.example")[0] == 403
 
 
 def test_the_token_is_required(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,17 +175,17 @@ def test_the_token_is_required(model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with serve_in_thread(model, host="0.0.0.0") as service:
         for method in ("POST", "GET", "DELETE"):
             for path in ("/none", "/none/x", "/adapt"):
-                assert call(service, method, path, b"")[0] == 401
+                assert service.call(method, path, b"")[0] == 401
 
 
 def test_the_tray_and_the_correction_survive_a_restart(model: Path) -> None:
     with serve_in_thread(model) as service:
         ids = mark(service, scene_pictures(MARKED, seed=1))
-        adapted = call(service, "POST", "/adapt")[1]
+        adapted = service.call("POST", "/adapt")[1]
     with serve_in_thread(model) as service:
-        assert [photo["id"] for photo in call(service, "GET", "/none")[1]["photos"]] == ids
+        assert [photo["id"] for photo in service.call("GET", "/none")[1]["photos"]] == ids
         assert service.status()["correction"] == adapted["correction"]
-        assert call(service, "POST", "/adapt")[1]["named_before"] == adapted["named_before"]
+        assert service.call("POST", "/adapt")[1]["named_before"] == adapted["named_before"]
 
 
 def test_the_folder_of_corrections_holds_the_tray_too(
@@ -211,7 +196,7 @@ def test_the_folder_of_corrections_holds_the_tray_too(
     monkeypatch.setenv("VGG_EDGE_CORRECTIONS", str(state))
     with serve_in_thread(model) as service:
         mark(service, scene_pictures(MARKED, seed=1))
-        assert call(service, "POST", "/adapt")[0] == 200
+        assert service.call("POST", "/adapt")[0] == 200
     assert {path.name for path in state.iterdir()} == {"quarters.correction.json", "quarters.none"}
     assert {path.name for path in model.parent.iterdir()} == {"quarters"}
 
@@ -220,14 +205,14 @@ def test_a_correction_that_cannot_be_written_is_explained(model: Path, tmp_path:
     (tmp_path / "file").write_text("")
     options = {"correction": str(tmp_path / "file" / "scene.correction.json")}
     with serve_in_thread(model, classifier_options=options) as service:
-        status, answer = call(service, "POST", "/none", png(scene_pictures(1, seed=1)[0]))
+        status, answer = service.call("POST", "/none", encode_png(scene_pictures(1, seed=1)[0]))
         assert status == 500 and "--correction" in answer["error"] and str(tmp_path) in answer["error"]
 
 
 def test_a_model_of_contract_version_1_cannot_be_adapted(knowing: Path) -> None:
     with serve_in_thread(knowing) as service:
         for method, path in (("POST", "/none"), ("GET", "/none"), ("POST", "/adapt"), ("DELETE", "/adapt")):
-            status, answer = call(service, method, path, b"")
+            status, answer = service.call(method, path, b"")
             assert status == 409 and "version 1" in answer["error"] and len(answer["error"].splitlines()) == 1
         assert "version 1" in service.status()["tray"]["unavailable"]
 
@@ -238,17 +223,17 @@ def test_a_service_that_requires_signatures_asks_for_a_flag(model: Path, tmp_pat
     key = tmp_path / "key.pub"
     key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
     sign_folder(model, tmp_path / "key")
-    photo = png(scene_pictures(1, seed=1)[0])
+    photo = encode_png(scene_pictures(1, seed=1)[0])
     with serve_in_thread(model, classifier_options={"key": key}) as service:
-        status, answer = call(service, "POST", "/none", photo)
+        status, answer = service.call("POST", "/none", photo)
         assert status == 409 and "--allow-correction" in answer["error"]
         assert "--allow-correction" in service.status()["tray"]["unavailable"]
     with serve_in_thread(model, classifier_options={"key": key, "allow_correction": True}) as service:
-        assert call(service, "POST", "/none", photo)[0] == 201 and call(service, "POST", "/adapt")[0] == 200
+        assert service.call("POST", "/none", photo)[0] == 201 and service.call("POST", "/adapt")[0] == 200
         assert service.status()["correction"] is not None
 
 
 def test_corrections_can_be_turned_off(model: Path) -> None:
     with serve_in_thread(model, classifier_options={"correction": "none"}) as service:
-        status, answer = call(service, "POST", "/none", png(scene_pictures(1, seed=1)[0]))
+        status, answer = service.call("POST", "/none", encode_png(scene_pictures(1, seed=1)[0]))
         assert status == 409 and "--correction none" in answer["error"]

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -23,70 +18,16 @@ from runtime.server.routes import STATIC
 from tests.helpers import wait_for
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import save_pictures, scene_pictures
+from tests.runtime.server.browser import PHONE, browser_errors, choose, focused, press, requested_hosts, text
 from tests.serving import Client, serve_in_thread
 
 TOKEN = "a-token-of-the-test"
-DESKTOP, PHONE = (1280, 800), (390, 844)
-
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
-    pytest.skip("needs Chromium: apt-get install chromium chromium-driver", allow_module_level=True)
-
-
-@contextmanager
-def browser(size: tuple[int, int]) -> Iterator[Chrome]:
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM or "chromium"
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    if size == PHONE:
-        metrics = {"width": size[0], "height": size[1], "pixelRatio": 2, "touch": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": metrics})
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    chrome = Chrome(options, Service(DRIVER or "chromedriver"))
-    try:
-        chrome.set_window_size(*size)
-        yield chrome
-    finally:
-        chrome.quit()
-
-
-@pytest.fixture(
-    scope="module",
-    params=[DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)],
-    ids=["desktop", "phone"],
-)
-def chrome(request: pytest.FixtureRequest) -> Iterator[Chrome]:
-    with browser(request.param) as started:
-        yield started
+ADAPTING = {"learned": "none"}  # "None of these" takes the place of "Wrong?"
 
 
 @pytest.fixture(scope="module")
 def address(service: Client) -> str:
     return service.url
-
-
-def text(chrome: Chrome, selector: str) -> str:
-    """The visible text of the first matching element; "" if there is none."""
-    found = chrome.find_elements(By.CSS_SELECTOR, selector)
-    return found[0].text if found else ""
-
-
-def browser_errors(chrome: Chrome) -> list[str]:
-    """The browser's errors and warnings about the page."""
-    return [
-        entry["message"] for entry in chrome.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")
-    ]
-
-
-def requested_hosts(chrome: Chrome) -> set[str | None]:
-    messages = [json.loads(entry["message"])["message"] for entry in chrome.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
-    return {urlsplit(url).hostname for url in urls if url.startswith("http")}
-
-
-def choose(chrome: Chrome, *photos: Path) -> None:
-    chrome.find_element(By.ID, "photo-files").send_keys("\n".join(map(str, photos)))
 
 
 def luminance(color: str) -> float:
@@ -219,21 +160,12 @@ def marks(chrome: Chrome, within: str) -> list[WebElement]:
     return [button for button in found if button.is_displayed()]
 
 
-def press(chrome: Chrome, selector: str, key: str = Keys.ENTER) -> None:
-    """Presses a button with the keyboard."""
-    chrome.find_element(By.CSS_SELECTOR, selector).send_keys(key)
-
-
-def focused(chrome: Chrome) -> str:
-    return str(chrome.switch_to.active_element.get_attribute("id"))
-
-
 @pytest.mark.slow
 def test_the_answers_change_after_adapting_and_after_a_reset(
     chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path
 ) -> None:
     scene = sorted(save_pictures(scene_pictures(12, seed=1), tmp_path / "scene").iterdir())
-    with serve_in_thread(make_scene_model(tmp_path / "quarters")) as service:
+    with serve_in_thread(make_scene_model(tmp_path / "quarters"), classifier_options=ADAPTING) as service:
         chrome.get(service.url)
         wait_for(lambda: text(chrome, "#model-name") == "quarters")
         assert not chrome.find_element(By.ID, "tray").is_displayed()
@@ -260,7 +192,7 @@ def test_the_answers_change_after_adapting_and_after_a_reset(
 
 def test_photos_leave_the_tray(chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path) -> None:
     scene = sorted(save_pictures(scene_pictures(3, seed=1), tmp_path / "scene").iterdir())
-    with serve_in_thread(make_scene_model(tmp_path / "quarters")) as service:
+    with serve_in_thread(make_scene_model(tmp_path / "quarters"), classifier_options=ADAPTING) as service:
         chrome.get(service.url)
         choose(chrome, *scene)
         wait_for(lambda: len(marks(chrome, "#results")) == 3)
@@ -285,7 +217,7 @@ def test_a_refused_adaptation_is_explained(
 ) -> None:
     monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
     scene = sorted(save_pictures(scene_pictures(12, seed=1), tmp_path / "scene").iterdir())
-    with serve_in_thread(make_scene_model(tmp_path / "quarters")) as service:
+    with serve_in_thread(make_scene_model(tmp_path / "quarters"), classifier_options=ADAPTING) as service:
         for photo in scene:
             service.request("POST", "/none", photo.read_bytes())
         chrome.get(service.url)
@@ -348,7 +280,9 @@ def test_the_live_picture_can_be_marked(
     chrome: Chrome, make_scene_model: MakeFolder, make_clip: Callable[..., Path], tmp_path: Path
 ) -> None:
     clip = make_clip(tmp_path / "clip.mp4", [("red", 250)])
-    with serve_in_thread(make_scene_model(tmp_path / "quarters"), camera=str(clip)) as service:
+    with serve_in_thread(
+        make_scene_model(tmp_path / "quarters"), camera=str(clip), classifier_options=ADAPTING
+    ) as service:
         browser_errors(chrome)  # of earlier tests, whose services stopped
         chrome.get(service.url)
         wait_for(lambda: text(chrome, "#connection") == "live" and len(marks(chrome, "#camera")) == 1)

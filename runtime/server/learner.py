@@ -1,0 +1,288 @@
+"""Learning on the page: pictures that people name, and the state that is fitted to them."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from runtime.camera.stream import to_iso
+from runtime.common.errors import EngineError, ModelError, UserError
+from runtime.common.terminal import print_error, print_info
+from runtime.common.text import printable
+from runtime.inference.classifier import Classifier
+from runtime.inference.correction import NONE
+from runtime.inference.learned_state import (
+    MAX_MB,
+    NONE_LABEL,
+    LearnedState,
+    describe_learning,
+    learned_folder,
+    read_previous,
+)
+from runtime.inference.learning import learn, pending_photos, reset, undo
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.prefetch import DECODERS
+from runtime.inference.taught_photos import MAX_SIDE, TaughtPhoto, TaughtPhotos, added_at, check_label
+from runtime.inference.teaching import check_teachable
+from runtime.model_file.loader import ModelFile
+from runtime.server.errors import RequestRejected
+from runtime.server.exclusive_worker import ExclusiveWorker
+from runtime.server.multipart import Upload
+from runtime.server.review_tray import ReviewPicture, ReviewTray
+from runtime.server.scene_adapter import count_photos
+from runtime.server.writes import refused_writes
+
+FLAG = "start it with --allow-learning"
+
+
+class Learner:
+    """The named pictures and the learned state of the model in use, and the pictures to review.
+
+    `learned` and `allow_learning` are those of the Classifier. A service that other machines can reach,
+    `is_reachable`, learns only with `allow_learning`.
+    """
+
+    def __init__(
+        self,
+        model: ReloadingClassifier,
+        review: ReviewTray,
+        *,
+        learned: str | Path | None = None,
+        allow_learning: bool = False,
+        is_reachable: bool = False,
+    ) -> None:
+        self.review = review
+        self._model, self._named = model, learned
+        self._allow_learning, self._is_reachable = allow_learning, is_reachable
+        self._store: tuple[Path, TaughtPhotos] | None = None
+        self._checked = "", ""  # the sha256 of a model, and why it cannot learn
+        self._worker = ExclusiveWorker("learn", "the service is learning already")
+
+    def unavailable(self) -> str:
+        """One line on why the service does not learn; "" if it does."""
+        return self._forbidden() or self._unable()
+
+    def require_available(self) -> None:
+        """Raises RequestRejected: 403 if learning is not allowed, 409 if the model cannot learn."""
+        if reason := self._forbidden():
+            raise RequestRejected(403, reason)
+        if reason := self._unable():
+            raise RequestRejected(409, reason)
+
+    def store(self) -> TaughtPhotos:
+        """The named pictures of the model in use. Raises RequestRejected (403, 409)."""
+        self.require_available()
+        folder = self._folder()
+        if self._store is None or self._store[0] != folder:
+            self._store = folder, TaughtPhotos(folder)
+        return self._store[1]
+
+    def check_label(self, label: str) -> str:
+        """The label as it is stored. Raises RequestRejected: 400 if it is no name, 403 and 409."""
+        labels = self._labels(self.store().photos())
+        try:
+            return check_label(label.strip(), labels)
+        except UserError as error:
+            raise RequestRejected(400, str(error)) from None
+
+    def add(self, classifier: Classifier, upload: Upload, *, label: str) -> str:
+        """Stores an uploaded picture and returns its id.
+
+        Raises RequestRejected (403, 409, 500), PictureError and EngineError.
+        """
+        id = self._add(label, upload.data)
+        pixels = DECODERS.decode(upload.data, classifier.model.contract.input_size)
+        if (features := classifier.infer_uncorrected(pixels).features) is not None:
+            self.review.decide(features)
+        return id
+
+    def name_review(self, picture: ReviewPicture, label: str) -> str:
+        """Stores a picture of the review under a label and returns its id. Raises RequestRejected."""
+        id = self._add(label, picture.jpeg)
+        with suppress(KeyError):  # named or removed by another viewer
+            self.review.remove(picture.id)
+        return id
+
+    def path(self, id: str) -> Path:
+        """The file of a named picture. Raises RequestRejected (403, 404, 409)."""
+        try:
+            return self.store().find(id).path
+        except KeyError:
+            raise _no_picture() from None
+
+    def remove(self, id: str) -> None:
+        """Deletes a named picture. Raises RequestRejected (403, 404, 409, 500)."""
+        store = self.store()
+        try:
+            with refused_writes(store.folder, "--learned FOLDER"):
+                store.remove(id)
+        except KeyError:
+            raise _no_picture() from None
+
+    async def learn(self) -> dict[str, Any]:
+        """Fits a state to the named pictures, writes it and uses it for the next picture.
+
+        Returns the fields of openapi.json's schema Lesson. Raises RequestRejected (403, 409, 500, 503) and
+        EngineError.
+        """
+        return dict(await self._change(self._learn))
+
+    async def undo(self) -> dict[str, Any]:
+        """Restores the state before the last change; returns the fields of openapi.json's schema Undone."""
+        return dict(await self._change(self._undo))
+
+    async def forget(self) -> None:
+        """Removes what was learned and the named pictures. Raises RequestRejected (403, 409, 500, 503)."""
+        await self._change(lambda: reset(self._folder()))
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def list_photos(self) -> dict[str, Any]:
+        """The fields of openapi.json's schema Taught. Raises RequestRejected (403, 409)."""
+        classifier, store = self._model.current(), self.store()
+        photos, state = store.photos(), classifier.learned
+        pending = {photo.id for photo in pending_photos(state, photos)}
+        labels = self._labels(photos)
+        return {
+            "photos": [
+                {
+                    "id": photo.id,
+                    "label": photo.label,
+                    "time": to_iso(added_at(photo.id)),
+                    "learned": photo.id not in pending,
+                }
+                for photo in photos
+            ],
+            "removed": len(set(state.photos) - {photo.id for photo in photos}) if state else 0,
+            "labels": labels,
+            "new_labels": labels[len(classifier.model.contract.labels) :],
+            "folder": printable(str(store.folder)),
+            "learned": learned_fields(state),
+            "can_undo": self._can_undo(),
+        }
+
+    def status(self) -> dict[str, Any]:
+        """The field `learning` of openapi.json's schema Status."""
+        reason, classifier = self.unavailable(), self._model.current()
+        photos = [] if reason else self.store().photos()
+        return {
+            "unavailable": reason,
+            "photos": len(photos),
+            "newest": photos[-1].id if photos else None,
+            "labels": self._labels(photos),
+            "learned": learned_fields(classifier.learned),
+            "can_undo": not reason and self._can_undo(),
+            "review": "" if reason else self.review.version,
+        }
+
+    def _forbidden(self) -> str:
+        if self._is_reachable and not self._allow_learning:
+            return f"other machines can reach this service, so it does not learn: {FLAG}"
+        return ""
+
+    def _unable(self) -> str:
+        model = self._model.current().model
+        if self._named == NONE:
+            return "the service runs with --learned none: start it without this flag"
+        if model.signature and not self._allow_learning:
+            return f"this service accepts signed models only, and nobody signs what it learns: {FLAG}"
+        if self._checked[0] != model.sha256:  # reading its statistics takes milliseconds
+            self._checked = model.sha256, _teaching_problem(model)
+        return self._checked[1]
+
+    def _folder(self) -> Path:
+        return learned_folder(self._model.current().model, self._named)
+
+    def _labels(self, photos: list[TaughtPhoto]) -> list[str]:
+        """The classes in use, and the names that wait to be learned."""
+        waiting = (photo.label for photo in photos if photo.label != NONE_LABEL)
+        return list(dict.fromkeys([*self._model.current().labels, *waiting]))
+
+    def _can_undo(self) -> bool:
+        try:
+            read_previous(self._folder())
+        except ModelError:
+            return False
+        return True
+
+    def _add(self, label: str, data: bytes) -> str:
+        """Stores an encoded picture and returns its id. Raises RequestRejected and PictureError."""
+        store = self.store()
+        pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
+        try:
+            with refused_writes(store.folder, "--learned FOLDER"):
+                return store.add(label, pixels).id
+        except UserError as error:  # no room
+            raise RequestRejected(409, str(error)) from None
+
+    async def _change(self, work: Callable[[], Any]) -> Any:
+        """Runs a job that changes the state, and uses the state for the next picture."""
+        self.require_available()
+
+        def change() -> Any:
+            try:
+                fields = work()
+            except EngineError:
+                raise
+            except UserError as error:
+                raise RequestRejected(409, str(error)) from None
+            self._model.reload_additions()
+            return fields
+
+        fields = await self._worker.run(change)
+        asyncio.get_running_loop().run_in_executor(None, self._refresh_review)
+        return fields
+
+    def _learn(self) -> dict[str, Any]:
+        if not self.store().photos():
+            raise RequestRejected(409, "no picture has a name: press “Wrong?”, or POST a picture to /taught")
+        started, classifier = time.perf_counter(), self._model.current()
+        learned = learn(
+            classifier.model,
+            classifier.infer_uncorrected,
+            self._folder(),
+            classifier.correction,
+            max_mb=MAX_MB,
+        )
+        state, seconds = learned.teaching.state, time.perf_counter() - started
+        text = f"learned {count_photos(len(state.photos))} in {seconds:.1f} s: {describe_learning(state)}"
+        print_info(printable(text))
+        unread = [f"{count_photos(len(learned.problems))} cannot be read."] if learned.problems else []
+        return {
+            "text": text,
+            "learned": learned_fields(state),
+            "seconds": round(seconds, 3),
+            "warning": " ".join([*unread, *(f"{warning}." for warning in learned.teaching.warnings)]),
+        }
+
+    def _undo(self) -> dict[str, Any]:
+        state = undo(self._model.current().model, self._folder())
+        return {"text": f"restored: {describe_learning(state)}" if state else "restored: nothing is learned"}
+
+    def _refresh_review(self) -> None:
+        try:
+            self.review.refresh(self._model.current())
+        except UserError as error:
+            print_error(f"the pictures in the review keep their answers: {error}")
+
+
+def learned_fields(state: LearnedState | None) -> dict[str, Any] | None:
+    """The fields of openapi.json's schema Learned; None if nothing is learned."""
+    if state is None:
+        return None
+    return {"created": state.created, "photos": len(state.photos), "new_labels": list(state.new_labels)}
+
+
+def _teaching_problem(model: ModelFile) -> str:
+    try:
+        check_teachable(model)
+    except ModelError as error:
+        return str(error)
+    return ""
+
+
+def _no_picture() -> RequestRejected:
+    return RequestRejected(404, "no picture has this id: GET /taught lists the named pictures")

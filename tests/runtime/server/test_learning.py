@@ -1,0 +1,309 @@
+"""/taught, /learn and /review: named pictures, what the service learns from them, and when it refuses."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import jsonschema
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.sign import sign_folder
+from tests.helpers import wait_for
+from tests.runtime.conftest import MakeFolder
+from tests.runtime.scene import borderline_pictures, class_pictures, encode_png, scene_pictures
+from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
+
+TAUGHT = 12
+
+
+def teach(service: Client, label: str, pictures: NDArray[np.uint8]) -> list[str]:
+    """Names the pictures; returns their ids."""
+    ids = []
+    for pixels in pictures:
+        status, answer = service.call("POST", f"/taught?label={quote(label)}", encode_png(pixels))
+        assert status == 201, answer
+        ids.append(answer["id"])
+    return ids
+
+
+def learn(service: Client) -> dict[str, Any]:
+    status, lesson = service.call("POST", "/learn")
+    assert status == 200, lesson
+    jsonschema.validate(lesson, openapi_schema("Lesson"))
+    assert len(lesson["text"].splitlines()) == 1
+    return dict(lesson)
+
+
+def answers(service: Client, pictures: NDArray[np.uint8]) -> list[str]:
+    predictions = [service.classify(encode_png(pixels))[1] for pixels in pictures]
+    return [found["label"] if found["known"] else "unknown" for found in predictions]
+
+
+@pytest.fixture
+def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
+    return make_scene_model(tmp_path / "models" / "quarters")
+
+
+@pytest.fixture
+def service(model: Path) -> Iterator[Client]:
+    with serve_in_thread(model, queue_capacity=4, max_upload_bytes=1_000_000) as client:
+        yield client
+
+
+def test_a_new_class_is_learned_undone_and_forgotten(service: Client, model: Path) -> None:
+    seen, unseen = scene_pictures(TAUGHT, seed=1), scene_pictures(20, seed=5)
+    flowers, _ = class_pictures(15, seed=6)
+    before = answers(service, flowers)
+    assert "sky" not in answers(service, unseen)
+    teach(service, "sky", seen)
+    assert "sky" not in answers(service, unseen)  # until "Learn"
+    assert service.status()["learning"]["labels"] == ["blau", "grün", "红", "sky"]
+    lesson = learn(service)
+    assert "sky" in lesson["text"] and str(TAUGHT) in lesson["text"]
+    assert answers(service, unseen).count("sky") >= 17
+    assert sum(np.array(answers(service, flowers)) == before) >= 14
+    status = service.status()
+    jsonschema.validate(status, openapi_schema("Status"))
+    assert status["model"]["labels"] == ["blau", "grün", "红", "sky"]
+    assert status["learning"]["learned"] == lesson["learned"]
+    assert lesson["learned"]["new_labels"] == ["sky"] and lesson["learned"]["photos"] == TAUGHT
+    status_code, undone = service.call("POST", "/learn/undo")
+    jsonschema.validate(undone, openapi_schema("Undone"))
+    assert status_code == 200 and service.status()["learning"]["learned"] is None
+    assert service.status()["learning"]["photos"] == 0  # of the step that was undone
+    assert "sky" not in answers(service, unseen) and answers(service, flowers) == before
+    teach(service, "sky", seen)
+    learn(service)
+    assert service.call("DELETE", "/learn") == (204, None)
+    assert "sky" not in answers(service, unseen)
+    assert service.status()["learning"]["photos"] == 0
+
+
+def test_a_corrected_picture_gets_its_name(service: Client) -> None:
+    wrong = borderline_pictures(1, seed=8)
+    assert answers(service, wrong) == ["blau"]
+    ids = teach(service, "grün", wrong)
+    listed = service.call("GET", "/taught")[1]
+    jsonschema.validate(listed, openapi_schema("Taught"))
+    assert [(photo["id"], photo["label"], photo["learned"]) for photo in listed["photos"]] == [
+        (ids[0], "grün", False)
+    ]
+    assert listed["removed"] == 0 and listed["new_labels"] == []
+    learn(service)
+    assert answers(service, wrong) == ["grün"]
+    listed = service.call("GET", "/taught")[1]
+    assert listed["photos"][0]["learned"]
+    assert service.call("DELETE", f"/taught/{ids[0]}") == (204, None)
+    assert service.call("GET", "/taught")[1]["removed"] == 1
+
+
+def test_none_of_these_becomes_unknown(service: Client) -> None:
+    scene, flowers = scene_pictures(20, seed=5), class_pictures(15, seed=6)[0]
+    assert answers(service, scene).count("unknown") < 7
+    teach(service, "none", scene_pictures(20, seed=1))
+    learn(service)
+    assert answers(service, scene).count("unknown") > 13
+    assert answers(service, flowers).count("unknown") < 3
+
+
+def test_named_pictures_are_listed_shown_renamed_and_removed(service: Client, model: Path) -> None:
+    pictures = scene_pictures(3, seed=1)
+    ids = teach(service, "sky", pictures)
+    status, headers, body = service.request("GET", f"/taught/{ids[1]}")
+    shown = np.asarray(Image.open(io.BytesIO(body))).astype(int)
+    assert status == 200 and headers["content-type"] == "image/jpeg" and "private" in headers["cache-control"]
+    assert np.abs(shown - pictures[1]).mean() < 12
+    status, answer = service.call("POST", "/taught?label=cloud", encode_png(pictures[0]))
+    jsonschema.validate(answer, openapi_schema("AddedTaught"))
+    assert status == 201 and answer == {"id": ids[0], "label": "cloud", "photos": 3}
+    labels = {photo["id"]: photo["label"] for photo in service.call("GET", "/taught")[1]["photos"]}
+    assert labels == {ids[1]: "sky", ids[2]: "sky", ids[0]: "cloud"}
+    assert service.call("DELETE", f"/taught/{ids[2]}") == (204, None)
+    assert service.call("DELETE", f"/taught/{ids[2]}")[0] == 404
+    folder = model.with_name("quarters.learned") / "photos"
+    assert sorted(path.parent.name for path in folder.rglob("*.jpg")) == ["cloud", "sky"]
+
+
+def test_a_named_picture_loses_its_metadata(service: Client, model: Path) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "secret camera"
+    photo = io.BytesIO()
+    Image.new("RGB", (2000, 1000), "yellow").save(photo, "JPEG", exif=exif, comment=b"secret")
+    body, content_type = multipart_form("yellow.jpg", photo.getvalue())
+    status, _ = service.call("POST", "/taught?label=sun", body, **{"Content-Type": content_type})
+    (stored,) = (model.with_name("quarters.learned") / "photos" / "sun").iterdir()
+    assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
+
+
+@pytest.mark.parametrize("label", ["", "a%0Ab", "%1B[2J", "BLAU", "x" * 201, "unknown"])
+def test_a_label_that_is_no_name_is_refused_in_one_line(service: Client, label: str) -> None:
+    status, answer = service.call("POST", f"/taught?label={label}", encode_png(scene_pictures(1, seed=1)[0]))
+    assert status == 400 and len(answer["error"].splitlines()) == 1 and answer["error"].isprintable()
+    assert service.status()["learning"]["photos"] == 0
+
+
+def test_a_label_cannot_leave_the_folder(service: Client, model: Path) -> None:
+    for label in ("..", "../..", "/etc", "C:"):
+        teach(service, label, scene_pictures(1, seed=1))
+        (stored,) = model.parent.rglob("*.jpg")
+        assert stored.parents[1] == model.with_name("quarters.learned") / "photos"
+        assert service.call("GET", "/taught")[1]["photos"][0]["label"] == label
+
+
+@pytest.mark.parametrize(("body", "status"), [(b"no picture", 415), (b"\xff\xd8\xff" + bytes(99), 400)])
+def test_hostile_bodies_get_the_answers_of_classify(service: Client, body: bytes, status: int) -> None:
+    got, answer = service.call("POST", "/taught?label=sky", body)
+    assert got == status == service.request("POST", "/classify", body)[0] and answer["error"]
+    assert service.status()["learning"]["photos"] == 0
+
+
+@pytest.mark.parametrize("path", ["/taught/..%2f..%2fstate.json", "/taught/state.json", "/review/x"])
+def test_only_pictures_are_served(service: Client, path: str) -> None:
+    assert service.request("GET", path)[0] == 404 and service.request("DELETE", path)[0] == 404
+
+
+def test_nothing_to_learn_or_to_undo_is_refused_in_one_line(service: Client) -> None:
+    for path, fact in (("/learn", "Wrong?"), ("/learn/undo", "undo")):
+        status, answer = service.call("POST", path)
+        assert status == 409 and fact in answer["error"] and len(answer["error"].splitlines()) == 1
+
+
+def test_pictures_and_state_survive_a_restart(model: Path) -> None:
+    unseen = scene_pictures(10, seed=5)
+    with serve_in_thread(model) as service:
+        ids = teach(service, "sky", scene_pictures(TAUGHT, seed=1))
+        lesson = learn(service)
+        before = answers(service, unseen)
+    with serve_in_thread(model) as service:
+        assert [photo["id"] for photo in service.call("GET", "/taught")[1]["photos"]] == ids
+        assert service.status()["learning"]["learned"] == lesson["learned"]
+        assert answers(service, unseen) == before and before.count("sky") > 7
+
+
+def test_other_sites_cannot_teach(service: Client) -> None:
+    requests = (
+        ("POST", "/taught?label=sky"),
+        ("POST", "/learn"),
+        ("POST", "/learn/undo"),
+        ("DELETE", "/learn"),
+    )
+    for method, path in requests:
+        assert service.call(method, path, b"", Origin="http://evil.example")[0] == 403
+
+
+def test_the_token_is_required(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VGG_EDGE_TOKEN", "a-token-of-the-test")
+    with serve_in_thread(model) as service:
+        for method in ("POST", "GET", "DELETE"):
+            for path in ("/taught", "/taught/x", "/learn", "/learn/undo", "/review", "/review/x"):
+                assert service.call(method, path, b"")[0] == 401
+
+
+def test_a_service_that_other_machines_can_reach_asks_for_a_flag(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = {"Authorization": "Bearer a-token-of-the-test"}
+    monkeypatch.setenv("VGG_EDGE_TOKEN", "a-token-of-the-test")
+    photo = encode_png(scene_pictures(1, seed=1)[0])
+    for config in ({"host": "0.0.0.0"}, {"allowed_hosts": ("pi.example.org",)}):
+        with serve_in_thread(model, **config) as service:
+            for method, path in (("POST", "/taught?label=sky"), ("POST", "/learn"), ("GET", "/review")):
+                status, answer = service.call(method, path, photo, **token)
+                assert status == 403 and "--allow-learning" in answer["error"]
+                assert len(answer["error"].splitlines()) == 1
+    with serve_in_thread(model, host="0.0.0.0", classifier_options={"allow_learning": True}) as service:
+        assert service.call("POST", "/taught?label=sky", photo, **token)[0] == 201
+
+
+def test_a_model_of_contract_version_1_cannot_learn(knowing: Path) -> None:
+    with serve_in_thread(knowing) as service:
+        for method, path in (("POST", "/taught?label=sky"), ("GET", "/taught"), ("POST", "/learn")):
+            status, answer = service.call(method, path, b"")
+            assert status == 409 and "version 1" in answer["error"] and len(answer["error"].splitlines()) == 1
+        assert "version 1" in service.status()["learning"]["unavailable"]
+
+
+def test_a_service_that_requires_signatures_asks_for_a_flag(model: Path, tmp_path: Path) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    (tmp_path / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    key = tmp_path / "key.pub"
+    key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    sign_folder(model, tmp_path / "key")
+    pictures = scene_pictures(TAUGHT, seed=1)
+    with serve_in_thread(model, classifier_options={"key": key}) as service:
+        status, answer = service.call("POST", "/taught?label=sky", encode_png(pictures[0]))
+        assert status == 409 and "--allow-learning" in answer["error"]
+    with serve_in_thread(model, classifier_options={"key": key, "allow_learning": True}) as service:
+        teach(service, "sky", pictures)
+        assert learn(service)["learned"]["new_labels"] == ["sky"]
+
+
+def test_learning_can_be_turned_off(model: Path) -> None:
+    with serve_in_thread(model, classifier_options={"learned": "none"}) as service:
+        status, answer = service.call("POST", "/taught?label=sky", encode_png(scene_pictures(1, seed=1)[0]))
+        assert status == 409 and "--learned none" in answer["error"]
+
+
+def test_new_classes_appear_in_the_metrics(service: Client) -> None:
+    teach(service, "sky", scene_pictures(TAUGHT, seed=1))
+    learn(service)
+    named = answers(service, scene_pictures(5, seed=5)).count("sky")
+    assert named > 0 and service.metric('answers_total{label="sky"}') == named
+    assert service.metric('learned_photos{label="sky"}') == TAUGHT
+    service.request("GET", "/taught/x")
+    assert service.metric('requests_total{path="/taught/{id}",status="404"}') == 1
+
+
+def uncertain(service: Client) -> list[dict[str, Any]]:
+    status, review = service.call("GET", "/review")
+    jsonschema.validate(review, openapi_schema("Review"))
+    assert status == 200 and service.status()["learning"]["review"] == review["version"]
+    return list(review["photos"])
+
+
+def test_uncertain_uploads_are_named_or_skipped(service: Client) -> None:
+    dark = class_pictures(2, seed=9)[0] // 6 + np.arange(0, 64, 32, dtype=np.uint8)[:, None, None, None]
+    dark[1] = dark[1][::-1, ::-1]
+    for pixels in (*dark, dark[0]):
+        assert service.classify(encode_png(pixels))[1]["known"] is False
+    first, second = uncertain(service)
+    assert first["answer"] == "unknown" and first["reason"] == "unknown"
+    status, headers, body = service.request("GET", f"/review/{first['id']}")
+    assert status == 200 and headers["content-type"] == "image/jpeg"
+    assert Image.open(io.BytesIO(body)).size == dark[0].shape[1::-1]
+    status, answer = service.call("POST", f"/review/{first['id']}?label=night")
+    jsonschema.validate(answer, openapi_schema("AddedTaught"))
+    assert status == 201 and answer["photos"] == 1
+    assert service.call("DELETE", f"/review/{second['id']}") == (204, None)
+    assert uncertain(service) == []
+    for pixels in dark:  # a person decided about them
+        service.classify(encode_png(pixels))
+    assert uncertain(service) == []
+    (photo,) = service.call("GET", "/taught")[1]["photos"]
+    assert photo["label"] == "night"
+
+
+def test_uncertain_frames_are_collected_without_near_duplicates(
+    model: Path, make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", [("black", 60), ("red", 60)])
+    with serve_in_thread(model, camera=str(clip)) as service:
+        wait_for(lambda: "ended" in service.status()["camera"]["problem"])
+        found = uncertain(service)
+        assert [(picture["source"], picture["reason"]) for picture in found] == [("camera", "unknown")] * 2
+
+
+def test_nothing_is_collected_while_learning_is_off(model: Path) -> None:
+    dark = class_pictures(1, seed=9)[0] // 6
+    with serve_in_thread(model, classifier_options={"learned": "none"}) as service:
+        assert service.classify(encode_png(dark[0]))[1]["known"] is False
+        assert service.status()["learning"]["review"] == "" and service.call("GET", "/review")[0] == 409
