@@ -9,7 +9,16 @@ from importlib.metadata import PackageNotFoundError, version
 
 from runtime.common.cpu_info import cpu_name
 
-PACKAGES = ("tensorflow", "keras", "ai-edge-litert", "tflite-runtime", "onnxruntime", "numpy", "pillow")
+PACKAGES = (
+    "tensorflow",
+    "jax",
+    "keras",
+    "ai-edge-litert",
+    "tflite-runtime",
+    "onnxruntime",
+    "numpy",
+    "pillow",
+)
 
 
 def describe_machine() -> str:
