@@ -22,6 +22,8 @@ EPILOG = """examples:
       without distillation, in a third of the time: 90.6 instead of 93.8 % top-1 on tf_flowers
   python -m train.compress runs/mine --target-ms 5
       the largest network that takes at most 5 ms on this machine
+  python -m train.compress runs/mine --max-mb 1
+      the largest network whose int8 file has at most 1 MB; --reduce 10 --max-mb 1 keeps both limits
 
 exit codes: 0 success, 2 usage error, 130 stopped with Ctrl-C
 """
@@ -56,6 +58,9 @@ def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
     arguments = parser.parse_args(argv)
     if arguments.latency_table and arguments.target_ms is None:
         parser.error("--latency-table works with --target-ms; give that too")
+    if arguments.reduce is None:
+        only_size = arguments.max_mb is not None and arguments.target_ms is None
+        arguments.reduce = 1.0 if only_size else default.reduce
     values = vars(arguments)
     settings = CompressSettings(**{field.name: values.pop(field.name) for field in fields(CompressSettings)})
     return CompressConfig(settings=settings, **values)
@@ -67,15 +72,21 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
     goal.add_argument(
         "--reduce",
         type=_number_above(1),
-        default=default.reduce,
         metavar="X",
-        help=f"divide the multiplications by X (default: {default.reduce:g})",
+        help=f"divide the multiplications by X (default: {default.reduce:g}; with --max-mb: no limit)",
     )
     goal.add_argument(
         "--target-ms",
         type=_number_above(0),
         metavar="MS",
         help="instead: the largest network that classifies a photo in MS milliseconds",
+    )
+    group.add_argument(
+        "--max-mb",
+        type=_number_above(0),
+        metavar="MB",
+        help="limit the int8 file to MB megabytes (10^6 bytes), predicted from the number of weights; may be "
+        "combined with --reduce or --target-ms",
     )
     group.add_argument(
         "--engine",

@@ -104,12 +104,16 @@ class Budget:
         return float(sum(shares))
 
 
-def choose_shape(costs: PruningCosts, original: NetworkShape, reduction: float) -> NetworkShape:
-    """The shape with 1 / `reduction` of the original's MACs whose output changes least.
+def choose_shape(
+    costs: PruningCosts, original: NetworkShape, reduction: float, max_parameters: float = np.inf
+) -> NetworkShape:
+    """The shape with 1 / `reduction` of the original's MACs, and at most `max_parameters` kernel weights,
+    whose output changes least.
 
     Raises UserError when no shape has so few.
     """
-    budget = Budget(original.macs / reduction, PARAMETER_ALLOWANCE * original.parameters / reduction)
+    parameters = PARAMETER_ALLOWANCE * original.parameters / reduction
+    budget = Budget(original.macs / reduction, min(parameters, max_parameters))
     candidates: list[tuple[float, NetworkShape]] = []
     for size, size_cost in sorted(costs.sizes.items(), reverse=True):
         try:

@@ -15,6 +15,7 @@ class CompressSettings:
 
     reduce: float = 10.0  # the uncompressed network's MACs over the compressed network's
     target_ms: float | None = None  # instead of `reduce`: the latency limit in milliseconds
+    max_mb: float | None = None  # besides: the size limit of an int8 file in MB (10⁶ bytes)
     engine: str = "litert"  # that `target_ms` applies to
     latency_table: str | None = None  # a CSV with another board's latencies; None: measure on this machine
     size: int | None = None  # pixels a side of the input; None: choose it

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.common.errors import UserError
-from train.compress.allocation import NetworkShape, PruningCosts, choose_shape
+from train.compress.allocation import NetworkShape
 from train.compress.config import CompressSettings
 
 REDUCTIONS = (2, 2.5, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
@@ -29,17 +29,17 @@ MeasureLatency = Callable[[NetworkShape], float]  # milliseconds for one picture
 
 
 def largest_shape_within(
-    settings: CompressSettings, costs: PruningCosts, original: NetworkShape, measure: MeasureLatency
+    settings: CompressSettings, choose: Callable[[float], NetworkShape], measure: MeasureLatency
 ) -> NetworkShape:
     """The shape with the lowest of REDUCTIONS that takes at most `target_ms`, by binary search.
 
-    Raises UserError when the highest reduction takes longer.
+    `choose` returns the shape of a reduction. Raises UserError when the highest reduction takes longer.
     """
     assert settings.target_ms is not None
     low, high, best = 0, len(REDUCTIONS), None
     while low < high:
         middle = (low + high) // 2
-        shape = choose_shape(costs, original, REDUCTIONS[middle])
+        shape = choose(REDUCTIONS[middle])
         ms = measure(shape)
         print(
             f"latency: {ms:.1f} ms in {settings.engine} with {REDUCTIONS[middle]:g} times fewer "

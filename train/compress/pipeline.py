@@ -24,7 +24,6 @@ from train.cli import INTERRUPTED
 from train.compress.allocation import (
     LAST,
     NetworkShape,
-    choose_shape,
     max_reduction,
     too_large_reduction,
 )
@@ -37,6 +36,7 @@ from train.compress.latency_target import largest_shape_within, latency_worker
 from train.compress.photos import read_photos
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
+from train.compress.size_target import choose_shape_within, int8_bytes
 from train.compress.stage_cache import StageCache, compress_fingerprint
 from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, upper_teacher
 from train.data.augment import negative_view_count, view_count
@@ -97,7 +97,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     cache = StageCache(inputs.out, compress_fingerprint(inputs.run, settings), config.resume)
     print_estimate(config, inputs.run, teacher)
     shape = cache.shape(lambda: find_shape(inputs, teacher, settings))
-    print_shape(shape, teacher.shape)
+    print_shape(shape, teacher.shape, len(inputs.run.classes))
     features = extract_features(config, inputs.run, teacher)
     outputs = collect_outputs(features, teacher, shape, cache)
     tensors = cache.tensors(lambda: reconstruct_network(inputs.run, teacher, shape, outputs))
@@ -171,24 +171,30 @@ def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
 
 
 def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> NetworkShape:
-    """Measure what channels and pixels cost, and choose the shape for --reduce or --target-ms."""
+    """Measure what channels and pixels cost, and choose the shape for --reduce, --target-ms and --max-mb."""
     run, table = inputs.run, inputs.latency_table
     sizes = candidate_sizes(teacher.shape, settings)
     costs = measure_costs(run.dataset, teacher.tensors, teacher.shape, teacher.sample, sizes)
+    classes = len(run.classes)
+
+    def choose(reduction: float) -> NetworkShape:
+        return choose_shape_within(settings.max_mb, costs, teacher.shape, reduction, classes)
+
     if settings.target_ms is None:
         for size, change in costs.sizes.items():
             print(f"input: {size}x{size} pixels change the features by {change:.3f} (0: equal, 2: unrelated)")
-        return choose_shape(costs, teacher.shape, settings.reduce)
+        return choose(settings.reduce)
     if table:
-        return largest_shape_within(settings, costs, teacher.shape, lambda shape: table.estimate(shape.macs))
-    with latency_worker(len(run.classes), settings.engine) as measure:
-        return largest_shape_within(settings, costs, teacher.shape, measure)
+        return largest_shape_within(settings, choose, lambda shape: table.estimate(shape.macs))
+    with latency_worker(classes, settings.engine) as measure:
+        return largest_shape_within(settings, choose, measure)
 
 
-def print_shape(shape: NetworkShape, original: NetworkShape) -> None:
+def print_shape(shape: NetworkShape, original: NetworkShape, classes: int) -> None:
     print(
         f"network: {shape.size}x{shape.size} pixels, {shape.macs / 1e9:.2f} GMAC per photo, "
-        f"{original.macs / shape.macs:.1f} times fewer; channels {' '.join(map(str, shape.widths.values()))}",
+        f"{original.macs / shape.macs:.1f} times fewer, int8 file of about "
+        f"{int8_bytes(shape, classes) / 1e6:.2f} MB; channels {' '.join(map(str, shape.widths.values()))}",
         flush=True,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ import pytest
 from runtime.common.errors import UserError
 from tests.train.compress.test_allocation import EQUAL
 from train.compress import latency_target
-from train.compress.allocation import VGG16, NetworkShape, PruningCosts
+from train.compress.allocation import VGG16, NetworkShape, PruningCosts, choose_shape
 from train.compress.config import CompressSettings
 from train.compress.latency_table import LatencyTable, read_latency_table
 from train.compress.latency_target import largest_shape_within, latency_worker
 from train.network.vgg import CONVOLUTIONS
 
-COSTS = PruningCosts(EQUAL, {224: 0.0, 160: 0.1})
+choose = partial(choose_shape, PruningCosts(EQUAL, {224: 0.0, 160: 0.1}), VGG16)
 TABLE = LatencyTable((1.0, 15.35), (40.0, 600.0))
 SHAPE = NetworkShape(64, dict.fromkeys(CONVOLUTIONS, 8))
 
@@ -52,7 +53,7 @@ def test_an_unusable_latency_table_raises_an_error_with_its_path(
 
 def test_the_largest_network_within_the_limit_is_chosen() -> None:
     shape = largest_shape_within(
-        CompressSettings(target_ms=100.0), COSTS, VGG16, lambda shape: TABLE.estimate(shape.macs)
+        CompressSettings(target_ms=100.0), choose, lambda shape: TABLE.estimate(shape.macs)
     )
     assert TABLE.estimate(shape.macs) <= 100
     assert shape.macs > VGG16.macs / 8, "a reduction by 6 is enough"
@@ -61,7 +62,7 @@ def test_the_largest_network_within_the_limit_is_chosen() -> None:
 def test_a_limit_that_no_network_meets_raises_an_error_with_the_lowest_latency() -> None:
     settings = CompressSettings(target_ms=1.0)
     with pytest.raises(UserError, match=r"--target-ms 1: 64 times .* ms in litert"):
-        largest_shape_within(settings, COSTS, VGG16, lambda shape: TABLE.estimate(shape.macs))
+        largest_shape_within(settings, choose, lambda shape: TABLE.estimate(shape.macs))
 
 
 @pytest.fixture
