@@ -12,7 +12,6 @@ from pathlib import Path
 
 from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
-from train.cache import CacheError
 from train.data.dataset import NONE, Dataset, Photo, PhotosError, file_sha256
 from train.data.negative_pictures import VERSION, drawings, make_picture, without_words
 from train.data.splits import split_train
@@ -52,7 +51,7 @@ def add_default_negatives(
     photos, or `limit`.
 
     A drawing whose name contains the name of a class is not used. Raises PhotosError if the drawings are
-    missing, CacheError if the cache cannot be written.
+    missing, or the cache cannot be written.
     """
     names = names_without_classes(dataset.classes)
     if not names:
@@ -70,8 +69,7 @@ def add_default_negatives(
 def restore_default_negatives(dataset: Dataset) -> None:
     """Write the default negatives of a run's data set that this machine's cache lacks.
 
-    Raises PhotosError if this version of the project does not make them, CacheError if the cache cannot be
-    written.
+    Raises PhotosError if this version of the project does not make them, or the cache cannot be written.
     """
     folder = default_negatives_folder()
     wanted: list[tuple[str, str]] = []
@@ -90,7 +88,7 @@ def restore_default_negatives(dataset: Dataset) -> None:
 def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
     """The files in the user's cache of pictures, each a kind and the name of a drawing.
 
-    Missing files are written. Raises CacheError if they cannot be written.
+    Missing files are written. Raises PhotosError if they cannot be written.
     """
     folder = default_negatives_folder()
     files = [folder / f"{kind}-{VERSION}" / name.removesuffix(".webp") for kind, name in pictures]
@@ -104,7 +102,10 @@ def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
                     with atomic_write(files[place]) as stream:
                         stream.write(make_picture(*pictures[place]))
                 except OSError as error:
-                    raise CacheError(folder, error) from None
+                    raise PhotosError(
+                        f"{folder}: {error.strerror or error}; set XDG_CACHE_HOME to a folder that you may "
+                        "write to, or use --none DIR or --no-negatives"
+                    ) from None
                 progress.step(1)
     return files
 

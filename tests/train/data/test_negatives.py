@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.cache import CacheError
 from train.data import negative_pictures, negatives
 from train.data.dataset import NONE, Dataset, Photo, PhotosError, read_verified
 from train.data.manifest import read_manifest, write_manifest
@@ -153,11 +152,11 @@ def test_a_missing_or_changed_archive_raises_photos_error(
         drawings.cache_clear()
 
 
-def test_a_cache_that_cannot_be_written_raises_cache_error(
+def test_a_cache_that_cannot_be_written_raises_photos_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("a file")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(CacheError, match="Not a directory"):
+    with pytest.raises(PhotosError, match="Not a directory; set XDG_CACHE_HOME"):
         add_default_negatives(photos("a", "b"), limit=2)
     assert default_negatives_folder().parts[-1] == "negatives"
