@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,57 +86,67 @@ def collect_teacher_outputs(
     `on_step` gets the number of finished pictures. Raises UserError when the disk is full, PhotosError when a
     photo has changed, PictureError when it cannot be read.
     """
-    dataset = features.dataset
-    jobs = _jobs(dataset, split, features.views)
-    store, labels = features.photos_and_negatives(split)
-    progress_file = folder / f"{split}.json"
-
-    def decode(job: tuple[Photo, int]) -> NDArray[np.uint8]:
-        photo, view = job
-        picture: NDArray[np.uint8] = augment(
-            read_verified(dataset, photo), photo.sha256, [view], (size, size)
-        )[0]
-        return picture
-
     try:
-        done = json.loads(progress_file.read_text()) if progress_file.exists() else 0
-        frozen_means = store.channel_means()
-        means_widths = [part.shape[1] for part in frozen_means] + [
-            int(output.shape[-1]) for output in teacher.outputs[1:]
-        ]
-        files = _MappedFiles(folder, split, len(jobs), resume=bool(done))
-        outputs = TeacherOutputs(
-            files.map("pictures", np.uint8, size, size, 3),
-            labels,
-            files.map("probabilities", np.float32, len(dataset.classes)),
-            files.map("features", np.float32, means_widths[-1]),
-            files.map("descriptors", np.float16, sum(means_widths)),
-        )
-        on_step(done)
-        with ThreadPoolExecutor(2) as pool:
-            for start in range(done, len(jobs), BATCH):
-                rows = slice(start, min(start + BATCH, len(jobs)))
-                outputs.pictures[rows] = np.stack([*pool.map(decode, jobs[rows])])
-                means = [part[rows] for part in frozen_means]
-                inputs = [store[rows], *means][: len(teacher.inputs)]
-                # Keras returns an array instead of a list of one.
-                found = keras.tree.flatten(teacher.predict_on_batch(inputs))
-                probabilities, *upper = map(np.asarray, found)
-                means += upper
-                outputs.probabilities[rows] = probabilities
-                outputs.features[rows] = means[-1]
-                outputs.descriptors[rows] = describe(means)
-                if (start // BATCH + 1) % SAVED_EVERY == 0 or rows.stop == len(jobs):
-                    files.flush()
-                    with atomic_write(progress_file) as file:
-                        file.write(json.dumps(rows.stop).encode())
-                on_step(rows.stop - start)
+        return _collect(features, split, size, teacher, folder, on_step)
     except OSError as error:
         raise UserError(
             f"{folder}: cannot be written ({error.strerror or error}); free some disk space, then run the "
             "same command with --resume"
         ) from None
+
+
+def _collect(
+    features: Features,
+    split: str,
+    size: int,
+    teacher: keras.Model,
+    folder: Path,
+    on_step: Callable[[int], object],
+) -> TeacherOutputs:
+    dataset = features.dataset
+    jobs = _jobs(dataset, split, features.views)
+    store, labels = features.photos_and_negatives(split)
+    frozen_means = store.channel_means()
+    widths = [part.shape[1] for part in frozen_means]
+    widths += [int(output.shape[-1]) for output in teacher.outputs[1:]]
+    progress_file = folder / f"{split}.json"
+    done = json.loads(progress_file.read_text()) if progress_file.exists() else 0
+    files = _MappedFiles(folder, split, len(jobs), resume=bool(done))
+    outputs = TeacherOutputs(
+        files.map("pictures", np.uint8, size, size, 3),
+        labels,
+        files.map("probabilities", np.float32, len(dataset.classes)),
+        files.map("features", np.float32, widths[-1]),
+        files.map("descriptors", np.float16, sum(widths)),
+    )
+    on_step(done)
+    with ThreadPoolExecutor(2) as pool:
+        for start in range(done, len(jobs), BATCH):
+            rows = slice(start, min(start + BATCH, len(jobs)))
+            outputs.pictures[rows] = np.stack([*pool.map(partial(_decode, dataset, size), jobs[rows])])
+            means = [part[rows] for part in frozen_means]
+            inputs = [store[rows], *means][: len(teacher.inputs)]
+            # Keras returns an array instead of a list of one.
+            found = keras.tree.flatten(teacher.predict_on_batch(inputs))
+            probabilities, *upper = map(np.asarray, found)
+            means += upper
+            outputs.probabilities[rows] = probabilities
+            outputs.features[rows] = means[-1]
+            outputs.descriptors[rows] = describe(means)
+            if (start // BATCH + 1) % SAVED_EVERY == 0 or rows.stop == len(jobs):
+                files.flush()
+                with atomic_write(progress_file) as file:
+                    file.write(json.dumps(rows.stop).encode())
+            on_step(rows.stop - start)
     return outputs
+
+
+def _decode(dataset: Dataset, size: int, job: tuple[Photo, int]) -> NDArray[np.uint8]:
+    """A view of a photo, uint8 [size, size, 3]."""
+    photo, view = job
+    data = read_verified(dataset, photo)
+    picture: NDArray[np.uint8] = augment(data, photo.sha256, [view], (size, size))[0]
+    return picture
 
 
 def _jobs(dataset: Dataset, split: str, views: int) -> list[tuple[Photo, int]]:
