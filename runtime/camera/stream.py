@@ -80,8 +80,7 @@ def predict_stream(
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
     changes = ChangeDetector(confirm)
     used: tuple[Classifier, Crop | None] | None = None
-    prepare_seconds = 0.0
-    last = dropped = 0
+    prepare_seconds, last, dropped = 0.0, 0, 0
     while True:
         schedule.wait()
         frame = camera.newest(last, timeout=1.0, max_age=max(0.0, camera.frame_interval - prepare_seconds))

@@ -6,9 +6,9 @@ import { call, request } from "./request.js";
 import { listTaught } from "./teach.js";
 
 const REASONS = {
-  unknown: "the answer is “unknown”",
-  changed: "the answer changes from frame to frame",
-  "low margin": "two classes are almost equally probable",
+  unknown: "looks like none of the classes",
+  changed: "changes from frame to frame",
+  "low margin": "two classes have similar probabilities",
 };
 
 let pictures = [];
@@ -51,7 +51,7 @@ function showPicture({ id, source, answer, top, reason }) {
   byId("review-photo").alt = `Picture of ${source}`;
   const classes = top.slice(0, 2).map(({ label, probability }) => `${label} ${percent(probability)}`).join(", ");
   byId("review-answer").textContent = answer;
-  byId("review-reason").textContent = `${classes}: ${REASONS[reason]}`;
+  byId("review-reason").textContent = `${REASONS[reason]} (${classes})`;
   menu.setTitle(`What does the picture of ${source} show?`);
 }
 

@@ -9,6 +9,7 @@ const MAX_SHOWN = 24; // pictures of one label; the newest ones
 
 let listed = ""; // identifies the pictures that the panel shows
 let status = null; // the field `learning` of /status
+const answers = new Set(); // all buttons "Wrong?", with what they belong to
 let waiting = 0; // pictures that are not learned yet
 let removed = 0; // pictures that are learned and were removed
 let isLearning = false;
@@ -29,6 +30,7 @@ export function makeWrongButton(source, getPhoto, isLive = false) {
   button.onclick = () => (answer.menu ? closeAnswer(answer) : openAnswer(answer));
   learn.onclick = () => learnNames(answer);
   setButton(answer, "Wrong?");
+  answers.add(answer);
   return actions;
 }
 
@@ -82,7 +84,7 @@ async function nameAnswer(answer, photo, label) {
 }
 
 function showNamed(answer, label) {
-  for (const other of document.querySelectorAll(".learn-here")) other.hidden = true; // one is enough
+  for (const other of answers) other.learn.hidden = true; // one is enough
   answer.learn.hidden = false;
   answer.message.textContent = "";
   setButton(answer, `Named ${nameOf(label)}`);
@@ -107,9 +109,12 @@ async function learnNames(answer = null) {
 }
 
 async function afterChange(answer = null) {
-  if (answer) {
-    answer.button.focus(); // its neighbour "Learn" disappears
-    answer.learn.hidden = true;
+  answer?.button.focus(); // its neighbour "Learn" disappears
+  for (const other of answers) {
+    if (!other.actions.isConnected) answers.delete(other); // of a photo that has left the page
+    other.learn.hidden = true;
+    setButton(other, "Wrong?");
+    if (other !== answer) other.message.textContent = "";
   }
   await listTaught();
   await onLearned();

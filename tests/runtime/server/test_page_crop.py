@@ -13,14 +13,8 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.helpers import wait_for
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
-from tests.runtime.server.test_page import DESKTOP, PHONE, browser, browser_errors, text
+from tests.runtime.server.browser import browser_errors, text
 from tests.serving import Client, serve_in_thread
-
-
-@pytest.fixture(scope="module", params=[DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow)])
-def chrome(request: pytest.FixtureRequest) -> Iterator[Chrome]:
-    with browser(request.param) as started:
-        yield started
 
 
 @pytest.fixture
