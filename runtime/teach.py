@@ -56,7 +56,14 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
     started = time.perf_counter()
     if not arguments.again:
         photos, problems = find_photos(arguments.photos)
-        more = keep_photos(folder, arguments.label, photos, classifier.labels, max_mb=arguments.max_mb)
+        more = keep_photos(
+            classifier.model,
+            folder,
+            arguments.label,
+            photos,
+            classifier.labels,
+            max_mb=arguments.max_mb,
+        )
         problems |= more
         if len(more) == len(photos):
             reason = "; ".join(f"{name}: {problem}" for name, problem in problems.items())

@@ -173,7 +173,8 @@ class Classifier:
         """
         from runtime.inference.learning import keep_photos  # late: classifying does not need it
 
-        problems = keep_photos(self.learning_folder(), label, photos, self.labels, max_mb=max_mb)
+        folder = self.learning_folder()
+        problems = keep_photos(self.model, folder, label, photos, self.labels, max_mb=max_mb)
         learned = self.learn(max_mb=max_mb)
         return replace(learned, problems={**problems, **learned.problems})
 

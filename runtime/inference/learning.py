@@ -75,12 +75,20 @@ def learn(
 
 
 def keep_photos(
-    folder: Path, label: str, photos: Source | Iterable[Source], labels: Sequence[str], *, max_mb: float
+    model: ModelFile,
+    folder: Path,
+    label: str,
+    photos: Source | Iterable[Source],
+    labels: Sequence[str],
+    *,
+    max_mb: float,
 ) -> dict[str, str]:
     """Stores photos under a label, and returns by source the reason why one cannot be read.
 
-    `labels` are those of the classifier. Raises UserError for a name that cannot be a label.
+    `labels` are those of the classifier. Raises UserError for a name that cannot be a label, and ModelError
+    for a model that cannot learn.
     """
+    check_teachable(model, label)
     store = TaughtPhotos(folder, max_mb)
     label = check_label(label, [*labels, *store.labels()])
     problems: dict[str, str] = {}

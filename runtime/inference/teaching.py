@@ -112,13 +112,18 @@ class _Knowledge:
     threshold: float  # of `known`, as a logit
 
 
-def check_teachable(model: ModelFile) -> None:
-    """Raises ModelError unless the model returns its features and holds their statistics."""
+def check_teachable(model: ModelFile, label: str = "") -> None:
+    """Raises ModelError unless the model can learn photos of a label, as far as that depends on the model.
+
+    It must return its features and hold their statistics, and for NONE_LABEL decide what is unknown.
+    """
     if model.contract.features is None:
         raise ModelError(
             f"{model.path}: has contract version {model.contract.version}, which has no features to learn "
             "from: export it again"
         )
+    if label == NONE_LABEL and "known" not in model.contract.thresholds:
+        raise ModelError(f"{model.path}: does not detect unknown pictures: choose another --model")
     model.read_statistics()
 
 

@@ -1,0 +1,192 @@
+"""How well a device learns a flower that its model never saw, and corrections of misnamed photos.
+
+    python -m benchmarks.teach new PHOTOS WORK > benchmarks/teach.md
+    python -m benchmarks.teach corrections PHOTOS MODEL RUN
+
+`new`: PHOTOS holds train/ and test/ with class folders, WORK/LABEL/model a model without the class LABEL, as
+benchmarks/leave_one_out.py makes them. Each model is taught 20 and 5 photos of train/LABEL, chosen --draws
+times. "recall" is the share of test photos of the new class that get its name, "named" the share that get any
+name. "others" is the share of test photos of the other classes that are right: their class is the most
+probable one, and, "and known", they are not rejected. "unrelated named" is the share of sample pictures of
+scikit-image and scikit-learn that get a name. Each is the mean over the draws.
+
+`corrections`: teaches MODEL the misnamed photos of the validation split that RUN/photos.csv lists, 20 at
+most, and counts the test photos that are right before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.machine import describe_machine
+from runtime import Classifier
+from runtime.inference.learned_state import LearnedState
+from runtime.inference.teaching import TaughtOutputs, fit_learned
+from runtime.preprocess.picture import read_picture
+
+COUNTS = (20, 5)  # photos of the new class
+MAX_CORRECTIONS = 20
+COLUMNS = (
+    "new class", "photos", "recall", "named", "others before", "others after", "and known before",
+    "and known after", "unrelated named before", "unrelated named after",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A model's outputs for pictures with labels."""
+
+    labels: NDArray[Any]  # [N]
+    probabilities: NDArray[np.float64]  # [N, C]
+    known: NDArray[np.float64]  # [N]
+    features: NDArray[np.float64]  # [N, D]
+
+    def take(self, chosen: NDArray[Any]) -> Outputs:
+        return Outputs(
+            self.labels[chosen], self.probabilities[chosen], self.known[chosen], self.features[chosen]
+        )
+
+
+def main() -> int:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    tasks = parser.add_subparsers(dest="task", required=True)
+    new = tasks.add_parser("new", help="teach classes that models never saw")
+    new.add_argument("photos", type=Path)
+    new.add_argument("work", type=Path)
+    new.add_argument("--draws", type=int, default=5, help="random choices of the photos that are taught")
+    corrections = tasks.add_parser("corrections", help="teach misnamed photos of the validation split")
+    for name in ("photos", "model", "run"):
+        corrections.add_argument(name, type=Path)
+    arguments = parser.parse_args()
+    print(f"Measured on {describe_machine()}.\n")
+    if arguments.task == "new":
+        print_new(arguments.photos, arguments.work, arguments.draws)
+    else:
+        print_corrections(arguments.photos, arguments.model, arguments.run)
+    return 0
+
+
+def print_new(photos: Path, work: Path, draws: int) -> None:
+    rows = []
+    for model in sorted(work.glob("*/model")):
+        label = model.parent.name
+        classifier = Classifier(model, correction="none", learned="none")
+        train = compute(classifier, (photos / "train" / label).iterdir())
+        test = compute(classifier, (photos / "test").glob("*/*"))
+        unrelated = compute_unrelated(classifier)
+        for count in COUNTS:
+            draw = [measure(classifier, label, train, test, unrelated, count, seed) for seed in range(draws)]
+            rows.append((label, count, *np.mean(draw, axis=0).tolist()))
+    for count in COUNTS:
+        rows.append(("mean", count, *np.mean([row[2:] for row in rows if row[1] == count], axis=0).tolist()))
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    for name, count, *values in rows:
+        print(f"| {name} | {count} | " + " | ".join(f"{value:.1%}" for value in values) + " |")
+
+
+def measure(
+    classifier: Classifier,
+    label: str,
+    train: Outputs,  # of the new class
+    test: Outputs,
+    unrelated: Outputs,
+    count: int,
+    seed: int,
+) -> Sequence[float]:
+    """Returns the shares of a row of the table."""
+    chosen = np.random.default_rng(seed).choice(len(train.labels), count, replace=False)
+    state = fit(classifier, train.take(chosen))
+    new, others = test.take(test.labels == label), test.take(test.labels != label)
+    names, known = answer(classifier, state, new)
+    recall, named = float(((names == label) & known).mean()), float(known.mean())
+    shares = [recall, named]
+    for both in (False, True):
+        for learned in (None, state):
+            names, known = answer(classifier, learned, others)
+            shares.append(float(((names == others.labels) & (known | (not both))).mean()))
+    return [*shares, *(float(answer(classifier, learned, unrelated)[1].mean()) for learned in (None, state))]
+
+
+def print_corrections(photos: Path, model: Path, run: Path) -> None:
+    with (run / "photos.csv").open(newline="", encoding="utf-8") as file:
+        split = {row["path"]: row["split"] for row in csv.DictReader(file)}
+    classifier = Classifier(model, correction="none", learned="none")
+    paths = sorted(path for path in photos.glob("*/*/*") if split.get(key_of(path)) == "val")
+    val, test = compute(classifier, paths), compute(classifier, (photos / "test").glob("*/*"))
+    names, known = answer(classifier, None, val)
+    wrong = np.flatnonzero((names != val.labels) | ~known)[:MAX_CORRECTIONS]
+    state = fit(classifier, val.take(wrong))
+    rows = (("corrected", val.take(wrong)), ("test", test))
+    print("| photos | n | right before | right after |\n|---|---|---|---|")
+    for name, outputs in rows:
+        shares = []
+        for learned in (None, state):
+            names, known = answer(classifier, learned, outputs)
+            shares.append(f"{((names == outputs.labels) & known).mean():.1%}")
+        print(f"| {name} | {len(outputs.labels)} | " + " | ".join(shares) + " |")
+
+
+def key_of(path: Path) -> str:
+    """The path of a photo in photos.csv."""
+    return "/".join(path.parts[-3:])
+
+
+def fit(classifier: Classifier, taught: Outputs) -> LearnedState:
+    model = classifier.model
+    ids = [f"{at}.jpg" for at in range(len(taught.labels))]
+    outputs = TaughtOutputs(ids, taught.labels.tolist(), taught.probabilities, taught.known, taught.features)
+    return fit_learned(model.contract, model.read_statistics(), outputs).state
+
+
+def answer(
+    classifier: Classifier, state: LearnedState | None, outputs: Outputs
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The most probable label [N] of each picture, and whether it is known [N]."""
+    probabilities: NDArray[Any] = outputs.probabilities
+    known: NDArray[np.float64] | None = outputs.known
+    labels = classifier.model.contract.labels
+    if state is not None:
+        labels = state.labels
+        probabilities, known = state.apply(probabilities, known, outputs.features)
+    assert known is not None
+    return np.array(labels)[probabilities.argmax(1)], known >= classifier.model.contract.thresholds["known"]
+
+
+def compute(classifier: Classifier, paths: Iterable[Path]) -> Outputs:
+    """The model's outputs for photos, whose folders are their labels."""
+    found = sorted(paths)
+    size = classifier.model.contract.input_size
+    return stack(
+        classifier, [path.parent.name for path in found], (read_picture(path, size) for path in found)
+    )
+
+
+def compute_unrelated(classifier: Classifier) -> Outputs:
+    from benchmarks.known import unrelated_pictures
+
+    pictures = unrelated_pictures(classifier.model.contract.input_size)
+    return stack(classifier, ["none"] * len(pictures), pictures)
+
+
+def stack(classifier: Classifier, labels: Sequence[str], pictures: Iterable[NDArray[np.uint8]]) -> Outputs:
+    outputs = [classifier.infer_uncorrected(picture) for picture in pictures]
+    return Outputs(
+        np.array(labels),
+        np.array([output.probabilities for output in outputs], np.float64),
+        np.array([output.known for output in outputs], np.float64),
+        np.array([output.features for output in outputs], np.float64),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
