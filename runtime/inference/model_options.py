@@ -39,7 +39,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
     parser.add_argument(
         "--allow-learning",
         action="store_true",
-        help="learn, and use what was learned, with a signed model too; nobody signs what a device learns",
+        help="learn, and use what was learned, with a signed model too; nobody signs what a device learns. "
+        "The web page learns with it when other machines can reach the service",
     )
     parser.add_argument(
         "--allow-rollback",

@@ -43,9 +43,11 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
             service.live_view.start()
         health_checks = asyncio.create_task(service.health.run(), name="health-checks")
         health_checks.add_done_callback(_report_failure)
+        following = asyncio.create_task(service.learner.follow_model(), name="follow-model")
         on_ready()
         yield
         health_checks.cancel()
+        following.cancel()
         service.queue.close()
         service.adapter.close()
         service.learner.close()

@@ -15,7 +15,9 @@ from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.learned_state import (
     MAX_MB,
+    MAX_STATE_BYTES,
     NONE_LABEL,
+    STATE_NAME,
     LearnedState,
     describe_learning,
     learned_folder,
@@ -26,6 +28,7 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import MAX_SIDE, TaughtPhoto, TaughtPhotos, added_at, check_label
 from runtime.inference.teaching import check_teachable
+from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.server.errors import RequestRejected
 from runtime.server.exclusive_worker import ExclusiveWorker
@@ -34,6 +37,7 @@ from runtime.server.review_tray import ReviewPicture, ReviewTray
 from runtime.server.scene_adapter import count_photos
 from runtime.server.writes import refused_writes
 
+POLL_SECONDS = 2.0
 FLAG = "start it with --allow-learning"
 
 
@@ -137,6 +141,20 @@ class Learner:
         """Removes what was learned and the named pictures. Raises RequestRejected (403, 409, 500, 503)."""
         await self._change(lambda: reset(self._folder()))
 
+    async def follow_model(self) -> None:
+        """Learns the named pictures again for each new model, forever."""
+        tried = ""
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            sha256 = self._model.current().model.sha256
+            if sha256 == tried or self.unavailable() or not await asyncio.to_thread(self._is_of_other_model):
+                continue
+            tried = sha256
+            try:
+                await self._change(self._learn)
+            except (RequestRejected, UserError) as error:
+                print_error(f"the named pictures are not learned for the new model: {printable(str(error))}")
+
     def close(self) -> None:
         self._worker.close()
 
@@ -200,6 +218,14 @@ class Learner:
         """The classes in use, and the names that wait to be learned."""
         waiting = (photo.label for photo in photos if photo.label != NONE_LABEL)
         return list(dict.fromkeys([*self._model.current().labels, *waiting]))
+
+    def _is_of_other_model(self) -> bool:
+        path = self._folder() / STATE_NAME
+        try:
+            state = LearnedState.from_bytes(read_bytes(path, MAX_STATE_BYTES)) if is_file(path) else None
+        except (ModelError, OSError):  # damaged, or of a later version: it stays as it is
+            return False
+        return state is not None and state.model_id != self._model.current().model.contract.model_id
 
     def _can_undo(self) -> bool:
         try:

@@ -189,6 +189,22 @@ def test_pictures_and_state_survive_a_restart(model: Path) -> None:
         assert answers(service, unseen) == before and before.count("sky") > 7
 
 
+def test_a_new_model_learns_the_named_pictures_again(
+    make_scene_model: MakeFolder, model: Path, tmp_path: Path
+) -> None:
+    with serve_in_thread(model) as service:
+        teach(service, "sky", scene_pictures(TAUGHT, seed=1))
+        first = learn(service)["learned"]
+        old = service.status()["model"]["sha256"]
+    model.rename(tmp_path / "old")
+    make_scene_model(model, seed=1, release=2)
+    with serve_in_thread(model) as service:
+        assert service.status()["model"]["sha256"] != old
+        wait_for(lambda: service.status()["learning"]["learned"] is not None)
+        assert service.status()["learning"]["learned"]["new_labels"] == first["new_labels"] == ["sky"]
+        assert answers(service, scene_pictures(10, seed=5)).count("sky") > 7
+
+
 def test_other_sites_cannot_teach(service: Client) -> None:
     requests = (
         ("POST", "/taught?label=sky"),
