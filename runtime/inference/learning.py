@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -195,14 +195,17 @@ def _read_output(model: ModelFile, infer: Infer, photo: TaughtPhoto, path: Path)
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    with _reported(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = exclusive_lock(folder / LOCK_NAME)
-    try:
-        with lock:
-            yield
-    except BlockingIOError:
-        raise UserError(f"{folder}: another program is learning: try again in a few seconds") from None
+    """Lets one program at a time change the folder, which is created. Raises UserError."""
+    with ExitStack() as stack:
+        with _reported(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(exclusive_lock(folder / LOCK_NAME))
+            except BlockingIOError:
+                raise UserError(
+                    f"{folder}: another program is learning: try again in a few seconds"
+                ) from None
+        yield
 
 
 @contextmanager
