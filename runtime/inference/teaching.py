@@ -375,7 +375,8 @@ def _warnings(state: LearnedState) -> Iterator[str]:
     measured = state.measured
     for label, result in measured.labels.items():
         if label in state.new_labels and result.photos < FEW_PHOTOS:
-            yield f"{label}: {result.photos} photos prove little: teach {FEW_PHOTOS} or more, best 20"
+            few = "1 photo proves" if result.photos == 1 else f"{result.photos} photos prove"
+            yield f"{label}: {few} little: teach {FEW_PHOTOS} or more, best 20"
         elif 10 * result.right_unseen < 7 * result.photos and label in state.new_labels:
             yield (
                 f"{label}: photos that a fit did not use were right {result.right_unseen} times of "
