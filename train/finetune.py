@@ -121,7 +121,10 @@ def fine_tune(
     result = replace(weights, tensors={**weights.tensors, **tensors_of(blocks)})
     exact = upper_blocks(result, settings, "float32")
     reducer = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
-    return TrainedHead(exact, start.head, reducer, start.classifier, tuned.epochs, tuned.interrupted), result
+    tuned_head = TrainedHead(
+        exact, start.head, reducer, start.classifier, tuned.epochs, tuned.interrupted, start.pooled
+    )
+    return tuned_head, result
 
 
 def warmup_cosine(peak: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:

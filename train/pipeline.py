@@ -36,6 +36,8 @@ from train.features.ray_cluster import RayCluster, connect_to_ray
 from train.features.store import FeatureStore
 from train.finetune import fine_tune, last_frozen_layer, upper_blocks
 from train.inputs import Inputs, print_left_out
+from train.label_errors import suspect_labels
+from train.learning_curve import learning_curve
 from train.logs import TrainingLogger
 from train.network.heads import build_classifier
 from train.network.vgg import Weights, read_weights
@@ -73,11 +75,14 @@ class Extracted:
 
 @dataclass(frozen=True)
 class Trained:
-    """The trained head and base, and one row per epoch with its stage. `interrupted`: Ctrl-C ended it."""
+    """The trained head and base, one row per epoch with its stage, and the frozen base's pooled features
+    [N, W] of the training photos. `interrupted`: Ctrl-C ended it.
+    """
 
     head: TrainedHead
     base: Weights
     history: Sequence[Mapping[str, object]]
+    pooled: NDArray[np.float32]
 
     @property
     def interrupted(self) -> bool:
@@ -198,7 +203,7 @@ def train_layers(
             head, views, val, classes, base, settings, checkpoints, logger.log_epoch, shard
         )
         history += [{"stage": settings.fine_tune, **row} for row in head.history]
-    return Trained(head, base, history)
+    return Trained(head, base, history, head.pooled[: len(extracted.dataset.split("train"))])
 
 
 def evaluate(config: TrainConfig, extracted: Extracted, trained: Trained) -> Evaluation:
@@ -243,9 +248,18 @@ def run_contents(
         "thresholds": evaluation.thresholds,
         "metrics": evaluation.summaries,
     }
-    model = build_classifier(trained.base, trained.head.head, evaluation.novelty_model)
+    dataset = extracted.dataset
+    photos, classes = dataset.split("train"), dataset.classes
+    labels = np.array([classes.index(photo.label) for photo in photos], np.intp)
     return RunContents(
-        record, extracted.dataset, model, trained.history, evaluation, extracted.near_duplicates
+        record,
+        dataset,
+        build_classifier(trained.base, trained.head.head, evaluation.novelty_model),
+        trained.history,
+        evaluation,
+        extracted.near_duplicates,
+        suspects=suspect_labels(photos, trained.pooled, classes),
+        learning_curve=learning_curve(trained.pooled, labels, len(classes)),
     )
 
 

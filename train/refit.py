@@ -153,7 +153,8 @@ def take_apart(run: Run, model: keras.Model) -> tuple[Weights, TrainedHead]:
     next(layer for layer in head if layer.name == "logits").set_weights(
         model.get_layer("logits").get_weights()
     )
-    return weights, TrainedHead((), head, reducer, classifier, (), interrupted=False)
+    pooled = np.empty((0, 0), np.float32)  # of the training pictures: there is no training
+    return weights, TrainedHead((), head, reducer, classifier, (), interrupted=False, pooled=pooled)
 
 
 def compute_features(

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from train.data.near_duplicates import Pair
     from train.evaluation import Evaluation
+    from train.label_errors import SuspectLabel
+    from train.learning_curve import LearningCurve
     from train.metrics import AddedAnswer, SplitMetrics
 
 UNKNOWN = "unknown"  # the answer for a picture that is rejected
@@ -45,6 +47,8 @@ class RunContents:
     evaluation: Evaluation
     near_duplicates: Sequence[Pair] = ()
     uncompressed: Mapping[str, NDArray[Any]] | None = None  # by split, class indices; compressed runs only
+    suspects: Sequence[SuspectLabel] | None = None  # None: not searched
+    learning_curve: LearningCurve | None = None
 
     @property
     def added(self) -> Sequence[AddedAnswer]:
@@ -88,6 +92,7 @@ def checkpoint_dir(out: Path) -> Path:
 def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
     """Write the model, its record, metrics, charts and report to `out`. Raises RunError."""
     from train.data.near_duplicates import write_pairs
+    from train.label_errors import write_suspects
     from train.report.report import write_report
 
     record, dataset, evaluation = contents.record, contents.dataset, contents.evaluation
@@ -102,6 +107,8 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             write_uncompressed(folder, dataset, contents.uncompressed)
         if added := contents.added:
             write_added(folder, added)
+        if contents.suspects is not None:
+            write_suspects(contents.suspects, folder)
         write_charts(folder, contents.history, evaluation.metrics, dataset.classes)
         write_report(
             folder / "report.html",
@@ -113,6 +120,8 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             evaluation.negatives,
             contents.near_duplicates,
             added,
+            contents.suspects,
+            contents.learning_curve,
         )
 
 
@@ -215,6 +224,7 @@ def print_run(out: Path, contents: RunContents) -> None:
     print_summaries(contents.evaluation.summaries)
     if added := contents.added:
         _print_added(added)
+    _print_photo_checks(contents)
     print(printable(f"report: {out / 'report.html'}"))
     synthetic = " (synthetic: trained on generated pictures)" if contents.dataset.synthetic else ""
     print(printable(f"run: {out}{synthetic}"))
@@ -228,6 +238,17 @@ def _print_added(added: Sequence[AddedAnswer]) -> None:
     labels = ", ".join(f"{label} {sum(right):,} of {len(right):,}" for label, right in by_label.items())
     total = sum(of.right for of in added)
     print(printable(f"added: {total:,} of {len(added):,} photos of --add get the right answer: {labels}"))
+
+
+def _print_photo_checks(contents: RunContents) -> None:
+    """Print the number of suspect labels and the estimated gain of more photos."""
+    if count := sum(of.confident for of in contents.suspects or ()):
+        print(
+            f"labels: {count:,} training photos may have a wrong label; the report shows the first ones, and "
+            "suspect_labels.csv lists all"
+        )
+    if contents.learning_curve:
+        print(f"more photos: {contents.learning_curve.sentence}")
 
 
 def print_summaries(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:

@@ -34,7 +34,8 @@ class TrainedHead:
     """A head with the weights of its best epoch, the metrics of each epoch, and whether Ctrl-C ended it.
 
     `reducer` maps features through `blocks` and the head's first layer, which has no weights; `classifier`
-    maps its output to probabilities.
+    maps its output to probabilities. `pooled` [N, W] are the channel means of the frozen base's last output
+    for the training pictures.
     """
 
     blocks: Sequence[keras.layers.Layer]
@@ -43,6 +44,7 @@ class TrainedHead:
     classifier: keras.Model
     history: Sequence[EpochMetrics]
     interrupted: bool
+    pooled: NDArray[np.float32]
 
 
 def train_head(
@@ -96,7 +98,9 @@ def train_head(
         on_epoch,
     )
     trained = train_epochs(model, batches, Batches(val_x, val[1], classes), stage)
-    return TrainedHead(blocks, head, reducer, model, trained.epochs, trained.interrupted)
+    channels = int(blocks[-1].output.shape[-1] if blocks else train[0].shape[-1])
+    pooled = train_x.reshape(len(train_x), -1, channels).mean(1)
+    return TrainedHead(blocks, head, reducer, model, trained.epochs, trained.interrupted, pooled)
 
 
 def predict_in_batches(model: keras.Model, features: FeatureArray) -> NDArray[np.float32]:

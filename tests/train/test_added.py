@@ -79,6 +79,8 @@ def test_added_photos_are_learned_and_their_answers_reported(
     run = open_run(out)
     assert "stripes" in run.classes and {photo.split for photo in run.dataset.added} == {"train"}
     check(run, printed, taught)
+    suspects = (out / "suspect_labels.csv").read_text().splitlines()
+    assert suspects[0] == "path,label,other,label_probability,other_probability,suspect"
     # The folder has moved before compression.
     moved = Path(shutil.copytree(taught, tmp_path / "elsewhere" / "taught"))
     small = tmp_path / "small"

@@ -367,7 +367,7 @@ def test_help_groups_the_flags_and_shows_examples(capsys: pytest.CaptureFixture[
     common, advanced = text.split("storage and hardware (advanced)")
     assert "--fine-tune {" in common and "--dry-run" in common
     assert "--weight-decay" not in common and "--weight-decay" in advanced
-    assert text.count("  python -m train ") == 3
+    assert text.count("  python -m train ") == 4
 
 
 def test_the_processes_connect_before_weights_are_read(

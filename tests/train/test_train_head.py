@@ -53,6 +53,7 @@ def test_a_head_learns_and_the_same_seed_gives_the_same_weights(recipe: str) -> 
     assert other.history[0] != first.history[0]
     metrics = evaluate(first, VAL)
     assert metrics is not None and metrics["top1"] > 0.8
+    np.testing.assert_allclose(first.pooled, TRAIN[0].astype(np.float32).mean((1, 2)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

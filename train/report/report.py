@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -24,6 +24,8 @@ from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
 from train.data.negatives import own_negatives
+from train.label_errors import SuspectLabel
+from train.learning_curve import FEWEST, LearningCurve
 from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics, confidence_interval
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
@@ -31,6 +33,7 @@ from train.report.thumbnail import Thumbnail, data_uri, shown_path, thumbnail
 from train.settings import RECIPES
 
 SHOWN_MISTAKES = 12  # pictures, about 80 kB
+SHOWN_SUSPECTS = 24  # photos whose label may be wrong, about 160 kB
 SHOWN_PAIRS = 12  # near-duplicates with pictures, about 160 kB
 SHOWN_CONFUSIONS = 10  # pairs of classes
 LISTED_FILES = 100  # rows of a table of files; the .csv file beside the page has all
@@ -50,25 +53,19 @@ def write_report(
     negatives: Mapping[str, PictureOutputs],
     near_duplicates: Sequence[Pair] = (),
     added: Sequence[AddedAnswer] = (),
+    suspects: Sequence[SuspectLabel] | None = None,
+    more_photos: LearningCurve | None = None,
 ) -> None:
     """Write the page to `path`.
 
     `record` is the content of run.json; `history` has a row per epoch with its `stage`. `metrics`,
     `probabilities` [N, C] and `negatives` are those of val and test, in the order of the data set. `added`
-    are the answers for the photos of --add.
+    are the answers for the photos of --add; `suspects` is None if wrong labels were not searched.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": "{:.1%}".format, "thousands": "{:,}".format}
     stages = [(str(stage), list(rows)) for stage, rows in groupby(history, lambda row: row["stage"])]
     measured = [_split_values(split, of, dataset) for split in ("test", "val") if (of := metrics[split])]
     predictions = _predictions(dataset, measured[0]["split"], probabilities) if measured else []
-    page = environment.get_template("report.html.j2").render(
+    page = _template().render(
         record=record,
         created=datetime.fromisoformat(record["created"]),
         dataset=dataset,
@@ -79,6 +76,8 @@ def write_report(
         mistakes=_mistakes(dataset, predictions),
         negatives=_negative_values(dataset, metrics, negatives),
         added=_added_values(dataset, added),
+        suspects=None if suspects is None else _suspect_values(dataset, suspects),
+        more_photos=more_photos,
         reliability=_reliability(predictions),
         stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
         splits=SPLITS,
@@ -95,9 +94,22 @@ def write_report(
         changed=_changed_settings(record["settings"]),
         uneven=UNEVEN_RATIO,
         folded=FOLDED_ROWS,
+        fewest=FEWEST,
     )
     # A file name that is not valid UTF-8 appears as its bytes.
     path.write_bytes(page.encode("utf-8", "backslashreplace"))
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": "{:.1%}".format, "thousands": "{:,}".format}
+    return environment.get_template("report.html.j2")
 
 
 @dataclass(frozen=True)
@@ -201,6 +213,20 @@ def _added_values(dataset: Dataset, added: Sequence[AddedAnswer]) -> dict[str, A
             (of, shown_path(dataset, of.photo.path), thumbnail(dataset, of.photo.path))
             for of in wrong[:SHOWN_MISTAKES]
         ],
+    }
+
+
+def _suspect_values(dataset: Dataset, suspects: Sequence[SuspectLabel]) -> dict[str, Any]:
+    """The suspect labels as the template needs them."""
+    confident = [of for of in suspects if of.confident]
+    return {
+        "count": len(confident),
+        "shown": [
+            (of, shown_path(dataset, of.photo.path), thumbnail(dataset, of.photo.path))
+            for of in confident[:SHOWN_SUSPECTS]
+        ],
+        "disagreeing": len(suspects),
+        "photos": len(dataset.split("train")),
     }
 
 

@@ -20,6 +20,8 @@ from train.data.dataset import NONE, Dataset, LeftOut, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_negatives_folder
+from train.label_errors import SuspectLabel
+from train.learning_curve import LearningCurve, LearningPoint
 from train.metrics import (
     AddedAnswer,
     PictureOutputs,
@@ -85,6 +87,8 @@ def report(
     pairs: Sequence[Pair] = (),
     negatives: Mapping[str, PictureOutputs] | None = None,
     added: Sequence[AddedAnswer] = (),
+    suspects: Sequence[SuspectLabel] | None = None,
+    curve: LearningCurve | None = None,
     **settings: Any,
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
@@ -114,7 +118,9 @@ def report(
         "metrics": {split: of and {"ece_before": 0.25, "unknown": 0.0625} for split, of in metrics.items()},
     }
     of_negatives = {"val": none, "test": none, **(negatives or {})}
-    write_report(path, record, dataset, history, metrics, probabilities, of_negatives, pairs, added)
+    write_report(
+        path, record, dataset, history, metrics, probabilities, of_negatives, pairs, added, suspects, curve
+    )
     return Page(path)
 
 
@@ -444,3 +450,26 @@ def test_the_answers_for_added_photos_are_shown(hostile: Dataset, tmp_path: Path
         shown = Path(path).relative_to(tmp_path / "device")
         assert f"added as: {label} answer: {answer} {shown}" in page.text
     assert str(tmp_path) not in page.html
+
+
+def test_suspect_labels_and_the_learning_curve_are_shown(hostile: Dataset, tmp_path: Path) -> None:
+    photos = hostile.split("train")
+    suspects = [
+        SuspectLabel(photos[0], hostile.classes[1], 0.02, 0.96, True),
+        SuspectLabel(photos[1], hostile.classes[2], 0.45, 0.5, False),
+    ]
+    points = [LearningPoint(8 * 2**number, 0.7 + 0.05 * number, (0.6, 0.9)) for number in range(4)]
+    curve = LearningCurve(points, 0.021, (0.004, 0.037))
+    page = report(tmp_path / "report.html", hostile, all_right(hostile), suspects=suspects, curve=curve)
+    assert f"1 of {len(photos)} training photos may have a wrong label" in page.text
+    assert "lists them and, after them, the photos with weaker signs: 1." in page.text
+    caption = f"label: {photos[0].label}, 2.0% looks like: {hostile.classes[1]}, 96.0% {photos[0].path}"
+    assert caption in page.text
+    assert len(page.all("img")) == 1 and "#labels" in {link["href"] for link in page.all("a")}
+    assert "twice as many training photos would add about 2.1 points (95 % interval 0.4 to 3.7)" in page.text
+    assert list(cells(page, "Accuracy by number of training photos"))[3:6] == ["8", "70.0%", "60.0% to 90.0%"]
+    none = report(tmp_path / "none.html", hostile, all_right(hostile), suspects=[])
+    assert f"No label of the {len(photos)} training photos is suspect" in none.text
+    assert "Not estimated, because a class has fewer than 16 training photos" in none.text
+    unsearched = report(tmp_path / "unsearched.html", hostile, all_right(hostile))
+    assert "Suspect labels" not in unsearched.text and "Would more photos help" not in unsearched.text

@@ -1,0 +1,99 @@
+"""Find training photos whose label may be wrong: confident learning.
+
+Northcutt, Jiang & Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021. Each
+photo is classified by a model that was fitted without it. A photo is suspect if the probability of another
+class reaches the mean probability that the photos of that class have of their own class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.dataset import Photo
+from train.data.manifest import write_csv
+from train.linear_probe import cross_validate, divide
+
+BLOCKS = 16  # of the cross-validation
+FEWEST = 8  # photos of a class, below which its labels are not judged
+
+
+@dataclass(frozen=True)
+class SuspectLabel:
+    """A training photo that a model fitted without it assigns to `other`. `own_probability` is that of the
+    photo's label. `confident`: the photo is suspect by confident learning.
+    """
+
+    photo: Photo
+    other: str
+    own_probability: float
+    other_probability: float
+    confident: bool
+
+
+def suspect_labels(
+    photos: Sequence[Photo], pooled: NDArray[Any], classes: tuple[str, ...]
+) -> list[SuspectLabel]:
+    """The photos with a more probable class than their label, the most suspect ones first.
+
+    `pooled` [N, W] are the pooled features of the N training photos.
+    """
+    labels = np.array([classes.index(photo.label) for photo in photos], np.intp)
+    if len(photos) < 2 * FEWEST:
+        return []
+    probabilities = cross_validate(divide(pooled, labels, len(classes), BLOCKS))
+    counts = np.bincount(labels, minlength=len(classes))
+    probabilities[:, counts < FEWEST] = 0
+    rows = np.arange(len(labels))
+    own = probabilities[rows, labels]
+    confident = _confident_class(probabilities, labels) != labels
+    rest = probabilities.copy()
+    rest[rows, labels] = -1
+    other = rest.argmax(1)
+    margin = own - rest.max(1)
+    order = np.lexsort((margin, ~confident))
+    return [
+        SuspectLabel(
+            photos[row],
+            classes[other[row]],
+            float(own[row]),
+            float(rest[row, other[row]]),
+            bool(confident[row]),
+        )
+        for row in order
+        if margin[row] < 0 and counts[labels[row]] >= FEWEST
+    ]
+
+
+def write_suspects(suspects: Sequence[SuspectLabel], folder: Path) -> None:
+    """Write suspect_labels.csv: path, label, the other class, both probabilities, and `suspect`, 1 or 0."""
+    columns = ("path", "label", "other", "label_probability", "other_probability", "suspect")
+    rows = (
+        (
+            of.photo.path,
+            of.photo.label,
+            of.other,
+            f"{of.own_probability:.4f}",
+            f"{of.other_probability:.4f}",
+            int(of.confident),
+        )
+        for of in suspects
+    )
+    write_csv(folder / "suspect_labels.csv", columns, rows)
+
+
+def _confident_class(probabilities: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.intp]:
+    """The class [N] with the highest probability among those that reach their threshold, or the label."""
+    thresholds = np.array(
+        [
+            probabilities[labels == index, index].mean() if (labels == index).any() else np.inf
+            for index in range(probabilities.shape[1])
+        ]
+    )
+    reached = np.where(probabilities >= thresholds, probabilities, -1)
+    return np.where(reached.max(1) >= 0, reached.argmax(1), labels)
