@@ -226,7 +226,7 @@ def grid_of_crops(
     false = sorted(
         pair.distance
         for pair in near_duplicates(dataset, scratch / "cache", MAX_CANDIDATE_DISTANCE)
-        if not is_known(pair.photo, pair.other)
+        if pair.stands_out and not is_known(pair.photo, pair.other)
     )
     seconds = time.perf_counter() - started
     found = {}
@@ -237,7 +237,7 @@ def grid_of_crops(
         best = np.full(len(files), 192)
         for pair in pairs:
             one, two = sorted((place[pair.photo.path], place[pair.other.path]))
-            if two >= len(dataset.photos) and EVERY * (two - len(dataset.photos)) == one:
+            if pair.stands_out and two >= len(dataset.photos) and EVERY * (two - len(dataset.photos)) == one:
                 best[two - len(dataset.photos)] = min(best[two - len(dataset.photos)], pair.distance)
         found[name] = best
     return {

@@ -35,7 +35,7 @@ MAX_DISTANCE = 20
 MAX_CANDIDATE_DISTANCE = 40
 # A pair stands out if its distance is at most this share of the distance of the NEIGHBOURS-th nearest photo,
 # or at most SAME_PICTURE bits. Of 1,722 pairs of uniform solar cells within MAX_DISTANCE, 42 stand out, and
-# 545 of 877 pairs of cells with a texture (benchmarks/near_duplicates.md).
+# 545 of 877 pairs of cells with a texture (docs/decisions.md).
 MAX_SHARE = 0.4
 NEIGHBOURS = 10
 SAME_PICTURE = 4  # a file that was only encoded again or resized
