@@ -10,7 +10,7 @@ from pathlib import Path
 from export.parity.gates import MIN_PHOTOS
 from export.pipeline import INSTALL, ExportConfig, export, file_keys
 from runtime.common.cli import ArgumentParser
-from runtime.inference.engines import ENGINES
+from runtime.inference.engines import ENGINE_FORMATS, ENGINES
 from train.cli import run_cli
 
 _EPILOG = """\
@@ -31,8 +31,8 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
     parser = _parser()
     arguments = parser.parse_args(argv)
     engines = tuple(dict.fromkeys(arguments.engines)) if arguments.engines else None
-    if arguments.dynamic and engines == ("onnx",):
-        parser.error("--dynamic makes a TFLite file, which no engine of --engines onnx runs; add litert")
+    if arguments.dynamic and engines and "tflite" not in map(ENGINE_FORMATS.get, engines):
+        parser.error("--dynamic makes a TFLite file, which no engine of --engines runs; add litert")
     added = (name for name in ("float16", "dynamic", "int8") if arguments.all or getattr(arguments, name))
     precisions = ("float32", *added)
     made = [f"{precision}.{format}" for format, precision in file_keys(precisions, engines)]

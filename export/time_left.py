@@ -23,6 +23,7 @@ ENGINE_COST = {
     ("litert", "int8"): 0.7,
     ("tflite", "int8"): 2.0,
     ("onnx", "int8"): 0.6,
+    ("openvino", "int8"): 0.5,
 }
 QUANTIZE_COST = 10.0  # one calibration photo through all layers
 CONVERT_SECONDS = 4.0  # one file, and as much again per CONVERT_PARAMETERS

@@ -47,12 +47,12 @@ class Classifier:
     """Classifies pictures with one model in one engine.
 
     `model` is a folder that an export wrote, or one of its files; without it the newest model under ./models
-    is used, else the released model. `engine` is "auto", "litert", "onnx" or "tflite". "auto" takes the
-    fastest file and engine that `python -m runtime.bench --save` measured, else the first that is installed;
-    `engine_reason` says which and why. `threads` defaults to the fastest measured number, else to the number
-    of cores. With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names), only a model
-    that this key signed is loaded, and none older than a release of its name that has run here, except with
-    `allow_rollback`.
+    is used, else the released model. `engine` is "auto", "litert", "onnx", "openvino" or "tflite". "auto"
+    takes the fastest file and engine that `python -m runtime.bench --save` measured, else the first that is
+    installed; `engine_reason` says which and why. `threads` defaults to the fastest measured number, else to
+    the number of cores. With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names), only
+    a model that this key signed is loaded, and none older than a release of its name that has run here,
+    except with `allow_rollback`.
 
     `correction` names the file of `python -m runtime.adapt` to use, or "none"; without it the file next to
     the model is used, if there is one. A model that must be signed is corrected with `allow_correction` only.
@@ -290,7 +290,8 @@ def _preload(engine: str, format: str) -> None:
     """Imports the engine. A failure is reported where the module is used."""
     with suppress(Exception):
         engine = choose_engine(format) if engine == "auto" else engine
-        import_module(ENGINE_MODULES[engine] if engine == "onnx" else f"{ENGINE_MODULES[engine]}.interpreter")
+        module = ENGINE_MODULES[engine]
+        import_module(f"{module}.interpreter" if ENGINE_FORMATS[engine] == "tflite" else module)
 
 
 def _source_name(source: Source) -> str:

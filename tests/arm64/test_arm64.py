@@ -41,6 +41,8 @@ CPUINFO = {
     "cortex-a72": (OLDER, "0x0", "0xd08", "3"),  # 4
     "cortex-a76": (NEWER, "0x4", "0xd0b", "1"),  # 5
 }
+# OpenVINO has wheels for 64-bit Arm, but was not run in the emulator.
+EMULATED = tuple(engine for engine in ENGINES if engine != "openvino")
 # Engines that use dot-product instructions. The int8 kernels of tflite-runtime 2.14 have none.
 DOT_PRODUCTS = {("litert", "cortex-a76"), ("onnx", "cortex-a76")}
 
@@ -128,7 +130,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="session")
 def answers_here(photos: list[Path]) -> dict[str, list[dict[str, float]]]:
     """The answers on this machine, by engine."""
-    return {engine: classify([sys.executable], engine, photos)[0] for engine in ENGINES}
+    return {engine: classify([sys.executable], engine, photos)[0] for engine in EMULATED}
 
 
 def classify(command: list[str], engine: str, photos: list[Path]) -> tuple[list[dict[str, float]], list[str]]:
@@ -174,7 +176,7 @@ def python_on(root: Path, board: Path, cpu: str, *logs: str) -> list[str]:
 
 
 @pytest.mark.parametrize("cpu", CPUINFO)
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EMULATED)
 def test_the_answers_are_those_of_this_machine(
     engine: str,
     cpu: str,

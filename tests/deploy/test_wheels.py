@@ -29,7 +29,7 @@ from deploy.lock import (
 )
 from tests.helpers import ROOT
 
-DOCUMENTED_EXTRAS = (*EXTRAS, "tflite")
+DOCUMENTED_EXTRAS = (*EXTRAS, "openvino", "tflite")
 BOOKWORM_32 = Board("Bookworm, 32-bit", "3.11", "armv7l", 36, "1.24.2")
 BOARDS = (BOOKWORM, TRIXIE, BOOKWORM_32)
 LOCKED_LINE = re.compile(

@@ -317,6 +317,7 @@ def test_ctrl_c_replaces_nothing(
         ["--engines", "litert", "--keep", "float32.onnx"],
         ["--engines", "onnx", "--dynamic"],
         ["--engines", "onnx", "onnx", "--dynamic"],
+        ["--engines", "onnx", "openvino", "--dynamic"],
     ],
 )
 def test_a_usage_error_exits_with_2(arguments: list[str]) -> None:

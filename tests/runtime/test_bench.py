@@ -67,7 +67,12 @@ def test_every_file_engine_and_thread_count_is_measured_and_the_fastest_saved(
     assert list(rows[0]) == [field.name for field in fields(BenchRow)]
     assert {(row["file"], row["engine"], int(row["threads"])) for row in rows} == {
         (f"colours_float32.{format}", f"{engine} {engine_version(engine)}", threads)
-        for format, engine in (("tflite", "litert"), ("tflite", "tflite"), ("onnx", "onnx"))
+        for format, engine in (
+            ("tflite", "litert"),
+            ("tflite", "tflite"),
+            ("onnx", "onnx"),
+            ("onnx", "openvino"),
+        )
         for threads in thread_counts(default_threads())
     }
     sha256s = {file.file: file.sha256 for file in read_index(folder).files}

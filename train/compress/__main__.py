@@ -90,7 +90,7 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
     )
     group.add_argument(
         "--engine",
-        choices=("litert", "onnx", "tflite"),
+        choices=("litert", "onnx", "openvino", "tflite"),
         default=default.engine,
         help=f"for --target-ms: engine to time, with an int8 file on all cores (default: {default.engine})",
     )

@@ -22,7 +22,8 @@ from tests.export.conftest import small_model
 Files = dict[tuple[str, str], bytes]
 
 
-def test_known_is_compared_with_the_models_own(pictures: NDArray[np.uint8]) -> None:
+@pytest.mark.parametrize("engine", ["onnx", "openvino"])
+def test_known_is_compared_with_the_models_own(engine: str, pictures: NDArray[np.uint8]) -> None:
     model = small_model(known=True)
     outputs = predict(model, pictures, lambda done: None)
     threshold = float(np.median(outputs["known"]))
@@ -34,9 +35,14 @@ def test_known_is_compared_with_the_models_own(pictures: NDArray[np.uint8]) -> N
         outputs["known"],
         threshold,
     )
-    (same,) = run_parity(files, right, ["onnx"])
-    assert same.known_disagreements == 0 and same.max_dknown is not None and same.max_dknown < 1e-5
-    (different,) = run_parity(files, replace(right, known=1 - outputs["known"]), ["onnx"])
+    (same,) = run_parity(files, right, [engine])
+    assert (
+        same.engine.startswith(f"{engine} ")
+        and same.known_disagreements == 0
+        and same.max_dknown is not None
+        and same.max_dknown < 1e-5
+    )
+    (different,) = run_parity(files, replace(right, known=1 - outputs["known"]), [engine])
     assert verdict(different) == FAILED
 
 

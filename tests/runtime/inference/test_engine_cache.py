@@ -111,7 +111,8 @@ def test_another_engine_version_invalidates_the_measurement(
     save_for(folder)
     package = tmp_path / "upgraded" / ENGINE_MODULES["litert"]
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text('__version__ = "99.1"\n')
+    (package / "__init__.py").touch()
+    package.with_name(f"{package.name}-99.1.dist-info").mkdir()
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delitem(sys.modules, ENGINE_MODULES["litert"], raising=False)
     reason = load_selection(choose_model(folder).candidates)
