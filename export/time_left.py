@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from export.parity.result import FileKey
-from export.parity.runner import TIMED, file_engine_pairs
+from export.parity.runner import TIMED, file_engine_pairs, photo_parts
 from train.progress import Progress
 
 # Costs of one photo relative to the Keras model, measured on x86 (docs/decisions.md). Others: 1.
@@ -84,7 +84,8 @@ class Workload:
 
     def _inferences(self, engine: str, precision: str, photos: int) -> Task:
         cost = ENGINE_COST.get((engine, precision), 1.0) * self.photo_seconds
-        return Task(photos + min(TIMED, photos), cost, self.workers, measured=photos)
+        first_part = photo_parts(photos, self.workers)[0]  # the others may wait for other files
+        return Task(photos + min(TIMED, photos), cost, self.workers, measured=len(first_part))
 
 
 def convert_key(file: FileKey, recipe: str = "") -> Key:

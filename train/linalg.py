@@ -23,6 +23,14 @@ def matmul(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(gemm(1.0, left, right, trans_a=transpose_left, trans_b=transpose_right).T)
 
 
+def product_with_transposed(a: NDArray[Any]) -> NDArray[Any]:
+    """The upper triangle of aᵀ a [m, m] for a [n, m] in C order, float32 or float64: half the work of a
+    product. The other triangle is 0.
+    """
+    syrk = get_blas_funcs("syrk", (a,))
+    return np.asarray(syrk(1.0, a.T))  # BLAS uses column order, in which aᵀ needs no copy
+
+
 def subtract_product(c: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]) -> None:
     """Subtract the product of a [n, m] and b [m, k] from c [n, k] in place; all float64 in C order."""
     gemm = get_blas_funcs("gemm", (a, b))
@@ -53,7 +61,8 @@ def factor_of_inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The upper Cholesky factor [n, n] of the inverse of a symmetric positive definite matrix.
 
     It is the inverse of the lower Cholesky factor of the matrix with rows and columns reversed, reversed
-    again, so the matrix itself is not inverted. Raises LinAlgError when it is not positive definite.
+    again, so the matrix itself is not inverted. Only the upper triangle of the matrix is read. Raises
+    LinAlgError when it is not positive definite.
     """
     inverse, _ = dtrtri(cholesky(matrix[::-1, ::-1], lower=True), lower=True, overwrite_c=True)
     return np.asarray(inverse[::-1, ::-1])

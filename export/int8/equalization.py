@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from export.int8.layers import Floats, conv_weights, convolve, run_layer
 
@@ -19,32 +21,53 @@ class Equalized:
     kernel: Floats  # [kh, kw, in, out]
     bias: Floats  # [out]
     factors: Floats  # [out]
+    mean: NDArray[np.float64]  # [out], of its outputs before the ReLU
+    outputs: Floats  # [n, H, W, out], after the ReLU; valid until the next layer
 
 
-def equalize(layers: list[keras.layers.Layer], inputs: Floats, strength: float) -> dict[str, Equalized]:
-    """The convolutions by layer name that compute the same network with more equal channel ranges.
+def equalize(
+    layers: list[keras.layers.Layer], inputs: Floats, strength: float
+) -> Iterator[tuple[keras.layers.Layer, Equalized | None]]:
+    """Each layer with its equalized convolution, or None for pooling, while the float network runs.
 
-    Each channel is divided by (its maximum / the layer's maximum) ** strength, and the next layer multiplies
-    by the same factor. ReLU and max pooling preserve positive factors, so the outputs stay the same. The
-    channels of the last layer feed the head and stay as they are. `inputs` [n, H, W, in] are the inputs of
-    the first layer on calibration photos. After Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", 2019, which equalizes weights; here the activations are equalized.
+    All convolutions together compute the same network with more equal channel ranges. Each channel is divided
+    by (its maximum / the layer's maximum) ** strength, and the next layer multiplies by the same factor. ReLU
+    and max pooling preserve positive factors, so the outputs stay the same. The channels of the last layer
+    feed the head and stay as they are. `inputs` [n, H, W, in] are the inputs of the first layer on
+    calibration photos. After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
+    Correction", 2019, which equalizes weights; here the activations are equalized.
     """
     weights = conv_weights(layers)
-    factors = {name: np.ones(len(bias), np.float32) for name, (_, bias) in weights.items()}
-    names = list(weights)
+    last = list(weights)[-1]
+    before = np.ones(1, np.float32)  # the factors of the layer's inputs
     for layer in layers:
         if isinstance(layer, keras.layers.MaxPooling2D):
             inputs = run_layer(layer, inputs)
+            yield layer, None
             continue
         kernel, bias = weights[layer.name]
-        inputs = np.maximum(convolve(layer, inputs, kernel, bias), 0)
-        if layer.name == names[-1]:
-            break
-        maximum = inputs.max((0, 1, 2))
-        factor = (np.maximum(maximum, MIN_FACTOR * maximum.max()) / maximum.max()) ** strength
-        following = names[names.index(layer.name) + 1]
-        weights[layer.name], factors[layer.name] = (kernel / factor, bias / factor), factor
-        weights[following] = weights[following][0] * factor[:, np.newaxis], weights[following][1]
-        inputs = inputs / factor
-    return {name: Equalized(*weights[name], factors[name]) for name in names}
+        kernel = kernel * before[:, np.newaxis]
+        inputs = convolve(layer, inputs, kernel, bias)
+        mean = channel_mean(inputs)
+        np.maximum(inputs, 0, out=inputs)
+        factors = np.ones(len(bias), np.float32)
+        if strength and layer.name != last:
+            factors = _factors(inputs, strength)
+            inputs /= factors
+        yield layer, Equalized(kernel / factors, bias / factors, factors, mean / factors, inputs)
+        before = factors
+
+
+def _factors(outputs: Floats, strength: float) -> Floats:
+    """The factor of each channel, [out], for outputs [n, H, W, out] after the ReLU."""
+    maximum = outputs.max((0, 1, 2))
+    largest = maximum.max()
+    return np.asarray((np.maximum(maximum, MIN_FACTOR * largest) / largest) ** strength, np.float32)
+
+
+def channel_mean(values: Floats) -> NDArray[np.float64]:
+    """The mean of each channel of [n, H, W, C], as [C]. Only sums of one row are float32: converting all
+    values takes three times as long.
+    """
+    mean: NDArray[np.float64] = values.sum(2).mean((0, 1), dtype=np.float64) / values.shape[2]
+    return mean

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.int8.weight_codes import Floats, WeightCodes
-from train.linalg import factor_of_inverse, matmul
+from train.linalg import factor_of_inverse, matmul, product_with_transposed
 
 POSITIONS = 150  # patches per photo that the covariance is estimated on
 DAMPING = 0.1  # share of the mean diagonal added to the diagonal: with less, the codes overfit the photos
@@ -25,7 +25,7 @@ def gptq(kernel: Floats, scale: Floats, codes: WeightCodes, inputs: Floats) -> N
     """
     patches = sample_patches(inputs, kernel.shape[:2])
     patches -= patches.mean(0)
-    covariance = matmul(patches.T, patches).astype(np.float64) / len(patches)
+    covariance = product_with_transposed(patches).astype(np.float64) / len(patches)
     covariance[np.diag_indices_from(covariance)] += DAMPING * covariance.diagonal().mean() + 1e-9
     # Row i of the inverse's upper Cholesky factor distributes the error of weight i over the later weights.
     factor = factor_of_inverse(covariance)

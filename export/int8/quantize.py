@@ -17,11 +17,12 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from export.int8.equalization import Equalized, equalize
-from export.int8.layers import Floats, conv_chain, conv_weights, convolve, run_layer
+from export.int8.equalization import channel_mean, equalize
+from export.int8.layers import Floats, conv_chain, convolve, run_layer
 from export.int8.weight_codes import PAIRED_CODES, WeightCodes, round_to_nearest
 
 LEVELS = 255  # steps between the 256 codes of an activation
+ROUND_AT_ONCE = 1 << 16  # values, 256 kB
 INPUT_RANGE = (-124.0, 152.0)  # pixels 0 to 255 after the ImageNet mean is subtracted
 
 # The kernel [kh, kw, in, out], the scales [out], the codes and the quantized inputs [n, H, W, in] → codes.
@@ -88,31 +89,32 @@ def quantize(
     lower, upper = INPUT_RANGE
     scale = (upper - lower) / LEVELS
     params = QuantParams(scale, round(-lower / scale))
-    coded = exact if recipe.float_first else round_to_codes(exact, params)
-    weights = _weights(layers, exact, recipe)
+    coded = exact if recipe.float_first else round_to_codes(exact.copy(), params)
     quantized: dict[str, QuantizedConv] = {}
-    for layer in layers:
-        if isinstance(layer, keras.layers.MaxPooling2D):
-            exact, coded = run_layer(layer, exact), run_layer(layer, coded)
+    for layer, conv in equalize(layers, exact, recipe.equalization):
+        if conv is None:
+            coded = run_layer(layer, coded)
             step(len(photos))
             continue
-        kernel, bias = weights[layer.name].kernel, weights[layer.name].bias
+        kernel, bias = conv.kernel, conv.bias
         if recipe.float_first and layer is layers[0]:
             codes, channel_scale, rounded = None, np.ones(len(bias), np.float32), kernel
+            outputs = conv.outputs.copy()  # its inputs and its kernel are those of the float network
         else:
             channel_scale = recipe.weight_codes.scales(kernel)
             codes = recipe.rounding(kernel, channel_scale, recipe.weight_codes, coded)
             rounded = codes.astype(np.float32) * channel_scale
-        exact = convolve(layer, exact, kernel, bias)
-        outputs = convolve(layer, coded, rounded, bias)
-        if recipe.bias_correction:
-            offset = _mean_difference(exact, outputs)
-            bias = (bias + offset).astype(np.float32)
-            outputs += offset.astype(np.float32)
-        exact, outputs = np.maximum(exact, 0, out=exact), np.maximum(outputs, 0, out=outputs)
+            outputs = convolve(layer, coded, rounded, bias)
+            if recipe.bias_correction:
+                # Activations are never negative, so rounding errors of weights add up to a constant per
+                # channel. Nagel et al., 2019 (export/int8/equalization.py).
+                offset = (conv.mean - channel_mean(outputs)).astype(np.float32)
+                bias = bias + offset
+                outputs += offset
+            np.maximum(outputs, 0, out=outputs)
         output_params = QuantParams(max(recipe.activation_range(outputs), 1e-6) / LEVELS)
         quantized[layer.name] = QuantizedConv(
-            codes, channel_scale, rounded, bias, params, output_params, weights[layer.name].factors
+            codes, channel_scale, rounded, bias, params, output_params, conv.factors
         )
         coded, params = round_to_codes(outputs, output_params), output_params
         step(len(photos))
@@ -153,32 +155,19 @@ def _pool_factors(model: keras.Model, quantized: Quantized) -> dict[str, Floats]
     return factors
 
 
-def _weights(layers: list[keras.layers.Layer], inputs: Floats, recipe: Recipe) -> dict[str, Equalized]:
-    if recipe.equalization:
-        return equalize(layers, inputs, recipe.equalization)
-    return {
-        name: Equalized(kernel, bias, np.ones(len(bias), np.float32))
-        for name, (kernel, bias) in conv_weights(layers).items()
-    }
-
-
 def round_to_codes(values: Floats, params: QuantParams) -> Floats:
-    """Real values rounded to the values that codes stand for."""
-    rounded = np.round(values / np.float32(params.scale))
-    rounded += params.zero_point
-    np.clip(rounded, 0, LEVELS, out=rounded)
-    rounded -= params.zero_point
-    rounded *= np.float32(params.scale)
-    return np.asarray(rounded, np.float32)
+    """Real values, in C order, rounded in place to the values that codes stand for.
 
-
-def _mean_difference(exact: Floats, outputs: Floats) -> NDArray[np.float64]:
-    """Bias correction, [out]: the mean error of each output channel.
-
-    Activations are never negative, so rounding errors of weights add up to a constant per channel.
-    Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019.
+    Parts of the array stay in the processor's cache between the operations.
     """
-    difference: NDArray[np.float64] = exact.mean((0, 1, 2), dtype=np.float64) - outputs.mean(
-        (0, 1, 2), dtype=np.float64
-    )
-    return difference
+    scale, flat = np.float32(params.scale), values.reshape(-1)
+    for start in range(0, len(flat), ROUND_AT_ONCE):
+        part = flat[start : start + ROUND_AT_ONCE]
+        part /= scale
+        np.rint(part, out=part)
+        part += params.zero_point
+        np.maximum(part, 0, out=part)
+        np.minimum(part, LEVELS, out=part)
+        part -= params.zero_point
+        part *= scale
+    return flat.reshape(values.shape)

@@ -3,7 +3,7 @@
 tflite-runtime 2.14 cannot read a signature in a process that has loaded TensorFlow, and an engine that
 crashes does not end the export.
 
-    python -m export.parity.engine_worker ENGINE MODEL PHOTOS.npy N THREADS OUT.npz
+    python -m export.parity.engine_worker ENGINE MODEL PHOTOS.npy START STOP THREADS OUT.npz
 
 prints one dot to stdout per photo.
 """
@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,9 +40,15 @@ class EngineOutputs:
 
 
 def run_in_engine(
-    data: bytes, engine: str, photos: Path, n: int, threads: int, step: Callable[[], None] = lambda: None
+    data: bytes,
+    engine: str,
+    photos: Path,
+    n: int,
+    threads: int,
+    step: Callable[[], None] = lambda: None,
+    start: int = 0,
 ) -> EngineOutputs:
-    """Runs the model file `data` over the first `n` photos of a .npy of uint8 [N, H, W, 3], one at a time.
+    """Runs the model file `data` over `n` photos from `start` on of a .npy of uint8 [N, H, W, 3], one by one.
 
     Calls `step` after each photo; an exception in `step` stops the engine. Raises EngineError with the
     engine's message when it cannot run the file, and UserError when there is no room for temporary files.
@@ -52,7 +58,7 @@ def run_in_engine(
         model.write_bytes(data)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "export.parity.engine_worker", engine]
-        command += [str(argument) for argument in (model, photos, n, threads, out)]
+        command += [str(argument) for argument in (model, photos, start, start + n, threads, out)]
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
                 command,
@@ -82,13 +88,29 @@ def run_in_engine(
             )
 
 
+def join_outputs(parts: Sequence[EngineOutputs]) -> EngineOutputs:
+    """The outputs of consecutive parts of the photos as those of all photos."""
+
+    def join(arrays: list[NDArray[np.float32] | None]) -> NDArray[np.float32] | None:
+        present = [array for array in arrays if array is not None]
+        return np.concatenate(present) if len(present) == len(arrays) else None
+
+    return EngineOutputs(
+        parts[0].engine,
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.ms for part in parts]),
+        join([part.known for part in parts]),
+        join([part.features for part in parts]),
+    )
+
+
 def main(argv: list[str]) -> int:
     """Runs in the separate process. Returns 0."""
-    engine, model, photos, n, threads, out = argv
+    engine, model, photos, start, stop, threads, out = argv
     run = ENGINES[engine](Path(model).read_bytes(), int(threads))
     found: dict[str, list[NDArray[np.float32]]] = {}
     ms = []
-    for photo in np.load(photos, mmap_mode="r")[: int(n)]:
+    for photo in np.load(photos, mmap_mode="r")[int(start) : int(stop)]:
         image = np.ascontiguousarray(photo[np.newaxis])
         started = time.perf_counter()
         outputs = run(image)

@@ -7,18 +7,21 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.engine_worker import EngineOutputs, run_in_engine
+from export.parity.engine_worker import EngineOutputs, join_outputs, run_in_engine
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError
 from runtime.inference.engines import ENGINE_FORMATS, ENGINES, default_threads, is_installed
 
 TIMED = 11  # photos whose median is the latency
+# Starting an engine for fewer photos costs more than it saves.
+MIN_PART = 25
 
 Step = Callable[[FileKey, str], None]  # called with the file and the engine after each inference
 
@@ -57,22 +60,34 @@ def run_parity(
             step(file, engine)
 
     pairs = file_engine_pairs(files, engines)
+    parts = photo_parts(len(reference.photos), default_threads())
+    # The first parts of all pairs come first. Every process runs one inference at a time, so the second parts
+    # keep all cores busy to the end.
+    tasks = [(pair, part) for part in parts for pair in pairs]
     with temporary_dir() as folder:
         photos = folder / "photos.npy"
         np.save(photos, reference.photos)
 
-        def compare(pair: tuple[FileKey, str]) -> ParityResult:
-            file, engine = pair
-            return _run_pair(file, files[file], engine, photos, reference, lambda: locked_step(*pair))
+        def run(task: tuple[tuple[FileKey, str], range]) -> EngineOutputs | EngineError:
+            pair, part = task
+            step_of_pair = partial(locked_step, *pair)
+            try:
+                return run_in_engine(files[pair[0]], pair[1], photos, len(part), 1, step_of_pair, part.start)
+            except EngineError as error:
+                return error
 
         # One thread per inference and several at once is faster than one after the other on all cores.
         with ThreadPoolExecutor(default_threads()) as pool:
             try:
-                results = list(pool.map(compare, pairs))
+                outputs = list(pool.map(run, tasks))
             except BaseException:
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+        results = [
+            _compare(file, files[file], engine, outputs[number :: len(pairs)], reference)
+            for number, (file, engine) in enumerate(pairs)
+        ]
         # Latency is measured as on a device: one inference at a time on all cores.
         timed = min(TIMED, len(reference.photos))
         for i, (file, engine) in enumerate(pairs):
@@ -91,18 +106,27 @@ def file_engine_pairs(
     return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file[0]]
 
 
-def _run_pair(
+def photo_parts(photos: int, workers: int) -> list[range]:
+    """The photos as at most `workers` ranges of at least MIN_PART photos."""
+    count = max(min(workers, photos // MIN_PART), 1)
+    bounds = [number * photos // count for number in range(count + 1)]
+    return [range(start, stop) for start, stop in pairwise(bounds)]
+
+
+def _compare(
     file: FileKey,
     data: bytes,
     engine: str,
-    photos: Path,
+    parts: Sequence[EngineOutputs | EngineError],
     reference: ParityReference,
-    step: Callable[[], None],
 ) -> ParityResult:
-    try:
-        outputs = run_in_engine(data, engine, photos, len(reference.photos), 1, step)
-    except EngineError as error:
-        return _result(file, engine, data, reference.probabilities * np.nan, reference, str(error))
+    """The result of a file in an engine, from the outputs for each part of the photos."""
+    found_parts = []
+    for part in parts:
+        if isinstance(part, EngineError):
+            return _result(file, engine, data, reference.probabilities * np.nan, reference, str(part))
+        found_parts.append(part)
+    outputs = join_outputs(found_parts)
     found, error_text = outputs.probabilities, contract_error(outputs, reference)
     if found.shape != reference.probabilities.shape:
         found = reference.probabilities * np.nan

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from train.linalg import factor_of_inverse, inverse_of_positive, matmul, subtract_product
+from train.linalg import (
+    factor_of_inverse,
+    inverse_of_positive,
+    matmul,
+    product_with_transposed,
+    subtract_product,
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -54,3 +60,15 @@ def test_the_factor_of_an_inverse_equals_its_cholesky_factor() -> None:
     np.testing.assert_allclose(inverse_factor, np.linalg.cholesky(np.linalg.inv(matrix)).T, atol=1e-9)
     with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
         factor_of_inverse(-matrix)
+
+
+def test_the_upper_triangle_of_a_product_is_enough_for_the_factor_of_the_inverse() -> None:
+    a = np.random.default_rng(4).normal(size=(40, 9)).astype(np.float32)
+    triangle = product_with_transposed(a)
+    assert triangle.dtype == np.float32
+    np.testing.assert_allclose(triangle, np.triu(a.T @ a), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        factor_of_inverse(triangle.astype(np.float64)),
+        factor_of_inverse((a.T @ a).astype(np.float64)),
+        rtol=1e-4,
+    )

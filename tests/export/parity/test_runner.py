@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,60 @@ def test_other_files_continue_after_one_that_an_engine_cannot_run(
     assert len(failures(results)) == 1
     assert set(steps) == {(("tflite", "float32"), "litert")}
     assert len(steps) == len(reference.photos) + min(TIMED, len(reference.photos))
+
+
+def test_parts_of_the_photos_in_several_processes_give_the_same_result(
+    float_files: Files, reference: ParityReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = run_parity({("onnx", "float32"): float_files["onnx", "float32"]}, reference, ["onnx"])
+    monkeypatch.setattr(runner, "MIN_PART", 3)
+    monkeypatch.setattr(runner, "default_threads", lambda: 2)
+    started: list[tuple[int, int]] = []
+    run_in_engine = runner.run_in_engine
+
+    def run_and_note(data: bytes, engine: str, photos: Path, n: int, *rest: Any) -> EngineOutputs:
+        started.append((n, rest[2] if len(rest) == 3 else -1))
+        return run_in_engine(data, engine, photos, n, *rest)
+
+    monkeypatch.setattr(runner, "run_in_engine", run_and_note)
+    steps: list[str] = []
+    (parts,) = run_parity(
+        {("onnx", "float32"): float_files["onnx", "float32"]},
+        reference,
+        ["onnx"],
+        lambda file, engine: steps.append(engine),
+    )
+    assert sorted(started) == [(4, 0), (4, 4), (8, -1)], "two parts, then the latency"
+    assert len(steps) == 16
+    assert replace(parts, ms=whole.ms) == whole
+
+
+def test_an_error_in_one_part_is_the_error_of_the_file(
+    float_files: Files, reference: ParityReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MIN_PART", 3)
+    monkeypatch.setattr(runner, "default_threads", lambda: 2)
+    n = len(reference.photos) // 2
+    first = EngineOutputs("engine 1", reference.probabilities[:n], np.ones(n, np.float32))
+
+    def fail_in_the_second_part(*arguments: Any) -> EngineOutputs:
+        if arguments[6]:
+            raise EngineError("engine stopped with status 9: killed")
+        return first
+
+    monkeypatch.setattr(runner, "run_in_engine", fail_in_the_second_part)
+    (result,) = run_parity({("onnx", "int8"): b""}, reference, ["onnx"])
+    assert "status 9" in result.error and verdict(result) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("photos", "workers", "parts"),
+    [(8, 2, [8]), (49, 2, [49]), (50, 2, [25, 25]), (201, 4, [50, 50, 50, 51]), (60, 8, [30, 30])],
+)
+def test_small_sets_of_photos_are_not_divided(photos: int, workers: int, parts: list[int]) -> None:
+    ranges = runner.photo_parts(photos, workers)
+    assert [len(part) for part in ranges] == parts
+    assert [number for part in ranges for number in part] == list(range(photos))
 
 
 def test_an_interrupt_stops_the_engines(float_files: Files, reference: ParityReference) -> None:
