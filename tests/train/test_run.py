@@ -54,7 +54,8 @@ def test_the_run_folder_holds_the_complete_record(
     assert {path.name for path in synthetic_run.iterdir()} == {
         *("model.keras", "run.json", "photos.csv", "left_out.csv"),
         *("history.csv", "metrics.json", "curves.png", "confusion.png"),
-        *("settings.toml", "near_duplicates.csv", "report.html", "statistics.safetensors"),
+        *("settings.toml", "near_duplicates.csv", "suspect_labels.csv", "report.html"),
+        "statistics.safetensors",
     }
     with (synthetic_run / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == run.settings["epochs"]

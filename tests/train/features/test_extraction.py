@@ -118,7 +118,7 @@ def test_negatives_follow_the_training_photos_in_fewer_views(
     dataset = replace(found, negatives=negatives)
     features = extract(dataset, weights, tmp_path / "cache", views=3)
     photos_in_train = len(dataset.split("train"))
-    store, labels = features.for_training(3)
+    store, labels = features.photos_and_negatives("train")
     assert labels.tolist() == [0, 1] * 3 + 2 * [NEGATIVE] and len(store) == 3 * photos_in_train + 2
     pixels = read_picture(outside, weights.input_size)
     base = Replica(weights, "cpu:0", Devices(("cpu:0",), "float32", jit=False, batch=8))
