@@ -13,7 +13,8 @@ threshold rejects the share UNKNOWN_RATE of the validation photos. The columns:
   is left out of the fit, the mean over the classes. The network itself has seen the class.
 
 A second table fits the released method on each kind of default negatives (train/data/negative_pictures.py),
-as many pictures of each. The network has learned from the kind of its own run. Writes known_kinds.csv too.
+with the same number of pictures for each. The network itself was trained on the kind of its run. Also writes
+known_kinds.csv.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ GetPixels = Callable[[], NDArray[np.uint8]]  # [h, w, 3], RGB; called for saved 
 class PhotoRecorder:
     """Saves pictures in `folder`, at most one frame per `every` seconds, until the folder holds `max_mb` MB.
 
-    With `sample`, the recorder goes on when the folder is full: the folder then keeps a uniform random sample
+    With `sample`, the recorder continues when the folder is full, which then keeps a uniform random sample
     of all pictures so far. Each name ends in a random key, and the pictures with the smallest keys stay
-    (bottom-k sampling, Cohen and Kaplan, 2007), so that a sample goes on after a restart.
+    (bottom-k sampling, Cohen and Kaplan, 2007), so that a sample continues after a restart.
 
     A context manager; any thread may call `save`. At the end, `on_message` gets the number of saved photos
     and their folder; a folder that was created and holds no photo is removed, because training refuses a

@@ -23,8 +23,9 @@ from runtime.inference.learned_state import (
     write_state,
 )
 from runtime.inference.prefetch import DECODERS
-from runtime.inference.taught_photos import MAX_SIDE, TaughtPhoto, TaughtPhotos, check_label, find_label
+from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label, find_label
 from runtime.inference.teaching import TaughtOutputs, Teaching, check_teachable, fit_learned
+from runtime.preprocess.stored_photo import MAX_SIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

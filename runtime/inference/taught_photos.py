@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import re
 import stat
@@ -14,7 +12,6 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -25,18 +22,15 @@ from runtime.common.errors import UserError
 from runtime.common.text import is_name, printable
 from runtime.inference.learned_state import MAX_MB, NONE_LABEL
 from runtime.inference.prediction import UNKNOWN
+from runtime.preprocess.stored_photo import encode_photo, id_ending, is_id, new_id
 
 if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels
 
 PHOTOS_NAME, FEATURES_NAME = "photos", "features"
-MAX_SIDE = 960  # pixels per side of a stored photo
-JPEG_QUALITY = 90
 MAX_NEW_LABEL = 60  # characters
 MAX_FOLDER_BYTES = 200  # of a folder's name in UTF-8: file systems allow 255
 
-_TIME_FORMAT = "%Y%m%dT%H%M%S%fZ"
-_ID = re.compile(r"\d{8}T\d{12}Z_[0-9a-f]{16}\.jpg", re.ASCII)
 _UNSAFE = re.compile(r'[/\\:*?"<>|%]|^\.|[. ]$')  # in the name of a folder, on any system
 
 
@@ -68,7 +62,7 @@ class TaughtPhotos:
             if (label := folder_label(folder.name)) is None:
                 continue
             with suppress(OSError):
-                names = (entry.name for entry in os.scandir(folder) if _ID.fullmatch(entry.name))
+                names = (entry.name for entry in os.scandir(folder) if is_id(entry.name))
                 found += [TaughtPhoto(name, label, folder / name) for name in names]
         return sorted(found, key=lambda photo: photo.id)
 
@@ -81,7 +75,7 @@ class TaughtPhotos:
 
     def find(self, id: str) -> TaughtPhoto:
         """Returns the photo with this id. Raises KeyError if there is none."""
-        if _ID.fullmatch(id):  # first: a client may send any text as an id, such as "../token"
+        if is_id(id):  # first: a client may send any text as an id, such as "../token"
             for photo in self.photos():
                 if photo.id == id:
                     return photo
@@ -93,8 +87,8 @@ class TaughtPhotos:
         A picture that is stored already keeps its id, and moves when it has another label. Raises OSError,
         and UserError when the photo alone is larger than the bound.
         """
-        data = _encode(pixels)
-        ending = f"_{hashlib.sha256(data).hexdigest()[:16]}.jpg"
+        data = encode_photo(pixels)
+        ending = id_ending(data)
         with self._lock:
             photos = self.photos()
             for photo in photos:
@@ -129,7 +123,7 @@ class TaughtPhotos:
         folder = self.folder / label_folder(label)
         while True:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{datetime.now(timezone.utc):{_TIME_FORMAT}}{ending}"
+            path = folder / new_id(ending)
             with suppress(FileExistsError, FileNotFoundError):  # by another process
                 with atomic_create(path) as file:
                     file.write(data)
@@ -207,11 +201,6 @@ def folder_label(name: str) -> str | None:
     return label if is_name(label) and label_folder(label) == name else None
 
 
-def added_at(id: str) -> datetime:
-    """Returns when the photo with this id was added, UTC."""
-    return datetime.strptime(id.partition("_")[0], _TIME_FORMAT).replace(tzinfo=timezone.utc)
-
-
 def _folders(folder: Path) -> Iterator[Path]:
     with suppress(OSError):
         yield from (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
@@ -227,12 +216,3 @@ def _size(path: Path) -> int:
         status = path.stat()
         return status.st_size if stat.S_ISREG(status.st_mode) else 0
     return 0
-
-
-def _encode(pixels: Pixels) -> bytes:
-    from PIL import Image  # late: classifying does not need it
-
-    out, picture = io.BytesIO(), Image.fromarray(pixels)
-    picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    picture.save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()

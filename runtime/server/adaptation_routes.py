@@ -8,8 +8,8 @@ from starlette.routing import Route
 
 from runtime.camera.stream import to_iso
 from runtime.common.text import printable
+from runtime.preprocess.stored_photo import added_at
 from runtime.server.errors import RequestRejected
-from runtime.server.none_tray import added_at
 from runtime.server.service_state import NO_STORE, body_of, service_of
 
 # A photo does not change under its id. `private`: only the browser that showed the photo keeps it.

@@ -26,10 +26,11 @@ from runtime.inference.learned_state import (
 from runtime.inference.learning import learn, pending_photos, reset, undo
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prefetch import DECODERS
-from runtime.inference.taught_photos import MAX_SIDE, TaughtPhoto, TaughtPhotos, added_at, check_label
+from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label
 from runtime.inference.teaching import check_teachable
 from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
+from runtime.preprocess.stored_photo import MAX_SIDE, added_at
 from runtime.server.errors import RequestRejected
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload

@@ -3,29 +3,19 @@
 `python -m train --none FOLDER` and `python -m runtime.adapt --none FOLDER` read the same folder.
 """
 
-import hashlib
-import io
-import re
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from runtime.common.atomic import atomic_write
+from runtime.preprocess.stored_photo import encode_photo, id_ending, is_id, new_id
 
 if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels
 
 MAX_PHOTOS = 200
 MAX_BYTES = 100_000_000  # of all photos
-MAX_SIDE = 960  # pixels per side of a stored photo, as of a frame of the page
-JPEG_QUALITY = 90
-
-_TIME_FORMAT = "%Y%m%dT%H%M%S%fZ"
-_ID = re.compile(r"\d{8}T\d{12}Z_[0-9a-f]{16}\.jpg", re.ASCII)
 
 
 class NoneTray:
@@ -42,7 +32,7 @@ class NoneTray:
     def ids(self) -> list[str]:
         """Returns the ids of all photos, oldest first; none if the folder cannot be read."""
         with suppress(OSError):
-            return sorted(path.name for path in self.folder.iterdir() if _ID.fullmatch(path.name))
+            return sorted(path.name for path in self.folder.iterdir() if is_id(path.name))
         return []
 
     def add(self, pixels: "Pixels") -> str:
@@ -51,15 +41,15 @@ class NoneTray:
         The oldest photos make room for it. A picture that the folder has already keeps its id. Raises
         OSError.
         """
-        data = _encode(pixels)
-        digest = hashlib.sha256(data).hexdigest()[:16]
+        data = encode_photo(pixels)
+        ending = id_ending(data)
         with self._lock:
             ids = self.ids()
             for id in ids:
-                if id.endswith(f"_{digest}.jpg"):
+                if id.endswith(ending):
                     return id
             self._make_room(ids, len(data))
-            added = f"{datetime.now(timezone.utc):{_TIME_FORMAT}}_{digest}.jpg"
+            added = new_id(ending)
             with atomic_write(self.folder / added) as file:
                 file.write(data)
         return added
@@ -68,7 +58,7 @@ class NoneTray:
         """Returns the file of a photo. Raises KeyError if the folder has no such photo."""
         path = self.folder / id
         # The pattern first: a client may send any text as an id, such as "../token".
-        if not _ID.fullmatch(id) or not path.is_file():
+        if not is_id(id) or not path.is_file():
             raise KeyError(id)
         return path
 
@@ -95,14 +85,3 @@ class NoneTray:
                 return
             (self.folder / id).unlink()
             used -= sizes[id]
-
-
-def added_at(id: str) -> datetime:
-    """Returns when the photo with this id was added, UTC."""
-    return datetime.strptime(id.partition("_")[0], _TIME_FORMAT).replace(tzinfo=timezone.utc)
-
-
-def _encode(pixels: "Pixels") -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=JPEG_QUALITY)
-    return out.getvalue()

@@ -20,10 +20,11 @@ from runtime.inference.correction import NONE, SUFFIX, Correction, correction_pa
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import ModelOutput
 from runtime.inference.prefetch import DECODERS
+from runtime.preprocess.stored_photo import MAX_SIDE
 from runtime.server.errors import RequestRejected
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
-from runtime.server.none_tray import MAX_SIDE, NoneTray
+from runtime.server.none_tray import NoneTray
 from runtime.server.writes import refused_writes
 
 TRAY_SUFFIX = ".none"  # of the tray's folder, beside the correction

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 from runtime.inference.taught_photos import (
-    MAX_SIDE,
     TaughtPhotos,
     check_label,
     find_label,
@@ -23,6 +22,7 @@ from runtime.inference.taught_photos import (
     label_folder,
 )
 from runtime.preprocess.picture import read_picture
+from runtime.preprocess.stored_photo import MAX_SIDE
 from tests.helpers import ROOT
 
 

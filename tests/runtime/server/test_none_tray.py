@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.server.none_tray import NoneTray, added_at
+from runtime.preprocess.stored_photo import added_at
+from runtime.server.none_tray import NoneTray
 
 
 def picture(shade: int) -> NDArray[np.uint8]:

@@ -1,0 +1,50 @@
+"""A photo that the runtime stores: its JPEG, and its id, which is the name of its file.
+
+An id is the time when the photo was added and a part of the sha256 of its bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from runtime.preprocess.picture import Pixels
+
+MAX_SIDE = 960  # pixels per side, as of a frame of the page
+JPEG_QUALITY = 90
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S%fZ"
+_ID = re.compile(r"\d{8}T\d{12}Z_[0-9a-f]{16}\.jpg", re.ASCII)
+
+
+def encode_photo(pixels: Pixels) -> bytes:
+    """Returns pixels, uint8 [H, W, 3], RGB, as a JPEG of at most MAX_SIDE pixels per side."""
+    from PIL import Image  # late: classifying does not need it
+
+    out, picture = io.BytesIO(), Image.fromarray(pixels)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE))
+    picture.save(out, "JPEG", quality=JPEG_QUALITY)
+    return out.getvalue()
+
+
+def id_ending(data: bytes) -> str:
+    """Returns the end of the ids of a photo with these bytes: equal photos have it in common."""
+    return f"_{hashlib.sha256(data).hexdigest()[:16]}.jpg"
+
+
+def new_id(ending: str) -> str:
+    """Returns an id with the time of now."""
+    return f"{datetime.now(timezone.utc):{_TIME_FORMAT}}{ending}"
+
+
+def is_id(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
+def added_at(id: str) -> datetime:
+    """Returns when the photo with this id was added, UTC."""
+    return datetime.strptime(id.partition("_")[0], _TIME_FORMAT).replace(tzinfo=timezone.utc)
