@@ -11,6 +11,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
@@ -284,7 +285,7 @@ def _fixed_shape(shape: list[int | str | None]) -> tuple[int, ...]:
 def _load_openvino(data: bytes, threads: int) -> InferenceSession:
     import openvino
 
-    core = openvino.Core()
+    core = _openvino_core()
     model = core.read_model(data)
     if len(model.inputs) != 1:  # it drops an input that no output depends on
         raise ValueError(f"its outputs depend on {len(model.inputs)} inputs instead of 1")
@@ -304,6 +305,19 @@ def _load_openvino(data: bytes, threads: int) -> InferenceSession:
         dtypes=dtypes,
         run=lambda pixels: dict(zip(shapes, request.infer([pixels]).values(), strict=True)),
     )
+
+
+@cache
+def _openvino_core() -> Any:
+    """Returns the process's one core, which is never freed.
+
+    OpenVINO 2026.4 gives the thread that compiles first a signal stack of its own, and frees that memory with the
+    core. A core freed by another thread leaves a stack that does not exist: the next signal, for example Ctrl-C,
+    ends the process with a segmentation fault.
+    """
+    import openvino
+
+    return openvino.Core()
 
 
 def _openvino_dtype(port: Any) -> str:

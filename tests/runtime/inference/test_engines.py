@@ -254,6 +254,26 @@ def test_bytes_that_are_not_a_model_raise_engine_error_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_signal_is_handled_after_another_thread_freed_a_model(engine: str, colours: Path) -> None:
+    """As when a service takes up a new model, and systemd stops it later."""
+    code = """
+import gc, os, signal, sys, threading
+from runtime.inference.engines import load_session
+from runtime.model_file.loader import open_model
+
+engine, path, model_format = sys.argv[1:]
+kept = [load_session(open_model(path, [model_format]), engine)]
+thread = threading.Thread(target=lambda: (kept.clear(), gc.collect()))
+thread.start(), thread.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", code, engine, str(colours), ENGINE_FORMATS[engine]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
 def test_an_engine_for_another_format_raises_engine_error(colours: Path) -> None:
     with pytest.raises(EngineError, match="onnx runs onnx files, not tflite"):
         load_session(open_model(colours, ["tflite"]), "onnx")
