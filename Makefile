@@ -5,10 +5,6 @@ PY := $(BIN)/python
 # A test file stays in one process, so its fixtures are made once. (The xdist_group marks of pytest-xdist 3.8
 # have no effect under pytest 9.2.)
 PYTEST := $(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile
-# Two groups: training with TensorFlow crashes in a process that has loaded OpenVINO (2026.4, TensorFlow 2.21).
-# The product never loads both into one process.
-RUNTIME_TESTS := tests/test_structure.py tests/runtime tests/deploy
-TRAINING_TESTS := tests/train tests/export
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 define FIRST_TEST_PHOTOS
@@ -59,19 +55,13 @@ about-demo:
 	@echo "$$ABOUT_DEMO"
 
 test: setup lint  ## lint, types and the quick tests (6 minutes on 2 cores); PROCESSES=2
-	$(PYTEST) -m "not slow" $(RUNTIME_TESTS)
-	$(PYTEST) -m "not slow" $(TRAINING_TESTS)
+	$(PYTEST) -m "not slow"
 
 # With `make --keep-going` a failing part does not hide the results of the others.
 test-all: lint test-suite fuzz test-arm64 $(if $(VGG_EDGE_PHOTOS),accuracy,no-photos)  ## everything that CI runs (40 minutes)
 
-test-suite: test-runtime test-training  ## the quick and the slow tests
-
-test-runtime: setup
-	$(PYTEST) --durations=10 $(RUNTIME_TESTS)
-
-test-training: setup
-	$(PYTEST) --durations=10 $(TRAINING_TESTS)
+test-suite: setup  ## the quick and the slow tests
+	$(PYTEST) --durations=10
 
 test-arm64: setup  ## the runtime on emulated 64-bit Arm, as on Raspberry Pi 3, 4 and 5 (4 minutes)
 	$(PYTEST) --dist load tests/arm64 -rP
@@ -121,4 +111,4 @@ lint: setup  ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo about-demo test test-all test-suite test-runtime test-training test-arm64 debian accuracy no-photos fuzz soak release retrain compress refit photos fmt lint
+.PHONY: help setup demo about-demo test test-all test-suite test-arm64 debian accuracy no-photos fuzz soak release retrain compress refit photos fmt lint
