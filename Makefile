@@ -3,8 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PY := $(BIN)/python
 # A test file stays in one process, so its fixtures are made once. (The xdist_group marks of pytest-xdist 3.8
-# have no effect under pytest 9.2.)
-PYTEST := $(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile
+# have no effect under pytest 9.2.) A process that crashes ends the tests: with another in its place, they never end.
+PYTEST := $(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile --max-worker-restart 0
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 define FIRST_TEST_PHOTOS
@@ -71,7 +71,7 @@ debian:  ## install the Debian packages that the tests need (as root)
 	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck chromium chromium-driver mosquitto openssl
 
 accuracy: photos setup  ## the accuracy and parity tests on real photos (VGG_EDGE_PHOTOS; 20 minutes)
-	$(PYTEST) tests/accuracy --durations=10
+	$(PYTEST) tests/accuracy --durations=10 --timeout 3000
 
 no-photos:
 	@echo 'The accuracy tests did not run: VGG_EDGE_PHOTOS is not set.'
