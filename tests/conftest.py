@@ -17,11 +17,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty user cache and state for each test process, so that no test reads or writes the real ones."""
+    """An empty user cache and state for each test process, so that no test reads or writes the real ones.
+
+    No engine is timed in the background: a test would get another engine than the one before it.
+    """
     home = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(home))
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        patch.setenv("VGG_EDGE_ENGINE_TIMING", "off")
         yield home
 
 

@@ -14,7 +14,6 @@ from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.smoothing import DEFAULT_SMOOTHING, ChangeDetector, MovingAverage, Smoothing
 from runtime.common.errors import PictureError
-from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, json_line
 from runtime.preprocess.picture import read_picture
@@ -79,7 +78,7 @@ def predict_stream(
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
     changes = ChangeDetector(confirm)
-    used: tuple[Classifier, Crop | None] | None = None
+    used: tuple[object, ...] = ()
     prepare_seconds, last, dropped = 0.0, 0, 0
     while True:
         schedule.wait()
@@ -91,10 +90,12 @@ def predict_stream(
             rate.reset()
             continue
         schedule.start()
-        if (current := (reloader.current(), crop())) != used:
+        classifier, region = reloader.current(), crop()
+        # All files of a model have the same id: another engine alone changes nothing.
+        model = classifier.model.contract.model_id, classifier.correction, classifier.learned
+        if (current := (*model, region)) != used:
             used = current
             average.reset()  # another model has other classes, another region shows another picture
-        classifier, region = current
         try:
             model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
         except PictureError:  # such as too little memory: the next frame may be better

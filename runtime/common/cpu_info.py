@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Vector instructions that int8 kernels use. Virtual machines hide the processor's name, but not these.
 VECTOR_EXTENSIONS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+VNNI = frozenset({"avx512_vnni", "avx_vnni"})  # instructions of x86 for sums of int8 products
 # Raspberry Pi cores by part number, which Linux reports without a name.
 # https://github.com/util-linux/util-linux/blob/master/sys-utils/lscpu-arm.c
 ARM_PARTS = {
@@ -32,6 +33,12 @@ def cpu_name() -> str:
     extensions = " ".join(name for name in VECTOR_EXTENSIONS if name in flags)
     name = name or os.environ.get("PROCESSOR_IDENTIFIER") or platform.machine()  # Windows; macOS
     return ", ".join(filter(None, [name, extensions]))
+
+
+def is_x86_without_vnni() -> bool:
+    """Whether this is an x86 processor without VNNI. False where the system does not describe it."""
+    flags = _read_cpuinfo().get("flags", "").split()  # Arm has "Features" instead
+    return bool(flags) and VNNI.isdisjoint(flags)
 
 
 def board_name() -> str:

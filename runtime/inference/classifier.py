@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
@@ -22,10 +22,12 @@ from runtime.inference.engines import (
     ENGINE_FORMATS,
     ENGINE_MODULES,
     ENGINES,
+    ORDER_WITHOUT_VNNI,
     OUTPUTS,
     choose_engine,
     count_threads,
     default_threads,
+    engine_order,
     is_installed,
     load_session,
     require_engine,
@@ -48,11 +50,11 @@ class Classifier:
 
     `model` is a folder that an export wrote, or one of its files; without it the newest model under ./models
     is used, else the released model. `engine` is "auto", "litert", "onnx", "openvino" or "tflite". "auto"
-    takes the fastest file and engine that `python -m runtime.bench --save` measured, else the first that is
-    installed; `engine_reason` says which and why. `threads` defaults to the fastest measured number, else to
-    the number of cores. With `key`, a public key's PEM file (default: the file that VGG_EDGE_KEY names), only
-    a model that this key signed is loaded, and none older than a release of its name that has run here,
-    except with `allow_rollback`.
+    takes the fastest file and engine that was measured on this machine, else the first that is installed, in
+    an order that depends on the processor; `engine_reason` says which and why. `threads` defaults to the
+    fastest measured number, else to the number of cores. With `key`, a public key's PEM file (default: the
+    file that VGG_EDGE_KEY names), only a model that this key signed is loaded, and none older than a release
+    of its name that has run here, except with `allow_rollback`.
 
     `correction` names the file of `python -m runtime.adapt` to use, or "none"; without it the file next to
     the model is used, if there is one. A model that must be signed is corrected with `allow_correction` only.
@@ -95,6 +97,8 @@ class Classifier:
         if fastest and self.model.sha256 == fastest.sha256:
             engine, threads = fastest.engine, threads or fastest.threads
             self.engine_reason = f"auto: {fastest}"
+        # The files to choose from, where the engine is chosen by rule.
+        self.unmeasured = selection.candidates if engine == "auto" else ()
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
         self._lock = Lock()  # interpreters are not thread-safe
@@ -102,11 +106,7 @@ class Classifier:
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
         if engine == "auto":
-            self.engine_reason = (
-                f"auto: {self.session.engine.split()[0]}, by rule: the first installed of "
-                f"{', '.join(ENGINES)}, int8 first ({measured}); "
-                "`python -m runtime.bench --save` finds the fastest"
-            )
+            self.engine_reason = _rule(self.session.engine.split()[0], str(measured))
 
     def __str__(self) -> str:
         reason = f" ({self.model.reason})" if self.model.reason else ""
@@ -150,6 +150,19 @@ class Classifier:
         classifier = copy(self)
         classifier._allow_learning = allow_learning
         classifier._set_learned(open_learned(self.model, learned, allowed=allow_learning))
+        return classifier
+
+    def with_additions_of(self, other: Classifier) -> Classifier:
+        """Returns a classifier with the same loaded model, and `other`'s correction and learned state.
+
+        `other` has another file of the same model.
+        """
+        classifier = copy(self)
+        classifier._set_correction(
+            OpenedCorrection(other.correction_path, other.correction, other.correction_problem)
+        )
+        classifier._allow_learning = other._allow_learning
+        classifier._set_learned(OpenedLearned(other.learned_folder, other.learned, other.learned_problem))
         return classifier
 
     def learning_folder(self) -> Path:
@@ -208,12 +221,7 @@ class Classifier:
 
     def predict_many(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Prediction | PictureError]]:
         """Yields each source with its prediction, or with its error, and decodes the next ones meanwhile."""
-        with prefetch(sources, self.model.contract.input_size) as pictures:
-            for picture in pictures:
-                if isinstance(picture.pixels, PictureError):
-                    yield picture.source, picture.pixels
-                else:
-                    yield picture.source, self._predict(picture, picture.pixels)
+        return predict_many(lambda: self, sources)
 
     def infer(self, pixels: Pixels) -> ModelOutput:
         """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size.
@@ -273,17 +281,42 @@ class Classifier:
         return self.to_prediction(_source_name(picture.source), self.infer(pixels), picture.decode_ms)
 
 
+def predict_many(
+    current: Callable[[], Classifier], sources: Iterable[Source]
+) -> Iterator[tuple[Source, Prediction | PictureError]]:
+    """Yields what Classifier.predict_many does. `current` returns the classifier for each picture.
+
+    All classifiers have the same input size.
+    """
+    with prefetch(sources, current().model.contract.input_size) as pictures:
+        for picture in pictures:
+            if isinstance(picture.pixels, PictureError):
+                yield picture.source, picture.pixels
+            else:
+                yield picture.source, current()._predict(picture, picture.pixels)
+
+
 def _usable_formats(engine: str) -> list[str]:
     """Returns the formats to open, best first. Raises EngineError."""
     if engine == "auto":
         # Formats without an installed engine come last: load_session() then says what to install.
-        formats = [ENGINE_FORMATS[name] for name in ENGINES if is_installed(name)] + list(FORMATS)
+        formats = [ENGINE_FORMATS[name] for name in engine_order() if is_installed(name)] + list(FORMATS)
     elif engine in ENGINES:
         require_engine(engine)
         formats = [ENGINE_FORMATS[engine]]
     else:
         raise EngineError(f"no engine is called {engine!r}: choose auto, {', '.join(ENGINES)}")
     return list(dict.fromkeys(formats))
+
+
+def _rule(engine: str, reason: str) -> str:
+    """Returns why `auto` takes the engine, where nothing was measured for this reason."""
+    order = engine_order()
+    processor = "on x86 without VNNI " if order == ORDER_WITHOUT_VNNI else ""
+    return (
+        f"auto: {engine}, by rule: {processor}the first installed of {', '.join(order)}, int8 first "
+        f"({reason}); `python -m runtime.bench --save` finds the fastest"
+    )
 
 
 def _preload(engine: str, format: str) -> None:

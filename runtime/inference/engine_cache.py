@@ -1,15 +1,16 @@
-"""The fastest file, engine and number of threads that `python -m runtime.bench --save` measured here.
+"""The fastest file, engine and number of threads that were measured on this machine.
 
-`--engine auto` uses this selection. It is one small JSON file per model in the user's cache folder, named by
-the sha256 of the model's files. It is invalidated when these files, an engine's version, the set of installed
-engines, the processor or the number of cores change.
+`python -m runtime.bench --save` measures it, else the first start of a camera, a service or a folder of
+photos times the engines (engine_timing.py). `--engine auto` uses this selection. It is one small JSON file
+per model in the user's cache folder, named by the sha256 of the model's files. It is invalidated when these
+files, an engine's version, the set of installed engines, the processor or the number of cores change.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +33,22 @@ _FIELD_TYPES = {"sha256": str, "engine": str, "threads": int, "median_ms": float
 
 @dataclass(frozen=True)
 class EngineSelection:
-    """The file, engine and number of threads with the smallest median latency."""
+    """The fastest file, engine and number of threads."""
 
     sha256: str  # of the file, one of the model's files
     engine: str  # one of ENGINES
     threads: int
     median_ms: float
     measured: str  # time of the measurement: ISO 8601, UTC
+    # The other engines' times. Empty after a benchmark; otherwise all times are the shortest of the processor
+    # for a picture on 1 thread.
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        if self.others:
+            others = ", ".join(f"{engine} {ms:.1f} ms" for engine, ms in self.others.items())
+            times = f"{self.median_ms:.1f} ms of processor time per picture on 1 thread, {others}"
+            return f"{self.engine}, timed {self.measured[:10]}: {times}"
         latency = f"{self.median_ms:.1f} ms on {count_threads(self.threads)}"
         return f"{self.engine}, measured {self.measured[:10]}: {latency}"
 
@@ -92,13 +100,22 @@ def _parse(text: bytes, formats: Mapping[str, str]) -> EngineSelection | str:
     ]
     if changes:
         return f"measured before a change: {', '.join(changes)[:300]}"
-    fastest = EngineSelection(**{name: fields[name] for name in _FIELD_TYPES})
+    others = fields.get("others", {})
+    if not isinstance(others, dict) or not ENGINES.keys() >= others.keys():
+        raise ValueError("others are not engines")
+    if not all(map(_is_time, others.values())):
+        raise ValueError("others are not times")
+    fastest = EngineSelection(**{name: fields[name] for name in _FIELD_TYPES}, others=others)
     runs_file = ENGINE_FORMATS.get(fastest.engine) == formats.get(fastest.sha256, "")
     if not runs_file or fastest.engine not in current:
         raise ValueError("not for this model and machine")
-    if not 1 <= fastest.threads <= default_threads() or not math.isfinite(fastest.median_ms):
+    if not 1 <= fastest.threads <= default_threads() or not _is_time(fastest.median_ms):
         raise ValueError("not a measurement")
     return fastest
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is float and math.isfinite(value)
 
 
 def _machine() -> Mapping[str, Any]:

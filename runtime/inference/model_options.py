@@ -51,8 +51,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
         "--engine",
         choices=["auto", *ENGINES],
         default="auto",
-        help="inference engine (default: auto, the fastest that `python -m runtime.bench --save` measured, "
-        "else the first that is installed)",
+        help="inference engine (default: auto, the fastest that was measured on this machine; without a "
+        "measurement, cameras, services and several photos time the engines in the background)",
     )
     parser.add_argument(
         "--threads",

@@ -10,7 +10,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ MAX_SUM_ERROR = 0.05  # of the probabilities; int8 outputs are rounded one by on
 MAX_PROBABILITY_ERROR = 0.25
 MAX_KNOWN_ERROR = 0.5
 
+WORKER = (sys.executable, "-I", "-c")
 # Imports from the same folders as this process, and never from the current folder.
 START = (
     "import sys; sys.path[:] = sys.argv.pop().split(chr(0x1f)); "
     "from runtime.inference.model_proof import main; main()"
 )
-WORKER = (sys.executable, "-I", "-c", START)
 
 
 def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
@@ -41,25 +41,35 @@ def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
 
     Raises ModelError if it fails, hangs or crashes, or if it does not load.
     """
-    arguments = json.dumps([path, dict(options)], default=str)
+    return str(run_proof(START, path, options, PROOF_TIMEOUT)["sha256"])
+
+
+def run_proof(
+    start: str, path: str | Path | None, options: Mapping[str, Any], timeout: float
+) -> dict[str, Any]:
+    """Returns the JSON object that the Python program `start` prints with `print_proof`, in a process.
+
+    Raises ModelError if the model fails, does not load, crashes, or hangs for `timeout` seconds.
+    """
+    arguments = json.dumps([path, dict(options), timeout], default=str)
     try:
         done = subprocess.run(
-            [*WORKER, arguments, "\x1f".join(str(Path(path).absolute()) for path in sys.path)],
+            [*WORKER, start, arguments, "\x1f".join(str(Path(path).absolute()) for path in sys.path)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=PROOF_TIMEOUT,
+            timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise ModelError(f"it did not answer its test picture within {PROOF_TIMEOUT:g} s") from None
+        raise ModelError(f"it did not answer its test picture within {timeout:g} s") from None
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
-        sha256, error = str(answer["sha256"]), str(answer["error"])
+        answer = dict(json.loads(done.stdout.splitlines()[-1]))
+        error = str(answer["error"])
     except (IndexError, KeyError, TypeError, ValueError):
         raise ModelError(f"it ended the process that tested it (status {done.returncode})") from None
     if error:
         raise ModelError(error)
-    return sha256
+    return answer
 
 
 def check_answer(classifier: Classifier) -> None:
@@ -95,16 +105,19 @@ def check_answer(classifier: Classifier) -> None:
 
 
 def main() -> None:
-    """Prints the result of the proof as JSON, for `prove_model` in another process."""
-    print(json.dumps(_run_worker(*json.loads(sys.argv[1]))))
+    """Runs the proof, for `prove_model` in another process."""
+    print_proof(lambda classifier: {})
 
 
-def _run_worker(path: str | None, options: Mapping[str, Any]) -> dict[str, str]:
+def print_proof(measure: Callable[[Classifier], Mapping[str, Any]]) -> None:
+    """Prints the result of the proof, with what `measure` returns for the model, as a JSON object."""
+    path, options, timeout = json.loads(sys.argv[1])
     with suppress(AttributeError, ValueError):  # Windows
-        signal.alarm(int(PROOF_TIMEOUT) + 5)  # ends this process even if its parent is gone
+        signal.alarm(int(timeout) + 5)  # ends this process even if its parent is gone
     try:
         classifier = Classifier(path, **options)
         check_answer(classifier)
+        result = {"sha256": classifier.model.sha256, "error": "", **measure(classifier)}
     except UserError as error:
-        return {"sha256": "", "error": str(error)}
-    return {"sha256": classifier.model.sha256, "error": ""}
+        result = {"sha256": "", "error": str(error)}
+    print(json.dumps(result))

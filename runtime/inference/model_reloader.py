@@ -14,6 +14,7 @@ from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE, correction_path
+from runtime.inference.engine_timing import start_timing
 from runtime.inference.learned_state import STATE_NAME, learned_folder
 from runtime.inference.model_options import classifier_options
 from runtime.inference.model_proof import check_answer, prove_model
@@ -23,10 +24,19 @@ from runtime.model_file.selection import choose_model
 POLL_SECONDS = 1.0
 
 
+def _ignore(line: str) -> None:
+    pass
+
+
 def open_reloader(arguments: argparse.Namespace, on_event: Callable[[str], None]) -> "ReloadingClassifier":
     """Returns the reloader for a command's flags. With --verbose, it reports engine and correction."""
     with nullcontext() if arguments.verbose else suppress_native_stderr():
-        reloader = ReloadingClassifier(arguments.model, on_event=on_event, **classifier_options(arguments))
+        reloader = ReloadingClassifier(
+            arguments.model,
+            on_event=on_event,
+            on_detail=on_event if arguments.verbose else _ignore,
+            **classifier_options(arguments),
+        )
     if arguments.verbose:
         for line in reloader.current().details():
             on_event(line)
@@ -39,8 +49,10 @@ class ReloadingClassifier:
     `current()` returns the classifier to use. As long as the reloader is referenced, a thread checks the disk
     once per second. It loads a changed model, which is then used once it has proved itself on the golden
     picture; any other model is rejected, and the old model stays in use. It also loads a changed correction
-    and a changed learned state.
-    `on_event` gets a line for each, and `last_event` keeps the last line. `options` are Classifier's keyword
+    and a changed learned state. Where `--engine auto` chose an engine by rule, the engines are timed in the
+    background, and the model continues in the fastest one.
+    `on_event` gets a line for each, and `last_event` keeps the last line. `on_detail` gets the lines of
+    --verbose about the timing. `options` are Classifier's keyword
     arguments. Errors of the first model are raised: ModelError or EngineError.
     """
 
@@ -48,11 +60,13 @@ class ReloadingClassifier:
         self,
         model: str | Path | None = None,
         *,
-        on_event: Callable[[str], None] = lambda line: None,
+        on_event: Callable[[str], None] = _ignore,
+        on_detail: Callable[[str], None] = _ignore,
         **options: Any,
     ) -> None:
         self.last_event = ""
-        self._path, self._options, self._on_event = model, options, on_event
+        self._path, self._options = model, options
+        self._on_event, self._on_detail = on_event, on_detail
         self._replacing = Lock()  # the page and the poll thread may both replace the classifier
         # A correction for another model is a warning, at the start as later: a service must start again.
         classifier, self._loaded = self._open({**options, "correction": NONE, "learned": NONE})
@@ -65,6 +79,7 @@ class ReloadingClassifier:
             if problem:
                 self._report(f"warning: {problem}")
         Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()
+        self._start_timing()
 
     def current(self) -> Classifier:
         """Returns the classifier for the next picture, for any thread."""
@@ -107,6 +122,29 @@ class ReloadingClassifier:
                 new = self._open_additions(classifier)
                 self._classifier, self._loaded = new, loaded
             self._report_changes(old, new)
+            self._start_timing()
+
+    def _start_timing(self) -> None:
+        reference = ref(self)  # the thread does not keep a reloader that is no longer used
+
+        def use(old: Classifier, faster: dict[str, Any]) -> None:
+            if (reloader := reference()) is not None:
+                reloader._switch_engine(old, faster)
+
+        start_timing(self._classifier, self._path, self._options, use, self._on_detail)
+
+    def _switch_engine(self, old: Classifier, options: Mapping[str, Any]) -> None:
+        """Uses the model in another engine from the next picture on, unless it was replaced meanwhile."""
+        new, loaded = self._open({**options, "correction": NONE, "learned": NONE})
+        check_answer(new)
+        new.record_release()
+        with self._replacing:
+            current = self._classifier
+            if current.model is not old.model or new.model.contract.model_id != old.model.contract.model_id:
+                return
+            self._classifier = new.with_additions_of(current)
+            self._loaded = self._last_seen = loaded
+        self._report(f"engine switched: {new.model.path} on {new.session.engine}, the fastest of those timed")
 
     def _report_changes(self, old: Classifier, new: Classifier) -> None:
         if new.model.sha256 != old.model.sha256:

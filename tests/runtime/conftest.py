@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from runtime.inference import engines
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile
@@ -64,6 +65,12 @@ def write_folder(
     return folder
 
 
+@pytest.fixture(autouse=True)
+def same_engine_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--engine auto` chooses by the same rule on every processor that runs the tests."""
+    monkeypatch.setattr(engines, "is_x86_without_vnni", lambda: False)
+
+
 @pytest.fixture(scope="session")
 def converted() -> dict[tuple[str, str], bytes]:
     """The network's files without a contract, by format and precision."""
@@ -95,6 +102,18 @@ def make_scene_model() -> Callable[..., Path]:
         return write_folder(folder, files, contract, statistics.to_bytes())
 
     return make
+
+
+@pytest.fixture
+def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
+    """A scene model of its own for a test that adapts or teaches it."""
+    return make_scene_model(tmp_path / "models" / "quarters")
+
+
+@pytest.fixture
+def learned(model: Path) -> Path:
+    """Where the learned state of `model` is written."""
+    return model.with_name("quarters.learned")
 
 
 @pytest.fixture

@@ -15,15 +15,9 @@ from runtime import Classifier
 from runtime.adapt import main
 from runtime.model_file.loader import KEY_VARIABLE
 from tests.helpers import ROOT
-from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import EXAMPLES, class_pictures, save_pictures, scene_pictures
 
 Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
-    return make_scene_model(tmp_path / "quarters")
 
 
 @pytest.fixture

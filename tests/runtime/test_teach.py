@@ -17,17 +17,6 @@ from tests.runtime.scene import EXAMPLES, LABELS, class_pictures, save_pictures,
 Capture = pytest.CaptureFixture[str]
 
 
-@pytest.fixture
-def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
-    return make_scene_model(tmp_path / "quarters")
-
-
-@pytest.fixture
-def learned(model: Path) -> Path:
-    """Where the learned state is written."""
-    return model.with_name("quarters.learned")
-
-
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pictures(scene_pictures(12, seed=1), tmp_path_factory.mktemp("photos") / "scene")

@@ -31,7 +31,13 @@ class FakeModel:
     labels: tuple[str, ...] = ("red", "green", "blue")
     seconds: float = 0.0
     started: list[float] = field(default_factory=list)
-    model: Any = field(default_factory=lambda: SimpleNamespace(contract=SimpleNamespace(input_size=(8, 8))))
+    model_id: str = "a"
+    correction: object = None
+    learned: object = None
+
+    @property
+    def model(self) -> Any:
+        return SimpleNamespace(contract=SimpleNamespace(input_size=(8, 8), model_id=self.model_id))
 
     def infer(self, pixels: NDArray[np.uint8]) -> ModelOutput:
         assert pixels.shape == (8, 8, 3)
@@ -111,6 +117,18 @@ def test_each_frame_is_classified_until_the_clip_ends(clock: Clock) -> None:
     assert [one.prediction.label for one in shown] == ["red", "green", "blue"]
     assert [one.frame.number for one in shown] == [1, 2, 3] and shown[-1].dropped == 0
     assert [one.fps for one in shown] == [0, 10, 10] and shown[0].prediction.source == "0"
+
+
+@pytest.mark.parametrize(("model_id", "label"), [("a", "red"), ("b", "green")])
+def test_another_engine_continues_the_smoothing_and_another_model_does_not(
+    clock: Clock, model_id: str, label: str
+) -> None:
+    first, second = FakeModel(clock), FakeModel(clock, model_id=model_id)
+    reloader = SimpleNamespace(current=lambda: second if len(first.started) == 5 else first)
+    camera = cast(Any, FakeCamera(clock, [RED] * 5 + [GREEN]))
+    shown = list(predict_stream(camera, cast(Any, reloader), smoothing=smooth_over_frames(10)))
+    assert len(second.started) == 1
+    assert shown[-1].prediction.label == label and shown[-1].unsmoothed.label == "green"
 
 
 def test_a_slow_model_drops_frames_and_counts_them(clock: Clock) -> None:

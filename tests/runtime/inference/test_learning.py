@@ -32,17 +32,6 @@ from tests.runtime.inference.test_correction import sign
 from tests.runtime.scene import class_pictures, compute_features, compute_known, save_pictures, scene_pictures
 
 
-@pytest.fixture
-def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
-    return make_scene_model(tmp_path / "quarters")
-
-
-@pytest.fixture
-def learned(model: Path) -> Path:
-    """Where the learned state is written."""
-    return model.with_name("quarters.learned")
-
-
 def share(classifier: Classifier, answer: str, seed: int = 2) -> float:
     return float(np.mean([classifier(pixels).answer == answer for pixels in scene_pictures(30, seed)]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -129,7 +128,7 @@ def test_the_proof_returns_the_sha256_or_the_reason(tmp_path: Path) -> None:
 def test_a_model_that_crashes_its_process_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_proof, "WORKER", (sys.executable, "-c", "import os; os._exit(139)"))
+    monkeypatch.setattr(model_proof, "START", "import os; os._exit(139)")
     with pytest.raises(ModelError, match="status 139"):
         prove_model(tmp_path, {})
 

@@ -30,6 +30,13 @@ def service(knowing: Path) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture
+def scene_service(model: Path) -> Iterator[Client]:
+    """A service of its own, with the model that a test adapts or teaches."""
+    with serve_in_thread(model, queue_capacity=4, max_upload_bytes=1_000_000) as client:
+        yield client
+
+
 @pytest.fixture(
     scope="module",
     params=["DESKTOP", pytest.param("PHONE", marks=pytest.mark.slow)],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import jsonschema
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.sign import sign_folder
-from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
@@ -36,103 +34,97 @@ def count_named(service: Client, pictures: NDArray[np.uint8]) -> int:
     return sum(service.classify(encode_png(pixels))[1]["known"] for pixels in pictures)
 
 
-@pytest.fixture
-def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
-    return make_scene_model(tmp_path / "models" / "quarters")
-
-
-@pytest.fixture
-def service(model: Path) -> Iterator[Client]:
-    with serve_in_thread(model, queue_capacity=4, max_upload_bytes=1_000_000) as client:
-        yield client
-
-
-def test_adapting_takes_effect_for_the_next_picture_until_it_is_reset(service: Client, model: Path) -> None:
+def test_adapting_takes_effect_for_the_next_picture_until_it_is_reset(
+    scene_service: Client, model: Path
+) -> None:
     scene, flowers = scene_pictures(30, seed=5), class_pictures(30, seed=6)[0]
-    before = count_named(service, scene), count_named(service, flowers)
+    before = count_named(scene_service, scene), count_named(scene_service, flowers)
     assert before[0] > 20 and before[1] > 27
-    mark(service, scene_pictures(MARKED, seed=1))
-    status, adapted = service.call("POST", "/adapt")
+    mark(scene_service, scene_pictures(MARKED, seed=1))
+    status, adapted = scene_service.call("POST", "/adapt")
     assert status == 200
     jsonschema.validate(adapted, openapi_schema("Adaptation"))
     assert adapted["photos"] == MARKED and adapted["named_before"] > adapted["named_after"]
     assert adapted["warning"] == "" and f"{MARKED} photos" in adapted["text"]
-    assert count_named(service, scene) < before[0] / 4 and count_named(service, flowers) >= before[1] - 2
-    correction = service.status()["correction"]
+    assert (
+        count_named(scene_service, scene) < before[0] / 4
+        and count_named(scene_service, flowers) >= before[1] - 2
+    )
+    correction = scene_service.status()["correction"]
     assert correction["photos"] == MARKED and correction == adapted["correction"]
     assert model.with_name("quarters.correction.json").is_file()
-    assert service.call("DELETE", "/adapt") == (204, None)
-    assert service.status()["correction"] is None
-    assert (count_named(service, scene), count_named(service, flowers)) == before
+    assert scene_service.call("DELETE", "/adapt") == (204, None)
+    assert scene_service.status()["correction"] is None
+    assert (count_named(scene_service, scene), count_named(scene_service, flowers)) == before
     assert not model.with_name("quarters.correction.json").exists()
 
 
-def test_adapting_again_starts_from_the_model(service: Client) -> None:
-    mark(service, scene_pictures(MARKED, seed=1))
-    first, second = (service.call("POST", "/adapt")[1] for _ in range(2))
+def test_adapting_again_starts_from_the_model(scene_service: Client) -> None:
+    mark(scene_service, scene_pictures(MARKED, seed=1))
+    first, second = (scene_service.call("POST", "/adapt")[1] for _ in range(2))
     assert {**first, "correction": 0} == {**second, "correction": 0} and second["named_before"] > 0
 
 
-def test_photos_are_listed_shown_and_removed(service: Client, model: Path) -> None:
+def test_photos_are_listed_shown_and_removed(scene_service: Client, model: Path) -> None:
     pictures = scene_pictures(3, seed=1)
-    ids = mark(service, pictures)
-    status, tray = service.call("GET", "/none")
+    ids = mark(scene_service, pictures)
+    status, tray = scene_service.call("GET", "/none")
     jsonschema.validate(tray, openapi_schema("Tray"))
     assert status == 200 and [photo["id"] for photo in tray["photos"]] == ids
     assert tray["folder"] == str(model.with_name("quarters.none"))
-    status, headers, body = service.request("GET", f"/none/{ids[1]}")
+    status, headers, body = scene_service.request("GET", f"/none/{ids[1]}")
     shown = np.asarray(Image.open(io.BytesIO(body))).astype(int)
     assert status == 200 and headers["content-type"] == "image/jpeg" and "private" in headers["cache-control"]
     assert np.abs(shown - pictures[1]).mean() < 12
-    assert service.status()["tray"] == {"unavailable": "", "photos": 3, "newest": ids[2]}
-    assert service.call("DELETE", f"/none/{ids[1]}") == (204, None)
-    assert [photo["id"] for photo in service.call("GET", "/none")[1]["photos"]] == [ids[0], ids[2]]
-    assert service.call("DELETE", f"/none/{ids[1]}")[0] == 404
-    assert service.call("DELETE", "/none") == (204, None)
-    assert service.status()["tray"]["photos"] == 0
+    assert scene_service.status()["tray"] == {"unavailable": "", "photos": 3, "newest": ids[2]}
+    assert scene_service.call("DELETE", f"/none/{ids[1]}") == (204, None)
+    assert [photo["id"] for photo in scene_service.call("GET", "/none")[1]["photos"]] == [ids[0], ids[2]]
+    assert scene_service.call("DELETE", f"/none/{ids[1]}")[0] == 404
+    assert scene_service.call("DELETE", "/none") == (204, None)
+    assert scene_service.status()["tray"]["photos"] == 0
 
 
-def test_a_marked_photo_loses_its_metadata(service: Client, model: Path) -> None:
+def test_a_marked_photo_loses_its_metadata(scene_service: Client, model: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "secret camera"
     photo = io.BytesIO()
     Image.new("RGB", (2000, 1000), "yellow").save(photo, "JPEG", exif=exif, comment=b"secret")
     body, content_type = multipart_form("yellow.jpg", photo.getvalue())
-    status, answer = service.call("POST", "/none", body, **{"Content-Type": content_type})
+    status, answer = scene_service.call("POST", "/none", body, **{"Content-Type": content_type})
     jsonschema.validate(answer, openapi_schema("AddedPhoto"))
     stored = model.with_name("quarters.none") / answer["id"]
     assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
 
 
-def test_few_photos_are_accepted_with_a_warning(service: Client) -> None:
-    mark(service, scene_pictures(3, seed=1))
-    status, adapted = service.call("POST", "/adapt")
+def test_few_photos_are_accepted_with_a_warning(scene_service: Client) -> None:
+    mark(scene_service, scene_pictures(3, seed=1))
+    status, adapted = scene_service.call("POST", "/adapt")
     assert status == 200 and "10" in adapted["warning"] and len(adapted["warning"].splitlines()) == 1
 
 
-def test_an_empty_tray_is_refused_in_one_line(service: Client) -> None:
-    status, answer = service.call("POST", "/adapt")
+def test_an_empty_tray_is_refused_in_one_line(scene_service: Client) -> None:
+    status, answer = scene_service.call("POST", "/adapt")
     assert status == 409 and "empty" in answer["error"] and len(answer["error"].splitlines()) == 1
-    assert service.status()["correction"] is None
+    assert scene_service.status()["correction"] is None
 
 
-def test_photos_that_show_a_class_are_left_out_and_named(service: Client) -> None:
+def test_photos_that_show_a_class_are_left_out_and_named(scene_service: Client) -> None:
     flowers = class_pictures(30, seed=6)[0]
-    named = count_named(service, flowers)
-    ids = mark(service, class_pictures(4, seed=7)[0])
-    mark(service, scene_pictures(MARKED, seed=1))
-    status, adapted = service.call("POST", "/adapt")
+    named = count_named(scene_service, flowers)
+    ids = mark(scene_service, class_pictures(4, seed=7)[0])
+    mark(scene_service, scene_pictures(MARKED, seed=1))
+    status, adapted = scene_service.call("POST", "/adapt")
     assert status == 200 and set(adapted["left_out"]) <= set(ids) and "show a class" in adapted["warning"]
     assert adapted["photos"] == MARKED + len(ids)
-    assert count_named(service, flowers) >= named - 2
+    assert count_named(scene_service, flowers) >= named - 2
 
 
-def test_a_refused_correction_changes_nothing(service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    mark(service, scene_pictures(MARKED, seed=1))
+def test_a_refused_correction_changes_nothing(scene_service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    mark(scene_service, scene_pictures(MARKED, seed=1))
     monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
-    status, answer = service.call("POST", "/adapt")
+    status, answer = scene_service.call("POST", "/adapt")
     assert status == 409 and "would reject" in answer["error"] and len(answer["error"].splitlines()) == 1
-    assert service.status()["correction"] is None
+    assert scene_service.status()["correction"] is None
 
 
 @pytest.mark.parametrize(
@@ -145,29 +137,32 @@ def test_a_refused_correction_changes_nothing(service: Client, monkeypatch: pyte
     ],
 )
 def test_hostile_bodies_get_the_answers_of_classify(
-    service: Client, body: bytes, status: int, fact: str
+    scene_service: Client, body: bytes, status: int, fact: str
 ) -> None:
-    got, answer = service.call("POST", "/none", body)
-    assert got == status == service.request("POST", "/classify", body)[0] and fact in answer["error"]
-    assert service.status()["tray"]["photos"] == 0 and service.metric("held_bytes") == 0
+    got, answer = scene_service.call("POST", "/none", body)
+    assert got == status == scene_service.request("POST", "/classify", body)[0] and fact in answer["error"]
+    assert scene_service.status()["tray"]["photos"] == 0 and scene_service.metric("held_bytes") == 0
 
 
 @pytest.mark.parametrize("path", ["/none/..%2f..%2fquarters%2fmodel.json", "/none/model.json", "/none/%00"])
-def test_only_photos_of_the_tray_are_served(service: Client, path: str) -> None:
-    assert service.request("GET", path)[0] == 404 and service.request("DELETE", path)[0] in (404, 405)
+def test_only_photos_of_the_tray_are_served(scene_service: Client, path: str) -> None:
+    assert scene_service.request("GET", path)[0] == 404 and scene_service.request("DELETE", path)[0] in (
+        404,
+        405,
+    )
 
 
-def test_metrics_count_the_routes_and_not_the_ids(service: Client) -> None:
-    mark(service, scene_pictures(1, seed=1))
-    service.request("GET", "/none/x")
-    service.request("GET", "/none/y")
-    assert service.metric('requests_total{path="/none",status="201"}') == 1
-    assert service.metric('requests_total{path="/none/{id}",status="404"}') == 2
+def test_metrics_count_the_routes_and_not_the_ids(scene_service: Client) -> None:
+    mark(scene_service, scene_pictures(1, seed=1))
+    scene_service.request("GET", "/none/x")
+    scene_service.request("GET", "/none/y")
+    assert scene_service.metric('requests_total{path="/none",status="201"}') == 1
+    assert scene_service.metric('requests_total{path="/none/{id}",status="404"}') == 2
 
 
-def test_other_sites_cannot_mark_or_adapt(service: Client) -> None:
+def test_other_sites_cannot_mark_or_adapt(scene_service: Client) -> None:
     for method, path in (("POST", "/none"), ("DELETE", "/none"), ("POST", "/adapt"), ("DELETE", "/adapt")):
-        assert service.call(method, path, b"", Origin="http://evil.example")[0] == 403
+        assert scene_service.call(method, path, b"", Origin="http://evil.example")[0] == 403
 
 
 def test_the_token_is_required(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -48,132 +48,123 @@ def answers(service: Client, pictures: NDArray[np.uint8]) -> list[str]:
     return [found["label"] if found["known"] else "unknown" for found in predictions]
 
 
-@pytest.fixture
-def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
-    return make_scene_model(tmp_path / "models" / "quarters")
-
-
-@pytest.fixture
-def service(model: Path) -> Iterator[Client]:
-    with serve_in_thread(model, queue_capacity=4, max_upload_bytes=1_000_000) as client:
-        yield client
-
-
-def test_a_new_class_is_learned_undone_and_forgotten(service: Client, model: Path) -> None:
+def test_a_new_class_is_learned_undone_and_forgotten(scene_service: Client, model: Path) -> None:
     seen, unseen = scene_pictures(TAUGHT, seed=1), scene_pictures(20, seed=5)
     flowers, _ = class_pictures(15, seed=6)
-    before = answers(service, flowers)
-    assert "sky" not in answers(service, unseen)
-    teach(service, "sky", seen)
-    assert "sky" not in answers(service, unseen)  # until "Learn"
-    assert service.status()["learning"]["labels"] == ["blau", "grün", "红", "sky"]
-    lesson = learn(service)
+    before = answers(scene_service, flowers)
+    assert "sky" not in answers(scene_service, unseen)
+    teach(scene_service, "sky", seen)
+    assert "sky" not in answers(scene_service, unseen)  # until "Learn"
+    assert scene_service.status()["learning"]["labels"] == ["blau", "grün", "红", "sky"]
+    lesson = learn(scene_service)
     assert "sky" in lesson["text"] and str(TAUGHT) in lesson["text"]
-    assert answers(service, unseen).count("sky") >= 17
-    assert sum(np.array(answers(service, flowers)) == before) >= 14
-    status = service.status()
+    assert answers(scene_service, unseen).count("sky") >= 17
+    assert sum(np.array(answers(scene_service, flowers)) == before) >= 14
+    status = scene_service.status()
     jsonschema.validate(status, openapi_schema("Status"))
     assert status["model"]["labels"] == ["blau", "grün", "红", "sky"]
     assert status["learning"]["learned"] == lesson["learned"]
     assert lesson["learned"]["new_labels"] == ["sky"] and lesson["learned"]["photos"] == TAUGHT
-    status_code, undone = service.call("POST", "/learn/undo")
+    status_code, undone = scene_service.call("POST", "/learn/undo")
     jsonschema.validate(undone, openapi_schema("Undone"))
-    assert status_code == 200 and service.status()["learning"]["learned"] is None
-    assert service.status()["learning"]["photos"] == 0  # of the step that was undone
-    assert "sky" not in answers(service, unseen) and answers(service, flowers) == before
-    teach(service, "sky", seen)
-    learn(service)
-    assert service.call("DELETE", "/learn") == (204, None)
-    assert "sky" not in answers(service, unseen)
-    assert service.status()["learning"]["photos"] == 0
+    assert status_code == 200 and scene_service.status()["learning"]["learned"] is None
+    assert scene_service.status()["learning"]["photos"] == 0  # of the step that was undone
+    assert "sky" not in answers(scene_service, unseen) and answers(scene_service, flowers) == before
+    teach(scene_service, "sky", seen)
+    learn(scene_service)
+    assert scene_service.call("DELETE", "/learn") == (204, None)
+    assert "sky" not in answers(scene_service, unseen)
+    assert scene_service.status()["learning"]["photos"] == 0
 
 
-def test_a_corrected_picture_gets_its_name(service: Client) -> None:
+def test_a_corrected_picture_gets_its_name(scene_service: Client) -> None:
     wrong = borderline_pictures(1, seed=8)
-    assert answers(service, wrong) == ["blau"]
-    ids = teach(service, "grün", wrong)
-    listed = service.call("GET", "/taught")[1]
+    assert answers(scene_service, wrong) == ["blau"]
+    ids = teach(scene_service, "grün", wrong)
+    listed = scene_service.call("GET", "/taught")[1]
     jsonschema.validate(listed, openapi_schema("Taught"))
     assert [(photo["id"], photo["label"], photo["learned"]) for photo in listed["photos"]] == [
         (ids[0], "grün", False)
     ]
     assert listed["removed"] == 0 and listed["new_labels"] == []
-    learn(service)
-    assert answers(service, wrong) == ["grün"]
-    listed = service.call("GET", "/taught")[1]
+    learn(scene_service)
+    assert answers(scene_service, wrong) == ["grün"]
+    listed = scene_service.call("GET", "/taught")[1]
     assert listed["photos"][0]["learned"]
-    assert service.call("DELETE", f"/taught/{ids[0]}") == (204, None)
-    assert service.call("GET", "/taught")[1]["removed"] == 1
+    assert scene_service.call("DELETE", f"/taught/{ids[0]}") == (204, None)
+    assert scene_service.call("GET", "/taught")[1]["removed"] == 1
 
 
-def test_none_of_these_becomes_unknown(service: Client) -> None:
+def test_none_of_these_becomes_unknown(scene_service: Client) -> None:
     scene, flowers = scene_pictures(20, seed=5), class_pictures(15, seed=6)[0]
-    assert answers(service, scene).count("unknown") < 7
-    teach(service, "none", scene_pictures(20, seed=1))
-    learn(service)
-    assert answers(service, scene).count("unknown") > 13
-    assert answers(service, flowers).count("unknown") < 3
+    assert answers(scene_service, scene).count("unknown") < 7
+    teach(scene_service, "none", scene_pictures(20, seed=1))
+    learn(scene_service)
+    assert answers(scene_service, scene).count("unknown") > 13
+    assert answers(scene_service, flowers).count("unknown") < 3
 
 
-def test_named_pictures_are_listed_shown_renamed_and_removed(service: Client, model: Path) -> None:
+def test_named_pictures_are_listed_shown_renamed_and_removed(scene_service: Client, model: Path) -> None:
     pictures = scene_pictures(3, seed=1)
-    ids = teach(service, "sky", pictures)
-    status, headers, body = service.request("GET", f"/taught/{ids[1]}")
+    ids = teach(scene_service, "sky", pictures)
+    status, headers, body = scene_service.request("GET", f"/taught/{ids[1]}")
     shown = np.asarray(Image.open(io.BytesIO(body))).astype(int)
     assert status == 200 and headers["content-type"] == "image/jpeg" and "private" in headers["cache-control"]
     assert np.abs(shown - pictures[1]).mean() < 12
-    status, answer = service.call("POST", "/taught?label=cloud", encode_png(pictures[0]))
+    status, answer = scene_service.call("POST", "/taught?label=cloud", encode_png(pictures[0]))
     jsonschema.validate(answer, openapi_schema("AddedTaught"))
     assert status == 201 and answer == {"id": ids[0], "label": "cloud", "photos": 3}
-    labels = {photo["id"]: photo["label"] for photo in service.call("GET", "/taught")[1]["photos"]}
+    labels = {photo["id"]: photo["label"] for photo in scene_service.call("GET", "/taught")[1]["photos"]}
     assert labels == {ids[1]: "sky", ids[2]: "sky", ids[0]: "cloud"}
-    assert service.call("DELETE", f"/taught/{ids[2]}") == (204, None)
-    assert service.call("DELETE", f"/taught/{ids[2]}")[0] == 404
+    assert scene_service.call("DELETE", f"/taught/{ids[2]}") == (204, None)
+    assert scene_service.call("DELETE", f"/taught/{ids[2]}")[0] == 404
     folder = model.with_name("quarters.learned") / "photos"
     assert sorted(path.parent.name for path in folder.rglob("*.jpg")) == ["cloud", "sky"]
 
 
-def test_a_named_picture_loses_its_metadata(service: Client, model: Path) -> None:
+def test_a_named_picture_loses_its_metadata(scene_service: Client, model: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "secret camera"
     photo = io.BytesIO()
     Image.new("RGB", (2000, 1000), "yellow").save(photo, "JPEG", exif=exif, comment=b"secret")
     body, content_type = multipart_form("yellow.jpg", photo.getvalue())
-    status, _ = service.call("POST", "/taught?label=sun", body, **{"Content-Type": content_type})
+    status, _ = scene_service.call("POST", "/taught?label=sun", body, **{"Content-Type": content_type})
     (stored,) = (model.with_name("quarters.learned") / "photos" / "sun").iterdir()
     assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
 
 
 @pytest.mark.parametrize("label", ["", "a%0Ab", "%1B[2J", "BLAU", "x" * 201, "unknown"])
-def test_a_label_that_is_no_name_is_refused_in_one_line(service: Client, label: str) -> None:
-    status, answer = service.call("POST", f"/taught?label={label}", encode_png(scene_pictures(1, seed=1)[0]))
+def test_a_label_that_is_no_name_is_refused_in_one_line(scene_service: Client, label: str) -> None:
+    status, answer = scene_service.call(
+        "POST", f"/taught?label={label}", encode_png(scene_pictures(1, seed=1)[0])
+    )
     assert status == 400 and len(answer["error"].splitlines()) == 1 and answer["error"].isprintable()
-    assert service.status()["learning"]["photos"] == 0
+    assert scene_service.status()["learning"]["photos"] == 0
 
 
-def test_a_label_cannot_leave_the_folder(service: Client, model: Path) -> None:
+def test_a_label_cannot_leave_the_folder(scene_service: Client, model: Path) -> None:
     for label in ("..", "../..", "/etc", "C:"):
-        teach(service, label, scene_pictures(1, seed=1))
+        teach(scene_service, label, scene_pictures(1, seed=1))
         (stored,) = model.parent.rglob("*.jpg")
         assert stored.parents[1] == model.with_name("quarters.learned") / "photos"
-        assert service.call("GET", "/taught")[1]["photos"][0]["label"] == label
+        assert scene_service.call("GET", "/taught")[1]["photos"][0]["label"] == label
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"no picture", 415), (b"\xff\xd8\xff" + bytes(99), 400)])
-def test_hostile_bodies_get_the_answers_of_classify(service: Client, body: bytes, status: int) -> None:
-    got, answer = service.call("POST", "/taught?label=sky", body)
-    assert got == status == service.request("POST", "/classify", body)[0] and answer["error"]
-    assert service.status()["learning"]["photos"] == 0
+def test_hostile_bodies_get_the_answers_of_classify(scene_service: Client, body: bytes, status: int) -> None:
+    got, answer = scene_service.call("POST", "/taught?label=sky", body)
+    assert got == status == scene_service.request("POST", "/classify", body)[0] and answer["error"]
+    assert scene_service.status()["learning"]["photos"] == 0
 
 
 @pytest.mark.parametrize("path", ["/taught/..%2f..%2fstate.json", "/taught/state.json", "/review/x"])
-def test_only_pictures_are_served(service: Client, path: str) -> None:
-    assert service.request("GET", path)[0] == 404 and service.request("DELETE", path)[0] == 404
+def test_only_pictures_are_served(scene_service: Client, path: str) -> None:
+    assert scene_service.request("GET", path)[0] == 404 and scene_service.request("DELETE", path)[0] == 404
 
 
-def test_nothing_to_learn_or_to_undo_is_refused_in_one_line(service: Client) -> None:
+def test_nothing_to_learn_or_to_undo_is_refused_in_one_line(scene_service: Client) -> None:
     for path, fact in (("/learn", "Wrong?"), ("/learn/undo", "undo")):
-        status, answer = service.call("POST", path)
+        status, answer = scene_service.call("POST", path)
         assert status == 409 and fact in answer["error"] and len(answer["error"].splitlines()) == 1
 
 
@@ -205,7 +196,7 @@ def test_a_new_model_learns_the_named_pictures_again(
         assert answers(service, scene_pictures(10, seed=5)).count("sky") > 7
 
 
-def test_other_sites_cannot_teach(service: Client) -> None:
+def test_other_sites_cannot_teach(scene_service: Client) -> None:
     requests = (
         ("POST", "/taught?label=sky"),
         ("POST", "/learn"),
@@ -213,7 +204,7 @@ def test_other_sites_cannot_teach(service: Client) -> None:
         ("DELETE", "/learn"),
     )
     for method, path in requests:
-        assert service.call(method, path, b"", Origin="http://evil.example")[0] == 403
+        assert scene_service.call(method, path, b"", Origin="http://evil.example")[0] == 403
 
 
 def test_the_token_is_required(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,14 +260,14 @@ def test_learning_can_be_turned_off(model: Path) -> None:
         assert status == 409 and "--learned none" in answer["error"]
 
 
-def test_new_classes_appear_in_the_metrics(service: Client) -> None:
-    teach(service, "sky", scene_pictures(TAUGHT, seed=1))
-    learn(service)
-    named = answers(service, scene_pictures(5, seed=5)).count("sky")
-    assert named > 0 and service.metric('answers_total{label="sky"}') == named
-    assert service.metric('learned_photos{label="sky"}') == TAUGHT
-    service.request("GET", "/taught/x")
-    assert service.metric('requests_total{path="/taught/{id}",status="404"}') == 1
+def test_new_classes_appear_in_the_metrics(scene_service: Client) -> None:
+    teach(scene_service, "sky", scene_pictures(TAUGHT, seed=1))
+    learn(scene_service)
+    named = answers(scene_service, scene_pictures(5, seed=5)).count("sky")
+    assert named > 0 and scene_service.metric('answers_total{label="sky"}') == named
+    assert scene_service.metric('learned_photos{label="sky"}') == TAUGHT
+    scene_service.request("GET", "/taught/x")
+    assert scene_service.metric('requests_total{path="/taught/{id}",status="404"}') == 1
 
 
 def uncertain(service: Client) -> list[dict[str, Any]]:
@@ -286,25 +277,25 @@ def uncertain(service: Client) -> list[dict[str, Any]]:
     return list(review["photos"])
 
 
-def test_uncertain_uploads_are_named_or_skipped(service: Client) -> None:
+def test_uncertain_uploads_are_named_or_skipped(scene_service: Client) -> None:
     dark = class_pictures(2, seed=9)[0] // 6 + np.arange(0, 64, 32, dtype=np.uint8)[:, None, None, None]
     dark[1] = dark[1][::-1, ::-1]
     for pixels in (*dark, dark[0]):
-        assert service.classify(encode_png(pixels))[1]["known"] is False
-    first, second = uncertain(service)
+        assert scene_service.classify(encode_png(pixels))[1]["known"] is False
+    first, second = uncertain(scene_service)
     assert first["answer"] == "unknown" and first["reason"] == "unknown"
-    status, headers, body = service.request("GET", f"/review/{first['id']}")
+    status, headers, body = scene_service.request("GET", f"/review/{first['id']}")
     assert status == 200 and headers["content-type"] == "image/jpeg"
     assert Image.open(io.BytesIO(body)).size == dark[0].shape[1::-1]
-    status, answer = service.call("POST", f"/review/{first['id']}?label=night")
+    status, answer = scene_service.call("POST", f"/review/{first['id']}?label=night")
     jsonschema.validate(answer, openapi_schema("AddedTaught"))
     assert status == 201 and answer["photos"] == 1
-    assert service.call("DELETE", f"/review/{second['id']}") == (204, None)
-    assert uncertain(service) == []
+    assert scene_service.call("DELETE", f"/review/{second['id']}") == (204, None)
+    assert uncertain(scene_service) == []
     for pixels in dark:  # a person decided about them
-        service.classify(encode_png(pixels))
-    assert uncertain(service) == []
-    (photo,) = service.call("GET", "/taught")[1]["photos"]
+        scene_service.classify(encode_png(pixels))
+    assert uncertain(scene_service) == []
+    (photo,) = scene_service.call("GET", "/taught")[1]["photos"]
     assert photo["label"] == "night"
 
 

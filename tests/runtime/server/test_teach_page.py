@@ -15,7 +15,6 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
 from tests.helpers import wait_for
-from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import borderline_pictures, class_pictures, save_pictures, scene_pictures
 from tests.runtime.server.browser import browser_errors, choose, focused, press, text
 from tests.serving import Client, serve_in_thread
@@ -34,11 +33,6 @@ def open_page(chrome: Chrome, model: Path, scheme: str = "light", **config: obje
         wait_for(lambda: text(chrome, "#model-name") == "quarters")
         yield service
         chrome.get("about:blank")  # else the page polls the stopped service during the next test
-
-
-@pytest.fixture
-def model(make_scene_model: MakeFolder, tmp_path: Path) -> Path:
-    return make_scene_model(tmp_path / "quarters")
 
 
 def upload(chrome: Chrome, pictures: list[Path]) -> None:
@@ -178,7 +172,7 @@ def test_the_live_picture_is_named_as_the_person_saw_it(
         wait_for(lambda: button.text == "Named none of these")
         (photo,) = service.call("GET", "/taught")[1]["photos"]
         assert photo["label"] == "none"
-        (stored,) = (tmp_path / "quarters.learned" / "photos").rglob("*.jpg")
+        (stored,) = (tmp_path / "models" / "quarters.learned" / "photos").rglob("*.jpg")
         red, _, blue = Image.open(stored).getpixel((32, 24))  # type: ignore[misc]
         assert red > 200 and blue < 60
         wait_for(lambda: button.text == "Wrong?")
