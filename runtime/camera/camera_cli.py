@@ -62,6 +62,9 @@ def _show_stream(
         smoothing=smoothing(options.smooth),
         confirm=options.confirm,
         crop=lambda: options.crop,
+        on_refused=lambda problem: view.message(
+            problem or f"{camera.name}: its frames can be classified again"
+        ),
     )
     started = False
     description = str(reloader.current())

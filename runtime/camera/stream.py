@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from runtime.camera.camera import Camera, Frame
 from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_CONFIRM
+from runtime.camera.raw_frame import FRAME_TIMEOUT
 from runtime.camera.smoothing import DEFAULT_SMOOTHING, ChangeDetector, MovingAverage, Smoothing
-from runtime.common.errors import PictureError
+from runtime.common.errors import CameraError, PictureError
+from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, json_line
 from runtime.preprocess.picture import read_picture
@@ -69,15 +71,16 @@ def predict_stream(
     smoothing: Smoothing = DEFAULT_SMOOTHING,
     confirm: int = DEFAULT_CONFIRM,
     crop: Callable[[], Crop | None] = lambda: None,
+    on_refused: Callable[[str], None] = lambda problem: None,
 ) -> Iterator[FramePrediction]:
     """Yields the prediction for the newest frame, at most one per `every` seconds, until a clip ends.
 
     A new answer is a change after `confirm` frames that agree. `crop` is called for each frame, and returns
-    the region to classify. While a camera with `retry` is lost, the stream waits. Raises CameraError and
-    EngineError.
+    the region to classify. While a camera with `retry` is lost, the stream waits. `on_refused` gets one line
+    when FRAME_TIMEOUT passed without a usable frame, and "" after it. Raises CameraError and EngineError.
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
-    changes = ChangeDetector(confirm)
+    changes, refusals = ChangeDetector(confirm), _Refusals(camera.name, on_refused)
     used: tuple[object, ...] = ()
     prepare_seconds, last, dropped = 0.0, 0, 0
     while True:
@@ -85,32 +88,29 @@ def predict_stream(
         frame = camera.newest(last, timeout=1.0, max_age=max(0.0, camera.frame_interval - prepare_seconds))
         if frame is None:
             if camera.ended:
-                return
+                return refusals.end()
             average.reset()  # the scene may have changed during the gap
             rate.reset()
             continue
         schedule.start()
         classifier, region = reloader.current(), crop()
-        # All files of a model have the same id: another engine alone changes nothing.
-        model = classifier.model.contract.model_id, classifier.correction, classifier.learned
-        if (current := (*model, region)) != used:
+        if (current := (*_model_identity(classifier), region)) != used:
             used = current
             average.reset()  # another model has other classes, another region shows another picture
         try:
             model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
-        except PictureError:  # such as too little memory: the next frame may be better
-            dropped += frame.number - last
-            last = frame.number
+        except PictureError as error:  # such as too little memory: the next frame may be better
+            refusals.add(error)
+            dropped, last = dropped + frame.number - last, frame.number
             continue
+        refusals.clear()
         frame, prepare_seconds = model_input.frame, model_input.seconds
-        dropped += frame.number - last - 1
-        last = frame.number
+        dropped, last = dropped + frame.number - last - 1, frame.number
         output = classifier.infer(model_input.pixels)
         ready = time.monotonic()
-        smoothed = average.update(output, ready)
         prediction, unsmoothed = (
             classifier.to_prediction(camera.name, result, 1000 * prepare_seconds)
-            for result in (smoothed, output)
+            for result in (average.update(output, ready), output)
         )
         yield FramePrediction(
             frame=frame,
@@ -123,6 +123,40 @@ def predict_stream(
             crop=region,
             features=output.features,
         )
+
+
+def _model_identity(classifier: Classifier) -> tuple[object, ...]:
+    """Returns what decides on the answers. All files of a model have one id, in whatever engine they run."""
+    return classifier.model.contract.model_id, classifier.correction, classifier.learned
+
+
+class _Refusals:
+    """Reports a camera whose frames are good, and whose region of them cannot be classified."""
+
+    def __init__(self, name: str, on_refused: Callable[[str], None]) -> None:
+        self._name, self._on_refused = name, on_refused
+        self._problem, self._since, self._is_reported = "", 0.0, False
+
+    def add(self, error: PictureError) -> None:
+        now = time.monotonic()
+        if not self._problem:
+            self._since = now
+        self._problem = (
+            f"{self._name}: the picture to classify {error}: check --crop and the settings of the camera"
+        )
+        if now - self._since >= FRAME_TIMEOUT and not self._is_reported:
+            self._is_reported = True
+            self._on_refused(self._problem)
+
+    def clear(self) -> None:
+        if self._is_reported:
+            self._on_refused("")
+        self._problem, self._is_reported = "", False
+
+    def end(self) -> None:
+        """Raises CameraError if the last frames of a clip were refused, and that is not reported yet."""
+        if self._problem and not self._is_reported:
+            raise CameraError(self._problem)
 
 
 class _Schedule:

@@ -15,6 +15,7 @@ from runtime.camera.camera import Camera
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.stream import FramePrediction, predict_stream, to_iso
 from runtime.common.errors import UserError
+from runtime.common.terminal import print_info
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.preprocess.preview import encode_preview
 from runtime.server.crop_setting import CropSetting
@@ -45,7 +46,7 @@ class LiveView:
         self._min_interval = min_interval  # seconds between predictions
         self._confirm = confirm  # agreeing frames after which a new answer counts
         self._on_frame = on_frame  # called in the thread
-        self._error = ""
+        self._error = self._refused = ""
         self._waiters: set[asyncio.Future[None]] = set()
         self._encoded: dict[bool, tuple[int, asyncio.Future[bytes]]] = {}  # by whole frame
         self._thread = Thread(target=self._classify_frames, name="live-view", daemon=True)
@@ -57,7 +58,12 @@ class LiveView:
     @property
     def problem(self) -> str:
         """One line on why no new frames arrive; "" while they arrive."""
-        return self._error or self.camera.problem or ("the clip has ended" if self.camera.ended else "")
+        return (
+            self._error
+            or self.camera.problem
+            or self._refused
+            or ("the clip has ended" if self.camera.ended else "")
+        )
 
     def is_alive(self) -> bool:
         return self._thread.is_alive() or self.camera.ended
@@ -99,6 +105,7 @@ class LiveView:
                 every=self._min_interval,
                 confirm=self._confirm,
                 crop=lambda: self.crop.current,
+                on_refused=self._report_refused,
             )
             for prediction in stream:
                 with suppress(RuntimeError):  # the event loop is closed
@@ -106,6 +113,10 @@ class LiveView:
                 self._on_frame(prediction)
         except UserError as error:
             self._error = str(error)
+
+    def _report_refused(self, problem: str) -> None:
+        self._refused = problem
+        print_info(problem or f"{self.camera.name}: its frames can be classified again")
 
     def _publish(self, frame_prediction: FramePrediction) -> None:
         prediction = frame_prediction.prediction

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from runtime.camera import stream
 from runtime.camera.camera import Frame
+from runtime.camera.raw_frame import FRAME_TIMEOUT
 from runtime.camera.smoothing import Smoothing, smooth_over_frames, smooth_over_seconds
 from runtime.camera.stream import FramePrediction, predict_stream
-from runtime.common.errors import PictureError
+from runtime.common.errors import CameraError, PictureError
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from tests.runtime.camera.helpers import BLUE, GREEN, RED, Clock, plain
 
@@ -194,7 +195,7 @@ def test_a_gap_starts_a_new_average(clock: Clock, gap: list[None]) -> None:
 
 
 def test_another_model_starts_a_new_average(clock: Clock) -> None:
-    first, second = FakeModel(clock), FakeModel(clock, labels=("rot", "grün", "blau"))
+    first, second = FakeModel(clock), FakeModel(clock, labels=("rot", "grün", "blau"), model_id="b")
     models = iter([first, first, second, second])
     reloader = SimpleNamespace(current=lambda: next(models))
     camera = FakeCamera(clock, [RED, RED, BLUE, BLUE])
@@ -214,3 +215,30 @@ def test_a_frame_that_cannot_be_prepared_is_skipped(clock: Clock, monkeypatch: p
     shown = predict(FakeCamera(clock, [RED, GREEN, BLUE]), FakeModel(clock))
     assert [one.prediction.label for one in shown] == ["green", "blue"]
     assert [one.dropped for one in shown] == [1, 1]
+
+
+def test_refused_frames_are_reported_once_and_when_frames_are_good_again(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, messages = stream.read_picture, list[tuple[int, str]]()
+    camera = FakeCamera(clock, [RED] * 130 + [GREEN] * 3 + [RED] * 3)
+
+    def refuse_red(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        if (pixels[0, 0] == RED).all():
+            raise PictureError("is 1 x 480 pixels: too narrow")
+        return read(pixels, size)
+
+    monkeypatch.setattr(stream, "read_picture", refuse_red)
+    reloader = SimpleNamespace(current=lambda: FakeModel(clock))
+    shown = predict_stream(
+        cast(Any, camera),
+        cast(Any, reloader),
+        smoothing=NO_SMOOTHING,
+        on_refused=lambda problem: messages.append((camera.frame_count, problem)),
+    )
+    assert [one.prediction.label for one in islice(shown, 3)] == ["green"] * 3
+    (at, problem), (again, good) = messages
+    assert at == pytest.approx(FRAME_TIMEOUT / INTERVAL, abs=3) and (again, good) == (131, "")
+    assert problem.startswith("0: the picture to classify is 1 x 480 pixels: too narrow: check --crop")
+    with pytest.raises(CameraError, match="too narrow"):  # a clip that ends before the report
+        next(shown)
