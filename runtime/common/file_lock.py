@@ -3,28 +3,41 @@
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+POLL_SECONDS = 0.01  # between two attempts to get a lock
 
 # What a file system without locks answers, such as some network folders.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
-def exclusive_lock(path: Path) -> Iterator[None]:
+def exclusive_lock(path: Path, *, wait: float = 0.0) -> Iterator[None]:
     """Holds the lock file `path`, which is created, and removed at the end.
 
-    Raises BlockingIOError when another process holds it, OSError when the file cannot be created. On a file
-    system without locks, nothing is locked.
+    Raises BlockingIOError when another process holds it for more than `wait` seconds, OSError when the file
+    cannot be created. On a file system without locks, nothing is locked.
     """
-    file = _open_locked(path)
+    file = _wait_for_lock(path, time.monotonic() + wait)
     try:
         yield
     finally:
         with suppress(OSError):  # Windows does not remove an open file; an unlocked leftover does no harm
             path.unlink()
         os.close(file)
+
+
+def _wait_for_lock(path: Path, deadline: float) -> int:
+    while True:
+        try:
+            return _open_locked(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        time.sleep(POLL_SECONDS)
 
 
 def _open_locked(path: Path) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from runtime.common.atomic import atomic_write
 from runtime.common.errors import ModelError
+from runtime.common.file_lock import exclusive_lock
 from runtime.common.user_cache import state_home
 from runtime.model_file.contract import parse_json
 from runtime.model_file.files import MAX_JSON_BYTES, is_file, read_bytes
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from runtime.model_file.loader import ModelFile
 
 FILE_NAME = "releases.json"  # {sha256 of the signer's key: {name of the model: highest release}}
+
+LOCK_SECONDS = 5.0  # a service holds the lock for milliseconds
 
 _Releases = dict[str, dict[str, int]]
 
@@ -45,23 +48,30 @@ def record_release(model: "ModelFile", *, allow_rollback: bool = False) -> None:
     """
     if model.signature is None:
         return
-    path, release = _path(), model.contract.release
-    releases = _read(path)
-    of_key = releases.setdefault(model.signature.key, {})
-    highest = of_key.get(model.contract.name, 0)
-    if release == highest or (release < highest and not allow_rollback):
+    path, key = _path(), model.signature.key
+    if not _is_new(_read(path), key, model, allow_rollback):
         return
-    of_key[model.contract.name] = release
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(json.dumps(releases, ensure_ascii=False, indent=1).encode())
+        with exclusive_lock(path.with_name(f"{FILE_NAME}.lock"), wait=LOCK_SECONDS):
+            releases = _read(path)  # again: another service may have recorded a release meanwhile
+            if not _is_new(releases, key, model, allow_rollback):
+                return
+            releases.setdefault(key, {})[model.contract.name] = model.contract.release
+            with atomic_write(path) as file:
+                file.write(json.dumps(releases, ensure_ascii=False, indent=1).encode())
     except OSError as error:
         reason = str(error.strerror or error).lower()
         raise ModelError(
             f"{path}: {reason}: the release of a signed model is recorded here; set XDG_STATE_HOME to a "
             "folder that you may write"
         ) from None
+
+
+def _is_new(releases: _Releases, key: str, model: "ModelFile", allow_rollback: bool) -> bool:
+    """Whether the model's release is to be recorded."""
+    highest, release = releases.get(key, {}).get(model.contract.name, 0), model.contract.release
+    return release > highest or (release < highest and allow_rollback)
 
 
 def _path() -> Path:

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from runtime.preprocess.decode import EncodedSource
     from runtime.preprocess.picture import Pixels
 
-# A worker limits its own CPU time. This is the limit where it cannot (Windows), or waits for ever.
+# A worker limits its own CPU time. This is the limit where it cannot (Windows), or waits for ever. It also
+# applies to each read of CHUNK_BYTES, as from a network folder; the time of reading is no time of decoding.
 MAX_SECONDS = 60.0
 # A picture that takes longer goes on at low priority, and no longer keeps a place from others.
 SLOW_SECONDS = 0.25
@@ -51,6 +52,7 @@ PIPE_BYTES = 2**18  # the pixels of a model's input fit in
 MAX_REASON_BYTES = 1000
 
 TAKES_TOO_LONG = "takes too long to decode: save it again in a photo editor"
+READS_TOO_LONG = "takes too long to read: check its disk or network folder, or copy it to this machine"
 # Libraries may be where only these variables name them. Everything else in the environment stays here.
 KEPT_VARIABLES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 # One heap for all threads, and large blocks go back to the system: both keep the address space small.
@@ -70,11 +72,12 @@ class Worker:
 
     def __init__(self, knows_all: bool) -> None:
         self.knows_all = knows_all
-        self.since = inf  # time.monotonic() seconds when it got its picture; inf while it waits
+        self.since = inf  # time.monotonic() seconds when its present step began; inf while it waits
         self.is_slow = False
         self.is_idle = True  # the last request has its reply
         self.is_ready = False
-        self._has_timed_out = False
+        self._is_reading = False  # the next part of the picture's file
+        self._timeout = ""  # why it was ended by `time_out`
         folder = str(Path(__file__).parents[2])
         paths = [str(Path(path).absolute()) for path in [*sys.path, folder]]
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
@@ -107,7 +110,7 @@ class Worker:
             self.since = time.monotonic()
         self._write(REQUEST.pack(count, *size, fit))
         while count:
-            if not (chunk := file.read(min(CHUNK_BYTES, count))):
+            if not (chunk := self._read_chunk(file, count)):
                 raise PictureError("changed while it was read")
             self._write(chunk)
             count -= len(chunk)
@@ -140,7 +143,7 @@ class Worker:
         return self._process.poll() is None
 
     def time_out(self) -> None:
-        self._has_timed_out = True
+        self._timeout = READS_TOO_LONG if self._is_reading else TAKES_TOO_LONG
         self._process.kill()
 
     def kill(self) -> int:
@@ -157,16 +160,24 @@ class Worker:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1)  # its pipe closes before it ends
         code = self.kill()
-        if not self.is_ready and not self._has_timed_out:
+        if not self.is_ready and not self._timeout:
             raise DecoderError(
                 f"the decoding process does not start (exit code {code}): "
                 "run python -m runtime.preprocess.decode_worker"
             )
-        if self._has_timed_out or code == -getattr(Signals, "SIGPROF", 0):
-            return TAKES_TOO_LONG
+        if self._timeout or code == -getattr(Signals, "SIGPROF", 0):
+            return self._timeout or TAKES_TOO_LONG
         if code == -9:
             return describe_error(MemoryError())
         return "is damaged (its decoder crashed)"
+
+    def _read_chunk(self, file: BinaryIO, count: int) -> bytes:
+        """Returns the next of `count` bytes. Their reading has a time of its own."""
+        self.since, self._is_reading = time.monotonic(), True
+        try:
+            return file.read(min(CHUNK_BYTES, count))
+        finally:
+            self.since, self._is_reading = time.monotonic(), False
 
     def _write(self, data: bytes) -> None:
         try:

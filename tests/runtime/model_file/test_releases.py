@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ from export.sign import open_key
 from runtime import Classifier
 from runtime.classify import main
 from runtime.common.errors import ModelError
+from runtime.common.file_lock import exclusive_lock
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.model_file import releases
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.releases import FILE_NAME
 from tests.runtime.conftest import MakeFolder
@@ -145,3 +149,38 @@ def test_a_place_that_cannot_be_written_is_one_line(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     with pytest.raises(ModelError, match="set XDG_STATE_HOME to a folder that you may write"):
         run(install(1), key)
+
+
+def test_two_services_that_record_at_once_keep_both_releases(
+    install: Callable[..., Path], key: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Classifier(install(3), key=key, engine="litert")
+    second = Classifier(install(2, name="other"), key=key, engine="litert")
+    read, started = releases._read, threading.Barrier(2, timeout=20)
+
+    def read_together(path: Path) -> dict[str, dict[str, int]]:
+        found = read(path)
+        with suppress(threading.BrokenBarrierError):  # under the lock, the other service is not there
+            started.wait(0.3)
+        return found
+
+    monkeypatch.setattr(releases, "_read", read_together)
+    threads = [threading.Thread(target=classifier.record_release) for classifier in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (recorded,) = json.loads(state.read_text()).values()
+    assert recorded == {"quarters": 3, "other": 2}
+    assert list(state.parent.iterdir()) == [state]
+
+
+def test_a_lock_that_is_not_released_is_an_error_of_one_line(
+    install: Callable[..., Path], key: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(releases, "LOCK_SECONDS", 0.05)
+    classifier = Classifier(install(3), key=key, engine="litert")
+    state.parent.mkdir(parents=True)
+    with exclusive_lock(state.with_name(f"{FILE_NAME}.lock")), pytest.raises(ModelError, match="in use by"):
+        classifier.record_release()
+    classifier.record_release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,34 @@ def test_a_worker_that_hangs_is_ended(pool: DecodePool, monkeypatch: pytest.Monk
     monkeypatch.setattr(decode_pool, "MAX_SECONDS", 0.3)
     with pytest.raises(PictureError, match="takes too long"):
         pool.decode(GOOD, SIZE)
+
+
+class SlowFile(io.BytesIO):
+    """A file on a slow network folder: each read of a part takes `seconds`."""
+
+    seconds = 0.0
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        if self.tell():  # not the head, which is read before a worker gets the picture
+            time.sleep(self.seconds)
+        return super().read(count)
+
+
+def test_reading_a_file_slowly_is_not_decoding_it_slowly(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = SlowFile(GOOD)
+    monkeypatch.setattr(decode_pool, "open_encoded", lambda source: nullcontext((file, len(GOOD))))
+    monkeypatch.setattr(decode_pool, "CHUNK_BYTES", len(GOOD) // 10)
+    expected = pool.decode(tmp_path, SIZE)
+    monkeypatch.setattr(decode_pool, "MAX_SECONDS", 2.0)
+    file.seek(0)
+    file.seconds = 0.3  # 10 times: more than the limit
+    assert np.array_equal(pool.decode(tmp_path, SIZE), expected)
+    file.seek(0)
+    file.seconds = 3.0
+    with pytest.raises(PictureError, match="takes too long to read: check its disk or network folder"):
+        pool.decode(tmp_path, SIZE)
 
 
 @linux
