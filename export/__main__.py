@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.parity.gates import MIN_PHOTOS
-from export.pipeline import INSTALL, ExportConfig, export, file_keys
+from export.pipeline import INSTALL, TFLITE_ONLY, ExportConfig, export, file_keys
 from runtime.common.cli import ArgumentParser
 from runtime.inference.engines import ENGINE_FORMATS, ENGINES
 from train.cli import run_cli
@@ -21,6 +21,9 @@ exit codes: 0 success, 2 usage error, 3 a file failed parity (nothing is replace
 """
 
 
+_ADDED = ("float16", "dynamic", "int8", "full_int8")  # precisions, each with a flag of its name
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 (usage error), 3 (parity failed) or 130 (Ctrl-C)."""
     config = _parse(argv)
@@ -31,10 +34,11 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
     parser = _parser()
     arguments = parser.parse_args(argv)
     engines = tuple(dict.fromkeys(arguments.engines)) if arguments.engines else None
-    if arguments.dynamic and engines and "tflite" not in map(ENGINE_FORMATS.get, engines):
-        parser.error("--dynamic makes a TFLite file, which no engine of --engines runs; add litert")
-    added = (name for name in ("float16", "dynamic", "int8") if arguments.all or getattr(arguments, name))
-    precisions = ("float32", *added)
+    for name in TFLITE_ONLY:
+        if getattr(arguments, name) and engines and "tflite" not in map(ENGINE_FORMATS.get, engines):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag} makes a TFLite file, which no engine of --engines runs; add litert")
+    precisions = ("float32", *(name for name in _ADDED if arguments.all or getattr(arguments, name)))
     made = [f"{precision}.{format}" for format, precision in file_keys(precisions, engines)]
     for name in arguments.keep or ():
         if name not in made:
@@ -74,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
         "--float16", action="store_true", help="add files with float16 weights, half the size"
     )
     parser.add_argument("--dynamic", action="store_true", help="add a dynamic-range TFLite file")
+    parser.add_argument(
+        "--full-int8",
+        action="store_true",
+        help="add a TFLite file that is int8 from picture to logits, for microcontrollers and NPUs",
+    )
     parser.add_argument("--all", action="store_true", help="add all of these; float32 files are always made")
     parser.add_argument(
         "--engines",

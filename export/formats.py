@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import keras
+import numpy as np
+from numpy.typing import NDArray
 
-from export import onnx_converter, tflite_converter
+from export import full_int8_converter, onnx_converter, tflite_converter
 from export.int8.quantize import Quantized
 
 # By format and precision: the Keras model → the file's bytes.
@@ -22,4 +24,9 @@ FLOAT_CONVERTERS: dict[tuple[str, str], Callable[[keras.Model], bytes]] = {
 INT8_CONVERTERS: dict[str, Callable[[keras.Model, Quantized], bytes]] = {
     "tflite": tflite_converter.int8,
     "onnx": onnx_converter.int8,
+}
+
+# By format: the Keras model, its quantized convolutions and the calibration photos → the file's bytes.
+FULL_INT8_CONVERTERS: dict[str, Callable[[keras.Model, Quantized, NDArray[np.uint8]], bytes]] = {
+    "tflite": full_int8_converter.full_int8,
 }

@@ -31,6 +31,10 @@ _BIBTEX = """\
   year      = {2015}
 }"""
 
+_FULL_INT8 = """
+`{}` computes in int8 from the picture to the logits, for microcontrollers (TensorFlow Lite Micro) and neural
+processors. Its input and outputs are those of the other files. It is less exact: see the table below."""
+
 _HEADS = {
     "pooled": "global average pooling and one dense layer",
     "article": "a dense layer of 256 units, dropout, and a dense layer with one unit per class",
@@ -201,6 +205,8 @@ def _files(index: Index, recipes: Mapping[str, str]) -> str:
     for file in index.files:
         recipe, gmacs = recipes.get(file.file) or file.precision, f"{file.metrics['macs'] / 1e9:.2f}"
         lines.append(f"| `{file.file}` | {file.bytes / 1e6:.1f} | {gmacs} | {_escaped(recipe)} |")
+    full = [file.file for file in index.files if file.precision == "full_int8"]
+    lines += [_FULL_INT8.format(name) for name in full]
     return "\n".join(lines)
 
 

@@ -24,7 +24,15 @@ from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.parity.table import parity_report
 from export.photos import Photos, read_photos, select_photos
 from export.sign import Sign, open_key
-from export.time_left import ExportClock, Task, Workload, duration, parity_key, total_seconds
+from export.time_left import (
+    ExportClock,
+    Task,
+    Workload,
+    duration,
+    parity_key,
+    quantize_key,
+    total_seconds,
+)
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
@@ -42,6 +50,8 @@ if TYPE_CHECKING:
 
 INSTALL = "in a clone of this project, run: pip install '.[train,export]'"
 SUCCESS, PARITY_FAILED = 0, 3
+TFLITE_ONLY = ("dynamic", "full_int8")  # precisions without an ONNX file
+CALIBRATED = ("int8", "full_int8")  # precisions that take longest to convert
 QUICK_PHOTOS = 50
 FLOAT16_COST = 3.0  # one photo in float16 arithmetic, relative to the Keras model
 SLOW_EXPORT = 60.0  # seconds from which the quicker options are printed
@@ -135,8 +145,8 @@ def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple
     """The files to make: each precision in each format that `engines` (None: every engine) support."""
     supported = FORMATS if engines is None else {ENGINE_FORMATS[engine] for engine in engines}
     keys = [(format, precision) for format in FORMATS if format in supported for precision in precisions]
-    keys = [key for key in keys if key != ("onnx", "dynamic")]  # ONNX has no dynamic-range file
-    return tuple(sorted(keys, key=lambda key: key[1] == "int8"))  # int8 files take longest
+    keys = [key for key in keys if key[0] == "tflite" or key[1] not in TFLITE_ONLY]
+    return tuple(sorted(keys, key=lambda key: CALIBRATED.index(key[1]) if key[1] in CALIBRATED else -1))
 
 
 def _prepare(config: ExportConfig) -> _Job:
@@ -228,7 +238,7 @@ def _estimate(job: _Job, trained: _Trained) -> ExportClock:
 def _measure(job: _Job, trained: _Trained) -> Workload:
     """Counts the work, and measures how long one photo takes in the trained model."""
     from export.int8.layers import conv_chain
-    from export.int8.search import CALIBRATION_PHOTOS, RECIPES, VALIDATION_PHOTOS
+    from export.int8.search import CALIBRATION_PHOTOS, FULL_INT8_RECIPE, RECIPES, VALIDATION_PHOTOS
     from export.serving_model import BATCH, predict
 
     pixels = trained.photos.pixels[:BATCH]
@@ -239,13 +249,14 @@ def _measure(job: _Job, trained: _Trained) -> Workload:
     return Workload(
         photo_seconds=(time.monotonic() - start) / len(pixels),
         parameters=trained.model.count_params(),
-        layers=len(conv_chain(trained.model)) if "int8" in job.config.precisions else 0,
+        layers=len(conv_chain(trained.model)) if set(CALIBRATED) & set(job.config.precisions) else 0,
         recipe=RECIPES[0].name,
         calibration=min(CALIBRATION_PHOTOS, len(dataset.split("train"))),
         validation=min(VALIDATION_PHOTOS, len(dataset.split("val"))),
         test=len(trained.photos.pixels),
         engines=job.config.engines,
         workers=default_threads(),
+        full_recipe=FULL_INT8_RECIPE.name,
     )
 
 
@@ -268,6 +279,8 @@ def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedF
             )
     if "int8" in job.config.precisions:
         files += _convert_int8(job, trained, clock)
+    if any(precision == "full_int8" for _, precision in job.files):
+        files += _convert_full_int8(job, trained, clock)
     return files
 
 
@@ -291,6 +304,25 @@ def _convert_int8(job: _Job, trained: _Trained, clock: ExportClock) -> list[Expo
         )
         for format, file in found.items()
     ]
+
+
+def _convert_full_int8(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
+    from export.formats import FULL_INT8_CONVERTERS
+    from export.int8.quantize import quantize
+    from export.int8.search import CALIBRATION_PHOTOS, FULL_INT8_RECIPE
+    from export.metadata import embed_contract
+
+    recipe, key = FULL_INT8_RECIPE, quantize_key(FULL_INT8_RECIPE.name)
+    calibration = read_photos(job.run.dataset, "train", trained.size, CALIBRATION_PHOTOS).pixels
+    with clock.stage(f"full-int8 recipe {recipe.name}", "layer runs", [key]) as step:
+        quantized = quantize(trained.model, calibration, recipe, partial(step, key))
+    files = []
+    for format in (format for format, precision in job.files if precision == "full_int8"):
+        with clock.conversion((format, "full_int8")):
+            data = FULL_INT8_CONVERTERS[format](trained.model, quantized, calibration)
+        data = embed_contract(data, format, trained.contract, trained.statistics)
+        files.append(ExportedFile(trained.contract.name, (format, "full_int8"), data, recipe.name))
+    return files
 
 
 def _reference(
@@ -369,7 +401,7 @@ def _write(job: _Job, contents: dict[str, bytes], files: Sequence[ExportedFile])
         contents |= {SIGNATURE_NAME: job.sign(job.out.name, contents)}
     replace_dir(contents, job.out)
     print(printable(f"model: {job.out}, release {job.release}"))
-    if not job.run.compressed and "int8" in job.config.precisions:
+    if not job.run.compressed and set(CALIBRATED) & set(job.config.precisions):
         print(printable(compression_hint(job.run.path, max(file.macs for file in files))))
     print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(job.out))}"))
 

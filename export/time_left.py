@@ -22,6 +22,8 @@ ENGINE_COST = {
     ("tflite", "dynamic"): 3.0,
     ("litert", "int8"): 0.7,
     ("tflite", "int8"): 2.0,
+    ("litert", "full_int8"): 0.7,
+    ("tflite", "full_int8"): 2.0,
     ("onnx", "int8"): 0.6,
     ("openvino", "int8"): 0.5,
 }
@@ -55,11 +57,14 @@ class Workload:
     test: int
     engines: Sequence[str] | None  # None: all that are installed
     workers: int  # inferences that run at the same time
+    full_recipe: str = ""  # of the full-int8 file
 
     def tasks(self, files: Iterable[FileKey]) -> dict[Key, Task]:
         """All tasks of an export, if the first int8 recipe is accepted."""
         files = list(files)
         tasks = {convert_key(file): self._conversion() for file in files if file[1] != "int8"}
+        if any(precision == "full_int8" for _, precision in files):
+            tasks |= self.quantize_tasks(self.full_recipe)
         if int8 := [format for format, precision in files if precision == "int8"]:
             tasks["validation reference",] = Task(self.validation, self.photo_seconds)
             tasks |= self.recipe_tasks(self.recipe, int8)
@@ -70,14 +75,18 @@ class Workload:
 
     def recipe_tasks(self, recipe: str, formats: Iterable[str]) -> dict[Key, Task]:
         """Quantize with one recipe, convert, and compare on the validation photos."""
-        cost = QUANTIZE_COST * self.photo_seconds / self.layers
-        tasks: dict[Key, Task] = {quantize_key(recipe): Task(self.layers * self.calibration, cost)}
+        tasks = self.quantize_tasks(recipe)
         for format in formats:
             tasks[convert_key((format, "int8"), recipe)] = self._conversion()
             for _, engine in file_engine_pairs([(format, "int8")], self.engines):
                 task = self._inferences(engine, "int8", self.validation)
                 tasks[validate_key(recipe, format, engine)] = task
         return tasks
+
+    def quantize_tasks(self, recipe: str) -> dict[Key, Task]:
+        """Choose the codes of all layers with one recipe."""
+        cost = QUANTIZE_COST * self.photo_seconds / self.layers
+        return {quantize_key(recipe): Task(self.layers * self.calibration, cost)}
 
     def _conversion(self) -> Task:
         return Task(1, CONVERT_SECONDS * (1 + self.parameters / CONVERT_PARAMETERS))

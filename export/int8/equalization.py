@@ -26,16 +26,16 @@ class Equalized:
 
 
 def equalize(
-    layers: list[keras.layers.Layer], inputs: Floats, strength: float
+    layers: list[keras.layers.Layer], inputs: Floats, strength: float, *, include_last: bool = False
 ) -> Iterator[tuple[keras.layers.Layer, Equalized | None]]:
     """Each layer with its equalized convolution, or None for pooling, while the float network runs.
 
     All convolutions together compute the same network with more equal channel ranges. Each channel is divided
     by (its maximum / the layer's maximum) ** strength, and the next layer multiplies by the same factor. ReLU
     and max pooling preserve positive factors, so the outputs stay the same. The channels of the last layer
-    feed the head and stay as they are. `inputs` [n, H, W, in] are the inputs of the first layer on
-    calibration photos. After Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias
-    Correction", 2019, which equalizes weights; here the activations are equalized.
+    feed the head and stay as they are, except with `include_last`. `inputs` [n, H, W, in] are the inputs of
+    the first layer on calibration photos. After Nagel et al., "Data-Free Quantization Through Weight
+    Equalization and Bias Correction", 2019, which equalizes weights; here the activations are equalized.
     """
     weights = conv_weights(layers)
     last = list(weights)[-1]
@@ -51,7 +51,7 @@ def equalize(
         mean = channel_mean(inputs)
         np.maximum(inputs, 0, out=inputs)
         factors = np.ones(len(bias), np.float32)
-        if strength and layer.name != last:
+        if strength and (include_last or layer.name != last):
             factors = _factors(inputs, strength)
             inputs /= factors
         yield layer, Equalized(kernel / factors, bias / factors, factors, mean / factors, inputs)

@@ -47,6 +47,7 @@ class Recipe:
     bias_correction: bool = False
     equalization: float = 0.0  # 0: channels stay as they are; 1: every channel gets the largest range
     float_first: bool = True  # block1_conv1 stays in float32, so that pixels are not rounded to 256 steps
+    equalize_last: bool = False  # if the head takes channel means, which then get the factors back
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def quantize(
     params = QuantParams(scale, round(-lower / scale))
     coded = exact if recipe.float_first else round_to_codes(exact.copy(), params)
     quantized: dict[str, QuantizedConv] = {}
-    for layer, conv in equalize(layers, exact, recipe.equalization):
+    include_last = recipe.equalize_last and bool(_means_layers(model))
+    for layer, conv in equalize(layers, exact, recipe.equalization, include_last=include_last):
         if conv is None:
             coded = run_layer(layer, coded)
             step(len(photos))
@@ -126,13 +128,13 @@ def with_weights(model: keras.Model, quantized: Quantized) -> keras.Model:
 
     Channel means of a pooling layer get the factors that equalization took from its channels.
     """
-    factors = _pool_factors(model, quantized)
+    factors = pool_factors(model, quantized)
 
     def call(layer: keras.Operation, *args: Any, **kwargs: Any) -> Any:
         output = layer(*args, **kwargs)
         if isinstance(layer, keras.layers.GlobalAveragePooling2D):
             source = args[0]._keras_history.operation.name
-            if (factor := factors.get(source, np.ones(1))).ptp():  # the last convolution has factors of 1
+            if (factor := factors.get(source, np.ones(1))).ptp():  # factors of 1 change nothing
                 return keras.layers.Rescaling(factor.tolist(), name=f"{layer.name}_factors")(output)
         return output
 
@@ -143,7 +145,11 @@ def with_weights(model: keras.Model, quantized: Quantized) -> keras.Model:
     return copy
 
 
-def _pool_factors(model: keras.Model, quantized: Quantized) -> dict[str, Floats]:
+def _means_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return [layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+
+
+def pool_factors(model: keras.Model, quantized: Quantized) -> dict[str, Floats]:
     """By name of a pooling layer, the factors of its channels."""
     factors: dict[str, Floats] = {}
     last = np.ones(1, np.float32)

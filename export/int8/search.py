@@ -32,6 +32,16 @@ RECIPES = (
     Recipe("nearest", bias_correction=True),
 )
 
+# Of the full-int8 file. Its head computes in codes too, so the last layer's channels get more equal ranges.
+FULL_INT8_RECIPE = Recipe(
+    "gptq-equalized, all layers",
+    rounding=gptq,
+    bias_correction=True,
+    equalization=0.5,
+    float_first=False,
+    equalize_last=True,
+)
+
 Int8Converter = Callable[[keras.Model, Quantized], bytes]
 
 

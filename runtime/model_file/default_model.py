@@ -10,7 +10,7 @@ from stat import S_ISDIR
 from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, file_mode, is_file, read_bytes
-from runtime.model_file.formats import FORMATS, PRECISIONS, detect_format, read_contract
+from runtime.model_file.formats import FORMATS, PRECISIONS, detect_format, named_precision, read_contract
 from runtime.model_file.index import read_index
 
 MODELS = Path("models")
@@ -107,8 +107,8 @@ def _single_file(path: Path, format: str, formats: Sequence[str]) -> _Candidate:
     contract = _read_contract(path, status.st_size, status.st_mtime_ns)
     if isinstance(contract, str):
         return _Candidate(path, UNRANKED, contract)
-    # An export names its files NAME_PRECISION.
-    precision = next((at for at, name in enumerate(PRECISIONS) if path.stem.endswith(name)), len(PRECISIONS))
+    name = named_precision(path.stem)
+    precision = PRECISIONS.index(name) if name else len(PRECISIONS)
     return _candidate(path, contract, (contract.created[:19], -formats.index(format), -precision))
 
 

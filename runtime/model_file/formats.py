@@ -8,8 +8,9 @@ from runtime.model_file import onnx, tflite
 from runtime.model_file.contract import Contract
 
 FORMATS = ("tflite", "onnx")
-# Best first: int8 is the smallest and fastest on a CPU; float16 is expanded to float32 when it is loaded.
-PRECISIONS = ("int8", "dynamic", "float16", "float32")
+# Best first: int8 is the smallest and fastest on a CPU; full_int8 is less exact; float16 is expanded to
+# float32 when it is loaded.
+PRECISIONS = ("int8", "full_int8", "dynamic", "float16", "float32")
 
 _CONTRACT_TEXT: dict[str, Callable[[bytes], bytes]] = {
     "tflite": tflite.read_contract_text,
@@ -35,6 +36,12 @@ def check_content(data: bytes, format: str) -> None:
     """Raises ModelError when a file's bytes are not safe to pass to an engine."""
     if format == "onnx":  # a .tflite is checked by its engine, which reads it before it allocates memory
         onnx.check_graph(data)
+
+
+def named_precision(stem: str) -> str | None:
+    """Returns the precision of a file that an export named NAME_PRECISION; `stem` is without the suffix."""
+    found = [name for name in PRECISIONS if stem.endswith(name)]
+    return max(found, key=len, default=None)  # not int8 for NAME_full_int8
 
 
 def detect_format(path: Path, data: bytes) -> str:

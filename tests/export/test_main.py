@@ -36,6 +36,7 @@ MADE = [
     ("onnx", "float16"),
     ("tflite", "int8"),
     ("onnx", "int8"),
+    ("tflite", "full_int8"),
 ]
 
 
@@ -101,7 +102,7 @@ def test_every_format_is_written_and_opens(exported: Path, synthetic_run: Path) 
         assert model.contract == index.contract
         assert model.read_statistics().to_bytes() == statistics.to_bytes()
         check_answer(Classifier(exported / file.file))  # the golden picture
-        assert set(file.metrics["parity"]) and (file.precision != "int8" or file.metrics["recipe"])
+        assert set(file.metrics["parity"]) and ("int8" not in file.precision or file.metrics["recipe"])
 
 
 def test_every_file_is_compared_in_every_engine(exported: Path) -> None:
@@ -189,8 +190,14 @@ def test_onnx_alone_makes_only_onnx_files(compressed_export: Export) -> None:
 
 
 def test_litert_alone_makes_only_tflite_files() -> None:
-    files = pipeline.file_keys(("float32", "dynamic", "int8"), ("litert",))
-    assert files == (("tflite", "float32"), ("tflite", "dynamic"), ("tflite", "int8"))
+    files = pipeline.file_keys(("float32", "dynamic", "int8", "full_int8"), ("litert",))
+    assert files == (
+        ("tflite", "float32"),
+        ("tflite", "dynamic"),
+        ("tflite", "int8"),
+        ("tflite", "full_int8"),
+    )
+    assert pipeline.file_keys(("float32", "dynamic", "full_int8"), ("onnx",)) == (("onnx", "float32"),)
 
 
 def test_an_uncompressed_int8_export_prints_the_command_that_compresses_it(
@@ -317,6 +324,8 @@ def test_ctrl_c_replaces_nothing(
         ["--engines", "litert", "--keep", "float32.onnx"],
         ["--engines", "onnx", "--dynamic"],
         ["--engines", "onnx", "onnx", "--dynamic"],
+        ["--engines", "onnx", "--full-int8"],
+        ["--full-int8", "--keep", "full_int8.onnx"],
         ["--engines", "onnx", "openvino", "--dynamic"],
     ],
 )

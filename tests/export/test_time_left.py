@@ -83,6 +83,14 @@ def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
     assert seconds(engines=("litert",)) < seconds()
 
 
+def test_a_full_int8_file_takes_the_time_to_quantize_all_layers() -> None:
+    work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, 500, ("litert",), 2, full_recipe="all layers")
+    float32 = work.tasks([("tflite", "float32")])
+    added = work.tasks([("tflite", "float32"), ("tflite", "full_int8")]).keys() - float32.keys()
+    assert {key[0] for key in added} == {"quantize", "convert", "inference"}
+    assert ("quantize", "all layers") in added and ("validation reference",) not in added
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0, "5 s"), (42, "40 s"), (90, "2 min"), (768, "13 min"), (4800, "1 h 20 min")],

@@ -39,6 +39,10 @@ from tests.export.parity.results import RESULT
         ("int8", {"known_disagreements": 5}, {"known_disagreements": 6}, "6 of 500 .*limit 5"),
         ("int8", {"n": 299, "known_disagreements": 2}, {"n": 299, "known_disagreements": 3}, "limit 2"),
         ("int8", {"n": 40, "known_disagreements": 1}, {"n": 40, "known_disagreements": 2}, "limit 1"),
+        ("full_int8", {"disagreements": 5}, {"disagreements": 6}, "98.8% is under 99.0%"),
+        ("full_int8", {"p99_dp": 0.06}, {"p99_dp": 0.061}, "99th percentile"),
+        ("full_int8", {"known_disagreements": 5}, {"known_disagreements": 6}, "6 of 500 .*limit 5"),
+        ("full_int8", {"max_dfeatures": 0.2}, {"max_dfeatures": 0.21}, "features differ"),
         ("float32", {}, {"max_dp": math.nan}, r"max \|Δp\|"),
         ("dynamic", {}, {"error": "returns no finite number"}, "no finite number"),
     ],
@@ -60,6 +64,7 @@ def test_a_gate_passes_at_its_bound_and_fails_beyond_it(
     [
         ("int8", 250, PASSED),
         ("int8", 249, TOO_FEW_PHOTOS),
+        ("full_int8", 249, TOO_FEW_PHOTOS),
         ("dynamic", 249, TOO_FEW_PHOTOS),
         ("float32", 1, PASSED),
         ("float16", 1, PASSED),

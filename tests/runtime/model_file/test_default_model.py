@@ -70,6 +70,7 @@ def test_the_newest_of_files_and_folders_is_used(
 ) -> None:
     make_folder(models / "older", created="2025-01-01T00:00:00Z")
     make_file("mine_float32.tflite", created="2025-02-01T00:00:00Z")
+    make_file("mine_full_int8.tflite", created="2025-02-01T00:00:00Z")
     make_file("mine_int8.tflite", created="2025-02-01T00:00:00Z")  # of equally new files the best precision
     assert choose_model().path == Path("models", "mine_int8.tflite")
     make_folder(models / "newer", created="2025-03-01T00:00:00Z")

@@ -1,0 +1,164 @@
+"""The full-int8 file answers as the trained model, and computes in int8 from the image to the logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from export.flatbuffer import unpack
+from export.formats import FULL_INT8_CONVERTERS
+from export.int8.layers import QuantizeError
+from export.int8.quantize import Recipe, quantize
+from export.int8.search import FULL_INT8_RECIPE
+from export.int8.weight_codes import WeightCodes
+from export.parity.gates import broken_bounds
+from export.parity.result import ParityResult
+from export.parity.runner import ParityReference, run_parity
+from export.serving_model import predict
+from runtime.inference.engines import ENGINES
+from tests.backbone import SIDE, small_backbone
+from tests.export.conftest import small_model
+from train.data.synthetic import FLOWERS, draw_flower
+from train.network.heads import HEADS, build_classifier
+from train.network.novelty import THRESHOLD, fit_novelty
+from train.network.vgg import Weights
+from train.settings import Settings
+
+KEY = ("tflite", "full_int8")
+PER_CLASS = 4
+INT8, FLOAT32 = schema.TensorType.INT8, schema.TensorType.FLOAT32
+
+
+@pytest.fixture(scope="module")
+def drawings() -> NDArray[np.uint8]:
+    pictures = [
+        draw_flower(name, number).resize((SIDE, SIDE)) for name in FLOWERS for number in range(PER_CLASS)
+    ]
+    return np.stack([np.asarray(picture, np.uint8) for picture in pictures])
+
+
+def make_model(recipe: str, weights: Weights, drawings: NDArray[np.uint8]) -> keras.Model:
+    """A network with all outputs, whose head names each drawing by the mean features of its class."""
+    keras.utils.set_random_seed(0)
+    layers = HEADS[recipe](len(FLOWERS), Settings())
+    keras.Sequential([keras.Input(weights.output_shape("block5_pool")), *layers])  # creates the weights
+    truth = np.repeat(np.arange(len(FLOWERS)), PER_CLASS)
+    features = predict(build_classifier(weights, layers), drawings, lambda done: None)["features"]
+    model = build_classifier(weights, layers, fit_novelty(features, truth, features))
+    logits = model.get_layer("logits")
+    inputs = np.asarray(keras.Model(model.inputs[0], logits.input)(drawings))
+    means = np.stack([inputs[truth == index].mean(0) for index in range(len(FLOWERS))])
+    kernel = (means - means.mean(0)).T
+    kernel *= 5 / np.abs(inputs @ kernel).max()
+    logits.set_weights([kernel, -(means @ kernel).max(0) / 2])
+    return model
+
+
+@pytest.fixture(scope="module", params=["pooled", "article"])
+def model(request: pytest.FixtureRequest, drawings: NDArray[np.uint8]) -> keras.Model:
+    return make_model(request.param, small_backbone(), drawings)
+
+
+@pytest.fixture(scope="module")
+def data(model: keras.Model, drawings: NDArray[np.uint8]) -> bytes:
+    return convert(model, drawings, FULL_INT8_RECIPE)
+
+
+def convert(model: keras.Model, drawings: NDArray[np.uint8], recipe: Recipe) -> bytes:
+    return FULL_INT8_CONVERTERS["tflite"](model, quantize(model, drawings, recipe), drawings)
+
+
+def compare(model: keras.Model, data: bytes, drawings: NDArray[np.uint8]) -> list[ParityResult]:
+    outputs = predict(model, drawings, lambda done: None)
+    probabilities = outputs["probabilities"]
+    reference = ParityReference(
+        drawings,
+        probabilities.argmax(1),
+        probabilities,
+        outputs["known"],
+        THRESHOLD,
+        outputs["features"],
+    )
+    assert len(set(reference.truth)) > 2  # with one label, agreement proves nothing
+    return run_parity({KEY: data}, reference)
+
+
+def test_the_file_answers_as_the_model_in_each_engine(
+    model: keras.Model, data: bytes, drawings: NDArray[np.uint8]
+) -> None:
+    results = compare(model, data, drawings)
+    assert {result.engine.split()[0] for result in results} >= {"litert"}
+    for result in results:
+        assert broken_bounds(result) == []
+        assert result.max_dfeatures is not None and 0 < result.max_dfeatures < 0.2
+
+
+def test_codes_of_three_bits_fail_the_gate(
+    model: keras.Model, data: bytes, drawings: NDArray[np.uint8]
+) -> None:
+    coarse = replace(FULL_INT8_RECIPE, weight_codes=WeightCodes(max_code=3), bias_correction=False)
+    for result in compare(model, convert(model, drawings, coarse), drawings):
+        assert broken_bounds(result)
+
+
+def test_it_computes_in_int8_from_the_image_to_the_logits(model: keras.Model, data: bytes) -> None:
+    file = unpack(data)
+    (graph,) = file.subgraphs
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items()}
+    kinds = [names[file.operatorCodes[operator.opcodeIndex].builtinCode] for operator in graph.operators]
+    floats = set()
+    for kind, operator in zip(kinds, graph.operators, strict=True):
+        (output,) = (graph.tensors[index] for index in operator.outputs)
+        if kind == "SOFTMAX":
+            break
+        if output.type == FLOAT32:
+            floats.add(kind)
+        elif kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
+            x, weights = (graph.tensors[index] for index in operator.inputs[:2])
+            channels = weights.shape[weights.quantization.quantizedDimension]
+            assert (x.type, weights.type, output.type) == (INT8, INT8, INT8)
+            assert len(weights.quantization.scale) == channels == output.shape[3], "one scale per channel"
+    assert floats == {"DEQUANTIZE"}, "of the logits"
+    assert kinds[:3] == ["QUANTIZE", "SUB", "CONV_2D"]
+    real = [tensor for tensor in graph.tensors if tensor.type == FLOAT32]
+    assert max(np.prod(tensor.shape) for tensor in real) == model.get_layer("features").output.shape[1]
+
+
+def test_a_mean_directly_follows_its_pooling_layer(model: keras.Model, data: bytes) -> None:
+    """Otherwise, TFLite Micro keeps the outputs of all pooling layers in memory."""
+    (graph,) = unpack(data).subgraphs
+    for previous, operator in zip(graph.operators, graph.operators[1:], strict=False):
+        shapes = [list(graph.tensors[item.outputs[0]].shape) for item in (previous, operator)]
+        if shapes[1][:3] == [1, 1, 1] and list(graph.tensors[operator.inputs[0]].shape)[1] > 1:
+            assert operator.inputs[0] == previous.outputs[0]
+
+
+def test_it_has_the_contracts_signature(model: keras.Model, data: bytes) -> None:
+    run = ENGINES["litert"](data, 1)
+    assert run.input == ("uint8", (1, SIDE, SIDE, 3))
+    features = model.get_layer("features").output.shape[1]
+    assert list(run.outputs.items()) == [
+        ("probabilities", (1, len(FLOWERS))),
+        ("known", (1, 1)),
+        ("features", (1, features)),
+    ]
+    assert set(run.dtypes.values()) == {"float32"}
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_picture_of_one_colour_has_finite_outputs(level: int, data: bytes) -> None:
+    """A layer may activate nothing, and has no length then."""
+    outputs = ENGINES["litert"](data, 1)(np.full((1, SIDE, SIDE, 3), level, np.uint8))
+    assert all(np.isfinite(values).all() for values in outputs.values())
+    assert outputs["probabilities"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_another_head_is_refused(pictures: NDArray[np.uint8]) -> None:
+    other = small_model()
+    with pytest.raises(QuantizeError, match="without --full-int8"):
+        FULL_INT8_CONVERTERS["tflite"](other, quantize(other, pictures, FULL_INT8_RECIPE), pictures)
