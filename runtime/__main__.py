@@ -34,6 +34,7 @@ COMMANDS = {
     "adapt": Command("runtime.adapt", "let a model reject the scene in front of its camera"),
     "teach": Command("runtime.teach", "teach a model new classes and right answers on the device"),
     "serve": Command("runtime.serve", "serve a web page and an HTTP API"),
+    "browser": Command("runtime.browser_page", "write one HTML file that classifies in the browser"),
     "bench": Command("runtime.bench", "find the fastest engine on this machine"),
 }
 INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"

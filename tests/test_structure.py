@@ -51,6 +51,7 @@ MODULE_OF = {
     "classify": "runtime.classify",
     "serve": "runtime.serve",
     "bench": "runtime.bench",
+    "browser": "runtime.browser_page",
     "adapt": "runtime.adapt",
     "teach": "runtime.teach",
 }  # by the name of the `vgg-edge` command

@@ -24,10 +24,10 @@ if not (CHROMIUM and DRIVER) and not os.environ.get("CI"):
 
 
 @contextmanager
-def browser(size: tuple[int, int]) -> Iterator[Chrome]:
+def browser(size: tuple[int, int], *flags: str) -> Iterator[Chrome]:
     options = ChromeOptions()
     options.binary_location = CHROMIUM or "chromium"
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", *flags):
         options.add_argument(f"--{flag}")
     if size == PHONE:
         metrics = {"width": size[0], "height": size[1], "pixelRatio": 2, "touch": True}
