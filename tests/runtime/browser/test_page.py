@@ -126,7 +126,10 @@ def test_it_works_as_a_file_with_the_released_model(
     assert "passed: probabilities differ by 0.0" in text(chrome, "#model")
     choose(chrome, ROOT / "docs/sunflower.jpg")
     wait_for(lambda: text(chrome, f"{NEWEST} .label").startswith("sunflowers"))
-    assert "99.5 %" in text(chrome, f"{NEWEST} .label") and browser_errors(chrome) == []
+    assert "99.5 %" in text(chrome, f"{NEWEST} .label")
+    press(chrome, "#start-camera")
+    wait_for(lambda: "nearest" in text(chrome, "#camera-label"), START_SECONDS)  # a red picture is no flower
+    assert browser_errors(chrome) == []
 
 
 FETCH = """
