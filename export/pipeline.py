@@ -128,7 +128,9 @@ def export(config: ExportConfig) -> int:
     clock = _estimate(job, trained)
     files = _convert(job, trained, clock)
     reference = replace(
-        _reference(job, trained, trained.photos, "test", clock), uncompressed=_uncompressed_top1(job)
+        _reference(job, trained, trained.photos, "test", clock),
+        uncompressed=_uncompressed_top1(job),
+        contract=trained.contract,
     )
     results = _check_parity(job, reference, files, clock)
     float16 = _check_float16(trained, reference, files, clock)

@@ -98,7 +98,7 @@ def broken_bounds(result: ParityResult) -> list[str]:
     if result.error:
         return [result.error]
     gate = GATES[result.precision]
-    broken = []
+    broken = [f"a device would refuse it: {result.refusal}"] if result.refusal else []
     if gate.max_dp is not None and not result.max_dp <= gate.max_dp:
         broken.append(f"max |Δp| {result.max_dp:.2g} is over {gate.max_dp:g}")
     broken += _broken_known(result, gate)

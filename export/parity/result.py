@@ -30,6 +30,7 @@ class ParityResult:
     known_disagreements: int | None = None  # photos with another unknown decision; None: no output `known`
     max_dknown: float | None = None  # largest |Δ| of `known`
     max_dfeatures: float | None = None  # see `features_error`; None: the reference has no features
+    refusal: str = ""  # why a device would refuse the file, for its answer to the golden picture
     uncompressed_disagreements: int | None = None  # photos whose top-1 differs from the uncompressed model's
 
     @property

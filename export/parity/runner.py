@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise, repeat
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +17,11 @@ from numpy.typing import NDArray
 from export.parity.engine_worker import EngineOutputs, join_outputs, run_in_engine
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
-from runtime.common.errors import EngineError
+from runtime.common.errors import EngineError, ModelError
 from runtime.inference.engines import ENGINE_FORMATS, ENGINES, default_threads, is_installed
+from runtime.inference.model_proof import check_outputs
+from runtime.model_file.contract import Contract
+from runtime.model_file.golden import golden_picture
 
 TIMED = 11  # photos whose median is the latency
 # Starting an engine for fewer photos costs more than it saves.
@@ -37,6 +41,7 @@ class ParityReference:
     known_threshold: float = 0.0  # a photo with a lower `known` is unknown
     features: NDArray[np.float32] | None = None  # [n, D]; None: features are not compared
     uncompressed: NDArray[np.int64] | None = None  # [n], top-1 of the uncompressed model, if compressed
+    contract: Contract | None = None  # of the files; None: their answer to the golden picture is not checked
 
 
 def run_parity(
@@ -47,9 +52,10 @@ def run_parity(
 ) -> list[ParityResult]:
     """Runs each file in each of `engines` (None: all that are installed) that supports its format.
 
-    Calls `step` after each inference: of every photo, then of the first TIMED photos for the latency. A file
-    that an engine cannot run, or that breaks the contract, gets a result with an error. Raises UserError when
-    there is no room for temporary files.
+    Calls `step` after each inference: of every photo, then of the first TIMED photos for the latency. With
+    the contract, each file also classifies the golden picture, and its answer is checked as a service does. A
+    file that an engine cannot run, or that breaks the contract, gets a result with an error. Raises UserError
+    when there is no room for temporary files.
     """
     lock, stop = threading.Lock(), threading.Event()
 
@@ -88,14 +94,52 @@ def run_parity(
             _compare(file, files[file], engine, outputs[number :: len(pairs)], reference)
             for number, (file, engine) in enumerate(pairs)
         ]
-        # Latency is measured as on a device: one inference at a time on all cores.
-        timed = min(TIMED, len(reference.photos))
+        pictures = _pictures_as_on_a_device(reference, folder)
         for i, (file, engine) in enumerate(pairs):
             if not results[i].error:
-                count = lambda file=file, engine=engine: locked_step(file, engine)  # noqa: E731
-                ms = run_in_engine(files[file], engine, photos, timed, default_threads(), count).ms
-                results[i] = replace(results[i], ms=float(np.median(ms)))
+                step_of_pair = partial(locked_step, file, engine)
+                results[i] = _run_as_a_device(
+                    results[i], files[file], engine, pictures, reference, step_of_pair
+                )
     return results
+
+
+def _pictures_as_on_a_device(reference: ParityReference, folder: Path) -> Path:
+    """Writes the golden picture, if the reference has a contract, and the first TIMED photos, as a .npy."""
+    path, photos = folder / "device.npy", reference.photos[:TIMED]
+    if reference.contract is not None:
+        photos = np.concatenate([golden_picture(*reference.contract.input_size)[np.newaxis], photos])
+    np.save(path, photos)
+    return path
+
+
+def _run_as_a_device(
+    result: ParityResult,
+    data: bytes,
+    engine: str,
+    pictures: Path,
+    reference: ParityReference,
+    step: Callable[[], None],
+) -> ParityResult:
+    """The result with the latency, and with the verdict of a service about the golden answer.
+
+    As on a device, one inference at a time uses all cores.
+    """
+    golden = int(reference.contract is not None)
+    steps = chain([lambda: None] * golden, repeat(step))  # the golden picture is no photo
+    n = golden + min(TIMED, len(reference.photos))
+    outputs = run_in_engine(data, engine, pictures, n, default_threads(), lambda: next(steps)())
+    result = replace(result, ms=float(np.median(outputs.ms[golden:])))
+    if reference.contract is None:
+        return result
+    found = {"probabilities": outputs.probabilities[:1]}
+    if outputs.known is not None:
+        found["known"] = outputs.known[:1]
+    try:
+        check_outputs(found, reference.contract)
+    except ModelError as error:
+        return replace(result, refusal=str(error))
+    return result
 
 
 def file_engine_pairs(

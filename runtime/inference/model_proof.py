@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from runtime.common.errors import ModelError, UserError
 from runtime.inference.classifier import Classifier
+from runtime.model_file.contract import Contract
 from runtime.model_file.golden import golden_picture
 
 PROOF_TIMEOUT = 60.0  # seconds; the uncompressed VGG16 takes 5 on a Raspberry Pi 4
@@ -74,33 +76,38 @@ def run_proof(
 
 def check_answer(classifier: Classifier) -> None:
     """Runs the golden picture. Raises ModelError if the outputs cannot be right, EngineError if it fails."""
-    contract, path = classifier.model.contract, classifier.model.path
-    outputs = classifier.session(golden_picture(*contract.input_size)[np.newaxis])
+    contract = classifier.model.contract
+    try:
+        check_outputs(classifier.session(golden_picture(*contract.input_size)[np.newaxis]), contract)
+    except ModelError as error:
+        raise ModelError(f"{classifier.model.path}: {error}: export it again") from None
+
+
+def check_outputs(outputs: Mapping[str, NDArray[np.float32]], contract: Contract) -> None:
+    """Checks the outputs for the golden picture: `probabilities` [1, C], and `known` [1, 1] if there is one.
+
+    Raises ModelError, without the model's path, if they cannot be right or differ from the contract's answer.
+    """
     probabilities = outputs["probabilities"][0].astype(np.float64)
     known = float(outputs["known"].item()) if "known" in outputs else None
     values = [*probabilities, *([] if known is None else [known])]
     if not all(0 <= value <= 1 for value in values):  # NaN is not
-        raise ModelError(f"{path}: computes a probability that is not from 0 to 1: export it again")
+        raise ModelError("computes a probability that is not from 0 to 1")
     if abs(probabilities.sum() - 1) > MAX_SUM_ERROR:
-        raise ModelError(
-            f"{path}: its probabilities sum to {probabilities.sum():.3f}, not to 1: export it again"
-        )
+        raise ModelError(f"its probabilities sum to {probabilities.sum():.3f}, not to 1")
     if contract.golden is None:  # contract version 1
         return
     error = float(np.abs(probabilities - contract.golden.probabilities).max())
     if error > MAX_PROBABILITY_ERROR:
         raise ModelError(
-            f"{path}: a probability of its test picture differs by {error:.3f} from the trained model "
-            f"(limit {MAX_PROBABILITY_ERROR:g}): export it again"
+            f"a probability of its test picture differs by {error:.3f} from the trained model "
+            f"(limit {MAX_PROBABILITY_ERROR:g})"
         )
-    if (
-        known is not None
-        and contract.golden.known is not None
-        and abs(known - contract.golden.known) > MAX_KNOWN_ERROR
-    ):
+    expected = contract.golden.known
+    if known is not None and expected is not None and abs(known - expected) > MAX_KNOWN_ERROR:
         raise ModelError(
-            f"{path}: `known` of its test picture is {known:.3f}, the trained model computed "
-            f"{contract.golden.known:.3f} (limit {MAX_KNOWN_ERROR:g} apart): export it again"
+            f"`known` of its test picture is {known:.3f}, the trained model computed {expected:.3f} "
+            f"(limit {MAX_KNOWN_ERROR:g} apart)"
         )
 
 

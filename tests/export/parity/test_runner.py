@@ -12,12 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from export import onnx_converter
+from export.metadata import embed_contract
 from export.parity import engine_worker, runner
 from export.parity.engine_worker import EngineOutputs
 from export.parity.gates import FAILED, PASSED, failures, verdict
 from export.parity.runner import TIMED, ParityReference, run_parity
-from export.serving_model import predict
-from runtime.common.errors import EngineError, UserError
+from export.serving_model import golden_answer, predict
+from runtime import Classifier
+from runtime.common.errors import EngineError, ModelError, UserError
+from runtime.inference.model_proof import check_answer
+from runtime.model_file.contract import Contract
 from tests.export.conftest import small_model
 
 Files = dict[tuple[str, str], bytes]
@@ -105,6 +109,34 @@ def test_outputs_that_break_the_contract_fail(
     (result,) = run_parity({("onnx", "int8"): b""}, reference, ["onnx"])
     assert re.search(fact, result.error)
     assert failures([result]) and verdict(result) == FAILED
+
+
+def test_a_file_that_a_service_would_refuse_fails(
+    float_files: Files, reference: ParityReference, contract: Contract, tmp_path: Path
+) -> None:
+    """Its answers to all photos are right, so the other gates pass."""
+    answer = golden_answer(small_model())
+    least = min(answer.probabilities)
+    wrong = replace(answer, probabilities=tuple(float(p == least) for p in answer.probabilities))
+    contract = replace(contract, version=2, release=1, features=small_model().output_shape[-1][-1])
+    files = {key: float_files[key] for key in (("tflite", "dynamic"), ("onnx", "float32"))}
+    steps = list[str]()
+    for golden, refused in ((answer, False), (wrong, True)):
+        stated = replace(contract, golden=golden)
+        compared = replace(reference, contract=stated)
+        results = run_parity(files, compared, ["litert", "onnx"], lambda *pair: steps.append(str(pair)))
+        for result in results:
+            assert (verdict(result) == FAILED) is refused
+            assert ("of its test picture differs by " in result.refusal) is refused
+            assert not result.error and result.ms > 0
+    assert len(steps) == 2 * 2 * 2 * len(reference.photos)  # the golden picture is not counted
+    for result in results:  # the same check as that of the service
+        path = tmp_path / f"model.{result.format}"
+        path.write_bytes(embed_contract(files[result.file], result.format, stated))
+        with pytest.raises(ModelError, match=re.escape(result.refusal)):
+            check_answer(Classifier(path, engine=result.engine.split()[0]))
+    line, _ = failures(results)
+    assert "a device would refuse it: a probability of its test picture" in line and "--int8" in line
 
 
 def test_other_files_continue_after_one_that_an_engine_cannot_run(
