@@ -9,6 +9,7 @@ from pathlib import Path
 
 from export.parity.gates import MIN_PHOTOS
 from export.pipeline import INSTALL, TFLITE_ONLY, ExportConfig, export, file_keys
+from export.targets.registry import DEFAULT_PYTHON, TARGETS
 from runtime.common.cli import ArgumentParser
 from runtime.inference.engines import ENGINE_FORMATS, ENGINES
 from train.cli import run_cli
@@ -38,7 +39,13 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
         if getattr(arguments, name) and engines and "tflite" not in map(ENGINE_FORMATS.get, engines):
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} makes a TFLite file, which no engine of --engines runs; add litert")
-    precisions = ("float32", *(name for name in _ADDED if arguments.all or getattr(arguments, name)))
+    needed = {TARGETS[name].file for name in arguments.target}
+    for format in sorted({format for format, _ in needed}):
+        if engines and format not in map(ENGINE_FORMATS.get, engines):
+            parser.error(f"--target needs a file of the format {format}, which no engine of --engines runs")
+    wanted = {name for name in _ADDED if arguments.all or getattr(arguments, name)}
+    wanted |= {precision for _, precision in needed}
+    precisions = ("float32", *(name for name in _ADDED if name in wanted))
     made = [f"{precision}.{format}" for format, precision in file_keys(precisions, engines)]
     for name in arguments.keep or ():
         if name not in made:
@@ -52,6 +59,8 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
         keep=tuple(arguments.keep) if arguments.keep else None,
         photos_root=arguments.photos_root,
         signing_key=arguments.sign,
+        targets=tuple(dict.fromkeys(arguments.target)),
+        target_python=arguments.target_python,
     )
 
 
@@ -113,6 +122,22 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="KEY",
         help="sign the folder with this private key (PEM); a device with the public key can verify it",
+    )
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        choices=TARGETS,
+        default=[],
+        metavar="NAME",
+        help=f"also compile for these boards, with the files that they need: {', '.join(TARGETS)} "
+        "(docs/targets.md)",
+    )
+    parser.add_argument(
+        "--target-python",
+        type=Path,
+        default=DEFAULT_PYTHON,
+        metavar="PATH",
+        help="Python of the environment with rknn-toolkit2, for the target rk3588 (default: %(default)s)",
     )
     return parser
 

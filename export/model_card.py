@@ -16,6 +16,8 @@ from export.parity.table import (
     detailed_verdict,
     parity_columns,
 )
+from export.targets.stage import parity_text
+from export.targets.target import CompiledTarget
 from runtime.inference.engines import default_threads
 from runtime.model_file.contract import Contract
 from runtime.model_file.index import Index
@@ -42,7 +44,12 @@ _HEADS = {
 
 
 def model_card(
-    index: Index, run: Run, results: Sequence[ParityResult], recipes: Mapping[str, str], float16: str
+    index: Index,
+    run: Run,
+    results: Sequence[ParityResult],
+    recipes: Mapping[str, str],
+    float16: str,
+    targets: Sequence[CompiledTarget] = (),
 ) -> str:
     """The Markdown text. `recipes` says how each int8 file, by name, was quantized; `float16` sums up the
     comparison in float16 arithmetic.
@@ -55,6 +62,7 @@ def model_card(
         _training_data(index.contract, run),
         "## Files\n\n" + _files(index, recipes),
         "## Parity with the trained model\n\n" + _parity(results) + f"\n\n{_escaped(float16)}.",
+        *([_targets(targets)] if targets else []),
         "## Licences\n\n"
         "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
         "Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/, under the licence CC BY 4.0 "
@@ -228,6 +236,16 @@ def _parity(results: Sequence[ParityResult]) -> str:
         "Every file was run in every engine on the same test photos and compared with the trained float32 "
         "Keras model.\n\n" + "\n".join([*lines, "", *explanations, "", confidence_note(results)])
     )
+
+
+def _targets(targets: Sequence[CompiledTarget]) -> str:
+    """What is known about the compiled file of each target."""
+    lines = ["## Files for boards", ""]
+    for target in targets:
+        figures = "; ".join(f"{name}: {text}" for name, text in target.report.items())
+        text = f"{figures}. {parity_text(target.parity)}, compared in {target.compared_in}: {target.verdict}."
+        lines.append(f"- `{target.main_file}`, {_escaped(target.compiler)}. {_escaped(text)}")
+    return "\n".join(lines)
 
 
 def _escaped(text: str) -> str:

@@ -12,6 +12,8 @@ from export.contract import check_index, file_name
 from export.model_card import model_card
 from export.parity.result import FileKey, ParityResult
 from export.parity.table import parity_csv
+from export.targets.stage import targets_files
+from export.targets.target import CompiledTarget
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile
@@ -57,7 +59,12 @@ class ExportedFile:
 
 
 def model_folder(
-    contract: Contract, run: Run, files: Sequence[ExportedFile], results: Sequence[ParityResult], float16: str
+    contract: Contract,
+    run: Run,
+    files: Sequence[ExportedFile],
+    results: Sequence[ParityResult],
+    float16: str,
+    targets: Sequence[CompiledTarget] = (),
 ) -> dict[str, bytes]:
     """The bytes of every file in the folder, by name. `float16` sums up the comparison in float16 arithmetic.
 
@@ -65,12 +72,13 @@ def model_folder(
     """
     index = Index(contract, tuple(_indexed(file, results) for file in files))
     check_index(index, run.path)
-    card = model_card(index, run, results, {file.name: file.recipe for file in files}, float16)
+    card = model_card(index, run, results, {file.name: file.recipe for file in files}, float16, targets)
     return {
         **{file.name: file.data for file in files},
         INDEX_NAME: index.to_json().encode(),
         "parity.csv": parity_csv(results).encode(),
         "README.md": card.encode(),
+        **targets_files(targets),
     }
 
 

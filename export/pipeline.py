@@ -24,6 +24,8 @@ from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.parity.table import parity_report
 from export.photos import Photos, read_photos, select_photos
 from export.sign import Sign, open_key
+from export.targets import stage
+from export.targets.rk3588 import DEFAULT_PYTHON
 from export.time_left import (
     ExportClock,
     Task,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     import keras
 
     from export.parity.float16 import Float16Result
+    from export.targets.target import CompiledTarget
 
 INSTALL = "in a clone of this project, run: pip install '.[train,export]'"
 SUCCESS, PARITY_FAILED = 0, 3
@@ -80,6 +83,8 @@ class ExportConfig:
     keep: tuple[str, ...] | None = None  # files to write, such as int8.tflite; None: all
     photos_root: Path | None = None  # None: where the photos were during training
     signing_key: Path | None = None
+    targets: tuple[str, ...] = ()  # of export.targets.registry
+    target_python: Path = DEFAULT_PYTHON  # of the environment of rknn-toolkit2
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,15 @@ def export(config: ExportConfig) -> int:
     )
     results = _check_parity(job, reference, files, clock)
     float16 = _check_float16(trained, reference, files, clock)
+    targets = _build_targets(job, trained, reference, results, files)
     names = {file.key: file.name for file in files if file.is_kept(config.keep)}
     print(f"\n{parity_report(results, names, default_threads())}\n\n{float16.summary}\n")
-    contents = partial(model_folder, trained.contract, job.run, results=results, float16=float16.summary)
-    if failed := [*failures(results), *float16_failures(float16)]:
+    if targets:
+        print(stage.targets_report(targets), end="\n\n")
+    contents = partial(
+        model_folder, trained.contract, job.run, results=results, float16=float16.summary, targets=targets
+    )
+    if failed := [*failures(results), *float16_failures(float16), *stage.targets_failures(targets)]:
         return _reject(job, contents(files), failed)
     _write(job, contents([file for file in files if file.is_kept(config.keep)]), files)
     return SUCCESS
@@ -154,6 +164,7 @@ def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple
 def _prepare(config: ExportConfig) -> _Job:
     """Checks all that can be checked before TensorFlow is loaded, which takes seconds."""
     _check_packages()
+    stage.check_targets(config.targets, config.target_python)
     path = config.run or newest_run()
     run = open_run(path, config.photos_root)
     job = _Job(
@@ -371,6 +382,23 @@ def _check_float16(
     clock.time_left.add({task: Task(min(PHOTOS, len(reference.photos)), seconds)})
     with clock.stage(task[0], "photos", [task]) as step:
         return run_float16(data, reference, partial(step, task))
+
+
+def _build_targets(
+    job: _Job,
+    trained: _Trained,
+    reference: ParityReference,
+    results: Sequence[ParityResult],
+    files: Sequence[ExportedFile],
+) -> list[CompiledTarget]:
+    """Compiles the files of --target, and compares each with the trained model."""
+
+    def read(split: str, count: int) -> NDArray[np.uint8]:
+        return read_photos(job.run.dataset, split, trained.size, count).pixels
+
+    data = {file.key: file.data for file in files}
+    model = stage.ExportedModel(trained.contract, data, reference, results, read, job.config.target_python)
+    return stage.build_targets(job.config.targets, model)
 
 
 def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from export.output_dir import check_output_dir, replace_dir
 from export.parity.gates import PASSED, TOO_FEW_PHOTOS
+from export.targets.stage import TARGETS_NAME, listed_files
 from export.tempdir import temporary_dir
 from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
@@ -64,13 +65,13 @@ def sign_folder(folder: Path, key: Path) -> int:
     contents = {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
     _check_parity(folder, index, contents.get("parity.csv"))
     sign = open_key(key)
-    for file in index.files:
-        if file.file in contents and hashlib.sha256(contents[file.file]).hexdigest() != file.sha256:
+    listed = {file.file: file.sha256 for file in index.files} | listed_files(contents.get(TARGETS_NAME))
+    for name, sha256 in listed.items():
+        if name in contents and hashlib.sha256(contents[name]).hexdigest() != sha256:
             raise UserError(
-                f"{folder / file.file}: differs from the exported file, so the folder is not signed; export "
-                "again"
+                f"{folder / name}: differs from the exported file, so the folder is not signed; export again"
             )
-    exported = {file.file for file in index.files} | {INDEX_NAME, "README.md", "parity.csv"}
+    exported = {*listed, INDEX_NAME, "README.md", "parity.csv", TARGETS_NAME}
     signed = {name: data for name, data in contents.items() if name in exported}
     # The whole folder is replaced, so that a device that reloads it never reads half a signature.
     replace_dir({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)

@@ -54,38 +54,50 @@ def run_in_engine(
     engine's message when it cannot run the file, and UserError when there is no room for temporary files.
     """
     with temporary_dir() as folder:
-        model, out, errors = (folder / name for name in ("model", "out.npz", "stderr"))
+        model, out = folder / "model", folder / "out.npz"
         model.write_bytes(data)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         command = [sys.executable, "-m", "export.parity.engine_worker", engine]
         command += [str(argument) for argument in (model, photos, start, start + n, threads, out)]
-        with errors.open("wb") as stderr:
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": path},
-            )
-            assert process.stdout is not None
-            try:
-                while process.stdout.read(1):
-                    step()
-                status = process.wait()
-            finally:
-                process.kill()
-                process.stdout.close()
-                process.wait()
-        if status:
-            messages = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
-            raise EngineError(f"{engine} stopped with status {status}: {messages[-1][:300]}")
-        with np.load(out) as result:
-            return EngineOutputs(
-                str(result["engine"]),
-                result["probabilities"],
-                result["ms"],
-                result.get("known"),
-                result.get("features"),
-            )
+        return run_worker(engine, command, out, step)
+
+
+def run_worker(
+    name: str, command: Sequence[str], out: Path, step: Callable[[], None] = lambda: None
+) -> EngineOutputs:
+    """Runs a command that writes one character to stdout per photo, and its outputs to the .npz file `out`.
+
+    Calls `step` after each photo; an exception in `step` stops the command. Raises EngineError with the last
+    line of its stderr when it fails.
+    """
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    errors = out.with_name("stderr")
+    with errors.open("wb") as stderr:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+        assert process.stdout is not None
+        try:
+            while process.stdout.read(1):
+                step()
+            status = process.wait()
+        finally:
+            process.kill()
+            process.stdout.close()
+            process.wait()
+    if status:
+        messages = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
+        raise EngineError(f"{name} stopped with status {status}: {messages[-1][:300]}")
+    with np.load(out) as result:
+        return EngineOutputs(
+            str(result["engine"]),
+            result["probabilities"],
+            result["ms"],
+            result.get("known"),
+            result.get("features"),
+        )
 
 
 def join_outputs(parts: Sequence[EngineOutputs]) -> EngineOutputs:

@@ -48,6 +48,13 @@ GATES: dict[str, Gate] = {
         max_dfeatures=0.2,
         next_step="export --int8, which is calibrated, or without --dynamic",
     ),
+    # Not a file: a target whose processor computes in float16.
+    "float16 arithmetic": Gate(
+        max_dp=0.05,
+        max_dfeatures=0.02,
+        known_agreement=0.98,
+        next_step="float16 cannot represent the values of this model; report this with the run",
+    ),
     "int8": Gate(
         max_dp=0.25,
         max_dfeatures=0.2,  # 0.04 for the released network, 0.13 for one of 8 channels per layer
@@ -83,7 +90,7 @@ def verdict(result: ParityResult) -> str:
 def failures(results: Iterable[ParityResult]) -> list[str]:
     """One line for each failed result: file, engine, broken bounds and the next step."""
     return [
-        f"{result.format} {result.precision} in {result.engine}: {'; '.join(broken)}; {_next_step(result)}"
+        f"{result.format} {result.precision} in {result.engine}: {'; '.join(broken)}; {next_step(result)}"
         for result in results
         if (broken := broken_bounds(result))
     ]
@@ -147,5 +154,5 @@ def _allowed(result: ParityResult) -> int:
     return math.ceil(ALLOWED_SHARE * result.n)
 
 
-def _next_step(result: ParityResult) -> str:
+def next_step(result: ParityResult) -> str:
     return "report it with the versions of both" if result.error else GATES[result.precision].next_step

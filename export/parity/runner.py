@@ -91,7 +91,7 @@ def run_parity(
                 pool.shutdown(cancel_futures=True)
                 raise
         results = [
-            _compare(file, files[file], engine, outputs[number :: len(pairs)], reference)
+            compare_outputs(file, files[file], engine, outputs[number :: len(pairs)], reference)
             for number, (file, engine) in enumerate(pairs)
         ]
         pictures = _pictures_as_on_a_device(reference, folder)
@@ -157,7 +157,7 @@ def photo_parts(photos: int, workers: int) -> list[range]:
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def _compare(
+def compare_outputs(
     file: FileKey,
     data: bytes,
     engine: str,
