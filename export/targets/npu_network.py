@@ -23,7 +23,7 @@ class NpuNetwork:
     data: bytes  # an ONNX file for a batch of one
     mean: list[float]  # of each of the channels R, G, B
     outputs: list[str]
-    head: list[list[str]]  # first and last tensor of each part of the head: its numbers need over 8 bits
+    head: list[list[str]]  # first and last tensor of each path through the head, which needs over 8 bits
 
 
 def npu_network(data: bytes) -> NpuNetwork:
@@ -52,8 +52,8 @@ def npu_network(data: bytes) -> NpuNetwork:
     )
     onnx.checker.check_model(model)
     outputs = [output.name for output in graph.output]
-    head = [[pool, FEATURES] for pool in _pools_of_the_head(kept)]
-    head += [[FEATURES, output] for output in outputs if output != FEATURES]
+    ends = [output for output in outputs if output != FEATURES]
+    head = [[pool, end] for pool in _pools_of_the_head(kept) for end in ends]
     return NpuNetwork(model.SerializeToString(), mean, outputs, head)
 
 
