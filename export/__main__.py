@@ -9,7 +9,8 @@ from pathlib import Path
 
 from export.parity.gates import MIN_PHOTOS
 from export.pipeline import INSTALL, TFLITE_ONLY, ExportConfig, export, file_keys
-from export.targets.registry import DEFAULT_PYTHON, TARGETS
+from export.targets.registry import TARGETS
+from export.targets.rk3588 import DEFAULT_PYTHON
 from runtime.common.cli import ArgumentParser
 from runtime.inference.engines import ENGINE_FORMATS, ENGINES
 from train.cli import run_cli

@@ -65,7 +65,8 @@ def sign_folder(folder: Path, key: Path) -> int:
     contents = {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
     _check_parity(folder, index, contents.get("parity.csv"))
     sign = open_key(key)
-    listed = {file.file: file.sha256 for file in index.files} | listed_files(contents.get(TARGETS_NAME))
+    listed = {file.file: file.sha256 for file in index.files}
+    listed |= listed_files(folder / TARGETS_NAME, contents.get(TARGETS_NAME))
     for name, sha256 in listed.items():
         if name in contents and hashlib.sha256(contents[name]).hexdigest() != sha256:
             raise UserError(

@@ -53,7 +53,6 @@ GATES: dict[str, Gate] = {
         max_dp=0.05,
         max_dfeatures=0.02,
         known_agreement=0.98,
-        next_step="float16 cannot represent the values of this model; report this with the run",
     ),
     "int8": Gate(
         max_dp=0.25,
@@ -90,7 +89,7 @@ def verdict(result: ParityResult) -> str:
 def failures(results: Iterable[ParityResult]) -> list[str]:
     """One line for each failed result: file, engine, broken bounds and the next step."""
     return [
-        f"{result.format} {result.precision} in {result.engine}: {'; '.join(broken)}; {next_step(result)}"
+        f"{result.format} {result.precision} in {result.engine}: {'; '.join(broken)}; {_next_step(result)}"
         for result in results
         if (broken := broken_bounds(result))
     ]
@@ -154,5 +153,5 @@ def _allowed(result: ParityResult) -> int:
     return math.ceil(ALLOWED_SHARE * result.n)
 
 
-def next_step(result: ParityResult) -> str:
+def _next_step(result: ParityResult) -> str:
     return "report it with the versions of both" if result.error else GATES[result.precision].next_step

@@ -80,12 +80,11 @@ class _Job:
         self.folder, self.source = folder, source
         self.network = npu_network(source.data)
         (folder / "model.onnx").write_bytes(self.network.data)
-        pictures = [folder / f"{number}.png" for number in range(CALIBRATION_PHOTOS)]
-        photos = source.photos("train", CALIBRATION_PHOTOS)
-        for path, photo in zip(pictures, photos, strict=False):  # a small run has fewer photos
-            Image.fromarray(photo).save(path)
-        lines = "".join(f"{path}\n" for path in pictures[: len(photos)])
-        (folder / "calibration.txt").write_text(lines, encoding="utf-8")
+        photos = source.photos("train", CALIBRATION_PHOTOS)  # a small run has fewer
+        names = [f"{number}.png" for number in range(len(photos))]
+        for name, photo in zip(names, photos, strict=True):
+            Image.fromarray(photo).save(folder / name)
+        (folder / "calibration.txt").write_text("\n".join(names), encoding="utf-8")
 
     def run(self, photos: NDArray[np.uint8], is_int8: bool, step: Step) -> EngineOutputs:
         """Builds model.rknn and simulates it on photos uint8 [n, H, W, 3]. Raises EngineError."""

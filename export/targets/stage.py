@@ -47,7 +47,7 @@ def build_targets(names: Sequence[str], model: ExportedModel) -> list[CompiledTa
     compiled = []
     for name in names:
         target = TARGETS[name]
-        reference = spread(model.reference, target.photos)
+        reference = spread(model.reference, target.photos or len(model.reference.photos))
         source = TargetInput(
             name=name,
             file=target.file,
@@ -58,8 +58,12 @@ def build_targets(names: Sequence[str], model: ExportedModel) -> list[CompiledTa
             photos=model.photos,
             python=model.python,
         )
-        with Progress(f"target {name}", len(reference.photos), "photos") as progress:
-            compiled.append(target.build(source, lambda: progress.step(1)))
+        if target.photos:
+            with Progress(f"target {name}", len(reference.photos), "photos") as progress:
+                compiled.append(target.build(source, lambda: progress.step(1)))
+        else:
+            print(f"target {name}: compile", flush=True)
+            compiled.append(target.build(source, lambda: None))
     return compiled
 
 
@@ -85,8 +89,9 @@ def targets_files(compiled: Sequence[CompiledTarget]) -> dict[str, bytes]:
     return files | {TARGETS_NAME: json.dumps([_fields(result) for result in compiled], indent=1).encode()}
 
 
-def listed_files(data: bytes | None) -> dict[str, str]:
-    """The sha256 of each compiled file, by name, in the bytes of a targets.json; nothing without one.
+def listed_files(path: Path, data: bytes | None) -> dict[str, str]:
+    """The sha256 of each compiled file, by name, in the bytes of the targets.json at `path`; nothing without
+    one.
 
     Raises UserError when it is damaged.
     """
@@ -94,7 +99,7 @@ def listed_files(data: bytes | None) -> dict[str, str]:
         lists = [target["files"] for target in json.loads(data or b"[]")]
         return {str(name): str(sha256) for files in lists for name, sha256 in files.items()}
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{TARGETS_NAME}: is damaged; export again") from None
+        raise UserError(f"{path}: is damaged; export again") from None
 
 
 def _paragraph(result: CompiledTarget) -> str:

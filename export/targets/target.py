@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.gates import FAILED, broken_bounds, next_step, verdict
+from export.parity.gates import FAILED, broken_bounds, verdict
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference
 from runtime.model_file.contract import Contract
@@ -62,7 +62,10 @@ class CompiledTarget:
 
     @property
     def next_step(self) -> str:
-        return next_step(self.parity) if broken_bounds(self.parity) else f"report it with {self.compiler}"
+        """What to do about a target that fails."""
+        if self.broken:
+            return f"report it with {self.compiler}"
+        return f"if the exported files pass in the table above, report it with {self.compiler}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Target:
     """A board or a compiler that an exported file is built for."""
 
     file: FileKey  # the exported file that it needs
-    photos: int  # test photos that the compiled file is compared on at most: simulators are slow
+    photos: int | None  # test photos that the compiled file runs on at most; None: it cannot run here
     check: Callable[[Path], None]  # raises UserError with the install command when the compiler is missing
     build: Callable[[TargetInput, Step], CompiledTarget]
 

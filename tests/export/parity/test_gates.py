@@ -43,6 +43,8 @@ from tests.export.parity.results import RESULT
         ("full_int8", {"p99_dp": 0.06}, {"p99_dp": 0.061}, "99th percentile"),
         ("full_int8", {"known_disagreements": 5}, {"known_disagreements": 6}, "6 of 500 .*limit 5"),
         ("full_int8", {"max_dfeatures": 0.2}, {"max_dfeatures": 0.21}, "features differ"),
+        ("float16 arithmetic", {"max_dp": 0.05}, {"max_dp": 0.051}, r"max \|Δp\|"),
+        ("float16 arithmetic", {"known_disagreements": 10}, {"known_disagreements": 11}, "11 of 500"),
         ("float32", {}, {"max_dp": math.nan}, r"max \|Δp\|"),
         ("dynamic", {}, {"error": "returns no finite number"}, "no finite number"),
     ],

@@ -26,6 +26,7 @@ from tests.helpers import ROOT
 PARITY = ParityResult(
     "tflite", "int8", "litert", 50, 1, 0.9, 0.9, 1, 0.01, 0.02, 0.05, 3.0, known_disagreements=0
 )
+PATH = Path("m", TARGETS_NAME)
 COMPILED = CompiledTarget(
     "tflm", "compiler 1", {"a.cc": b"a", "a.h": b"b"}, {"arena (RAM)": "2 MB"}, PARITY, "the interpreter"
 )
@@ -92,11 +93,11 @@ def test_a_parity_beyond_the_gate_is_a_failure() -> None:
 
 def test_compiled_files_are_listed_for_the_signature() -> None:
     files = targets_files([COMPILED])
-    assert listed_files(files[TARGETS_NAME]).keys() == {"a.cc", "a.h"} and targets_files([]) == {}
-    assert listed_files(None) == {}
+    assert listed_files(PATH, files[TARGETS_NAME]).keys() == {"a.cc", "a.h"} and targets_files([]) == {}
+    assert listed_files(PATH, None) == {}
     for damaged in (b"{", b"[1]", b'[{"files": 3}]', b"{}x", b"\xff"):
-        with pytest.raises(UserError, match=r"^targets\.json: is damaged"):
-            listed_files(damaged)
+        with pytest.raises(UserError, match=r"^m/targets\.json: is damaged"):
+            listed_files(PATH, damaged)
 
 
 def test_photos_are_spread_over_the_classes() -> None:
