@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add a TFLite file that is int8 from picture to logits, for microcontrollers and NPUs",
     )
     parser.add_argument("--all", action="store_true", help="add all of these; float32 files are always made")
+    _add_target_flags(parser)
     parser.add_argument(
         "--engines",
         nargs="+",
@@ -124,6 +125,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY",
         help="sign the folder with this private key (PEM); a device with the public key can verify it",
     )
+    return parser
+
+
+def _add_target_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         nargs="+",
@@ -140,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="Python of the environment with rknn-toolkit2, for the target rk3588 (default: %(default)s)",
     )
-    return parser
 
 
 def _positive(text: str) -> int:
