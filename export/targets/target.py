@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def spread(reference: ParityReference, count: int) -> ParityReference:
     if n <= count:
         return reference
     chosen = [number * n // count for number in range(count)]
-    arrays = {
+    arrays: dict[str, Any] = {
         field.name: value[chosen]
         for field in fields(reference)
         if isinstance(value := getattr(reference, field.name), np.ndarray)
