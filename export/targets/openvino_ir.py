@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ def check_openvino(python: Path) -> None:
 
 def build_openvino(source: TargetInput, step: Step) -> CompiledTarget:
     """The IR of an ONNX file for single pictures: an .xml with graph and labels, a .bin with weights."""
-    xml, weights, operators = _convert(source)
+    xml, weights = _convert(source)
     names = source.file_name(".xml"), source.file_name(".bin")
     files = dict(zip(names, (xml, weights), strict=True))
     outputs, facts = run_compiled("openvino", files, source.reference.photos, step)
@@ -31,7 +30,6 @@ def build_openvino(source: TargetInput, step: Step) -> CompiledTarget:
         compiler=outputs.engine,
         files=files,
         report={
-            "operators": ", ".join(f"{count} {name}" for name, count in operators.most_common(4)),
             "weights": megabytes(len(weights)),
             "start": f"{facts['compile_ms'] / 1000:.1f} s on this computer",
             "latency": f"{np.median(outputs.ms):.1f} ms on this computer",
@@ -41,8 +39,8 @@ def build_openvino(source: TargetInput, step: Step) -> CompiledTarget:
     )
 
 
-def _convert(source: TargetInput) -> tuple[bytes, bytes, Counter[str]]:
-    """The .xml, the .bin, and how often each kind of operator occurs."""
+def _convert(source: TargetInput) -> tuple[bytes, bytes]:
+    """The .xml and the .bin."""
     import openvino
 
     model = openvino.Core().read_model(source.data)
@@ -55,9 +53,4 @@ def _convert(source: TargetInput) -> tuple[bytes, bytes, Counter[str]]:
     with temporary_dir() as folder:
         path = folder / "model.xml"
         openvino.save_model(model, path, compress_to_fp16=False)
-        kinds = Counter(
-            operator.get_type_name()
-            for operator in model.get_ops()
-            if operator.get_type_name() not in ("Constant", "Parameter", "Result")
-        )
-        return path.read_bytes(), path.with_suffix(".bin").read_bytes(), kinds
+        return path.read_bytes(), path.with_suffix(".bin").read_bytes()

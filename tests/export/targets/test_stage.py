@@ -55,11 +55,11 @@ def test_a_failed_gate_exits_with_3_and_replaces_nothing(
     synthetic_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failed = replace(COMPILED, broken=("the NPU computes 1 % of it",))
-    target = replace(TARGETS["openvino"], check=lambda python: None, build=lambda source, step: failed)
-    monkeypatch.setitem(TARGETS, "openvino", target)
+    target = replace(TARGETS["rk3588"], check=lambda python: None, build=lambda source, step: failed)
+    monkeypatch.setitem(TARGETS, "rk3588", target)
     out = tmp_path / "small"
-    command = [str(synthetic_run), "--target", "openvino", "--engines", "onnx", "--out", str(out)]
-    assert main(command) == 3
+    options = ["--target", "rk3588", "--engines", "onnx", "--photos", "2", "--out", str(out)]
+    assert main([str(synthetic_run), *options]) == 3
     error, summary = capsys.readouterr().err.splitlines()[-2:]
     assert error == "error: target tflm: the NPU computes 1 % of it; report it with compiler 1"
     assert "small.rejected" in summary and not out.exists()
