@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(argv: Sequence[str] | None) -> ExportConfig:
     parser = _parser()
+    _add_target_flags(parser)
     arguments = parser.parse_args(argv)
     engines = tuple(dict.fromkeys(arguments.engines)) if arguments.engines else None
     for name in TFLITE_ONLY:
@@ -94,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
         help="add a TFLite file that is int8 from picture to logits, for microcontrollers and NPUs",
     )
     parser.add_argument("--all", action="store_true", help="add all of these; float32 files are always made")
-    _add_target_flags(parser)
     parser.add_argument(
         "--engines",
         nargs="+",
