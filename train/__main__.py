@@ -106,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
         "--none",
         type=Path,
         metavar="DIR",
-        help="folder of photos of none of the classes, which the model learns to reject (default: "
-        "PHOTOS/none, or else drawings of objects that come with the project)",
+        help="folder of photos of none of the classes, which the model learns to reject besides the drawings "
+        "of objects that come with the project (default: PHOTOS/none)",
     )
     common.add_argument(
         "--add",

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.model_file.statistics import ModelStatistics
 from train.data.dataset import SPLITS
 from train.metrics import (
-    NegativeMetrics,
+    MeasuredNegatives,
     PictureOutputs,
     SplitMetrics,
     compute_metrics,
@@ -76,11 +76,13 @@ def calibrate_and_evaluate(
     classes: tuple[str, ...],
     known: bool,
     added: SplitFeatures | None = None,
+    defaults: Mapping[str, NDArray[np.bool_]] | None = None,
 ) -> Evaluation:
     """Choose the temperature on the photos of val, apply it to the head's weights, and measure val and test.
 
     With `known`, a detector of unknown pictures is fitted on photos and negatives; only a head with pooled
-    features can have one. `added` are photos of train whose answers are wanted too.
+    features can have one. `added` are photos of train whose answers are wanted too. `defaults` tells which
+    negatives of a split are of the default set, a mask [N]: they are measured apart from the user's.
     """
     has_detector = known and trained.head[0].name == "pool"
     measured = [split for split in SPLITS if split != "train"]
@@ -107,7 +109,8 @@ def calibrate_and_evaluate(
         metrics[split] = measured_split = compute_metrics(probabilities[split], labels[split], classes)
         summaries[split] = None
         if measured_split:
-            measured_split["negatives"] = _negative_metrics(results[split], thresholds, classes)
+            rows = (defaults or {}).get(split)
+            measured_split.update(_negative_metrics(results[split], thresholds, classes, rows))
             before = expected_calibration_error(uncalibrated[split], labels[split])
             scores = detector(reduced[split].descriptors) if detector else None
             summaries[split] = _summary(measured_split, before, scores, thresholds)
@@ -138,12 +141,24 @@ def _outputs(trained: TrainedHead, detector: NoveltyModel | None, pictures: _Red
 
 
 def _negative_metrics(
-    results: PictureOutputs, thresholds: Mapping[str, float], classes: tuple[str, ...]
-) -> NegativeMetrics | None:
-    """The metrics of a split's negatives; None without a detector or without negatives."""
+    results: PictureOutputs,
+    thresholds: Mapping[str, float],
+    classes: tuple[str, ...],
+    defaults: NDArray[np.bool_] | None,
+) -> MeasuredNegatives:
+    """The metrics of a split's negatives; None without a detector or without negatives.
+
+    `defaults` [N] tells which are of the default set. They are measured apart if there are others.
+    """
     if results.known is None or not len(results.known):
-        return None
-    return compute_negative_metrics(results.probabilities, results.known >= thresholds["known"], classes)
+        return {"negatives": None, "default_negatives": None}
+    named, others = results.known >= thresholds["known"], None
+    main = np.ones(len(named), bool)
+    if defaults is not None and defaults.any() and not defaults.all():
+        main = ~defaults
+        others = compute_negative_metrics(results.probabilities[defaults], named[defaults], classes)
+    negatives = compute_negative_metrics(results.probabilities[main], named[main], classes)
+    return {"negatives": negatives, "default_negatives": others}
 
 
 def _summary(
@@ -160,4 +175,6 @@ def _summary(
         summary["unknown"] = unknown_rate(known, thresholds)
     if negatives := metrics["negatives"]:
         summary |= {"named": negatives["named"], "negatives": negatives["n"]}
+    if defaults := metrics["default_negatives"]:
+        summary |= {"default_named": defaults["named"], "default_negatives": defaults["n"]}
     return summary

@@ -5,6 +5,7 @@ TensorFlow needs about five seconds to start. Errors in paths and photos appear 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,7 +16,7 @@ from train.cache import cache_folder
 from train.config import TrainConfig
 from train.data.added_photos import add_photos
 from train.data.class_weights import print_class_balance
-from train.data.dataset import SPLITS, Dataset, LeftOut
+from train.data.dataset import SPLITS, Dataset, LeftOut, Photo, PhotosError
 from train.data.find_photos import find_photos
 from train.data.negatives import add_default_negatives
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
@@ -52,7 +53,7 @@ def find_inputs(config: TrainConfig) -> Inputs:
     classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
     print(printable(f"photos: {dataset.root}: {counts}; {classes}"))
     dataset = _with_negatives(dataset, config.settings)
-    if config.add:  # after the negatives: some added photos of none do not replace the default ones
+    if config.add:  # after the default negatives, whose number depends on the photos
         dataset = add_photos(dataset, config.add, config.settings.negatives)
     print_left_out(dataset.left_out)
     print_class_balance(dataset, config.settings.class_weight)
@@ -73,13 +74,15 @@ def _find_dataset(config: TrainConfig) -> Dataset:
 
 
 def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
-    """The data set with its own negatives or else the default ones, unless they are turned off; prints their
-    number, and a warning if they are few.
+    """The data set with its own negatives and the default ones, unless they are turned off; prints their
+    number, and a warning if its own are few.
     """
     if not settings.negatives:
         return dataset
     own = len(dataset.negatives)
-    if not own:
+    if own:
+        _print_negatives("photos", dataset.negatives)
+    try:
         dataset = add_default_negatives(
             dataset,
             split_seed=settings.split_seed,
@@ -87,10 +90,13 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
             test_share=settings.test_share,
             limit=settings.limit,
         )
-    counts = ", ".join(f"{len(dataset.negatives_of(split)):,} {split}" for split in SPLITS)
-    kind = "photos" if own else "default pictures"
-    hint = "" if own else "; photos of your scene in a folder named none work better"
-    print(f"none of the classes: {len(dataset.negatives):,} {kind}: {counts}{hint}")
+    except PhotosError as error:
+        if not own:
+            raise
+        print(printable(f"warning: trains without the default pictures: {error}"))
+        return dataset
+    hint = "" if own else "; photos of your scene in a folder named none help more"
+    _print_negatives("default pictures", dataset.negatives[own:], hint)
     if 0 < own < FEW_NEGATIVES:
         highest = Z_95**2 / (own + Z_95**2)  # of the Wilson interval, if none of the photos is named
         print(
@@ -98,6 +104,12 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
             f"them, it may name up to {highest:.0%} of such pictures; 50 or more are better"
         )
     return dataset
+
+
+def _print_negatives(kind: str, negatives: Sequence[Photo], hint: str = "") -> None:
+    splits = Counter(photo.split for photo in negatives)
+    counts = ", ".join(f"{splits[split]:,} {split}" for split in SPLITS)
+    print(f"none of the classes: {len(negatives):,} {kind}: {counts}{hint}")
 
 
 def default_photos(limit: int | None) -> Path:

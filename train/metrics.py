@@ -55,11 +55,21 @@ class NegativeMetrics(TypedDict):
     per_class: dict[str, int]
 
 
-class SplitMetrics(TypedDict):
+class MeasuredNegatives(TypedDict):
+    """The user's negatives, and those of the default set; without the user's, the default ones come first.
+
+    Both are None without negatives.
+    """
+
+    negatives: NegativeMetrics | None
+    default_negatives: NegativeMetrics | None
+
+
+class SplitMetrics(MeasuredNegatives):
     """Metrics of one split.
 
     `loss` is the mean cross-entropy in nats, `ece` the expected calibration error. `confusion` counts photos:
-    a row per true class, a column per predicted class. `negatives` is None without negatives.
+    a row per true class, a column per predicted class.
     """
 
     n: int
@@ -68,7 +78,6 @@ class SplitMetrics(TypedDict):
     ece: float
     per_class: dict[str, ClassMetrics]
     confusion: list[list[int]]
-    negatives: NegativeMetrics | None
 
 
 def compute_metrics(
@@ -96,6 +105,7 @@ def compute_metrics(
         },
         "confusion": confusion.tolist(),
         "negatives": None,
+        "default_negatives": None,
     }
 
 

@@ -27,6 +27,7 @@ from train.cli import INTERRUPTED
 from train.config import TrainConfig
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair, check_near_duplicates
+from train.data.negatives import default_rows
 from train.distributed import PROCESSES_VARIABLE, ProcessShard, check_same_inputs, init_distributed, shutdown
 from train.dry_run import print_plan
 from train.evaluation import Evaluation, SplitFeatures, Splits, calibrate_and_evaluate
@@ -223,6 +224,7 @@ def evaluate(config: TrainConfig, extracted: Extracted, trained: Trained) -> Eva
         extracted.dataset.classes,
         settings.known,
         SplitFeatures(added, labels, added.channel_means()) if len(added) else None,
+        {split: default_rows(extracted.dataset, split) for split in SPLITS},
     )
 
 

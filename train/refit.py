@@ -34,7 +34,7 @@ from train.data.augment import augment, negative_view_count, view_count
 from train.data.dataset import SPLITS, Dataset, Photo, read_verified
 from train.data.find_photos import with_negatives_of
 from train.data.near_duplicates import check_near_duplicates
-from train.data.negatives import add_default_negatives, restore_default_negatives
+from train.data.negatives import add_default_negatives, default_rows, restore_default_negatives
 from train.progress import Progress
 from train.run import Run, RunError, open_run
 from train.run_writer import RunContents, check_output_dir, package_versions, print_run, write_run
@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--none",
         type=Path,
         metavar="DIR",
-        help="one folder of photos of none of the classes (default: those of the run, or else drawings)",
+        help="one folder of photos of none of the classes, which are used with the default drawings "
+        "(default: those of the run, or else the drawings alone)",
     )
     parser.add_argument(
         "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
@@ -101,7 +102,14 @@ def refit(config: RefitConfig) -> int:
     model = run.load_model()
     weights, head = take_apart(run, model)
     photos, negatives = compute_features(run, dataset, weights)
-    evaluation = calibrate_and_evaluate(head, photos, negatives, run.classes, known=True)
+    evaluation = calibrate_and_evaluate(
+        head,
+        photos,
+        negatives,
+        run.classes,
+        known=True,
+        defaults={split: default_rows(dataset, split) for split in SPLITS},
+    )
     record = record_of(run, out, evaluation.temperature) | {
         "thresholds": evaluation.thresholds,
         "metrics": evaluation.summaries,
@@ -124,11 +132,11 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
     if none:
         dataset = with_negatives_of(dataset, none, shares, seed)
         dataset, _ = check_near_duplicates(dataset, cache_folder("features"), "report")
-    elif dataset.negatives:
-        restore_default_negatives(dataset)
-    else:
+    if none or not dataset.negatives:
         val, test = shares["val"], shares["test"]
         dataset = add_default_negatives(dataset, split_seed=seed, val_share=val, test_share=test)
+    else:
+        restore_default_negatives(dataset)
     counts = ", ".join(f"{len(dataset.negatives_of(split)):,} {split}" for split in SPLITS)
     print(printable(f"none of the classes: {len(dataset.negatives):,} pictures: {counts}"))
     return dataset

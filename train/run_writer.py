@@ -267,6 +267,9 @@ def print_summaries(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
                 f"{split}: {summary['named']:.1%} of {summary['negatives']:,} photos of none of the classes "
                 "are named as a class instead of rejected"
             )
+        if "default_named" in summary:
+            named, count = summary["default_named"], summary["default_negatives"]
+            print(f"{split}: {named:.1%} of {count:,} default pictures of none of the classes are named")
 
 
 def package_versions() -> dict[str, str]:

@@ -96,7 +96,7 @@ class Settings:
         choices=("balanced", "none"),
     )
     negatives: bool = _setting(
-        True, "learn from photos of none of the classes: of --none, else of PHOTOS/none, else drawings"
+        True, "learn from photos of none of the classes, of --none or else of PHOTOS/none, and from drawings"
     )
     known: bool = _setting(True, "add the output that recognizes pictures of unknown classes")
     fine_tune: str = _setting(

@@ -64,6 +64,26 @@ def test_negatives_are_measured_by_the_detector(trained: TrainedHead) -> None:
     assert set(evaluation.statistics.positive_labels.tolist()) == {0, 1, 2}
 
 
+def test_default_negatives_are_measured_apart(trained: TrainedHead) -> None:
+    defaults = {split: np.arange(30) >= 10 for split in ("val", "test")}
+    evaluation = calibrate_and_evaluate(trained, PHOTOS, NEGATIVES, CLASSES, known=True, defaults=defaults)
+    metrics, summary = evaluation.metrics["test"], evaluation.summaries["test"]
+    assert metrics is not None and summary is not None and evaluation.negatives["test"].known is not None
+    named = evaluation.negatives["test"].known >= evaluation.thresholds["known"]
+    own, default = metrics["negatives"], metrics["default_negatives"]
+    assert own is not None and default is not None and (own["n"], default["n"]) == (10, 20)
+    assert summary["named"] == own["named"] == pytest.approx(named[:10].mean())
+    assert summary["default_named"] == default["named"] == pytest.approx(named[10:].mean())
+    for alone in (np.zeros(30, bool), np.ones(30, bool)):
+        evaluation = calibrate_and_evaluate(
+            trained, PHOTOS, NEGATIVES, CLASSES, known=True, defaults={"test": alone}
+        )
+        metrics, summary = evaluation.metrics["test"], evaluation.summaries["test"]
+        assert metrics is not None and metrics["negatives"] is not None and summary is not None
+        assert metrics["negatives"]["n"] == 30 and metrics["default_negatives"] is None
+        assert "default_named" not in summary
+
+
 def test_the_detector_learns_from_negatives(trained: TrainedHead) -> None:
     scores = []
     for negatives in (NONE, NEGATIVES):

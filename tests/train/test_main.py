@@ -20,6 +20,7 @@ from tests.interrupt import press_ctrl_c_after_epoch
 from train import inputs
 from train.__main__ import main
 from train.cli import INSTALL, run_cli
+from train.data import negatives
 from train.data.dataset import LeftOut
 from train.data.find_photos import find_photos
 from train.data.tf_flowers import Unreachable
@@ -99,7 +100,7 @@ def test_the_output_of_a_new_process_holds_only_our_lines(
 
 
 def test_few_negatives_are_recorded_with_a_warning(
-    synthetic_photos: Path, small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = tmp_path / "frames"
     frames.mkdir()
@@ -107,15 +108,22 @@ def test_few_negatives_are_recorded_with_a_warning(
         Image.new("RGB", (40, 40), (50 * number, 0, 0)).save(frames / f"{number}.png")
     (frames / "bad.jpg").write_text("no picture")
     out = tmp_path / "run"
+    monkeypatch.setattr(negatives, "FEWEST", 30)
+    monkeypatch.setattr(negatives, "MOST", 30)
     arguments = [*small[:-1], "--none", str(frames), "--epochs", "1", "--out", str(out)]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "none of the classes: 6 photos: 4 train, 1 val, 1 test" in lines
+    assert "none of the classes: 30 default pictures: 22 train, 4 val, 4 test" in lines
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     # For 6 photos of which none is named, the upper end of the 95 % Wilson interval is 39 %.
     assert "6 photos of none of the classes prove little" in warning and "up to 39%" in warning
     run = open_run(out)
-    assert {Path(photo.path).parent for photo in run.dataset.negatives} == {frames}
+    own = negatives.own_negatives(run.dataset)
+    assert {Path(photo.path).parent for photo in own} == {frames}
+    assert len(own) == 6 and len(run.dataset.negatives) == 36
+    test = run.metrics["test"]
+    assert (test["negatives"], test["default_negatives"]) == (1, 4)
     assert len(run.dataset.photos) == 40 and run.dataset.classes == open_run(out).classes
     assert run.data_sha256 == run.dataset.sha256
 

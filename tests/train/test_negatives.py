@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -16,6 +18,7 @@ from runtime.preprocess.picture import read_picture
 from tests.conftest import QUICK
 from train.__main__ import main
 from train.compress.__main__ import main as compress
+from train.data import negatives as default_set
 from train.data.dataset import Photo
 from train.network.descriptor import channel_means, describe
 from train.network.vgg import POOLS
@@ -41,8 +44,18 @@ def run(photos: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFact
     """A run with fine-tuned blocks."""
     out = tmp_path_factory.mktemp("runs") / "negatives"
     fine_tune = ["--fine-tune", "block4", "--fine-tune-epochs", "2", "--fine-tune-views", "2"]
-    assert main([str(photos), "--out", str(out), "--weights", str(small_weights), *FLAGS, *fine_tune]) == 0
+    arguments = [str(photos), "--out", str(out), "--weights", str(small_weights), *FLAGS, *fine_tune]
+    with few_default_negatives():
+        assert main(arguments) == 0
     return open_run(out)
+
+
+@contextmanager
+def few_default_negatives() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(default_set, "FEWEST", 20)
+        patch.setattr(default_set, "MOST", 20)
+        yield
 
 
 def outputs_of(
@@ -62,12 +75,18 @@ def check(run: Run) -> None:
     """The recorded figures and statistics are those of the saved model on the pictures themselves."""
     recorded = json.loads((run.path / "metrics.json").read_text())
     for split in ("val", "test"):
-        negatives = run.dataset.negatives_of(split)
-        known, _ = outputs_of(run, negatives)
-        named = float((known >= run.thresholds["known"]).mean())
-        assert run.metrics[split]["named"] == recorded[split]["negatives"]["named"] == pytest.approx(named)
-        assert run.metrics[split]["negatives"] == recorded[split]["negatives"]["n"] == len(negatives) > 0
-        assert sum(recorded[split]["negatives"]["per_class"].values()) == round(named * len(negatives))
+        of_split = run.dataset.negatives_of(split)
+        kinds = {
+            "negatives": tuple(photo for photo in of_split if not default_set.is_default(photo)),
+            "default_negatives": tuple(photo for photo in of_split if default_set.is_default(photo)),
+        }
+        for kind, photos in kinds.items():
+            known, _ = outputs_of(run, photos)
+            named = float((known >= run.thresholds["known"]).mean())
+            share = run.metrics[split][kind.replace("negatives", "named")]
+            assert share == recorded[split][kind]["named"] == pytest.approx(named)
+            assert run.metrics[split][kind] == recorded[split][kind]["n"] == len(photos) > 0
+            assert sum(recorded[split][kind]["per_class"].values()) == round(named * len(photos))
     statistics = run.statistics()
     assert statistics is not None
     train = run.dataset.split("train")
@@ -101,10 +120,12 @@ def test_a_dry_run_counts_negatives(
 ) -> None:
     flags = ["--dry-run", "--out", str(tmp_path / "run"), "--cache", str(tmp_path), *FLAGS]
     flags += ["--weights", str(small_weights), "--fine-tune", "block5", "--fine-tune-views", "3"]
-    assert main([str(photos), *flags]) == 0
+    with few_default_negatives():
+        assert main([str(photos), *flags]) == 0
     printed = capsys.readouterr().out
-    # 30 training photos in 3 views and 28 negatives in 2 views; 10 photos and 12 negatives in val and test.
-    assert "would compute: features of 168 pictures" in printed
+    # 30 training photos in 3 views, 28 negatives and 14 default ones in 2 views; 10 photos, 12 negatives and
+    # 6 default ones in val and test.
+    assert "would compute: features of 202 pictures" in printed
     assert "30 photos in 2 views, and 30 pictures of none of the classes" in printed
     assert "in one of 3 views, and 15 pictures of none of the classes" in printed
 

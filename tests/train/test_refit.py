@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from runtime.preprocess.picture import read_picture
+from train.data import negatives
 from train.network.vgg import tensors_of
 from train.refit import main
 from train.run import Run, open_run
@@ -27,7 +28,10 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def refitted(compressed_run: Path, stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "refitted"
-    assert main([str(compressed_run), "--none", str(stripes), "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(negatives, "FEWEST", 20)
+        patch.setattr(negatives, "MOST", 20)
+        assert main([str(compressed_run), "--none", str(stripes), "--out", str(out)]) == 0
     return open_run(out)
 
 
@@ -52,10 +56,12 @@ def test_the_network_and_its_classes_stay(compressed_run: Path, refitted: Run) -
     assert refitted.uncompressed_labels() == before.uncompressed_labels()
 
 
-def test_the_photos_of_the_folder_are_recorded_as_negatives(refitted: Run, stripes: Path) -> None:
-    assert len(refitted.dataset.negatives) == 40
-    assert {Path(photo.path).parent for photo in refitted.dataset.negatives} == {stripes}
+def test_the_photos_of_the_folder_are_recorded_beside_the_default_ones(refitted: Run, stripes: Path) -> None:
+    own = negatives.own_negatives(refitted.dataset)
+    assert len(own) == 40 and len(refitted.dataset.negatives) == 60
+    assert {Path(photo.path).parent for photo in own} == {stripes}
     assert refitted.metrics["test"]["negatives"] == 6  # 15 %
+    assert refitted.metrics["test"]["default_negatives"] == 3
     assert refitted.metrics["test"]["named"] == 0  # stripes are unlike drawn flowers
     statistics = refitted.statistics()
     assert statistics is not None and statistics.means.shape[0] == len(refitted.classes)

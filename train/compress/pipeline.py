@@ -41,6 +41,7 @@ from train.compress.stage_cache import StageCache, compress_fingerprint
 from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, upper_teacher
 from train.data.augment import negative_view_count, view_count
 from train.data.dataset import SPLITS, Photo, PhotosError
+from train.data.negatives import default_rows
 from train.evaluation import Evaluation, SplitFeatures, calibrate_and_evaluate
 from train.features.devices import find_devices
 from train.features.extraction import Features, extract, plan_extraction
@@ -319,7 +320,9 @@ def evaluate_student(run: Run, student: Student, outputs: Outputs, settings: Com
     )
     rows = added_rows(run, outputs["train"])
     added = student_features(student.weights, outputs["train"], rows, "added") if len(rows) else None
-    return calibrate_and_evaluate(student.head, photos, negatives, run.classes, student.settings.known, added)
+    defaults = {split: default_rows(run.dataset, split) for split in SPLITS}
+    known = student.settings.known
+    return calibrate_and_evaluate(student.head, photos, negatives, run.classes, known, added, defaults)
 
 
 def run_contents(

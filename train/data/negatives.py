@@ -1,4 +1,4 @@
-"""The default negatives: pictures of objects, for data sets without photos of none of the classes.
+"""The default negatives: pictures of objects, which train beside the user's photos of none of the classes.
 
 They are written once into the user's cache, so that all other code reads them like photos.
 """
@@ -9,6 +9,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
@@ -34,8 +37,17 @@ def default_negatives_folder() -> Path:
 
 def own_negatives(dataset: Dataset) -> tuple[Photo, ...]:
     """The negatives of the user: those that are not in the default set."""
-    folder = default_negatives_folder()
-    return tuple(photo for photo in dataset.negatives if not Path(photo.path).is_relative_to(folder))
+    return tuple(photo for photo in dataset.negatives if not is_default(photo))
+
+
+def is_default(photo: Photo) -> bool:
+    """Whether a negative is in the default set."""
+    return Path(photo.path).is_relative_to(default_negatives_folder())
+
+
+def default_rows(dataset: Dataset, split: str) -> NDArray[np.bool_]:
+    """Which negatives of a split are in the default set: a mask [N] in the order of `negatives_of`."""
+    return np.array([is_default(photo) for photo in dataset.negatives_of(split)], bool)
 
 
 def add_default_negatives(
@@ -47,8 +59,8 @@ def add_default_negatives(
     limit: int | None = None,
     kind: str = DEFAULT_KIND,
 ) -> Dataset:
-    """The data set with default negatives of a kind of train/data/negative_pictures.py: about as many as
-    photos, or `limit`.
+    """The data set with its own negatives, and with default ones of a kind of negative_pictures.py: about as
+    many as photos, or `limit`.
 
     A drawing whose name contains the name of a class is not used. Raises PhotosError if the drawings are
     missing, or the cache cannot be written.
@@ -63,7 +75,8 @@ def add_default_negatives(
     files = write_pictures([(kind, name) for name in names[:count]])
     photos = [Photo(file.as_posix(), NONE, "train", file_sha256(file)) for file in files]
     negatives = split_train(photos, {"val": val_share, "test": test_share}, split_seed)
-    return replace(dataset, negatives=tuple(sorted(negatives, key=lambda photo: photo.path)))
+    ordered = sorted(negatives, key=lambda photo: photo.path)
+    return replace(dataset, negatives=(*dataset.negatives, *ordered))
 
 
 def restore_default_negatives(dataset: Dataset) -> None:

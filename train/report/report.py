@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
-from train.data.negatives import own_negatives
+from train.data.negatives import default_rows
 from train.label_errors import SuspectLabel
 from train.learning_curve import FEWEST, LearningCurve
 from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics, confidence_interval
@@ -170,26 +170,33 @@ def _negative_values(
         measured = metrics[split]
         if measured and (of := measured["negatives"]):
             count = sum(of["per_class"].values())
+            defaults = default_rows(dataset, split)
+            are_own = bool((~defaults).any())
+            shown = ~defaults if are_own else defaults
             return {
                 "split": split,
                 "n": of["n"],
                 "count": count,
                 "share": of["named"],
                 "interval": confidence_interval(count, of["n"]),
-                "are_own": bool(own_negatives(dataset)),
+                "are_own": are_own,
+                "default": measured["default_negatives"],
                 "per_class": [(name, number, number / of["n"]) for name, number in of["per_class"].items()],
-                "named": _named_negatives(dataset, split, results[split])[: min(count, SHOWN_MISTAKES)],
+                "named": _named_negatives(dataset, split, results[split], shown, count),
             }
     return None
 
 
-def _named_negatives(dataset: Dataset, split: str, results: PictureOutputs) -> list[NamedNegative]:
-    """The negatives of a split with the highest `known`, as many as the report shows."""
+def _named_negatives(
+    dataset: Dataset, split: str, results: PictureOutputs, shown: NDArray[np.bool_], count: int
+) -> list[NamedNegative]:
+    """The `count` negatives of the mask `shown` [N] with the highest `known`, at most SHOWN_MISTAKES."""
     if results.known is None:
         return []
     photos = dataset.negatives_of(split)
     found = []
-    for row in np.argsort(-results.known, kind="stable")[:SHOWN_MISTAKES].tolist():
+    order = [row for row in np.argsort(-results.known, kind="stable").tolist() if shown[row]]
+    for row in order[: min(count, SHOWN_MISTAKES)]:
         path, predicted = photos[row].path, dataset.classes[results.probabilities[row].argmax()]
         known = float(results.known[row])
         found.append(NamedNegative(shown_path(dataset, path), predicted, known, thumbnail(dataset, path)))
