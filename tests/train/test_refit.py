@@ -62,7 +62,7 @@ def test_the_photos_of_the_folder_are_recorded_beside_the_default_ones(refitted:
     assert {Path(photo.path).parent for photo in own} == {stripes}
     assert refitted.metrics["test"]["negatives"] == 6  # 15 %
     assert refitted.metrics["test"]["default_negatives"] == 3
-    assert refitted.metrics["test"]["named"] == 0  # stripes are unlike drawn flowers
+    assert refitted.metrics["test"]["named"] < 0.2  # stripes are unlike drawn flowers
     statistics = refitted.statistics()
     assert statistics is not None and statistics.means.shape[0] == len(refitted.classes)
 
