@@ -110,7 +110,9 @@ def calibrate_and_evaluate(
         summaries[split] = None
         if measured_split:
             rows = (defaults or {}).get(split)
-            measured_split.update(_negative_metrics(results[split], thresholds, classes, rows))
+            found = _negative_metrics(results[split], thresholds, classes, rows)
+            measured_split["negatives"] = found["negatives"]
+            measured_split["default_negatives"] = found["default_negatives"]
             before = expected_calibration_error(uncalibrated[split], labels[split])
             scores = detector(reduced[split].descriptors) if detector else None
             summaries[split] = _summary(measured_split, before, scores, thresholds)
