@@ -94,7 +94,7 @@ def test_the_detector_separates_other_pictures_better_than_the_probability(flowe
 def test_every_file_of_the_compressed_run_passes_its_gate(flower_photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "flowers"
     assert export([str(COMPRESSED), "--all", "--out", str(out), "--photos-root", str(flower_photos)]) == 0
-    for row in parity_of_all_pairs(out):
+    for row in parity_of_all_pairs(out, 8):
         assert int(row["n"]) == TEST_PHOTOS
         assert row["verdict"] == PASSED
         assert float(row["uncompressed_agreement"]) >= 0.95
