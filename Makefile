@@ -68,11 +68,14 @@ test-arm64: setup  ## the runtime on emulated 64-bit Arm, as on Raspberry Pi 3, 
 
 debian:  ## install the Debian packages that the tests need (as root)
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck chromium chromium-driver mosquitto openssl podman runc mmdebstrap
+	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck chromium chromium-driver mosquitto openssl
 	@command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends npm
 
 accuracy: photos setup  ## the accuracy and parity tests on real photos (VGG_EDGE_PHOTOS; 20 minutes)
 	$(PYTEST) tests/accuracy --durations=10 --timeout 3000
+
+test-image: setup  ## build and start the container image (as root, with podman, runc and mmdebstrap; not in CI; 5 minutes)
+	$(PYTEST) tests/image
 
 test-clients: photos setup  ## open the released files in clients of others, each in its own environment (VGG_EDGE_PHOTOS; not in CI)
 	$(PY) -m benchmarks.clients
@@ -115,4 +118,4 @@ lint: setup  ## ruff, mypy and import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.PHONY: help setup demo about-demo test test-all test-suite test-arm64 debian accuracy test-clients no-photos fuzz soak release retrain compress refit photos fmt lint
+.PHONY: help setup demo about-demo test test-all test-suite test-arm64 debian accuracy test-image test-clients no-photos fuzz soak release retrain compress refit photos fmt lint

@@ -18,7 +18,7 @@ from runtime import Classifier
 from tests.deploy.conftest import require_program
 from tests.helpers import ROOT, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 
 IMAGE, BASE = "localhost/vgg-edge:test", "localhost/debian:bookworm"
 MAX_IMAGE_BYTES = 550_000_000  # 452 MB were measured, of which the base image has 177
