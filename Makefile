@@ -74,7 +74,7 @@ debian:  ## install the Debian packages that the tests need (as root)
 accuracy: photos setup  ## the accuracy and parity tests on real photos (VGG_EDGE_PHOTOS; 20 minutes)
 	$(PYTEST) tests/accuracy --durations=10 --timeout 3000
 
-test-image: setup  ## build and start the container image (as root, with podman, runc and mmdebstrap; not in CI; 5 minutes)
+test-image: setup  ## build and start the container image (as root, with podman, runc and mmdebstrap; not in CI; 20 minutes on a busy machine)
 	$(PYTEST) tests/image
 
 test-clients: photos setup  ## open the released files in clients of others, each in its own environment (VGG_EDGE_PHOTOS; not in CI)
