@@ -31,7 +31,7 @@ PHOTO = "docs/sunflower.jpg"  # drawn, as the pages call it
 REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
 RECORDED_TABLES = (
     *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),
-    *("soak", "memory", "serve", "heads", "imbalance", "near_duplicates", "scale"),
+    *("soak", "memory", "serve", "heads", "imbalance", "near_duplicates", "scale", "clients"),
 )
 BLOCK = re.compile(r"(?<=<!-- )((?:table|output): [^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 
