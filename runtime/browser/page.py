@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from string import Template
 
@@ -19,7 +20,7 @@ from runtime.model_file.loader import ModelFile
 from runtime.preprocess.picture import read_picture
 
 STATIC = Path(__file__).parent / "static"
-SERVER_STATIC = STATIC.parents[1] / "server" / "static"  # both pages share colors, cards and icon
+SERVER_STATIC = STATIC.parents[1] / "server" / "static"  # both pages share colors, cards, icon and dom.js
 LICENCE = "licence.html"
 # Mean difference of the pixels that a browser and Pillow read from the test picture: 0.0 in Chromium, and 60
 # when the browser does not turn the picture upright. Protection against fingerprinting gives random pixels.
@@ -49,7 +50,9 @@ def make_page(model: ModelFile, engine: EnginePackage) -> str:
         "proof-pixels": read_picture(proof, (height, width)).tobytes(),
     }
     style = _read_text(SERVER_STATIC / "page.css") + _read_text(STATIC / "page.css")
-    script = _read_text(STATIC / "page.js")
+    # One script, because a module could not be imported: its imports would be requests.
+    script = re.sub("^export ", "", _read_text(SERVER_STATIC / "dom.js"), flags=re.MULTILINE)
+    script += _read_text(STATIC / "page.js")
     return Template(_read_text(STATIC / "page.html")).substitute(
         policy=POLICY.format(script=_csp_hash(script), style=_csp_hash(style)),
         icon=base64.b64encode((SERVER_STATIC / "icon.svg").read_bytes()).decode(),

@@ -1,22 +1,12 @@
 // Starts the model in a worker, checks it, and classifies photos and the camera's pictures. Needs no server.
+// Follows the text of ../../server/static/dom.js in the written file.
 
 const MAX_RESULTS = 12; // photos kept on the page
 const MAX_TIMES = 200; // pictures that the median is over
 const TOP = 3; // classes with a bar
 const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadable
 
-const byId = (id) => document.getElementById(id);
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
 const milliseconds = (ms) => `${ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
-const untilVisible = () => document.visibilityState === "visible"
-  ? Promise.resolve()
-  : new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
-
-function element(name, properties = {}, ...children) {
-  const created = Object.assign(document.createElement(name), properties);
-  created.append(...children);
-  return created;
-}
 
 function setText(target, text) {
   if (target.textContent !== text) target.textContent = text; // a screen reader announces every assignment
@@ -326,20 +316,7 @@ function addInputListeners() {
   };
   byId("start-camera").onclick = startCamera;
   byId("stop-camera").onclick = stopCamera;
-  let depth = 0; // dragenter and dragleave fire for every nested element
-  const setDepth = (value) => {
-    depth = value;
-    document.body.classList.toggle("dragging", depth > 0);
-  };
-  document.addEventListener("dragenter", (event) => { event.preventDefault(); setDepth(depth + 1); });
-  document.addEventListener("dragleave", () => setDepth(depth - 1));
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    setDepth(0);
-    addPhotos([...event.dataTransfer.files]);
-  });
-  document.addEventListener("paste", (event) => addPhotos([...event.clipboardData.files]));
+  addDropListeners(addPhotos);
 }
 
 start().then(addInputListeners, (error) => fail(error.message));

@@ -1,7 +1,7 @@
 // Shows the camera's newest frame with its prediction, classifies photos, and shows the model and its speed.
 
 import { makeCropButton } from "./crop.js";
-import { byId, countPhotos, element, sleep } from "./dom.js";
+import { addDropListeners, byId, countPhotos, element, percent, sleep, untilVisible } from "./dom.js";
 import { request, requestWhenFree, retryDelay } from "./request.js";
 import { showReview } from "./review.js";
 import { addTeachListeners, makeWrongButton, showTeaching } from "./teach.js";
@@ -12,10 +12,6 @@ const FRAME_INTERVAL = 40; // ms; 25 frames per second look continuous
 const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadable
 const MAX_RESULTS = 12; // photos kept on the page
 
-const percent = (share) => `${(100 * share).toFixed(1)} %`;
-const untilVisible = () => document.visibilityState === "visible"
-  ? Promise.resolve()
-  : new Promise((resolve) => document.addEventListener("visibilitychange", resolve, { once: true }));
 
 // --- predictions of frames and photos ---
 
@@ -206,23 +202,7 @@ function addInputListeners() {
       input.value = ""; // so that choosing the same photo again is a change
     };
   }
-  let depth = 0; // dragenter and dragleave fire for every nested element
-  const setDepth = (value) => {
-    depth = value;
-    document.body.classList.toggle("dragging", depth > 0);
-  };
-  document.addEventListener("dragenter", (event) => { event.preventDefault(); setDepth(depth + 1); });
-  document.addEventListener("dragleave", () => setDepth(depth - 1));
-  document.addEventListener("dragover", (event) => event.preventDefault());
-  document.addEventListener("drop", (event) => {
-    event.preventDefault();
-    setDepth(0);
-    addPhotos([...event.dataTransfer.files]);
-  });
-  document.addEventListener("paste", (event) => {
-    const files = [...event.clipboardData.files];
-    if (files.length) addPhotos(files);
-  });
+  addDropListeners(addPhotos);
 }
 
 // --- status: model, speed, camera history ---
