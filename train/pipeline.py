@@ -224,7 +224,7 @@ def evaluate(config: TrainConfig, extracted: Extracted, trained: Trained) -> Eva
         extracted.dataset.classes,
         settings.known,
         SplitFeatures(added, labels, added.channel_means()) if len(added) else None,
-        {split: default_rows(extracted.dataset, split) for split in SPLITS},
+        default_rows(extracted.dataset),
     )
 
 

@@ -108,7 +108,7 @@ def refit(config: RefitConfig) -> int:
         negatives,
         run.classes,
         known=True,
-        defaults={split: default_rows(dataset, split) for split in SPLITS},
+        defaults=default_rows(dataset),
     )
     record = record_of(run, out, evaluation.temperature) | {
         "thresholds": evaluation.thresholds,

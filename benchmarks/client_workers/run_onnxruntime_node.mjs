@@ -1,4 +1,4 @@
-// ONNX Runtime in Node: run_onnxruntime_node.mjs MODEL PIXELS.npy CLASSES OUT.npy. Started in the folder of node_modules.
+// ONNX Runtime in Node: run_onnxruntime_node.mjs MODEL PIXELS.npy CLASSES OUT.json. Started in the folder of node_modules.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -16,4 +16,4 @@ for (let at = 0; at < count; at++) {
   const { probabilities } = await session.run({ image: new ort.Tensor("uint8", pixels, [1, height, width, 3]) });
   rows.push([...probabilities.data]);
 }
-writeFileSync(out, JSON.stringify(rows)); // the caller reads JSON too
+writeFileSync(out, JSON.stringify(rows));

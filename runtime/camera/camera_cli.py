@@ -8,7 +8,7 @@ from runtime.camera.frame_publisher import frame_publisher
 from runtime.camera.options import CameraOptions
 from runtime.camera.saving import check_save_options, frame_saver, open_recorders
 from runtime.camera.smoothing import smooth_over_frames, smooth_over_seconds
-from runtime.camera.stream import FramePrediction, predict_stream
+from runtime.camera.stream import FramePrediction, describe_refusal, predict_stream
 from runtime.camera.terminal_view import TerminalView
 from runtime.common.errors import CameraError
 from runtime.common.terminal import stop_on_sigterm
@@ -62,9 +62,7 @@ def _show_stream(
         smoothing=smoothing(options.smooth),
         confirm=options.confirm,
         crop=lambda: options.crop,
-        on_refused=lambda problem: view.message(
-            problem or f"{camera.name}: its frames can be classified again"
-        ),
+        on_refused=lambda problem: view.message(describe_refusal(camera.name, problem)),
     )
     started = False
     description = str(reloader.current())

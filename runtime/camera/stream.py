@@ -130,6 +130,11 @@ def _model_identity(classifier: Classifier) -> tuple[object, ...]:
     return classifier.model.contract.model_id, classifier.correction, classifier.learned
 
 
+def describe_refusal(name: str, problem: str) -> str:
+    """Returns the line for what `on_refused` got from the camera `name`."""
+    return problem or f"{name}: its frames can be classified again"
+
+
 class _Refusals:
     """Reports a camera whose frames are good, and whose region of them cannot be classified."""
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from runtime.camera.camera import Camera
 from runtime.camera.flags import DEFAULT_CONFIRM
-from runtime.camera.stream import FramePrediction, predict_stream, to_iso
+from runtime.camera.stream import FramePrediction, describe_refusal, predict_stream, to_iso
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_info
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -116,7 +116,7 @@ class LiveView:
 
     def _report_refused(self, problem: str) -> None:
         self._refused = problem
-        print_info(problem or f"{self.camera.name}: its frames can be classified again")
+        print_info(describe_refusal(self.camera.name, problem))
 
     def _publish(self, frame_prediction: FramePrediction) -> None:
         prediction = frame_prediction.prediction

@@ -320,7 +320,7 @@ def evaluate_student(run: Run, student: Student, outputs: Outputs, settings: Com
     )
     rows = added_rows(run, outputs["train"])
     added = student_features(student.weights, outputs["train"], rows, "added") if len(rows) else None
-    defaults = {split: default_rows(run.dataset, split) for split in SPLITS}
+    defaults = default_rows(run.dataset)
     known = student.settings.known
     return calibrate_and_evaluate(student.head, photos, negatives, run.classes, known, added, defaults)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
-from train.data.dataset import NONE, Dataset, Photo, PhotosError, file_sha256
+from train.data.dataset import NONE, SPLITS, Dataset, Photo, PhotosError, file_sha256
 from train.data.negative_pictures import VERSION, drawings, make_picture, without_words
 from train.data.splits import split_train
 from train.progress import Progress
@@ -45,9 +45,12 @@ def is_default(photo: Photo) -> bool:
     return Path(photo.path).is_relative_to(default_negatives_folder())
 
 
-def default_rows(dataset: Dataset, split: str) -> NDArray[np.bool_]:
-    """Which negatives of a split are in the default set: a mask [N] in the order of `negatives_of`."""
-    return np.array([is_default(photo) for photo in dataset.negatives_of(split)], bool)
+def default_rows(dataset: Dataset) -> dict[str, NDArray[np.bool_]]:
+    """Which negatives are in the default set: by split, a mask [N] in the order of `negatives_of`."""
+    return {
+        split: np.array([is_default(photo) for photo in dataset.negatives_of(split)], bool)
+        for split in SPLITS
+    }
 
 
 def add_default_negatives(

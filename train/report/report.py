@@ -170,7 +170,7 @@ def _negative_values(
         measured = metrics[split]
         if measured and (of := measured["negatives"]):
             count = sum(of["per_class"].values())
-            defaults = default_rows(dataset, split)
+            defaults = default_rows(dataset)[split]
             are_own = bool((~defaults).any())
             shown = ~defaults if are_own else defaults
             return {
