@@ -58,7 +58,7 @@ test: setup lint  ## lint, types and the quick tests (6 minutes on 2 cores); PRO
 	$(PYTEST) -m "not slow"
 
 # With `make --keep-going` a failing part does not hide the results of the others.
-test-all: lint test-suite fuzz test-arm64 $(if $(VGG_EDGE_PHOTOS),accuracy,no-photos)  ## everything that CI runs (40 minutes)
+test-all: lint test-suite fuzz test-arm64 $(if $(VGG_EDGE_PHOTOS),accuracy,no-photos)  ## everything that CI runs (at most 90 minutes)
 
 test-suite: setup  ## the quick and the slow tests
 	$(PYTEST) --durations=10

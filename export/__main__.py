@@ -11,7 +11,7 @@ from export.parity.gates import MIN_PHOTOS
 from export.pipeline import INSTALL, TFLITE_ONLY, ExportConfig, export, file_keys
 from export.targets.registry import TARGETS
 from export.targets.rk3588 import DEFAULT_PYTHON
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, positive_int
 from runtime.inference.engines import ENGINE_FORMATS, ENGINES
 from train.cli import run_cli
 
@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add a TFLite file that is int8 from picture to logits, for microcontrollers and NPUs",
     )
-    parser.add_argument("--all", action="store_true", help="add all of these; float32 files are always made")
+    parser.add_argument("--all", action="store_true", help="add the files of the four flags above")
     parser.add_argument(
         "--engines",
         nargs="+",
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--photos",
-        type=_positive,
+        type=positive_int,
         metavar="N",
         help="compare on N test photos, spread evenly over the classes (default: all); some limits apply "
         f"from {MIN_PHOTOS} photos on",
@@ -145,13 +145,6 @@ def _add_target_flags(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="Python of the environment with rknn-toolkit2, for the target rk3588 (default: %(default)s)",
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def _adapt(classifier: Classifier, path: Path, arguments: argparse.Namespace) ->
         print_info(f"warning: {line}")
     if not arguments.dry_run:
         if path.exists():
-            print_info(f"{path}: the new correction replaces it, and knows these photos only")
+            print_info(f"{path}: the new correction, fitted to these photos only, replaces it")
         write_correction(path, adaptation.correction)
     written = None if arguments.dry_run else str(path)
     if arguments.json:
@@ -159,11 +159,11 @@ def _warnings(adaptation: Adaptation) -> Iterator[str]:
         )
     if adaptation.photos < FEW_PHOTOS:
         yield (
-            f"{adaptation.photos} photos prove little: give {FEW_PHOTOS} or more, best 50, "
+            f"{adaptation.photos} photos prove little: give {FEW_PHOTOS} or more, better 50, "
             "in the light of the day and of the evening"
         )
     if 2 * adaptation.named_after > adaptation.photos:
-        yield "most of the photos are still named: give more photos, or train again with them as class `none`"
+        yield "most photos are still named: give more photos, or train again with them in a folder none"
 
 
 def _report(adaptation: Adaptation, path: Path, dry_run: bool) -> list[str]:
@@ -225,8 +225,8 @@ def _show(classifier: Classifier, path: Path) -> int:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m runtime.adapt",
-        description="Lets a model reject the scene in front of its camera, from photos of none of the "
-        "classes. Each run starts anew: give all photos of the scene at once.",
+        description="Let a model reject the scene in front of its camera, from photos of none of the "
+        "classes. Each run replaces the correction: give all photos of the scene at once.",
         epilog="Exit codes: 0 success, 1 some photos could not be read, 2 usage error, no model, or a "
         "correction that would reject too many photos of the classes.",
     )
@@ -237,7 +237,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="photos of none of the classes, such as the empty scene: folders, files or patterns",
     )
-    add_source_flag(task, "take them from a camera (SOURCE as in runtime.classify) for --seconds")
+    add_source_flag(task, "take such photos from a camera (SOURCE as in runtime.classify) for --seconds")
     task.add_argument("--show", action="store_true", help="print the correction that the model has")
     task.add_argument("--reset", action="store_true", help="remove the correction")
     parser.add_argument(
@@ -245,7 +245,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=duration,
         default=DEFAULT_SECONDS,
         metavar="TIME",
-        help="how long --camera watches (default: %(default)g)",
+        help="duration of --camera (default: %(default)g)",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the result, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")

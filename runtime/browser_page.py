@@ -41,7 +41,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m runtime.browser_page",
-        description="Writes one HTML file with the page, an ONNX model and its engine. It classifies photos "
+        description="Write one HTML file with the page, an ONNX model and its engine. It classifies photos "
         "and the camera's pictures in the browser, without a server and without a network.",
         epilog="Exit codes: 0 success, 2 usage error, no model, or no engine.",
     )
@@ -54,7 +54,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--key",
         metavar="PUBLIC.pem",
-        help=f"take only a model that this key signed (default: the key file that {KEY_VARIABLE} names)",
+        help=f"use only a model that this key signed (default: the key file that {KEY_VARIABLE} names)",
     )
     parser.add_argument(
         "--out",

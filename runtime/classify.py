@@ -201,7 +201,7 @@ def _table_line(names: Sequence[str], labels: Sequence[str], verbose: bool) -> C
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m runtime.classify",
-        description="Classifies photos, a camera's frames, or the photos that arrive in a folder.",
+        description="Classify photos, a camera's frames, or the photos that arrive in a folder.",
         epilog="Exit codes: 0 success, 1 some photos failed or the camera was lost, 2 usage error, no model, "
         "no engine, no camera.",
     )

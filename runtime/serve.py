@@ -75,7 +75,7 @@ def _require_web_packages() -> None:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m runtime.serve",
-        description="Serves a web page and an HTTP API that classify photos and show a camera.",
+        description="Serve a web page and an HTTP API that classify photos and show a camera.",
         epilog="GET /openapi.json describes the HTTP API. Exit codes: 0 stopped by SIGTERM; 1 the address is "
         "unavailable or in use (retrying may help); 2 usage error, or no model, engine or token.",
     )

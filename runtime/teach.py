@@ -179,26 +179,24 @@ def _state_fields(state: LearnedState) -> dict[str, Any]:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m runtime.teach",
-        description="Teaches a model on this device, without training: names photos that it got wrong, and "
-        "adds classes. Takes seconds, and can be undone.",
+        description="Teach a model on this device, without training: name photos that it got wrong, and add "
+        "classes. This takes seconds, and can be undone.",
         epilog="Exit codes: 0 success, 1 some photos could not be read, 2 usage error, no model, or nothing "
         "to learn.",
     )
     parser.add_argument(
-        "label", nargs="?", metavar="LABEL", help=f"a class, a new one, or {NONE_LABEL}: none of the classes"
+        "label", nargs="?", metavar="LABEL", help=f"a class, a new class, or {NONE_LABEL} for photos of none"
     )
     parser.add_argument(
         "photos", nargs="*", metavar="PHOTO", help="photos of this label: files, folders or patterns"
     )
     task = parser.add_mutually_exclusive_group()
-    task.add_argument("--list", action="store_true", help="print what the model has learned")
+    task.add_argument("--list", action="store_true", help="print the learned labels and the kept photos")
     task.add_argument(
         "--again", action="store_true", help="learn the kept photos again, such as for a new model"
     )
-    task.add_argument(
-        "--undo", action="store_true", help="restore the state before the last step, without its photos"
-    )
-    task.add_argument("--reset", action="store_true", help="remove what was learned, and the kept photos")
+    task.add_argument("--undo", action="store_true", help="undo the last step, and delete its photos")
+    task.add_argument("--reset", action="store_true", help="delete the learned state and the kept photos")
     task.add_argument(
         "--export",
         type=path_name,
@@ -210,7 +208,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=megabytes,
         default=MAX_MB,
         metavar="MB",
-        help="bound of all kept files; the oldest photos make room (default: %(default)g)",
+        help="limit of all kept files; the oldest photos are deleted for new ones (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")

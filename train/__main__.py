@@ -139,7 +139,7 @@ def _add_machine_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--ray",
         metavar="ADDRESS|local",
-        help="compute features on a Ray cluster: HOST:PORT of its head, or local for one on this machine",
+        help="compute features on a Ray cluster: HOST:PORT of its head, or local for a cluster here",
     )
     group.add_argument(
         "--weights",

@@ -22,10 +22,14 @@ def add_camera_flags(parser: argparse.ArgumentParser) -> None:
         "an address (rtsp://, http://), or a video file",
     )
     camera.add_argument(
-        "--retry", action="store_true", help="wait for a camera that is not connected or disconnects"
+        "--retry", action="store_true", help="wait for a camera that is not connected, or that disconnects"
     )
     camera.add_argument(
-        "--every", type=duration, metavar="TIME", default=0.0, help="classify at most once in this time"
+        "--every",
+        type=duration,
+        metavar="TIME",
+        default=0.0,
+        help="classify at most one frame per TIME, such as 500ms, 1s or 2m",
     )
     camera.add_argument(
         "--on-change",
@@ -83,7 +87,7 @@ def add_save_flags(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         metavar=("LABEL", "DIR"),
         help="save pictures as photos of this class for the next training, in DIR/LABEL; DIR holds the class "
-        "folders; the label none: photos of none of the classes",
+        "folders; use the label none for photos of none of the classes",
     )
     group.add_argument(
         "--new-class", action="store_true", help="let --capture add a class to the classes in DIR"

@@ -34,18 +34,18 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
     parser.add_argument(
         "--learned",
         metavar="FOLDER",
-        help="what `python -m runtime.teach` learned, or none (default: the folder next to the model)",
+        help="folder that `python -m runtime.teach` wrote, or none (default: the folder next to the model)",
     )
     parser.add_argument(
         "--allow-learning",
         action="store_true",
-        help="learn, and use what was learned, with a signed model too; nobody signs what a device learns. "
-        "The web page learns with it when other machines can reach the service",
+        help="learn, and use a learned state, with a signed model too; nobody signs a learned state. Also "
+        "lets the web page learn when other machines can reach the service",
     )
     parser.add_argument(
         "--allow-rollback",
         action="store_true",
-        help="run a signed model that is older than one that ran here, and accept its release from now on",
+        help="run a signed model that is older than the newest that ran here; its release counts from now on",
     )
     parser.add_argument(
         "--engine",
@@ -62,7 +62,11 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
     )
     if top:
         parser.add_argument(
-            "--top", type=positive_int, metavar="N", default=3, help="classes to print (default: %(default)s)"
+            "--top",
+            type=positive_int,
+            metavar="N",
+            default=3,
+            help="classes in an answer (default: %(default)s)",
         )
 
 

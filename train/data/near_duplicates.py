@@ -43,7 +43,7 @@ SAME_PICTURE = 4  # a file that was only encoded again or resized
 # photos with crops, 15 minutes for 200,000 without.
 MAX_PHOTOS_WITH_CROPS = 20_000
 MAX_PHOTOS = 200_000
-CANDIDATES_PER_PHOTO = 5  # a bound for the frames of a film, which are all near each other
+CANDIDATES_PER_PHOTO = 5  # a bound for the frames of a video, which are all near each other
 DISTANCES_PER_BLOCK = 1 << 25  # 128 MB
 SHOWN = 3  # printed pairs of each kind
 
@@ -340,8 +340,8 @@ def _print_usual(count: int) -> None:
     if count:
         print(
             f"near-duplicates: {count:,} other pairs look alike, but their photos look like {NEIGHBOURS} or "
-            "more photos each. Are they frames of one film? Then put each film into one of the folders "
-            "train, val and test"
+            "more photos each. Are they frames of one video? Then put all frames of a video into the "
+            "same folder, train, val or test"
         )
 
 

@@ -267,7 +267,7 @@ def test_too_many_photos_are_not_compared(
     assert "skipped, because there are over 31 photos" in capsys.readouterr().out
 
 
-def test_the_pairs_of_a_film_are_bounded(tmp_path: Path, originals: list[Image.Image]) -> None:
+def test_the_pairs_of_a_video_are_bounded(tmp_path: Path, originals: list[Image.Image]) -> None:
     """All photos are near each other; only the nearest of each become pairs."""
     for number in range(20):
         folder = tmp_path / "photos" / ("train", "test")[number % 2] / "ab"[number // 2 % 2]
@@ -313,7 +313,7 @@ def test_only_the_copy_stands_out_among_photos_that_all_look_alike(
     assert [(pair.photo.path, pair.other.path) for pair in pairs] == [("train/a/4.jpg", "test/a/copy.jpg")]
     assert [item.path for item in kept.left_out] == ["train/a/4.jpg"]
     last = capsys.readouterr().out.splitlines()[-1]
-    assert f" {len(alike) - 1} other pairs look alike" in last and "frames of one film?" in last
+    assert f" {len(alike) - 1} other pairs look alike" in last and "frames of one video?" in last
 
 
 @pytest.mark.parametrize(
