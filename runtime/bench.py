@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.benchmark.report import BenchRow, format_report, format_threads, to_csv
+from runtime.benchmark.report import BenchRow, format_report, to_csv
 from runtime.benchmark.runner import (
     DEFAULT_RUNS,
     DEFAULT_SECONDS,
@@ -21,8 +21,9 @@ from runtime.common.atomic import atomic_write
 from runtime.common.cli import EXIT_INTERRUPTED, ArgumentParser, positive_int, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
+from runtime.common.text import printable
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.inference.engines import ENGINE_FORMATS, ENGINES, choose_engine, is_installed
+from runtime.inference.engines import ENGINE_FORMATS, ENGINES, choose_engine, count_threads, is_installed
 from runtime.model_file.index import IndexedFile
 from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
 from runtime.model_file.selection import choose_model
@@ -55,7 +56,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> BenchOptions:
 
     parser = ArgumentParser(
         prog="python -m runtime.bench",
-        description="Measures a model's files in every installed engine on this machine.",
+        description="Measure a model's files in every installed engine on this machine.",
         epilog="Exit codes: 0 success, 1 an engine failed on a file, 2 usage error, no model, no engine.",
     )
     parser.add_argument(
@@ -136,26 +137,33 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
         except OSError as error:
             raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None
     if options.save:
-        _save(rows, files)
-        fastest = rows[0]
-        threads = format_threads(fastest.threads)
-        print(f"saved: --engine auto uses {fastest.file} in {fastest.engine} on {threads}")
+        saved = _save(rows, files)
+        combination = f"{saved.file} in {saved.engine} on {count_threads(saved.threads)}"
+        less_exact = f"; {rows[0].file} is faster, but less exact" if saved is not rows[0] else ""
+        print(printable(f"saved: --engine auto uses {combination}{less_exact}"))
     elif files:
         print("next: add --save to make --engine auto use the fastest combination")
 
 
-def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> None:
-    """Stores the fastest combination of the model, and of each of its files, which --model may name."""
+def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> BenchRow:
+    """Stores the fastest combination of the model, and of each of its files, which --model may name.
+
+    Returns that of the model. A full_int8 file is less exact, so it is chosen only if no int8 file ran.
+    """
+    skipped = {"full_int8"} if any(row.precision == "int8" for row in rows) else set()
+    of_model = next(row for row in rows if row.precision not in skipped)
+    groups = [(tuple(files), of_model)]
+    for file in files:
+        groups += [((file,), row) for row in rows if row.sha256 == file.sha256][:1]
     try:
-        for group in [tuple(files), *((file,) for file in files)]:
-            sha256s = {file.sha256 for file in group}
-            row = next((row for row in rows if row.sha256 in sha256s), None)
-            if row:
-                engine = row.engine.split()[0]
-                selection = EngineSelection(row.sha256, engine, row.threads, row.median_ms, row.measured)
-                save_selection(group, selection)
+        for group, row in groups:
+            engine = row.engine.split()[0]
+            save_selection(
+                group, EngineSelection(row.sha256, engine, row.threads, row.median_ms, row.measured)
+            )
     except (OSError, RuntimeError) as error:
         raise UserError(f"the cache: {error}: set XDG_CACHE_HOME to a writable folder") from None
+    return of_model
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ TensorFlow needs about five seconds to start. Errors in paths and photos appear 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -16,9 +15,9 @@ from train.cache import cache_folder
 from train.config import TrainConfig
 from train.data.added_photos import add_photos
 from train.data.class_weights import print_class_balance
-from train.data.dataset import SPLITS, Dataset, LeftOut, Photo, PhotosError
+from train.data.dataset import SPLITS, Dataset, LeftOut, PhotosError
 from train.data.find_photos import find_photos
-from train.data.negatives import add_default_negatives
+from train.data.negatives import add_default_negatives, print_negatives
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_address import check_ray_address
@@ -80,8 +79,6 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
     if not settings.negatives:
         return dataset
     own = len(dataset.negatives)
-    if own:
-        _print_negatives("photos", dataset.negatives)
     try:
         dataset = add_default_negatives(
             dataset,
@@ -93,10 +90,8 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
     except PhotosError as error:
         if not own:
             raise
-        print(printable(f"warning: trains without the default pictures: {error}"))
-        return dataset
-    hint = "" if own else "; photos of your scene in a folder named none help more"
-    _print_negatives("default pictures", dataset.negatives[own:], hint)
+        print(printable(f"warning: training uses no drawings: {error}"))
+    print_negatives(dataset)
     if 0 < own < FEW_NEGATIVES:
         highest = Z_95**2 / (own + Z_95**2)  # of the Wilson interval, if none of the photos is named
         print(
@@ -104,12 +99,6 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
             f"them, it may name up to {highest:.0%} of such pictures; 50 or more are better"
         )
     return dataset
-
-
-def _print_negatives(kind: str, negatives: Sequence[Photo], hint: str = "") -> None:
-    splits = Counter(photo.split for photo in negatives)
-    counts = ", ".join(f"{splits[split]:,} {split}" for split in SPLITS)
-    print(f"none of the classes: {len(negatives):,} {kind}: {counts}{hint}")
 
 
 def default_photos(limit: int | None) -> Path:

@@ -1,7 +1,5 @@
 """Fit the unknown-picture detector of a run again, with new photos of none of the classes.
 
-    python -m train.refit RUN --none DIR
-
 The network and its head stay as they are. This takes about 5 minutes for 1,700 photos and a compressed
 network on 2 cores; fine-tuning and compression take about an hour each. Training with the same photos works
 better.
@@ -34,7 +32,12 @@ from train.data.augment import augment, negative_view_count, view_count
 from train.data.dataset import SPLITS, Dataset, Photo, read_verified
 from train.data.find_photos import with_negatives_of
 from train.data.near_duplicates import check_near_duplicates
-from train.data.negatives import add_default_negatives, default_rows, restore_default_negatives
+from train.data.negatives import (
+    add_default_negatives,
+    default_rows,
+    print_negatives,
+    restore_default_negatives,
+)
 from train.progress import Progress
 from train.run import Run, RunError, open_run
 from train.run_writer import RunContents, check_output_dir, package_versions, print_run, write_run
@@ -73,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--none",
         type=Path,
         metavar="DIR",
-        help="one folder of photos of none of the classes, which are used with the default drawings "
-        "(default: those of the run, or else the drawings alone)",
+        help="folder of photos of none of the classes, to use with the drawings that come with the project "
+        "(default: the photos and drawings of the run, or else the drawings alone)",
     )
     parser.add_argument(
         "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
@@ -137,8 +140,7 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
         dataset = add_default_negatives(dataset, split_seed=seed, val_share=val, test_share=test)
     else:
         restore_default_negatives(dataset)
-    counts = ", ".join(f"{len(dataset.negatives_of(split)):,} {split}" for split in SPLITS)
-    print(printable(f"none of the classes: {len(dataset.negatives):,} pictures: {counts}"))
+    print_negatives(dataset)
     return dataset
 
 

@@ -269,7 +269,7 @@ def print_summaries(summaries: Mapping[str, Mapping[str, Any] | None]) -> None:
             )
         if "default_named" in summary:
             named, count = summary["default_named"], summary["default_negatives"]
-            print(f"{split}: {named:.1%} of {count:,} default pictures of none of the classes are named")
+            print(f"{split}: {named:.1%} of {count:,} drawings of none of the classes are named")
 
 
 def package_versions() -> dict[str, str]:

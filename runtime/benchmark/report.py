@@ -56,11 +56,6 @@ def to_csv(rows: Sequence[BenchRow]) -> str:
     return text.getvalue()
 
 
-def format_threads(threads: int) -> str:
-    """Returns "1 thread", "2 threads" and so on."""
-    return f"{threads} thread{'s' * (threads != 1)}"
-
-
 def _format_table(rows: Sequence[BenchRow]) -> str:
     cells = [_cells(row, is_fastest=row is rows[0]) for row in rows]
     if all(row.energy_mj is None for row in rows):

@@ -15,12 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from runtime.benchmark.report import BenchRow, format_threads
+from runtime.benchmark.report import BenchRow
 from runtime.benchmark.worker import BenchResult
 from runtime.common.cpu_info import board_name, cpu_name
 from runtime.common.errors import EngineError
 from runtime.common.text import printable
-from runtime.inference.engines import ENGINE_FORMATS, ENGINES, default_threads, is_installed
+from runtime.inference.engines import (
+    ENGINE_FORMATS,
+    ENGINES,
+    count_threads,
+    default_threads,
+    is_installed,
+)
 from runtime.model_file.loader import ModelFile
 
 ROUNDS = 5
@@ -37,7 +43,7 @@ class Job:
     threads: int
 
     def __str__(self) -> str:
-        return f"{printable(self.path.name)} in {self.engine} on {format_threads(self.threads)}"
+        return f"{printable(self.path.name)} in {self.engine} on {count_threads(self.threads)}"
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime import bench
 from runtime.bench import main
 from runtime.benchmark import runner
 from runtime.benchmark.report import BenchRow
-from runtime.benchmark.runner import run_benchmark, thread_counts
+from runtime.benchmark.runner import BenchResults, run_benchmark, thread_counts
+from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import default_threads, engine_version
 from runtime.model_file.index import INDEX_NAME, read_index
 from runtime.model_file.loader import KEY_VARIABLE, open_model
@@ -90,6 +92,39 @@ def test_every_file_engine_and_thread_count_is_measured_and_the_fastest_saved(
     fastest = next(row for row in rows if row["sha256"] == sha256)  # of a file that --model names
     choice = auto_choice(folder / name)
     assert choice[:3] == [fastest["engine"], fastest["threads"], sha256] and "measured 20" in choice[3]
+
+
+@pytest.mark.parametrize(("precision", "chosen"), [("int8", "int8"), ("float16", "full_int8")])
+def test_a_full_int8_file_is_saved_for_the_model_only_without_an_int8_file(
+    folder: Path,
+    precision: str,
+    chosen: str,
+    one_thread: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    names = {"tflite": precision, "onnx": "full_int8"}
+    rewrite_index(
+        folder, lambda index: [file.update(precision=names[file["format"]]) for file in index["files"]]
+    )
+
+    def full_int8_is_fastest(*arguments: Any) -> Iterator[BenchResults]:
+        for results in run_benchmark(*arguments):
+            yield replace(
+                results, rows=tuple(sorted(results.rows, key=lambda row: row.precision != "full_int8"))
+            )
+
+    monkeypatch.setattr(bench, "run_benchmark", full_int8_is_fastest)
+    assert main(["--model", str(folder), "--runs", "1", "--save"]) == 0
+    saved = capsys.readouterr().out.splitlines()[-1]
+    assert ("less exact" in saved) == (chosen == "int8")
+    files = {file.precision: file for file in read_index(folder).files}
+    for group, sha256 in (
+        (tuple(files.values()), files[chosen].sha256),
+        ((files["full_int8"],), files["full_int8"].sha256),  # --model names it
+    ):
+        selection = load_selection(group)
+        assert isinstance(selection, EngineSelection) and selection.sha256 == sha256
 
 
 def test_rounds_add_up_to_the_runs(folder: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch) -> None:

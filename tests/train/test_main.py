@@ -114,7 +114,7 @@ def test_few_negatives_are_recorded_with_a_warning(
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "none of the classes: 6 photos: 4 train, 1 val, 1 test" in lines
-    assert "none of the classes: 30 default pictures: 22 train, 4 val, 4 test" in lines
+    assert "none of the classes: 30 drawings: 22 train, 4 val, 4 test" in lines
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     # For 6 photos of which none is named, the upper end of the 95 % Wilson interval is 39 %.
     assert "6 photos of none of the classes prove little" in warning and "up to 39%" in warning
@@ -134,7 +134,7 @@ def test_without_own_negatives_the_default_ones_are_recorded(
     out = tmp_path / "run"
     assert main([*small[:-1], "--limit", "5", "--epochs", "1", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "none of the classes: 5 default pictures: 3 train, 1 val, 1 test; photos of your scene" in printed
+    assert "none of the classes: 5 drawings: 3 train, 1 val, 1 test; photos of your scene" in printed
     assert [photo.label for photo in open_run(out).dataset.negatives] == ["none"] * 5
     assert (out / "photos.csv").read_text().count("\ndefault:composited-") == 5
 

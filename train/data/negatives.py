@@ -6,6 +6,7 @@ They are written once into the user's cache, so that all other code reads them l
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,18 @@ def restore_default_negatives(dataset: Dataset) -> None:
     write_pictures(wanted)
 
 
+def print_negatives(dataset: Dataset) -> None:
+    """Print how many photos and how many default drawings each split has, and a hint without photos."""
+    own = own_negatives(dataset)
+    drawn = tuple(photo for photo in dataset.negatives if is_default(photo))
+    hint = "" if own else "; photos of your scene in a folder named none help more"
+    for kind, negatives, end in (("photos", own, ""), ("drawings", drawn, hint)):
+        if negatives:
+            splits = Counter(photo.split for photo in negatives)
+            counts = ", ".join(f"{splits[split]:,} {split}" for split in SPLITS)
+            print(f"none of the classes: {len(negatives):,} {kind}: {counts}{end}")
+
+
 def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
     """The files in the user's cache of pictures, each a kind and the name of a drawing.
 
@@ -111,7 +124,7 @@ def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
     files = [file.with_name(f"{file.name}.bmp") for file in files]
     missing = [place for place, file in enumerate(files) if not file.is_file()]
     if missing:
-        with Progress("default negatives", len(missing), "pictures") as progress:
+        with Progress("drawings", len(missing), "pictures") as progress:
             for place in missing:
                 try:
                     files[place].parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,7 @@ import csv
 import io
 from dataclasses import fields
 
-import pytest
-
-from runtime.benchmark.report import BenchRow, format_report, format_threads, to_csv
+from runtime.benchmark.report import BenchRow, format_report, to_csv
 
 
 def a_row(**changes: object) -> BenchRow:
@@ -43,8 +41,3 @@ def test_csv_has_a_column_per_field_and_leaves_unreported_values_empty() -> None
     (row,) = csv.DictReader(io.StringIO(to_csv([a_row(peak_mb=12.5)])))
     assert list(row) == [field.name for field in fields(BenchRow)]
     assert (row["median_ms"], row["peak_mb"], row["energy_mj"]) == ("2.0", "12.5", "")
-
-
-@pytest.mark.parametrize(("threads", "text"), [(1, "1 thread"), (2, "2 threads")])
-def test_one_thread_is_singular(threads: int, text: str) -> None:
-    assert format_threads(threads) == text
