@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +35,7 @@ from runtime.inference.engines import (
 from runtime.inference.learned_state import MAX_MB, OpenedLearned, open_learned
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
+from runtime.inference.turns import TurnLock
 from runtime.model_file.formats import FORMATS
 from runtime.model_file.loader import open_model
 from runtime.model_file.releases import check_release, record_release
@@ -101,7 +102,7 @@ class Classifier:
         self.unmeasured = selection.candidates if engine == "auto" else ()
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
-        self._lock = Lock()  # interpreters are not thread-safe
+        self._lock = TurnLock()  # interpreters are not thread-safe
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
@@ -226,8 +227,8 @@ class Classifier:
     def infer(self, pixels: Pixels) -> ModelOutput:
         """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size.
 
-        One thread at a time runs it; the time in the result is the engine's alone. Raises EngineError, and
-        ModelError when the release of a signed model cannot be recorded.
+        One thread at a time runs it, in the turns of turns.py; the time in the result is the engine's alone.
+        Raises EngineError, and ModelError when the release of a signed model cannot be recorded.
         """
         output = self.infer_uncorrected(pixels)
         if self.correction and output.known is not None and output.features is not None:

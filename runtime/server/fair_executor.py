@@ -1,10 +1,9 @@
 """Threads whose waiting jobs take turns by client, so that a client with many jobs delays only itself.
 
-There is one line of jobs per client, as fair queueing has one per network flow (Nagle, RFC 970, 1985). The
-next job is that of the client whose last turn is longest ago.
+There is one line of jobs per client. The next job is that of the client whose last turn is longest ago, and a
+job works for its client: at the engine too, the clients take turns.
 """
 
-import itertools
 from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,9 +11,10 @@ from contextlib import suppress
 from threading import Lock
 from typing import TypeVar
 
+from runtime.inference.turns import LastTurns, working_for
+
 Result = TypeVar("Result")
 
-TURNS_KEPT = 1000  # clients whose last turn is remembered
 # A client that had one of the last turns is active, also between two of its jobs: most clients send a photo
 # when they have the answer to the last one.
 ACTIVE_TURNS = 20
@@ -34,8 +34,7 @@ class FairExecutor:
         self._running: Counter[str] = Counter()  # jobs by client
         self._skipped = 0  # turns that found no client that may run another job
         self._lines: dict[str, deque[Callable[[], None]]] = {}  # of the clients that wait
-        self._last_turns: dict[str, int] = {}  # of the last clients, oldest turn first
-        self._turn = 0
+        self._turns = LastTurns()
 
     def submit(self, client: str, work: Callable[[], Result]) -> "Future[Result]":
         """The future result of a job. Cancelling the future before the job starts skips the job."""
@@ -45,7 +44,8 @@ class FairExecutor:
             if not future.set_running_or_notify_cancel():
                 return
             try:
-                future.set_result(work())
+                with working_for(client):
+                    future.set_result(work())
             except BaseException as error:
                 future.set_exception(error)
 
@@ -66,12 +66,12 @@ class FairExecutor:
             if not clients:
                 self._skipped += 1
                 return
-            client = min(clients, key=lambda waiting: self._last_turns.get(waiting, 0))
+            client = min(clients, key=self._turns.of)
             run = self._lines[client].popleft()
             if not self._lines[client]:
                 del self._lines[client]
             self._running[client] += 1
-            self._remember_turn(client)
+            self._turns.take(client)
         run()
         with self._lock:
             self._running[client] -= 1
@@ -84,15 +84,5 @@ class FairExecutor:
 
     def _limit(self) -> int:
         """The number of jobs that a client may run now."""
-        recent = itertools.takewhile(
-            lambda client: self._turn - self._last_turns[client] < ACTIVE_TURNS, reversed(self._last_turns)
-        )
-        active = {*self._lines, *self._running, *recent}
+        active = {*self._lines, *self._running, *self._turns.recent(ACTIVE_TURNS)}
         return max(1, self._per_client // len(active))
-
-    def _remember_turn(self, client: str) -> None:
-        self._turn += 1
-        self._last_turns.pop(client, None)
-        self._last_turns[client] = self._turn
-        if len(self._last_turns) > TURNS_KEPT:
-            del self._last_turns[next(iter(self._last_turns))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from threading import Event
 
+from runtime.inference.turns import TurnLock
 from runtime.server.fair_executor import ACTIVE_TURNS, FairExecutor
 from tests.helpers import wait_for
 
@@ -52,4 +53,22 @@ def test_jobs_that_fail_or_are_cancelled_free_their_place() -> None:
     may_end.set()
     assert isinstance(failing.exception(timeout=20), ZeroDivisionError)
     assert executor.submit("a", lambda: 3).result(timeout=20) == 3
+    executor.shutdown()
+
+
+def test_jobs_work_for_their_client() -> None:
+    """Four jobs of a flood wait for the engine, and at most one of them uses it before another client's."""
+    executor, lock, order = FairExecutor(8, 4, "test"), TurnLock(), list[str]()
+
+    def use_engine(client: str) -> None:
+        with lock:
+            order.append(client)
+
+    with lock:
+        flood = [executor.submit("flood", lambda: use_engine("flood")) for _ in range(20)]
+        wait_for(lambda: len(lock._waiting) == 4)
+        other = executor.submit("other", lambda: use_engine("other"))
+        wait_for(lambda: len(lock._waiting) == 5)
+    assert all(job.exception(timeout=20) is None for job in (*flood, other))
+    assert order.index("other") <= 1
     executor.shutdown()

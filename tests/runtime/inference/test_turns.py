@@ -1,0 +1,108 @@
+"""TurnLock: the order in which threads of several clients get it, and a wait that is interrupted."""
+
+from __future__ import annotations
+
+from threading import Event, Thread
+
+import pytest
+
+from runtime.inference import turns
+from runtime.inference.turns import LastTurns, TurnLock, working_for
+from tests.helpers import wait_for
+
+
+def start_waiting(lock: TurnLock, client: str, order: list[str]) -> Thread:
+    """A thread that waits for the lock when this function returns."""
+
+    def wait() -> None:
+        with working_for(client), lock:
+            order.append(client)
+
+    before = len(lock._waiting)
+    thread = Thread(target=wait, daemon=True)
+    thread.start()
+    wait_for(lambda: len(lock._waiting) == before + 1)
+    return thread
+
+
+def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
+    lock, order = TurnLock(), list[str]()
+    with working_for("flood"), lock:
+        threads = [
+            start_waiting(lock, client, order) for client in ("flood", "flood", "flood", "a", "b", "a")
+        ]
+    for thread in threads:
+        thread.join(20)
+    assert order == ["a", "b", "flood", "a", "flood", "flood"]
+    with lock:  # free again, also for a thread that works for no client
+        assert not lock._waiting
+
+
+def test_one_thread_at_a_time_is_in_the_block() -> None:
+    lock, inside, most = TurnLock(), 0, 0
+
+    def enter(client: str) -> None:
+        nonlocal inside, most
+        for _ in range(200):
+            with working_for(client), lock:
+                inside += 1
+                most = max(most, inside)
+                Event().wait(0.0001)
+                inside -= 1
+
+    threads = [Thread(target=enter, args=(client,), daemon=True) for client in "aab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert (inside, most) == (0, 1) and not lock._waiting and not lock._is_held
+
+
+@pytest.mark.parametrize("is_passed_on", [False, True])
+def test_ctrl_c_while_waiting_leaves_the_lock_to_others(
+    monkeypatch: pytest.MonkeyPatch, is_passed_on: bool
+) -> None:
+    lock = TurnLock()
+
+    class InterruptedLock:
+        """Its second acquire(), which waits, is interrupted: before or after the lock is passed on."""
+
+        def __init__(self) -> None:
+            self.acquired = 0
+
+        def acquire(self) -> None:
+            self.acquired += 1
+            if self.acquired == 2:
+                if is_passed_on:
+                    lock.__exit__()
+                raise KeyboardInterrupt
+
+        def release(self) -> None:
+            pass
+
+    lock.__enter__()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(turns, "Lock", InterruptedLock)
+        lock.__enter__()
+    if not is_passed_on:
+        lock.__exit__()
+    assert not lock._waiting and not lock._is_held
+
+
+def test_a_bounded_number_of_clients_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "TURNS_KEPT", 3)
+    last = LastTurns()
+    for client in "abcada":
+        last.take(client)
+    assert [last.of(client) for client in "abcd"] == [6, 0, 3, 5]
+    assert list(last.recent(2)) == ["a", "d"]
+
+
+def test_a_thread_works_for_its_client_within_the_block_only() -> None:
+    seen = []
+    with working_for("a"):
+        seen.append(turns._THREAD.client)
+        thread = Thread(target=lambda: seen.append(getattr(turns._THREAD, "client", "")))
+        thread.start()
+        thread.join()
+    assert seen == ["a", ""] and not hasattr(turns._THREAD, "client")
