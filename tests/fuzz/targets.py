@@ -296,6 +296,16 @@ def tiff_seeds() -> list[bytes]:
     return [seed for seed in picture_seeds() if seed.startswith((b"II", b"MM"))]
 
 
+def ppm(data: bytes) -> None:
+    """The Netpbm formats begin with P. They are refused by name: no decoder may read them."""
+    picture(b"P" + data)
+
+
+def ppm_seeds() -> list[bytes]:
+    headers = (b"1 2 1 0 1", b"2 2 1 9 1 2", b"3\n# a comment\n2 1 255\n1 2 3 4 5 6\n", b"4 8 1\n\xaa")
+    return [*headers, b"5 1 1 255\n\x80", b"6 1 1 255\nrgb", b"7\nWIDTH 1\nENDHDR\na", b"F 1 1\n-1\n\0\0\0\0"]
+
+
 def metadata_seeds() -> list[bytes]:
     """Small pictures with EXIF data, a profile, texts and XMP, and a format that is refused."""
     from PIL import ImageCms
@@ -459,6 +469,22 @@ def connection_seeds() -> list[bytes]:
     return [bytes([99]) + request + get for request in (get * 3, post, chunked, upgrade)]
 
 
+def trailer(data: bytes) -> None:
+    """The chunks and the trailer of a body. The first byte is the size of the pieces that arrive."""
+    connection(data[:1] + b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + data[1:])
+
+
+def trailer_seeds() -> list[bytes]:
+    get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    fields = b"".join(b"X-%d: y\r\n" % number for number in range(9))
+    bodies = (
+        b"4;a=b\r\nbody\r\n0\r\nX: y\r\nZ: w\r\n\r\n",
+        b"0\r\n" + fields,
+        b"00000a\r\n0123456789\r\n0\r\n\r\n",
+    )
+    return [bytes([size]) + body + get for size, body in zip((99, 7, 0), bodies, strict=True)]
+
+
 TARGETS = {
     "tflite": Target(tflite, tflite_seeds),
     "onnx": Target(onnx, onnx_seeds),
@@ -475,7 +501,9 @@ TARGETS = {
     "upload": Target(upload, upload_seeds),
     "head": Target(head, head_seeds, max_bytes=2048),
     "connection": Target(connection, connection_seeds, max_bytes=2048),
+    "trailer": Target(trailer, trailer_seeds, max_bytes=2048),
     "picture": Target(picture, picture_seeds, max_mb=1024),
+    "ppm": Target(ppm, ppm_seeds, max_mb=1024),
     "tiff": Target(picture, tiff_seeds, max_mb=1024),
     "metadata": Target(picture, metadata_seeds, max_mb=1024),
     "reply": Target(reply, reply_seeds, max_bytes=256),
