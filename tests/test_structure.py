@@ -169,3 +169,42 @@ def literals(path: Path) -> Iterator[str]:
             yield "".join(parts)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.value
+
+
+def test_every_test_that_the_security_page_names_exists() -> None:
+    page = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| .*\| (.*) \|$", page.partition("### Threats, limits and tests")[2], re.MULTILINE)[
+        1:
+    ]
+    assert len(rows) > 30
+    assert [missing for row in rows for missing in missing_tests(row)] == []
+    assert list(missing_tests("`test_api.py`: `test_is_gone`, `…is_gone…`; `test_is_gone.py`")) == [
+        "test_is_gone",
+        "…is_gone…",
+        "test_is_gone.py",
+    ]
+    assert list(missing_tests("`tests/fuzz`: `is_gone`")) == ["is_gone"]
+    assert list(missing_tests("none")) == ["none"]
+
+
+def missing_tests(cell: str) -> Iterator[str]:
+    """The names in a cell such as "`test_a.py`: `test_b`, `…c…`; `tests/fuzz`: `d`" that do not exist.
+
+    `…` stands for any characters. A cell without a name is missing itself.
+    """
+    names = re.findall(r"`([^`]+)`", cell)
+    text = ""  # of the files that the names before named
+    for name in names:
+        if name.endswith(".py") or "/" in name:
+            files = (
+                list((ROOT / "tests").rglob(name)) if name.endswith(".py") else [ROOT / name / "targets.py"]
+            )
+            text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+            found: object = files
+        else:
+            pattern = r"\w*".join(map(re.escape, name.split("…")))
+            found = re.search(rf"def {pattern}\(|^    \"{pattern}\": Target\(", text, re.MULTILINE)
+        if not found:
+            yield name
+    if not names:
+        yield cell
