@@ -55,6 +55,10 @@ def main(photo: str, *engines: str) -> None:
         "raw packets": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM),
         "internet": lambda: socket.socket(socket.AF_INET),
         "user namespaces": create_user_namespace,
+        "lower the priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 1),
+        "raise the priority": lambda: os.setpriority(os.PRIO_PROCESS, 0, 0),
+        "lower the priority of root's process": lambda: os.setpriority(os.PRIO_PROCESS, 1, 1),
+        "change the scheduler": lambda: os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)),
         "null": lambda: Path("/dev/null").write_bytes(b"x"),
         **{name: lambda name=name: os.open(name, os.O_RDWR) for name in DEVICES},
     }
