@@ -276,66 +276,63 @@ def _measure(job: _Job, trained: _Trained) -> Workload:
 def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
     """Every file, with the contract embedded."""
     from export.formats import FLOAT_CONVERTERS
-    from export.metadata import embed_contract
+    from export.int8.search import CALIBRATION_PHOTOS
 
     files = []
     for key in job.files:
         if key in FLOAT_CONVERTERS:
             with clock.conversion(key):
                 data = FLOAT_CONVERTERS[key](trained.model)
-            files.append(
-                ExportedFile(
-                    trained.contract.name,
-                    key,
-                    embed_contract(data, key[0], trained.contract, trained.statistics),
-                )
-            )
-    if "int8" in job.config.precisions:
-        files += _convert_int8(job, trained, clock)
-    if any(precision == "full_int8" for _, precision in job.files):
-        files += _convert_full_int8(job, trained, clock)
+            files.append(_exported(trained, key, data))
+    precisions = {precision for _, precision in job.files}
+    if precisions & set(CALIBRATED):
+        calibration = read_photos(job.run.dataset, "train", trained.size, CALIBRATION_PHOTOS).pixels
+        if "int8" in precisions:
+            files += _convert_int8(job, trained, calibration, clock)
+        if "full_int8" in precisions:
+            files += _convert_full_int8(job, trained, calibration, clock)
     return files
 
 
-def _convert_int8(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
+def _convert_int8(
+    job: _Job, trained: _Trained, calibration: NDArray[np.uint8], clock: ExportClock
+) -> list[ExportedFile]:
+    """The int8 files. `calibration` is uint8 [n, H, W, 3]."""
     from export.formats import INT8_CONVERTERS
-    from export.int8.search import CALIBRATION_PHOTOS, VALIDATION_PHOTOS, find_int8
-    from export.metadata import embed_contract
+    from export.int8.search import VALIDATION_PHOTOS, find_int8
 
-    dataset, contract = job.run.dataset, trained.contract
-    calibration = read_photos(dataset, "train", trained.size, CALIBRATION_PHOTOS)
-    validation = read_photos(dataset, "val", trained.size, VALIDATION_PHOTOS)
+    validation = read_photos(job.run.dataset, "val", trained.size, VALIDATION_PHOTOS)
     reference = _reference(job, trained, validation, "validation", clock)
     converters = {format: INT8_CONVERTERS[format] for format in job.formats}
-    found = find_int8(trained.model, converters, calibration.pixels, reference, job.config.engines, clock)
-    return [
-        ExportedFile(
-            contract.name,
-            (format, "int8"),
-            embed_contract(file.data, format, contract, trained.statistics),
-            file.recipe,
-        )
-        for format, file in found.items()
-    ]
+    found = find_int8(trained.model, converters, calibration, reference, job.config.engines, clock)
+    return [_exported(trained, (format, "int8"), file.data, file.recipe) for format, file in found.items()]
 
 
-def _convert_full_int8(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
+def _convert_full_int8(
+    job: _Job, trained: _Trained, calibration: NDArray[np.uint8], clock: ExportClock
+) -> list[ExportedFile]:
+    """The full-int8 files. `calibration` is uint8 [n, H, W, 3]."""
     from export.formats import FULL_INT8_CONVERTERS
     from export.int8.quantize import quantize
-    from export.int8.search import CALIBRATION_PHOTOS, FULL_INT8_RECIPE
-    from export.metadata import embed_contract
+    from export.int8.search import FULL_INT8_RECIPE
 
     recipe, key = FULL_INT8_RECIPE, quantize_key(FULL_INT8_RECIPE.name)
-    calibration = read_photos(job.run.dataset, "train", trained.size, CALIBRATION_PHOTOS).pixels
     with clock.stage(f"full-int8 recipe {recipe.name}", "layer runs", [key]) as step:
         quantized = quantize(trained.model, calibration, recipe, partial(step, key))
     files = []
     for format in (format for format, precision in job.files if precision == "full_int8"):
         with clock.conversion((format, "full_int8")):
             data = FULL_INT8_CONVERTERS[format](trained.model, quantized, calibration)
-        data = embed_contract(data, format, trained.contract, trained.statistics)
-        files.append(ExportedFile(trained.contract.name, (format, "full_int8"), data, recipe.name))
+        files.append(_exported(trained, (format, "full_int8"), data, recipe.name))
     return files
+
+
+def _exported(trained: _Trained, key: FileKey, data: bytes, recipe: str = "") -> ExportedFile:
+    """A converted file, with the contract and the statistics embedded."""
+    from export.metadata import embed_contract
+
+    data = embed_contract(data, key[0], trained.contract, trained.statistics)
+    return ExportedFile(trained.contract.name, key, data, recipe)
 
 
 def _reference(

@@ -20,7 +20,9 @@ from runtime.model_file.loader import ModelFile
 from runtime.preprocess.picture import read_picture
 
 STATIC = Path(__file__).parent / "static"
-SERVER_STATIC = STATIC.parents[1] / "server" / "static"  # both pages share colors, cards, icon and dom.js
+# The page of the service, whose styles, icon and these scripts this page uses too.
+SERVER_STATIC = STATIC.parents[1] / "server" / "static"
+SHARED_SCRIPTS = ("dom.js", "answers.js")
 LICENCE = "licence.html"
 # Mean difference of the pixels that a browser and Pillow read from the test picture: 0.0 in Chromium, and 60
 # when the browser does not turn the picture upright. Protection against fingerprinting gives random pixels.
@@ -51,8 +53,8 @@ def make_page(model: ModelFile, engine: EnginePackage) -> str:
     }
     style = _read_text(SERVER_STATIC / "page.css") + _read_text(STATIC / "page.css")
     # One script, because a module could not be imported: its imports would be requests.
-    script = re.sub("^export ", "", _read_text(SERVER_STATIC / "dom.js"), flags=re.MULTILINE)
-    script += _read_text(STATIC / "page.js")
+    shared = "".join(_read_text(SERVER_STATIC / name) for name in SHARED_SCRIPTS)
+    script = re.sub("^(export |import .*\n)", "", shared, flags=re.MULTILINE) + _read_text(STATIC / "page.js")
     return Template(_read_text(STATIC / "page.html")).substitute(
         policy=POLICY.format(script=_csp_hash(script), style=_csp_hash(style)),
         icon=base64.b64encode((SERVER_STATIC / "icon.svg").read_bytes()).decode(),

@@ -20,11 +20,10 @@ from runtime.server.status import service_status
 
 STATIC = Path(__file__).parent / "static"
 JAVASCRIPT = "text/javascript; charset=utf-8"
-SCRIPTS = ("page.js", "teach.js", "review.js", "name_menu.js", "tray.js", "crop.js", "request.js", "dom.js")
 STATIC_FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
-    **{f"/{name}": (name, JAVASCRIPT) for name in SCRIPTS},
+    **{f"/{path.name}": (path.name, JAVASCRIPT) for path in STATIC.glob("*.js")},
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/openapi.json": ("openapi.json", "application/json"),
 }

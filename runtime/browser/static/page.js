@@ -1,12 +1,8 @@
 // Starts the model in a worker, checks it, and classifies photos and the camera's pictures. Needs no server.
-// Follows the text of ../../server/static/dom.js in the written file.
+// Follows the text of ../../server/static/dom.js and answers.js in the written file.
 
-const MAX_RESULTS = 12; // photos kept on the page
 const MAX_TIMES = 200; // pictures that the median is over
 const TOP = 3; // classes with a bar
-const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadable
-
-const milliseconds = (ms) => `${ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
 
 function setText(target, text) {
   if (target.textContent !== text) target.textContent = text; // a screen reader announces every assignment
@@ -110,36 +106,20 @@ async function checkAnswer() {
 
 // --- answers ---
 
-const times = []; // of the newest pictures: { decodeMs, ms }
+const times = []; // of the newest pictures: { decode, infer }, in ms
 
-// A Blob or an ImageBitmap → { top: [{ label, probability }], unknown, decodeMs, ms }.
+// A Blob or an ImageBitmap → a prediction as the service answers it, without `source`.
 async function classify(picture, transfer = []) {
-  const { probabilities, known, decodeMs, ms } = await ask("classify", { picture }, transfer);
+  const { probabilities, known, decodeMs, ms: inferMs } = await ask("classify", { picture }, transfer);
   if (![...probabilities, known ?? 0].every(Number.isFinite)) throw new Error("the engine computed no number");
-  times.push({ decodeMs, ms });
+  const ms = { decode: decodeMs, infer: inferMs };
+  times.push(ms);
   if (times.length > MAX_TIMES) times.shift();
   const top = contract.labels
     .map((label, at) => ({ label, probability: probabilities[at] }))
     .sort((one, other) => other.probability - one.probability)
     .slice(0, TOP);
-  return { top, unknown: known !== null && known < contract.thresholds.known, decodeMs, ms };
-}
-
-function showLabel(target, { top, unknown }) {
-  const [{ label, probability }] = top;
-  target.classList.toggle("unknown", unknown);
-  target.replaceChildren(...(unknown
-    ? [element("span", { textContent: "unknown" }), element("span", { className: "nearest", textContent: `nearest: ${label} ${percent(probability)}` })]
-    : [element("span", { textContent: label }), element("span", { className: "percent", textContent: percent(probability) })]));
-}
-
-function showBars(target, { top, unknown }) {
-  target.classList.toggle("unknown", unknown);
-  target.replaceChildren(...top.map(({ label, probability }) => {
-    const bar = element("li", {}, element("span", { textContent: label }), element("span", { className: "value", textContent: percent(probability) }));
-    bar.style.setProperty("--share", `${100 * probability}%`);
-    return bar;
-  }));
+  return { top, known: known === null ? null : known >= contract.thresholds.known, ms };
 }
 
 // --- photos ---
@@ -148,50 +128,24 @@ const pending = []; // cards of photos without an answer
 let isClassifying = false;
 
 async function addPhotos(files) {
-  for (const file of files) pending.push(addCard(file));
-  for (const card of [...byId("results").children].slice(MAX_RESULTS)) {
-    if (pending.includes(card)) continue;
-    URL.revokeObjectURL(card.previewUrl);
-    card.remove();
-  }
+  pending.push(...addCards(files));
+  byId("answers").hidden = false;
   if (isClassifying) return;
   isClassifying = true;
-  for (let card; (card = pending.shift());) await classifyCard(card);
+  for (let card; (card = pending.shift());) showResult(card, await classifyPhoto(card.file));
   isClassifying = false;
 }
 
-function addCard(file) {
-  const previewUrl = URL.createObjectURL(file);
-  const photo = element("img", { className: "photo", alt: `Your photo ${file.name}`, src: previewUrl });
-  photo.onerror = () => photo.replaceWith(element("div", { className: "photo", textContent: "no preview" }));
-  const text = element("div", { className: "text" }, element("p", { className: "label", textContent: "…" }));
-  const card = element("li", { className: "result pending", previewUrl, file }, photo, text);
-  byId("results").prepend(card);
-  byId("answers").hidden = false;
-  return card;
-}
-
-async function classifyCard(card) {
-  const { name } = card.file;
-  const text = card.children[1];
-  const label = text.firstChild;
+// A prediction, or { source, error }.
+async function classifyPhoto(file) {
+  const source = file.name;
   try {
-    const answer = await classify(card.file);
-    showLabel(label, answer);
-    const bars = element("ol", { className: "bars" });
-    showBars(bars, answer);
-    const details = `${name} · decoding ${milliseconds(answer.decodeMs)}, inference ${milliseconds(answer.ms)}`;
-    text.append(bars, element("p", { className: "details", textContent: details }));
+    const prediction = await classify(file);
     showSpeed();
+    return { source, ...prediction };
   } catch (error) {
-    card.classList.add("failed");
-    label.textContent = "Not classified";
-    text.append(element("p", { className: "details", textContent: `${name}: ${error.message}` }));
+    return { source, error: error.message };
   }
-  card.classList.remove("pending");
-  const words = [...label.childNodes].map((node) => node.textContent).join(" ");
-  card.children[0].alt = `Your photo ${name}: ${words}`;
-  byId("photo-announcement").textContent = `${name}: ${words}`;
 }
 
 // --- camera ---
@@ -266,22 +220,13 @@ async function watchCamera(watched) {
 }
 
 function showCameraAnswer(answer, rate, shown) {
-  const label = answer.unknown ? "unknown" : answer.top[0].label;
-  const changed = label !== shown.label;
-  if (changed) byId("camera-announcement").textContent = label; // a screen reader announces changes only
-  if (!changed && performance.now() - shown.time < LABEL_INTERVAL) return;
-  Object.assign(shown, { label, time: performance.now() });
-  showLabel(byId("camera-label"), answer);
+  if (!showCameraLabel(answer, shown)) return;
   showBars(byId("camera-bars"), answer);
-  byId("camera-rate").textContent = `${rate.toFixed(1)} pictures/s · ${milliseconds(answer.decodeMs + answer.ms)}`;
+  byId("camera-rate").textContent = `${rate.toFixed(1)} pictures/s · ${milliseconds(answer.ms.decode + answer.ms.infer)}`;
   showSpeed();
 }
 
 // --- model and speed ---
-
-function showPairs(target, pairs) {
-  target.replaceChildren(...pairs.map(([term, text]) => element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: text }))));
-}
 
 function showModel(pixelError, answerError) {
   const differs = answerError === null ? "no expected answer in this model" : `probabilities differ by ${answerError.toFixed(3)} from the trained model`;
@@ -301,7 +246,7 @@ const median = (values) => [...values].sort((one, other) => one - other)[values.
 
 function showSpeed() {
   byId("speed-panel").hidden = false;
-  const columns = { picture: (time) => time.decodeMs + time.ms, decoding: (time) => time.decodeMs, inference: (time) => time.ms };
+  const columns = { picture: (time) => time.decode + time.infer, decoding: (time) => time.decode, inference: (time) => time.infer };
   showPairs(byId("speed"), Object.entries(columns).map(([name, value]) => [name, milliseconds(median(times.map(value)))]));
   byId("speed-note").textContent = `${page.engine} on 1 thread; ${times.length === 1 ? "1 picture" : `median of the newest ${times.length} pictures`}`;
 }

@@ -1,5 +1,6 @@
 // Shows the camera's newest frame with its prediction, classifies photos, and shows the model and its speed.
 
+import { addCards, isUnknown, milliseconds, showBars, showCameraLabel, showPairs, showResult } from "./answers.js";
 import { makeCropButton } from "./crop.js";
 import { addDropListeners, byId, countPhotos, element, percent, sleep, untilVisible } from "./dom.js";
 import { request, requestWhenFree, retryDelay } from "./request.js";
@@ -9,35 +10,8 @@ import { addTrayListeners, makeMarkButton, showTray } from "./tray.js";
 
 const STATUS_INTERVAL = 2000; // ms
 const FRAME_INTERVAL = 40; // ms; 25 frames per second look continuous
-const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadable
-const MAX_RESULTS = 12; // photos kept on the page
 
-
-// --- predictions of frames and photos ---
-
-const isUnknown = (prediction) => prediction.known === false; // null: the model cannot tell
-
-function showLabel(target, prediction) {
-  const unknown = isUnknown(prediction);
-  const { label, probability } = prediction.top[0];
-  target.classList.toggle("unknown", unknown);
-  target.replaceChildren(...(unknown
-    ? [element("span", { textContent: "unknown" }), element("span", { className: "nearest", textContent: `nearest: ${label} ${percent(probability)}` })]
-    : [element("span", { textContent: label }), element("span", { className: "percent", textContent: percent(probability) })]));
-}
-
-function showBars(target, prediction) {
-  target.classList.toggle("unknown", isUnknown(prediction));
-  while (target.children.length > prediction.top.length) target.lastChild.remove();
-  prediction.top.forEach(({ label, probability }, row) => {
-    const bar = target.children[row] ?? target.appendChild(element("li", {}, element("span"), element("span", { className: "value" })));
-    bar.style.setProperty("--share", `${100 * probability}%`);
-    bar.children[0].textContent = label;
-    bar.children[1].textContent = percent(probability);
-  });
-}
-
-// The page shows one of them: "Wrong?" if the service learns, else "None of these" if it adapts.
+// The page shows "Wrong?" if the service learns, else "None of these" if it adapts.
 const makeActions = (source, getPhoto, isLive = false) => [makeWrongButton(source, getPhoto, isLive), makeMarkButton(source, getPhoto)];
 
 // --- camera ---
@@ -46,7 +20,7 @@ let isWatching = false;
 let shownFrame = null; // a Blob
 
 async function watchCamera() {
-  const shown = { frame: 0, label: "", labelTime: 0 };
+  const shown = { frame: 0, label: "", time: 0 };
   byId("camera-actions").append(...makeActions("camera.jpg", () => shownFrame, true), makeCropButton());
   byId("camera").hidden = false;
   for (;;) {
@@ -70,14 +44,7 @@ async function watchCamera() {
 }
 
 function showFramePrediction(prediction, shown) {
-  const label = isUnknown(prediction) ? "unknown" : prediction.label;
-  const changed = label !== shown.label;
-  if (changed) byId("camera-announcement").textContent = label; // a screen reader announces changes only
-  if (changed || performance.now() - shown.labelTime > LABEL_INTERVAL) {
-    showLabel(byId("camera-label"), prediction);
-    shown.label = label;
-    shown.labelTime = performance.now();
-  }
+  showCameraLabel(prediction, shown);
   showBars(byId("camera-bars"), prediction);
   byId("camera-rate").textContent = `${prediction.fps.toFixed(1)} frames/s · ${Math.round(prediction.age_ms)} ms delay`;
 }
@@ -101,28 +68,19 @@ let isClassifying = false;
 let maxBytes = Infinity;
 
 function addPhotos(files) {
-  for (const file of files) pending.push(addCard(file));
-  for (const card of [...byId("results").children].slice(MAX_RESULTS)) {
-    if (card.classList.contains("pending")) continue;
-    URL.revokeObjectURL(card.previewUrl);
-    card.remove();
-  }
+  pending.push(...addCards(files));
   if (!isClassifying) classifyPending();
-}
-
-function addCard(file) {
-  const previewUrl = URL.createObjectURL(file);
-  const photo = element("img", { className: "photo", alt: `Your photo ${file.name}`, src: previewUrl });
-  photo.onerror = () => photo.replaceWith(element("div", { className: "photo", textContent: "no preview" }));
-  const text = element("div", { className: "text" }, element("p", { className: "label", textContent: "…" }));
-  const card = element("li", { className: "result pending", previewUrl, file }, photo, text);
-  byId("results").prepend(card);
-  return card;
 }
 
 async function classifyPending() {
   isClassifying = true;
-  for (let card; (card = pending.shift());) showResult(card, await classify(card.file));
+  for (let card; (card = pending.shift());) {
+    const result = await classify(card.file);
+    showResult(card, result);
+    if (result.error || card.actions) continue;
+    card.actions = makeActions(result.source, () => result.converted ?? card.file);
+    card.children[1].append(...card.actions);
+  }
   isClassifying = false;
   updateStatus();
 }
@@ -131,31 +89,6 @@ async function classifyPending() {
 async function classifyAgain() {
   pending.push(...[...byId("results").children].filter((card) => !pending.includes(card)).reverse());
   if (!isClassifying) await classifyPending();
-}
-
-function showResult(card, result) {
-  const [photo, text] = card.children;
-  const label = text.firstChild;
-  for (const child of [...text.children].slice(1)) if (!card.actions?.includes(child)) child.remove(); // of an earlier answer
-  card.classList.remove("pending");
-  card.classList.toggle("failed", Boolean(result.error));
-  if (result.error) {
-    label.className = "label";
-    label.textContent = "Not classified";
-    label.after(element("p", { className: "details", textContent: `${result.source}: ${result.error}` }));
-  } else {
-    const bars = element("ol", { className: "bars" });
-    showLabel(label, result);
-    showBars(bars, result);
-    const converted = result.converted ? ", converted by the browser" : "";
-    const times = `decoding ${result.ms.decode} ms, inference ${result.ms.infer} ms`;
-    const details = element("p", { className: "details", textContent: `${result.source}${converted} · ${times}` });
-    label.after(bars, details);
-    if (!card.actions) text.append(...(card.actions = makeActions(result.source, () => result.converted ?? card.file)));
-  }
-  photo.alt = `Your photo ${card.file.name}: ${label.textContent}`;
-  const words = [...label.childNodes].map((node) => node.textContent).join(" ");
-  byId("photo-announcement").textContent = `${result.source}: ${words}${result.error ? ` ${result.error}` : ""}`;
 }
 
 // Returns the service's JSON: a prediction, or { source, error }.
@@ -251,7 +184,7 @@ function showCameraStatus(camera) {
 }
 
 function showSpeed({ speed, camera, engine, threads }) {
-  const ms = (value) => (value === null ? "–" : `${value < 100 ? value : Math.round(value)} ms`);
+  const ms = (value) => (value === null ? "–" : milliseconds(value));
   const tiles = [["photo, median", ms(speed.p50_ms)], ["photo, 95th percentile", ms(speed.p95_ms)], ["decoding", ms(speed.decode_ms)], ["inference", ms(speed.infer_ms)]];
   if (camera && camera.fps !== null) tiles.unshift(["frames/s", camera.fps.toFixed(1)], ["frame delay", `${Math.round(camera.age_ms)} ms`]);
   showPairs(byId("speed"), tiles);
@@ -292,13 +225,6 @@ function describeLearning({ unavailable, learned }) {
 function describeCorrection({ created, photos, rejected_after }) {
   const day = new Date(created).toLocaleDateString("en", { dateStyle: "long" });
   return `fitted to ${countPhotos(photos)} on ${day}; rejects ${percent(rejected_after)} of the photos of the classes`;
-}
-
-function showPairs(target, pairs) {
-  const key = JSON.stringify(pairs);
-  if (target.key === key) return; // an unchanged list keeps the reader's selection
-  target.key = key;
-  target.replaceChildren(...pairs.map(([term, text]) => element("div", {}, element("dt", { textContent: term }), element("dd", { textContent: text }))));
 }
 
 function historyEntry(prediction) {
