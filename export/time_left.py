@@ -31,7 +31,7 @@ QUANTIZE_COST = 10.0  # one calibration photo through all layers
 CONVERT_SECONDS = 4.0  # one file, and as much again per CONVERT_PARAMETERS
 CONVERT_PARAMETERS = 5_000_000
 
-Key = tuple[str, ...]  # the kind of task, then its names
+Key = tuple[str, ...]  # a task: its kind, then its file, recipe or engine, as the functions *_key make it
 
 
 @dataclass(frozen=True)

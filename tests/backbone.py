@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import keras
 import numpy as np
+from safetensors.numpy import save
 
 from train.data.synthetic import FLOWERS, draw_flower
-from train.network.vgg import BLOCKS, CONVOLUTIONS, MEAN_RGB, Weights, random_weights
+from train.network.vgg import BLOCKS, CONVOLUTIONS, INPUT_SIZE_KEY, MEAN_RGB, Weights, random_weights
 
 SIDE = 64
 WIDTHS = {name: max(8, filters // 16) for name, filters in CONVOLUTIONS.items()}
@@ -40,3 +42,11 @@ def small_backbone() -> Weights:
         if name.endswith(f"conv{len(BLOCKS[int(name[5]) - 1])}"):
             x = np.asarray(keras.ops.max_pool(x, 2, strides=2))
     return replace(random, tensors=tensors)
+
+
+def write_weights(path: Path, weights: Weights) -> None:
+    """Write a .safetensors file that `read_weights` reads with the same tensors and input size."""
+    bgr = dict(weights.tensors)
+    bgr["block1_conv1/kernel"] = bgr["block1_conv1/kernel"][:, :, ::-1, :]
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in bgr.items()}
+    path.write_bytes(save(contiguous, {INPUT_SIZE_KEY: str(weights.input_size[0])}))

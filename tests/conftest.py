@@ -40,8 +40,7 @@ def synthetic_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file for `--weights`: a sixteenth of VGG16's channels, 8 or more, and an input of 64 x 64."""
-    from tests.backbone import small_backbone
-    from train.network.vgg import write_weights
+    from tests.backbone import small_backbone, write_weights
 
     file = tmp_path_factory.mktemp("weights") / "small.safetensors"
     write_weights(file, small_backbone())

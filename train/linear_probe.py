@@ -59,12 +59,12 @@ class Blocks:
         return matmul(self.features[rows].astype(np.float64), weights) + offset
 
 
-def divide(pooled: NDArray[Any], labels: NDArray[Any], classes: int, blocks: int, seed: int = 0) -> Blocks:
+def divide(pooled: NDArray[Any], labels: NDArray[Any], classes: int, blocks: int) -> Blocks:
     """Divide photos with pooled features [N, W] and class indices [N] into blocks of about the same size,
     each with about the same share of every class.
     """
     features = _describe(pooled)
-    order = np.lexsort((np.random.default_rng(seed).random(len(labels)), labels))
+    order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     block = np.empty(len(labels), np.intp)
     block[order] = np.arange(len(labels)) % blocks
     moments = []

@@ -56,9 +56,10 @@ class NegativeMetrics(TypedDict):
 
 
 class MeasuredNegatives(TypedDict):
-    """The user's negatives, and those of the default set; without the user's, the default ones come first.
+    """Metrics of the user's negatives, and of the default drawings.
 
-    Both are None without negatives.
+    Without negatives of the user, `negatives` are the drawings and `default_negatives` is None. Both are None
+    without any negatives.
     """
 
     negatives: NegativeMetrics | None

@@ -47,7 +47,7 @@ def ignore_epoch(stage: str, metrics: EpochMetrics) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """A training stage and what surrounds it.
+    """A training stage: its name, its length, its checkpoint and its callback.
 
     `checkpoint_dir` holds the checkpoint `NAME.npz`, which resumes a run with the same `fingerprint`; the
     caller deletes the folder. `on_epoch` also gets the epochs that a resumed run skips.

@@ -72,5 +72,6 @@ def run_layer(layer: keras.layers.Layer, inputs: NDArray[np.generic]) -> Floats:
 
 
 def batches(array: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
+    """Parts of at most BATCH rows of an array [n, ...], in order."""
     for start in range(0, len(array), BATCH):
         yield array[start : start + BATCH]

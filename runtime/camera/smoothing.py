@@ -5,23 +5,26 @@ from math import exp
 
 import numpy as np
 
-from runtime.camera.flags import DEFAULT_CONFIRM
+from runtime.camera.flags import DEFAULT_CONFIRM, DEFAULT_SMOOTHING_SECONDS
 from runtime.inference.prediction import ModelOutput, Prediction
 
 Smoothing = Callable[[float], float]  # seconds since the last output -> weight of the new output, 0-1
 
 
 def smooth_over_seconds(seconds: float) -> Smoothing:
-    """Returns the weights of an exponential moving average with this time constant; 0 disables it."""
+    """Returns the weight of a new output in an exponential moving average with this time constant.
+
+    0 seconds turn smoothing off.
+    """
     return lambda since: 1 - exp(-since / seconds) if seconds > 0 else 1.0
 
 
 def smooth_over_frames(frames: float) -> Smoothing:
-    """Returns the weight of an exponential moving average that lags like the mean of `frames` frames."""
+    """Returns the weight of a new output in an average that lags as much as the mean of `frames` frames."""
     return lambda since: 2 / (max(1.0, frames) + 1)
 
 
-DEFAULT_SMOOTHING = smooth_over_seconds(0.5)
+DEFAULT_SMOOTHING = smooth_over_seconds(DEFAULT_SMOOTHING_SECONDS)
 
 
 class MovingAverage:

@@ -38,7 +38,7 @@ class FramePrediction:
     features: NDArray[np.float32] | None = None  # [D], of this frame; None when the model has none
 
     def picture(self) -> NDArray[np.uint8]:
-        """Returns what was classified: the frame or a region of it, [h, w, 3], RGB."""
+        """Returns the classified pixels, uint8 [h, w, 3], RGB: the frame or a region of it."""
         return self.crop.apply(self.frame.pixels) if self.crop else self.frame.pixels
 
     @property
@@ -126,17 +126,17 @@ def predict_stream(
 
 
 def _model_identity(classifier: Classifier) -> tuple[object, ...]:
-    """Returns what decides on the answers. All files of a model have one id, in whatever engine they run."""
+    """Returns the parts of a classifier that its answers depend on, but not its file and engine."""
     return classifier.model.contract.model_id, classifier.correction, classifier.learned
 
 
 def describe_refusal(name: str, problem: str) -> str:
-    """Returns the line for what `on_refused` got from the camera `name`."""
+    """Returns the message about a camera for a `problem` of `on_refused`; "" is the end of a problem."""
     return problem or f"{name}: its frames can be classified again"
 
 
 class _Refusals:
-    """Reports a camera whose frames are good, and whose region of them cannot be classified."""
+    """Reports that frames arrive but cannot be classified, such as for the shape of their region."""
 
     def __init__(self, name: str, on_refused: Callable[[str], None]) -> None:
         self._name, self._on_refused = name, on_refused

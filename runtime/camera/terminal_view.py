@@ -44,7 +44,7 @@ class TerminalView:
             self._print(f"\r{truncate(self._line(shown, labels), columns - 1)}\x1b[K", end="")
 
     def heading(self, line: str) -> None:
-        """Prints what the predictions are of: beside JSON objects on standard error."""
+        """Prints the line with camera and model above the predictions; with JSON, on standard error."""
         self._print_message(line, sys.stderr if self._json else sys.stdout)
 
     def message(self, line: str) -> None:

@@ -1,11 +1,11 @@
 """Fits the correction of a model to a scene, with NumPy, in seconds, without forgetting the classes.
 
-A logistic regression on the features, with the model's own logit of `known` as a fixed term, and a penalty on
-the squares of the weights. Its negatives are photos of the scene. Its positives are the examples in the
-model file, and features drawn from the model's Gaussians, one per class with a shared covariance: a hundred
-examples alone do not span the features. On eight scenes, with 50 photos of each, 41 % of the other photos
-were named before. This fit leaves 5 %, linear discriminant analysis with the same covariance leaves 9 %, and
-both reject about as many unseen photos of the classes (2.6 and 2.4 % instead of 1.8 %).
+The fit is a logistic regression on the features, with the model's own logit of `known` as a fixed term, and a
+penalty on the squares of the weights. Its negatives are photos of the scene. Its positives are the examples
+in the model file, and features drawn from the model's Gaussians, one per class with a shared covariance: a
+hundred examples alone do not span the features. On eight scenes, with 50 photos of each, 41 % of the other
+photos were named before and 5 % after this fit (9 % after linear discriminant analysis with the same
+covariance). Both methods reject about as many unseen photos of the classes: 2.6 and 2.4 % instead of 1.8 %.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class SceneFeatures:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A fitted correction, and what it was measured on. Counts are of photos that the fit has not seen."""
+    """A fitted correction and its effect. All counts are of photos that the fit has not seen."""
 
     correction: Correction
     photos: int  # of none of the classes, with those that were left out

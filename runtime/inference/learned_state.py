@@ -90,7 +90,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class LearnedState:
-    """What was fitted to the photos that a device was taught."""
+    """The changes to a model's answers that were fitted to the photos that a device was taught."""
 
     model_id: str  # of the contract
     created: str  # ISO 8601, UTC
@@ -141,7 +141,7 @@ class LearnedState:
         return after, np.asarray(1 / (1 + np.exp(-np.clip(changed, -50, 50))), np.float64)
 
     def _detect(self, best: NDArray[Any], f: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns what the groups add to the logit of `known` [...], for the best class [...]."""
+        """Returns the sums [...] that the groups add to the logit of `known`, for the best class [...]."""
         if not self.groups:
             return np.zeros(best.shape)
         lengths = f**2 @ self.inverse_variances - ((f @ self.axes.T) ** 2).sum(-1)

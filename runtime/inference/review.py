@@ -1,8 +1,7 @@
-"""Which pictures are worth a look: those that the model is least sure of, without near-duplicates."""
+"""Which pictures a person should name: the model is unsure of them, and they are no near-duplicates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LOW_MARGIN = 0.5  # between the two best classes: below are 8 % of unseen photos, 69 % of the misnamed ones
-# Of a picture without other reasons to look at it. An unknown picture may show a new class.
+# The least scores of an unknown picture, which may show a new class, and of a changed answer.
 UNKNOWN_SCORE, CHANGED_SCORE = 0.6, 0.4
 # Two pictures are near-duplicates when the squared distance of their features is at most this share of the
 # squared length. Of the same photo, zoomed, shifted, mirrored or brighter, it is 0.001 to 0.04; of two photos
@@ -22,7 +21,7 @@ NEAR_DISTANCE = 0.04
 
 @dataclass(frozen=True)
 class ReviewItem:
-    """A picture and the model's outputs for it, with what was learned."""
+    """A picture, and the outputs of the model and of its learned state for it."""
 
     id: str
     probabilities: NDArray[Any]  # [C]
@@ -41,7 +40,7 @@ def review_reason(item: ReviewItem) -> str:
 
 
 def review_score(item: ReviewItem) -> float:
-    """Returns how much is learned from naming the picture, 0 to 1: 1 - margin, more if unknown or changed."""
+    """Returns how useful a name for the picture is, 0 to 1: 1 - margin, or more if unknown or changed."""
     score = 1 - margin(item.probabilities)
     if item.known is False:
         score = max(score, UNKNOWN_SCORE)
@@ -52,18 +51,6 @@ def margin(probabilities: NDArray[Any]) -> float:
     """Returns the best probability minus the second best, of probabilities [C]."""
     second, best = np.sort(probabilities)[-2:]
     return float(best - second)
-
-
-def choose_for_review(items: Iterable[ReviewItem], count: int) -> list[ReviewItem]:
-    """Returns at most `count` pictures that have a reason, most useful first, without near-duplicates."""
-    chosen: list[ReviewItem] = []
-    with_reason = (item for item in items if review_reason(item))
-    for item in sorted(with_reason, key=review_score, reverse=True):
-        if len(chosen) == count:
-            break
-        if not any(is_near(item.features, other.features) for other in chosen):
-            chosen.append(item)
-    return chosen
 
 
 def is_near(features: NDArray[Any], other: NDArray[Any]) -> bool:

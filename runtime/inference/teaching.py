@@ -1,8 +1,8 @@
-"""Fits what a device learns from named photos, with NumPy, in well under a second, without forgetting.
+"""Fits a learned state to the photos that a device was taught, with NumPy, in well under a second.
 
-A softmax regression on the features. The logits of the model are fixed terms, so that it changes as little as
-the photos need; next to the photos, it gets the examples in the model file. docs/decisions.md compares it
-with other methods.
+The fit is a softmax regression on the features. The logits of the model are fixed terms, so that answers
+change as little as the photos need. The examples in the model file are fitted too, so that the model keeps
+its classes. docs/decisions.md compares the method with others.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class TaughtOutputs:
 
 @dataclass(frozen=True)
 class Teaching:
-    """What was fitted, with its measurements, and a line for each reason to give more or other photos."""
+    """The fitted state, with its measurements, and a line for each reason to give more or other photos."""
 
     state: LearnedState
     warnings: tuple[str, ...]
@@ -100,7 +100,7 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Knowledge:
-    """What a fit starts from: the model and the examples in its file."""
+    """The start of a fit: the model and the examples in its file."""
 
     contract: Contract
     labels: tuple[str, ...]  # the classes of the model, then the new ones

@@ -1,4 +1,4 @@
-"""The contract inside every model file: what the file promises, parsed from hostile JSON."""
+"""The contract inside every model file: labels, input size, thresholds and origin, from untrusted JSON."""
 
 import hashlib
 import json

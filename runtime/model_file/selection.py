@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelSelection:
-    """A file to open, and what it must agree with: the index that lists it, and a signature."""
+    """A file to open, with the index entry and the signature that it must agree with."""
 
     path: Path
     contract: Contract | None  # of the index

@@ -1,4 +1,4 @@
-"""The statistics of a model's features: what adapting to a scene must not forget.
+"""The statistics of a model's features, from which adapting and teaching know the model's classes.
 
 An export writes them into every model file. The layout is that of safetensors: a length of 8 bytes
 (little-endian), a JSON header with dtype, shape and position of each array, and the arrays.

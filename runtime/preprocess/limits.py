@@ -29,14 +29,14 @@ BYTES_PER_PIXEL_OF_OTHERS = 16
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """What decoding takes, estimated from the header."""
+    """The memory and the pixels that decoding needs, estimated from the header."""
 
     bytes: int  # of memory
     pixels: int
 
 
 def check_limits(image: Image.Image, full_size: tuple[int, int], data: bytes) -> DecodeCost:
-    """Returns what decoding will take, from the header. Raises PictureError above a limit.
+    """Returns the memory and the pixels that decoding needs. Raises PictureError above a limit.
 
     `full_size` is the picture's (width, height) before a JPEG's draft mode reduced it; `data` is the file.
     """

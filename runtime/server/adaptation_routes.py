@@ -1,4 +1,7 @@
-"""The addresses /none and /adapt: photos of none of the classes, and the correction fitted to them."""
+"""The addresses /none and /adapt: photos of none of the classes, and the correction fitted to them.
+
+One function per address. static/openapi.json describes requests and answers.
+"""
 
 from typing import Any
 

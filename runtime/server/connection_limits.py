@@ -27,6 +27,11 @@ _MARK_AUTHORIZED = "mark_authorized"  # in the ASGI scope's state
 
 
 class BoundedHttpProtocol(HttpToolsProtocol):
+    """A connection with limits on its head, its pipelined requests and its idle time.
+
+    It also limits connections: for a new one over a limit, an old one is closed, first without the token.
+    """
+
     address: str  # the client's; one for all clients of an IPv6 network
     is_dropped = False
     _is_authorized = False
@@ -126,6 +131,7 @@ def mark_authorized(scope: MutableMapping[str, Any]) -> None:
 
 
 def close_timed_out_connections(server: Server) -> None:
+    """Closes the connections that sent no head, or read no answer, for IDLE_TIMEOUT."""
     for connection in list(server.server_state.connections):
         if isinstance(connection, BoundedHttpProtocol) and connection.is_timed_out():
             connection.transport.abort()

@@ -16,6 +16,8 @@ UNHEALTHY_AFTER = 30.0  # seconds without a passed check
 
 @dataclass
 class HealthMonitor:
+    """Runs the checks. `on_pass` is called after each passed check; without a camera, `live_view` is None."""
+
     queue: InferenceQueue
     live_view: LiveView | None = None
     interval: float = CHECK_INTERVAL  # seconds
@@ -25,7 +27,7 @@ class HealthMonitor:
         self._last_pass = time.monotonic()
 
     async def run(self) -> None:
-        """Checks forever, and calls `on_pass` after each passed check.
+        """Checks every `interval` seconds, without end.
 
         The queue passes if it answered a photo since the last check; an idle queue gets a gray picture. The
         checks continue after a failed one, since another model may replace the one that fails.
@@ -51,6 +53,7 @@ class HealthMonitor:
         return ""
 
     def is_healthy(self) -> bool:
+        """Whether a check passed in the last UNHEALTHY_AFTER seconds, and the camera's thread runs."""
         return time.monotonic() - self._last_pass < UNHEALTHY_AFTER and self._is_camera_running()
 
     def _is_camera_running(self) -> bool:

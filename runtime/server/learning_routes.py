@@ -1,4 +1,7 @@
-"""The addresses /taught, /learn and /review: pictures with names, and what the service learns from them."""
+"""The addresses /taught, /learn and /review: named and uncertain pictures, and learning from them.
+
+One function per address. static/openapi.json describes requests and answers.
+"""
 
 import asyncio
 from functools import partial

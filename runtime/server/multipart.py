@@ -17,6 +17,8 @@ RAW_TYPES = (b"", b"application/octet-stream", b"application/x-www-form-urlencod
 
 @dataclass(frozen=True)
 class Upload:
+    """A picture in a request's body."""
+
     name: str  # the file's name without folders; "-" if it has none
     data: bytes  # the encoded picture, not validated
 

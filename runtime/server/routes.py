@@ -1,4 +1,4 @@
-"""The HTTP API: one function per address. static/openapi.json describes it."""
+"""The HTTP API: one function per address. static/openapi.json describes requests and answers."""
 
 import json
 from collections.abc import Callable, Coroutine

@@ -156,6 +156,7 @@ def adaptation_fields(adaptation: Adaptation) -> dict[str, Any]:
 
 
 def describe(adaptation: Adaptation) -> str:
+    """One line with the effect of a correction, for the page."""
     correction, named = adaptation.correction, adaptation.named_before
     return (
         f"{count_photos(adaptation.photos)}: {named} {'was' if named == 1 else 'were'} named as a class, "
@@ -170,7 +171,7 @@ def warnings(adaptation: Adaptation) -> str:
     if left_out := len(adaptation.left_out):
         texts.append(f"Left out, because they seem to show a class: {count_photos(left_out)}.")
     if adaptation.photos < FEW_PHOTOS:
-        texts.append(f"So few photos prove little: add more, {FEW_PHOTOS} at least and best 50.")
+        texts.append(f"Few photos prove little: add more, at least {FEW_PHOTOS}, better 50.")
     elif 2 * adaptation.named_after > adaptation.photos:
         texts.append("Most of the photos are still named: add more, or train again with them.")
     return " ".join(texts)

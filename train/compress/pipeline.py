@@ -147,6 +147,7 @@ def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple
 
 
 def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
+    """Print the number of photos, views and epochs, and the estimated minutes of all stages."""
     settings, dataset = config.settings, run.dataset
     plan = plan_extraction(
         dataset,
@@ -175,7 +176,9 @@ def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
 
 
 def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> NetworkShape:
-    """Measure what channels and pixels cost, and choose the shape for --reduce, --target-ms and --max-mb."""
+    """Measure how much fewer channels and pixels change the features, and choose the shape for --reduce,
+    --target-ms and --max-mb.
+    """
     run, table = inputs.run, inputs.latency_table
     sizes = candidate_sizes(teacher.shape, settings)
     costs = measure_costs(run.dataset, teacher.tensors, teacher.shape, teacher.sample, sizes)
@@ -195,6 +198,7 @@ def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> 
 
 
 def print_shape(shape: NetworkShape, original: NetworkShape, classes: int) -> None:
+    """Print the chosen size, GMACs, int8 bytes and channels."""
     print(
         f"network: {shape.size}x{shape.size} pixels, {shape.macs / 1e9:.2f} GMAC per photo, "
         f"{original.macs / shape.macs:.1f} times fewer, int8 file of about "
@@ -222,7 +226,7 @@ def extract_features(config: CompressConfig, run: Run, teacher: Teacher) -> Feat
 
 
 def frozen_weights(run: Run, teacher: Teacher) -> Weights:
-    """The weights of the run; those of its frozen layers are the base's."""
+    """The run's weights with the hash of the base, which its frozen layers share: it names their features."""
     return Weights(teacher.tensors, run.base_sha256, "", (teacher.shape.size, teacher.shape.size))
 
 
@@ -370,6 +374,7 @@ def run_contents(
 
 
 def print_result(inputs: Inputs, student: Student, contents: RunContents) -> None:
+    """Print the metrics beside the top-1 of the uncompressed network, and the next command."""
     out = shlex.quote(str(inputs.out))
     if student.interrupted:
         print(printable(f"stopped early: {out} has the best network so far; --resume continues"))
@@ -394,6 +399,7 @@ def photo_rows(run: Run, split: str, views: int = 1) -> NDArray[np.intp]:
 
 
 def negative_rows(outputs: TeacherOutputs) -> NDArray[np.intp]:
+    """The rows of the negatives in the teacher's outputs, which follow the photos."""
     return np.arange(outputs.photos, len(outputs.labels))
 
 
@@ -408,7 +414,7 @@ def added_rows(run: Run, outputs: TeacherOutputs) -> NDArray[np.intp]:
 
 
 def pooled_head_settings(run: Run, settings: CompressSettings) -> Settings:
-    """The run's settings; for another recipe, those of the pooled head, which fits an input of any size."""
+    """The run's settings; for another recipe than "pooled", those of "pooled": its head fits any input."""
     names = {field.name for field in fields(Settings)}
     own = Settings(**{name: value for name, value in run.settings.items() if name in names})
     if own.recipe != "pooled":

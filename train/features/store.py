@@ -103,6 +103,7 @@ class FeatureStore:
 
 
 def feature_file(folder: Path, photo: Photo, view: int) -> Path:
+    """The path of a view's features, named by the photo's sha256, in one of 256 folders."""
     return folder / photo.sha256[:2] / f"{photo.sha256}{view_name(view)}.npy"
 
 

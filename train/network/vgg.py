@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import safetensors
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from runtime.common.errors import ModelError
 
@@ -82,14 +82,6 @@ def read_weights(source: str | None = None) -> Weights:
     rgb = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
     rgb["block1_conv1/kernel"] = rgb["block1_conv1/kernel"][:, :, ::-1, :]
     return Weights(rgb, hashlib.sha256(data).hexdigest(), str(source or path.name), input_size)
-
-
-def write_weights(path: Path, weights: Weights) -> None:
-    """Write a .safetensors file that `read_weights` reads back with the same tensors and input size."""
-    bgr = dict(weights.tensors)
-    bgr["block1_conv1/kernel"] = bgr["block1_conv1/kernel"][:, :, ::-1, :]
-    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in bgr.items()}
-    path.write_bytes(save(contiguous, {INPUT_SIZE_KEY: str(weights.input_size[0])}))
 
 
 def random_weights(widths: Mapping[str, int], input_size: tuple[int, int], seed: int = 0) -> Weights:

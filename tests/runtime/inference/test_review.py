@@ -1,11 +1,11 @@
-"""Pictures that the model is unsure of are chosen, most useful first and without near-duplicates."""
+"""The reason to look at a picture, its score, and near-duplicates."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from runtime.inference.review import ReviewItem, choose_for_review, is_near, review_reason, review_score
+from runtime.inference.review import ReviewItem, is_near, review_reason, review_score
 
 
 def item(
@@ -30,7 +30,7 @@ def test_the_reason(best: float, known: bool | None, changed: bool, reason: str)
     assert review_reason(item("x", best, known=known, changed=changed)) == reason
 
 
-def test_the_most_useful_picture_comes_first() -> None:
+def test_the_most_useful_picture_has_the_highest_score() -> None:
     items = [
         item("sure", 0.999, seed=1),
         item("changed", 0.95, changed=True, seed=2),
@@ -38,15 +38,13 @@ def test_the_most_useful_picture_comes_first() -> None:
         item("two classes", 0.51, seed=4),
         item("unsure", 0.72, seed=5),
     ]
-    expected = ["two classes", "unknown", "unsure", "changed"]
-    assert [chosen.id for chosen in choose_for_review(items, 10)] == expected
-    assert [chosen.id for chosen in choose_for_review(items[::-1], 2)] == expected[:2]
+    ranked = sorted(items, key=review_score, reverse=True)
+    assert [each.id for each in ranked] == ["two classes", "unknown", "unsure", "changed", "sure"]
     assert all(0 <= review_score(each) <= 1 for each in items)
 
 
-def test_near_duplicates_are_left_out() -> None:
+def test_a_picture_with_a_little_noise_is_a_near_duplicate() -> None:
     first, other = item("first", 0.6, seed=1), item("other", 0.6, seed=2)
     noise = np.random.default_rng(3).normal(0, 0.1, 50)
-    near = ReviewItem("near", np.array([0.55, 0.45, 0]), True, first.features + noise)
-    assert is_near(near.features, first.features) and not is_near(other.features, first.features)
-    assert [chosen.id for chosen in choose_for_review([first, near, other], 5)] == ["near", "other"]
+    assert is_near(first.features + noise, first.features)
+    assert not is_near(other.features, first.features)

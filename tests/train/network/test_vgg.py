@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from runtime.common.errors import ModelError
+from tests.backbone import write_weights
 from train.network.vgg import (
     BUNDLED,
     CONVOLUTIONS,
@@ -16,7 +17,6 @@ from train.network.vgg import (
     picture_input,
     random_weights,
     read_weights,
-    write_weights,
 )
 
 
