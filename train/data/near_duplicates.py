@@ -3,7 +3,7 @@
 A model that is tested on a crop of a training photo looks more accurate than it is. Each photo is hashed
 whole, mirrored and in a grid of crops (train/data/picture_hashes.py). Two photos are a pair if the whole of
 one is near a crop of the other, after the edges of the crop are moved to the best fit, and much nearer than
-their other neighbours: photos of one machine are all near each other. Hashes and pairs are cached by the
+their other neighbours: photos of one fixed camera are all near each other. Hashes and pairs are cached by the
 photos' bytes.
 """
 
