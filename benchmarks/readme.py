@@ -33,6 +33,7 @@ REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
 RECORDED_TABLES = (
     *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),
     *("soak", "memory", "serve", "heads", "imbalance", "near_duplicates", "scale", "clients"),
+    *("instructions", "boards"),
 )
 BLOCK = re.compile(r"(?<=<!-- )((?:table|output): [^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 

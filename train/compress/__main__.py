@@ -14,6 +14,7 @@ from train.cache import add_cache_flags
 from train.cli import INSTALL, add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.inputs import find_inputs
+from train.compress.latency_table import BOARDS
 
 EPILOG = """examples:
   python -m train.compress runs/mine
@@ -22,6 +23,8 @@ EPILOG = """examples:
       without distillation, in a third of the time: 90.6 instead of 93.8 % top-1 on tf_flowers
   python -m train.compress runs/mine --target-ms 5
       the largest network that takes at most 5 ms on this machine
+  python -m train.compress runs/mine --target-ms 60 --board pi4
+      the same for a Raspberry Pi 4, from a built-in estimate
   python -m train.compress runs/mine --max-mb 1
       the largest network whose int8 file has at most 1 MB; --reduce 10 --max-mb 1 keeps both limits
 
@@ -56,8 +59,9 @@ def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
     add_cache_flags(parser.add_argument_group("storage"))
     _add_advanced_flags(parser, default)
     arguments = parser.parse_args(argv)
-    if arguments.latency_table and arguments.target_ms is None:
-        parser.error("--latency-table works with --target-ms; give that too")
+    for flag, given in (("--latency-table", arguments.latency_table), ("--board", arguments.board)):
+        if given and arguments.target_ms is None:
+            parser.error(f"{flag} works with --target-ms; give that too")
     if arguments.reduce is None:
         only_size = arguments.max_mb is not None and arguments.target_ms is None
         arguments.reduce = 1.0 if only_size else default.reduce
@@ -94,13 +98,20 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
         default=default.engine,
         help=f"for --target-ms: engine to time, with an int8 file on all cores (default: {default.engine})",
     )
-    group.add_argument(
+    source = group.add_mutually_exclusive_group()
+    source.add_argument(
         "--latency-table",
         metavar="CSV",
         help="for --target-ms: another board's latencies instead of this machine's; "
         "columns engine, gmacs, ms",
     )
-    group.add_argument("--measured", dest="latency_table", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    source.add_argument("--measured", dest="latency_table", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    source.add_argument(
+        "--board",
+        choices=tuple(BOARDS),
+        help="for --target-ms: a built-in estimate for a Raspberry Pi instead, with 4 threads in litert or "
+        "onnx; no board was measured",
+    )
     group.add_argument(
         "--size",
         type=_input_size,

@@ -18,6 +18,7 @@ class CompressSettings:
     max_mb: float | None = None  # besides: the size limit of an int8 file in MB (10⁶ bytes)
     engine: str = "litert"  # that `target_ms` applies to
     latency_table: str | None = None  # a CSV with another board's latencies; None: measure on this machine
+    board: str | None = None  # instead of `latency_table`: a board with built-in estimates of its latencies
     size: int | None = None  # pixels a side of the input; None: choose it
     reconstruction_photos: int = 600
     views: int = 5  # augmented views of each training photo, whose features --fine-tune has stored

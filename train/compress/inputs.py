@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from train.compress.config import CompressConfig
-from train.compress.latency_table import LatencyTable, read_latency_table
+from train.compress.latency_table import LatencyTable, estimated_latency_table, read_latency_table
 from train.data.dataset import read_verified
 from train.data.negatives import restore_default_negatives
 from train.progress import Progress
@@ -45,6 +45,8 @@ def find_inputs(config: CompressConfig) -> Inputs:
     table = None
     if settings.latency_table:
         table = read_latency_table(Path(settings.latency_table), settings.engine)
+    elif settings.board:
+        table = estimated_latency_table(settings.board, settings.engine)
     out = config.out or Path("runs") / f"{run.name}-compressed"
     overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():

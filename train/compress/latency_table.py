@@ -1,14 +1,37 @@
-"""`--latency-table`: latencies that were measured on another board."""
+"""`--latency-table` and `--board`: latencies on another board, measured there or estimated.
+
+No board of BOARDS was measured. Their figures are the slow end of the estimate for four threads in
+benchmarks/boards.csv, which comes from counted instructions.
+"""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from runtime.common.errors import UserError
+
+MAX_GMACS = 16.0  # VGG16 with 224 x 224 pixels has 15.35
+
+
+@dataclass(frozen=True)
+class BoardEstimate:
+    """The milliseconds per GMAC that an int8 model takes on a Raspberry Pi, by engine."""
+
+    name: str
+    ms_per_gmac: Mapping[str, float]
+
+
+BOARDS = {
+    "zero2": BoardEstimate("Raspberry Pi Zero 2 W", {"litert": 159.3, "onnx": 159.3}),
+    "pi3": BoardEstimate("Raspberry Pi 3B+", {"litert": 119.8, "onnx": 119.8}),
+    "pi4": BoardEstimate("Raspberry Pi 4", {"litert": 76.9, "onnx": 88.7}),
+    "pi5": BoardEstimate("Raspberry Pi 5", {"litert": 13.3, "onnx": 17.3}),
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,25 @@ class LatencyTable:
     def estimate(self, macs: int) -> float:
         """Milliseconds by linear interpolation; 0 MACs take 0 ms."""
         return float(np.interp(macs / 1e9, (0.0, *self.gmacs), (0.0, *self.ms)))
+
+
+def estimated_latency_table(board: str, engine: str) -> LatencyTable:
+    """The estimate for a key of BOARDS. Raises UserError when it has no figure for the engine."""
+    rate = BOARDS[board].ms_per_gmac.get(engine)
+    if rate is None:
+        raise UserError(
+            f"--board {board}: has no estimate for {engine}; give --engine litert or onnx, or measure on the "
+            "board and give --latency-table"
+        )
+    return LatencyTable((MAX_GMACS,), (MAX_GMACS * rate,))
+
+
+def estimate_note(board: str) -> str:
+    """One line that says that the latency was not measured, and how to measure it."""
+    return (
+        f"note: the latency on a {BOARDS[board].name} with 4 threads is an estimate, the slow end of a "
+        "range; to measure it, export the model and run python -m runtime.bench on the board"
+    )
 
 
 def read_latency_table(path: Path, engine: str) -> LatencyTable:

@@ -1,6 +1,6 @@
 """`--target-ms`: the largest network whose latency is within a limit.
 
-Latencies come from a table of another board (train/compress/latency_table.py), or from
+Latencies come from a table of another board, measured or estimated (train/compress/latency_table.py), or from
 `python -m export.latency`, a separate process that converts and times a network of a given shape. train
 imports nothing from export.
 """
@@ -21,6 +21,7 @@ from typing import Any
 from runtime.common.errors import UserError
 from train.compress.allocation import NetworkShape
 from train.compress.config import CompressSettings
+from train.compress.latency_table import BOARDS
 
 REDUCTIONS = (2, 2.5, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 64)
 ROOT = Path(__file__).resolve().parents[2]  # the folder that `python -m export.latency` is found in
@@ -36,14 +37,16 @@ def largest_shape_within(
     `choose` returns the shape of a reduction. Raises UserError when the highest reduction takes longer.
     """
     assert settings.target_ms is not None
+    place = settings.engine
+    if settings.board:
+        place += f" on a {BOARDS[settings.board].name} (estimate)"
     low, high, best = 0, len(REDUCTIONS), None
     while low < high:
         middle = (low + high) // 2
         shape = choose(REDUCTIONS[middle])
         ms = measure(shape)
         print(
-            f"latency: {ms:.1f} ms in {settings.engine} with {REDUCTIONS[middle]:g} times fewer "
-            "multiplications",
+            f"latency: {ms:.1f} ms in {place} with {REDUCTIONS[middle]:g} times fewer multiplications",
             flush=True,
         )
         if ms <= settings.target_ms:
@@ -53,7 +56,7 @@ def largest_shape_within(
     if best is None:
         raise UserError(
             f"--target-ms {settings.target_ms:g}: {REDUCTIONS[-1]:g} times fewer multiplications still take "
-            f"{ms:.1f} ms in {settings.engine}; give a higher --target-ms"
+            f"{ms:.1f} ms in {place}; give a higher --target-ms"
         )
     return best
 

@@ -32,6 +32,7 @@ from train.compress.distillation import DistillationConfig, Start, distill
 from train.compress.estimate import Workload, estimate_seconds
 from train.compress.features import predict_channel_means
 from train.compress.inputs import Inputs
+from train.compress.latency_table import estimate_note
 from train.compress.latency_target import largest_shape_within, latency_worker
 from train.compress.photos import read_photos
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
@@ -191,6 +192,8 @@ def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> 
         for size, change in costs.sizes.items():
             print(f"input: {size}x{size} pixels change the features by {change:.3f} (0: equal, 2: unrelated)")
         return choose(settings.reduce)
+    if settings.board:
+        print(estimate_note(settings.board), flush=True)
     if table:
         return largest_shape_within(settings, choose, lambda shape: table.estimate(shape.macs))
     with latency_worker(classes, settings.engine) as measure:
@@ -382,6 +385,8 @@ def print_result(inputs: Inputs, student: Student, contents: RunContents) -> Non
     for split, top1 in contents.record["compressed"]["uncompressed_top1"].items():
         if top1 is not None:
             print(f"{split}: the uncompressed network has top-1 {top1:.1%}")
+    if board := contents.record["compressed"]["board"]:
+        print(estimate_note(board))
     print(printable(f"next: python -m export {out} --int8"))
 
 

@@ -1,7 +1,8 @@
-"""--target-ms, with another board's table and with the worker that measures on this machine."""
+"""--target-ms, with another board's table or estimate, and with the worker that measures on this machine."""
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from functools import partial
@@ -11,11 +12,17 @@ from typing import Any
 import pytest
 
 from runtime.common.errors import UserError
+from tests.helpers import ROOT
 from tests.train.compress.test_allocation import EQUAL
 from train.compress import latency_target
 from train.compress.allocation import VGG16, NetworkShape, PruningCosts, choose_shape
 from train.compress.config import CompressSettings
-from train.compress.latency_table import LatencyTable, read_latency_table
+from train.compress.latency_table import (
+    BOARDS,
+    LatencyTable,
+    estimated_latency_table,
+    read_latency_table,
+)
 from train.compress.latency_target import largest_shape_within, latency_worker
 from train.network.vgg import CONVOLUTIONS
 
@@ -63,6 +70,25 @@ def test_a_limit_that_no_network_meets_raises_an_error_with_the_lowest_latency()
     settings = CompressSettings(target_ms=1.0)
     with pytest.raises(UserError, match=r"--target-ms 1: 64 times .* ms in litert"):
         largest_shape_within(settings, choose, lambda shape: TABLE.estimate(shape.macs))
+
+
+def test_the_estimates_of_the_boards_are_the_slow_ends_of_the_recorded_table() -> None:
+    with (ROOT / "benchmarks" / "boards.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["board"] for row in rows} == set(BOARDS)
+    for row in rows:
+        engine = row["engine"].split()[0]
+        recorded = float(row["four_threads_ms_at_most"]) / float(row["gmacs"])
+        assert BOARDS[row["board"]].ms_per_gmac[engine] == pytest.approx(recorded, rel=0.005)
+
+
+def test_a_board_has_an_estimate_in_proportion_to_the_macs() -> None:
+    table = estimated_latency_table("pi4", "onnx")
+    rate = BOARDS["pi4"].ms_per_gmac["onnx"]
+    for macs in (10**9, VGG16.macs):
+        assert table.estimate(macs) == pytest.approx(rate * macs / 1e9)
+    with pytest.raises(UserError, match=r"--board pi4: .* openvino; .*--latency-table"):
+        estimated_latency_table("pi4", "openvino")
 
 
 @pytest.fixture

@@ -6,16 +6,20 @@ import csv
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.conftest import QUICK
+from tests.train.compress.test_allocation import EQUAL
 from train.compress import pipeline
 from train.compress.__main__ import main, parse_arguments
-from train.compress.allocation import NetworkShape
+from train.compress.allocation import VGG16, NetworkShape, PruningCosts
 from train.compress.config import CompressConfig, CompressSettings
+from train.compress.latency_table import estimated_latency_table
+from train.compress.pipeline import find_shape
 from train.network.vgg import CONVOLUTIONS
 from train.run import UNCOMPRESSED_CSV, RunError, open_run
 from train.trainer import CheckpointCallback
@@ -179,6 +183,7 @@ def test_an_existing_run_is_continued_only_if_its_checkpoints_exist(
         (["--reduce", "5000"], ["64x64", "--reduce"]),
         (["--size", "96"], ["--size 96", "64"]),
         (["--target-ms", "9", "--latency-table", "no.csv"], ["no.csv", "engine, gmacs, ms"]),
+        (["--target-ms", "9", "--board", "pi4", "--engine", "tflite"], ["--board pi4", "tflite"]),
     ],
 )
 def test_settings_that_the_run_cannot_meet_are_refused_before_the_work(
@@ -194,6 +199,20 @@ def test_settings_that_the_run_cannot_meet_are_refused_before_the_work(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_search_for_a_board_says_that_it_uses_an_estimate_and_how_to_measure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(pipeline, "measure_costs", lambda *_: PruningCosts(EQUAL, {224: 0.0}))
+    settings = CompressSettings(target_ms=90.0, board="pi4", size=224)
+    table = estimated_latency_table("pi4", settings.engine)
+    inputs: Any = SimpleNamespace(run=SimpleNamespace(dataset=None, classes=("a", "b")), latency_table=table)
+    teacher: Any = SimpleNamespace(shape=VGG16, tensors=None, sample=None)
+    assert table.estimate(find_shape(inputs, teacher, settings).macs) <= 90
+    note, *search = capsys.readouterr().out.splitlines()
+    assert all(fact in note for fact in ("Raspberry Pi 4", "estimate", "python -m runtime.bench"))
+    assert search and all("Raspberry Pi 4 (estimate)" in line for line in search)
+
+
 @pytest.mark.parametrize(
     ("flags", "facts"),
     [
@@ -201,6 +220,12 @@ def test_settings_that_the_run_cannot_meet_are_refused_before_the_work(
         (["--reduce", "10", "--target-ms", "5"], ["--target-ms", "--reduce"]),
         (["--size", "100"], ["--size", "100", "32"]),
         (["--latency-table", "board.csv"], ["--latency-table", "--target-ms"]),
+        (["--board", "pi4"], ["--board", "--target-ms"]),
+        (["--target-ms", "9", "--board", "pi6"], ["--board", "pi6", "pi5"]),
+        (
+            ["--target-ms", "9", "--board", "pi4", "--latency-table", "board.csv"],
+            ["--latency-table", "--board"],
+        ),
         (["--views", "9"], ["--views", "8"]),
     ],
 )
