@@ -77,7 +77,7 @@ accuracy: photos setup  ## the accuracy and parity tests on real photos (VGG_EDG
 test-image: setup  ## build and start the container image (as root, with podman, runc and mmdebstrap; not in CI; 20 minutes on a busy machine)
 	$(PYTEST) tests/image
 
-test-clients: photos setup  ## open the released files in clients of others, each in its own environment (VGG_EDGE_PHOTOS; not in CI)
+test-clients: photos setup  ## open the released files in other programs, each in its own environment (VGG_EDGE_PHOTOS; not in CI)
 	$(PY) -m benchmarks.clients
 
 no-photos:

@@ -1,47 +1,47 @@
-"""Opens the released files in clients that nobody here wrote, and compares their answers with the runtime's.
+"""Checks the model files of a folder in other programs, which also read TFLite or ONNX files.
 
     VGG_EDGE_PHOTOS=DIR python -m benchmarks.clients [--photos N] [--only NAME…] [--model FOLDER]
 
-Each client has an environment of its own, kept in the user's cache. Writes clients.csv and clients.md beside
-this file; with --only, the rows of the other clients stay as they are. A client that cannot be installed or
-fails has its reason in the table.
+Each program (client) classifies the same test photos as this project's runtime. The table states how many
+photos get the same label, and how much the probabilities differ. A client that fails has its reason in the
+table. Some clients compute without integers: their rows need a folder with float32 files, which
+`python -m export models/flowers_compressed --all --out FOLDER` writes.
+
+Writes clients.csv and clients.md beside this file. With --only, the rows of the other clients do not change.
+client_environments.py installs the clients.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.client_environments import (
+    ClientFailed,
+    Outputs,
+    Photos,
+    run_chromium,
+    run_netron,
+    run_node,
+    run_python,
+)
 from runtime import Classifier
-from runtime.common.user_cache import cache_home
 from runtime.model_file.index import read_index
 from runtime.preprocess.picture import read_picture
 from tests.helpers import RELEASED
 
 HERE = Path(__file__).parent
-WORKERS = HERE / "client_workers"
 TABLE, PAGE = HERE / "clients.csv", HERE / "clients.md"
-INSTALL_TIMEOUT, RUN_TIMEOUT = 900.0, 600.0  # seconds
 ENGINE_OF = {"tflite": "litert", "onnx": "onnx"}  # of the reference
-
-
-@dataclass(frozen=True)
-class Photos:
-    """The model's inputs, and the place of the files that clients read and write."""
-
-    folder: Path
-    pixels: Path  # .npy, uint8 [N, H, W, 3]
-    classes: int
 
 
 @dataclass(frozen=True)
@@ -57,84 +57,51 @@ class ClientRow:
     problem: str  # why the client gave no answers
 
 
-class ClientFailed(Exception):
-    """A client that cannot be installed, or ended with an error."""
-
-
-Outputs = tuple[str, NDArray[np.float32]]  # the client's version, and probabilities [N or 0, C]
-
-
-def run_python(photos: Photos, model: Path, worker: str, package: str, *more: str) -> Outputs:
-    """Runs a worker in a virtual environment with `package` and `more` from PyPI. Raises ClientFailed."""
-    folder = cache_home() / "clients" / package
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        _call([sys.executable, "-m", "venv", "--without-pip", "--clear", str(folder)], INSTALL_TIMEOUT)
-        names = [package, "numpy", *more]
-        pip = [sys.executable, "-m", "pip", "--python", str(python)]
-        install = [*pip, "install", "--quiet", "--only-binary", ":all:"]
-        _call([*install, *(["--pre"] if package == "tflite-micro" else []), *names], INSTALL_TIMEOUT)
-        (folder / "complete").touch()
-    code = f"from importlib.metadata import version; print(version({package!r}))"
-    version = _call([str(python), "-c", code], RUN_TIMEOUT).strip()
-    out = photos.folder / "out.npy"
-    arguments = [str(model), str(photos.pixels), str(photos.classes), str(out)]
-    _call([str(python), str(WORKERS / worker), *arguments], RUN_TIMEOUT)
-    return version, np.load(out)
-
-
-def run_node(photos: Photos, model: Path, worker: str, package: str) -> Outputs:
-    """Runs a worker with `package` from npm in Node. Raises ClientFailed."""
-    folder = cache_home() / "clients" / package
-    if not (folder / "complete").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        # The package's script would download libraries for graphics cards.
-        _call(
-            ["npm", "install", "--silent", "--ignore-scripts", "--prefix", str(folder), package],
-            INSTALL_TIMEOUT,
-        )
-        (folder / "complete").touch()
-    fields = json.loads((folder / "node_modules" / package / "package.json").read_text("utf-8"))
-    out = photos.folder / "out.json"
-    arguments = [str(model), str(photos.pixels), str(photos.classes), str(out)]
-    _call(["node", str(WORKERS / worker), *arguments], RUN_TIMEOUT, cwd=folder)
-    return fields["version"], np.array(json.loads(out.read_text("utf-8")), np.float32)
-
-
-def _call(command: list[str], timeout: float, cwd: Path | None = None) -> str:
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    try:
-        done = subprocess.run(command, cwd=cwd, env=clean, capture_output=True, text=True, timeout=timeout)
-    except FileNotFoundError:
-        raise ClientFailed(f"{command[0]} is not installed") from None
-    except subprocess.TimeoutExpired:
-        raise ClientFailed(f"not done within {timeout:g} s") from None
-    if done.returncode:
-        lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise ClientFailed((lines or [f"ended with status {done.returncode}"])[-1].strip()[:200])
-    return done.stdout
-
-
 @dataclass(frozen=True)
 class Client:
-    """A program that opens one of the released files."""
+    """A program that reads one of the model files."""
 
-    format: str
+    file: str  # precision and format
     run: Callable[[Photos, Path], Outputs]
 
 
+def _python(worker: str, *packages: str, options: tuple[str, ...] = ()) -> Callable[[Photos, Path], Outputs]:
+    return partial(run_python, worker=worker, packages=packages, options=options)
+
+
+def _npm(run: Callable[..., Outputs], worker: str, *packages: str) -> Callable[[Photos, Path], Outputs]:
+    return partial(run, worker=worker, packages=packages)
+
+
+ONNX, TFLITE, FLOAT_ONNX = "int8.onnx", "int8.tflite", "float32.onnx"
+OPENVINO = _python("run_openvino.py", "openvino")
+TVM = _python("run_tvm.py", "apache-tvm", "onnx", "tflite")
+MNN = _python("run_mnn.py", "MNN")
+TFJS = ("@tensorflow/tfjs-tflite", "@tensorflow/tfjs-core@4.9.0", "@tensorflow/tfjs-backend-cpu@4.9.0")
+
 CLIENTS = {
-    "OpenVINO, TFLite": Client("tflite", lambda p, m: run_python(p, m, "run_openvino.py", "openvino")),
-    "OpenVINO, ONNX": Client("onnx", lambda p, m: run_python(p, m, "run_openvino.py", "openvino")),
-    "tflite (parser)": Client("tflite", lambda p, m: run_python(p, m, "run_tflite_parser.py", "tflite")),
-    "TFLite Micro": Client("tflite", lambda p, m: run_python(p, m, "run_tflite_micro.py", "tflite-micro")),
-    "OpenCV dnn": Client("onnx", lambda p, m: run_python(p, m, "run_opencv.py", "opencv-python-headless")),
-    "onnxslim": Client(
-        "onnx", lambda p, m: run_python(p, m, "run_onnxslim.py", "onnxslim", "onnx", "onnxruntime")
-    ),
-    "onnxruntime-node": Client(
-        "onnx", lambda p, m: run_node(p, m, "run_onnxruntime_node.mjs", "onnxruntime-node")
-    ),
+    "OpenVINO, TFLite": Client(TFLITE, OPENVINO),
+    "OpenVINO, ONNX": Client(ONNX, OPENVINO),
+    "tflite (parser)": Client(TFLITE, _python("run_tflite_parser.py", "tflite")),
+    "TFLite Micro": Client(TFLITE, _python("run_tflite_micro.py", "tflite-micro", options=("--pre",))),
+    "MediaPipe, Python": Client(TFLITE, _python("run_mediapipe.py", "mediapipe")),
+    "MediaPipe, browser": Client(TFLITE, _npm(run_chromium, "mediapipe_web.mjs", "@mediapipe/tasks-vision")),
+    "LiteRT.js": Client(TFLITE, _npm(run_chromium, "litert_web.mjs", "@litertjs/core")),
+    "tfjs-tflite": Client(TFLITE, _npm(run_chromium, "tfjs_tflite.mjs", *TFJS)),
+    "TVM, TFLite": Client(TFLITE, TVM),
+    "TVM, ONNX": Client(ONNX, TVM),
+    "OpenCV dnn": Client(ONNX, _python("run_opencv.py", "opencv-python-headless")),
+    "onnxslim": Client(ONNX, _python("run_onnxslim.py", "onnxslim", "onnx", "onnxruntime")),
+    "ONNX reference evaluator": Client(ONNX, _python("run_onnx_reference.py", "onnx")),
+    "tract": Client(ONNX, _python("run_tract.py", "tract")),
+    "onnxruntime-node": Client(ONNX, _npm(run_node, "run_onnxruntime_node.mjs", "onnxruntime-node")),
+    "onnxruntime-web": Client(ONNX, _npm(run_chromium, "onnxruntime_web.mjs", "onnxruntime-web")),
+    "MNN, TFLite": Client(TFLITE, MNN),
+    "MNN, ONNX": Client(ONNX, MNN),
+    "MNN, float32 ONNX": Client(FLOAT_ONNX, MNN),
+    "ncnn, float32 ONNX": Client(FLOAT_ONNX, _python("run_ncnn.py", "ncnn", "pnnx", options=("--no-deps",))),
+    "Netron, TFLite": Client(TFLITE, run_netron),
+    "Netron, ONNX": Client(ONNX, run_netron),
 }
 
 
@@ -144,35 +111,42 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=CLIENTS, default=list(CLIENTS))
     parser.add_argument("--model", type=Path, default=RELEASED)
     arguments = parser.parse_args(argv)
-    files = {file.format: arguments.model / file.file for file in read_index(arguments.model).files}
-    folder = cache_home() / "clients"
-    folder.mkdir(parents=True, exist_ok=True)
-    photos, references = prepare(arguments.photos, files, folder)
+    index = read_index(arguments.model)
+    files = {f"{file.precision}.{file.format}": arguments.model / file.file for file in index.files}
+    needed = {CLIENTS[name].file for name in arguments.only}
+    files = {name: path for name, path in files.items() if name in needed}
+    if not files:
+        parser.error(f"{arguments.model} has no {' or '.join(needed)}")
     rows = {row.client: row for row in read_rows()}
-    for name in arguments.only:
-        client = CLIENTS[name]
-        rows[name] = compare(name, client, photos, files[client.format], references[client.format])
-        print(describe(rows[name]), flush=True)
-        write_rows([rows[name] for name in CLIENTS if name in rows])
+    with TemporaryDirectory() as folder:
+        photos, references = prepare(arguments.photos, files, Path(folder))
+        for name in arguments.only:
+            file = CLIENTS[name].file
+            if file not in files:
+                print(f"{name}: skipped, because {arguments.model} has no {file}")
+                continue
+            rows[name] = compare(name, CLIENTS[name], photos, files[file], references[file])
+            print(describe(rows[name]), flush=True)
+            write_rows([rows[name] for name in CLIENTS if name in rows])
 
 
 def prepare(
     count: int, files: dict[str, Path], folder: Path
 ) -> tuple[Photos, dict[str, NDArray[np.float32]]]:
-    """Returns `count` test photos, as many of each class, and the runtime's answers by format."""
+    """Returns `count` test photos, as many of each class, and the runtime's answers by file."""
     test = Path(os.environ["VGG_EDGE_PHOTOS"]) / "test"
     by_class = [sorted(path.iterdir()) for path in sorted(test.iterdir()) if path.is_dir()]
     chosen = [paths[at] for at in range(count) for paths in by_class if at < len(paths)][:count]
     classifiers = {
-        format: Classifier(path, engine=ENGINE_OF[format], correction="none", learned="none")
-        for format, path in files.items()
+        name: Classifier(path, engine=ENGINE_OF[path.suffix[1:]], correction="none", learned="none")
+        for name, path in files.items()
     }
     contract = next(iter(classifiers.values())).model.contract
     pixels = np.stack([read_picture(path, contract.input_size) for path in chosen])
     np.save(folder / "pixels.npy", pixels)
     references = {
-        format: np.stack([classifier.infer(picture).probabilities for picture in pixels])
-        for format, classifier in classifiers.items()
+        name: np.stack([classifier.infer(picture).probabilities for picture in pixels])
+        for name, classifier in classifiers.items()
     }
     return Photos(folder, folder / "pixels.npy", len(contract.labels)), references
 
