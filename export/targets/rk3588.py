@@ -1,7 +1,10 @@
-"""The target `rk3588`: the neural processor of Rockchip's RK3588, compiled with rknn-toolkit2.
+"""The target `rk3588`: the neural processor (NPU) of Rockchip's RK3588, compiled with rknn-toolkit2.
 
-The toolkit pins old packages, so it runs in an environment of its own (`--target-python`). Its simulator
-gives the parity. int8 is tried first, with the head in float16 as in the int8 files of an export.
+The toolkit needs old versions of packages that this project also uses. It therefore runs in an environment of
+its own, whose Python the flag `--target-python` names. The parity is measured in the toolkit's simulator.
+
+The convolutions become int8, and the head stays in float16. If that file fails its gate on validation photos,
+the whole network becomes float16.
 """
 
 from __future__ import annotations

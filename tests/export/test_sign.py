@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from export.__main__ import main as export_main
 from export.sign import PASSPHRASE_VARIABLE, main
+from export.targets.stage import TARGETS_NAME
+from runtime.classify import main as classify_main
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
 from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.model_file.signature import NOT_SIGNED, read_signature, verify_files
@@ -145,6 +148,25 @@ def test_files_that_were_not_exported_stay_unsigned(
     assert "/a\\x1b[2J: README.md" in printed.out and "notes.txt" not in printed.out
     (line,) = printed.err.splitlines()
     assert "flowers_other.tflite, notes.txt" in line and "--verify" in line
+
+
+def test_the_files_of_targets_are_signed_and_verified(
+    folder: Path, key: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled = folder / "flowers_ethos-u55.tflite"
+    compiled.write_bytes(b"compiled")
+    files = {compiled.name: hashlib.sha256(b"compiled").hexdigest()}
+    (folder / TARGETS_NAME).write_text(json.dumps([{"target": "ethos-u55", "files": files}]))
+    assert main([str(folder), str(key)]) == 0
+    verify = ["--model", str(folder), "--verify", "--key", str(key.with_suffix(".pub"))]
+    capsys.readouterr()
+    assert classify_main(verify) == 0
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert printed[compiled.name] == printed[TARGETS_NAME] == "valid"
+    compiled.write_bytes(b"replaced")
+    assert classify_main(verify) == main([str(folder), str(key)]) == 2
+    verified, signed = capsys.readouterr().err.splitlines()
+    assert verified.startswith(f"error: {compiled}: ") and signed.startswith(f"error: {compiled}: differs")
 
 
 def test_a_full_disk_is_one_line(
