@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from runtime.inference.learned_state import (
     LearnedState,
     Measured,
 )
-from runtime.inference.softmax_regression import Metric, fit_softmax, softmax
+from runtime.inference.softmax_regression import PENALTY, Metric, fit_softmax, softmax
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,14 +35,18 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
     Integers = NDArray[np.int64]
+    # The positions of the classes whose logits change, their weights [D, R] and biases [R].
+    Head = tuple[list[int], Array, Array]
 
 # Chosen on validation photos of the flowers, and on pictures of openclipart and tuxpaint as new classes.
-SHRINKAGE = 5.0  # of the mean variance, added to each variance
+SHRINKAGE = 1.0  # of the mean variance, added to each variance
 HEAD_SCALE = 0.26  # of the logits of linear discriminant analysis, to resemble the model's probabilities
 EXAMPLES_WEIGHT = 100.0  # of all examples together
 NEW_CLASS_WEIGHT = 200.0  # of all photos of a new class together
 CORRECTED_WEIGHT = 3.0  # of a photo of one of the model's classes
 REJECTED_WEIGHT = 100.0  # of all photos of none of the classes together
+TAKEN_SHARE = 0.0007  # of the drawn features, by all new classes together; photos vary more and lose 1 to 2 %
+MISSED_SHARE = 0.1  # of the photos of a new class may be missed without a change of its bias
 KNOWN_SHARE = 0.95  # of the photos of a group are to be known
 TYPICAL_SHARE = 0.95  # of the photos of a class or group are within the limit of the distance to its mean
 SENSITIVITIES = (2.0, 20.0)  # smallest and largest, per distance as large as that of a typical example
@@ -217,8 +222,8 @@ def _fit(knowledge: _Knowledge, examples: _Samples, photos: _Samples) -> Learned
     return replace(state, reject_weights=reject_weights.astype(np.float32), reject_bias=reject_bias)
 
 
-def _fit_head(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> tuple[list[int], Array, Array]:
-    """Returns the positions of the classes whose logits change, their weights [D, R] and biases [R]."""
+def _fit_head(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> Head:
+    """Returns what the logits of some classes change by."""
     classes = len(knowledge.means)
     old = shown.truth < classes
     # The class that the photo shows, and the one that the model takes it for.
@@ -235,10 +240,45 @@ def _fit_head(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> tup
     weight = np.concatenate(
         [np.full(len(examples.truth), EXAMPLES_WEIGHT / max(len(examples.truth), 1)), each[shown.truth]]
     )
-    return (
-        rows,
-        *fit_softmax(knowledge.metric, knowledge.center, samples.features, logits, targets, weight, rows),
+    weights, bias = fit_softmax(
+        knowledge.metric, knowledge.center, samples.features, logits, targets, weight, rows
     )
+    for at, position in enumerate(rows):
+        photos = shown.take(shown.truth == position)
+        if position >= classes and len(photos.truth):  # a fit without a part of the photos may have none
+            head = rows, weights, bias
+            bias[at] += _bias_of_new_class(knowledge, head, position, photos, each[position])
+    return rows, weights, bias
+
+
+def _bias_of_new_class(
+    knowledge: _Knowledge, head: Head, position: int, photos: _Samples, weight: float
+) -> float:
+    """Returns what to add to the bias of a new class, 0 or more, so that it gets more of its photos.
+
+    Few photos of a class that resembles the model's classes pull the fit too little. The bias rises until the
+    fit misses MISSED_SHARE of such photos, or until the class takes its part of TAKEN_SHARE of the drawn
+    features. The margin of a photo in a fit without it is at least its margin minus its own contribution,
+    which is its dual coefficient times its squared length in the kernel (Jaakkola and Haussler,
+    "Probabilistic kernel regression models", 1999).
+    """
+    new_classes = len(knowledge.labels) - len(knowledge.means)
+    drawn = _margins(knowledge, head, position, knowledge.drawn)
+    allowed = float(drawn.mean() + NormalDist().inv_cdf(1 - TAKEN_SHARE / new_classes) * drawn.std())
+    margins = _margins(knowledge, head, position, photos)
+    lengths = knowledge.metric.distances(photos.features, knowledge.center[np.newaxis])[:, 0]
+    unseen = margins - weight * lengths / (1 + np.exp(np.clip(margins, -50, 50))) / PENALTY
+    return max(0.0, -max(allowed, float(np.quantile(unseen, MISSED_SHARE))))
+
+
+def _margins(knowledge: _Knowledge, head: Head, position: int, samples: _Samples) -> Array:
+    """Returns the logit [N] of a new class minus the largest of the model's classes."""
+    rows, weights, bias = head
+    changes = samples.features @ weights + bias
+    logits = np.log(np.maximum(samples.probabilities, SMALLEST_PROBABILITY))
+    old = [at for at, row in enumerate(rows) if row < len(knowledge.means)]
+    logits[:, [rows[at] for at in old]] += changes[:, old]
+    return np.asarray(changes[:, rows.index(position)] - logits.max(1), np.float64)
 
 
 def _fit_detector(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from runtime.common.errors import ModelError, UserError
 from runtime.inference import teaching
 from runtime.inference.learned_state import LearnedState
+from runtime.inference.softmax_regression import softmax
 from runtime.inference.teaching import TaughtOutputs, check_teachable, fit_learned
 from runtime.model_file.loader import open_model
+from runtime.model_file.statistics import fit_statistics
 from tests.helpers import ROOT
 from tests.runtime.scene import (
     EXAMPLES,
@@ -74,6 +77,37 @@ def test_a_new_class_is_named_and_the_others_are_kept(count: int, least: float) 
     assert result.state.new_labels == ("scene",) and "scene" not in answers(None, unseen)
     assert np.mean([answer == "scene" for answer in answers(result.state, unseen)]) >= least
     assert accuracy(result.state) >= accuracy(None) - 0.015
+
+
+def test_one_photo_of_a_class_that_resembles_another_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new class lies between the classes, in a direction of its own."""
+    means = np.zeros((4, 40))
+    means[range(3), range(3)] = 15
+    means[3, 0], means[3, 3] = 0.7 * 15, 5
+    truth = np.arange(600) % 3
+
+    def draw(labels: NDArray[np.int64], seed: int) -> Features:
+        return np.asarray(means[labels] + np.random.default_rng(seed).normal(size=(len(labels), 40)))
+
+    def classify(features: Features) -> Features:
+        return softmax(-((features[:, np.newaxis] - means[:3]) ** 2).sum(2) / 2)
+
+    def right(state: LearnedState, labels: NDArray[np.int64]) -> float:
+        features = draw(labels, seed=2)
+        probabilities, _ = state.apply(classify(features), None, features)
+        return float(np.mean(probabilities.argmax(1) == labels))
+
+    old = draw(truth[:300], seed=0)
+    statistics = fit_statistics(old, truth[:300], old[:100], truth[:100], np.ones(100))
+    photo = draw(np.array([3]), seed=1)
+    outputs = TaughtOutputs(["1.jpg"], ["x"], classify(photo), None, photo)
+    contract = replace(CONTRACT, thresholds={}, features=40)
+    state = fit_learned(contract, statistics, outputs).state
+    monkeypatch.setattr(teaching, "TAKEN_SHARE", 1e-15)  # the bias does not rise
+    without = fit_learned(contract, statistics, outputs).state
+    recall = right(state, np.full(400, 3))
+    assert recall >= 0.5 and recall >= right(without, np.full(400, 3)) + 0.1
+    assert right(state, truth) >= 0.985
 
 
 def test_a_new_class_that_the_model_rejects_is_known() -> None:
@@ -219,6 +253,7 @@ def test_fifty_photos_take_under_a_second_and_200_mb() -> None:
 import re, time
 import numpy as np
 from types import SimpleNamespace
+from runtime.inference.softmax_regression import softmax
 from runtime.inference.teaching import TaughtOutputs, fit_learned
 from runtime.model_file.statistics import fit_statistics
 random = np.random.default_rng(0)

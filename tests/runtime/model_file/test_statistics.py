@@ -95,11 +95,11 @@ def test_features_beyond_float16_are_refused() -> None:
         fit_statistics(features, labels, features, labels, np.ones(4))
 
 
-def test_statistics_of_a_real_size_take_under_200_kb() -> None:
+def test_statistics_of_a_real_size_take_under_220_kb() -> None:
     generator = np.random.default_rng(0)
     features, labels = generator.normal(size=(200, 1200)), np.arange(200) % 5
     fitted = fit_statistics(features, labels, features[:100], labels[:100], np.ones(100))
-    assert len(fitted.to_bytes()) < 200_000
+    assert len(fitted.to_bytes()) < 220_000
 
 
 def rewritten(change: Callable[[dict[str, Any]], None]) -> bytes:
