@@ -33,8 +33,8 @@ from train.__main__ import main as train
 from train.compress.__main__ import main as compress
 
 Row = tuple[str, float, float, float, float, float]
-TRAIN_FLAGS = ("--fine-tune", "block5", "--fine-tune-epochs", "3")  # the released model: 6 epochs
-COMPRESS_FLAGS = ("--epochs", "10", "--reconstruction-photos", "200")  # the released model: 40 and 600
+TRAIN_FLAGS = ("--fine-tune", "block5", "--fine-tune-epochs", "2")  # the released model: 6 epochs
+COMPRESS_FLAGS = ("--epochs", "6", "--reconstruction-photos", "200")  # the released model: 40 and 600
 COLUMNS = ("left out", "top-1 of the others", "near AUROC", "far AUROC", "left out named", "others rejected")
 
 

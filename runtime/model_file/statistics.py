@@ -19,7 +19,7 @@ from runtime.common.errors import ModelError
 from runtime.model_file.contract import MAX_FEATURES, MAX_LABELS, Contract, parse_json
 from runtime.model_file.files import MAX_STATISTICS_BYTES
 
-MAX_FACTORS = 32  # benchmarks/teach.md: 16 lose more of the classes for a new one, 64 gain little
+MAX_FACTORS = 32  # docs/decisions.md compares 16, 32 and 64
 MAX_POSITIVES = 100
 MAX_CODE = 255
 _HEADER_LENGTH_BYTES = 8
