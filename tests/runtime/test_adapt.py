@@ -82,7 +82,10 @@ def test_a_second_run_starts_anew(
     assert capsys.readouterr().err == ""
     other = save_pictures(scene_pictures(12, seed=5)[:, ::-1], tmp_path / "other")
     assert adapt(model, "--none", other) == 0
-    assert f"{correction}: the new correction replaces it" in capsys.readouterr().err
+    assert (
+        f"{correction}: the new correction, fitted to these photos only, replaces it"
+        in capsys.readouterr().err
+    )
     assert json.loads(correction.read_text())["photos"] == 12
     again = correction.read_text()
     correction.unlink()
