@@ -54,7 +54,7 @@ demo: about-demo setup  ## train, export and classify into demo/ (8 to 12 minute
 about-demo:
 	@echo "$$ABOUT_DEMO"
 
-test: setup lint  ## lint, types and the quick tests (6 minutes on 2 cores); PROCESSES=2
+test: setup lint  ## lint, types and the quick tests (9 minutes on 2 cores); PROCESSES=2
 	$(PYTEST) -m "not slow"
 
 # With `make --keep-going` a failing part does not hide the results of the others.
