@@ -122,7 +122,8 @@ def main() -> int:
 def estimate_all(counts: list[InstructionCount]) -> Iterator[Estimate]:
     """Each board and engine. At the slow end, an engine with more instructions than LiteRT takes longer.
 
-    One with fewer does not take less time: on the A53, LiteRT avoids instructions that this core runs slowly.
+    An engine with fewer instructions does not take less time: on the A53, LiteRT avoids instructions that
+    this core runs slowly.
     """
     per_mac = {(count.cpu, count.engine.split()[0]): count.total / count.gmacs / 1e9 for count in counts}
     for name, board in HARDWARE.items():

@@ -60,7 +60,7 @@ OVERHEAD_ROUNDS, PHOTOS_PER_ROUND = 20, 25
 SECONDS_PER_ATTACK = 10.0
 MAX_SLOWDOWN = 3.0  # of good photos during an attack
 MAX_PEAK_MB = 512.0
-ONE_ENGINE = {VARIABLE: "off"}  # else the service times other engines meanwhile, and may change to one
+ONE_ENGINE = {VARIABLE: "off"}  # otherwise the service times other engines too, and may switch to one
 
 
 @dataclass(frozen=True)

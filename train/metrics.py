@@ -58,8 +58,8 @@ class NegativeMetrics(TypedDict):
 class MeasuredNegatives(TypedDict):
     """Metrics of the user's negatives, and of the default drawings.
 
-    Without negatives of the user, `negatives` are the drawings and `default_negatives` is None. Both are None
-    without any negatives.
+    If the user gave no negatives, `negatives` measures the drawings, and `default_negatives` is None. If
+    there are no negatives at all, both are None.
     """
 
     negatives: NegativeMetrics | None

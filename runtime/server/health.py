@@ -16,7 +16,7 @@ UNHEALTHY_AFTER = 30.0  # seconds without a passed check
 
 @dataclass
 class HealthMonitor:
-    """Runs the checks. `on_pass` is called after each passed check; without a camera, `live_view` is None."""
+    """Runs the checks, and calls `on_pass` after each passed check. `live_view` is None without a camera."""
 
     queue: InferenceQueue
     live_view: LiveView | None = None

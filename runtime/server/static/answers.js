@@ -7,7 +7,7 @@ const LABEL_INTERVAL = 300; // ms; a percentage that changes faster is unreadabl
 const MAX_CARDS = 12; // photos kept on the page
 
 export const milliseconds = (ms) => `${ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
-export const isUnknown = (prediction) => prediction.known === false; // null: the model cannot tell
+export const isUnknown = (prediction) => prediction.known === false; // null: the model has no detector
 
 export function showLabel(target, prediction) {
   const unknown = isUnknown(prediction);

@@ -80,7 +80,7 @@ def test_a_new_class_is_named_and_the_others_are_kept(count: int, least: float) 
 
 
 def test_one_photo_of_a_class_that_resembles_another_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new class lies between the classes, in a direction of its own."""
+    """The mean of the new class lies near a class, and differs from all classes in one more feature."""
     means = np.zeros((4, 40))
     means[range(3), range(3)] = 15
     means[3, 0], means[3, 3] = 0.7 * 15, 5
