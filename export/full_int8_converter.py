@@ -26,7 +26,8 @@ from export.int8.weight_codes import WeightCodes
 from export.tflite_graph import CODE_OFFSET, Tensor, TfliteGraph
 from train.network.vgg import MEAN_RGB
 
-_DENSE = ("hidden", "logits", "known_classes", "known_root")  # layers of the heads (train/network/heads.py)
+# Layers of the heads (train/network/heads.py).
+_DENSE = ("hidden", "logits", "known_classes", "known_root", "known_negatives")
 _MEANS = "{}_means"  # the layer of a pooling layer's channel means
 DESCRIPTION = "int8 from the image to the logits, made by vgg-edge"
 # Ranges of the head are those of the calibration photos, and more: a clipped logit changes the answer, and
@@ -183,18 +184,23 @@ def _known(graph: TfliteGraph, network: _Network, features: _Features) -> Tensor
 
     Rounding squares to codes would lose the small ones, and the sum decides.
     """
-    x, terms = features.codes, []
-    for name in ("known_classes", "known_root"):
+
+    def project(name: str, relu: bool = False) -> Tensor:
         seen = DISTANCE_MARGIN * network.seen[name]
+        # Few calibration photos have a penalty, but it can be as large as the values below 0.
+        output = _params(0, np.abs(seen).max()) if relu else _params(seen.min(), seen.max())
         kernel = network.kernel(name) * features.factors[:, np.newaxis]
-        terms.append(_dense(graph, network, name, x, _params(seen.min(), seen.max()), kernel=kernel))
-    classes, projected = terms
-    nearest = _dequantize(graph, graph.reduce_max(classes))
-    real = _dequantize(graph, projected)
+        return _dense(graph, network, name, features.codes, output, kernel=kernel, relu=relu)
+
+    nearest = _dequantize(graph, graph.reduce_max(project("known_classes")))
+    real = _dequantize(graph, project("known_root"))
     squares = graph.add("MUL", [real, real], real.shape, options=schema.MulOptionsT())
-    size = 1 + real.shape[-1]
+    penalty = _dequantize(graph, project("known_negatives", relu=True))
     joined = graph.add(
-        "CONCATENATION", [nearest, squares], (1, 1, 1, size), options=schema.ConcatenationOptionsT(axis=3)
+        "CONCATENATION",
+        [nearest, squares, penalty],
+        (1, 1, 1, 2 + real.shape[-1]),
+        options=schema.ConcatenationOptionsT(axis=3),
     )
     weights = [graph.constant(network.kernel("known").T.copy()), graph.constant(network.bias("known"))]
     score = graph.add("FULLY_CONNECTED", [joined, *weights], (1, 1), options=schema.FullyConnectedOptionsT())

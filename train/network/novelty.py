@@ -1,8 +1,8 @@
 """Decide whether a picture shows any of the classes: the model's second output, `known`.
 
-Two scores of a picture's descriptor add up. The first compares it with the photos of the classes: the
-relative Mahalanobis distance of Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD
-Detection", 2021. The second separates the classes from negatives, pictures of none of the classes, by
+The score of a picture's descriptor compares it with the photos of the classes: the relative Mahalanobis
+distance of Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection", 2021. A
+penalty for the resemblance to negatives, pictures of none of the classes, is subtracted. It comes from
 logistic regression: outlier exposure (Hendrycks et al., 2019) on finished features. benchmarks/known.md
 measures both, and the constants below.
 """
@@ -26,9 +26,10 @@ SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about
 MIN_WITHIN_CLASS_SHARE = 0.01
 MIN_VARIANCE = 1e-9  # for equal photos
 RANK = 96  # squares in `known`: more do not separate better, fewer do worse
-NEGATIVES_WEIGHT = (
-    2.0  # of the score against negatives; both scores have standard deviation 1 on known photos
-)
+NEGATIVES_WEIGHT = 2.0  # of the penalty, before its bound; both have standard deviation 1 on known photos
+# This share of the known photos has no penalty. Without the bound, the photos that resemble negatives least
+# would score highest, and photos of an unknown flower resemble them as little.
+UNPENALIZED_SHARE = 0.9
 REGRESSION_PENALTY = 1.0  # half the squared length of the weights, against the summed loss of all pictures
 UNKNOWN_RATE = 0.015  # at most this share of the validation photos is rejected as unknown
 
@@ -38,13 +39,16 @@ THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
 @dataclass(frozen=True)
 class NoveltyModel:
     """known = sigmoid((score - center) / width), of descriptors f [N, D] (train/network/descriptor.py):
-    score = max over the classes of (f · linear + offset) - the sum over k of square_weights · (f · root)².
+    score = max over the classes of (f · linear + offset) - the sum over k of square_weights · (f · root)²
+    - max(0, f · negatives + negatives_offset).
     """
 
     root: NDArray[np.float32]  # [D, K]
     square_weights: NDArray[np.float32]  # [K]: 1, or -1 where all photos vary less than within a class
     linear: NDArray[np.float32]  # [D, C]
     offset: NDArray[np.float32]  # [C]
+    negatives: NDArray[np.float32]  # [D], zeros when there are none
+    negatives_offset: float
     center: float
     width: float
 
@@ -52,7 +56,8 @@ class NoveltyModel:
         """The similarity to the nearest class [N], for descriptors [N, D]."""
         f = descriptors.astype(np.float64)
         squares = (f @ self.root.astype(np.float64)) ** 2 @ self.square_weights
-        return np.asarray((f @ self.linear + self.offset).max(1) - squares, np.float64)
+        penalty = np.maximum(f @ self.negatives + self.negatives_offset, 0)
+        return np.asarray((f @ self.linear + self.offset).max(1) - squares - penalty, np.float64)
 
     def __call__(self, descriptors: NDArray[Any]) -> NDArray[np.float64]:
         """`known` [N] for descriptors [N, D]."""
@@ -74,10 +79,13 @@ def fit_novelty(
     model = _relative_mahalanobis(train.astype(np.float64), labels, background_weight)
     if negatives is not None and len(negatives):
         weights = _logistic_regression(train.astype(np.float64), negatives.astype(np.float64))
-        scale = NEGATIVES_WEIGHT * model.score(known).std() / max(float((known @ weights).std()), 1e-6)
-        # The same vector for each class: the score against negatives does not depend on the class.
-        linear = model.linear + (scale * weights).astype(np.float32)[:, np.newaxis]
-        model = replace(model, linear=linear)
+        resemblance = known @ weights
+        scale = NEGATIVES_WEIGHT * model.score(known).std() / max(float(resemblance.std()), 1e-6)
+        model = replace(
+            model,
+            negatives=(scale * weights).astype(np.float32),
+            negatives_offset=-scale * float(np.quantile(resemblance, UNPENALIZED_SHARE)),
+        )
     scores = np.sort(model.score(known))
     lowest_known = float(scores[int(UNKNOWN_RATE * len(scores))])
     return replace(model, center=lowest_known - 1e-6, width=max(float(scores.std()), 1e-6))
@@ -112,18 +120,20 @@ def _relative_mahalanobis(
         square_weights=np.where(values < 0, -1, 1).astype(np.float32),
         linear=linear.astype(np.float32),
         offset=offset.astype(np.float32),
+        negatives=np.zeros(f.shape[1], np.float32),
+        negatives_offset=0.0,
         center=0.0,
         width=1.0,
     )
 
 
 def _logistic_regression(train: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights [D] that are positive on the photos of the classes; both kinds count the same in sum."""
+    """Weights [D] that are positive on negatives; both kinds count the same in sum."""
     f = np.concatenate([train, negatives])
     center = f.mean(0)
     f = np.concatenate([f - center, np.ones((len(f), 1))], axis=1)
-    sign = np.concatenate([np.ones(len(train)), -np.ones(len(negatives))])
-    share = len(f) / 2 / np.where(sign > 0, len(train), len(negatives))
+    sign = np.concatenate([-np.ones(len(train)), np.ones(len(negatives))])
+    share = len(f) / 2 / np.where(sign < 0, len(train), len(negatives))
 
     def loss(w: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         margin = sign * (f @ w)
@@ -140,15 +150,18 @@ def novelty_layers(descriptor: keras.KerasTensor, model: NoveltyModel) -> keras.
     """`known` [N, 1] as layers on top of the descriptors [N, D], in float32."""
     root = keras.layers.Dense(model.root.shape[1], use_bias=False, name="known_root")
     classes = keras.layers.Dense(len(model.offset), name="known_classes")
+    negatives = keras.layers.Dense(1, name="known_negatives")
     output = keras.layers.Dense(1, activation="sigmoid", name="known")
     projected = root(descriptor)
     # Not keras.ops.square and sum: a compiler of neural processors never finishes with that pattern.
     squares = keras.layers.Multiply(name="known_squares")([projected, projected])
     nearest = keras.ops.max(classes(descriptor), axis=1, keepdims=True)
-    known = output(keras.layers.Concatenate(name="known_terms")([nearest, squares]))
+    penalty = keras.layers.ReLU(name="known_penalty")(negatives(descriptor))
+    known = output(keras.layers.Concatenate(name="known_terms")([nearest, squares, penalty]))
     root.set_weights([model.root])
     classes.set_weights([model.linear, model.offset])
-    kernel = np.concatenate([[1.0], -model.square_weights])[:, np.newaxis] / model.width
+    negatives.set_weights([model.negatives[:, np.newaxis], np.array([model.negatives_offset], np.float32)])
+    kernel = np.concatenate([[1.0], -model.square_weights, [-1.0]])[:, np.newaxis] / model.width
     output.set_weights([kernel.astype(np.float32), np.array([-model.center / model.width], np.float32)])
     return known
 

@@ -10,6 +10,7 @@ from train.network.novelty import (
     SHRINKAGE,
     THRESHOLD,
     UNKNOWN_RATE,
+    UNPENALIZED_SHARE,
     fit_novelty,
     novelty_layers,
     unknown_rate,
@@ -74,7 +75,16 @@ def test_negatives_in_training_separate_pictures_that_resemble_a_class() -> None
     with_negatives = fit_novelty(TRAIN, LABELS, VAL, hard(5))
     assert unknown_rate(with_negatives(VAL), {"known": THRESHOLD}) == UNKNOWN_RATE
     without, found = (unknown_rate(model(hard(6)), {"known": THRESHOLD}) for model in (KNOWN, with_negatives))
-    assert found > 0.8 > 0.6 > without
+    assert found > 0.75 > 0.6 > without
+
+
+def test_most_known_photos_have_the_score_of_the_distances_alone() -> None:
+    """Otherwise, resembling negatives little would count more than resembling a class."""
+    with_negatives = fit_novelty(TRAIN, LABELS, VAL, unrelated(50, 7))
+    penalty = KNOWN.score(VAL) - with_negatives.score(VAL)
+    assert (penalty < 1e-6).mean() == pytest.approx(UNPENALIZED_SHARE, abs=0.01)
+    assert penalty.min() > -1e-6
+    assert (KNOWN.score(unrelated(50, 8)) - with_negatives.score(unrelated(50, 8))).min() > penalty.max()
 
 
 @pytest.mark.parametrize("negatives", [None, unrelated(50, 7)])
