@@ -4,12 +4,12 @@ The state of the folder models/NAME is in models/NAME.learned: state.json, previ
 kept photos. The model file itself never changes.
 
 With the model's probabilities p [C], `known` and features f [D], the logits of the first C classes are
-log p + f · weights + bias, and those of the new classes f · weights + bias: the classes of the model start
-with a total of 1, a new class starts with 1. The detector gets groups of photos: those of a new class, and
-those of a class of the model that were unknown. If the best class has a group, the logit of `known` rises by
-sensitivity x (distance to the nearest class of the model - distance to the group's mean), provided that this
-is positive and the distance to the mean is within the group's limit. Distances are squared Mahalanobis
-distances with the model's covariance within a class. At last, min(f · reject_weights + reject_bias, 0) is
+log p + f · weights + bias, and those of the new classes f · weights + bias + nearness x lead. The lead of a
+group of photos is the distance to the nearest class of the model minus the distance to the group's mean.
+Distances are squared Mahalanobis distances with the model's covariance within a class. The photos of a new
+class are a group, and the detector has others: the photos of a class of the model that were unknown. If the
+best class has a group, the logit of `known` rises by sensitivity x lead, provided that this is positive and
+the distance to the mean is within the group's limit. At last, min(f · reject_weights + reject_bias, 0) is
 added to that logit.
 """
 
@@ -109,6 +109,7 @@ class LearnedState:
     shrinkage: NDArray[np.float32]  # [G], of the distance to a mean of few photos
     limits: NDArray[np.float32]  # [G]
     sensitivities: NDArray[np.float32]  # [G], 0 or more
+    nearness: float  # of the lead in the logit of a new class, 0 or more
     reject_weights: NDArray[np.float32]  # [D]; zeros without photos of none of the classes
     reject_bias: float
     photos: Mapping[str, str]  # the label of each photo that was learned, by its id
@@ -132,25 +133,27 @@ class LearnedState:
         logits = np.zeros((*f.shape[:-1], len(self.labels)))
         logits[..., : self.classes] = np.log(np.maximum(probabilities, SMALLEST_PROBABILITY))
         logits[..., list(self.rows)] += f @ self.weights.T + self.bias
+        lead, own = self._distances(f)
+        new = [at for at, position in enumerate(self.groups) if position >= self.classes]
+        logits[..., [self.groups[at] for at in new]] += self.nearness * lead[..., new]
         exponentials = np.exp(logits - logits.max(-1, keepdims=True))
         after = np.asarray(exponentials / exponentials.sum(-1, keepdims=True), np.float32)
         if known is None:
             return after, None
-        changed = logit(known) + self._detect(logits.argmax(-1), f)
+        applies = (logits.argmax(-1)[..., np.newaxis] == np.array(self.groups)) & (own <= self.limits)
+        gains = np.where(applies, self.sensitivities * np.maximum(lead, 0), 0.0)
+        changed = logit(known) + gains.max(-1, initial=0.0)
         changed = changed + np.minimum(f @ self.reject_weights + self.reject_bias, 0)
         return after, np.asarray(1 / (1 + np.exp(-np.clip(changed, -50, 50))), np.float64)
 
-    def _detect(self, best: NDArray[Any], f: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Returns the sums [...] that the groups add to the logit of `known`, for the best class [...]."""
+    def _distances(self, f: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Returns the lead [..., G] and the distance to the mean [..., G] of each group."""
         if not self.groups:
-            return np.zeros(best.shape)
+            return np.zeros((*f.shape[:-1], 0)), np.zeros((*f.shape[:-1], 0))
         lengths = f**2 @ self.inverse_variances - ((f @ self.axes.T) ** 2).sum(-1)
         distances = lengths[..., np.newaxis] - 2 * f @ self.means.T + self.offsets
-        nearest = distances[..., : self.classes].min(-1, keepdims=True)
         own = distances[..., self.classes :] * self.shrinkage
-        applies = (best[..., np.newaxis] == np.array(self.groups)) & (own <= self.limits)
-        gains = np.where(applies, self.sensitivities * np.maximum(nearest - own, 0), 0.0)
-        return np.asarray(gains.max(-1), np.float64)
+        return distances[..., : self.classes].min(-1, keepdims=True) - own, own
 
     def to_bytes(self) -> bytes:
         """Returns the state as JSON. Raises ModelError when `from_bytes` would refuse it."""
@@ -163,6 +166,7 @@ class LearnedState:
             "classes": self.classes,
             "rows": self.rows,
             "groups": self.groups,
+            "nearness": self.nearness,
             "reject_bias": self.reject_bias,
             "measured": {
                 **vars(measured),
@@ -203,6 +207,7 @@ class LearnedState:
             classes=classes,
             rows=rows,
             groups=groups,
+            nearness=_parse_number(fields, "nearness"),
             reject_bias=_parse_number(fields, "reject_bias"),
             photos=_parse_photos(require_field(fields, "photos", dict)),
             measured=_parse_measured(require_field(fields, "measured", dict)),

@@ -47,8 +47,9 @@ CORRECTED_WEIGHT = 3.0  # of a photo of one of the model's classes
 REJECTED_WEIGHT = 100.0  # of all photos of none of the classes together
 TAKEN_SHARE = 0.0007  # of the drawn features, by all new classes together; photos vary more and lose 1 to 2 %
 MISSED_SHARE = 0.1  # of the photos of a new class may be missed without a change of its bias
-KNOWN_SHARE = 0.95  # of the photos of a group are to be known
-TYPICAL_SHARE = 0.95  # of the photos of a class or group are within the limit of the distance to its mean
+KNOWN_SHARE = 0.99  # of the photos of a group are to be known
+TYPICAL_SHARE = 0.99  # of the photos of a class or group are within the limit of the distance to its mean
+NEARNESS = 0.07  # of the lead in the logit of a new class; linear discriminant analysis would have 0.5
 SENSITIVITIES = (2.0, 20.0)  # smallest and largest, per distance as large as that of a typical example
 MAX_MORE_REJECTED = 0.01  # of the examples and of the taught photos of classes
 MAX_LOST = 0.015  # of the examples, without a warning
@@ -115,6 +116,12 @@ class _Knowledge:
     examples: _Samples
     drawn: _Samples  # features drawn from the Gaussians of the classes, of which no fit learns
     threshold: float  # of `known`, as a logit
+    distances: Array  # [N] of the examples, each from the mean of its class
+
+    @property
+    def typical(self) -> float:
+        """The distance of a typical photo of a class from its mean."""
+        return float(self.distances.mean())
 
 
 def check_teachable(model: ModelFile, label: str = "") -> None:
@@ -175,15 +182,17 @@ def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str,
         return _Samples(features, _discriminant(metric, means, features), known, truth)
 
     positives = statistics.positive_features.astype(np.float64)
+    truth = statistics.positive_labels.astype(np.int64)
     return _Knowledge(
         contract=contract,
         labels=labels,
         metric=metric,
         means=means,
         center=means.mean(0),
-        examples=samples(positives, statistics.positive_labels.astype(np.int64), known),
+        examples=samples(positives, truth, known),
         drawn=samples(drawn, classes, None if known is None else random.choice(known, DRAWN)),
         threshold=threshold,
+        distances=metric.distances(positives, means)[np.arange(len(truth)), truth],
     )
 
 
@@ -209,7 +218,8 @@ def _fit(knowledge: _Knowledge, examples: _Samples, photos: _Samples) -> Learned
         rows=tuple(rows),
         weights=weights.T.astype(np.float32),
         bias=bias.astype(np.float32),
-        **_fit_detector(knowledge, examples, shown),
+        **_fit_detector(knowledge, shown),
+        nearness=NEARNESS,
         reject_weights=np.zeros(weights.shape[0], np.float32),
         reject_bias=0.0,
         photos={},
@@ -263,49 +273,66 @@ def _bias_of_new_class(
     "Probabilistic kernel regression models", 1999).
     """
     new_classes = len(knowledge.labels) - len(knowledge.means)
-    drawn = _margins(knowledge, head, position, knowledge.drawn)
-    allowed = float(drawn.mean() + NormalDist().inv_cdf(1 - TAKEN_SHARE / new_classes) * drawn.std())
-    margins = _margins(knowledge, head, position, photos)
-    lengths = knowledge.metric.distances(photos.features, knowledge.center[np.newaxis])[:, 0]
+    metric, drawn = knowledge.metric, knowledge.drawn
+    own = metric.distances(drawn.features, photos.features.mean(0, keepdims=True))[:, 0]
+    others = _margins(knowledge, head, position, drawn, own * _shrinkage(len(photos.truth)))
+    allowed = float(others.mean() + NormalDist().inv_cdf(1 - TAKEN_SHARE / new_classes) * others.std())
+    margins = _margins(knowledge, head, position, photos, _unseen_distances(knowledge, photos))
+    lengths = metric.distances(photos.features, knowledge.center[np.newaxis])[:, 0]
     unseen = margins - weight * lengths / (1 + np.exp(np.clip(margins, -50, 50))) / PENALTY
     return max(0.0, -max(allowed, float(np.quantile(unseen, MISSED_SHARE))))
 
 
-def _margins(knowledge: _Knowledge, head: Head, position: int, samples: _Samples) -> Array:
-    """Returns the logit [N] of a new class minus the largest of the model's classes."""
+def _margins(knowledge: _Knowledge, head: Head, position: int, samples: _Samples, own: Array) -> Array:
+    """Returns the logit [N] of a new class minus the largest of the model's classes.
+
+    `own` [N] are the distances to the mean of the new class.
+    """
     rows, weights, bias = head
     changes = samples.features @ weights + bias
     logits = np.log(np.maximum(samples.probabilities, SMALLEST_PROBABILITY))
     old = [at for at, row in enumerate(rows) if row < len(knowledge.means)]
     logits[:, [rows[at] for at in old]] += changes[:, old]
-    return np.asarray(changes[:, rows.index(position)] - logits.max(1), np.float64)
+    nearest = knowledge.metric.distances(samples.features, knowledge.means).min(1)
+    new = changes[:, rows.index(position)] + NEARNESS * (nearest - own)
+    return np.asarray(new - logits.max(1), np.float64)
 
 
-def _fit_detector(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> dict[str, Any]:
+def _shrinkage(count: int) -> float:
+    """Returns the factor of distances to the mean of a number of photos, which is uncertain."""
+    return 1 / (1 + 1 / count)
+
+
+def _unseen_distances(knowledge: _Knowledge, photos: _Samples) -> Array:
+    """Returns the distance [N] of each photo of a group from the mean of the others, times `_shrinkage`.
+
+    It stands for the distance of a photo that is not among them.
+    """
+    if (count := len(photos.truth)) == 1:
+        return np.full(count, knowledge.typical)
+    mean = photos.features.mean(0, keepdims=True)
+    to_mean = knowledge.metric.distances(photos.features, mean)[:, 0]
+    return to_mean * (count / (count - 1)) ** 2 * _shrinkage(count - 1)
+
+
+def _fit_detector(knowledge: _Knowledge, shown: _Samples) -> dict[str, Any]:
     """Returns the fields of LearnedState that let photos of the taught classes be known."""
     metric, classes = knowledge.metric, len(knowledge.means)
-    own = metric.distances(examples.features, knowledge.means)[np.arange(len(examples.truth)), examples.truth]
-    typical, limit = float(own.mean()), float(np.quantile(own, TYPICAL_SHARE))
+    limit = float(np.quantile(knowledge.distances, TYPICAL_SHARE))
     is_unknown = np.zeros(len(shown.truth), bool)
     if shown.known is not None:
         is_unknown = logit(shown.known) < knowledge.threshold
     groups, means, shrinkage, limits, sensitivities = [], [*knowledge.means], [], [], []
     for position in sorted(set(shown.truth.tolist())):
         photos = shown.take((shown.truth == position) & (is_unknown | (position >= classes)))
-        if not (count := len(photos.truth)):
+        if not len(photos.truth):
             continue
-        mean = photos.features.mean(0)
-        # Of each photo from the mean of the others, as the distance of a photo that is not among them. Each
-        # distance is divided by its expected growth, because the mean of few photos is uncertain.
-        distances = np.full(count, typical)
-        if count > 1:
-            to_mean = metric.distances(photos.features, mean[np.newaxis])[:, 0]
-            distances = to_mean * (count / (count - 1)) ** 2 / (1 + 1 / (count - 1))
+        distances = _unseen_distances(knowledge, photos)
         groups.append(position)
-        means.append(mean)
-        shrinkage.append(1 / (1 + 1 / count))
+        means.append(photos.features.mean(0))
+        shrinkage.append(_shrinkage(len(photos.truth)))
         limits.append(max(limit, float(np.quantile(distances, TYPICAL_SHARE))))
-        sensitivities.append(_sensitivity(knowledge, photos, distances, typical))
+        sensitivities.append(_sensitivity(knowledge, photos, distances))
     scaled = metric.times(np.array(means))
     arrays = {
         "means": scaled,
@@ -319,16 +346,17 @@ def _fit_detector(knowledge: _Knowledge, examples: _Samples, shown: _Samples) ->
     return {"groups": tuple(groups), **{name: array.astype(np.float32) for name, array in arrays.items()}}
 
 
-def _sensitivity(knowledge: _Knowledge, photos: _Samples, distances: Array, typical: float) -> float:
+def _sensitivity(knowledge: _Knowledge, photos: _Samples, distances: Array) -> float:
     """Returns the smallest sensitivity that lets KNOWN_SHARE of a group's photos be known."""
     if photos.known is None:
         return 0.0
     missing = knowledge.threshold - logit(photos.known)
     nearest = knowledge.metric.distances(photos.features, knowledge.means).min(1)
-    nearer = np.maximum((nearest - distances) / typical, 1e-6)
-    needed = np.where(missing > 0, missing / nearer, 0)
+    lead = np.maximum((nearest - distances) / knowledge.typical, 1e-6)
+    needed = np.where(missing > 0, missing / lead, 0)
     smallest, largest = SENSITIVITIES
-    return float(np.clip(np.quantile(np.minimum(needed, largest), KNOWN_SHARE), smallest, largest)) / typical
+    sensitivity = np.clip(np.quantile(np.minimum(needed, largest), KNOWN_SHARE), smallest, largest)
+    return float(sensitivity) / knowledge.typical
 
 
 def _fit_rejection(
