@@ -33,6 +33,7 @@ UNPENALIZED_SHARE = 0.9
 REGRESSION_PENALTY = 1.0  # half the squared length of the weights, against the summed loss of all pictures
 UNKNOWN_RATE = 0.015  # at most this share of the validation photos is rejected as unknown
 
+WIDTH = 1.5  # of the sigmoid, in standard deviations of the known photos' scores; float16 needs more than 1.2
 THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
 
 
@@ -88,7 +89,7 @@ def fit_novelty(
         )
     scores = np.sort(model.score(known))
     lowest_known = float(scores[int(UNKNOWN_RATE * len(scores))])
-    return replace(model, center=lowest_known - 1e-6, width=max(float(scores.std()), 1e-6))
+    return replace(model, center=lowest_known - 1e-6, width=max(WIDTH * float(scores.std()), 1e-6))
 
 
 def _relative_mahalanobis(
