@@ -207,7 +207,7 @@ class LearnedState:
             classes=classes,
             rows=rows,
             groups=groups,
-            nearness=_parse_number(fields, "nearness"),
+            nearness=_parse_number(fields, "nearness", smallest=0.0),
             reject_bias=_parse_number(fields, "reject_bias"),
             photos=_parse_photos(require_field(fields, "photos", dict)),
             measured=_parse_measured(require_field(fields, "measured", dict)),
@@ -412,8 +412,8 @@ def _parse_count(fields: dict[str, Any], name: str) -> int:
     return int(count)
 
 
-def _parse_number(fields: dict[str, Any], name: str) -> float:
+def _parse_number(fields: dict[str, Any], name: str, smallest: float = -MAX_VALUE) -> float:
     value: Any = fields.get(name)
-    if type(value) not in (int, float) or not abs(value) <= MAX_VALUE:
-        raise ModelError(f"has a field {name!r} that is not a finite number")
+    if type(value) not in (int, float) or not smallest <= value <= MAX_VALUE:
+        raise ModelError(f"has a field {name!r} that is not a number from {smallest:g} to {MAX_VALUE:g}")
     return float(value)
