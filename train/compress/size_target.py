@@ -38,7 +38,7 @@ def int8_bytes(shape: NetworkShape, classes: int) -> int:
     channels = [shape.widths[f"block{block}_conv{len(widths)}"] for block, widths in enumerate(BLOCKS, 1)]
     features, last = sum(channels), channels[-1]
     first = 9 * 3 * shape.widths["block1_conv1"]
-    weights = shape.parameters + 3 * first + 4 * (features * (RANK + classes) + last * classes)
+    weights = shape.parameters + 3 * first + 4 * (features * (RANK + classes + 1) + last * classes)
     statistics = features * (2 * (MAX_FACTORS + 3 + classes) + MAX_POSITIVES) + STATISTICS_BYTES
     return max(
         round(

@@ -25,7 +25,7 @@ SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about
 # photo has no variance. The share of drawn flowers is a half.
 MIN_WITHIN_CLASS_SHARE = 0.01
 MIN_VARIANCE = 1e-9  # for equal photos
-RANK = 96  # squares in `known`: more do not separate better, fewer do worse
+RANK = 92  # squares in `known`: more do not separate better, far fewer do worse
 NEGATIVES_WEIGHT = 2.0  # of the penalty, before its bound; both have standard deviation 1 on known photos
 # This share of the known photos has no penalty. Without the bound, the photos that resemble negatives least
 # would score highest, and photos of an unknown flower resemble them as little.
@@ -33,7 +33,7 @@ UNPENALIZED_SHARE = 0.9
 REGRESSION_PENALTY = 1.0  # half the squared length of the weights, against the summed loss of all pictures
 UNKNOWN_RATE = 0.015  # at most this share of the validation photos is rejected as unknown
 
-WIDTH = 1.5  # of the sigmoid, in standard deviations of the known photos' scores; float16 needs more than 1.2
+WIDTH = 2.0  # of the sigmoid, in standard deviations of the known photos' scores; float16 needs more than 1.2
 THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
 
 
