@@ -43,9 +43,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("photos", type=Path)
     parser.add_argument("work", type=Path)
+    parser.add_argument("--left-out", action="append", help="a class to leave out (default: each one)")
     arguments = parser.parse_args()
     rows = []
-    for label in sorted(folder.name for folder in (arguments.photos / "train").iterdir()):
+    classes = arguments.left_out or sorted(folder.name for folder in (arguments.photos / "train").iterdir())
+    for label in classes:
         with redirect_stdout(sys.stderr):
             model = int8_model(arguments.photos, arguments.work / label, label)
         rows.append(measure(model, arguments.photos / "test", label))
