@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.common.atomic import atomic_write
-from runtime.common.errors import PictureError, UserError
+from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.file_lock import exclusive_lock
 from runtime.inference.learned_state import (
     NONE_LABEL,
@@ -24,7 +24,7 @@ from runtime.inference.learned_state import (
 )
 from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label, find_label
-from runtime.inference.teaching import TaughtOutputs, Teaching, check_teachable, fit_learned
+from runtime.inference.teaching import TaughtOutputs, Teaching, fit_learned
 from runtime.preprocess.stored_photo import MAX_SIDE
 
 if TYPE_CHECKING:
@@ -73,6 +73,21 @@ def learn(
         with _reported(folder):
             store.trim()
     return Learned(teaching, problems)
+
+
+def check_teachable(model: ModelFile, label: str = "") -> None:
+    """Raises ModelError unless the model can learn photos of a label, as far as that depends on the model.
+
+    It must return its features and hold their statistics, and for NONE_LABEL decide what is unknown.
+    """
+    if model.contract.features is None:
+        raise ModelError(
+            f"{model.path}: has contract version {model.contract.version}, which has no features to learn "
+            "from: export it again"
+        )
+    if label == NONE_LABEL and "known" not in model.contract.thresholds:
+        raise ModelError(f"{model.path}: does not detect unknown pictures: choose another --model")
+    model.read_statistics()
 
 
 def keep_photos(

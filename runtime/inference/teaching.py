@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.common.errors import ModelError, UserError
+from runtime.common.errors import UserError
 from runtime.inference.correction import logit
 from runtime.inference.learned_state import (
     NONE_LABEL,
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.model_file.contract import Contract
-    from runtime.model_file.loader import ModelFile
     from runtime.model_file.statistics import ModelStatistics
 
     Array = NDArray[np.float64]
@@ -122,21 +121,6 @@ class _Knowledge:
     def typical(self) -> float:
         """The distance of a typical photo of a class from its mean."""
         return float(self.distances.mean())
-
-
-def check_teachable(model: ModelFile, label: str = "") -> None:
-    """Raises ModelError unless the model can learn photos of a label, as far as that depends on the model.
-
-    It must return its features and hold their statistics, and for NONE_LABEL decide what is unknown.
-    """
-    if model.contract.features is None:
-        raise ModelError(
-            f"{model.path}: has contract version {model.contract.version}, which has no features to learn "
-            "from: export it again"
-        )
-    if label == NONE_LABEL and "known" not in model.contract.thresholds:
-        raise ModelError(f"{model.path}: does not detect unknown pictures: choose another --model")
-    model.read_statistics()
 
 
 def fit_learned(contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs) -> Teaching:

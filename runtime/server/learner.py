@@ -23,11 +23,10 @@ from runtime.inference.learned_state import (
     learned_folder,
     read_previous,
 )
-from runtime.inference.learning import learn, pending_photos, reset, undo
+from runtime.inference.learning import check_teachable, learn, pending_photos, reset, undo
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label
-from runtime.inference.teaching import check_teachable
 from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.preprocess.stored_photo import MAX_SIDE, added_at

@@ -22,7 +22,7 @@ from runtime.inference import model_reloader
 from runtime.inference.adaptation import SceneFeatures, fit_correction
 from runtime.inference.correction import correction_path, write_correction
 from runtime.inference.learned_state import STATE_NAME, read_state
-from runtime.inference.learning import LOCK_NAME, pending_photos, reset, undo
+from runtime.inference.learning import LOCK_NAME, check_teachable, pending_photos, reset, undo
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.taught_photos import TaughtPhotos
 from runtime.model_file.loader import open_model
@@ -266,3 +266,8 @@ for round in range(1000):
         states.add(None if state is None else state.to_bytes())
     assert len(states) > 1
     Classifier(model).learn()  # the next program may learn
+
+
+def test_a_model_without_features_is_refused(knowing: Path) -> None:
+    with pytest.raises(ModelError, match="contract version 1, which has no features"):
+        check_teachable(open_model(knowing))

@@ -7,18 +7,16 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from runtime.common.errors import ModelError, UserError
+from runtime.common.errors import UserError
 from runtime.inference import teaching
 from runtime.inference.learned_state import LearnedState
 from runtime.inference.softmax_regression import softmax
-from runtime.inference.teaching import TaughtOutputs, check_teachable, fit_learned
-from runtime.model_file.loader import open_model
+from runtime.inference.teaching import TaughtOutputs, fit_learned
 from runtime.model_file.statistics import fit_statistics
 from tests.helpers import ROOT
 from tests.runtime.scene import (
@@ -239,11 +237,6 @@ def test_nothing_to_learn_is_an_error() -> None:
     empty = TaughtOutputs([], [], np.zeros((0, 3)), np.zeros(0), np.zeros((0, 12)))
     with pytest.raises(UserError, match="no photos"):
         fit_learned(CONTRACT, STATISTICS, empty)
-
-
-def test_a_model_without_features_is_refused(knowing: Path) -> None:
-    with pytest.raises(ModelError, match="contract version 1, which has no features"):
-        check_teachable(open_model(knowing))
 
 
 @pytest.mark.slow
