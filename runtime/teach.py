@@ -142,7 +142,8 @@ def _reset(folder: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"learned": str(folder), "removed": count}))
     else:
-        print(printable(f"{folder}: removed {count} photos: the model answers as exported"))
+        photos = f"{count} photo{'s' * (count != 1)}"
+        print(printable(f"{folder}: removed {photos}: the model answers as exported"))
     return 0
 
 
