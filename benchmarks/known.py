@@ -47,7 +47,12 @@ with suppress_native_stderr():
     import keras
 
 from export.photos import read_photos
-from train.data.negatives import add_default_negatives, names_without_classes, write_pictures
+from train.data.negatives import (
+    add_default_negatives,
+    names_without_classes,
+    restore_default_negatives,
+    write_pictures,
+)
 from train.network.descriptor import channel_means, describe
 from train.network.novelty import UNKNOWN_RATE, fit_novelty
 from train.network.vgg import POOLS
@@ -275,6 +280,7 @@ class Descriptors:
         train = splits["train"]
         both = np.concatenate([train.pixels, train.pixels[:, :, ::-1]])
         dataset = self.run.dataset if self.run.dataset.negatives else add_default_negatives(self.run.dataset)
+        restore_default_negatives(dataset)  # the cache of another machine does not hold them
         negatives = [photo for photo in dataset.negatives if photo.split == "train"]
         pixels = np.stack([read_picture(dataset.root / photo.path, self.size) for photo in negatives])
         known = Known(self(both), np.tile(train.truth, 2), self(pixels), self.last)
