@@ -76,9 +76,10 @@ def learn(
 
 
 def check_teachable(model: ModelFile, label: str = "") -> None:
-    """Raises ModelError unless the model can learn photos of a label, as far as that depends on the model.
+    """Raises ModelError unless the model can learn photos of a label.
 
-    It must return its features and hold their statistics, and for NONE_LABEL decide what is unknown.
+    The model must return its features and hold their statistics. For NONE_LABEL it must also detect unknown
+    pictures.
     """
     if model.contract.features is None:
         raise ModelError(
