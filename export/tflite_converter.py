@@ -21,6 +21,8 @@ from export.int8.quantize import LEVELS, Quantized, QuantizedConv, QuantParams, 
 from export.serving_model import save_serving_model
 from runtime.common.terminal import suppress_native_stderr
 
+DENSE_PER_TENSOR_VERSION = 9  # of FULLY_CONNECTED with int8 weights, one scale and a dynamic range
+
 
 def float32(model: keras.Model) -> bytes:
     """Weights and arithmetic in float32."""
@@ -41,9 +43,8 @@ def dynamic(model: keras.Model) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         converter = _converter(model, folder)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        # A per-channel Dense becomes FULLY_CONNECTED version 12, which tflite-runtime 2.14 cannot run.
         converter._experimental_disable_per_channel_quantization_for_dense_layers = True
-        return _finish(converter.convert(), model)
+        return _finish(_with_per_tensor_dense(converter.convert()), model)
 
 
 def int8(model: keras.Model, quantized: Quantized) -> bytes:
@@ -133,6 +134,19 @@ def _without_unused_codes(file: schema.ModelT) -> schema.ModelT:
         operator.opcodeIndex = kinds.index((code.builtinCode, code.version))
     file.operatorCodes = codes
     return file
+
+
+def _with_per_tensor_dense(data: bytes) -> bytes:
+    """Corrects the version of FULLY_CONNECTED, which tflite-runtime 2.14 can run up to 9.
+
+    Version 12 means a scale for each output. The converter also gives it to a file without such scales, as
+    soon as one Dense layer has a single output: its one scale is as many as its outputs.
+    """
+    file = unpack(data)
+    for code in file.operatorCodes:
+        if code.builtinCode == schema.BuiltinOperator.FULLY_CONNECTED:
+            code.version = min(code.version, DENSE_PER_TENSOR_VERSION)
+    return pack(file)
 
 
 def _range(params: QuantParams) -> tuple[float, float]:
