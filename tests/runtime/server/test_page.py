@@ -258,9 +258,7 @@ def test_the_camera_shows_live_labels(
         )
         # The label and the frame are separate requests, and either can be first.
         wait_for(
-            lambda: (
-                chrome.execute_script("return document.getElementById('camera-frame').naturalWidth") == 64
-            )
+            lambda: chrome.execute_script("return document.getElementById('camera-frame').naturalWidth") == 64
         )
         assert "frames/s" in text(chrome, "#camera-rate")
         wait_for(lambda: "红" in text(chrome, "#history-list"))
