@@ -84,6 +84,15 @@ def test_photos_are_listed_shown_and_removed(scene_service: Client, model: Path)
     assert scene_service.status()["tray"]["photos"] == 0
 
 
+def test_a_request_for_thousands_of_ranges_gets_the_whole_photo(scene_service: Client) -> None:
+    """A part for each range would take a second of the event loop, and keep other clients waiting."""
+    (photo,) = mark(scene_service, scene_pictures(1, seed=1))
+    whole = scene_service.request("GET", f"/none/{photo}")[2]
+    ranges = ",".join(f"{2 * start}-{2 * start}" for start in range(5000))
+    status, _, body = scene_service.request("GET", f"/none/{photo}", headers={"Range": f"bytes={ranges}"})
+    assert (status, body) == (200, whole)
+
+
 def test_a_marked_photo_loses_its_metadata(scene_service: Client, model: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "secret camera"

@@ -68,3 +68,13 @@ def test_a_body_without_exactly_one_picture_is_rejected(
     with pytest.raises(RequestRejected, match=fact) as rejected:
         read_upload(content_type, body)
     assert rejected.value.status == status
+
+
+@pytest.mark.parametrize(
+    "head", [f"{FILE}\r\nX: {'a' * 10**6}", FILE + "\r\nX: a" * 10**5, f'form-data; name="{"a" * 10**6}"']
+)
+def test_the_head_of_a_part_has_a_limit(head: str) -> None:
+    """A parser without one takes a second of this process for each megabyte."""
+    with pytest.raises(RequestRejected, match="header") as rejected:
+        read_upload(FORM, form((head, b"data")))
+    assert rejected.value.status == 400
