@@ -33,7 +33,7 @@ class WebhookPublisher:
     def __init__(self, address: WebhookAddress, on_message: Callable[[str], None]) -> None:
         self._address, self._on_message = address, on_message
         self._tls = ssl.create_default_context() if address.scheme == "https" else None
-        self._outbox: Outbox[Answer] = Outbox(CAPACITY)
+        self._outbox: Outbox[tuple[datetime, bytes]] = Outbox(CAPACITY)  # time and JSON of an answer
         self._dropped = 0
         self._reported: set[str] = set()  # problems since the last success
         self._closing = Event()
@@ -55,18 +55,18 @@ class WebhookPublisher:
     def publish(self, answer: Answer) -> None:
         """Sends an answer soon, if it is a change."""
         if answer.is_change:
-            self._outbox.put(answer)
+            # Without its picture, which may take many megabytes: the address may be away for hours.
+            self._outbox.put((answer.time, json.dumps(answer.fields()).encode()))
 
     def _run(self) -> None:
         while not self._closing.is_set():
             if answer := self._outbox.get(timeout=0.1):
-                self._deliver(answer)
+                self._deliver(*answer)
 
-    def _deliver(self, answer: Answer) -> None:
-        body = json.dumps(answer.fields()).encode()
+    def _deliver(self, answered_at: datetime, body: bytes) -> None:
         delay = RETRY_DELAY
         while not self._closing.is_set():
-            if datetime.now(timezone.utc) - answer.time > STALE_AFTER:
+            if datetime.now(timezone.utc) - answered_at > STALE_AFTER:
                 self._dropped += 1
                 return
             problem, is_final = self._post(body)

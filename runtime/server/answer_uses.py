@@ -1,7 +1,7 @@
 """What the service does with each answer besides sending it: saves its picture, and publishes it."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -13,9 +13,11 @@ from runtime.camera.frame_publisher import frame_publisher
 from runtime.camera.options import SaveOptions
 from runtime.camera.saving import frame_saver, open_recorders, photo_pixels
 from runtime.camera.stream import FramePrediction
+from runtime.common.errors import UserError
 from runtime.common.terminal import print_info
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
+from runtime.preprocess.stored_photo import encode_photo
 from runtime.publish.answer import Answer
 from runtime.publish.publishers import (
     EACH_PHOTO,
@@ -66,6 +68,11 @@ def open_answer_uses(
             get_pixels = partial(photo_pixels, data)
             save(prediction, get_pixels, next(numbers), None)
             if camera is None:
-                publish(Answer(prediction, datetime.now(timezone.utc), get_pixels))
+                photo = b""
+                if publishing.mqtt:  # the only one that gets pictures
+                    # A small copy waits for the broker with its answer, and not the upload of 32 MB.
+                    with suppress(UserError):  # such as too little memory
+                        photo = encode_photo(get_pixels())
+                publish(Answer(prediction, datetime.now(timezone.utc), partial(photo_pixels, photo)))
 
         yield AnswerUses(on_frame, on_photo)

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from runtime.camera.options import SaveOptions
 from runtime.classify import main
 from runtime.common.errors import UserError
+from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.publish.address import parse_mqtt_address
 from runtime.publish.flags import PASSWORD_VARIABLE
 from runtime.publish.publishers import PublishOptions, open_publishers
+from runtime.server.answer_uses import open_answer_uses
 from tests.helpers import start_python
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
 from tests.runtime.publish.broker import PASSWORD, USER, Broker
@@ -174,3 +177,15 @@ def test_a_flag_that_would_do_nothing_is_a_usage_error(
         main(flags)
     line = capsys.readouterr().err.splitlines()[-1]
     assert needed in line and "geheim" not in line
+
+
+def test_an_answer_that_waits_for_the_broker_does_not_hold_the_upload(colours: Path, photos: Path) -> None:
+    """A hundred uploads of 32 MB would take 3.2 GB while the broker is away."""
+    away = PublishOptions(parse_mqtt_address("mqtt://127.0.0.1:9/cam"))
+    data = (photos / "red.jpg").read_bytes() + bytes(1_000_000)
+    model = ReloadingClassifier(colours)
+    prediction = model.current()(data)
+    with open_answer_uses(SaveOptions(), away, 0.0, model, None) as uses:
+        holders = sys.getrefcount(data)
+        uses.on_photo(prediction, data)
+        assert sys.getrefcount(data) == holders

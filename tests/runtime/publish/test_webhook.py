@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -143,3 +144,14 @@ def test_a_server_that_never_answers_holds_up_neither_the_camera_nor_the_end(
             for _ in range(1000):
                 publisher.publish(make_answer("roses"))
         assert time.perf_counter() - started < 2
+
+
+def test_answers_that_wait_hold_no_pictures(open_publisher: Open, make_answer: MakeAnswer) -> None:
+    """A hundred uploads of 32 MB would take 3.2 GB while the address is away."""
+    with open_publisher("http://127.0.0.1:9/", list[str]()) as publisher:
+        for label in ("roses", "tulips"):
+            answer = make_answer(label)
+            picture = weakref.ref(answer.get_pixels)
+            publisher.publish(answer)
+            del answer
+            assert picture() is None
