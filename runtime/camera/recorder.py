@@ -89,11 +89,12 @@ class PhotoRecorder:
             key = os.urandom(4).hex()
             if key >= self._first_rejected:
                 return
-            try:
-                data = _encode(get_pixels())
-            except UserError:  # a photo that is gone or damaged by now
-                return
-            if not self._make_room(len(data), key):
+        try:
+            data = _encode(get_pixels())  # without the lock: a large photo takes seconds, and others go on
+        except UserError:  # a photo that is gone or damaged by now
+            return
+        with self._lock:
+            if self._stopped or key >= self._first_rejected or not self._make_room(len(data), key):
                 return
             try:
                 self._write(number, key, data)

@@ -7,6 +7,7 @@ import re
 import sys
 from datetime import datetime, tzinfo
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import pytest
@@ -170,3 +171,22 @@ def test_a_photo_has_no_interval_and_a_damaged_one_is_left_out(tmp_path: Path) -
         for number, get_pixels in enumerate([lambda: plain(RED), damaged, lambda: plain(RED)]):
             recorder.save(get_pixels, number)
     assert [path.name.split("_")[1] for path in sorted(tmp_path.iterdir())] == ["000000", "000002"]
+
+
+def test_a_photo_that_is_slow_to_decode_delays_no_other(tmp_path: Path) -> None:
+    is_decoding, other_is_saved = Event(), Event()
+    waited = list[bool]()
+
+    def decode_slowly() -> NDArray[np.uint8]:
+        is_decoding.set()
+        waited.append(other_is_saved.wait(5))
+        return plain(RED)
+
+    with PhotoRecorder(tmp_path, 0.0, 1000, lambda line: None, sample=True) as recorder:
+        slow = Thread(target=recorder.save, args=(decode_slowly, 1))
+        slow.start()
+        assert is_decoding.wait(5)
+        recorder.save(lambda: plain(RED), 2)
+        other_is_saved.set()
+        slow.join(5)
+    assert waited == [True] and len(list(tmp_path.iterdir())) == 2
