@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.sign import sign_folder
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.server.multipart import Upload
+from runtime.server.none_tray import NoneTray
+from runtime.server.scene_adapter import SceneAdapter
 from tests.runtime.scene import class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
@@ -241,3 +245,13 @@ def test_corrections_can_be_turned_off(model: Path) -> None:
     with serve_in_thread(model, classifier_options={"correction": "none"}) as service:
         status, answer = service.call("POST", "/none", encode_png(scene_pictures(1, seed=1)[0]))
         assert status == 409 and "--correction none" in answer["error"]
+
+
+def test_the_outputs_in_memory_are_those_of_the_photos_in_the_tray(model: Path) -> None:
+    """A client that marks photo after photo, of which the tray keeps the newest, takes no memory."""
+    loaded = ReloadingClassifier(model)
+    adapter = SceneAdapter(loaded)
+    tray = adapter._tray = NoneTray(adapter.tray().folder, max_photos=3)
+    for pixels in scene_pictures(6, seed=1):
+        adapter.mark(loaded.current(), Upload("-", encode_png(pixels)))
+    assert {id for _, id in adapter._outputs} == set(tray.ids()) and len(tray.ids()) == 3
