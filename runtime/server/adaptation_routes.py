@@ -14,7 +14,9 @@ from runtime.common.text import printable
 from runtime.preprocess.stored_photo import added_at
 from runtime.server.errors import RequestRejected
 from runtime.server.service_state import NO_STORE, body_of, service_of
+from runtime.server.writes import refused_writes
 
+FLAG = "--correction FILE"  # chooses another place for the tray
 # A photo does not change under its id. `private`: only the browser that showed the photo keeps it.
 PHOTO_HEADERS = {"Cache-Control": "private, max-age=86400"}
 
@@ -37,7 +39,9 @@ async def list_photos(request: Request) -> Response:
 
 
 async def clear_photos(request: Request) -> Response:
-    service_of(request).adapter.tray().clear()
+    tray = service_of(request).adapter.tray()
+    with refused_writes(tray.folder, FLAG):
+        tray.clear()
     return Response(status_code=204)
 
 
@@ -53,7 +57,8 @@ async def show_photo(request: Request) -> Response:
 async def remove_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
-        tray.remove(request.path_params["id"])
+        with refused_writes(tray.folder, FLAG):
+            tray.remove(request.path_params["id"])
     except KeyError:
         raise _no_photo() from None
     return Response(status_code=204)
