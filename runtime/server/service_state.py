@@ -16,6 +16,7 @@ from runtime.server.request_body import Receive
 from runtime.server.scene_adapter import SceneAdapter
 
 NO_STORE = {"Cache-Control": "no-store"}
+MAX_LENGTH_DIGITS = 20  # of a Content-Length: 2 to the power of 64
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def body_of(request: Request) -> tuple[str, int | None, Receive, str]:
     Raises RequestRejected (400).
     """
     length = request.headers.get("content-length")
-    if length is not None and not length.isdecimal():
+    # A parser may accept thousands of leading zeros, which int() refuses.
+    if length is not None and not (length.isdecimal() and len(length) <= MAX_LENGTH_DIGITS):
         raise RequestRejected(400, "Content-Length is not a number")
     return (
         request.headers.get("content-type", ""),

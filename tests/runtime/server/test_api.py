@@ -80,6 +80,11 @@ def test_a_body_without_a_picture_gets_a_one_line_error(
     assert fact in answer["error"] and len(answer["error"].splitlines()) == 1
 
 
+def test_a_length_of_thousands_of_digits_gets_a_one_line_error(service: Client, red_jpeg: bytes) -> None:
+    status, answer = service.classify(red_jpeg, Content_Length=f"{len(red_jpeg):05000}")
+    assert status == 400 and "Content-Length" in answer["error"]
+
+
 def test_a_picture_of_too_many_pixels_is_rejected(service: Client) -> None:
     header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 20_000, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I17sI", 13, header, zlib.crc32(header))
