@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels
 
 PHOTOS_NAME, FEATURES_NAME = "photos", "features"
+MAX_PHOTOS = 3000  # listing them takes 10 ms for a thousand, in which a service answers nobody
 MAX_NEW_LABEL = 60  # characters
 MAX_FOLDER_BYTES = 200  # of a folder's name in UTF-8: file systems allow 255
 
@@ -46,8 +47,8 @@ class TaughtPhoto:
 class TaughtPhotos:
     """The photos of a learned state's folder, in class folders below `photos`. Any thread may use it.
 
-    The oldest photos make room for new ones when all files of the folder have over `max_mb` MB. Files that
-    are not photos with an id are neither listed nor changed.
+    The oldest photos make room for new ones when all files of the folder have over `max_mb` MB, or when there
+    are over MAX_PHOTOS. Files that are not photos with an id are neither listed nor changed.
     """
 
     def __init__(self, folder: Path, max_mb: float = MAX_MB) -> None:
@@ -139,12 +140,16 @@ class TaughtPhotos:
         return TaughtPhoto(photo.id, label, path)
 
     def _make_room(self, photos: list[TaughtPhoto], byte_count: int) -> bool:
-        """Deletes the oldest photos until `byte_count` bytes more fit. Returns whether they do."""
+        """Deletes the oldest photos until one more of `byte_count` bytes fits. Returns whether it does.
+
+        With 0 bytes, there is no further photo.
+        """
         for unfinished in self.folder.glob("*/.*.jpg.*"):  # of a process that was killed
             unfinished.unlink(missing_ok=True)
         used = byte_count + sum(map(_size, self.folder.parent.rglob("*")))
-        for photo in photos:
-            if used <= self._max_bytes:
+        too_many = len(photos) + (byte_count > 0) - MAX_PHOTOS
+        for at, photo in enumerate(photos):
+            if used <= self._max_bytes and at >= too_many:
                 break
             used -= _size(photo.path) + sum(map(_size, self._features_of(photo.id)))
             self._delete(photo)

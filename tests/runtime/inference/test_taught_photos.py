@@ -94,6 +94,15 @@ def test_the_oldest_photos_make_room(tmp_path: Path) -> None:
         TaughtPhotos(tmp_path, max_mb=0.001).add("rose", picture(99))
 
 
+def test_the_number_of_photos_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 MB would hold 300,000 photos of 700 bytes, and a service lists all of them for /status."""
+    monkeypatch.setattr("runtime.inference.taught_photos.MAX_PHOTOS", 5)
+    store = TaughtPhotos(tmp_path)
+    ids = [store.add("rose", picture(at)).id for at in range(8)]
+    store.trim()
+    assert [photo.id for photo in store.photos()] == ids[-5:]
+
+
 @pytest.mark.slow
 def test_ten_thousand_photos_stay_within_the_bound(tmp_path: Path) -> None:
     store, largest = TaughtPhotos(tmp_path, max_mb=0.03), 0
