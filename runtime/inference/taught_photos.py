@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PHOTOS_NAME, FEATURES_NAME = "photos", "features"
 MAX_PHOTOS = 3000  # listing them takes 10 ms for a thousand, in which a service answers nobody
 MAX_NEW_LABEL = 60  # characters
+MAX_DECOMPOSED = 1000  # characters of a label whose accents are characters of their own
 MAX_FOLDER_BYTES = 200  # of a folder's name in UTF-8: file systems allow 255
 
 _UNSAFE = re.compile(r'[/\\:*?"<>|%]|^\.|[. ]$')  # in the name of a folder, on any system
@@ -169,7 +170,8 @@ def check_label(label: str, labels: Iterable[str]) -> str:
 
     Raises UserError for a name that cannot be a label, or that differs from another label only in its case.
     """
-    label = unicodedata.normalize("NFC", label)
+    if len(label) <= MAX_DECOMPOSED:  # a longer text is no name, and takes the square of its length in time
+        label = unicodedata.normalize("NFC", label)
     existing = [NONE_LABEL, *labels]
     if not is_name(label) or label != label.strip():
         raise UserError(
