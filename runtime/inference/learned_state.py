@@ -157,6 +157,12 @@ class LearnedState:
 
     def to_bytes(self) -> bytes:
         """Returns the state as JSON. Raises ModelError when `from_bytes` would refuse it."""
+        data = self.to_json()
+        self.from_bytes(data)
+        return data
+
+    def to_json(self) -> bytes:
+        """Returns the state as JSON, unchecked: that of a file may be a little longer than the file."""
         measured = self.measured
         fields = {
             "version": VERSION,
@@ -175,9 +181,7 @@ class LearnedState:
             "photos": dict(self.photos),
             "arrays": {name: _encode(getattr(self, name)) for name in _ARRAYS},
         }
-        data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
-        self.from_bytes(data)
-        return data
+        return json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LearnedState:

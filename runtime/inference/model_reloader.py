@@ -235,4 +235,4 @@ def _correction_text(classifier: Classifier) -> str:
 
 def _learned_bytes(classifier: Classifier) -> bytes:
     """Returns bytes that are equal for two classifiers with the same learned state, or the same problem."""
-    return classifier.learned.to_bytes() if classifier.learned else classifier.learned_problem.encode()
+    return classifier.learned.to_json() if classifier.learned else classifier.learned_problem.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 import time
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from runtime.common.errors import ModelError
-from runtime.inference import model_reloader
+from runtime.inference import learned_state, model_reloader
+from runtime.inference.learned_state import STATE_NAME
 from runtime.inference.model_reloader import ReloadingClassifier
 from tests.helpers import wait_for
+from tests.runtime.inference.test_learned_state import make_state
 
 NAMES = ("blue", "green", "red")
 
@@ -110,6 +113,22 @@ def test_an_unexpected_error_is_logged_once(
     time.sleep(0.1)
     assert len(events) == 1 and "rejected" in events[0] and "IndexError: no such output" in events[0]
     assert classifier.current() is first
+
+
+def test_a_learned_state_of_the_largest_size_does_not_end_the_thread(
+    make_scene_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same numbers may be longer when they are written again: the file has no spaces."""
+    folder, events = make_scene_model(tmp_path / "quarters"), list[str]()
+    data = json.dumps(json.loads(make_state(folder).to_bytes()), separators=(",", ":")).encode()
+    monkeypatch.setattr(learned_state, "MAX_STATE_BYTES", len(data))
+    classifier = ReloadingClassifier(folder, on_event=events.append)
+    path = tmp_path / "quarters.learned" / STATE_NAME
+    path.parent.mkdir()
+    path.write_bytes(data)
+    wait_for(lambda: "learned state loaded" in classifier.last_event)
+    path.unlink()
+    wait_for(lambda: "learned state removed" in classifier.last_event)
 
 
 def test_the_thread_ends_with_the_classifier(make_folder: Callable[..., Path], tmp_path: Path) -> None:
