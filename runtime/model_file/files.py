@@ -28,6 +28,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
+    except MemoryError:
+        raise ModelError(f"{path}: is larger than the memory that is free: move it elsewhere") from None
 
 
 def is_file(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from runtime.model_file import default_model
 from runtime.model_file.files import INDEX_NAME, read_bytes
 from runtime.model_file.loader import open_model
 from runtime.model_file.selection import choose_model
-from tests.helpers import RELEASED
+from tests.helpers import RELEASED, start_python
 from tests.runtime.conftest import MakeFolder
 
 ONE_FILE = ("tflite", "float32")
@@ -102,6 +103,22 @@ def test_a_file_that_cannot_be_used_is_named(models: Path, make_file: Callable[.
     assert selection.path.parent == RELEASED
     for fact in ("released model", "models/photo.onnx", "models/drawn.tflite", "generated pictures"):
         assert fact in selection.reason
+
+
+CHOOSE_IN_LITTLE_MEMORY = """
+import resource
+resource.setrlimit(resource.RLIMIT_AS, (2**29, 2**29))
+from runtime.model_file.selection import choose_model
+print(choose_model().reason)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+def test_a_file_larger_than_the_memory_is_named(models: Path) -> None:
+    with (models / "large.onnx").open("wb") as file:
+        file.truncate(2**30)
+    printed, errors = start_python("-c", CHOOSE_IN_LITTLE_MEMORY).communicate(timeout=20)
+    assert "skipped models/large.onnx: is larger than the memory that is free" in printed, errors
 
 
 def test_a_path_that_cannot_be_looked_at_is_named(models: Path) -> None:
