@@ -5,7 +5,7 @@ its own pace, nothing queues up for a slow viewer, and a frame is encoded at mos
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Thread
@@ -47,7 +47,7 @@ class LiveView:
         self._confirm = confirm  # agreeing frames after which a new answer counts
         self._on_frame = on_frame  # called in the thread
         self._error = self._refused = ""
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._waiters: dict[asyncio.Future[None], str] = {}  # with the client's address, oldest first
         self._encoded: dict[bool, tuple[int, asyncio.Future[bytes]]] = {}  # by whole frame
         self._thread = Thread(target=self._classify_frames, name="live-view", daemon=True)
 
@@ -68,25 +68,41 @@ class LiveView:
     def is_alive(self) -> bool:
         return self._thread.is_alive() or self.camera.ended
 
-    async def newer_than(self, frame_number: int, timeout: float) -> FramePrediction | None:
+    async def newer_than(
+        self, frame_number: int, timeout: float, address: str = ""
+    ) -> FramePrediction | None:
         """The newest frame if it is not `frame_number`, else the next one; None after `timeout` seconds.
 
-        Raises RequestRejected (503) if MAX_VIEWERS requests wait already.
+        Raises RequestRejected (503) if MAX_VIEWERS requests wait, and no client has more of them than the one
+        at `address`.
         """
-        if len(self._waiters) >= MAX_VIEWERS:
-            raise RequestRejected(
-                503, f"{MAX_VIEWERS} viewers wait for a frame already: retry in 5 s", retry_after=5
-            )
         if self.latest is None or self.latest.frame.number == frame_number:
+            self._make_room(address)
             waiter = self._loop.create_future()
-            self._waiters.add(waiter)
+            self._waiters[waiter] = address
             try:
                 await asyncio.wait_for(waiter, timeout)
             except asyncio.TimeoutError:
                 return None
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.pop(waiter, None)
         return self.latest
+
+    def _make_room(self, address: str) -> None:
+        """Ends the oldest request of the client that has most, unless that is the client at `address`."""
+        if len(self._waiters) < MAX_VIEWERS:
+            return
+        error = RequestRejected(
+            503, f"{MAX_VIEWERS} viewers wait for a frame already: retry in 5 s", retry_after=5
+        )
+        count = Counter(self._waiters.values())
+        crowd = max(count, key=count.__getitem__)
+        if count[crowd] <= count[address] + 1:
+            raise error
+        oldest = next(waiter for waiter, client in self._waiters.items() if client == crowd)
+        del self._waiters[oldest]
+        if not oldest.done():
+            oldest.set_exception(error)
 
     async def jpeg(self, prediction: FramePrediction, *, whole: bool = False) -> bytes:
         """What was classified, or the `whole` frame, as a small JPEG."""

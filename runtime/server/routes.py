@@ -15,7 +15,7 @@ from runtime.server.crop_routes import crop_routes
 from runtime.server.errors import RequestRejected
 from runtime.server.learning_routes import learning_routes
 from runtime.server.request_body import read_body
-from runtime.server.service_state import NO_STORE, body_of, service_of
+from runtime.server.service_state import NO_STORE, address_of, body_of, service_of
 from runtime.server.status import service_status
 
 STATIC = Path(__file__).parent / "static"
@@ -55,7 +55,7 @@ async def live_frame(request: Request) -> Response:
     after = request.query_params.get("after", "0")
     if not after.isdecimal() or len(after) > 18:
         raise RequestRejected(400, "after is not a frame number")
-    prediction = await view.newer_than(int(after), FRAME_TIMEOUT)
+    prediction = await view.newer_than(int(after), FRAME_TIMEOUT, address_of(request))
     if prediction is None:
         return Response(status_code=204, headers=NO_STORE)
     text = prediction.to_json()

@@ -52,5 +52,10 @@ def body_of(request: Request) -> tuple[str, int | None, Receive, str]:
         request.headers.get("content-type", ""),
         int(length) if length else None,
         request.receive,
-        network_of(request.client.host if request.client else ""),
+        address_of(request),
     )
+
+
+def address_of(request: Request) -> str:
+    """The client's address that limits count."""
+    return network_of(request.client.host if request.client else "")

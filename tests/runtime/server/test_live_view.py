@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -13,6 +14,8 @@ import jsonschema
 import pytest
 from PIL import Image
 
+from runtime.server.errors import RequestRejected
+from runtime.server.live_view import MAX_VIEWERS, LiveView
 from tests.helpers import wait_for
 from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.serving import openapi_schema, serve_in_thread
@@ -78,3 +81,26 @@ def test_a_strip_among_the_frames_does_not_end_the_camera(knowing: Path) -> None
 def test_a_malformed_frame_number_is_rejected(knowing: Path, after: str) -> None:
     with serve_in_thread(knowing, camera=UNREACHABLE) as service:
         assert service.get_status(f"/live.jpg?after={after}") == 400
+
+
+def test_a_client_with_many_requests_leaves_frames_to_others() -> None:
+    async def compete() -> None:
+        view = LiveView.__new__(LiveView)  # without a camera: no frame arrives
+        view.latest, view._waiters, view._loop = None, {}, asyncio.get_running_loop()
+        crowd = [asyncio.create_task(view.newer_than(0, 10, "192.0.2.1")) for _ in range(MAX_VIEWERS)]
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(view.newer_than(0, 0.1, "192.0.2.2")) for _ in range(2)]
+        assert await asyncio.gather(*others) == [None, None]
+        dropped = [task for task in crowd if task.done()]
+        assert dropped == crowd[:2]
+        for task in dropped:
+            with pytest.raises(RequestRejected, match="viewers wait"):
+                task.result()
+        crowd += [asyncio.create_task(view.newer_than(0, 10, "192.0.2.1")) for _ in range(3)]
+        await asyncio.sleep(0)
+        with pytest.raises(RequestRejected, match="viewers wait"):
+            crowd.pop().result()
+        for task in crowd:
+            task.cancel()
+
+    asyncio.run(compete())
