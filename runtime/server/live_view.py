@@ -5,6 +5,7 @@ its own pace, nothing queues up for a slow viewer, and a frame is encoded at mos
 """
 
 import asyncio
+import time
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,8 +15,8 @@ from typing import Any
 from runtime.camera.camera import Camera
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.stream import FramePrediction, describe_refusal, predict_stream, to_iso
-from runtime.common.errors import UserError
-from runtime.common.terminal import print_info
+from runtime.common.errors import EngineError, UserError
+from runtime.common.terminal import print_error, print_info
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.preprocess.preview import encode_preview
 from runtime.server.crop_setting import CropSetting
@@ -23,6 +24,7 @@ from runtime.server.errors import RequestRejected
 
 MAX_VIEWERS = 32  # requests that wait for a frame at the same time
 HISTORY_LENGTH = 20
+ENGINE_RETRY = 1.0  # seconds after an engine error until the next frame
 
 
 class LiveView:
@@ -114,6 +116,11 @@ class LiveView:
         return await asyncio.shield(encoding)
 
     def _classify_frames(self) -> None:
+        while self._follow_camera():
+            time.sleep(ENGINE_RETRY)
+
+    def _follow_camera(self) -> bool:
+        """Publishes answers until a clip or the camera ends. Returns True after an engine error."""
         try:
             stream = predict_stream(
                 self.camera,
@@ -124,11 +131,18 @@ class LiveView:
                 on_refused=self._report_refused,
             )
             for prediction in stream:
+                self._error = ""
                 with suppress(RuntimeError):  # the event loop is closed
                     self._loop.call_soon_threadsafe(self._publish, prediction)
                 self._on_frame(prediction)
+        except EngineError as error:  # such as too little memory, or until a better model comes
+            if self._error != str(error):
+                print_error(f"{self.camera.name}: {error}")
+            self._error = str(error)
+            return True
         except UserError as error:
             self._error = str(error)
+        return False
 
     def _report_refused(self, problem: str) -> None:
         self._refused = problem

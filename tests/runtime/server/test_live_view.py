@@ -9,11 +9,17 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import jsonschema
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from runtime.common.errors import EngineError
+from runtime.inference.classifier import Classifier
+from runtime.inference.prediction import ModelOutput
 from runtime.server.errors import RequestRejected
 from runtime.server.live_view import MAX_VIEWERS, LiveView
 from tests.helpers import wait_for
@@ -81,6 +87,27 @@ def test_a_strip_among_the_frames_does_not_end_the_camera(knowing: Path) -> None
 def test_a_malformed_frame_number_is_rejected(knowing: Path, after: str) -> None:
     with serve_in_thread(knowing, camera=UNREACHABLE) as service:
         assert service.get_status(f"/live.jpg?after={after}") == 400
+
+
+def test_the_camera_continues_after_an_engine_error(knowing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works, infer = Event(), Classifier.infer
+
+    def fail_at_first(self: Classifier, pixels: NDArray[np.uint8]) -> ModelOutput:
+        if not works.is_set():
+            raise EngineError("out of memory")
+        return infer(self, pixels)
+
+    monkeypatch.setattr(Classifier, "infer", fail_at_first)
+    red = jpeg(plain(RED))
+    with (
+        mjpeg_server(lambda number: red) as server,
+        serve_in_thread(knowing, camera=server.address) as service,
+    ):
+        wait_for(lambda: service.status()["camera"]["problem"] == "out of memory")
+        works.set()
+        wait_for(
+            lambda: service.status()["camera"]["problem"] == "" and service.get_status("/live.jpg") == 200
+        )
 
 
 def test_a_client_with_many_requests_leaves_frames_to_others() -> None:
