@@ -327,5 +327,10 @@ class DecodePool:
                         worker.time_out()
                     elif now - worker.since > SLOW_SECONDS and worker.is_ready and not worker.is_slow:
                         worker.slow_down()
+                        # It is ended after its picture. Without another one that is ready by then, the next
+                        # slow picture would take the worker of the good ones, which wait for a new one.
+                        if len(self._idle) < self._size:
+                            with suppress(DecoderError):  # raised for the next picture
+                                self._idle.append(Worker(knows_all=False))
                         self._changed.notify_all()
             time.sleep(WATCH_INTERVAL)

@@ -263,6 +263,25 @@ def test_slow_pictures_keep_no_place_from_others(pool: DecodePool) -> None:
 
 
 @linux
+def test_a_worker_is_ready_before_a_slow_picture_ends(pool: DecodePool) -> None:
+    """A good picture need not wait for its start, which takes ten times as long as decoding it."""
+    data = HOSTILE["BMP of runs"]()
+    slow = threading.Thread(target=decode_hostile, args=(pool, data))
+    pool.decode(GOOD, SIZE)
+    slow.start()
+    wait_for(lambda: bool(pool._active))
+    assert not pool._idle
+    wait_for(lambda: bool(pool._idle))
+    assert slow.is_alive()
+    slow.join()
+
+
+def decode_hostile(pool: DecodePool, data: bytes) -> None:
+    with suppress(PictureError):
+        pool.decode(data, SIZE)
+
+
+@linux
 def test_a_forked_process_has_its_own_workers(pool: DecodePool) -> None:
     expected = pool.decode(GOOD, SIZE)
     if not (child := os.fork()):
