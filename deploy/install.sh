@@ -197,7 +197,11 @@ install_settings() {
 
 # The folders of models, which the service may not write. In an earlier version all belonged to its user.
 install_folders() {
-    run install -d -m 755 -o root -g root /var/lib/vgg-edge /var/lib/vgg-edge/models
+    run install -d -m 755 -o root -g root /var/lib/vgg-edge
+    # Its user could link to any folder there: root would open that one, such as /root, to all users.
+    [ ! -L /var/lib/vgg-edge/models ] ||
+        fail "/var/lib/vgg-edge/models is a link: remove it, copy the models into a folder of this name, run this again"
+    run install -d -m 755 -o root -g root /var/lib/vgg-edge/models
     run chown -R --no-dereference root:root /var/lib/vgg-edge/models
     run chmod -R go-w /var/lib/vgg-edge/models
 }

@@ -66,6 +66,23 @@ def test_a_dry_run_prints_every_command(os_release: str, tmp_path: Path) -> None
     assert not Path("/opt/vgg-edge").exists() and not Path("/etc/vgg-edge").exists()
 
 
+def test_a_link_in_place_of_the_models_is_refused(tmp_path: Path) -> None:
+    """In an earlier version the service could make one: root would open the folder behind it to all users."""
+    (tmp_path / "vgg-edge").mkdir()
+    (tmp_path / "vgg-edge" / "models").symlink_to("/root")
+    (tmp_path / "os-release").write_text(BOOKWORM)
+    command = (
+        f"mount --bind '{tmp_path}' /var/lib && '{INSTALL}' --dry-run --architecture arm64 "
+        f"--os-release /var/lib/os-release"
+    )
+    unshare = ["unshare", "--mount", "--map-root-user"]
+    if subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives no mount namespace")
+    done = subprocess.run([*unshare, "bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2 and "error: /var/lib/vgg-edge/models is a link: remove it" in done.stderr
+    assert "/var/lib/vgg-edge/models" not in done.stdout
+
+
 def test_a_dry_run_on_another_system_prints_the_commands_for_a_pi(tmp_path: Path) -> None:
     """As on a PC, where dpkg does not report arm64."""
     dpkg = tmp_path / "dpkg"
