@@ -107,7 +107,7 @@ def keep_photos(
     """
     check_teachable(model, label)
     store = TaughtPhotos(folder, max_mb)
-    label = check_label(label, [*labels, *store.labels()])
+    label = check_label(label, [*labels, *store.labels()], model.contract.labels)
     problems: dict[str, str] = {}
     sources: Any = photos
     if isinstance(photos, (str, Path, bytes, np.ndarray)) or hasattr(photos, "read"):

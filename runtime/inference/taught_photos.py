@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 PHOTOS_NAME, FEATURES_NAME = "photos", "features"
 MAX_PHOTOS = 3000  # listing them takes 10 ms for a thousand, in which a service answers nobody
+MAX_NEW_LABELS = 50  # classes; the time of a fit grows with their square
 MAX_NEW_LABEL = 60  # characters
 MAX_DECOMPOSED = 1000  # characters of a label whose accents are characters of their own
 MAX_FOLDER_BYTES = 200  # of a folder's name in UTF-8: file systems allow 255
@@ -165,10 +166,11 @@ class TaughtPhotos:
         return [*self.features.glob(f"*/{id}.*")]
 
 
-def check_label(label: str, labels: Iterable[str]) -> str:
+def check_label(label: str, labels: Iterable[str], classes: Iterable[str] | None = None) -> str:
     """Returns the label, in Unicode's composed form, for one of `labels`, for `none`, or for a new class.
 
     Raises UserError for a name that cannot be a label, or that differs from another label only in its case.
+    With the `classes` of the model, also for a new class when `labels` have MAX_NEW_LABELS of them.
     """
     if len(label) <= MAX_DECOMPOSED:  # a longer text is no name, and takes the square of its length in time
         label = unicodedata.normalize("NFC", label)
@@ -186,6 +188,10 @@ def check_label(label: str, labels: Iterable[str]) -> str:
         raise UserError(f"{label}: is the answer for pictures of no class: teach them as {NONE_LABEL}")
     if len(label) > MAX_NEW_LABEL or len(label_folder(label).encode()) > MAX_FOLDER_BYTES:
         raise UserError(f"{label}: is too long for a label: use at most {MAX_NEW_LABEL} characters")
+    if classes is not None and len({*existing} - {NONE_LABEL, *classes}) >= MAX_NEW_LABELS:
+        raise UserError(
+            f"{label}: is a new class, and a device learns {MAX_NEW_LABELS}: remove the photos of another"
+        )
     return label
 
 

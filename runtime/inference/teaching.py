@@ -126,10 +126,13 @@ class _Knowledge:
 def fit_learned(contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs) -> Teaching:
     """Returns the state that lets the model name the taught photos, with its measurements.
 
-    Labels that are not in the contract become new classes. Raises UserError without photos.
+    Labels that are not in the contract become new classes. Raises UserError without photos, and with those of
+    over MAX_FITTED labels.
     """
     if not taught.ids:
         raise UserError("no photos to learn from: teach some")
+    if len(set(taught.labels)) > MAX_FITTED:  # else a fit would use no photo of any label
+        raise UserError(f"photos of over {MAX_FITTED} labels cannot be learned: remove those of some labels")
     new = sorted(set(taught.labels) - {NONE_LABEL, *contract.labels})
     knowledge = _prepare(contract, statistics, (*contract.labels, *new))
     positions = {label: at for at, label in enumerate(knowledge.labels)} | {NONE_LABEL: -1}

@@ -87,7 +87,7 @@ class Learner:
         """The label as it is stored. Raises RequestRejected: 400 if it is no name, 403 and 409."""
         labels = self._labels(self.store().photos())
         try:
-            return check_label(label.strip(), labels)
+            return check_label(label.strip(), labels, self._model.current().model.contract.labels)
         except UserError as error:
             raise RequestRejected(400, str(error)) from None
 

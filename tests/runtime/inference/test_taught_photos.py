@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
 from runtime.inference.taught_photos import (
+    MAX_NEW_LABELS,
     TaughtPhotos,
     check_label,
     find_label,
@@ -195,3 +196,13 @@ def test_a_label_of_thousands_of_accents_is_refused_at_once() -> None:
     with pytest.raises(UserError, match="is not a label"):
         check_label("a" + "\u0301\u0316" * 50_000, ("daisy",))
     assert time.perf_counter() - started < 2
+
+
+def test_the_number_of_new_classes_is_bounded() -> None:
+    classes = ("daisy", "tulip")
+    labels = [*classes, *(f"new {at}" for at in range(MAX_NEW_LABELS))]
+    assert check_label("another", labels[:-1], classes) == "another"
+    for label in ("none", "tulip", "new 0"):
+        assert check_label(label, labels, classes) == label
+    with pytest.raises(UserError, match="another: is a new class, and a device learns 50"):
+        check_label("another", labels, classes)

@@ -223,6 +223,14 @@ def test_many_photos_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> 
     assert np.diff(np.flatnonzero(folds[:100] >= 0)).max() <= 14
 
 
+def test_photos_of_too_many_labels_are_an_error() -> None:
+    """Thinned out evenly, no label would keep a photo: the state would know none of the classes."""
+    labels, features = scene(601, seed=1)
+    each = [f"{label} {at}" for at, label in enumerate(labels)]
+    with pytest.raises(UserError, match="photos of over 600 labels cannot be learned"):
+        fit_learned(CONTRACT, STATISTICS, taught((each, features)))
+
+
 def test_few_photos_and_lost_examples_give_warnings() -> None:
     few = fit_learned(CONTRACT, STATISTICS, taught(scene(3, seed=1)))
     assert "scene: 3 photos prove little" in few.warnings[0]

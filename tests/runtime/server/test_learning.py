@@ -142,6 +142,18 @@ def test_a_label_that_is_no_name_is_refused_in_one_line(scene_service: Client, l
     assert scene_service.status()["learning"]["photos"] == 0
 
 
+def test_a_client_cannot_start_classes_without_end(
+    scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.inference.taught_photos.MAX_NEW_LABELS", 2)
+    pictures = [encode_png(picture) for picture in scene_pictures(3, seed=1)]
+    for label, picture in zip(("sky", "sea", "sand"), pictures, strict=True):
+        status, answer = scene_service.call("POST", f"/taught?label={label}", picture)
+        assert status == (400 if label == "sand" else 201)
+    assert "a device learns 2" in answer["error"]
+    assert scene_service.call("POST", "/taught?label=sky", pictures[2])[0] == 201
+
+
 def test_a_label_cannot_leave_the_folder(scene_service: Client, model: Path) -> None:
     for label in ("..", "../..", "/etc", "C:"):
         teach(scene_service, label, scene_pictures(1, seed=1))
