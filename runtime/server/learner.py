@@ -31,7 +31,8 @@ from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.preprocess.stored_photo import MAX_SIDE, added_at
 from runtime.server.errors import RequestRejected
-from runtime.server.exclusive_worker import ExclusiveWorker
+from runtime.server.exclusive_worker import ExclusiveWorker, Result
+from runtime.server.fair_executor import FairExecutor
 from runtime.server.multipart import Upload
 from runtime.server.review_tray import ReviewPicture, ReviewTray
 from runtime.server.scene_adapter import count_photos
@@ -63,6 +64,7 @@ class Learner:
         self._store: tuple[Path, TaughtPhotos] | None = None
         self._checked = "", ""  # the sha256 of a model, and why it cannot learn
         self._worker = ExclusiveWorker("learn", "the service is learning already")
+        self._threads = FairExecutor(2, 1, "named-pictures")
 
     def unavailable(self) -> str:
         """One line on why the service does not learn; "" if it does."""
@@ -155,8 +157,16 @@ class Learner:
             except (RequestRejected, UserError) as error:
                 print_error(f"the named pictures are not learned for the new model: {printable(str(error))}")
 
+    async def in_turn(self, address: str, work: Callable[[], Result]) -> Result:
+        """What `work` returns, in a thread, while the service answers others. Clients take turns.
+
+        All that lists the named pictures goes here: a thousand take 10 ms and more.
+        """
+        return await asyncio.wrap_future(self._threads.submit(address, work))
+
     def close(self) -> None:
         self._worker.close()
+        self._threads.shutdown()
 
     def list_photos(self) -> dict[str, Any]:
         """The fields of openapi.json's schema Taught. Raises RequestRejected (403, 409)."""

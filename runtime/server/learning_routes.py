@@ -3,7 +3,7 @@
 One function per address. static/openapi.json describes requests and answers.
 """
 
-import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,29 +15,30 @@ from runtime.camera.stream import to_iso
 from runtime.inference.review import review_reason
 from runtime.server.adaptation_routes import PHOTO_HEADERS
 from runtime.server.errors import RequestRejected
+from runtime.server.exclusive_worker import Result
 from runtime.server.review_tray import ReviewPicture
-from runtime.server.service_state import NO_STORE, body_of, service_of
+from runtime.server.service_state import NO_STORE, address_of, body_of, service_of
 
 
 async def add_taught(request: Request) -> Response:
     service = service_of(request)
-    label = service.learner.check_label(request.query_params.get("label", ""))  # before the body is read
+    label = await _check_label(request)  # before the body is read
     add = partial(service.learner.add, label=label)
     id = await service.queue.process(add, *body_of(request))
-    return _added(request, id, label)
+    return await _added(request, id, label)
 
 
 async def list_taught(request: Request) -> Response:
-    return JSONResponse(service_of(request).learner.list_photos(), headers=NO_STORE)
+    return JSONResponse(await _in_turn(request, service_of(request).learner.list_photos), headers=NO_STORE)
 
 
 async def show_taught(request: Request) -> Response:
-    path = service_of(request).learner.path(request.path_params["id"])
+    path = await _in_turn(request, partial(service_of(request).learner.path, request.path_params["id"]))
     return FileResponse(path, headers=PHOTO_HEADERS, media_type="image/jpeg")
 
 
 async def remove_taught(request: Request) -> Response:
-    service_of(request).learner.remove(request.path_params["id"])
+    await _in_turn(request, partial(service_of(request).learner.remove, request.path_params["id"]))
     return Response(status_code=204)
 
 
@@ -70,11 +71,10 @@ async def show_review(request: Request) -> Response:
 
 
 async def name_review(request: Request) -> Response:
-    service = service_of(request)
-    label = service.learner.check_label(request.query_params.get("label", ""))
+    label = await _check_label(request)
     picture = _review_picture(request)
-    id = await asyncio.to_thread(service.learner.name_review, picture, label)
-    return _added(request, id, label)
+    id = await _in_turn(request, partial(service_of(request).learner.name_review, picture, label))
+    return await _added(request, id, label)
 
 
 async def skip_review(request: Request) -> Response:
@@ -99,9 +99,18 @@ def learning_routes() -> list[Route]:
     ]
 
 
-def _added(request: Request, id: str, label: str) -> Response:
-    photos = len(service_of(request).learner.store().photos())
-    return JSONResponse({"id": id, "label": label, "photos": photos}, 201)
+async def _in_turn(request: Request, work: Callable[[], Result]) -> Result:
+    return await service_of(request).learner.in_turn(address_of(request), work)
+
+
+async def _check_label(request: Request) -> str:
+    label = request.query_params.get("label", "")
+    return await _in_turn(request, partial(service_of(request).learner.check_label, label))
+
+
+async def _added(request: Request, id: str, label: str) -> Response:
+    photos = await _in_turn(request, service_of(request).learner.store().photos)
+    return JSONResponse({"id": id, "label": label, "photos": len(photos)}, 201)
 
 
 def _review_picture(request: Request) -> ReviewPicture:

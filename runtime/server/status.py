@@ -14,8 +14,8 @@ from runtime.server.service_state import ServiceState
 PARITY_METRICS = ("n", "top1", "agreement", "mean_dp", "max_dp")
 
 
-def service_status(service: ServiceState) -> dict[str, Any]:
-    """The fields of openapi.json's schema Status."""
+def service_status(service: ServiceState, learning: dict[str, Any]) -> dict[str, Any]:
+    """The fields of openapi.json's schema Status; `learning` is that of Learner.status."""
     queue, live_view = service.queue, service.live_view
     classifier = queue.model.current()
     return {
@@ -28,7 +28,7 @@ def service_status(service: ServiceState) -> dict[str, Any]:
         "history": [] if live_view is None else list(live_view.history),
         "correction": correction_fields(classifier.correction) if classifier.correction else None,
         "tray": tray_status(service.adapter),
-        "learning": service.learner.status(),
+        "learning": learning,
         "max_bytes": queue.max_upload_bytes,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -17,12 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.sign import sign_folder
+from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
 from tests.helpers import wait_for
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import borderline_pictures, class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
 TAUGHT = 12
+NO_PHOTO = "20250131T120000000000Z_0123456789abcdef.jpg"  # an id that no picture has
 
 
 def teach(service: Client, label: str, pictures: NDArray[np.uint8]) -> list[str]:
@@ -152,6 +155,29 @@ def test_a_client_cannot_start_classes_without_end(
         assert status == (400 if label == "sand" else 201)
     assert "a device learns 2" in answer["error"]
     assert scene_service.call("POST", "/taught?label=sky", pictures[2])[0] == 201
+
+
+@pytest.mark.parametrize("path", ["/status", "/taught", f"/taught/{NO_PHOTO}", "/taught?label=sky"])
+def test_listing_many_pictures_holds_up_no_other_request(
+    path: str, scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists, is_over = Event(), Event()
+    waited = list[bool]()
+
+    def list_slowly(store: TaughtPhotos) -> list[TaughtPhoto]:
+        lists.set()
+        waited.append(is_over.wait(3))  # False if the other request waits for the list
+        return []
+
+    monkeypatch.setattr(TaughtPhotos, "photos", list_slowly)
+    picture = encode_png(scene_pictures(1, seed=1)[0]) if "label" in path else None
+    slow = Thread(target=scene_service.request, args=("POST" if picture else "GET", path, picture))
+    slow.start()
+    assert lists.wait(10)
+    assert scene_service.get_status("/healthz") == 200
+    is_over.set()
+    slow.join()
+    assert all(waited)
 
 
 def test_a_label_cannot_leave_the_folder(scene_service: Client, model: Path) -> None:
