@@ -3,10 +3,11 @@
 One function per address. static/openapi.json describes requests and answers.
 """
 
+import asyncio
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.camera.stream import to_iso
@@ -48,10 +49,10 @@ async def clear_photos(request: Request) -> Response:
 async def show_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
-        path = tray.path(request.path_params["id"])
-    except KeyError:
+        data = await asyncio.to_thread(tray.read, request.path_params["id"])
+    except (KeyError, OSError):
         raise _no_photo() from None
-    return FileResponse(path, headers=PHOTO_HEADERS, media_type="image/jpeg")
+    return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
 
 
 async def remove_photo(request: Request) -> Response:

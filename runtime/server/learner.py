@@ -111,11 +111,11 @@ class Learner:
             self.review.remove(picture.id)
         return id
 
-    def path(self, id: str) -> Path:
-        """The file of a named picture. Raises RequestRejected (403, 404, 409)."""
+    def read(self, id: str) -> bytes:
+        """The JPEG of a named picture. Raises RequestRejected (403, 404, 409)."""
         try:
-            return self.store().find(id).path
-        except KeyError:
+            return self.store().find(id).path.read_bytes()
+        except (KeyError, OSError):
             raise _no_picture() from None
 
     def remove(self, id: str) -> None:

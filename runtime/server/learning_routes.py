@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.camera.stream import to_iso
@@ -33,8 +33,8 @@ async def list_taught(request: Request) -> Response:
 
 
 async def show_taught(request: Request) -> Response:
-    path = await _in_turn(request, partial(service_of(request).learner.path, request.path_params["id"]))
-    return FileResponse(path, headers=PHOTO_HEADERS, media_type="image/jpeg")
+    data = await _in_turn(request, partial(service_of(request).learner.read, request.path_params["id"]))
+    return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
 
 
 async def remove_taught(request: Request) -> Response:

@@ -62,6 +62,13 @@ class NoneTray:
             raise KeyError(id)
         return path
 
+    def read(self, id: str) -> bytes:
+        """Returns the JPEG of a photo. Raises KeyError if the folder has no such photo, and OSError.
+
+        In one step: another client may remove the photo at any time.
+        """
+        return self.path(id).read_bytes()
+
     def remove(self, id: str) -> None:
         """Deletes a photo. Raises KeyError if the folder has no such photo, and OSError."""
         with self._lock:

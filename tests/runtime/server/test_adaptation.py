@@ -15,6 +15,7 @@ from PIL import Image
 
 from export.sign import sign_folder
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import NoneTray
 from runtime.server.scene_adapter import SceneAdapter
@@ -264,3 +265,29 @@ def test_a_tray_that_cannot_be_emptied_is_an_error_line(scene_service: Client, m
     photo.mkdir()
     status, answer = scene_service.call("DELETE", "/none")
     assert status == 500 and "--correction FILE chooses another place" in answer["error"]
+
+
+@pytest.mark.parametrize("address", ["/none", "/taught?label=sky"])
+def test_a_photo_that_another_client_removes_is_not_found(
+    address: str, scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is removed after it was found and before it is read."""
+    status, answer = scene_service.call("POST", address, encode_png(scene_pictures(1, seed=1)[0]))
+    assert status == 201
+    folder = address.partition("?")[0]
+    found_by_tray, found_by_store = NoneTray.path, TaughtPhotos.find
+
+    def find_in_tray(tray: NoneTray, id: str) -> Path:
+        path = found_by_tray(tray, id)
+        path.unlink()
+        return path
+
+    def find_in_store(store: TaughtPhotos, id: str) -> TaughtPhoto:
+        photo = found_by_store(store, id)
+        photo.path.unlink()
+        return photo
+
+    monkeypatch.setattr(NoneTray, "path", find_in_tray)
+    monkeypatch.setattr(TaughtPhotos, "find", find_in_store)
+    status, answer = scene_service.call("GET", f"{folder}/{answer['id']}")
+    assert status == 404 and "lists" in answer["error"]
