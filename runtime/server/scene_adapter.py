@@ -80,7 +80,8 @@ class SceneAdapter:
         tray = self.tray()
         with refused_writes(tray.folder, "--correction FILE"):
             id = tray.add(DECODERS.decode(upload.data, (MAX_SIDE, MAX_SIDE), fit=True))
-        self._output(classifier, tray, id)  # here, so that adapting takes little time
+        with suppress(PictureError, KeyError):  # removed by another viewer meanwhile
+            self._output(classifier, tray, id)  # here, so that adapting takes little time
         kept = set(tray.ids())  # the tray is bounded, and so are the outputs
         self._outputs = {key: output for key, output in self._outputs.copy().items() if key[1] in kept}
         return id

@@ -291,3 +291,18 @@ def test_a_photo_that_another_client_removes_is_not_found(
     monkeypatch.setattr(TaughtPhotos, "find", find_in_store)
     status, answer = scene_service.call("GET", f"{folder}/{answer['id']}")
     assert status == 404 and "lists" in answer["error"]
+
+
+def test_a_photo_that_another_client_removes_at_once_was_marked(
+    scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = NoneTray.add
+
+    def add_and_lose(tray: NoneTray, pixels: NDArray[np.uint8]) -> str:
+        id = add(tray, pixels)
+        tray.clear()
+        return id
+
+    monkeypatch.setattr(NoneTray, "add", add_and_lose)
+    status, answer = scene_service.call("POST", "/none", encode_png(scene_pictures(1, seed=1)[0]))
+    assert status == 201 and answer["photos"] == 0
