@@ -74,6 +74,7 @@ class Worker:
         self.knows_all = knows_all
         self.since = inf  # time.monotonic() seconds when its present step began; inf while it waits
         self.is_slow = False
+        self.waits_for_memory = False
         self.is_idle = True  # the last request has its reply
         self.is_ready = False
         self._is_reading = False  # the next part of the picture's file
@@ -117,9 +118,9 @@ class Worker:
         kind, length = self._reply()
         if kind == RESERVE:
             reserved = int.from_bytes(self._read(length, 8), "little")
-            self.since = inf  # waiting for others
+            self.since, self.waits_for_memory = inf, True
             with DECODE_MEMORY.reserve(reserved):
-                self.since = time.monotonic()
+                self.since, self.waits_for_memory = time.monotonic(), False
                 self._write(GO)
                 kind, length = self._reply()
         if kind == PIXELS:
@@ -138,6 +139,10 @@ class Worker:
         self.is_slow = True
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)
+
+    def keeps_place(self) -> bool:
+        """Whether it counts among the pictures at a time: it is not slow, nor waits for memory."""
+        return not self.is_slow and not self.waits_for_memory
 
     def is_alive(self) -> bool:
         return self._process.poll() is None
@@ -283,7 +288,7 @@ class DecodePool:
     def _take(self, needs_all: bool) -> Worker:
         """Returns an idle or a new worker when there is a place. Raises DecoderError."""
         with self._changed:
-            self._changed.wait_for(lambda: sum(not worker.is_slow for worker in self._active) < self._size)
+            self._changed.wait_for(lambda: sum(worker.keeps_place() for worker in self._active) < self._size)
             if self._watcher is None:
                 watcher = Thread(target=self._watch, name="decode-watch", daemon=True)
                 watcher.start()  # may raise RuntimeError under a limit of threads or memory
@@ -325,6 +330,8 @@ class DecodePool:
                 for worker in self._active:
                     if now - worker.since > MAX_SECONDS:
                         worker.time_out()
+                    elif worker.waits_for_memory:
+                        self._changed.notify_all()
                     elif now - worker.since > SLOW_SECONDS and worker.is_ready and not worker.is_slow:
                         worker.slow_down()
                         # It is ended after its picture. Without another one that is ready by then, the next

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from threading import Condition, Lock
@@ -15,7 +15,24 @@ CGROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 
 
 class DecodeMemory:
-    """The memory that this process may use to decode: its threads share it, first come, first served."""
+    """The memory that this process may use to decode: half of the machine's, and a 32nd for small pictures.
+
+    Small pictures need at most a 64th, as those of phones and most others do. They never wait for large ones.
+    """
+
+    def __init__(self) -> None:
+        self._large, self._small = _Share(), _Share()
+
+    def reserve(self, count: int) -> AbstractContextManager[None]:
+        """Waits until `count` bytes are free, and holds them in the block."""
+        total = total_memory()
+        if count <= total // 64:
+            return self._small.reserve(count, total // 32)
+        return self._large.reserve(count, total // 2)
+
+
+class _Share:
+    """A part of the memory that threads share, first come, first served."""
 
     def __init__(self) -> None:
         self._used = 0  # bytes
@@ -23,8 +40,8 @@ class DecodeMemory:
         self._released = Condition()
 
     @contextmanager
-    def reserve(self, count: int) -> Iterator[None]:
-        """Waits until `count` bytes fit into half of the machine's memory, and holds them in the block.
+    def reserve(self, count: int, limit: int) -> Iterator[None]:
+        """Waits until `count` bytes fit into `limit`, and holds them in the block.
 
         A picture that is alone always gets its memory.
         """
@@ -32,7 +49,7 @@ class DecodeMemory:
             yield
             return
         with self._queue, self._released:
-            self._released.wait_for(lambda: not self._used or self._used + count <= total_memory() // 2)
+            self._released.wait_for(lambda: not self._used or self._used + count <= limit)
             self._used += count
         try:
             yield

@@ -20,6 +20,7 @@ from PIL import Image
 from runtime.common.errors import DecoderError, PictureError, UnsupportedPictureError
 from runtime.preprocess import decode_pool
 from runtime.preprocess.decode_pool import DecodePool
+from runtime.preprocess.memory import DecodeMemory
 from runtime.preprocess.picture import read_picture
 from tests.fuzz.targets import picture_seeds
 from tests.helpers import wait_for
@@ -274,6 +275,27 @@ def test_a_worker_is_ready_before_a_slow_picture_ends(pool: DecodePool) -> None:
     wait_for(lambda: bool(pool._idle))
     assert slow.is_alive()
     slow.join()
+
+
+@linux
+def test_pictures_that_wait_for_memory_keep_no_place_from_others(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = DecodeMemory()
+    monkeypatch.setattr(decode_pool, "DECODE_MEMORY", shared)
+    large = encode(Image.new("RGB", (2000, 2000)), "PNG")
+    monkeypatch.setattr("runtime.preprocess.memory.total_memory", lambda: 300_000_000)
+    with shared.reserve(150_000_000):
+        waiting = [threading.Thread(target=pool.decode, args=(large, SIZE)) for _ in range(2)]
+        for thread in waiting:
+            thread.start()
+        wait_for(lambda: sum(worker.waits_for_memory for worker in pool._active) == 2)
+        good = threading.Thread(target=pool.decode, args=(GOOD, SIZE))
+        good.start()
+        good.join(5)
+        assert not good.is_alive() and all(thread.is_alive() for thread in waiting)
+    for thread in (*waiting, good):
+        thread.join()
 
 
 def decode_hostile(pool: DecodePool, data: bytes) -> None:

@@ -209,11 +209,15 @@ def test_no_format_takes_more_memory_per_pixel_than_estimated(
     assert estimate / 3 < 1024 * kilobytes / side**2 < estimate + 1
 
 
-def test_small_pictures_do_not_overtake_a_large_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One is being decoded, a larger one waits for it, and what comes then waits behind that."""
-    small, large = encode(PICTURE, "PNG"), encode(PICTURE.resize((300, 200)), "PNG")
+def test_pictures_do_not_overtake_a_larger_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is being decoded, a larger one waits for it, and what comes then waits behind that.
+
+    Those below a 64th of the memory have their own share, and leave the larger one's to it.
+    """
+    small, large = (encode(PICTURE.resize(size), "PNG") for size in ((100, 100), (300, 200)))
     monkeypatch.setattr(memory, "total_memory", lambda: 2 * 16 * 300 * 200)
     room, order = memory.DECODE_MEMORY, []
+    share = room._large
 
     def read(data: bytes) -> None:
         read_picture(data)
@@ -221,8 +225,8 @@ def test_small_pictures_do_not_overtake_a_large_one(monkeypatch: pytest.MonkeyPa
 
     with ThreadPoolExecutor() as pool, room.reserve(16 * 100 * 100):
         pool.submit(read, large)
-        wait_for(room._queue.locked)
+        wait_for(share._queue.locked)
         pool.submit(read, small)
         time.sleep(0.1)
         assert order == []
-    assert order == [large, small] and not room._used
+    assert order == [large, small] and not share._used

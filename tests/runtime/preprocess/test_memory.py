@@ -7,11 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 
 from runtime.preprocess import memory
-from runtime.preprocess.memory import total_memory
+from runtime.preprocess.memory import DecodeMemory, total_memory
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +55,22 @@ def test_the_limit_of_the_address_space_limits_the_memory() -> None:
     command = f'ulimit -v 400000; exec "{sys.executable}" -c "{code}"'
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=True, text=True)
     assert int(done.stdout) == 400_000 * 1024
+
+
+def test_small_pictures_do_not_wait_for_large_ones() -> None:
+    shared, half = DecodeMemory(), total_memory() // 2
+    got_large, got_small = Event(), Event()
+
+    def reserve(count: int, got: Event) -> None:
+        with shared.reserve(count):
+            got.set()
+
+    with shared.reserve(half):
+        large = Thread(target=reserve, args=(half, got_large))
+        large.start()
+        small = Thread(target=reserve, args=(half // 40, got_small))
+        small.start()
+        assert got_small.wait(5) and not got_large.wait(0.1)
+    large.join(5)
+    small.join(5)
+    assert got_large.is_set()
