@@ -8,6 +8,7 @@ table. Some clients compute without integers: their rows need a folder with floa
 `python -m export models/flowers_compressed --all --out FOLDER` writes.
 
 Writes clients.csv and clients.md beside this file. With --only, the rows of the other clients do not change.
+The operators of a file that gave the right answers go to export/operators.csv: exports are checked with it.
 client_environments.py installs the clients.
 """
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -34,7 +36,9 @@ from benchmarks.client_environments import (
     run_node,
     run_python,
 )
+from export.operators import file_operators, read_table, write_table
 from runtime import Classifier
+from runtime.model_file.formats import FORMATS
 from runtime.model_file.index import read_index
 from runtime.preprocess.picture import read_picture
 from tests.helpers import RELEASED
@@ -42,6 +46,7 @@ from tests.helpers import RELEASED
 HERE = Path(__file__).parent
 TABLE, PAGE = HERE / "clients.csv", HERE / "clients.md"
 ENGINE_OF = {"tflite": "litert", "onnx": "onnx"}  # of the reference
+MIN_AGREEMENT = 0.99  # share of photos with the label of the reference, from which a program is correct
 
 
 @dataclass(frozen=True)
@@ -73,22 +78,30 @@ def _npm(run: Callable[..., Outputs], worker: str, *packages: str) -> Callable[[
     return partial(run, worker=worker, packages=packages)
 
 
-ONNX, TFLITE, FLOAT_ONNX = "int8.onnx", "int8.tflite", "float32.onnx"
+ONNX, TFLITE, FLOAT_ONNX, FULL_INT8 = "int8.onnx", "int8.tflite", "float32.onnx", "full_int8.tflite"
 OPENVINO = _python("run_openvino.py", "openvino")
+MICRO = _python("run_tflite_micro.py", "tflite-micro", options=("--pre",))
+MEDIAPIPE = _python("run_mediapipe.py", "mediapipe")
 TVM = _python("run_tvm.py", "apache-tvm", "onnx", "tflite")
 MNN = _python("run_mnn.py", "MNN")
 TFJS = ("@tensorflow/tfjs-tflite", "@tensorflow/tfjs-core@4.9.0", "@tensorflow/tfjs-backend-cpu@4.9.0")
 
 CLIENTS = {
     "OpenVINO, TFLite": Client(TFLITE, OPENVINO),
+    "OpenVINO, full int8": Client(FULL_INT8, OPENVINO),
     "OpenVINO, ONNX": Client(ONNX, OPENVINO),
     "tflite (parser)": Client(TFLITE, _python("run_tflite_parser.py", "tflite")),
-    "TFLite Micro": Client(TFLITE, _python("run_tflite_micro.py", "tflite-micro", options=("--pre",))),
-    "MediaPipe, Python": Client(TFLITE, _python("run_mediapipe.py", "mediapipe")),
-    "MediaPipe, browser": Client(TFLITE, _npm(run_chromium, "mediapipe_web.mjs", "@mediapipe/tasks-vision")),
+    "TFLite Micro": Client(TFLITE, MICRO),
+    "TFLite Micro, full int8": Client(FULL_INT8, MICRO),
+    "MediaPipe for Python": Client(TFLITE, MEDIAPIPE),
+    "MediaPipe for Python, full int8": Client(FULL_INT8, MEDIAPIPE),
+    "MediaPipe in the browser": Client(
+        TFLITE, _npm(run_chromium, "mediapipe_web.mjs", "@mediapipe/tasks-vision")
+    ),
     "LiteRT.js": Client(TFLITE, _npm(run_chromium, "litert_web.mjs", "@litertjs/core")),
     "tfjs-tflite": Client(TFLITE, _npm(run_chromium, "tfjs_tflite.mjs", *TFJS)),
     "TVM, TFLite": Client(TFLITE, TVM),
+    "TVM, full int8": Client(FULL_INT8, TVM),
     "TVM, ONNX": Client(ONNX, TVM),
     "OpenCV dnn": Client(ONNX, _python("run_opencv.py", "opencv-python-headless")),
     "onnxslim": Client(ONNX, _python("run_onnxslim.py", "onnxslim", "onnx", "onnxruntime")),
@@ -128,6 +141,8 @@ def main(argv: list[str] | None = None) -> None:
             rows[name] = compare(name, CLIENTS[name], photos, files[file], references[file])
             print(describe(rows[name]), flush=True)
             write_rows([rows[name] for name in CLIENTS if name in rows])
+            if (rows[name].agreement or 0.0) >= MIN_AGREEMENT:
+                record_operators(name, files[file])
 
 
 def prepare(
@@ -164,6 +179,17 @@ def compare(
     agreement = float((answers.argmax(1) == reference.argmax(1)).mean())
     max_dp = float(np.abs(answers - reference).max())
     return ClientRow(name, version, model.name, len(answers), agreement, round(max_dp, 6), "")
+
+
+def record_operators(client: str, model: Path) -> None:
+    """Adds the operators of a file that a client computed to export/operators.csv."""
+    format = model.suffix[1:]
+    table = {each: read_table(each) for each in FORMATS}
+    program = re.sub(r", (TFLite|ONNX|float32 ONNX|full int8)$", "", client)
+    known = table[format].setdefault(program, {})
+    for name, version in file_operators(format, model.read_bytes()).items():
+        known[name] = max(version, known.get(name, 0))
+    write_table(table)
 
 
 def describe(row: ClientRow) -> str:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from export.contract import ModelFacts, build_contract, check_contract, next_release, run_statistics
 from export.model_folder import ExportedFile, model_folder
+from export.operators import operators_report
 from export.output_dir import check_output_dir, replace_dir
 from export.parity.gates import failures
 from export.parity.result import FileKey, ParityResult
@@ -142,6 +143,7 @@ def export(config: ExportConfig) -> int:
     targets = _build_targets(job, trained, reference, results, files)
     names = {file.key: file.name for file in files if file.is_kept(config.keep)}
     print(f"\n{parity_report(results, names, default_threads())}\n\n{float16.summary}\n")
+    print(operators_report({file.key: file.data for file in files}), end="\n\n")
     if targets:
         print(stage.targets_report(targets), end="\n\n")
     contents = partial(
