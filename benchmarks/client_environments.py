@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -176,7 +177,10 @@ def _call(command: list[str], timeout: float, cwd: Path | None = None) -> str:
         raise ClientFailed(f"ended with {signal.Signals(-done.returncode).name}")
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise ClientFailed(_reason((lines or [f"ended with status {done.returncode}"])[-1]))
+        errors = [
+            line for line in lines if re.match(r"[\w.]+: ", line)
+        ]  # of Python; libraries log later lines
+        raise ClientFailed(_reason((errors or lines or [f"ended with status {done.returncode}"])[-1]))
     return done.stdout
 
 
