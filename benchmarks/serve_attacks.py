@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
+from runtime.server.connection_limits import MAX_PIPELINED
+
 GOOD_ADDRESS, ATTACKER = "127.0.0.2", "127.0.0.1"
 PHOTOS_PER_CONNECTION = 10
 WARM_UP = 1.0  # seconds that an attack runs before it is measured
@@ -163,6 +165,34 @@ def photo_flood(target: Target, number: int) -> None:
             connection.recv(100_000)
 
 
+def request_flood(target: Target, number: int) -> None:
+    """Sends small requests without the token."""
+    _flood(target, b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n", b"HTTP/1.1 401")
+
+
+def status_flood(target: Target, number: int) -> None:
+    """Sends small requests with the token."""
+    _flood(target, target.head("GET /status"), b"HTTP/1.1 200")
+
+
+def damaged_flood(target: Target, number: int) -> None:
+    """Sends photos of three bytes."""
+    _flood(target, target.head("POST /classify", "Content-Length: 3") + b"abc", b"HTTP/1.1 4")
+
+
+def _flood(target: Target, request: bytes, answer: bytes) -> None:
+    """Sends as many requests at a time as the service accepts, and reads their answers."""
+    with target.connect() as connection:
+        while True:
+            connection.sendall(request * MAX_PIPELINED)
+            answers = 0
+            while answers < MAX_PIPELINED:
+                received = connection.recv(100_000)
+                if not received:
+                    return
+                answers += received.count(answer)
+
+
 # How many of each run at once.
 ATTACKS: dict[Callable[[Target, int], None], int] = {
     endless_trailer: 4,
@@ -171,6 +201,9 @@ ATTACKS: dict[Callable[[Target, int], None], int] = {
     stalled_login: 300,
     oversized_body: 2,
     photo_flood: 64,
+    request_flood: 60,
+    status_flood: 60,
+    damaged_flood: 60,
 }
 ATTACK_NAMES = {attack.__name__.replace("_", " "): attack for attack in ATTACKS}
 RETRY_AFTER = 0.5  # seconds until a closed connection is opened again

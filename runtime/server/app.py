@@ -16,8 +16,14 @@ from runtime.common.terminal import print_error
 from runtime.server.connection_limits import mark_authorized
 from runtime.server.errors import ClientDisconnected, RequestRejected
 from runtime.server.lingering import LingeringClose
-from runtime.server.routes import PUBLIC_PATHS, make_routes
-from runtime.server.service_state import ServiceState
+from runtime.server.request_rate import (
+    PHOTOS_PER_SECOND,
+    REQUESTS_PER_SECOND,
+    REQUESTS_WITHOUT_TOKEN_PER_SECOND,
+    RequestRate,
+)
+from runtime.server.routes import CLASSIFY, PUBLIC_PATHS, make_routes
+from runtime.server.service_state import ServiceState, address_of
 
 SECURITY_HEADERS = (
     (
@@ -59,10 +65,16 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
 
 
 class AccessMiddleware:
-    """Checks each request against the access policy, adds security headers, and counts the answers."""
+    """Checks each request against the access policy, adds security headers, and counts the answers.
+
+    The requests of an address are spaced: each kind has its rate.
+    """
 
     def __init__(self, app: ASGIApp, service: ServiceState, routes: Sequence[Route]) -> None:
         self._app, self._service, self._routes = app, service, routes
+        self._photo_rate = RequestRate(PHOTOS_PER_SECOND)
+        self._rate = RequestRate(REQUESTS_PER_SECOND)
+        self._rate_without_token = RequestRate(REQUESTS_WITHOUT_TOKEN_PER_SECOND)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,12 +89,16 @@ class AccessMiddleware:
             await send(message)
 
         app, is_public = self._app, path in PUBLIC_PATHS
+        rate = self._rate_without_token if self._service.policy.token else self._rate
         try:
             self._service.policy.check(scope["method"], scope["headers"], requires_token=not is_public)
             if not is_public:
                 mark_authorized(scope)
+                rate = self._photo_rate if path == CLASSIFY else self._rate
         except RequestRejected as rejection:
             app = _error_response(rejection)
+        if delay := rate.delay(address_of(Request(scope))):
+            await asyncio.sleep(delay)
         await app(scope, receive, send_with_headers)
 
     def _counted_path(self, path: str) -> str:

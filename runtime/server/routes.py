@@ -27,6 +27,7 @@ STATIC_FILES = {
     "/icon.svg": ("icon.svg", "image/svg+xml"),
     "/openapi.json": ("openapi.json", "application/json"),
 }
+CLASSIFY = "/classify"
 # Addresses that need no token: they reveal nothing about the model, the photos or the camera.
 PUBLIC_PATHS = frozenset({*STATIC_FILES, "/healthz", "/login"})
 
@@ -101,7 +102,7 @@ def static_file(name: str, media_type: str) -> Endpoint:
 
 def make_routes() -> list[Route]:
     return [
-        Route("/classify", classify, methods=["POST"]),
+        Route(CLASSIFY, classify, methods=["POST"]),
         Route("/status", status),
         Route("/live.jpg", live_frame),
         *learning_routes(),

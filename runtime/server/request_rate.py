@@ -1,0 +1,32 @@
+"""Spaces the requests of each address, so that thousands of small ones leave the event loop to others."""
+
+import time
+from collections.abc import Callable
+
+# Of one address.
+PHOTOS_PER_SECOND = 1000.0  # the queue in front of the engine limits them too
+REQUESTS_PER_SECOND = 500.0  # a page with a camera sends 30; a proxy is one address for all its clients
+REQUESTS_WITHOUT_TOKEN_PER_SECOND = 50.0  # loading the page takes 5
+BURST_SECONDS = 2.0  # of requests that are answered at once after a pause
+MAX_ADDRESSES = 1000  # until those without recent requests are forgotten
+
+
+class RequestRate:
+    """When each address may have its next request answered.
+
+    The generic cell rate algorithm of ITU-T I.371: one time for each address.
+    """
+
+    def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._interval = 1 / per_second
+        self._clock = clock
+        self._due: dict[str, float] = {}  # the time of the next request at the exact rate
+
+    def delay(self, address: str) -> float:
+        """Counts a request. Returns the seconds that it must wait; 0 below the rate."""
+        now = self._clock()
+        if address not in self._due and len(self._due) >= MAX_ADDRESSES:
+            self._due = {each: due for each, due in self._due.items() if due > now}
+        due = max(self._due.get(address, 0.0), now)
+        self._due[address] = due + self._interval
+        return max(0.0, due - now - BURST_SECONDS)
