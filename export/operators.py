@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from export.parity.result import FileKey
@@ -92,5 +93,7 @@ def _onnx_operators(data: bytes) -> Iterable[tuple[str, int]]:
     model = onnx.load_model_from_string(data)
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     for node in model.graph.node:
-        schema = onnx.defs.get_schema(node.op_type, opsets[node.domain], node.domain)
-        yield node.op_type, schema.since_version
+        version = opsets.get(node.domain, 1)
+        with suppress(onnx.defs.SchemaError):  # of another domain, whose version is all that is known
+            version = onnx.defs.get_schema(node.op_type, version, node.domain).since_version
+        yield node.op_type, version

@@ -209,7 +209,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=megabytes,
         default=MAX_MB,
         metavar="MB",
-        help="limit of all kept files; the oldest photos are deleted for new ones (default: %(default)g)",
+        help="limit of all kept files; the oldest photos are deleted for new ones, also when there are 3,000 "
+        "(default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")

@@ -33,7 +33,14 @@ class MovingAverage:
     def __init__(self, smoothing: Smoothing) -> None:
         self._smoothing = smoothing
         self._average: ModelOutput | None = None
+        self._source: object = None
         self._updated = 0.0
+
+    def use(self, source: object) -> None:
+        """Forgets the outputs so far if they come from another source, such as another model."""
+        if source != self._source:
+            self._source = source
+            self.reset()
 
     def reset(self) -> None:
         """Forgets the outputs so far."""

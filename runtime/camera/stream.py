@@ -14,7 +14,7 @@ from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.raw_frame import FRAME_TIMEOUT
 from runtime.camera.smoothing import DEFAULT_SMOOTHING, ChangeDetector, MovingAverage, Smoothing
-from runtime.common.errors import CameraError, PictureError
+from runtime.common.errors import CameraError, EngineError, PictureError
 from runtime.inference.classifier import Classifier
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, json_line
@@ -63,6 +63,10 @@ def to_iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+def raise_error(error: EngineError) -> None:
+    raise error
+
+
 def predict_stream(
     camera: Camera,
     reloader: ReloadingClassifier,
@@ -72,16 +76,17 @@ def predict_stream(
     confirm: int = DEFAULT_CONFIRM,
     crop: Callable[[], Crop | None] = lambda: None,
     on_refused: Callable[[str], None] = lambda problem: None,
+    on_engine_error: Callable[[EngineError], None] = raise_error,
 ) -> Iterator[FramePrediction]:
     """Yields the prediction for the newest frame, at most one per `every` seconds, until a clip ends.
 
-    A new answer is a change after `confirm` frames that agree. `crop` is called for each frame, and returns
-    the region to classify. While a camera with `retry` is lost, the stream waits. `on_refused` gets one line
-    when FRAME_TIMEOUT passed without a usable frame, and "" after it. Raises CameraError and EngineError.
+    A new answer is a change after `confirm` frames that agree. `crop` returns the region of a frame. While a
+    camera with `retry` is lost, the stream waits. `on_refused` gets one line when FRAME_TIMEOUT passed
+    without a usable frame, and "" after it. Raises CameraError, and EngineError unless `on_engine_error` is
+    set.
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
     changes, refusals = ChangeDetector(confirm), _Refusals(camera.name, on_refused)
-    used: tuple[object, ...] = ()
     prepare_seconds, last, dropped = 0.0, 0, 0
     while True:
         schedule.wait()
@@ -94,24 +99,24 @@ def predict_stream(
             continue
         schedule.start()
         classifier, region = reloader.current(), crop()
-        if (current := (*_model_identity(classifier), region)) != used:
-            used = current
-            average.reset()  # another model has other classes, another region shows another picture
+        # Another model has other classes, another region shows another picture.
+        average.use((*_model_identity(classifier), region))
         try:
             model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
-        except PictureError as error:  # such as too little memory: the next frame may be better
-            refusals.add(error)
+            output = classifier.infer(model_input.pixels)
+        except (
+            PictureError,
+            EngineError,
+        ) as error:  # such as too little memory: the next frame may be better
+            refusals.add(error) if isinstance(error, PictureError) else on_engine_error(error)
             dropped, last = dropped + frame.number - last, frame.number
             continue
         refusals.clear()
         frame, prepare_seconds = model_input.frame, model_input.seconds
         dropped, last = dropped + frame.number - last - 1, frame.number
-        output = classifier.infer(model_input.pixels)
-        ready = time.monotonic()
-        prediction, unsmoothed = (
-            classifier.to_prediction(camera.name, result, 1000 * prepare_seconds)
-            for result in (average.update(output, ready), output)
-        )
+        ready, ms = time.monotonic(), 1000 * prepare_seconds
+        prediction = classifier.to_prediction(camera.name, average.update(output, ready), ms)
+        unsmoothed = classifier.to_prediction(camera.name, output, ms)
         yield FramePrediction(
             frame=frame,
             prediction=prediction,

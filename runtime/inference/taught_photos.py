@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels
 
 PHOTOS_NAME, FEATURES_NAME = "photos", "features"
-MAX_PHOTOS = 3000  # listing them takes 10 ms for a thousand, in which a service answers nobody
+MAX_PHOTOS = 3000  # listing them takes 10 ms for a thousand
 MAX_NEW_LABELS = 50  # classes; the time of a fit grows with their square
 MAX_NEW_LABEL = 60  # characters
 MAX_DECOMPOSED = 1000  # characters of a label whose accents are characters of their own
@@ -50,7 +50,7 @@ class TaughtPhotos:
     """The photos of a learned state's folder, in class folders below `photos`. Any thread may use it.
 
     The oldest photos make room for new ones when all files of the folder have over `max_mb` MB, or when there
-    are over MAX_PHOTOS. Files that are not photos with an id are neither listed nor changed.
+    are MAX_PHOTOS. Files that are not photos with an id are neither listed nor changed.
     """
 
     def __init__(self, folder: Path, max_mb: float = MAX_MB) -> None:
@@ -149,7 +149,8 @@ class TaughtPhotos:
         for unfinished in self.folder.glob("*/.*.jpg.*"):  # of a process that was killed
             unfinished.unlink(missing_ok=True)
         used = byte_count + sum(map(_size, self.folder.parent.rglob("*")))
-        too_many = len(photos) + (byte_count > 0) - MAX_PHOTOS
+        # One makes room for one: a folder of an earlier version keeps its photos, and does not grow.
+        too_many = int(byte_count > 0 and len(photos) >= MAX_PHOTOS)
         for at, photo in enumerate(photos):
             if used <= self._max_bytes and at >= too_many:
                 break
@@ -190,7 +191,8 @@ def check_label(label: str, labels: Iterable[str], classes: Iterable[str] | None
         raise UserError(f"{label}: is too long for a label: use at most {MAX_NEW_LABEL} characters")
     if classes is not None and len({*existing} - {NONE_LABEL, *classes}) >= MAX_NEW_LABELS:
         raise UserError(
-            f"{label}: is a new class, and a device learns {MAX_NEW_LABELS}: remove the photos of another"
+            f"{label}: is a new class, and a device learns {MAX_NEW_LABELS}: remove the photos of another, "
+            "and learn again"
         )
     return label
 

@@ -1,8 +1,8 @@
 """Decodes pictures in a separate process, which runtime/preprocess/decode_pool.py starts.
 
 Before the first picture arrives, the process gives up what decoding does not need: it cannot open files or
-sockets, write files or dump core. For each picture the kernel limits its CPU time (and ends the process) and
-its address space (and allocation fails), both to what the picture's header justifies.
+sockets, change files or other processes, or dump core. For each picture the kernel limits its CPU time (and
+ends the process) and its address space (and allocation fails), both to what the picture's header justifies.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from runtime.preprocess.formats import HEAD_BYTES, format_of
 from runtime.preprocess.limits import DecodeCost
 from runtime.preprocess.memory import total_memory
 from runtime.preprocess.render import render
+from runtime.preprocess.syscall_filter import allow_only_decoding
 
 # Starting a worker is the same work on each machine, so its CPU time (0.1 s on a PC) is the unit of the
 # limits of time. Decoding takes up to 0.5 units per megapixel, measured.
@@ -138,6 +139,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no reply
     limits = ProcessLimits(unit)
+    allow_only_decoding()
     replies.write(READY)
     replies.flush()
     while head := requests.read(REQUEST.size):

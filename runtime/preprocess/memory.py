@@ -17,7 +17,7 @@ CGROUPS_OF_PROCESS = Path("/proc/self/cgroup")
 class DecodeMemory:
     """The memory that this process may use to decode: half of the machine's, and a 32nd for small pictures.
 
-    Small pictures need at most a 64th, as those of phones and most others do. They never wait for large ones.
+    Small pictures need at most a 64th, as JPEGs of phones do. They never wait for large ones.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class DecodeMemory:
     def reserve(self, count: int) -> AbstractContextManager[None]:
         """Waits until `count` bytes are free, and holds them in the block."""
         total = total_memory()
-        if count <= total // 64:
+        if count <= total // 64 and not self._large.has_room(count, total // 2):
             return self._small.reserve(count, total // 32)
         return self._large.reserve(count, total // 2)
 
@@ -38,6 +38,10 @@ class _Share:
         self._used = 0  # bytes
         self._queue = Lock()  # held by the thread that waits: small pictures cannot overtake a large one
         self._released = Condition()
+
+    def has_room(self, count: int, limit: int) -> bool:
+        """Whether `count` bytes fit now, and no thread waits."""
+        return not self._queue.locked() and (not self._used or self._used + count <= limit)
 
     @contextmanager
     def reserve(self, count: int, limit: int) -> Iterator[None]:

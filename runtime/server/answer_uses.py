@@ -27,6 +27,8 @@ from runtime.publish.publishers import (
     open_publishers,
 )
 
+MAX_WAITING_BYTES = 500_000  # of an upload that waits for the broker as it is
+
 
 @dataclass(frozen=True)
 class AnswerUses:
@@ -68,8 +70,8 @@ def open_answer_uses(
             get_pixels = partial(photo_pixels, data)
             save(prediction, get_pixels, next(numbers), None)
             if camera is None:
-                photo = b""
-                if publishing.mqtt:  # the only one that gets pictures
+                photo = data if len(data) <= MAX_WAITING_BYTES else b""
+                if publishing.mqtt and not photo:  # the only one that gets pictures
                     # A small copy waits for the broker with its answer, and not the upload of 32 MB.
                     with suppress(UserError):  # such as too little memory
                         photo = encode_photo(get_pixels())

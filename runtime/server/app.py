@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -37,7 +38,7 @@ SECURITY_HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
-CLOSING_STATUSES = (408, 413, 503)  # the rest of the request's body is not read
+CLOSING_STATUSES = (408, 413, 429, 503)  # the rest of the request's body is not read
 
 
 def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: None) -> ASGIApp:
@@ -89,15 +90,18 @@ class AccessMiddleware:
             await send(message)
 
         app, is_public = self._app, path in PUBLIC_PATHS
-        rate = self._rate_without_token if self._service.policy.token else self._rate
+        rate = self._rate_without_token
+        if self._service.policy.is_authorized(Headers(scope=scope)):
+            rate = self._photo_rate if path == CLASSIFY else self._rate
         try:
             self._service.policy.check(scope["method"], scope["headers"], requires_token=not is_public)
             if not is_public:
                 mark_authorized(scope)
-                rate = self._photo_rate if path == CLASSIFY else self._rate
         except RequestRejected as rejection:
             app = _error_response(rejection)
-        if delay := rate.delay(address_of(Request(scope))):
+        if (delay := rate.delay(address_of(Request(scope)))) is None:
+            app = _error_response(RequestRejected(429, "too many requests: retry in 2 s", retry_after=2))
+        elif delay:
             await asyncio.sleep(delay)
         await app(scope, receive, send_with_headers)
 

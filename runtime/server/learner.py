@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,8 @@ from runtime.server.writes import refused_writes
 POLL_SECONDS = 2.0
 FLAG = "start it with --allow-learning"
 
+MAX_IN_TURN = 64  # requests of an address that wait for a list: as many as it may have connections
+
 
 class Learner:
     """The named pictures and the learned state of the model in use, and the pictures to review.
@@ -65,6 +68,7 @@ class Learner:
         self._checked = "", ""  # the sha256 of a model, and why it cannot learn
         self._worker = ExclusiveWorker("learn", "the service is learning already")
         self._threads = FairExecutor(2, 1, "named-pictures")
+        self._in_turn = Counter[str]()  # requests by address, on the event loop only
 
     def unavailable(self) -> str:
         """One line on why the service does not learn; "" if it does."""
@@ -98,6 +102,7 @@ class Learner:
 
         Raises RequestRejected (403, 409, 500), PictureError and EngineError.
         """
+        label = self.check_label(label)  # again: other requests may have started classes since
         id = self._add(label, upload.data)
         pixels = DECODERS.decode(upload.data, classifier.model.contract.input_size)
         if (features := classifier.infer_uncorrected(pixels).features) is not None:
@@ -160,9 +165,18 @@ class Learner:
     async def in_turn(self, address: str, work: Callable[[], Result]) -> Result:
         """What `work` returns, in a thread, while the service answers others. Clients take turns.
 
-        All that lists the named pictures goes here: a thousand take 10 ms and more.
+        All that lists the named pictures goes here: a thousand take 10 ms and more. Raises RequestRejected
+        (503): a request waits too when its connection is closed, so their number has a limit.
         """
-        return await asyncio.wrap_future(self._threads.submit(address, work))
+        if self._in_turn[address] >= MAX_IN_TURN:
+            raise RequestRejected(503, "too many requests at once: retry in 1 s", retry_after=1)
+        self._in_turn[address] += 1
+        try:
+            return await asyncio.wrap_future(self._threads.submit(address, work))
+        finally:
+            self._in_turn[address] -= 1
+            if not self._in_turn[address]:
+                del self._in_turn[address]
 
     def close(self) -> None:
         self._worker.close()

@@ -116,11 +116,6 @@ class LiveView:
         return await asyncio.shield(encoding)
 
     def _classify_frames(self) -> None:
-        while self._follow_camera():
-            time.sleep(ENGINE_RETRY)
-
-    def _follow_camera(self) -> bool:
-        """Publishes answers until a clip or the camera ends. Returns True after an engine error."""
         try:
             stream = predict_stream(
                 self.camera,
@@ -129,20 +124,22 @@ class LiveView:
                 confirm=self._confirm,
                 crop=lambda: self.crop.current,
                 on_refused=self._report_refused,
+                on_engine_error=self._wait_after_error,
             )
             for prediction in stream:
                 self._error = ""
                 with suppress(RuntimeError):  # the event loop is closed
                     self._loop.call_soon_threadsafe(self._publish, prediction)
                 self._on_frame(prediction)
-        except EngineError as error:  # such as too little memory, or until a better model comes
-            if self._error != str(error):
-                print_error(f"{self.camera.name}: {error}")
-            self._error = str(error)
-            return True
         except UserError as error:
             self._error = str(error)
-        return False
+
+    def _wait_after_error(self, error: EngineError) -> None:
+        """Reports an error, such as too little memory, and waits: a later frame or another model may work."""
+        if self._error != str(error):
+            print_error(f"{self.camera.name}: {error}")
+        self._error = str(error)
+        time.sleep(ENGINE_RETRY)
 
     def _report_refused(self, problem: str) -> None:
         self._refused = problem

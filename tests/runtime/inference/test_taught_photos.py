@@ -104,6 +104,17 @@ def test_the_number_of_photos_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     assert [photo.id for photo in store.photos()] == ids[-5:]
 
 
+def test_the_photos_of_an_earlier_version_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = TaughtPhotos(tmp_path)
+    for at in range(8):
+        store.add("rose", picture(at))
+    monkeypatch.setattr("runtime.inference.taught_photos.MAX_PHOTOS", 5)
+    store.trim()
+    assert len(store.photos()) == 8
+    store.add("rose", picture(9))
+    assert len(store.photos()) == 8
+
+
 @pytest.mark.slow
 def test_ten_thousand_photos_stay_within_the_bound(tmp_path: Path) -> None:
     store, largest = TaughtPhotos(tmp_path, max_mb=0.03), 0

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 
@@ -74,3 +75,11 @@ def test_small_pictures_do_not_wait_for_large_ones() -> None:
     large.join(5)
     small.join(5)
     assert got_large.is_set()
+
+
+def test_small_pictures_use_the_memory_that_large_ones_leave() -> None:
+    """Their own share holds two: two slow ones would keep all others waiting."""
+    shared, small = DecodeMemory(), total_memory() // 70
+    with ExitStack() as held:
+        for _ in range(10):
+            held.enter_context(shared.reserve(small))

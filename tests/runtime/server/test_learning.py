@@ -180,6 +180,28 @@ def test_listing_many_pictures_holds_up_no_other_request(
     assert all(waited)
 
 
+def test_an_address_has_a_limited_number_of_requests_for_lists(
+    scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request waits for its turn although its client is gone."""
+    monkeypatch.setattr("runtime.server.learner.MAX_IN_TURN", 1)
+    lists, is_over = Event(), Event()
+
+    def list_slowly(store: TaughtPhotos) -> list[TaughtPhoto]:
+        lists.set()
+        is_over.wait(10)
+        return []
+
+    monkeypatch.setattr(TaughtPhotos, "photos", list_slowly)
+    slow = Thread(target=scene_service.request, args=("GET", "/taught"))
+    slow.start()
+    assert lists.wait(10)
+    assert scene_service.get_status("/taught") == 503
+    is_over.set()
+    slow.join()
+    wait_for(lambda: scene_service.get_status("/taught") == 200)
+
+
 def test_a_label_cannot_leave_the_folder(scene_service: Client, model: Path) -> None:
     for label in ("..", "../..", "/etc", "C:"):
         teach(scene_service, label, scene_pictures(1, seed=1))
