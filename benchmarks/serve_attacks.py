@@ -19,6 +19,7 @@ from pathlib import Path
 from threading import Thread
 
 from runtime.server.connection_limits import MAX_PIPELINED
+from tests.runtime.preprocess.hostile import HOSTILE
 
 GOOD_ADDRESS, ATTACKER = "127.0.0.2", "127.0.0.1"
 PHOTOS_PER_CONNECTION = 10
@@ -180,6 +181,16 @@ def damaged_flood(target: Target, number: int) -> None:
     _flood(target, target.head("POST /classify", "Content-Length: 3") + b"abc", b"HTTP/1.1 4")
 
 
+def hostile_pictures(target: Target, number: int) -> None:
+    """Uploads pictures that take much time or memory to decode, each kind after the other."""
+    for make in HOSTILE.values():
+        data = make()
+        head = target.head("POST /classify", "Content-Type: image/jpeg", f"Content-Length: {len(data)}")
+        with suppress(OSError), target.connect() as connection:
+            connection.sendall(head + data)
+            connection.recv(100_000)
+
+
 def _flood(target: Target, request: bytes, answer: bytes) -> None:
     """Sends as many requests at a time as the service accepts, and reads their answers."""
     with target.connect() as connection:
@@ -204,6 +215,7 @@ ATTACKS: dict[Callable[[Target, int], None], int] = {
     request_flood: 60,
     status_flood: 60,
     damaged_flood: 60,
+    hostile_pictures: 4,
 }
 ATTACK_NAMES = {attack.__name__.replace("_", " "): attack for attack in ATTACKS}
 RETRY_AFTER = 0.5  # seconds until a closed connection is opened again

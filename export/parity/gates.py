@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from export.parity.result import ParityResult
 
 MIN_PHOTOS = 250  # bounds on shares and percentiles apply from this many photos on
-ALLOWED_SHARE = 0.02  # of fewer photos, 2 % (rounded up) may have another answer
+ALLOWED_SHARE = 0.02  # of photos with another answer, where a gate has no bound
 
 PASSED, FAILED, TOO_FEW_PHOTOS = "passed", "failed", "too few photos"
 
@@ -100,6 +100,7 @@ def broken_bounds(result: ParityResult) -> list[str]:
 
     A bound on the largest |Δp| applies to any number of photos. Bounds on shares and percentiles apply from
     MIN_PHOTOS photos on: with 40 photos, one photo is 2.5 %, and the 99th percentile is nearly the maximum.
+    With fewer photos, the number of other answers is rounded up.
     """
     if result.error:
         return [result.error]
@@ -111,7 +112,7 @@ def broken_bounds(result: ParityResult) -> list[str]:
     features = result.max_dfeatures
     if gate.max_dfeatures is not None and features is not None and not features <= gate.max_dfeatures:
         broken.append(f"features differ by {features:.2g} of their length, over {gate.max_dfeatures:g}")
-    return broken + (_broken_rates(result, gate) if result.n >= MIN_PHOTOS else _broken_count(result))
+    return broken + (_broken_rates(result, gate) if result.n >= MIN_PHOTOS else _broken_count(result, gate))
 
 
 def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
@@ -119,7 +120,7 @@ def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
     limit = gate.max_dp if gate.agreement is None else None  # the bound of a float file
     if limit is not None and result.max_dknown is not None and not result.max_dknown <= limit:
         broken.append(f"max |Δ known| {result.max_dknown:.2g} is over {limit:g}")
-    allowed = _allowed(result)
+    allowed = _allowed(result, gate.known_agreement)
     if gate.known_agreement is not None and result.n >= MIN_PHOTOS:
         allowed = int((1 - gate.known_agreement) * result.n + 1e-9)
     if result.known_disagreements is not None and result.known_disagreements > allowed:
@@ -130,10 +131,11 @@ def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
     return broken
 
 
-def _broken_count(result: ParityResult) -> list[str]:
-    if result.disagreements <= _allowed(result):
+def _broken_count(result: ParityResult, gate: Gate) -> list[str]:
+    allowed = _allowed(result, gate.agreement)
+    if result.disagreements <= allowed:
         return []
-    return [f"{result.disagreements} of {result.n} photos have another top-1 (limit {_allowed(result)})"]
+    return [f"{result.disagreements} of {result.n} photos have another top-1 (limit {allowed})"]
 
 
 def _broken_rates(result: ParityResult, gate: Gate) -> list[str]:
@@ -149,8 +151,10 @@ def _broken_rates(result: ParityResult, gate: Gate) -> list[str]:
     return broken
 
 
-def _allowed(result: ParityResult) -> int:
-    return math.ceil(ALLOWED_SHARE * result.n)
+def _allowed(result: ParityResult, agreement: float | None) -> int:
+    """How many photos of a small number may have another answer."""
+    share = ALLOWED_SHARE if agreement is None else 1 - agreement
+    return math.ceil(share * result.n - 1e-9)
 
 
 def _next_step(result: ParityResult) -> str:

@@ -25,6 +25,21 @@ def test_the_released_files_have_no_operator_that_is_new_to_another_program() ->
     assert len(onnx_file) >= 10 and floats_only == {"MNN", "ncnn"}
 
 
+def test_known_is_no_sum_of_squares() -> None:
+    """RKNN's compiler never finishes with a sum of the product of a tensor with itself."""
+    graph = onnx.load(ONNX).graph
+    squares = {
+        output
+        for node in graph.node
+        if node.op_type == "Mul" and len({*node.input}) == 1
+        for output in node.output
+    }
+    assert squares  # of the detector
+    assert not [
+        node.name for node in graph.node if node.op_type.startswith("Reduce") and squares & {*node.input}
+    ]
+
+
 def test_a_newer_version_of_an_operator_is_new_to_every_program() -> None:
     """It locked tflite-runtime 2.14 out of the dynamic file of a model with one output in a layer."""
     file = unpack(TFLITE.read_bytes())

@@ -76,6 +76,18 @@ def test_a_gate_with_rates_never_passes_on_too_few_photos(precision: str, n: int
     assert verdict(replace(RESULT, precision=precision, n=n)) == expected
 
 
+@pytest.mark.parametrize(
+    ("precision", "n", "limit"), [("full_int8", 100, 1), ("full_int8", 50, 1), ("int8", 100, 2)]
+)
+def test_fewer_photos_have_the_bound_of_their_precision(precision: str, n: int, limit: int) -> None:
+    """Targets such as a simulator are compared on at most 50 or 100 photos."""
+    result = replace(RESULT, precision=precision, n=n)
+    assert verdict(replace(result, disagreements=limit)) == TOO_FEW_PHOTOS
+    assert verdict(replace(result, disagreements=limit + 1)) == FAILED
+    assert verdict(replace(result, known_disagreements=math.ceil(n / 100))) == TOO_FEW_PHOTOS
+    assert verdict(replace(result, known_disagreements=math.ceil(n / 100) + 1)) == FAILED
+
+
 def test_the_unknown_decision_has_a_limit_for_every_precision() -> None:
     few = replace(RESULT, precision="dynamic", n=500, known_disagreements=10, max_dknown=0.4)
     assert broken_bounds(few) == []
