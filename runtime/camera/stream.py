@@ -81,9 +81,8 @@ def predict_stream(
     """Yields the prediction for the newest frame, at most one per `every` seconds, until a clip ends.
 
     A new answer is a change after `confirm` frames that agree. `crop` returns the region of a frame. While a
-    camera with `retry` is lost, the stream waits. `on_refused` gets one line when FRAME_TIMEOUT passed
-    without a usable frame, and "" after it. Raises CameraError, and EngineError unless `on_engine_error` is
-    set.
+    camera with `retry` is lost, the stream waits. `on_refused` gets one line FRAME_TIMEOUT after the last
+    usable frame, and "" at the next one. Raises CameraError; EngineError unless `on_engine_error` is set.
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
     changes, refusals = ChangeDetector(confirm), _Refusals(camera.name, on_refused)
