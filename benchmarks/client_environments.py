@@ -26,8 +26,11 @@ from urllib.request import urlopen
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from runtime.common.user_cache import cache_home
+from runtime.model_file.index import read_index
+from tests.serving import serve_in_process
 
 WORKERS = Path(__file__).parent / "client_workers"
 INSTALL_TIMEOUT, RUN_TIMEOUT, NETRON_TIMEOUT = 900.0, 1800.0, 120.0  # seconds
@@ -98,6 +101,42 @@ def run_chromium(photos: Photos, model: Path, *, worker: str, packages: tuple[st
     if "error" in answer:
         raise ClientFailed(_reason(answer["error"]))
     return version, np.array(answer["rows"], np.float32)
+
+
+def run_http(photos: Photos, model: Path, *, worker: str, packages: tuple[str, ...] = ()) -> Outputs:
+    """Runs a worker that uploads the pictures to a service of the model. Without packages, it is curl.
+
+    Raises ClientFailed.
+    """
+    python, version = _install_python(packages, ()) if packages else (Path(sys.executable), _curl_version())
+    pictures, out = photos.folder / "pictures", photos.folder / "out.json"
+    pictures.mkdir(exist_ok=True)
+    for number, pixels in enumerate(np.load(photos.pixels)):
+        Image.fromarray(pixels).save(pictures / f"{number:04}.png")
+    labels = read_index(model.parent).contract.labels
+    with serve_in_process("--model", model, "--top", str(len(labels))) as service:
+        url = f"http://127.0.0.1:{service.port}"
+        _call([str(python), str(WORKERS / worker), url, str(pictures), str(out)], RUN_TIMEOUT)
+    answers = [
+        {each["label"]: each["probability"] for each in answer["top"]}
+        for answer in json.loads(out.read_text())
+    ]
+    return version, np.array([[answer[label] for label in labels] for answer in answers], np.float32)
+
+
+def run_promtool(photos: Photos, model: Path) -> Outputs:
+    """Checks the metrics of a service with promtool of Prometheus. Raises ClientFailed."""
+    with serve_in_process("--model", model) as service, tempfile.TemporaryDirectory() as folder:
+        metrics = Path(folder) / "metrics"
+        with urlopen(f"http://127.0.0.1:{service.port}/metrics") as answer:
+            metrics.write_bytes(answer.read())
+        version = _call(["promtool", "--version"], RUN_TIMEOUT).split()[2]
+        _call(["sh", "-c", f"promtool check metrics < {metrics}"], RUN_TIMEOUT)
+    return version, np.empty((0, photos.classes), np.float32)
+
+
+def _curl_version() -> str:
+    return _call(["curl", "--version"], RUN_TIMEOUT).split()[1]
 
 
 def run_netron(photos: Photos, model: Path) -> Outputs:

@@ -32,8 +32,10 @@ from benchmarks.client_environments import (
     Outputs,
     Photos,
     run_chromium,
+    run_http,
     run_netron,
     run_node,
+    run_promtool,
     run_python,
 )
 from export.operators import file_operators, read_table, write_table
@@ -113,9 +115,21 @@ CLIENTS = {
     "MNN, ONNX": Client(ONNX, MNN),
     "MNN, float32 ONNX": Client(FLOAT_ONNX, MNN),
     "ncnn, float32 ONNX": Client(FLOAT_ONNX, _python("run_ncnn.py", "ncnn", "pnnx", options=("--no-deps",))),
+    "curl": Client(TFLITE, partial(run_http, worker="run_curl.py")),
+    "HTTPie": Client(TFLITE, partial(run_http, worker="run_httpie.py", packages=("httpie",))),
+    "openapi-python-client": Client(
+        TFLITE,
+        partial(
+            run_http, worker="run_openapi_client.py", packages=("openapi-python-client", "httpx", "attrs")
+        ),
+    ),
+    "promtool": Client(TFLITE, run_promtool),
     "Netron, TFLite": Client(TFLITE, run_netron),
     "Netron, ONNX": Client(ONNX, run_netron),
 }
+
+
+SERVICE_CLIENTS = ("curl", "HTTPie", "openapi-python-client", "promtool")  # which read no model file
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -141,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
             rows[name] = compare(name, CLIENTS[name], photos, files[file], references[file])
             print(describe(rows[name]), flush=True)
             write_rows([rows[name] for name in CLIENTS if name in rows])
-            if (rows[name].agreement or 0.0) >= MIN_AGREEMENT:
+            if (rows[name].agreement or 0.0) >= MIN_AGREEMENT and name not in SERVICE_CLIENTS:
                 record_operators(name, files[file])
 
 
