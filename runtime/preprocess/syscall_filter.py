@@ -7,14 +7,17 @@ kernel checks each call: seccomp(2), with a program for the classic BPF machine.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+try:  # here, because the process that calls allow_only_decoding cannot open files any more
+    import ctypes
+except (ImportError, MemoryError):  # MemoryError: the system forbids memory that ctypes wants to execute
+    ctypes = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ _MACHINES = {
 }
 
 _CLONE_THREAD = 0x10000
-_PR_SET_NO_NEW_PRIVS, _SET_MODE_FILTER, _ALL_THREADS = 38, 1, 1
+_PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _MODE_FILTER = 38, 22, 2  # of prctl(2)
+_SET_MODE_FILTER, _ALL_THREADS = 1, 1  # of seccomp(2)
 _LOAD, _IF_EQUAL, _IF_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06  # of the BPF machine
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _CALL, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the kernel's struct seccomp_data
@@ -88,26 +92,27 @@ _CALL, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # offsets in the kernel's stru
 Instruction = tuple[int, int, int, int]  # operation, jump if true, jump if false, operand
 
 
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
-
-
 def allow_only_decoding() -> bool:
     """Filters the system calls of all threads, for good: any other call fails with EPERM.
 
     Returns False, and changes nothing, where the kernel or the processor has no such filter: outside Linux on
-    x86_64 and 64-bit Arm, and in some emulators.
+    x86_64 and 64-bit Arm, and in some emulators. It also needs Python's ctypes.
     """
-    machine = _MACHINES.get(platform.machine())
-    if sys.platform != "linux" or machine is None or struct.calcsize("P") != 8:
+    if sys.platform != "linux" or ctypes is None:
+        return False
+    machine = _MACHINES.get(os.uname().machine)
+    if machine is None or struct.calcsize("P") != 8:
         return False
     code = b"".join(struct.pack("=HBBI", *each) for each in _filter(machine, os.getpid()))
-    buffer = ctypes.create_string_buffer(code, len(code))
-    program = _Program(len(code) // 8, ctypes.addressof(buffer))
+    instructions = ctypes.create_string_buffer(code, len(code))
+    sock_fprog = struct.pack("@HP", len(code) // 8, ctypes.addressof(instructions))
+    program = ctypes.create_string_buffer(sock_fprog, len(sock_fprog))
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    call = (_SET_MODE_FILTER, _ALL_THREADS, ctypes.byref(program))
-    return bool(libc.syscall(machine.seccomp, *call) == 0)
+    if libc.syscall(machine.seccomp, _SET_MODE_FILTER, _ALL_THREADS, program) == 0:
+        return True
+    # A service manager may forbid that call. This one filters the calling thread, and threads that it starts.
+    return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, program, 0, 0) == 0)
 
 
 def _filter(machine: _Machine, process_id: int) -> Sequence[Instruction]:
