@@ -24,7 +24,7 @@ from runtime.inference.taught_photos import (
 )
 from runtime.preprocess.picture import read_picture
 from runtime.preprocess.stored_photo import MAX_SIDE
-from tests.helpers import ROOT
+from tests.helpers import ROOT, wait_for
 
 
 def picture(seed: int, side: int = 40) -> NDArray[np.uint8]:
@@ -142,6 +142,8 @@ while True:
             [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, cwd=ROOT
         )
         assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        if round % 2:  # a busy machine may not store a photo within the time of any other round
+            wait_for(lambda: bool(TaughtPhotos(tmp_path).photos()))
         time.sleep(0.05 + 0.05 * round)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
