@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 # Of one address.
 PHOTOS_PER_SECOND = 1000.0  # the queue in front of the engine limits them too
-REQUESTS_PER_SECOND = 500.0  # a page with a camera sends 30; a proxy is one address for all its clients
+REQUESTS_PER_SECOND = 250.0  # a page with a camera sends 30; a proxy is one address for all its clients
 REQUESTS_WITHOUT_TOKEN_PER_SECOND = 50.0  # loading the page takes 12
 BURST_SECONDS = 2.0  # of requests that are answered at once after a pause
 MAX_WAIT = 2.0  # seconds; with 64 connections, each request of an address waits at most 1.3
