@@ -8,6 +8,7 @@ import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 
+from export.operators import file_operators
 from export.parity.runner import compare_outputs
 from export.targets.target import CompiledTarget, Step, TargetInput, megabytes
 from export.targets.tflm_sources import example, header, model_source
@@ -56,12 +57,7 @@ def without_zip(data: bytes) -> bytes:
 
 def operator_names(data: bytes) -> list[str]:
     """The kinds of operator of a .tflite, as TFLite Micro's resolver names them: Conv2D, MaxPool2D, …"""
-    from ai_edge_litert import schema_py_generated as schema  # here, because it takes 0.2 s to load
-
-    from export.flatbuffer import unpack
-
-    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if name.isupper()}
-    return sorted({_camel_case(names[code.builtinCode]) for code in unpack(data).operatorCodes})
+    return sorted(map(_camel_case, file_operators("tflite", data)))
 
 
 def _camel_case(name: str) -> str:
