@@ -8,9 +8,10 @@ is answered, and waits for the seconds of Retry-After when the queue is full. Ea
 prediction of the classifier in this process.
 
 The engine alone decodes and classifies the same photos in this process, in as many threads as the service,
-without HTTP. Short turns alternate between both, so that other work on the machine affects both. During a
-turn of the engine alone, the load generator runs as fast as before, but against a sink. The sink needs
-processor time too: the engine's figure is scaled up as if it had had that time.
+without HTTP: in one session that uses all cores, as the classifier of a program does, and for comparison with
+a session on each core, as the service does. Short turns alternate between all of them, so that other work on
+the machine affects each. During a turn of the engine alone, the load generator runs as fast as before, but
+against a sink. The sink needs processor time too: the engine's figure is scaled up as if it had that time.
 
 One client alone then sends photos over one connection: the time of an answer beyond the decoder's and the
 engine's is the service's own. benchmarks/serve_attacks.py describes the attacks.
@@ -82,6 +83,7 @@ class Turns:
     service_mb: list[float]  # resident memory
     engine: list[float]  # photos per second, with decoding
     engine_cpu: list[float]  # seconds per photo
+    engine_per_core: list[float]  # photos per second, with decoding, as `engine` with an engine for each core
     inference: list[float]  # photos per second, decoded before
     sink_cores: list[float]  # used by the sink
 
@@ -110,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run_turns(generator: LoadGenerator, classifier: Classifier, photos: list[bytes], seconds: float) -> Turns:
     """Alternates between the service and the engine alone, `seconds` each."""
-    turns = Turns([], [], [], [], [], [], [])
+    turns = Turns([], [], [], [], [], [], [], [])
+    parallel = Classifier(RELEASED, parallel=True)
     pixels = [read_picture(photo, classifier.model.contract.input_size) for photo in photos]
     with (
         serve_in_process("--model", RELEASED, **ONE_ENGINE) as service,
@@ -131,6 +134,9 @@ def run_turns(generator: LoadGenerator, classifier: Classifier, photos: list[byt
             generator.result()
             turns.sink_cores.append((cpu_seconds(sink_id) - sink_cpu) / seconds)
             generator.start(sink_port, seconds)
+            turns.engine_per_core.append(classify_for(seconds, parallel, photos))
+            generator.result()
+            generator.start(sink_port, seconds)
             turns.inference.append(infer_for(seconds, classifier, pixels))
             generator.result()
     return turns
@@ -141,8 +147,9 @@ def compare_with_engine(turns: Turns, seconds: float) -> Iterator[Measurement]:
     scale = cores / (cores - statistics.median(turns.sink_cores))
     throughput = [result.photos_per_second for result in turns.served]
     ratios = sorted(ours / (theirs * scale) for ours, theirs in zip(throughput, turns.engine, strict=True))
-    inference_ratio = statistics.median(
-        ours / (theirs * scale) for ours, theirs in zip(throughput, turns.inference, strict=True)
+    per_core_ratio, inference_ratio = (
+        statistics.median(ours / (theirs * scale) for ours, theirs in zip(throughput, alone, strict=True))
+        for alone in (turns.engine_per_core, turns.inference)
     )
     ratio = statistics.median(ratios)
     total = sum(result.answered for result in turns.served)
@@ -167,6 +174,7 @@ def compare_with_engine(turns: Turns, seconds: float) -> Iterator[Measurement]:
         ratio >= MIN_RATIO,
         quartiles,
     )
+    yield Measurement("throughput / an engine alone on each core, with decoding", per_core_ratio)
     yield Measurement("throughput / engine alone, photos decoded before", inference_ratio)
     yield Measurement(
         "processor time per photo, the service", 1000 * statistics.median(turns.service_cpu), "ms"

@@ -24,6 +24,7 @@ from runtime.inference.engines import (
     ENGINES,
     ORDER_WITHOUT_VNNI,
     OUTPUTS,
+    InferenceSession,
     choose_engine,
     count_threads,
     default_threads,
@@ -33,9 +34,9 @@ from runtime.inference.engines import (
     require_engine,
 )
 from runtime.inference.learned_state import MAX_MB, OpenedLearned, open_learned
+from runtime.inference.parallel_sessions import MAX_MODEL_BYTES, ParallelSessions
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
-from runtime.inference.turns import TurnLock
 from runtime.model_file.formats import FORMATS
 from runtime.model_file.loader import open_model
 from runtime.model_file.releases import check_release, record_release
@@ -63,7 +64,10 @@ class Classifier:
 
     `learned` names the folder of `python -m runtime.teach` to use, or "none"; without it the folder next to
     the model is used. A model that must be signed learns, and uses what it learned, with `allow_learning`
-    only. `learned_problem` says why a learned state is not used. Raises ModelError or EngineError.
+    only. `learned_problem` says why a learned state is not used.
+
+    With `parallel`, pictures that several threads classify at the same time run on a core each, if the model
+    is small. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Classifier:
         learned: str | Path | None = None,
         allow_learning: bool = False,
         allow_rollback: bool = False,
+        parallel: bool = False,
     ) -> None:
         self.top = top
         self.formats = _usable_formats(engine)
@@ -102,7 +107,8 @@ class Classifier:
         self.unmeasured = selection.candidates if engine == "auto" else ()
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
-        self._lock = TurnLock()  # interpreters are not thread-safe
+        parallel = parallel and len(self.model.data) <= MAX_MODEL_BYTES
+        self._sessions = ParallelSessions(self._load_single, self.threads if parallel else 1)
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
@@ -227,7 +233,8 @@ class Classifier:
     def infer(self, pixels: Pixels) -> ModelOutput:
         """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size.
 
-        One thread at a time runs it, in the turns of turns.py; the time in the result is the engine's alone.
+        Threads run it one at a time, or with `parallel` on a core each, in the turns of turns.py. The time in
+        the result is the engine's alone.
         Raises EngineError, and ModelError when the release of a signed model cannot be recorded.
         """
         output = self.infer_uncorrected(pixels)
@@ -246,9 +253,9 @@ class Classifier:
 
     def infer_uncorrected(self, pixels: Pixels) -> ModelOutput:
         """Returns the outputs that the model file computes, to learn from them. Raises as `infer` does."""
-        with self._lock:
+        with self._sessions.take(self.session) as session:
             started = time.perf_counter()
-            outputs = self.session(pixels[np.newaxis])
+            outputs = session(pixels[np.newaxis])
             ms = 1000 * (time.perf_counter() - started)
         for name, output in outputs.items():
             if name in OUTPUTS and not np.isfinite(output).all():
@@ -277,6 +284,9 @@ class Classifier:
             top=scores,
             ms={"decode": round(decode_ms, 1), "infer": round(output.ms, 1)},
         )
+
+    def _load_single(self) -> InferenceSession:
+        return load_session(self.model, self.session.engine.split()[0], threads=1)
 
     def _predict(self, picture: DecodedPicture, pixels: Pixels) -> Prediction:
         return self.to_prediction(_source_name(picture.source), self.infer(pixels), picture.decode_ms)

@@ -1,4 +1,4 @@
-"""Turns of clients at something that only one of them can use at a time, such as the engine.
+"""Turns of clients at something that only few of them can use at a time, such as the engine.
 
 The next turn is that of the client whose last turn is longest ago, as in fair queueing between network flows
 (Nagle, RFC 970, 1985): a client that waits with many threads delays the others as one that waits with one.
@@ -37,16 +37,16 @@ class LastTurns:
         return takewhile(lambda client: self._count - self._last[client] < turns, reversed(self._last))
 
 
-class TurnLock:
-    """A lock that threads get in the turns of the clients that they work for; use it in a with statement.
+class TurnSemaphore:
+    """A semaphore that threads get in the turns of the clients that they work for.
 
-    Threads of one client get it in the order in which they asked. A thread works for the client of
-    `working_for`; all others are one client.
+    Use it in a with statement. `places` threads hold it at a time. Threads of one client get it in the order
+    in which they asked. A thread works for the client of `working_for`; all others are one client.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 1) -> None:
         self._guard = Lock()  # of the attributes below
-        self._is_held = False
+        self._free = places
         # Clients with the lock that their thread waits for, in the order in which they asked.
         self._waiting: list[tuple[str, Lock]] = []
         self._turns = LastTurns()
@@ -54,8 +54,8 @@ class TurnLock:
     def __enter__(self) -> None:
         waiting = (getattr(_THREAD, "client", ""), Lock())
         with self._guard:
-            if not self._is_held:
-                self._is_held = True
+            if self._free:
+                self._free -= 1
                 self._turns.take(waiting[0])
                 return
             waiting[1].acquire()
@@ -69,7 +69,7 @@ class TurnLock:
     def __exit__(self, *exception: object) -> None:
         with self._guard:
             if not self._waiting:
-                self._is_held = False
+                self._free += 1
                 return
             following = min(self._waiting, key=lambda waiting: self._turns.of(waiting[0]))
             self._waiting.remove(following)
@@ -81,7 +81,7 @@ class TurnLock:
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
                 return
-        self.__exit__()  # the lock was passed on to this thread already
+        self.__exit__()  # the place was passed on to this thread already
 
 
 @contextmanager

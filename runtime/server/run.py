@@ -113,7 +113,9 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         policy = make_access_policy(address[0], port, [*config.allowed_hosts, config.host], token)
         camera = Camera(config.camera, retry=True, on_message=print_info) if config.camera else None
         with suppress_native_stderr():
-            model = ReloadingClassifier(config.model, on_event=print_info, **config.classifier_options)
+            model = ReloadingClassifier(
+                config.model, on_event=print_info, parallel=True, **config.classifier_options
+            )
         uses = stack.enter_context(
             open_answer_uses(config.saving, config.publishing, config.min_interval, model, camera)
         )

@@ -1,17 +1,17 @@
-"""TurnLock: the order in which threads of several clients get it, and a wait that is interrupted."""
+"""TurnSemaphore: the order in which threads of several clients get it, and a wait that is interrupted."""
 
 from __future__ import annotations
 
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
 import pytest
 
 from runtime.inference import turns
-from runtime.inference.turns import LastTurns, TurnLock, working_for
+from runtime.inference.turns import LastTurns, TurnSemaphore, working_for
 from tests.helpers import wait_for
 
 
-def start_waiting(lock: TurnLock, client: str, order: list[str]) -> Thread:
+def start_waiting(lock: TurnSemaphore, client: str, order: list[str]) -> Thread:
     """A thread that waits for the lock when this function returns."""
 
     def wait() -> None:
@@ -26,7 +26,7 @@ def start_waiting(lock: TurnLock, client: str, order: list[str]) -> Thread:
 
 
 def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
-    lock, order = TurnLock(), list[str]()
+    lock, order = TurnSemaphore(), list[str]()
     with working_for("flood"), lock:
         threads = [
             start_waiting(lock, client, order) for client in ("flood", "flood", "flood", "a", "b", "a")
@@ -38,31 +38,34 @@ def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
         assert not lock._waiting
 
 
-def test_one_thread_at_a_time_is_in_the_block() -> None:
-    lock, inside, most = TurnLock(), 0, 0
+@pytest.mark.parametrize("places", [1, 2])
+def test_as_many_threads_as_places_are_in_the_block(places: int) -> None:
+    lock, inside, most, guard = TurnSemaphore(places), 0, 0, Lock()
 
     def enter(client: str) -> None:
         nonlocal inside, most
         for _ in range(200):
             with working_for(client), lock:
-                inside += 1
-                most = max(most, inside)
+                with guard:
+                    inside += 1
+                    most = max(most, inside)
                 Event().wait(0.0001)
-                inside -= 1
+                with guard:
+                    inside -= 1
 
     threads = [Thread(target=enter, args=(client,), daemon=True) for client in "aab"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert (inside, most) == (0, 1) and not lock._waiting and not lock._is_held
+    assert (inside, most) == (0, places) and not lock._waiting and lock._free == places
 
 
 @pytest.mark.parametrize("is_passed_on", [False, True])
 def test_ctrl_c_while_waiting_leaves_the_lock_to_others(
     monkeypatch: pytest.MonkeyPatch, is_passed_on: bool
 ) -> None:
-    lock = TurnLock()
+    lock = TurnSemaphore()
 
     class InterruptedLock:
         """Its second acquire(), which waits, is interrupted: before or after the lock is passed on."""
@@ -86,7 +89,7 @@ def test_ctrl_c_while_waiting_leaves_the_lock_to_others(
         lock.__enter__()
     if not is_passed_on:
         lock.__exit__()
-    assert not lock._waiting and not lock._is_held
+    assert not lock._waiting and lock._free == 1
 
 
 def test_a_bounded_number_of_clients_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

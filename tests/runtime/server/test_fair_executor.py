@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from threading import Event
 
-from runtime.inference.turns import TurnLock
+from runtime.inference.turns import TurnSemaphore
 from runtime.server.fair_executor import ACTIVE_TURNS, FairExecutor
 from tests.helpers import wait_for
 
@@ -58,7 +58,7 @@ def test_jobs_that_fail_or_are_cancelled_free_their_place() -> None:
 
 def test_jobs_work_for_their_client() -> None:
     """Four jobs of a flood wait for the engine, and at most one of them uses it before another client's."""
-    executor, lock, order = FairExecutor(8, 4, "test"), TurnLock(), list[str]()
+    executor, lock, order = FairExecutor(8, 4, "test"), TurnSemaphore(), list[str]()
 
     def use_engine(client: str) -> None:
         with lock:

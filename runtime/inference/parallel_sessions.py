@@ -1,0 +1,65 @@
+"""Sessions of one model for pictures that are classified at the same time.
+
+One picture is fastest with all cores. Several are faster with a core each: the threads of an engine wait for
+the slowest of them at each layer.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from runtime.inference.engines import InferenceSession
+from runtime.inference.turns import TurnSemaphore
+
+# Each session holds the model's weights once more.
+MAX_MODEL_BYTES = 8_000_000
+
+
+class ParallelSessions:
+    """Gives each thread a session that no other thread uses, in the turns of the clients of turns.py.
+
+    At most `count` pictures run at a time. `load` returns a session of one thread, when it is needed.
+    """
+
+    def __init__(self, load: Callable[[], InferenceSession], count: int) -> None:
+        self._load = load
+        self._semaphore = TurnSemaphore(count)
+        self._guard = Lock()  # of the attributes below
+        self._in_use = 0
+        self._idle: list[InferenceSession] = []  # of one thread
+        self._alone = Lock()  # of the session with all cores: interpreters are not thread-safe
+
+    @contextmanager
+    def take(self, fastest: InferenceSession) -> Iterator[InferenceSession]:
+        """`fastest` for a picture that is alone, else a session of one thread."""
+        with self._semaphore, self._counted() as others:
+            if not others or (single := self._single()) is None:
+                with self._alone:
+                    yield fastest
+                return
+            try:
+                yield single
+            finally:
+                self._idle.append(single)
+
+    @contextmanager
+    def _counted(self) -> Iterator[int]:
+        """The number of pictures that other threads classify now."""
+        with self._guard:
+            others = self._in_use
+            self._in_use += 1
+        try:
+            yield others
+        finally:
+            with self._guard:
+                self._in_use -= 1
+
+    def _single(self) -> InferenceSession | None:
+        """A session of one thread; None if there is no memory for it."""
+        with self._guard:
+            if self._idle:
+                return self._idle.pop()
+        try:
+            return self._load()
+        except Exception:  # each engine has its own exception types
+            return None
