@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -91,10 +90,10 @@ class AccessMiddleware:
 
         app, is_public = self._app, path in PUBLIC_PATHS
         rate = self._rate_without_token
-        if self._service.policy.is_authorized(Headers(scope=scope)):
-            rate = self._photo_rate if path == CLASSIFY else self._rate
         try:
-            self._service.policy.check(scope["method"], scope["headers"], requires_token=not is_public)
+            policy, headers = self._service.policy, scope["headers"]
+            if policy.check(scope["method"], headers, requires_token=not is_public):
+                rate = self._photo_rate if path == CLASSIFY else self._rate
             if not is_public:
                 mark_authorized(scope)
         except RequestRejected as rejection:

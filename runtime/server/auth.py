@@ -30,8 +30,11 @@ class AccessPolicy:
 
     def check(
         self, method: str, headers: Iterable[tuple[bytes, bytes]], *, requires_token: bool = True
-    ) -> None:
-        """Raises RequestRejected: 400, 401 (only if `requires_token`), 403 or 421."""
+    ) -> bool:
+        """Returns whether the request carries the token, if one is required.
+
+        Raises RequestRejected: 400, 401 (only if `requires_token`), 403 or 421.
+        """
         fields: dict[str, str] = {}
         for name, value in headers:
             key = name.decode("latin-1").lower()
@@ -45,10 +48,12 @@ class AccessPolicy:
             )
         if method not in ("GET", "HEAD"):
             _check_origin(fields, host)
-        if requires_token and not self.is_authorized(fields):
+        is_authorized = self.is_authorized(fields)
+        if requires_token and not is_authorized:
             raise RequestRejected(
                 401, "a token is required: send Authorization: Bearer TOKEN, or sign in on the page"
             )
+        return is_authorized
 
     def accepts_host(self, host: str) -> bool:
         """Whether a Host header, with or without a port, names this service."""
