@@ -157,8 +157,11 @@ install_program() {
         site=(--system-site-packages)
         select+=" | grep -v ^numpy=="
     fi
-    # An upgrade of the system may remove the Python that the environment was made with.
-    if [ -e /opt/vgg-edge ] && ! /opt/vgg-edge/bin/python -I -c '' 2>/dev/null; then run rm -rf /opt/vgg-edge; fi
+    # An upgrade of the system may remove the Python that the environment was made with. pip keeps packages of the
+    # right version, also those that another umask left writable for other users, or hidden from the service.
+    if [ -e /opt/vgg-edge ] && { [ -n "$(wrong_modes)" ] || ! /opt/vgg-edge/bin/python -I -c '' 2>/dev/null; }; then
+        run rm -rf /opt/vgg-edge
+    fi
     run /usr/bin/python3 -I -m venv "${site[@]}" /opt/vgg-edge
     # An earlier installation without --picamera2 has another numpy.
     if [ -n "$picamera2" ]; then run /opt/vgg-edge/bin/python -I -m pip uninstall --yes numpy; fi
@@ -177,6 +180,11 @@ install_program() {
     # Also where the same version is installed: its content may differ.
     run /opt/vgg-edge/bin/python -I -m pip install --force-reinstall --no-deps --no-build-isolation "$source"
     if [ -d "$from" ]; then run rm -rf "$source"; fi
+}
+
+# Prints a file of the program that other users may write, or that the service cannot read.
+wrong_modes() {
+    find /opt/vgg-edge -not -type l \( -perm /022 -o -not -perm -004 -o -type d -not -perm -001 \) -print -quit
 }
 
 # The token and the settings, unless they exist.
@@ -203,7 +211,7 @@ install_folders() {
         fail "/var/lib/vgg-edge/models is a link: remove it, copy the models into a folder of this name, run this again"
     run install -d -m 755 -o root -g root /var/lib/vgg-edge/models
     run chown -R --no-dereference root:root /var/lib/vgg-edge/models
-    run chmod -R go-w /var/lib/vgg-edge/models
+    run chmod -R u=rwX,go=rX /var/lib/vgg-edge/models
 }
 
 start_service() {

@@ -10,6 +10,7 @@ from PIL import Image
 
 from runtime import Classifier
 from tests.deploy.conftest import INSTALL, Machine, install_command
+from tests.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +104,46 @@ def test_a_second_run_keeps_the_settings_and_uninstall_keeps_the_pictures(
     assert mine == "# mine"
     assert first == second and "/var/lib/vgg-edge" in first
     assert left == "/var/lib/vgg-edge"
+
+
+@pytest.mark.parametrize("umask", ["000", "077"])
+def test_the_umask_of_the_caller_changes_no_mode(umask: str, machine: Machine) -> None:
+    """Root owns every file, others may read the program and nothing else. The clone has modes of that umask.
+
+    The second run repairs an installation of another umask, and opens the models to the service.
+    """
+    script = f"""
+        set -e
+        umask {umask}
+        mkdir -p /tmp/clone/models
+        cp -r --no-preserve=mode '{ROOT}'/{{pyproject.toml,README.md,LICENSE,train,export,runtime}} /tmp/clone
+        cp -r --no-preserve=mode '{ROOT}/models/flowers' /tmp/clone/models
+        all='/opt/vgg-edge /etc/vgg-edge /var/lib/vgg-edge /etc/systemd/system/vgg-edge.service'
+        service='setpriv --reuid vgg-edge --regid vgg-edge --clear-groups'
+        show_modes() {{
+            find $all -not -type l \\( -perm /022 -or -not -user root \\)
+            (cd / && $service find $all -not -readable 2>/dev/null || true)
+            stat -c '%a %n' /etc/vgg-edge/* /etc/systemd/system/vgg-edge.service
+            (cd /var/lib/vgg-edge && $service /opt/vgg-edge/bin/python -P -c 'import runtime.classify')
+        }}
+        {install_command()} --from /tmp/clone --extras onnx >&2
+        show_modes
+        chmod {"666" if umask == "000" else "600"} /opt/vgg-edge/lib/python3.*/site-packages/numpy/__init__.py
+        cp -r /tmp/clone/models/flowers /var/lib/vgg-edge/models/mine
+        {install_command()} --from /tmp/clone --extras onnx >&2
+        show_modes
+    """
+    done = machine.run("bare", f"umask {umask}", "bash", "-c", script)
+    assert done.returncode == 0, done.stderr[-3000:]
+    settings = [
+        "/etc/vgg-edge/serve.conf",
+        "/etc/vgg-edge/token",
+        "600 /etc/vgg-edge/serve.conf",
+        "600 /etc/vgg-edge/token",
+        "644 /etc/systemd/system/vgg-edge.service",
+    ]
+    first, second = done.stdout.splitlines()[:5], done.stdout.splitlines()[5:]
+    assert [sorted(first), sorted(second)] == [sorted(settings)] * 2
 
 
 def test_both_engines_classify_and_forbidden_actions_fail(
