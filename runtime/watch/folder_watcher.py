@@ -25,6 +25,8 @@ MIN_PAUSE = 4  # times the duration of a look: in a large folder, looking costs 
 # A photo that cannot be read may be a copy in progress: it is read again after this many seconds without a
 # change, and then counts as damaged.
 DAMAGED_AFTER = 10.0
+# After a photo that takes longer the newest photo is next: it may be made to hold up the others.
+SLOW_SECONDS = 0.5
 
 MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262
 
@@ -64,6 +66,7 @@ class FolderWatcher:
         self._show, self._on_message, self._clock = show, on_message, clock
         self._previous: dict[str, WatchedPhoto] = {}  # by source, as the previous scan found them
         self._failed_at: dict[WatchedPhoto, float] = {}  # the time of the first failure
+        self._takes_newest = False  # kept between scans: one slow photo can take the time of a whole scan
         self._is_missing = self._is_locked = False
 
     def run(self) -> None:
@@ -87,7 +90,13 @@ class FolderWatcher:
             )
         photos = found or {}
         for photo in self._in_order(photos):
-            if not self._process(photo) or self._clock() >= due:
+            before = self._clock()
+            if not self._process(photo):
+                break
+            now = self._clock()
+            is_bad = photo in self._failed_at or now - before > SLOW_SECONDS
+            self._takes_newest = is_bad and not self._takes_newest
+            if now >= due:
                 break
         if photos:  # an unmounted network folder looks empty; its photos will be back
             self._forget_all_but(photos)
@@ -97,8 +106,8 @@ class FolderWatcher:
     def _in_order(self, photos: dict[str, WatchedPhoto]) -> Iterator[WatchedPhoto]:
         """Yields the photos to read: new ones, oldest first, then the ones that failed 10 seconds ago.
 
-        After a photo that cannot be read the newest one is next, so that a card full of damaged photos does
-        not hold up a photo that arrives after them.
+        After a photo that cannot be read, or is slow, the newest one is next, so that a card full of such
+        photos does not hold up a photo that arrives after them.
         """
         waiting = [
             photo
@@ -106,11 +115,8 @@ class FolderWatcher:
             if photo.version not in self._sink.done and self._previous.get(photo.source) == photo
         ]
         new = deque(photo for photo in waiting if photo not in self._failed_at)
-        take_newest = False
         while new:
-            photo = new.pop() if take_newest else new.popleft()
-            yield photo
-            take_newest = photo in self._failed_at and not take_newest
+            yield new.pop() if self._takes_newest else new.popleft()
         now = self._clock()
         for photo in waiting:
             if now - self._failed_at.get(photo, now) >= DAMAGED_AFTER:

@@ -1,15 +1,11 @@
-"""FolderWatcher, scan by scan with a clock that the test moves, and the command in a few real runs."""
+"""FolderWatcher, scan by scan with a clock that the test moves. test_watch_cli.py runs the command."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
-import re
 import shutil
-import signal
 import sqlite3
-import subprocess
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -24,7 +20,7 @@ from runtime.inference.prediction import Prediction
 from runtime.watch import sinks
 from runtime.watch.folder_watcher import DAMAGED_AFTER, FolderWatcher, WatchedPhoto
 from runtime.watch.sinks import COLUMNS, open_sink
-from tests.helpers import nested_folders, start_python, wait_for
+from tests.helpers import nested_folders
 
 Capture = pytest.CaptureFixture[str]
 NAMES = pytest.mark.parametrize("name", ["results.csv", "results.db"])
@@ -335,85 +331,6 @@ def test_a_row_that_a_power_loss_cut_short_is_written_again(watch: Watch, photos
     with watch.open() as scan:
         scan()
     assert watch.results() == [("1.jpg", "红"), ("2.jpg", "红")]
-
-
-@contextmanager
-def started(*arguments: object) -> Iterator[subprocess.Popen[str]]:
-    """The command with a short pause between scans."""
-    code = (
-        "import sys; from runtime.watch import folder_watcher; from runtime.classify import main; "
-        "folder_watcher.SCAN_INTERVAL = 0.05; folder_watcher.DAMAGED_AFTER = 0.2; sys.exit(main())"
-    )
-    process = start_python("-c", code, *arguments)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def has_rows(path: Path, number: int) -> Callable[[], bool]:
-    def check() -> bool:
-        try:
-            return path.exists() and len(rows_of(path)) >= number
-        except sqlite3.OperationalError as error:
-            if "no such table" not in str(error):
-                raise
-            return False  # the command has not created it yet
-
-    return check
-
-
-@NAMES
-def test_a_killed_command_continues_without_gap_or_duplicate(
-    name: str, colours: Path, photos: Path, folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / name
-    for number in range(40):
-        shutil.copy(photos / "red.jpg", folder / f"{number}.jpg")
-    with started("--watch", folder, "--out", out, "--model", colours) as process:
-        wait_for(has_rows(out, 5), 30)
-        process.kill()
-        heading, first, *_ = process.communicate()[0].splitlines()
-    assert heading.startswith(f"{folder}, ") and re.match(r"\d+\.jpg  红 +[\d.]+%", first)
-    with started("--watch", folder, "--out", out, "--model", colours) as process:
-        assert process.stdout and process.stdout.readline()  # SIGTERM is handled from now on
-        wait_for(has_rows(out, 40), 30)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
-    assert sorted(row["source"] for row in rows_of(out)) == sorted(f"{number}.jpg" for number in range(40))
-    assert {row["label"] for row in rows_of(out)} == {"红"}
-
-
-def test_the_command_prints_each_result_as_json_and_each_error(
-    knowing: Path, photos: Path, folder: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "results.csv"
-    (folder / "cut\n=1.jpg").write_bytes((photos / "red.jpg").read_bytes()[:200])
-    shutil.copy(photos / "red.jpg", folder / "whole.jpg")
-    with started("--watch", folder, "--out", out, "--model", knowing, "--json") as process:
-        assert process.stdout and process.stderr
-        whole, cut = (json.loads(process.stdout.readline()) for _ in range(2))
-        error = process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
-    assert (whole["source"], whole["label"], whole["known"]) == ("whole.jpg", "红", True)
-    assert cut["source"] == "cut\\n=1.jpg" and "damaged" in cut["error"]
-    assert error.startswith("error: cut\\n=1.jpg: ") and "damaged" in error
-    assert [row["known"] for row in rows_of(out)] == ["true", ""]
-
-
-def test_a_closed_standard_output_ends_the_command_with_141(
-    colours: Path, photos: Path, folder: Path, tmp_path: Path
-) -> None:
-    with started("--watch", folder, "--out", tmp_path / "results.csv", "--model", colours) as process:
-        assert process.stdout and process.stderr
-        process.stdout.readline()
-        process.stdout.close()
-        shutil.copy(photos / "red.jpg", folder / "a.jpg")
-        assert process.wait(timeout=30) == 141
-        assert process.stderr.read() == ""
-        process.stdout = None
 
 
 @pytest.mark.parametrize("flags", [["--out", "results.csv"]])
