@@ -91,10 +91,16 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 
 @contextmanager
-def serve_in_process(*arguments: str | Path, **variables: str) -> Iterator[ServiceProcess]:
-    """`python -m runtime.serve ARGUMENTS` on a free port, with these environment variables."""
+def serve_in_process(
+    *arguments: str | Path, address_space: int | None = None, **variables: str
+) -> Iterator[ServiceProcess]:
+    """`python -m runtime.serve ARGUMENTS` on a free port, with these environment variables.
+
+    `address_space` is the limit of each of its processes in bytes, as `ulimit -v` sets it.
+    """
+    limit = ["prlimit", f"--as={address_space}"] if address_space else []
     process = subprocess.Popen(
-        serve_command("--port", "0", *arguments),
+        [*limit, *serve_command("--port", "0", *arguments)],
         env=clean_environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -29,6 +29,8 @@ class FairExecutor:
 
     def __init__(self, threads: int, per_client: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
+        self._pool.submit(int)  # starts a thread
+        self._is_shut_down = False
         self._per_client = per_client
         self._lock = Lock()
         self._running: Counter[str] = Counter()  # jobs by client
@@ -52,11 +54,17 @@ class FairExecutor:
         with self._lock:
             self._lines.setdefault(client, deque()).append(run)
         # The thread that becomes free chooses the job, so no thread waits for the event loop between jobs.
-        self._pool.submit(self._run_next)
+        try:
+            self._pool.submit(self._run_next)
+        except RuntimeError:
+            if self._is_shut_down:
+                raise
+            # The system gives no further thread, for want of memory: the pool has the job, and runs it later.
         return future
 
     def shutdown(self) -> None:
         """Starts no further job."""
+        self._is_shut_down = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _run_next(self) -> None:

@@ -251,7 +251,10 @@ def _handle_body(
     content_type: str,
     buffer: BodyBuffer,
 ) -> Result:
-    upload = read_upload(content_type, buffer.take())
+    try:
+        upload = read_upload(content_type, buffer.take())
+    except MemoryError:
+        raise RequestRejected(503, "not enough memory for this body: retry in 1 s", retry_after=1) from None
     try:
         return handle(model.current(), upload)
     except UnsupportedPictureError as error:

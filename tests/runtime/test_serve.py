@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import http.client
+import json
+import os
 import signal
 import socket
+import sys
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from benchmarks.serve_attacks import GOOD_ADDRESS, attacking
 from runtime.serve import main
 from runtime.server.token_file import MIN_TOKEN_LENGTH
-from tests.helpers import ROOT, wait_for
+from tests.helpers import RELEASED, ROOT, wait_for
+from tests.runtime.preprocess.hostile import GOOD
 from tests.serving import OWN_VARIABLES, multipart_form, serve_in_process, serve_in_thread
 
 TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
+ADDRESS_SPACE = 512 * 2**20  # the service starts from 240 MiB on, and maps 290 without an attack
 ADDRESS_UNAVAILABLE, USAGE = 1, 2  # exit codes
 
 
@@ -224,3 +233,47 @@ def test_ctrl_c_is_exit_code_130_and_prints_nothing(knowing: Path) -> None:
         service.process.send_signal(signal.SIGINT)
         _, err = service.process.communicate(timeout=5)
         assert service.process.returncode == 130 and err == ""
+
+
+def classify_from_another_address(port: int, photo: bytes) -> tuple[int, str]:
+    """Status and label, or error, for a photo of a client that is not the attacker."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "image/jpeg"}
+    connection = http.client.HTTPConnection("127.0.0.1", port, 30, source_address=(GOOD_ADDRESS, 0))
+    try:
+        connection.request("POST", "/classify", photo, headers)
+        answer = connection.getresponse()
+        fields = json.loads(answer.read())
+        return answer.status, fields.get("label") or fields.get("error")
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    """Limits the processes that this test starts: more cores have more threads, which need address space."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(cores)[:2])
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="addresses and limits of Linux")
+def test_a_service_in_512_mb_answers_while_a_client_attacks_its_memory(two_cores: None) -> None:
+    """The attacks follow each other on one service, so that memory that one of them kept would be missed."""
+    attackers = {"oversized body": 1, "hostile pictures": 1, "photo flood": 1, "endless trailer": 1}
+    attackers["stalled body"] = 4  # 16 bodies of 32 MB
+    with serve_in_process("--model", RELEASED, address_space=ADDRESS_SPACE, VGG_EDGE_TOKEN=TOKEN) as service:
+        right = classify_from_another_address(service.port, GOOD)
+        assert right[0] == 200
+        for attack, count in attackers.items():
+            answers = []
+            with ExitStack() as stack:
+                for _ in range(count):
+                    stack.enter_context(attacking(attack, service.port, TOKEN, GOOD))
+                until = time.monotonic() + 4
+                while time.monotonic() < until:
+                    answers.append(classify_from_another_address(service.port, GOOD))
+            assert answers and set(answers) == {right}, attack
+        assert classify_from_another_address(service.port, GOOD) == right
+        assert service.process.poll() is None

@@ -18,6 +18,7 @@ from openapi_spec_validator import validate
 
 from runtime.classify import main as classify_main
 from runtime.inference.engines import ENGINES
+from runtime.server.request_body import BodyBuffer
 from tests.helpers import wait_for
 from tests.serving import OPENAPI, Client, multipart_form, openapi_schema
 
@@ -221,3 +222,18 @@ def test_concurrent_clients_each_get_their_own_prediction(service: Client, photo
     with ThreadPoolExecutor(16) as clients:
         list(clients.map(run_client, range(16)))
     assert retries and service.metric("in_flight") == 0
+
+
+def test_a_body_without_memory_for_it_is_answered_with_503(
+    service: Client, red_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under `ulimit -v`, when the parts of a body have no room to be joined."""
+
+    def take(buffer: BodyBuffer) -> bytes:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BodyBuffer, "take", take)
+        status, headers, body = service.request("POST", "/classify", red_jpeg)
+    assert status == 503 and headers["Retry-After"] == "1" and "memory" in json.loads(body)["error"]
+    assert service.classify(red_jpeg)[0] == 200

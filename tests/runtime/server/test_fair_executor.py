@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from threading import Event
+from threading import Event, Thread
+
+import pytest
 
 from runtime.inference.turns import TurnSemaphore
 from runtime.server.fair_executor import ACTIVE_TURNS, FairExecutor
@@ -21,6 +23,21 @@ def test_a_client_with_slow_jobs_leaves_threads_to_others() -> None:
     assert executor.submit("slow", lambda: 2).result(timeout=20) == 2
     assert not +executor._running and not executor._lines
     executor.shutdown()
+
+
+def test_jobs_run_while_the_system_gives_no_further_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = FairExecutor(3, 2, "test")
+
+    def start(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Thread, "start", start)
+    jobs = [executor.submit(client, lambda: 1) for client in ("a", "b") for _ in range(5)]
+    assert [job.result(timeout=20) for job in jobs] == [1] * 10
+    assert not executor._lines
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit("a", lambda: 1)
 
 
 def test_a_client_runs_one_job_at_a_time_while_another_client_is_active() -> None:
