@@ -90,8 +90,9 @@ fuzz: setup  ## fuzz the parsers of untrusted input, SECONDS=25 for each; the te
 soak: setup  ## run the camera loop on each engine for MINUTES=10 and check memory and frame age
 	$(PY) -m benchmarks.soak --minutes $(or $(MINUTES),10)
 
-release: photos setup  ## export models/flowers again from models/flowers_compressed
+release: photos setup  ## export models/flowers and models/flowers_small again from their runs
 	$(PY) -m export models/flowers_compressed --all --keep int8.tflite int8.onnx --out models/flowers --photos-root "$$VGG_EDGE_PHOTOS"
+	$(PY) -m export models/flowers_small_run --all --keep int8.tflite int8.onnx --out models/flowers_small --photos-root "$$VGG_EDGE_PHOTOS"
 
 retrain: photos setup  ## train models/flowers_run again (about an hour on 2 cores)
 	$(PY) -m train "$$VGG_EDGE_PHOTOS" --fine-tune block5 --out runs/flowers --overwrite --resume
@@ -100,6 +101,10 @@ retrain: photos setup  ## train models/flowers_run again (about an hour on 2 cor
 compress: photos setup  ## compress models/flowers_run into models/flowers_compressed again (about an hour on 2 cores)
 	$(PY) -m train.compress models/flowers_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed
+
+compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (40 minutes on 2 cores)
+	$(PY) -m train.compress models/flowers_compressed --reduce 30 --max-mb 1 --views 8 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small --overwrite --resume
+	$(PY) -m train.pack_run runs/flowers_small models/flowers_small_run
 
 refit: photos setup  ## fit the detector of models/flowers_compressed again (5 minutes on 2 cores)
 	$(PY) -m train.refit models/flowers_compressed --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_refitted --overwrite

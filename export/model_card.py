@@ -115,11 +115,16 @@ def _compression(run: Run) -> str:
     ):
         shares = ["" if (share := top1.get(split)) is None else f"{share:.1%}" for split in ("val", "test")]
         lines.append("| " + " | ".join([name, f"{size} x {size}", f"{macs / 1e9:.2f}", *shares]) + " |")
-    distilled = " and trained on the outputs of the uncompressed model" if done["epochs"] else ""
+    through = done.get("through", "")
+    teacher = f"model of {_escaped(through)}" if through else "uncompressed model"
+    distilled = f" and trained on the outputs of the {teacher}" if done["epochs"] else ""
+    origin = _escaped(done["from"])
+    if through:
+        origin += f", made in two steps through the run {_escaped(through)}"
     return (
-        f"\n\nIt is a compressed form of the run {_escaped(done['from'])}: whole channels were removed, and "
-        f"the remaining weights were fitted again{distilled}. It needs {done['of_macs'] / done['macs']:.1f} "
-        "times fewer multiplications.\n\n" + "\n".join(lines)
+        f"\n\nIt is a compressed form of the run {origin}: whole channels were removed, "
+        f"and the remaining weights were fitted again{distilled}. It needs "
+        f"{done['of_macs'] / done['macs']:.1f} times fewer multiplications.\n\n" + "\n".join(lines)
     )
 
 

@@ -119,7 +119,7 @@ def refit(config: RefitConfig) -> int:
     }
     classifier = build_classifier(weights, head.head, evaluation.novelty_model)
     contents = RunContents(
-        record, dataset, classifier, history_of(run), evaluation, uncompressed=uncompressed_classes(run)
+        record, dataset, classifier, history_of(run), evaluation, uncompressed=run.uncompressed_classes()
     )
     write_run(out, contents, overwrite)
     print_run(out, contents)
@@ -209,19 +209,6 @@ def history_of(run: Run) -> list[dict[str, object]]:
             {name: value if name == "stage" else float(value) for name, value in row.items() if value}
             for row in csv.DictReader(file)
         ]
-
-
-def uncompressed_classes(run: Run) -> dict[str, NDArray[np.intp]] | None:
-    """The class indices that the uncompressed model predicts, by split; None unless the run is compressed."""
-    labels = run.uncompressed_labels()
-    if not labels:
-        return None
-    return {
-        split: np.array(
-            [run.classes.index(labels[photo.path]) for photo in run.dataset.split(split)], np.intp
-        )
-        for split in ("val", "test")
-    }
 
 
 def _features(

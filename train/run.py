@@ -21,6 +21,7 @@ from train.data.manifest import FILE_NAME_ERRORS, read_manifest
 
 if TYPE_CHECKING:
     import keras
+    from numpy.typing import NDArray
 
 
 # A packed run (train/pack_run.py) has these two files instead of model.keras.
@@ -124,6 +125,17 @@ class Run:
         except (OSError, ValueError, KeyError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or f"{error!r}"
             raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV}: {reason}; compress it again") from None
+
+    def uncompressed_classes(self) -> dict[str, NDArray[np.intp]]:
+        """The class indices of these labels, by split; empty unless compressed."""
+        if not (labels := self.uncompressed_labels()):
+            return {}
+        return {
+            split: np.array(
+                [self.classes.index(labels[photo.path]) for photo in self.dataset.split(split)], np.intp
+            )
+            for split in ("val", "test")
+        }
 
     def statistics(self) -> ModelStatistics | None:
         """The statistics of the model's descriptors; None without a detector of unknown pictures, and for

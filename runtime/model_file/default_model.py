@@ -14,6 +14,8 @@ from runtime.model_file.formats import FORMATS, PRECISIONS, detect_format, named
 from runtime.model_file.index import read_index
 
 MODELS = Path("models")
+# The small release is less accurate than models/flowers, and newer: it is used where --model names it.
+SMALL_RELEASE = MODELS / "flowers_small"
 MAX_SKIPPED = 3  # skipped models that the reason names
 UNRANKED = ("", 0, 0)
 
@@ -34,7 +36,9 @@ class _Candidate:
 
 
 def default_model(formats: Sequence[str]) -> DefaultModel:
-    """Returns the newest model in ./models, else the released model. Raises ModelError.
+    """Returns the newest model in ./models besides the small release, else the released model.
+
+    Raises ModelError.
 
     The models in ./models are its folders with an index, and its .tflite and .onnx files. A model that was
     trained on generated pictures is skipped. The reason names how many there were, and which were skipped.
@@ -43,11 +47,15 @@ def default_model(formats: Sequence[str]) -> DefaultModel:
     usable = [candidate for candidate in candidates if not candidate.problem]
     skipped = _list_skipped([candidate for candidate in candidates if candidate.problem])
     if usable:
+        others = [candidate for candidate in usable if candidate.path != SMALL_RELEASE]
+        besides = f" besides {SMALL_RELEASE.name}" if 0 < len(others) < len(usable) else ""
+        usable = others or usable
         newest = max(usable, key=lambda candidate: candidate.rank)
-        count = f"the newest of {len(usable)} models in ./models; --model selects another"
-        return DefaultModel(
-            newest.path, (count if len(usable) > 1 else "the only model in ./models") + skipped
-        )
+        if len(usable) > 1:
+            reason = f"the newest of {len(usable)} models in ./models{besides}; --model selects another"
+        else:
+            reason = f"the only model in ./models{besides}"
+        return DefaultModel(newest.path, reason + skipped)
     package = Path(__file__).parents[1]
     for released in (package / "released", package.parent / "models" / "flowers"):  # in a wheel, in a clone
         if is_file(released / INDEX_NAME):

@@ -168,9 +168,12 @@ def max_reduction(original: NetworkShape, size: int) -> float:
     return original.macs / NetworkShape(size, fewest).macs
 
 
-def too_large_reduction(original: NetworkShape, size: int) -> str:
-    """The error for a reduction that an input of `size` cannot reach."""
+def too_large_reduction(original: NetworkShape, size: int, reduced: float = 1.0) -> str:
+    """The error for a reduction that an input of `size` cannot reach. The original has `reduced` times fewer
+    multiplications than the network that the reduction refers to.
+    """
+    most = reduced * max_reduction(original, size)
     return (
-        f"at {size}x{size} pixels the most possible is {max_reduction(original, size):.0f} times fewer "
+        f"at {size}x{size} pixels the most possible is {most:.0f} times fewer "
         "multiplications; give a lower --reduce, a higher --target-ms, or a smaller --size"
     )

@@ -38,10 +38,6 @@ def find_inputs(config: CompressConfig) -> Inputs:
     started = datetime.now(timezone.utc)
     settings = config.settings
     run = open_run(config.run, config.photos_root, config.none, config.add)
-    if run.compressed:
-        raise RunError(
-            f"run {run.path}: is already compressed, from {run.compressed['from']}; compress that run instead"
-        )
     table = None
     if settings.latency_table:
         table = read_latency_table(Path(settings.latency_table), settings.engine)

@@ -2,7 +2,7 @@
 
 The compressed network has fewer channels and maybe a smaller input, so every engine runs it faster. Measured
 sensitivities decide where channels are removed; least squares reconstruct each layer's output from the
-remaining channels; then the network learns from the outputs of the uncompressed network, the teacher.
+remaining channels; then the network learns from the outputs of the run's network, the teacher.
 """
 
 from __future__ import annotations
@@ -17,16 +17,10 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.errors import UserError
 from runtime.common.text import printable
 from train.cache import features_folder
 from train.cli import INTERRUPTED
-from train.compress.allocation import (
-    LAST,
-    NetworkShape,
-    max_reduction,
-    too_large_reduction,
-)
+from train.compress.allocation import LAST, NetworkShape
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.distillation import DistillationConfig, Start, distill
 from train.compress.estimate import Workload, estimate_seconds
@@ -39,25 +33,24 @@ from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
 from train.compress.size_target import choose_shape_within, int8_bytes
 from train.compress.stage_cache import StageCache, compress_fingerprint
+from train.compress.teacher import Teacher, candidate_sizes, frozen_weights, load_teacher
 from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, upper_teacher
 from train.data.augment import negative_view_count, view_count
-from train.data.dataset import SPLITS, Photo, PhotosError
+from train.data.dataset import SPLITS, PhotosError
 from train.data.negatives import default_rows
 from train.evaluation import Evaluation, SplitFeatures, calibrate_and_evaluate
 from train.features.devices import find_devices
 from train.features.extraction import Features, extract, plan_extraction
-from train.finetune import compute_dtype, last_frozen_layer, view_schedule
+from train.finetune import compute_dtype, view_schedule
 from train.logs import TrainingLogger
 from train.network.heads import build_classifier
-from train.network.vgg import CONVOLUTIONS, POOLS, Weights, tensors_of
+from train.network.vgg import CONVOLUTIONS, POOLS, Weights
 from train.progress import Progress
 from train.run import Run
 from train.run_writer import RunContents, package_versions, print_run, write_run
 from train.settings import RECIPES, Settings
 from train.train_head import TrainedHead, train_head
 from train.trainer import Stage, with_negatives
-
-SIZES = (224, 192, 160, 128)  # pixels a side that the pipeline chooses from without --size
 
 # TensorFlow warns about models that are built more than once, which every stage here does.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -66,17 +59,6 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)
 SIZE_LIMIT_REDUCTION = 3.0
 
 Outputs = Mapping[str, TeacherOutputs]  # by split
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """The uncompressed model, its convolutions and shape, and the photos that layers are solved on."""
-
-    model: keras.Model
-    last_frozen: str  # the pooling layer whose stored features the teacher's outputs are computed from
-    tensors: Mapping[str, NDArray[np.float32]]
-    shape: NetworkShape
-    sample: tuple[Photo, ...]
 
 
 @dataclass(frozen=True)
@@ -102,7 +84,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     cache = StageCache(inputs.out, compress_fingerprint(inputs.run, settings), config.resume)
     print_estimate(config, inputs.run, teacher)
     shape = cache.shape(lambda: find_shape(inputs, teacher, settings))
-    print_shape(shape, teacher.shape, len(inputs.run.classes))
+    print_shape(shape, teacher.of_macs, len(inputs.run.classes))
     features = extract_features(config, inputs.run, teacher)
     outputs = collect_outputs(features, teacher, shape, cache)
     tensors = cache.tensors(lambda: reconstruct_network(inputs.run, teacher, shape, outputs))
@@ -121,35 +103,10 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     return INTERRUPTED if student.interrupted else 0
 
 
-def load_teacher(run: Run, settings: CompressSettings) -> Teacher:
-    """Load the run's model. Raises UserError when no shape has the size or reduction of the settings."""
-    model = run.load_model()
-    tensors = tensors_of(model.layers)
-    shape = NetworkShape(model.input_shape[1], {name: len(tensors[f"{name}/bias"]) for name in CONVOLUTIONS})
-    if settings.size and settings.size > shape.size:
-        raise UserError(
-            f"--size {settings.size}: the run has {shape.size} pixels a side; give {shape.size} or less"
-        )
-    smallest = min(candidate_sizes(shape, settings))
-    if settings.target_ms is None and settings.reduce > max_reduction(shape, smallest):
-        raise UserError(too_large_reduction(shape, smallest))
-    train = run.dataset.split("train")
-    order = np.random.default_rng(settings.seed).permutation(len(train))
-    sample = tuple(train[index] for index in order[: settings.reconstruction_photos])
-    last_frozen = last_frozen_layer(str(run.settings.get("fine_tune", "none")))
-    return Teacher(model, last_frozen, tensors, shape, sample)
-
-
-def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple[int, ...]:
-    """Pixels a side to choose from."""
-    if settings.size:
-        return (settings.size,)
-    return tuple(size for size in SIZES if size <= original.size) or (original.size,)
-
-
 def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
     """Print the number of photos, views and epochs, and the estimated minutes of all stages."""
     settings, dataset = config.settings, run.dataset
+    reduction = teacher.reduction(settings)
     plan = plan_extraction(
         dataset,
         frozen_weights(run, teacher),
@@ -166,7 +123,7 @@ def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
         POOLS.index(teacher.last_frozen) + 2,
         len(teacher.sample),
         settings.epochs,
-        max(settings.reduce, SIZE_LIMIT_REDUCTION) if settings.max_mb else settings.reduce,
+        max(reduction, SIZE_LIMIT_REDUCTION) if settings.max_mb else reduction,
     )
     seconds = estimate_seconds(teacher.model, teacher.shape, work)
     print(
@@ -191,7 +148,7 @@ def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> 
     if settings.target_ms is None:
         for size, change in costs.sizes.items():
             print(f"input: {size}x{size} pixels change the features by {change:.3f} (0: equal, 2: unrelated)")
-        return choose(settings.reduce)
+        return choose(teacher.reduction(settings))
     if settings.board:
         print(estimate_note(settings.board), flush=True)
     if table:
@@ -200,11 +157,11 @@ def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> 
         return largest_shape_within(settings, choose, measure)
 
 
-def print_shape(shape: NetworkShape, original: NetworkShape, classes: int) -> None:
+def print_shape(shape: NetworkShape, of_macs: int, classes: int) -> None:
     """Print the chosen size, GMACs, int8 bytes and channels."""
     print(
         f"network: {shape.size}x{shape.size} pixels, {shape.macs / 1e9:.2f} GMAC per photo, "
-        f"{original.macs / shape.macs:.1f} times fewer, int8 file of about "
+        f"{of_macs / shape.macs:.1f} times fewer, int8 file of about "
         f"{int8_bytes(shape, classes) / 1e6:.2f} MB; channels {' '.join(map(str, shape.widths.values()))}",
         flush=True,
     )
@@ -226,11 +183,6 @@ def extract_features(config: CompressConfig, run: Run, teacher: Teacher) -> Feat
     for item in set(features.dataset.left_out) - set(run.dataset.left_out):
         raise PhotosError(f"{item.path}: {item.reason}; restore the photos, or train again")
     return features
-
-
-def frozen_weights(run: Run, teacher: Teacher) -> Weights:
-    """The run's weights with the hash of the base, which its frozen layers share: it names their features."""
-    return Weights(teacher.tensors, run.base_sha256, "", (teacher.shape.size, teacher.shape.size))
 
 
 def collect_outputs(features: Features, teacher: Teacher, shape: NetworkShape, cache: StageCache) -> Outputs:
@@ -343,10 +295,11 @@ def run_contents(
 ) -> RunContents:
     """What the run folder will hold."""
     run = inputs.run
-    measured = {split: outputs[split].without_negatives() for split in ("val", "test")}
-    predicted = {split: of.probabilities.argmax(1) for split, of in measured.items()}
+    predicted = run.uncompressed_classes() or {
+        split: outputs[split].without_negatives().probabilities.argmax(1) for split in ("val", "test")
+    }
     top1 = {
-        split: float((indices == measured[split].labels).mean()) if len(indices) else None
+        split: float((indices == outputs[split].without_negatives().labels).mean()) if len(indices) else None
         for split, indices in predicted.items()
     }
     record: dict[str, Any] = {
@@ -362,13 +315,14 @@ def run_contents(
         "thresholds": evaluation.thresholds,
         "metrics": evaluation.summaries,
         "compressed": {
-            "from": run.name,
+            "from": run.compressed.get("from", run.name),
+            "through": run.name if run.compressed else "",  # the run of the step before
             **settings.to_record(),
             "size": shape.size,
             "widths": shape.widths,
             "macs": shape.macs,
-            "of_macs": teacher.shape.macs,
-            "of_size": teacher.shape.size,
+            "of_macs": teacher.of_macs,
+            "of_size": run.compressed.get("of_size", teacher.shape.size),
             "uncompressed_top1": top1,
         },
     }

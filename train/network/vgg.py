@@ -84,6 +84,15 @@ def read_weights(source: str | None = None) -> Weights:
     return Weights(rgb, hashlib.sha256(data).hexdigest(), str(source or path.name), input_size)
 
 
+def hash_of(tensors: Mapping[str, NDArray[Any]]) -> str:
+    """The sha256 of tensors that have no file of their own."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
 def random_weights(widths: Mapping[str, int], input_size: tuple[int, int], seed: int = 0) -> Weights:
     """Random weights with `widths` channels by convolution: normal with variance 2 / fan-in, which keeps the
     scale of activations (He et al., "Delving Deep into Rectifiers", 2015), and biases of 0.

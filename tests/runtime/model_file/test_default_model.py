@@ -78,6 +78,20 @@ def test_the_newest_of_files_and_folders_is_used(
     assert choose_model().path.parent == Path("models", "newer")
 
 
+def test_the_small_release_is_used_only_where_nothing_else_is(models: Path, make_folder: MakeFolder) -> None:
+    make_folder(models / "flowers_small", created="2025-02-01T00:00:00Z")
+    selection = choose_model()
+    assert selection.path.parent == Path("models", "flowers_small") and "the only model" in selection.reason
+    make_folder(models / "flowers", created="2025-01-01T00:00:00Z")
+    selection = choose_model()
+    assert selection.path.parent == Path("models", "flowers")
+    assert selection.reason == "the only model in ./models besides flowers_small"
+    make_folder(models / "mine", created="2025-01-02T00:00:00Z")
+    selection = choose_model()
+    assert selection.path.parent == Path("models", "mine")
+    assert "2 models in ./models besides flowers_small" in selection.reason
+
+
 @pytest.mark.parametrize("formats", [["tflite", "onnx"], ["onnx", "tflite"]])
 def test_of_equally_new_files_the_preferred_format_is_used(
     formats: list[str], models: Path, make_file: Callable[..., Path]
