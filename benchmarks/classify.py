@@ -31,7 +31,7 @@ from benchmarks.machine import describe_machine
 from runtime import Classifier
 from runtime.inference.engine_cache import EngineSelection, save_selection
 from runtime.model_file.selection import choose_model
-from runtime.preprocess import picture
+from runtime.preprocess import render
 from runtime.preprocess.picture import read_picture
 
 ROOT = Path(__file__).parents[1]
@@ -161,14 +161,14 @@ def draft_errors(classifier: Classifier, photos: Sequence[Path]) -> list[Measure
     """The change of probabilities by the JPEG decoder's draft mode, at our scale and at its neighbours."""
     if "VGG_EDGE_PHOTOS" not in os.environ:
         return []
-    size, default = classifier.model.contract.input_size, picture.DRAFT_SCALE
+    size, default = classifier.model.contract.input_size, render.DRAFT_SCALE
     full = [probabilities(classifier, read_full(photo, size)) for photo in photos]
     rows = []
     for scale in (1, 2, default, 4):
-        picture.DRAFT_SCALE = scale
+        render.DRAFT_SCALE = scale
         drafts = [probabilities(classifier, read_picture(photo, size)) for photo in photos]
         ms = statistics.median(milliseconds(lambda p=p: read_picture(p, size)) for p in photos[:20])  # type: ignore[misc]
-        picture.DRAFT_SCALE = default
+        render.DRAFT_SCALE = default
         changes = [float(np.abs(one - two).max()) for one, two in zip(drafts, full, strict=True)]
         name = f"draft at {scale} times the input, {classifier.model.path.name}: max Δp"
         detail = f"mean {statistics.mean(changes):.4f}, n {len(photos)}, {ms:.0f} ms per photo"

@@ -47,13 +47,13 @@ from runtime.inference.engines import default_threads
 from train.compress.allocation import LAST, VGG16, NetworkShape, choose_shape
 from train.compress.features import predict_channel_means
 from train.compress.photos import read_photos as read_sample
-from train.compress.pipeline import SIZES
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
-from train.compress.teacher_cache import teacher_model
+from train.compress.teacher import SIZES
 from train.data.dataset import SPLITS
+from train.network.descriptor import channel_means
 from train.network.heads import build_classifier
-from train.network.vgg import CONVOLUTIONS, Weights, tensors_of
+from train.network.vgg import CONVOLUTIONS, POOLS, Weights, tensors_of
 from train.settings import Settings
 from train.train_head import TrainedHead, predict_in_batches, train_head
 
@@ -144,9 +144,11 @@ class BenchmarkData:
 
     def _teacher_outputs(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """The uncompressed model's pooled features and probabilities for the training photos."""
-        teacher = teacher_model(self.run.load_model())
-        probabilities, *means = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
-        return means[-1], probabilities
+        model = self.run.load_model()
+        pooled = channel_means(model.get_layer(POOLS[-1]).output)
+        teacher = keras.Model(model.inputs[0], [pooled, named_outputs(model)["probabilities"]])
+        features, probabilities = teacher.predict(self.pictures("train", 224), batch_size=16, verbose=0)
+        return features, probabilities
 
 
 def reconstructed_model(data: BenchmarkData, shape: NetworkShape) -> tuple[keras.Model, float]:

@@ -12,7 +12,7 @@ from runtime.preprocess.memory import total_memory
 if TYPE_CHECKING:
     from PIL import Image
 
-MAX_JPEG_PIXELS = 250_000_000  # decoded at an eighth of the width and height, see picture.DRAFT_SCALE
+MAX_JPEG_PIXELS = 250_000_000  # decoded at an eighth of the width and height, see render.DRAFT_SCALE
 MAX_PIXELS = 89_000_000  # just under Pillow's own warning of a decompression bomb
 MAX_ASPECT_RATIO = 100
 # A JPEG is decoded once per scan, and 20 kB can hold thousands of empty scans. The limit is on pixels times
