@@ -253,6 +253,7 @@ def _open_chromium() -> Iterator[Any]:
     """A headless Chromium with WebGL in software. Raises ClientFailed if it cannot start."""
     from selenium.common.exceptions import WebDriverException
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+    from selenium.webdriver.remote.remote_connection import RemoteConnection
 
     options = ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
@@ -265,7 +266,9 @@ def _open_chromium() -> Iterator[Any]:
         raise ClientFailed(_reason(error.msg or "Chromium does not start")) from None
     try:
         browser.set_script_timeout(RUN_TIMEOUT)
-        browser.command_executor.client_config.timeout = RUN_TIMEOUT
+        connection = browser.command_executor
+        assert isinstance(connection, RemoteConnection)  # its type also allows the address of a server
+        connection.client_config.timeout = RUN_TIMEOUT
         yield browser
     except WebDriverException as error:
         raise ClientFailed(_reason(error.msg or "Chromium ended")) from None

@@ -339,7 +339,7 @@ def unrelated_pictures(size: Sequence[int]) -> NDArray[np.uint8]:
             boxes.append((left, top, left + side, top + side))
         image = Image.fromarray(picture)
         views += [
-            np.asarray(image.resize(tuple(size[::-1]), Image.Resampling.BILINEAR, box)) for box in boxes
+            np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)) for box in boxes
         ]
     return np.stack(views)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from runtime.benchmark.report import BenchRow, format_report
 from runtime.model_file.index import read_index
@@ -45,7 +46,7 @@ def main(demo_log: str | None = None) -> int:
         sources["output: demo"] = partial(demo_output, Path(demo_log))
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8")
-        page.write_text(BLOCK.sub(lambda block, page=page: filled(block, page, sources), text), "utf-8")
+        page.write_text(BLOCK.sub(partial(filled, page=page, sources=sources), text), "utf-8")
     return 0
 
 
@@ -67,7 +68,12 @@ def fenced(text: str) -> str:
 
 def table_sources() -> dict[str, Callable[[], str]]:
     recorded = {name: partial((RECORDS / f"{name}.md").read_text, "utf-8") for name in RECORDED_TABLES}
-    tables = {**recorded, "parity": parity_table, "bench": bench_table, "results": results_table}
+    tables: dict[str, Callable[[], str]] = {
+        **recorded,
+        "parity": parity_table,
+        "bench": bench_table,
+        "results": results_table,
+    }
     return {f"table: {name}": make for name, make in tables.items()}
 
 
@@ -129,11 +135,12 @@ def bench_table() -> str:
     return fenced(format_report(rows))
 
 
-def parsed(name: str, text: str) -> str | int | float | None:
+def parsed(name: str, text: str) -> Any:
+    """The value of a field of BenchRow: str, int, float or None."""
     kind = BenchRow.__annotations__[name]
     if kind == float | None:
         return float(text) if text else None
-    return kind(text)  # type: ignore[no-any-return]
+    return kind(text)
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -295,7 +302,7 @@ def serve_outputs() -> dict[str, str]:
 
 def install_output() -> str:
     """The dry run of the install script, as on a Raspberry Pi with this machine's release of Debian."""
-    command = [ROOT / "deploy/install.sh", "--dry-run", "--architecture", "arm64"]
+    command = [str(ROOT / "deploy/install.sh"), "--dry-run", "--architecture", "arm64"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout.replace(str(ROOT), "/home/pi/vgg-edge")
 

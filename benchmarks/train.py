@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,10 @@ def read_csv() -> list[TrainingCost]:
                 row["method"],
                 int(row["photos"]),
                 int(row["epochs_run"]),
-                *(float(row[name]) for name in ("seconds", "photos_per_second", "peak_gb", "val_top1")),
+                float(row["seconds"]),
+                float(row["photos_per_second"]),
+                float(row["peak_gb"]),
+                float(row["val_top1"]),
                 float(row["test_top1"]) if row["test_top1"] else None,
             )
             for row in csv.DictReader(file)
@@ -264,7 +268,7 @@ def draw_chart(costs: list[TrainingCost]) -> None:
     figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
 
 
-CHILDREN = {"tutorial": train_tutorial, "score": score_run}
+CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {"tutorial": train_tutorial, "score": score_run}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["child"]:

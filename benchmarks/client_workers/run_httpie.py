@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 url, folder, out = sys.argv[1:]
-program = Path(sys.executable).with_name("http")
+program = str(Path(sys.executable).with_name("http"))
 answers = []
 for path in sorted(Path(folder).iterdir()):
     command = [program, "--ignore-stdin", "--body", "--form", f"{url}/classify", f"file@{path}"]

@@ -25,7 +25,10 @@ CORRECTIONS = (
 model, pixels, _, out = sys.argv[1:]
 pictures = np.load(pixels)
 height, width = pictures.shape[1:3]
-pnnx = find_spec("pnnx").submodule_search_locations[0] + "/pnnx"  # its module loads PyTorch, for other models
+package = find_spec("pnnx")  # not imported: it loads PyTorch, for other models
+if not package or not package.submodule_search_locations:
+    sys.exit("pnnx is not installed")
+pnnx = f"{package.submodule_search_locations[0]}/pnnx"
 with tempfile.TemporaryDirectory() as folder:
     shutil.copy(model, Path(folder) / "model.onnx")
     command = [pnnx, "model.onnx", f"inputshape=[1,{height},{width},3]u8"]

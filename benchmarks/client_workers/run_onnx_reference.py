@@ -7,5 +7,9 @@ from onnx.reference import ReferenceEvaluator
 
 model, pixels, _, out = sys.argv[1:]
 evaluator = ReferenceEvaluator(model)
-answers = [evaluator.run(["probabilities"], {"image": x[np.newaxis]})[0][0] for x in np.load(pixels)]
+answers = []
+for picture in np.load(pixels):
+    outputs = evaluator.run(["probabilities"], {"image": picture[np.newaxis]})
+    assert isinstance(outputs, list)  # a dict only with `intermediate=True`
+    answers.append(outputs[0][0])
 np.save(out, np.array(answers, np.float32))

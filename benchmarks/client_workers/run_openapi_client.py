@@ -11,7 +11,7 @@ from pathlib import Path
 url, folder, out = sys.argv[1:]
 answers = []
 with tempfile.TemporaryDirectory() as generated:
-    program = Path(sys.executable).with_name("openapi-python-client")
+    program = str(Path(sys.executable).with_name("openapi-python-client"))
     command = [
         program,
         "generate",
