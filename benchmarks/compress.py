@@ -1,17 +1,18 @@
 """What compression costs: accuracy, size and latency with 2 to 32 times fewer multiplications.
 
-    python -m benchmarks.compress RUN PHOTOS COMPRESSED_RUN [EFFICIENTNET.pth] > benchmarks/compress.md
+    python -m benchmarks.compress RUN PHOTOS COMPRESSED_RUN... [--efficientnet PTH] > benchmarks/compress.md
 
-All networks but COMPRESSED_RUN get the same short training: layers are reconstructed on 200 photos, and a new
-head is trained without distillation. For comparison, channels are removed from every layer in the same
+All networks but the COMPRESSED_RUNs get the same short training: layers are reconstructed on 200 photos, and
+a new head is trained without distillation. For comparison, channels are removed from every layer in the same
 proportion, with the same training of the head: those with the smallest weights (Li et al., "Pruning Filters
-for Efficient ConvNets", 2017), and random ones. COMPRESSED_RUN is distilled. EFFICIENTNET.pth is
-EfficientNet-Lite0, frozen, with a head of the same kind. Also writes compress.csv, which
-`python -m train.compress --latency-table` reads, and compress.png.
+for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled. PTH is EfficientNet-Lite0,
+frozen, with a head of the same kind. Also writes compress.csv, which `python -m train.compress
+--latency-table` reads, and compress.png.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import sys
 import tempfile
@@ -57,6 +58,7 @@ from train.network.vgg import CONVOLUTIONS, POOLS, Weights, tensors_of
 from train.settings import Settings
 from train.train_head import TrainedHead, predict_in_batches, train_head
 
+PRUNED = ("least squares", "smallest weights removed", "random channels removed")
 REDUCTIONS = (2, 4, 8, 10, 16, 32)
 RECONSTRUCTION_PHOTOS = 200
 ENGINES = {"litert": "tflite", "onnx": "onnx"}
@@ -93,34 +95,59 @@ class DeployedFile:
     photos: NDArray[np.uint8]  # [n, H, W, 3], to measure the time on
 
 
-def main(run_folder: str, photos: str, compressed: str, efficientnet: str = "") -> int:
-    data = BenchmarkData(open_run(Path(run_folder), Path(photos)))
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run", type=Path, help="the uncompressed run")
+    parser.add_argument("photos", type=Path)
+    parser.add_argument("compressed", type=Path, nargs="+", help="runs of python -m train.compress")
+    parser.add_argument("--efficientnet", type=Path, metavar="PTH")
+    parser.add_argument(
+        "--only-deployed",
+        action="store_true",
+        help="keep the rows of the networks without distillation",
+    )
+    arguments = parser.parse_args()
+    data = BenchmarkData(open_run(arguments.run, arguments.photos))
     run = data.run
     files = deploy(data, "uncompressed", 1, run.load_model(), run.metrics["val"]["top1"])
     points = [file.point for file in files]
-    costs = measure_costs(run.dataset, data.tensors, VGG16, data.sample, SIZES)
-    for reduction in REDUCTIONS:
-        shape = choose_shape(costs, VGG16, reduction)
-        model, val_top1 = reconstructed_model(data, shape)
-        new = deploy(data, "least squares", reduction, model, val_top1)
-        files += new
-        points += [file.point for file in new]
-        uniform = uniform_shape(shape.size, VGG16.macs / reduction)
-        for way, order in (("smallest weights removed", by_weight), ("random channels removed", by_chance)):
-            points.append(sliced_point(data, way, reduction, uniform, order))
-        print(*points[-4:], sep="\n", file=sys.stderr, flush=True)
-    small = open_run(Path(compressed), Path(photos))
-    reduction, val_top1 = small.compressed["reduce"], small.metrics["val"]["top1"]
-    new = deploy(data, "distilled", reduction, small.load_model(), val_top1)
-    if efficientnet:
-        new += deploy_efficientnet(data, efficientnet_lite(Path(efficientnet)))
-    points += [file.point for file in new]
-    latencies = time_files([*files, *new])
-    points = [replace(point, ms=latencies.get(point)) for point in points]
+    if arguments.only_deployed:
+        points += [point for point in read_table() if point.way in PRUNED]
+    else:
+        pruned, new = measure_pruned(data)
+        points, files = [*points, *pruned], [*files, *new]
+    for path in arguments.compressed:
+        small = open_run(path, arguments.photos)
+        reduction, val_top1 = small.compressed["reduce"], small.metrics["val"]["top1"]
+        files += deploy(data, "distilled", reduction, small.load_model(), val_top1)
+    if arguments.efficientnet:
+        files += deploy_efficientnet(data, efficientnet_lite(arguments.efficientnet))
+    points += [file.point for file in files if file.point not in points]
+    latencies = time_files(files)
+    points = [replace(point, ms=latencies.get(point, point.ms)) for point in points]
     write_table(points)
     print_table(points)
     draw([asdict(point) for point in points], VGG16.macs / 1e9, TABLE.with_suffix(".png"))
     return 0
+
+
+def measure_pruned(data: BenchmarkData) -> tuple[list[Point], list[DeployedFile]]:
+    """The networks of the three ways of PRUNED for each reduction, and the files of the first way."""
+    points: list[Point] = []
+    files: list[DeployedFile] = []
+    solved, smallest, random = PRUNED
+    costs = measure_costs(data.run.dataset, data.tensors, VGG16, data.sample, SIZES)
+    for reduction in REDUCTIONS:
+        shape = choose_shape(costs, VGG16, reduction)
+        model, val_top1 = reconstructed_model(data, shape)
+        new = deploy(data, solved, reduction, model, val_top1)
+        files += new
+        points += [file.point for file in new]
+        uniform = uniform_shape(shape.size, VGG16.macs / reduction)
+        for way, order in ((smallest, by_weight), (random, by_chance)):
+            points.append(sliced_point(data, way, reduction, uniform, order))
+        print(*points[-4:], sep="\n", file=sys.stderr, flush=True)
+    return points, files
 
 
 class BenchmarkData:
@@ -278,6 +305,20 @@ def time_files(files: Sequence[DeployedFile]) -> dict[Point, float]:
     return {point: float(np.median(medians)) for point, medians in ms.items()}
 
 
+def read_table() -> list[Point]:
+    """The points of compress.csv."""
+
+    def parsed(name: str, text: str) -> Any:
+        if name in ("way", "engine"):
+            return text
+        return (int(text) if name == "size" else float(text)) if text else None
+
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return [
+            Point(**{name: parsed(name, text) for name, text in row.items()}) for row in csv.DictReader(file)
+        ]
+
+
 def write_table(points: Sequence[Point]) -> None:
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Point)], lineterminator="\n")
@@ -312,4 +353,4 @@ def print_table(points: Sequence[Point]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
