@@ -5,8 +5,8 @@
 All networks but the COMPRESSED_RUNs get the same short training: layers are reconstructed on 200 photos, and
 a new head is trained without distillation. For comparison, channels are removed from every layer in the same
 proportion, with the same training of the head: those with the smallest weights (Li et al., "Pruning Filters
-for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled. PTH is EfficientNet-Lite0,
-frozen, with a head of the same kind. Also writes compress.csv, which `python -m train.compress
+for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled. PTH is EfficientNet-Lite0
+with a head of the same kind, frozen and fine-tuned. Also writes compress.csv, which `python -m train.compress
 --latency-table` reads, and compress.png.
 """
 
@@ -33,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.compress_chart import draw
+from benchmarks.efficientnet_finetune import fine_tune
 from benchmarks.efficientnet_lite import efficientnet_lite
 from benchmarks.int8 import library_defaults
 from benchmarks.machine import describe_machine
@@ -244,7 +245,9 @@ def train_new_head(
 
 
 def deploy_efficientnet(data: BenchmarkData, base: keras.Model) -> list[DeployedFile]:
-    """EfficientNet-Lite0's features with a new head, converted with the libraries' default options."""
+    """EfficientNet-Lite0 with a new head, converted with the libraries' default options: first frozen, then
+    with all layers fine-tuned.
+    """
     size = base.inputs[0].shape[1]
     pooled = {split: base.predict(data.pictures(split, size), batch_size=32, verbose=0) for split in SPLITS}
     head, top1 = train_new_head(data, pooled)
@@ -256,7 +259,9 @@ def deploy_efficientnet(data: BenchmarkData, base: keras.Model) -> list[Deployed
     def convert(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
         return library_defaults(model, calibration, reduce_range=False)
 
-    return deploy(data, "EfficientNet-Lite0, frozen", None, model, top1["val"], convert)
+    frozen = deploy(data, "EfficientNet-Lite0, frozen", None, model, top1["val"], convert)
+    best = fine_tune(model, data.run)
+    return [*frozen, *deploy(data, "EfficientNet-Lite0, fine-tuned", None, model, best, convert)]
 
 
 def convert_with_first_recipe(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
