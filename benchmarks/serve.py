@@ -34,6 +34,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -44,7 +45,6 @@ from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_
 from benchmarks.machine import describe_machine
 from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb, process_tree
 from runtime.inference.classifier import Classifier
-from runtime.inference.engine_timing import VARIABLE
 from runtime.inference.engines import default_threads
 from runtime.preprocess.picture import read_picture
 from tests.helpers import RELEASED
@@ -61,7 +61,8 @@ OVERHEAD_ROUNDS, PHOTOS_PER_ROUND = 20, 25
 SECONDS_PER_ATTACK = 10.0
 MAX_SLOWDOWN = 3.0  # of good photos during an attack
 MAX_PEAK_MB = 512.0
-ONE_ENGINE = {VARIABLE: "off"}  # otherwise the service times other engines too, and may switch to one
+# Otherwise the service times other engines too, and may switch to one.
+serve_one_engine = partial(serve_in_process, VGG_EDGE_ENGINE_TIMING="off")
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def run_turns(generator: LoadGenerator, classifier: Classifier, photos: list[byt
     parallel = Classifier(RELEASED, parallel=True)
     pixels = [read_picture(photo, classifier.model.contract.input_size) for photo in photos]
     with (
-        serve_in_process("--model", RELEASED, **ONE_ENGINE) as service,
+        serve_one_engine("--model", RELEASED) as service,
         start_sink() as (sink_id, sink_port, set_sink_rate),
     ):
         generator.run(service.port, WARM_UP)
@@ -192,7 +193,7 @@ def compare_with_engine(turns: Turns, seconds: float) -> Iterator[Measurement]:
 
 def measure_small_queue(generator: LoadGenerator, seconds: float) -> Iterator[Measurement]:
     """The same load on a queue with a slot for one of four clients; the others get 503 and retry."""
-    with serve_in_process("--model", RELEASED, "--queue", str(SMALL_QUEUE), **ONE_ENGINE) as service:
+    with serve_one_engine("--model", RELEASED, "--queue", str(SMALL_QUEUE)) as service:
         generator.run(service.port, WARM_UP)
         before = resident_mb(service.process.pid)
         result = generator.run(service.port, seconds)
@@ -214,7 +215,7 @@ def measure_overhead(photos: list[bytes]) -> Measurement:
     It is the median of the fastest round: other work on the machine can only make a round slower.
     """
     rounds = []
-    with serve_in_process("--model", RELEASED, **ONE_ENGINE) as service:
+    with serve_one_engine("--model", RELEASED) as service:
         connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=20)
         for _ in range(OVERHEAD_ROUNDS):
             overheads = []
@@ -239,7 +240,7 @@ def measure_attacks(photos: list[bytes], names: Iterable[str]) -> Iterator[Measu
         token_file = Path(folder) / "token"
         token_file.touch(mode=0o600)
         token_file.write_text(token)
-        with serve_in_process("--model", RELEASED, "--token-file", token_file, **ONE_ENGINE) as service:
+        with serve_one_engine("--model", RELEASED, "--token-file", token_file) as service:
             client = GoodClient(service.port, token, photos)
             client.latencies(WARM_UP)
             for name in names:
