@@ -98,6 +98,7 @@ HARDWARE = {
 
 @dataclass(frozen=True)
 class Estimate:
+    release: str
     board: str
     engine: str  # with its version
     gmacs: float
@@ -125,11 +126,15 @@ def estimate_all(counts: list[InstructionCount]) -> Iterator[Estimate]:
     An engine with fewer instructions does not take less time: on the A53, LiteRT avoids instructions that
     this core runs slowly.
     """
-    per_mac = {(count.cpu, count.engine.split()[0]): count.total / count.gmacs / 1e9 for count in counts}
+    per_mac = {
+        (count.release, count.cpu, count.engine.split()[0]): count.total / count.gmacs / 1e9
+        for count in counts
+    }
     for name, board in HARDWARE.items():
         for count in counts:
             if count.cpu == board.cpu:
-                fewest = min(per_mac[board.cpu, engine] for engine in ("litert", count.engine.split()[0]))
+                engines = ("litert", count.engine.split()[0])
+                fewest = min(per_mac[count.release, board.cpu, engine] for engine in engines)
                 yield estimate(name, board, count, fewest * GOOGLENET[name].macs_per_cycle)
 
 
@@ -139,7 +144,7 @@ def estimate(name: str, board: Hardware, count: InstructionCount, low_ipc: float
     slow = count.total / low_ipc / board.ghz[0] / 1e6
     times = (fast, slow, fast / board.best_speedup, slow / board.speedup)
     rounded = (round(value, 2) for value in (low_ipc, high_ipc, *times))
-    return Estimate(name, count.engine, count.gmacs, *rounded)
+    return Estimate(count.release, name, count.engine, count.gmacs, *rounded)
 
 
 def fewest_cycles(count: InstructionCount) -> float:
@@ -153,18 +158,19 @@ def fewest_cycles(count: InstructionCount) -> float:
 
 
 def table(estimates: list[Estimate]) -> str:
-    """Ranges of ms and frames/s of the released model, as Markdown."""
+    """Ranges of ms and frames/s of the released models, as Markdown."""
     lines = [
-        "**Estimate, not measured.** The released model, int8, on 1 and on 4 threads:",
+        "**Estimate, not measured.** The released models, int8, on 1 and on 4 threads:",
         "",
-        "| board | engine | instructions per cycle | 1 thread, ms | 4 threads, ms | 4 threads, frames/s |",
-        "|---|---|---|---|---|---|",
+        "| board | model | engine | instructions per cycle | 1 thread, ms | 4 threads, ms | frames/s |",
+        "|---|---|---|---|---|---|---|",
     ]
     for item in estimates:
         board = HARDWARE[item.board]
         processor = board.cpu.replace("cortex-a", "Cortex-A")
         cells = [
             f"{BOARDS[item.board].name}, {processor}, {span(*board.ghz, digits=1)} GHz",
+            item.release,
             item.engine,
             span(item.low_ipc, item.high_ipc, digits=1),
             span(item.one_thread_ms, item.one_thread_ms_at_most),

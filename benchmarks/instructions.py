@@ -1,7 +1,7 @@
 """Counts the instructions of one inference on emulated Raspberry Pi processors.
 
     apt-get install qemu-user gcc        # Debian 12; qemu-user-static cannot load plugins
-    python -m benchmarks.instructions    # 15 minutes on 2 busy cores; writes instructions.csv and .md
+    python -m benchmarks.instructions    # 20 minutes on 2 busy cores; writes instructions.csv and .md
 
 The released int8 files run in LiteRT and ONNX Runtime for aarch64, on one thread, in QEMU's user mode. A
 plugin (instruction_counter.c) adds up the executed instructions by kind, and writes the sums at each mark
@@ -9,7 +9,8 @@ that instruction_worker.py sets between two inferences: the difference of two ma
 start-up and warm-up. Each processor has its own features and /proc/cpuinfo, so the engines choose the kernels
 that they choose on the board. The counts are exact; emulated time says nothing about real time.
 
-`--table` writes instructions.md again from instructions.csv. benchmarks/boards.py makes an estimate of the
+`--release NAME` counts one release, and keeps the others' rows. `--table` writes instructions.md again from
+instructions.csv. benchmarks/boards.py makes an estimate of the
 frame rates from these counts.
 """
 
@@ -21,6 +22,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
@@ -28,12 +30,13 @@ from pathlib import Path
 
 from export.macs import count_macs
 from tests.arm64.emulator import CPUINFO, make_root, python_on
-from tests.helpers import RELEASED, ROOT
+from tests.helpers import ROOT
 
 FOLDER = Path(__file__).parent
 RECORD = FOLDER / "instructions.csv"
 TABLE = FOLDER / "instructions.md"
 COUNTER = FOLDER / "instruction_counter.c"
+RELEASES = ("flowers", "flowers_small")  # in models/
 FORMATS = {"litert": "tflite", "onnx": "onnx"}  # tflite-runtime 2.14 has no kernels for dot products
 RUNS = 2  # counted inferences
 MAX_DIFFERENCE = 0.01  # between them, of their mean
@@ -73,6 +76,10 @@ class InstructionCount:
         return sum(getattr(self, kind) for kind in KIND_TITLES)
 
     @property
+    def release(self) -> str:
+        return self.file.rpartition("_int8.")[0]
+
+    @property
     def simd_arithmetic(self) -> int:
         return self.dot + self.multiply + self.float_multiply + self.other_simd
 
@@ -80,26 +87,29 @@ class InstructionCount:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Count the instructions of one inference, by kind.")
     parser.add_argument("--qemu", default="qemu-aarch64", help="the emulator with plugins (qemu-aarch64)")
+    parser.add_argument("--release", choices=RELEASES, help="count this one only (default: all)")
     parser.add_argument("--table", action="store_true", help="only write the table of the recorded counts")
     arguments = parser.parse_args()
     if not arguments.table:
-        record(count_all(arguments.qemu))
+        counted = count_all(arguments.qemu, [arguments.release] if arguments.release else RELEASES)
+        kept = [item for item in read_counts() if item.release not in {new.release for new in counted}]
+        record(sorted([*kept, *counted], key=lambda item: RELEASES.index(item.release)))
     TABLE.write_text(table(read_counts()), "utf-8")
     return 0
 
 
-def count_all(qemu: str) -> list[InstructionCount]:
-    pairs = [(cpu, engine) for cpu in CPUINFO for engine in FORMATS]
+def count_all(qemu: str, releases: Sequence[str]) -> list[InstructionCount]:
+    jobs = [(release, cpu, engine) for release in releases for cpu in CPUINFO for engine in FORMATS]
     root = make_root()
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         plugin = Path(folder, "instruction_counter.so")
         subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", plugin, COUNTER], check=True)
-        return list(pool.map(lambda pair: count(qemu, plugin, root, *pair), pairs))
+        return list(pool.map(lambda job: count(qemu, plugin, root, *job), jobs))
 
 
-def count(qemu: str, plugin: Path, root: Path, cpu: str, engine: str) -> InstructionCount:
+def count(qemu: str, plugin: Path, root: Path, release: str, cpu: str, engine: str) -> InstructionCount:
     """Run one released file in the emulator, and average the inferences."""
-    path = RELEASED / f"{RELEASED.name}_int8.{FORMATS[engine]}"
+    path = ROOT / "models" / release / f"{release}_int8.{FORMATS[engine]}"
     with tempfile.TemporaryDirectory() as folder:
         board, marks = Path(folder, "board"), Path(folder, "marks")
         board.mkdir()
@@ -121,7 +131,10 @@ def count(qemu: str, plugin: Path, root: Path, cpu: str, engine: str) -> Instruc
         sys.exit(f"{engine} on {cpu}: the inferences differ: {totals} instructions")
     means = [round(sum(kinds) / RUNS) for kinds in zip(*by_run, strict=True)]
     gmacs = round(count_macs(path.read_bytes(), FORMATS[engine]) / 1e9, 4)
-    print(f"{engine} on {cpu}: {' and '.join(f'{total:,}' for total in totals)} instructions", flush=True)
+    print(
+        f"{release} in {engine} on {cpu}: {' and '.join(f'{total:,}' for total in totals)} instructions",
+        flush=True,
+    )
     return InstructionCount(cpu, done.stdout.split("\n")[0], path.name, gmacs, *means)
 
 
@@ -146,16 +159,17 @@ def table(counts: list[InstructionCount]) -> str:
     lines = [
         "Millions of instructions of one inference on one thread, counted in QEMU 7.2:",
         "",
-        f"| processor | engine | all | {' | '.join(KIND_TITLES.values())} | for 1,000 MAC | int8 loops |",
-        f"|---|---|{'---:|' * (len(KIND_TITLES) + 3)}",
+        "| model | processor | engine | all "
+        f"| {' | '.join(KIND_TITLES.values())} | for 1,000 MAC | int8 loops |",
+        f"|---|---|---|{'---:|' * (len(KIND_TITLES) + 3)}",
     ]
     for item in counts:
         kinds = " | ".join(f"{getattr(item, kind) / 1e6:.1f}" for kind in KIND_TITLES)
         name = item.cpu.replace("cortex-a", "Cortex-A")
         per_thousand = item.total / item.gmacs / 1e6
         lines.append(
-            f"| {name} | {item.engine} | {item.total / 1e6:.0f} | {kinds} | {per_thousand:.0f} "
-            f"| {item.integer_loops / item.total:.0%} |"
+            f"| {item.release} | {name} | {item.engine} | {item.total / 1e6:.0f} "
+            f"| {kinds} | {per_thousand:.0f} | {item.integer_loops / item.total:.0%} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -75,6 +75,7 @@ def test_a_limit_that_no_network_meets_raises_an_error_with_the_lowest_latency()
 def test_the_estimates_of_the_boards_are_the_slow_ends_of_the_recorded_table() -> None:
     with (ROOT / "benchmarks" / "boards.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
+    rows = [row for row in rows if row["release"] == "flowers"]
     assert {row["board"] for row in rows} == set(BOARDS)
     for row in rows:
         engine = row["engine"].split()[0]
