@@ -322,7 +322,8 @@ def run_contents(
             "widths": shape.widths,
             "macs": shape.macs,
             "of_macs": teacher.of_macs,
-            "of_size": run.compressed.get("of_size", teacher.shape.size),
+            # Compressed runs of older versions do not record it.
+            "of_size": run.compressed.get("of_size", 224) if run.compressed else teacher.shape.size,
             "uncompressed_top1": top1,
         },
     }
