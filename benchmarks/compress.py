@@ -105,7 +105,7 @@ def main() -> int:
     parser.add_argument(
         "--only-deployed",
         action="store_true",
-        help="keep the rows of the networks without distillation",
+        help="keep the rows of the networks without distillation, without their times",
     )
     arguments = parser.parse_args()
     data = BenchmarkData(open_run(arguments.run, arguments.photos))
@@ -113,7 +113,8 @@ def main() -> int:
     files = deploy(data, "uncompressed", 1, run.load_model(), run.metrics["val"]["top1"])
     points = [file.point for file in files]
     if arguments.only_deployed:
-        points += [point for point in read_table() if point.way in PRUNED]
+        # Their times are of another day, or another machine.
+        points += [replace(point, ms=None) for point in read_table() if point.way in PRUNED]
     else:
         pruned, new = measure_pruned(data)
         points, files = [*points, *pruned], [*files, *new]
@@ -351,7 +352,7 @@ def print_table(points: Sequence[Point]) -> None:
         for engine in engines:
             point = by_engine.get(engine)
             if point and point.int8_top1 is not None:
-                cells += [f"{point.int8_top1:.1%}", f"{point.mb:.1f}", f"{point.ms:.1f}"]
+                cells += [f"{point.int8_top1:.1%}", f"{point.mb:.1f}", f"{point.ms:.1f}" if point.ms else ""]
             else:
                 cells += [""] * 3
         print(f"| {' | '.join(cells)} |")

@@ -65,7 +65,7 @@ def _draw_accuracy_by_latency(axis: Any, rows: Sequence[Row], engines: Sequence[
 
     for engine, marker in zip(engines, "os", strict=False):
         first = engine == engines[0]
-        of_engine = [row for row in rows if row["engine"] == engine]
+        of_engine = [row for row in rows if row["engine"] == engine and row["ms"]]
         line = [point(row) for row in of_engine if row["way"] in ("uncompressed", "least squares")]
         style = {"marker": marker, "color": COLOURS["least squares"], "alpha": 1 if first else 0.5}
         axis.plot(*zip(*line, strict=True), label=engine, **style)

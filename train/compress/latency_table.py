@@ -66,11 +66,14 @@ def estimate_note(board: str) -> str:
 
 
 def read_latency_table(path: Path, engine: str) -> LatencyTable:
-    """An engine's rows of a CSV with the columns engine, gmacs and ms. Raises UserError when it has none."""
+    """An engine's rows of a CSV with the columns engine, gmacs and ms, without those whose ms is empty.
+
+    Raises UserError when it has none.
+    """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if (row.get("engine") or "").split(" ")[0] == engine]
-        points = sorted((float(row["gmacs"]), float(row["ms"])) for row in rows)
+        points = sorted((float(row["gmacs"]), float(row["ms"])) for row in rows if row["ms"])
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or f"{error!r}"
         raise UserError(
