@@ -102,7 +102,7 @@ compress: photos setup  ## compress models/flowers_run into models/flowers_compr
 	$(PY) -m train.compress models/flowers_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed
 
-compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (40 minutes on 2 cores)
+compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (about 50 minutes on 2 cores)
 	$(PY) -m train.compress models/flowers_compressed --reduce 30 --max-mb 1 --views 8 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_small models/flowers_small_run
 

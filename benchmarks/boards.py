@@ -162,7 +162,7 @@ def table(estimates: list[Estimate]) -> str:
     lines = [
         "**Estimate, not measured.** The released models, int8, on 1 and on 4 threads:",
         "",
-        "| board | model | engine | instructions per cycle | 1 thread, ms | 4 threads, ms | frames/s |",
+        "| board | model | engine | instructions per cycle | 1 thread, ms | 4 threads, ms | 4 threads, 1/s |",
         "|---|---|---|---|---|---|---|",
     ]
     for item in estimates:

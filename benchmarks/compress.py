@@ -336,7 +336,9 @@ def write_table(points: Sequence[Point]) -> None:
 
 def print_table(points: Sequence[Point]) -> None:
     """Print a Markdown table with a row for each network and three columns for each engine."""
-    print(f"Measured on {describe_machine()}.\n")
+    print(
+        f"Measured on {describe_machine()}. The rows without ms are of an earlier day, or another machine.\n"
+    )
     head = ["way", "times fewer", "input", "GMAC", "top-1, val", "top-1, test"]
     engines = sorted({point.engine for point in points if point.engine})
     for engine in engines:

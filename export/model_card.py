@@ -120,7 +120,7 @@ def _compression(run: Run) -> str:
     distilled = f" and trained on the outputs of the {teacher}" if done["epochs"] else ""
     origin = _escaped(done["from"])
     if through:
-        origin += f", made in two steps through the run {_escaped(through)}"
+        origin += f", made in steps, the last one from the run {_escaped(through)}"
     return (
         f"\n\nIt is a compressed form of the run {origin}: whole channels were removed, "
         f"and the remaining weights were fitted again{distilled}. It needs "

@@ -126,16 +126,23 @@ class Run:
             reason = getattr(error, "strerror", None) or f"{error!r}"
             raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV}: {reason}; compress it again") from None
 
-    def uncompressed_classes(self) -> dict[str, NDArray[np.intp]]:
-        """The class indices of these labels, by split; empty unless compressed."""
-        if not (labels := self.uncompressed_labels()):
-            return {}
-        return {
-            split: np.array(
-                [self.classes.index(labels[photo.path]) for photo in self.dataset.split(split)], np.intp
-            )
-            for split in ("val", "test")
-        }
+    def uncompressed_classes(self) -> dict[str, NDArray[np.intp]] | None:
+        """The class indices [N] of these labels for val and test, by split; None unless compressed.
+
+        Raises RunError when the file cannot be read, or lacks a photo.
+        """
+        if not self.compressed:
+            return None
+        labels = self.uncompressed_labels()
+        try:
+            return {
+                split: np.array(
+                    [self.classes.index(labels[photo.path]) for photo in self.dataset.split(split)], np.intp
+                )
+                for split in ("val", "test")
+            }
+        except (KeyError, ValueError) as error:
+            raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV} lacks {error}; compress it again") from None
 
     def statistics(self) -> ModelStatistics | None:
         """The statistics of the model's descriptors; None without a detector of unknown pictures, and for

@@ -66,8 +66,8 @@ class Classifier:
     the model is used. A model that must be signed learns, and uses what it learned, with `allow_learning`
     only. `learned_problem` says why a learned state is not used.
 
-    With `parallel`, pictures that several threads classify at the same time run on a core each, if the model
-    is small. Raises ModelError or EngineError.
+    With `parallel`, several threads classify pictures at the same time, each in a session of one thread, if
+    the model file has at most 8 MB (MAX_MODEL_BYTES). Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -99,6 +99,7 @@ class Classifier:
             check_release(self.model)
         self._allow_rollback, self._is_recorded = allow_rollback, False
         self.engine_reason = ""
+        cores = threads or default_threads()
         # The folder may have been replaced since the selection: then the measurement is of another file.
         if fastest and self.model.sha256 == fastest.sha256:
             engine, threads = fastest.engine, threads or fastest.threads
@@ -108,7 +109,7 @@ class Classifier:
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
         parallel = parallel and len(self.model.data) <= MAX_MODEL_BYTES
-        self._sessions = ParallelSessions(self._load_single, self.threads if parallel else 1)
+        self._sessions = ParallelSessions(self._load_single, cores if parallel else 1)
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))

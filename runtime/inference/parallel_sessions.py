@@ -4,19 +4,22 @@ One picture is fastest with all cores. Several are faster with a core each: the 
 the slowest of them at each layer.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
+from runtime.common.errors import UserError
 from runtime.inference.engines import InferenceSession
 from runtime.inference.turns import TurnSemaphore
 
 # Each session holds the model's weights once more.
 MAX_MODEL_BYTES = 8_000_000
+RETRY_SECONDS = 10.0  # after a session could not be loaded, which takes time and memory too
 
 
 class ParallelSessions:
-    """Gives each thread a session that no other thread uses, in the turns of the clients of turns.py.
+    """Gives each thread a session that no other thread uses. Clients take turns, as turns.py describes.
 
     At most `count` pictures run at a time. `load` returns a session of one thread, when it is needed.
     """
@@ -27,20 +30,22 @@ class ParallelSessions:
         self._guard = Lock()  # of the attributes below
         self._in_use = 0
         self._idle: list[InferenceSession] = []  # of one thread
-        self._alone = Lock()  # of the session with all cores: interpreters are not thread-safe
+        self._retry_at = 0.0  # time.monotonic() seconds before which no session is loaded
+        self._fastest_lock = Lock()  # interpreters are not thread-safe
 
     @contextmanager
     def take(self, fastest: InferenceSession) -> Iterator[InferenceSession]:
-        """`fastest` for a picture that is alone, else a session of one thread."""
+        """Yields `fastest` if no other picture is being classified, else a session of one thread."""
         with self._semaphore, self._counted() as others:
             if not others or (single := self._single()) is None:
-                with self._alone:
+                with self._fastest_lock:
                     yield fastest
                 return
             try:
                 yield single
             finally:
-                self._idle.append(single)
+                with self._guard:
+                    self._idle.append(single)
 
     @contextmanager
     def _counted(self) -> Iterator[int]:
@@ -55,11 +60,14 @@ class ParallelSessions:
                 self._in_use -= 1
 
     def _single(self) -> InferenceSession | None:
-        """A session of one thread; None if there is no memory for it."""
+        """Returns an idle or a new session of one thread; None if it cannot be loaded."""
         with self._guard:
             if self._idle:
                 return self._idle.pop()
+            if time.monotonic() < self._retry_at:
+                return None
         try:
             return self._load()
-        except Exception:  # each engine has its own exception types
+        except (UserError, MemoryError):
+            self._retry_at = time.monotonic() + RETRY_SECONDS
             return None

@@ -1,4 +1,4 @@
-"""Turns of clients at something that only few of them can use at a time, such as the engine.
+"""Turns of clients at something that a limited number of them can use at a time, such as the engine.
 
 The next turn is that of the client whose last turn is longest ago, as in fair queueing between network flows
 (Nagle, RFC 970, 1985): a client that waits with many threads delays the others as one that waits with one.

@@ -14,7 +14,8 @@ from runtime.model_file.formats import FORMATS, PRECISIONS, detect_format, named
 from runtime.model_file.index import read_index
 
 MODELS = Path("models")
-# The small release is less accurate than models/flowers, and newer: it is used where --model names it.
+# The small release is newer than models/flowers, but less accurate: it is the default only if ./models has no
+# other usable model.
 SMALL_RELEASE = MODELS / "flowers_small"
 MAX_SKIPPED = 3  # skipped models that the reason names
 UNRANKED = ("", 0, 0)
@@ -36,9 +37,9 @@ class _Candidate:
 
 
 def default_model(formats: Sequence[str]) -> DefaultModel:
-    """Returns the newest model in ./models besides the small release, else the released model.
+    """Returns the newest usable model in ./models, else the released model. Raises ModelError.
 
-    Raises ModelError.
+    SMALL_RELEASE counts only if there is no other.
 
     The models in ./models are its folders with an index, and its .tflite and .onnx files. A model that was
     trained on generated pictures is skipped. The reason names how many there were, and which were skipped.

@@ -31,7 +31,7 @@ class AccessPolicy:
     def check(
         self, method: str, headers: Iterable[tuple[bytes, bytes]], *, requires_token: bool = True
     ) -> bool:
-        """Returns whether the request carries the token, if one is required.
+        """Returns True if the request carries the token, or if the service requires none.
 
         Raises RequestRejected: 400, 401 (only if `requires_token`), 403 or 421.
         """

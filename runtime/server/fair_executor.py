@@ -29,7 +29,8 @@ class FairExecutor:
 
     def __init__(self, threads: int, per_client: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, name)
-        self._pool.submit(int)  # starts a thread
+        # One thread must exist: with it, jobs run even if the system gives no further thread.
+        self._pool.submit(int)
         self._is_shut_down = False
         self._per_client = per_client
         self._lock = Lock()

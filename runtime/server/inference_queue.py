@@ -1,8 +1,9 @@
 """A bounded queue in front of the engine: many clients, one model.
 
 A few threads decode photos in parallel within the memory limit of runtime/preprocess, then take turns at the
-engine. A photo takes a slot when its body has arrived, and clients take turns. When slots or memory are
-short, the client that uses most of them gets 503 with a Retry-After header.
+sessions of the engine: one for each core, if the model is small. A photo takes a slot when its body has
+arrived, and clients take turns. When slots or memory are short, the client that uses most of them gets 503
+with a Retry-After header.
 """
 
 import asyncio

@@ -25,7 +25,7 @@ MIN_PAUSE = 4  # times the duration of a look: in a large folder, looking costs 
 # A photo that cannot be read may be a copy in progress: it is read again after this many seconds without a
 # change, and then counts as damaged.
 DAMAGED_AFTER = 10.0
-# After a photo that takes longer the newest photo is next: it may be made to hold up the others.
+# A slow photo may be hostile. After a photo that takes longer than this, the newest photo is next.
 SLOW_SECONDS = 0.5
 
 MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262

@@ -12,7 +12,7 @@ from runtime.preprocess.picture import read_picture
 from train.data import negatives
 from train.network.vgg import tensors_of
 from train.refit import main
-from train.run import Run, open_run
+from train.run import UNCOMPRESSED_CSV, Run, open_run
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,16 @@ def test_the_network_and_its_classes_stay(compressed_run: Path, refitted: Run) -
     assert not np.allclose(old["known"], new["known"], atol=0.02)
     assert refitted.metrics["test"]["top1"] == before.metrics["test"]["top1"]
     assert refitted.uncompressed_labels() == before.uncompressed_labels()
+
+
+def test_a_run_that_is_not_compressed_stays_so(
+    synthetic_run: Path, stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negatives, "FEWEST", 20)
+    monkeypatch.setattr(negatives, "MOST", 20)
+    out = tmp_path / "refitted"
+    assert main([str(synthetic_run), "--none", str(stripes), "--out", str(out)]) == 0
+    assert open_run(out).uncompressed_classes() is None and not (out / UNCOMPRESSED_CSV).exists()
 
 
 def test_the_photos_of_the_folder_are_recorded_beside_the_default_ones(refitted: Run, stripes: Path) -> None:

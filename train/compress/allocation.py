@@ -168,11 +168,12 @@ def max_reduction(original: NetworkShape, size: int) -> float:
     return original.macs / NetworkShape(size, fewest).macs
 
 
-def too_large_reduction(original: NetworkShape, size: int, reduced: float = 1.0) -> str:
-    """The error for a reduction that an input of `size` cannot reach. The original has `reduced` times fewer
-    multiplications than the network that the reduction refers to.
+def too_large_reduction(original: NetworkShape, size: int, reduction: float = 1.0) -> str:
+    """The error for a reduction that an input of `size` cannot reach.
+
+    `reduction`: how many times fewer multiplications the original has than the uncompressed network.
     """
-    most = reduced * max_reduction(original, size)
+    most = reduction * max_reduction(original, size)
     return (
         f"at {size}x{size} pixels the most possible is {most:.0f} times fewer "
         "multiplications; give a lower --reduce, a higher --target-ms, or a smaller --size"

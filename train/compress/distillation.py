@@ -1,4 +1,4 @@
-"""Distillation: train the compressed network to give the outputs of the uncompressed network, the teacher.
+"""Distillation: train the compressed network to give the outputs of the teacher, the run's own network.
 
 It learns the teacher's probabilities (Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network",
 2015) and, through linear projections that are dropped afterwards, its pooled features and its descriptor

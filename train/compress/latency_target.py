@@ -30,23 +30,28 @@ MeasureLatency = Callable[[NetworkShape], float]  # milliseconds for one picture
 
 
 def largest_shape_within(
-    settings: CompressSettings, choose: Callable[[float], NetworkShape], measure: MeasureLatency
+    settings: CompressSettings,
+    choose: Callable[[float], NetworkShape],
+    measure: MeasureLatency,
+    above: float = 1.0,
 ) -> NetworkShape:
-    """The shape with the lowest of REDUCTIONS that takes at most `target_ms`, by binary search.
+    """The shape with the lowest of REDUCTIONS over `above` that takes at most `target_ms`, by binary search.
 
-    `choose` returns the shape of a reduction. Raises UserError when the highest reduction takes longer.
+    `choose` returns the shape of a reduction of the uncompressed network. Raises UserError when the highest
+    reduction takes longer.
     """
     assert settings.target_ms is not None
     place = settings.engine
     if settings.board:
         place += f" on a {BOARDS[settings.board].name} (estimate)"
-    low, high, best = 0, len(REDUCTIONS), None
+    reductions = [each for each in REDUCTIONS if each > above] or REDUCTIONS[-1:]
+    low, high, best = 0, len(reductions), None
     while low < high:
         middle = (low + high) // 2
-        shape = choose(REDUCTIONS[middle])
+        shape = choose(reductions[middle])
         ms = measure(shape)
         print(
-            f"latency: {ms:.1f} ms in {place} with {REDUCTIONS[middle]:g} times fewer multiplications",
+            f"latency: {ms:.1f} ms in {place} with {reductions[middle]:g} times fewer multiplications",
             flush=True,
         )
         if ms <= settings.target_ms:
@@ -55,7 +60,7 @@ def largest_shape_within(
             low = middle + 1
     if best is None:
         raise UserError(
-            f"--target-ms {settings.target_ms:g}: {REDUCTIONS[-1]:g} times fewer multiplications still take "
+            f"--target-ms {settings.target_ms:g}: {reductions[-1]:g} times fewer multiplications still take "
             f"{ms:.1f} ms in {place}; give a higher --target-ms"
         )
     return best

@@ -106,7 +106,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
 def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
     """Print the number of photos, views and epochs, and the estimated minutes of all stages."""
     settings, dataset = config.settings, run.dataset
-    reduction = teacher.reduction(settings)
+    reduction = teacher.remaining(settings.reduce)
     plan = plan_extraction(
         dataset,
         frozen_weights(run, teacher),
@@ -143,18 +143,21 @@ def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> 
     classes = len(run.classes)
 
     def choose(reduction: float) -> NetworkShape:
-        return choose_shape_within(settings.max_mb, costs, teacher.shape, reduction, classes)
+        remaining = teacher.remaining(reduction)
+        return choose_shape_within(settings.max_mb, costs, teacher.shape, remaining, classes)
 
     if settings.target_ms is None:
         for size, change in costs.sizes.items():
             print(f"input: {size}x{size} pixels change the features by {change:.3f} (0: equal, 2: unrelated)")
-        return choose(teacher.reduction(settings))
+        return choose(settings.reduce)
     if settings.board:
         print(estimate_note(settings.board), flush=True)
     if table:
-        return largest_shape_within(settings, choose, lambda shape: table.estimate(shape.macs))
+        return largest_shape_within(
+            settings, choose, lambda shape: table.estimate(shape.macs), above=teacher.reduction
+        )
     with latency_worker(classes, settings.engine) as measure:
-        return largest_shape_within(settings, choose, measure)
+        return largest_shape_within(settings, choose, measure, above=teacher.reduction)
 
 
 def print_shape(shape: NetworkShape, of_macs: int, classes: int) -> None:
@@ -295,9 +298,10 @@ def run_contents(
 ) -> RunContents:
     """What the run folder will hold."""
     run = inputs.run
-    predicted = run.uncompressed_classes() or {
-        split: outputs[split].without_negatives().probabilities.argmax(1) for split in ("val", "test")
-    }
+    predicted = teacher.uncompressed
+    if predicted is None:
+        measured = {split: outputs[split].without_negatives() for split in ("val", "test")}
+        predicted = {split: of.probabilities.argmax(1) for split, of in measured.items()}
     top1 = {
         split: float((indices == outputs[split].without_negatives().labels).mean()) if len(indices) else None
         for split, indices in predicted.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from train.compress.allocation import NetworkShape, max_reduction, too_large_red
 from train.compress.config import CompressSettings
 from train.data.dataset import Photo
 from train.finetune import last_frozen_layer
-from train.network.vgg import CONVOLUTIONS, Weights, hash_of, tensors_of
+from train.network.vgg import CONVOLUTIONS, Weights, sha256_of, tensors_of
 from train.run import Run
 
 SIZES = (224, 192, 160, 128)  # pixels a side that the pipeline chooses from without --size
@@ -29,20 +30,22 @@ class Teacher:
     """The run's model, its convolutions and shape, and the photos that layers are solved on."""
 
     model: keras.Model
-    of_macs: int  # of the uncompressed model: this one, or the one that it was compressed from
+    of_macs: int  # of the uncompressed network: this one, or the one that it was compressed from
+    # The classes that the uncompressed network predicts, by split; None if this is the one.
+    uncompressed: Mapping[str, NDArray[np.intp]] | None
     last_frozen: str  # the pooling layer whose stored features the teacher's outputs are computed from
     tensors: Mapping[str, NDArray[np.float32]]
     shape: NetworkShape
     sample: tuple[Photo, ...]
 
     @property
-    def reduced(self) -> float:
-        """How many times fewer multiplications than the uncompressed model it has."""
+    def reduction(self) -> float:
+        """How many times fewer multiplications than the uncompressed network it has."""
         return self.of_macs / self.shape.macs
 
-    def reduction(self, settings: CompressSettings) -> float:
-        """Its multiplications over those of a network that has the `reduce` of the settings."""
-        return max(1.0, settings.reduce / self.reduced)
+    def remaining(self, reduction: float) -> float:
+        """Its multiplications over those of a network with this reduction of the uncompressed network."""
+        return max(1.0, reduction / self.reduction)
 
 
 def load_teacher(run: Run, settings: CompressSettings) -> Teacher:
@@ -59,7 +62,8 @@ def load_teacher(run: Run, settings: CompressSettings) -> Teacher:
     sample = tuple(train[index] for index in order[: settings.reconstruction_photos])
     fine_tuned = "none" if run.compressed else str(run.settings.get("fine_tune", "none"))
     of_macs = run.compressed.get("of_macs", shape.macs)
-    teacher = Teacher(model, of_macs, last_frozen_layer(fine_tuned), tensors, shape, sample)
+    uncompressed = run.uncompressed_classes()
+    teacher = Teacher(model, of_macs, uncompressed, last_frozen_layer(fine_tuned), tensors, shape, sample)
     check_reduction(run, teacher, settings)
     return teacher
 
@@ -68,14 +72,14 @@ def check_reduction(run: Run, teacher: Teacher, settings: CompressSettings) -> N
     """Raises UserError when no shape has the reduction of the settings, or the run has it already."""
     if settings.target_ms is not None:
         return
-    if settings.max_mb is None and settings.reduce <= teacher.reduced:
+    if settings.max_mb is None and settings.reduce <= teacher.reduction:
         raise UserError(
-            f"--reduce {settings.reduce:g}: run {run.path} already needs {teacher.reduced:.1f} times fewer "
-            f"multiplications than the uncompressed run; give more than {teacher.reduced:.0f}"
+            f"--reduce {settings.reduce:g}: run {run.path} already needs {teacher.reduction:.1f} times fewer "
+            f"multiplications than the uncompressed network; give at least {ceil(teacher.reduction) + 1}"
         )
     smallest = min(candidate_sizes(teacher.shape, settings))
-    if teacher.reduction(settings) > max_reduction(teacher.shape, smallest):
-        raise UserError(too_large_reduction(teacher.shape, smallest, teacher.reduced))
+    if teacher.remaining(settings.reduce) > max_reduction(teacher.shape, smallest):
+        raise UserError(too_large_reduction(teacher.shape, smallest, teacher.reduction))
 
 
 def candidate_sizes(original: NetworkShape, settings: CompressSettings) -> tuple[int, ...]:
@@ -89,5 +93,5 @@ def frozen_weights(run: Run, teacher: Teacher) -> Weights:
     """The run's weights with a hash that names their features: that of the base, which its frozen layers
     share. A compressed run has no frozen layers.
     """
-    sha256 = hash_of(teacher.tensors) if run.compressed else run.base_sha256
+    sha256 = sha256_of(teacher.tensors) if run.compressed else run.base_sha256
     return Weights(teacher.tensors, sha256, "", (teacher.shape.size, teacher.shape.size))

@@ -84,11 +84,11 @@ def read_weights(source: str | None = None) -> Weights:
     return Weights(rgb, hashlib.sha256(data).hexdigest(), str(source or path.name), input_size)
 
 
-def hash_of(tensors: Mapping[str, NDArray[Any]]) -> str:
+def sha256_of(tensors: Mapping[str, NDArray[Any]]) -> str:
     """The sha256 of tensors that have no file of their own."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        digest.update(name.encode())
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(np.ascontiguousarray(tensors[name]).tobytes())
     return digest.hexdigest()
 

@@ -48,7 +48,8 @@ def test_a_picture_alone_gets_all_cores_and_the_next_one_a_session_of_one_thread
     wait_for(lambda: bool(second))
     assert first == [fastest] and second != [fastest]
     third, release_third = hold(sessions, fastest)
-    assert not third  # there are two places
+    wait_for(lambda: len(sessions._semaphore._waiting) == 1)  # there are two places
+    assert not third
     release_first()
     wait_for(lambda: bool(third))
     assert third != second and third != [fastest]  # the second picture is still there
@@ -77,20 +78,26 @@ def test_pictures_of_several_threads_get_the_answers_of_one(engine: str) -> None
 
 
 def test_without_memory_for_another_session_pictures_wait_for_the_first(colours: Path) -> None:
-    classifier = Classifier(colours)
+    classifier, attempts = Classifier(colours), list[int]()
 
     def fail() -> InferenceSession:
+        attempts.append(1)
         raise MemoryError
 
     sessions = ParallelSessions(fail, 2)
     first, release_first = hold(sessions, classifier.session)
     wait_for(lambda: bool(first))
     second, release_second = hold(sessions, classifier.session)
+    wait_for(lambda: bool(attempts))
     assert not second
     release_first()
     wait_for(lambda: bool(second))
-    assert second == [classifier.session]
+    third, release_third = hold(sessions, classifier.session)
+    wait_for(lambda: sessions._in_use == 2)
     release_second()
+    wait_for(lambda: bool(third))
+    assert second == third == [classifier.session] and len(attempts) == 1  # not again at once
+    release_third()
 
 
 def test_an_error_in_the_block_gives_the_session_back(colours: Path) -> None:

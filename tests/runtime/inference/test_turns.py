@@ -11,41 +11,41 @@ from runtime.inference.turns import LastTurns, TurnSemaphore, working_for
 from tests.helpers import wait_for
 
 
-def start_waiting(lock: TurnSemaphore, client: str, order: list[str]) -> Thread:
-    """A thread that waits for the lock when this function returns."""
+def start_waiting(semaphore: TurnSemaphore, client: str, order: list[str]) -> Thread:
+    """A thread that waits for the semaphore when this function returns."""
 
     def wait() -> None:
-        with working_for(client), lock:
+        with working_for(client), semaphore:
             order.append(client)
 
-    before = len(lock._waiting)
+    before = len(semaphore._waiting)
     thread = Thread(target=wait, daemon=True)
     thread.start()
-    wait_for(lambda: len(lock._waiting) == before + 1)
+    wait_for(lambda: len(semaphore._waiting) == before + 1)
     return thread
 
 
 def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
-    lock, order = TurnSemaphore(), list[str]()
-    with working_for("flood"), lock:
+    semaphore, order = TurnSemaphore(), list[str]()
+    with working_for("flood"), semaphore:
         threads = [
-            start_waiting(lock, client, order) for client in ("flood", "flood", "flood", "a", "b", "a")
+            start_waiting(semaphore, client, order) for client in ("flood", "flood", "flood", "a", "b", "a")
         ]
     for thread in threads:
         thread.join(20)
     assert order == ["a", "b", "flood", "a", "flood", "flood"]
-    with lock:  # free again, also for a thread that works for no client
-        assert not lock._waiting
+    with semaphore:  # free again, also for a thread that works for no client
+        assert not semaphore._waiting
 
 
 @pytest.mark.parametrize("places", [1, 2])
 def test_as_many_threads_as_places_are_in_the_block(places: int) -> None:
-    lock, inside, most, guard = TurnSemaphore(places), 0, 0, Lock()
+    semaphore, inside, most, guard = TurnSemaphore(places), 0, 0, Lock()
 
     def enter(client: str) -> None:
         nonlocal inside, most
         for _ in range(200):
-            with working_for(client), lock:
+            with working_for(client), semaphore:
                 with guard:
                     inside += 1
                     most = max(most, inside)
@@ -58,17 +58,17 @@ def test_as_many_threads_as_places_are_in_the_block(places: int) -> None:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert (inside, most) == (0, places) and not lock._waiting and lock._free == places
+    assert (inside, most) == (0, places) and not semaphore._waiting and semaphore._free == places
 
 
 @pytest.mark.parametrize("is_passed_on", [False, True])
-def test_ctrl_c_while_waiting_leaves_the_lock_to_others(
+def test_ctrl_c_while_waiting_leaves_the_place_to_others(
     monkeypatch: pytest.MonkeyPatch, is_passed_on: bool
 ) -> None:
-    lock = TurnSemaphore()
+    semaphore = TurnSemaphore()
 
     class InterruptedLock:
-        """Its second acquire(), which waits, is interrupted: before or after the lock is passed on."""
+        """Its second acquire(), which waits, is interrupted: before or after the place is passed on."""
 
         def __init__(self) -> None:
             self.acquired = 0
@@ -77,19 +77,19 @@ def test_ctrl_c_while_waiting_leaves_the_lock_to_others(
             self.acquired += 1
             if self.acquired == 2:
                 if is_passed_on:
-                    lock.__exit__()
+                    semaphore.__exit__()
                 raise KeyboardInterrupt
 
         def release(self) -> None:
             pass
 
-    lock.__enter__()
+    semaphore.__enter__()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(turns, "Lock", InterruptedLock)
-        lock.__enter__()
+        semaphore.__enter__()
     if not is_passed_on:
-        lock.__exit__()
-    assert not lock._waiting and lock._free == 1
+        semaphore.__exit__()
+    assert not semaphore._waiting and semaphore._free == 1
 
 
 def test_a_bounded_number_of_clients_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:

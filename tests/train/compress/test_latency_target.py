@@ -66,6 +66,18 @@ def test_the_largest_network_within_the_limit_is_chosen() -> None:
     assert shape.macs > VGG16.macs / 8, "a reduction by 6 is enough"
 
 
+def test_a_compressed_network_is_reduced_further_than_it_is() -> None:
+    tried = []
+
+    def remember(reduction: float) -> NetworkShape:
+        tried.append(reduction)
+        return choose(reduction)
+
+    settings = CompressSettings(target_ms=1000.0)
+    largest_shape_within(settings, remember, lambda shape: TABLE.estimate(shape.macs), above=10.0)
+    assert min(tried) == 12
+
+
 def test_a_limit_that_no_network_meets_raises_an_error_with_the_lowest_latency() -> None:
     settings = CompressSettings(target_ms=1.0)
     with pytest.raises(UserError, match=r"--target-ms 1: 64 times .* ms in litert"):

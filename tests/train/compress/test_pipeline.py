@@ -20,6 +20,7 @@ from train.compress.allocation import VGG16, NetworkShape, PruningCosts
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.latency_table import estimated_latency_table
 from train.compress.pipeline import find_shape
+from train.compress.teacher import Teacher
 from train.network.vgg import CONVOLUTIONS
 from train.run import UNCOMPRESSED_CSV, RunError, open_run
 from train.trainer import CheckpointCallback
@@ -86,6 +87,12 @@ def test_a_compressed_run_can_be_compressed_again(
     # The export compares it with the uncompressed model too.
     assert second.uncompressed_labels() == first.uncompressed_labels()
     assert record["uncompressed_top1"] == first.compressed["uncompressed_top1"]
+    (copy := tmp_path / "copy").mkdir()
+    shutil.copytree(compressed_run, copy, dirs_exist_ok=True)
+    rows = (copy / UNCOMPRESSED_CSV).read_text().splitlines()
+    (copy / UNCOMPRESSED_CSV).write_text("\n".join(rows[:2]))
+    assert main([str(copy), "--out", str(tmp_path / "never"), *cache, *QUICK[:-1], "4"]) == 2
+    assert f"{UNCOMPRESSED_CSV} lacks" in capsys.readouterr().err
 
 
 def test_an_interrupted_command_resumes_and_gives_the_same_network(
@@ -216,7 +223,7 @@ def test_the_search_for_a_board_says_that_it_uses_an_estimate_and_how_to_measure
     settings = CompressSettings(target_ms=90.0, board="pi4", size=224)
     table = estimated_latency_table("pi4", settings.engine)
     inputs: Any = SimpleNamespace(run=SimpleNamespace(dataset=None, classes=("a", "b")), latency_table=table)
-    teacher: Any = SimpleNamespace(shape=VGG16, tensors=None, sample=None)
+    teacher = Teacher(None, VGG16.macs, None, "block5_pool", {}, VGG16, ())
     assert table.estimate(find_shape(inputs, teacher, settings).macs) <= 90
     note, *search = capsys.readouterr().out.splitlines()
     assert all(fact in note for fact in ("Raspberry Pi 4", "estimate", "python -m runtime.bench"))
