@@ -32,7 +32,7 @@ with suppress_native_stderr():
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.compress_chart import draw
+from benchmarks.compress_chart import draw, read_rows
 from benchmarks.efficientnet_finetune import fine_tune
 from benchmarks.efficientnet_lite import efficientnet_lite
 from benchmarks.int8 import library_defaults
@@ -313,16 +313,7 @@ def time_files(files: Sequence[DeployedFile]) -> dict[Point, float]:
 
 def read_table() -> list[Point]:
     """The points of compress.csv."""
-
-    def parsed(name: str, text: str) -> Any:
-        if name in ("way", "engine"):
-            return text
-        return (int(text) if name == "size" else float(text)) if text else None
-
-    with TABLE.open(newline="", encoding="utf-8") as file:
-        return [
-            Point(**{name: parsed(name, text) for name, text in row.items()}) for row in csv.DictReader(file)
-        ]
+    return [Point(**{**row, "size": int(row["size"])}) for row in read_rows(TABLE)]
 
 
 def write_table(points: Sequence[Point]) -> None:
@@ -336,9 +327,9 @@ def write_table(points: Sequence[Point]) -> None:
 
 def print_table(points: Sequence[Point]) -> None:
     """Print a Markdown table with a row for each network and three columns for each engine."""
-    print(
-        f"Measured on {describe_machine()}. The rows without ms are of an earlier day, or another machine.\n"
-    )
+    older = any(point.engine and point.ms is None for point in points)
+    note = " The rows without ms are of an earlier day, or another machine." if older else ""
+    print(f"Measured on {describe_machine()}.{note}\n")
     head = ["way", "times fewer", "input", "GMAC", "top-1, val", "top-1, test"]
     engines = sorted({point.engine for point in points if point.engine})
     for engine in engines:

@@ -44,7 +44,7 @@ from runtime.model_file.contract import Contract
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.formats import FORMATS
 from train.progress import Progress
-from train.run import UNCOMPRESSED_CSV, Run, newest_run, open_run
+from train.run import Run, newest_run, open_run
 
 if TYPE_CHECKING:
     import keras
@@ -402,12 +402,11 @@ def _build_targets(
 
 def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:
     """The top-1 [n] of the uncompressed model on the test photos; None if the run is not compressed."""
-    run, labels = job.run, job.run.uncompressed_labels()
-    photos = select_photos(run.dataset.split("test"), job.config.photos)
-    try:
-        return np.array([run.classes.index(labels[photo.path]) for photo in photos]) if labels else None
-    except (KeyError, ValueError) as error:
-        raise UserError(f"run {run.path}: {UNCOMPRESSED_CSV} lacks {error}; compress it again") from None
+    classes, photos = job.run.uncompressed_classes(), job.run.dataset.split("test")
+    if classes is None:
+        return None
+    by_photo = dict(zip(photos, classes["test"], strict=True))
+    return np.array([by_photo[photo] for photo in select_photos(photos, job.config.photos)])
 
 
 def _reject(

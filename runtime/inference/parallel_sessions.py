@@ -37,7 +37,8 @@ class ParallelSessions:
     def take(self, fastest: InferenceSession) -> Iterator[InferenceSession]:
         """Yields `fastest` if no other picture is being classified, else a session of one thread."""
         with self._semaphore, self._counted() as others:
-            if not others or (single := self._single()) is None:
+            single = self._single() if others else None
+            if single is None:
                 with self._fastest_lock:
                     yield fastest
                 return

@@ -258,7 +258,7 @@ def two_cores() -> Iterator[None]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="addresses and limits of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has every 127.x address, and prlimit")
 def test_a_service_in_512_mb_answers_while_a_client_attacks_its_memory(two_cores: None) -> None:
     """The attacks follow each other on one service, so that memory that one of them kept would be missed."""
     attackers = {"oversized body": 1, "hostile pictures": 1, "photo flood": 1, "endless trailer": 1}
