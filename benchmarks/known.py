@@ -80,6 +80,11 @@ class Known:
         kept = self.labels != label
         return replace(self, train=self.train[kept], labels=self.labels[kept])
 
+    def of_last_layer(self) -> Known:
+        """With the last part of each descriptor alone."""
+        last = slice(-self.last, None)
+        return replace(self, train=self.train[:, last], negatives=self.negatives[:, last])
+
 
 Method = Callable[[Known, Array], Array]  # (known, descriptors [N, D]) → scores [N], high for the classes
 
@@ -125,13 +130,47 @@ def virtual_logit(known: Known, photos: Array) -> Array:
 
 
 def mahalanobis(layers: str, background_weight: float, negatives: bool) -> Method:
-    """The product's own detector with some of its parts."""
+    """Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
+    Attacks", 2018. With a background weight, the relative distance of Ren et al., "A Simple Fix to
+    Mahalanobis Distance for Improving Near-OOD Detection", 2021. Each variance has the mean variance added.
+    """
+
+    def distances(known: Known, photos: Array) -> Array:
+        classes = np.unique(known.labels)
+        means = np.stack([known.train[known.labels == label].mean(0) for label in classes])
+        within = known.train - means[np.searchsorted(classes, known.labels)]
+        everything = known.train - known.train.mean(0)
+        shrinkage = within.var(0).mean() * np.eye(within.shape[1])
+        near, far = (np.linalg.inv(x.T @ x / len(x) + shrinkage) for x in (within, everything))
+        off = photos - known.train.mean(0)
+        background = background_weight * ((off @ far) * off).sum(1)
+        each = [(((photos - mean) @ near) * (photos - mean)).sum(1) for mean in means]
+        return background - np.min(each, axis=0)
 
     def score(known: Known, photos: Array) -> Array:
-        part = slice(None) if layers == "all" else slice(-known.last, None)
-        others = known.negatives[:, part] if negatives else None
-        train, empty = known.train[:, part], known.train[:0, part]
-        return fit_novelty(train, known.labels, empty, others, background_weight).score(photos[:, part])
+        if layers == "last":
+            known, photos = known.of_last_layer(), photos[:, -known.last :]
+        return with_penalty(distances, known, photos) if negatives else distances(known, photos)
+
+    return score
+
+
+def with_penalty(score: Method, known: Known, photos: Array) -> Array:
+    """A score minus the product's own penalty for the resemblance to negatives."""
+    model = fit_novelty(known.train, known.labels, known.train[:0], known.negatives)
+    without = replace(model, negatives=np.zeros_like(model.negatives), negatives_offset=0.0)
+    scale = score(known, known.train).std() / without.score(known.train).std()
+    return score(known, photos) - scale * (without.score(photos) - model.score(photos))
+
+
+def prototypes(layers: str, negatives: bool) -> Method:
+    """The product's own detector, or a part of it."""
+
+    def score(known: Known, photos: Array) -> Array:
+        if layers == "last":
+            known, photos = known.of_last_layer(), photos[:, -known.last :]
+        others = known.negatives if negatives else None
+        return fit_novelty(known.train, known.labels, known.train[:0], others).score(photos)
 
     return score
 
@@ -150,7 +189,8 @@ def negatives_alone(known: Known, photos: Array) -> Array:
     return LogisticRegression(class_weight="balanced", max_iter=300).fit(x, truth).decision_function(photos)
 
 
-RELEASED_METHOD = "relative Mahalanobis, all layers, negatives"
+WITHOUT_NEGATIVES = "nearest prototype, all layers"
+RELEASED_METHOD = "nearest prototype, all layers, negatives"
 METHODS: dict[str, Method] = {
     "maximum probability": maximum_probability,
     "energy": energy,
@@ -161,10 +201,12 @@ METHODS: dict[str, Method] = {
     "Mahalanobis": mahalanobis("last", 0.0, negatives=False),
     "Mahalanobis, all layers": mahalanobis("all", 0.0, negatives=False),
     "relative Mahalanobis, all layers": mahalanobis("all", 0.8, negatives=False),
+    WITHOUT_NEGATIVES: prototypes("all", negatives=False),
     "logistic regression against negatives": negatives_alone,
-    "relative Mahalanobis, last layer, negatives": mahalanobis("last", 0.8, negatives=True),
+    "relative Mahalanobis, all layers, negatives": mahalanobis("all", 0.8, negatives=True),
+    "nearest prototype, last layer, negatives": prototypes("last", negatives=True),
     "the next row without the bound of the penalty": unbounded_negatives,
-    RELEASED_METHOD: mahalanobis("all", 0.8, negatives=True),
+    RELEASED_METHOD: prototypes("all", negatives=True),
 }
 
 
@@ -204,7 +246,7 @@ def main() -> None:
     rows = []
     for name, kinds in NEGATIVE_KINDS.items():
         of_kinds = replace(known, negatives=network.negatives(kinds, len(known.negatives)))
-        method = RELEASED_METHOD if kinds else "relative Mahalanobis, all layers"
+        method = RELEASED_METHOD if kinds else WITHOUT_NEGATIVES
         rows.append(measure(name, METHODS[method], of_kinds, val, test, truth, sets))
     print()
     write_table(rows, arguments.csv.with_stem(f"{arguments.csv.stem}_kinds"))

@@ -27,7 +27,7 @@ from export.tflite_graph import CODE_OFFSET, Tensor, TfliteGraph
 from train.network.vgg import MEAN_RGB
 
 # Layers of the heads (train/network/heads.py).
-_DENSE = ("hidden", "logits", "known_classes", "known_root", "known_negatives")
+_DENSE = ("hidden", "logits", "known_prototypes", "known_negatives")
 _MEANS = "{}_means"  # the layer of a pooling layer's channel means
 DESCRIPTION = "int8 from the image to the logits, made by vgg-edge"
 # Ranges of the head are those of the calibration photos, and more: a clipped logit changes the answer, and
@@ -92,6 +92,11 @@ def _head_outputs(model: keras.Model, photos: NDArray[np.uint8]) -> dict[str, Fl
     if "logits" not in found or (_MEANS.format("block5_pool") not in found and "hidden" not in found):
         raise QuantizeError(
             "the head is neither pooled nor article; train it again, or export without --full-int8"
+        )
+    if "known_root" in names:
+        raise QuantizeError(
+            "the detector of unknown pictures is of an earlier version; run `python -m train.refit`, or "
+            "export without --full-int8"
         )
     part = keras.Model(model.inputs[0], [model.get_layer(name).output for name in found])
     outputs = [part(batch) for batch in batches(photos)]
@@ -180,27 +185,20 @@ def _probabilities(graph: TfliteGraph, network: _Network, x: Tensor) -> Tensor:
 
 
 def _known(graph: TfliteGraph, network: _Network, features: _Features) -> Tensor:
-    """`novelty_layers` (train/network/novelty.py): projections in int8, and the sum of squares in float32.
+    """`novelty_layers` (train/network/novelty.py): distances in int8, and the rest in float32."""
 
-    Rounding squares to codes would lose the small ones, and the sum decides.
-    """
-
-    def project(name: str, relu: bool = False) -> Tensor:
-        seen = DISTANCE_MARGIN * network.seen[name]
-        # Few calibration photos have a penalty, but it can be as large as the values below 0.
-        output = _params(0, np.abs(seen).max()) if relu else _params(seen.min(), seen.max())
+    def project(name: str, output: QuantParams, relu: bool = False) -> Tensor:
         kernel = network.kernel(name) * features.factors[:, np.newaxis]
         return _dense(graph, network, name, features.codes, output, kernel=kernel, relu=relu)
 
-    nearest = _dequantize(graph, graph.reduce_max(project("known_classes")))
-    real = _dequantize(graph, project("known_root"))
-    squares = graph.add("MUL", [real, real], real.shape, options=schema.MulOptionsT())
-    penalty = _dequantize(graph, project("known_negatives", relu=True))
+    # Only the nearest prototype counts: farther ones may be clipped, and the steps are finer.
+    farthest = DISTANCE_MARGIN * network.seen["known_prototypes"].max(1).min()
+    nearest = _dequantize(graph, graph.reduce_max(project("known_prototypes", _params(farthest, 0))))
+    # Few calibration photos have a penalty, but it can be as large as the values below 0.
+    largest = DISTANCE_MARGIN * np.abs(network.seen["known_negatives"]).max()
+    penalty = _dequantize(graph, project("known_negatives", _params(0, largest), relu=True))
     joined = graph.add(
-        "CONCATENATION",
-        [nearest, squares, penalty],
-        (1, 1, 1, 2 + real.shape[-1]),
-        options=schema.ConcatenationOptionsT(axis=3),
+        "CONCATENATION", [nearest, penalty], (1, 1, 1, 2), options=schema.ConcatenationOptionsT(axis=3)
     )
     weights = [graph.constant(network.kernel("known").T.copy()), graph.constant(network.bias("known"))]
     score = graph.add("FULLY_CONNECTED", [joined, *weights], (1, 1), options=schema.FullyConnectedOptionsT())
