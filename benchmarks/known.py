@@ -248,7 +248,7 @@ def main() -> None:
         of_kinds = replace(known, negatives=network.negatives(kinds, len(known.negatives)))
         method = RELEASED_METHOD if kinds else WITHOUT_NEGATIVES
         rows.append(measure(name, METHODS[method], of_kinds, val, test, truth, sets))
-    print()
+    print("\nThe last row of the table, fitted on other kinds of negatives:\n")
     write_table(rows, arguments.csv.with_stem(f"{arguments.csv.stem}_kinds"))
 
 
