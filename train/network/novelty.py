@@ -111,7 +111,7 @@ def _prototypes(f: NDArray[np.float64], most: int) -> NDArray[np.float64]:
     """Up to `most` centers [K, D] of the descriptors of a class."""
     count = min(most, len(f) // DESCRIPTORS_PER_PROTOTYPE, len(np.unique(f, axis=0)))
     if count < 2:
-        return f.mean(0, keepdims=True)
+        return np.asarray(f.mean(0, keepdims=True), np.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a center without photos stays where it is: at a photo
         centers, _ = kmeans2(f, count, KMEANS_STEPS, minit="++", rng=0)
