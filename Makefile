@@ -99,11 +99,11 @@ retrain: photos setup  ## train models/flowers_run again (about an hour on 2 cor
 	$(PY) -m train.pack_run runs/flowers models/flowers_run
 
 compress: photos setup  ## compress models/flowers_run into models/flowers_compressed again (about an hour on 2 cores)
-	$(PY) -m train.compress models/flowers_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
+	$(PY) -m train.compress models/flowers_run --views 8 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed
 
-compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (about 50 minutes on 2 cores)
-	$(PY) -m train.compress models/flowers_compressed --reduce 30 --max-mb 1 --views 8 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small --overwrite --resume
+compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (about an hour on 2 cores)
+	$(PY) -m train.compress models/flowers_compressed --reduce 30 --max-mb 1 --views 8 --epochs 80 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_small models/flowers_small_run
 
 refit: photos setup  ## fit the detector of models/flowers_compressed again (5 minutes on 2 cores)

@@ -7,7 +7,7 @@ compressed on the photos of the other classes alone, with the default negatives,
 AUROC is the probability that a test photo of these classes gets a higher `known` than a test photo of the
 class that was left out (near), or than a sample picture of scikit-image and scikit-learn (far). Training and
 compression are shorter than those of the released model. WORK keeps the runs: the same command continues
-after an interruption. Takes 3 hours on 2 cores. Writes leave_one_out.csv too.
+after an interruption. Takes 2 hours on 2 cores. Writes leave_one_out.csv too.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Bounds:
 
 RELEASES = [
     pytest.param(Bounds(COMPRESSED, RELEASED, 5, 3_000_000, 10, 0.2, 0.95), id="flowers"),
-    pytest.param(Bounds(SMALL, ROOT / "models" / "flowers_small", 15, 1_000_000, 30, 0.25, 0.92), id="small"),
+    pytest.param(Bounds(SMALL, ROOT / "models" / "flowers_small", 12, 1_000_000, 30, 0.25, 0.92), id="small"),
 ]
 
 
