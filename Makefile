@@ -102,13 +102,15 @@ compress: photos setup  ## compress models/flowers_run into models/flowers_compr
 	$(PY) -m train.compress models/flowers_run --views 8 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed
 
-compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (about an hour on 2 cores)
+compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (about 80 minutes on 2 cores)
 	$(PY) -m train.compress models/flowers_compressed --reduce 30 --max-mb 1 --views 8 --epochs 80 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small --overwrite --resume
 	$(PY) -m train.pack_run runs/flowers_small models/flowers_small_run
 
-refit: photos setup  ## fit the detector of models/flowers_compressed again (5 minutes on 2 cores)
+refit: photos setup  ## fit the detectors of both released runs again (8 minutes on 2 cores)
 	$(PY) -m train.refit models/flowers_compressed --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_refitted --overwrite
 	$(PY) -m train.pack_run runs/flowers_refitted models/flowers_compressed
+	$(PY) -m train.refit models/flowers_small_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small_refitted --overwrite
+	$(PY) -m train.pack_run runs/flowers_small_refitted models/flowers_small_run
 
 photos:
 	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; set it to a folder with train/ and test/ of real photos' >&2; exit 1; }

@@ -129,7 +129,7 @@ def virtual_logit(known: Known, photos: Array) -> Array:
     return energy(known, photos) - alpha * lengths[1]
 
 
-def mahalanobis(layers: str, background_weight: float, negatives: bool) -> Method:
+def mahalanobis(background_weight: float, negatives: bool) -> Method:
     """Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
     Attacks", 2018. With a background weight, the relative distance of Ren et al., "A Simple Fix to
     Mahalanobis Distance for Improving Near-OOD Detection", 2021. Each variance has the mean variance added.
@@ -141,34 +141,35 @@ def mahalanobis(layers: str, background_weight: float, negatives: bool) -> Metho
         within = known.train - means[np.searchsorted(classes, known.labels)]
         everything = known.train - known.train.mean(0)
         shrinkage = within.var(0).mean() * np.eye(within.shape[1])
-        near, far = (np.linalg.inv(x.T @ x / len(x) + shrinkage) for x in (within, everything))
+        of_class, of_all = (np.linalg.inv(x.T @ x / len(x) + shrinkage) for x in (within, everything))
         off = photos - known.train.mean(0)
-        background = background_weight * ((off @ far) * off).sum(1)
-        each = [(((photos - mean) @ near) * (photos - mean)).sum(1) for mean in means]
+        background = background_weight * ((off @ of_all) * off).sum(1)
+        each = [(((photos - mean) @ of_class) * (photos - mean)).sum(1) for mean in means]
         return background - np.min(each, axis=0)
 
     def score(known: Known, photos: Array) -> Array:
-        if layers == "last":
-            known, photos = known.of_last_layer(), photos[:, -known.last :]
         return with_penalty(distances, known, photos) if negatives else distances(known, photos)
 
     return score
+
+
+def of_last_layer(method: Method) -> Method:
+    """The same method on the last part of each descriptor alone."""
+    return lambda known, photos: method(known.of_last_layer(), photos[:, -known.last :])
 
 
 def with_penalty(score: Method, known: Known, photos: Array) -> Array:
     """A score minus the product's own penalty for the resemblance to negatives."""
     model = fit_novelty(known.train, known.labels, known.train[:0], known.negatives)
     without = replace(model, negatives=np.zeros_like(model.negatives), negatives_offset=0.0)
-    scale = score(known, known.train).std() / without.score(known.train).std()
-    return score(known, photos) - scale * (without.score(photos) - model.score(photos))
+    factor = score(known, known.train).std() / without.score(known.train).std()
+    return score(known, photos) - factor * (without.score(photos) - model.score(photos))
 
 
-def prototypes(layers: str, negatives: bool) -> Method:
+def prototypes(negatives: bool) -> Method:
     """The product's own detector, or a part of it."""
 
     def score(known: Known, photos: Array) -> Array:
-        if layers == "last":
-            known, photos = known.of_last_layer(), photos[:, -known.last :]
         others = known.negatives if negatives else None
         return fit_novelty(known.train, known.labels, known.train[:0], others).score(photos)
 
@@ -198,15 +199,15 @@ METHODS: dict[str, Method] = {
     "ViM": virtual_logit,
     "nearest neighbour": nearest_neighbour,
     "nearest neighbour, all layers": nearest_neighbour_of_all_layers,
-    "Mahalanobis": mahalanobis("last", 0.0, negatives=False),
-    "Mahalanobis, all layers": mahalanobis("all", 0.0, negatives=False),
-    "relative Mahalanobis, all layers": mahalanobis("all", 0.8, negatives=False),
-    WITHOUT_NEGATIVES: prototypes("all", negatives=False),
+    "Mahalanobis": of_last_layer(mahalanobis(0.0, negatives=False)),
+    "Mahalanobis, all layers": mahalanobis(0.0, negatives=False),
+    "relative Mahalanobis, all layers": mahalanobis(0.8, negatives=False),
+    WITHOUT_NEGATIVES: prototypes(negatives=False),
     "logistic regression against negatives": negatives_alone,
-    "relative Mahalanobis, all layers, negatives": mahalanobis("all", 0.8, negatives=True),
-    "nearest prototype, last layer, negatives": prototypes("last", negatives=True),
+    "relative Mahalanobis, all layers, negatives": mahalanobis(0.8, negatives=True),
+    "nearest prototype, last layer, negatives": of_last_layer(prototypes(negatives=True)),
     "the next row without the bound of the penalty": unbounded_negatives,
-    RELEASED_METHOD: prototypes("all", negatives=True),
+    RELEASED_METHOD: prototypes(negatives=True),
 }
 
 
@@ -248,7 +249,7 @@ def main() -> None:
         of_kinds = replace(known, negatives=network.negatives(kinds, len(known.negatives)))
         method = RELEASED_METHOD if kinds else WITHOUT_NEGATIVES
         rows.append(measure(name, METHODS[method], of_kinds, val, test, truth, sets))
-    print("\nThe last row of the table, fitted on other kinds of negatives:\n")
+    print("\nThe same detector, fitted on each kind of negatives:\n")
     write_table(rows, arguments.csv.with_stem(f"{arguments.csv.stem}_kinds"))
 
 

@@ -191,8 +191,10 @@ def _known(graph: TfliteGraph, network: _Network, features: _Features) -> Tensor
         kernel = network.kernel(name) * features.factors[:, np.newaxis]
         return _dense(graph, network, name, features.codes, output, kernel=kernel, relu=relu)
 
-    # Only the nearest prototype counts: farther ones may be clipped, and the steps are finer.
-    farthest = DISTANCE_MARGIN * network.seen["known_prototypes"].max(1).min()
+    # Only the nearest prototype counts: farther ones may be clipped, and the steps are finer. The range goes
+    # beyond the threshold, which val sets: the prototypes are fitted on calibration photos, which are nearer.
+    threshold = -float(network.bias("known")[0] / network.kernel("known")[0, 0])
+    farthest = DISTANCE_MARGIN * min(float(network.seen["known_prototypes"].max(1).min()), threshold)
     nearest = _dequantize(graph, graph.reduce_max(project("known_prototypes", _params(farthest, 0))))
     # Few calibration photos have a penalty, but it can be as large as the values below 0.
     largest = DISTANCE_MARGIN * np.abs(network.seen["known_negatives"]).max()

@@ -6,6 +6,7 @@ in the model file, and features drawn from the model's Gaussians, one per class 
 hundred examples alone do not span the features. On eight scenes, with 50 photos of each, 41 % of the other
 photos were named before and 5 % after this fit (9 % after linear discriminant analysis with the same
 covariance). Both methods reject about as many unseen photos of the classes: 2.6 and 2.4 % instead of 1.8 %.
+(This comparison is of an earlier detector. benchmarks/adapt.py measures the fit.)
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Decide whether a picture shows any of the classes: the model's second output, `known`.
 
-The score of a picture is its distance to the nearest prototype, a typical descriptor of a class. Prototypes
-are the centers of k-means on the photos of a class, so they stand for the nearest neighbour of Sun et al.,
-"Out-of-Distribution Detection with Deep Nearest Neighbors", 2022, without a copy of all photos in the model.
-A penalty for the resemblance to negatives, pictures of none of the classes, is subtracted. It comes from
-logistic regression: outlier exposure (Hendrycks et al., 2019) on finished features. benchmarks/known.md
-measures both, and the constants below.
+The score of a picture is minus its squared distance to the nearest prototype, a typical descriptor of a
+class. Prototypes are the centers of k-means on the photos of a class, so they stand for the nearest neighbour
+of Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022, without a copy of all photos
+in the model. A penalty for the resemblance to negatives, pictures of none of the classes, is subtracted. It
+comes from logistic regression: outlier exposure (Hendrycks et al., 2019) on finished features.
+benchmarks/known.md compares it with other methods, and docs/decisions.md measures the constants below.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 PROTOTYPES = 96  # of all classes together, but at least one of each
-DESCRIPTORS_PER_PROTOTYPE = 8  # at least: a prototype of one photo would show that photo alone
+DESCRIPTORS_PER_PROTOTYPE = 8  # on average; each photo has a descriptor for each of its views, mostly 2
 KMEANS_STEPS = 20
 NEGATIVES_WEIGHT = 2.0  # of the penalty, before its bound; both have standard deviation 1 on known photos
 # This share of the known photos has no penalty. Without the bound, the photos that resemble negatives least
@@ -86,15 +86,15 @@ def fit_novelty(
     return replace(model, center=lowest_known - 1e-6, width=max(WIDTH * float(scores.std()), 1e-6))
 
 
-def prototype_count(classes: int) -> int:
-    """The number of prototypes for so many classes with enough photos."""
-    return classes * max(1, PROTOTYPES // classes)
+def most_prototypes(classes: int) -> int:
+    """The most prototypes of each class in a detector of so many classes."""
+    return max(1, PROTOTYPES // classes)
 
 
 def _nearest_prototype(f: NDArray[np.float64], labels: NDArray[Any]) -> NoveltyModel:
     """score = minus the squared distance of f to the nearest prototype."""
     classes = np.unique(labels)
-    most = max(1, PROTOTYPES // len(classes))
+    most = most_prototypes(len(classes))
     prototypes = np.concatenate([_prototypes(f[labels == index], most) for index in classes])
     length = float((f**2).sum(1).mean())
     return NoveltyModel(
@@ -109,7 +109,9 @@ def _nearest_prototype(f: NDArray[np.float64], labels: NDArray[Any]) -> NoveltyM
 
 def _prototypes(f: NDArray[np.float64], most: int) -> NDArray[np.float64]:
     """Up to `most` centers [K, D] of the descriptors of a class."""
-    count = min(most, len(f) // DESCRIPTORS_PER_PROTOTYPE, len(np.unique(f, axis=0)))
+    count = min(most, len(f) // DESCRIPTORS_PER_PROTOTYPE)
+    if count > 1:
+        count = min(count, len(np.unique(f, axis=0)))
     if count < 2:
         return np.asarray(f.mean(0, keepdims=True), np.float64)
     with warnings.catch_warnings():

@@ -12,8 +12,8 @@ from train.network.novelty import (
     UNKNOWN_RATE,
     UNPENALIZED_SHARE,
     fit_novelty,
+    most_prototypes,
     novelty_layers,
-    prototype_count,
     unknown_rate,
 )
 
@@ -57,7 +57,7 @@ def test_each_class_has_as_many_prototypes() -> None:
     many, labels = photos(3 * DESCRIPTORS_PER_PROTOTYPE * PROTOTYPES, 9)
     most = PROTOTYPES // 3
     assert names(fit_novelty(many, labels, VAL).linear.T) == [most, most, most]
-    assert prototype_count(3) == 3 * most and prototype_count(1000) == 1000
+    assert most == most_prototypes(3) and most_prototypes(1000) == 1
 
 
 def test_the_share_of_rejected_validation_photos_is_the_unknown_rate() -> None:
@@ -128,3 +128,10 @@ def test_fewer_photos_than_channels_give_finite_values(count: int) -> None:
     train, labels = photos(count, 4)
     few = fit_novelty(train, labels, VAL[:5])
     assert np.isfinite(few(VAL)).all()
+
+
+def test_copies_of_a_photo_share_a_prototype() -> None:
+    train, labels = photos(6, 4)
+    copies = fit_novelty(np.repeat(train, 40, 0), np.repeat(labels, 40), VAL)
+    assert copies.linear.shape[1] == 6 and np.isfinite(copies(VAL)).all()
+    np.testing.assert_allclose(copies.score(train), 0, atol=1e-3)
