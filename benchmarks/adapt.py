@@ -25,15 +25,8 @@ from runtime.inference.adaptation import SceneFeatures, fit_correction
 
 PHOTOS_OF_SCENE = 50
 COLUMNS = (
-    "scene",
-    "pictures",
-    "named before",
-    "after",
-    "other scenes named",
-    "after",
-    "flowers rejected",
-    "after",
-)
+    "scene", "pictures", "named before", "after", "other scenes named", "after", "flowers rejected", "after",
+)  # fmt: skip
 
 
 def main() -> int:
@@ -65,31 +58,22 @@ def measure(
 ) -> Sequence[float]:
     """The shares of a row of the table."""
     model, scene = classifier.model, scenes[name]
-    threshold = model.contract.thresholds["known"]
-    others = join([other for key, other in scenes.items() if key != name])
+    threshold, statistics = model.contract.thresholds["known"], model.read_statistics()
+    others = [other for key, other in scenes.items() if key != name]
     shares = []
     for seed in range(draws):
         order = np.random.default_rng(seed).permutation(len(scene.known))
         chosen, unseen = scene.take(order[:PHOTOS_OF_SCENE]), scene.take(order[PHOTOS_OF_SCENE:])
         names = [f"{at}.jpg" for at in range(len(chosen.known))]
         fitted = SceneFeatures(names, chosen.known, chosen.features)
-        correction = fit_correction(model.contract, model.read_statistics(), fitted).correction
-
+        correction = fit_correction(model.contract, statistics, fitted).correction
         row = []
-        for outputs in (unseen, others, flowers):
-            corrected = correction.apply(outputs.known, outputs.features)
-            row += [float((known >= threshold).mean()) for known in (outputs.known, corrected)]
+        for group in ([unseen], others, [flowers]):
+            before = np.concatenate([outputs.known for outputs in group])
+            after = np.concatenate([correction.apply(outputs.known, outputs.features) for outputs in group])
+            row += [float((known >= threshold).mean()) for known in (before, after)]
         shares.append([*row[:4], 1 - row[4], 1 - row[5]])
     return [float(share) for share in np.mean(shares, axis=0)]
-
-
-def join(parts: Sequence[Outputs]) -> Outputs:
-    return Outputs(
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.known for part in parts]),
-        np.concatenate([part.features for part in parts]),
-    )
 
 
 if __name__ == "__main__":
