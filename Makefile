@@ -17,7 +17,7 @@ endef
 export FIRST_TEST_PHOTOS
 
 define ABOUT_DEMO
-make demo trains a small model, exports it and classifies five photos.
+make demo trains a small model, compresses it, exports it and classifies five photos.
   Time: 8 to 12 minutes on 2 cores. The first run also installs .venv (3.4 GB).
   Quick path (2 minutes): pip install '.[litert]', then python -m runtime.classify PHOTO
   uses the flower model that this project includes.
@@ -45,9 +45,10 @@ setup: .venv/installed  ## install everything into .venv (3.4 GB)
 	$(BIN)/pip install --quiet --config-settings editable_mode=compat -e '.[train,export,tflite,heic,test]'
 	@touch $@
 
-demo: about-demo setup  ## train, export and classify into demo/ (8 to 12 minutes); PHOTOS=dir uses your photos
+demo: about-demo setup  ## train, compress, export and classify into demo/ (8 to 12 minutes); PHOTOS=dir uses your photos
 	$(PY) -m train $(if $(PHOTOS),"$(PHOTOS)") --limit 40 --out demo/run --overwrite
-	$(PY) -m export demo/run --int8 --photos 50 --out demo/model
+	$(PY) -m train.compress demo/run --epochs 0 --views 2 --out demo/compressed --overwrite
+	$(PY) -m export demo/compressed --int8 --photos 50 --out demo/model
 	@$(PY) -c "$$FIRST_TEST_PHOTOS" demo/run | xargs -0 $(PY) -m runtime.classify --model demo/model
 	@echo "$$AFTER_DEMO"
 

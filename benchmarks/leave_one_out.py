@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.complete_folder import complete_folder
 from benchmarks.known import unrelated_pictures
 from benchmarks.machine import describe_machine
 from export.__main__ import main as export
@@ -87,12 +88,8 @@ def int8_model(photos: Path, work: Path, label: str) -> Path:
 
 def copy_others(photos: Path, folder: Path, label: str) -> Path:
     """A copy of the photos without one class."""
-    if not folder.exists():
-        partial = folder.with_name("photos.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(photos, partial, ignore=shutil.ignore_patterns(label))
-        partial.rename(folder)
-    return folder
+    others = shutil.ignore_patterns(label)
+    return complete_folder(folder, lambda partial: shutil.copytree(photos, partial, ignore=others))
 
 
 def measure(model: Path, test: Path, label: str) -> Row:

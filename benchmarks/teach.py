@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.complete_folder import complete_folder
 from benchmarks.machine import describe_machine
 from runtime import Classifier
 from runtime.inference.learned_state import LearnedState
@@ -154,17 +155,15 @@ def train_with(photos: Path, work: Path, label: str, count: int) -> Path:
     from benchmarks.leave_one_out import TRAIN_FLAGS  # here, because it loads TensorFlow
     from train.__main__ import main as train_network
 
-    run, folder = work / f"run-{count}", work / f"photos-{count}"
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+    def copy(partial: Path) -> None:
         shutil.copytree(work / "photos", partial)
         shutil.copytree(photos / "test" / label, partial / "test" / label)
         (partial / "train" / label).mkdir()
         paths = sorted((photos / "train" / label).iterdir())
         for row in choose(len(paths), count, seed=0):
             shutil.copy(paths[row], partial / "train" / label)
-        partial.rename(folder)
+
+    folder, run = complete_folder(work / f"photos-{count}", copy), work / f"run-{count}"
     if not (run / "run.json").exists() and train_network(
         [str(folder), *TRAIN_FLAGS, "--out", str(run), "--resume"]
     ):
