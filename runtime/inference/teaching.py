@@ -44,7 +44,9 @@ EXAMPLES_WEIGHT = 100.0  # of all examples together
 NEW_CLASS_WEIGHT = 200.0  # of all photos of a new class together
 CORRECTED_WEIGHT = 3.0  # of a photo of one of the model's classes
 REJECTED_WEIGHT = 100.0  # of all photos of none of the classes together
-TAKEN_SHARE = 0.0001  # of the drawn features, by all new classes together; photos vary more and lose 1 to 2 %
+# Of photos like the examples, by all new classes together, divided by the number of taught photos of a class,
+# 3 at least: the fit has seen the examples, and keeps them away from many photos more than from few.
+TAKEN_SHARE = 0.02
 MISSED_SHARE = 0.1  # of the photos of a new class may be missed without a change of its bias
 KNOWN_SHARE = 0.95  # of the photos of a group are to be known
 TYPICAL_SHARE = 0.95  # of the photos of a class or group are within the limit of the distance to its mean
@@ -244,26 +246,29 @@ def _fit_head(knowledge: _Knowledge, examples: _Samples, shown: _Samples) -> Hea
         photos = shown.take(shown.truth == position)
         if position >= classes and len(photos.truth):  # a fit without a part of the photos may have none
             head = rows, weights, bias
-            bias[at] += _bias_of_new_class(knowledge, head, position, photos, each[position])
+            bias[at] += _bias_of_new_class(knowledge, examples, head, position, photos, each[position])
     return rows, weights, bias
 
 
 def _bias_of_new_class(
-    knowledge: _Knowledge, head: Head, position: int, photos: _Samples, weight: float
+    knowledge: _Knowledge, examples: _Samples, head: Head, position: int, photos: _Samples, weight: float
 ) -> float:
     """Returns what to add to the bias of a new class, 0 or more, so that it gets more of its photos.
 
     Few photos of a class that resembles the model's classes pull the fit too little. The bias rises until the
-    fit misses MISSED_SHARE of such photos, or until the class takes its part of TAKEN_SHARE of the drawn
-    features. The margin of a photo in a fit without it is at least its margin minus its own contribution,
-    which is its dual coefficient times its squared length in the kernel (Jaakkola and Haussler,
-    "Probabilistic kernel regression models", 1999).
+    fit misses MISSED_SHARE of such photos, or until the class takes its part of TAKEN_SHARE of the photos of
+    other classes, whose margins have the mean and standard deviation of those of the examples. The margin of
+    a photo in a fit without it is at least its margin minus its own contribution, which is its dual
+    coefficient times its squared length in the kernel (Jaakkola and Haussler, "Probabilistic kernel
+    regression models", 1999).
     """
-    new_classes = len(knowledge.labels) - len(knowledge.means)
-    metric, drawn = knowledge.metric, knowledge.drawn
-    own = metric.distances(drawn.features, photos.features.mean(0, keepdims=True))[:, 0]
-    others = _margins(knowledge, head, position, drawn, own * _shrinkage(len(photos.truth)))
-    allowed = float(others.mean() + NormalDist().inv_cdf(1 - TAKEN_SHARE / new_classes) * others.std())
+    if not len(examples.truth):
+        return 0.0
+    count, metric = len(photos.truth), knowledge.metric
+    own = metric.distances(examples.features, photos.features.mean(0, keepdims=True))[:, 0]
+    others = _margins(knowledge, head, position, examples, own * _shrinkage(count))
+    taken = TAKEN_SHARE / max(count, 3) / (len(knowledge.labels) - len(knowledge.means))
+    allowed = float(others.mean() + NormalDist().inv_cdf(1 - taken) * others.std())
     margins = _margins(knowledge, head, position, photos, _unseen_distances(knowledge, photos))
     lengths = metric.distances(photos.features, knowledge.center[np.newaxis])[:, 0]
     unseen = margins - weight * lengths / (1 + np.exp(np.clip(margins, -50, 50))) / PENALTY
