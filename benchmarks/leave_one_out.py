@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.complete_folder import complete_folder
+from benchmarks.complete_folder import complete_folder, is_complete_run
 from benchmarks.known import unrelated_pictures
 from benchmarks.machine import describe_machine
 from export.__main__ import main as export
@@ -78,9 +78,9 @@ def int8_model(photos: Path, work: Path, label: str) -> Path:
     if not (model / "model.json").exists():
         others = copy_others(photos, work / "photos", label)
         run, compressed = work / "run", work / "compressed"
-        if not (run / "run.json").exists():
+        if not is_complete_run(run):
             _check(train([str(others), *TRAIN_FLAGS, "--out", str(run), "--resume"]))
-        if not (compressed / "run.json").exists():
+        if not is_complete_run(compressed):
             _check(compress([str(run), *COMPRESS_FLAGS, "--out", str(compressed), "--resume"]))
         _check(export([str(compressed), "--int8", "--engines", "litert", "--out", str(model)]))
     return model

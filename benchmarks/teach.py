@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.complete_folder import complete_folder
+from benchmarks.complete_folder import complete_folder, is_complete_run
 from benchmarks.machine import describe_machine
 from runtime import Classifier
 from runtime.inference.learned_state import LearnedState
@@ -164,9 +164,7 @@ def train_with(photos: Path, work: Path, label: str, count: int) -> Path:
             shutil.copy(paths[row], partial / "train" / label)
 
     folder, run = complete_folder(work / f"photos-{count}", copy), work / f"run-{count}"
-    if not (run / "run.json").exists() and train_network(
-        [str(folder), *TRAIN_FLAGS, "--out", str(run), "--resume"]
-    ):
+    if not is_complete_run(run) and train_network([str(folder), *TRAIN_FLAGS, "--out", str(run), "--resume"]):
         sys.exit(1)
     return run
 

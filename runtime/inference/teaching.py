@@ -44,9 +44,9 @@ EXAMPLES_WEIGHT = 100.0  # of all examples together
 NEW_CLASS_WEIGHT = 200.0  # of all photos of a new class together
 CORRECTED_WEIGHT = 3.0  # of a photo of one of the model's classes
 REJECTED_WEIGHT = 100.0  # of all photos of none of the classes together
-# Of photos like the examples, by all new classes together, divided by the number of taught photos of a class,
-# 3 at least: the fit has seen the examples, and keeps them away from many photos more than from few.
-TAKEN_SHARE = 0.02
+TAKEN_SHARE = 0.02  # of photos like the examples, by all new classes, divided by the number of taught photos
+MIN_EXAMPLES = 30  # with fewer, TAKEN_DRAWN limits the bias
+TAKEN_DRAWN = 0.0001  # of the drawn features, which vary less than photos
 MISSED_SHARE = 0.1  # of the photos of a new class may be missed without a change of its bias
 KNOWN_SHARE = 0.95  # of the photos of a group are to be known
 TYPICAL_SHARE = 0.95  # of the photos of a class or group are within the limit of the distance to its mean
@@ -191,8 +191,7 @@ def _discriminant(metric: Metric, means: Array, features: Array) -> Array:
     They stand for those of the model, which the model file does not hold for its examples. On photos that it
     never saw, the released model names 96 % as this does.
     """
-    logits = -HEAD_SCALE / 2 * metric.distances(features, means)
-    return softmax(logits)
+    return softmax(-HEAD_SCALE / 2 * metric.distances(features, means))
 
 
 def _fit(knowledge: _Knowledge, examples: _Samples, photos: _Samples) -> LearnedState:
@@ -256,19 +255,20 @@ def _bias_of_new_class(
     """Returns what to add to the bias of a new class, 0 or more, so that it gets more of its photos.
 
     Few photos of a class that resembles the model's classes pull the fit too little. The bias rises until the
-    fit misses MISSED_SHARE of such photos, or until the class takes its part of TAKEN_SHARE of the photos of
-    other classes, whose margins have the mean and standard deviation of those of the examples. The margin of
-    a photo in a fit without it is at least its margin minus its own contribution, which is its dual
+    fit misses MISSED_SHARE of such photos, or until the class takes its share of photos of other classes,
+    whose margins have the mean and standard deviation of those of the examples. The fit has seen the examples
+    and keeps them away from the class, more so with more photos: their number divides the share. The margin
+    of a photo in a fit without it is at least its margin minus its own contribution, which is its dual
     coefficient times its squared length in the kernel (Jaakkola and Haussler, "Probabilistic kernel
     regression models", 1999).
     """
-    if not len(examples.truth):
-        return 0.0
     count, metric = len(photos.truth), knowledge.metric
-    own = metric.distances(examples.features, photos.features.mean(0, keepdims=True))[:, 0]
-    others = _margins(knowledge, head, position, examples, own * _shrinkage(count))
-    taken = TAKEN_SHARE / max(count, 3) / (len(knowledge.labels) - len(knowledge.means))
-    allowed = float(others.mean() + NormalDist().inv_cdf(1 - taken) * others.std())
+    enough = len(examples.truth) >= MIN_EXAMPLES
+    samples, share = (examples, TAKEN_SHARE / max(count, 3)) if enough else (knowledge.drawn, TAKEN_DRAWN)
+    own = metric.distances(samples.features, photos.features.mean(0, keepdims=True))[:, 0]
+    others = _margins(knowledge, head, position, samples, own * _shrinkage(count))
+    taken = share / (len(knowledge.labels) - len(knowledge.means))
+    allowed = float(others.mean() - NormalDist().inv_cdf(taken) * others.std())
     margins = _margins(knowledge, head, position, photos, _unseen_distances(knowledge, photos))
     lengths = metric.distances(photos.features, knowledge.center[np.newaxis])[:, 0]
     unseen = margins - weight * lengths / (1 + np.exp(np.clip(margins, -50, 50))) / PENALTY
