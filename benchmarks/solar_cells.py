@@ -7,7 +7,8 @@
 As in Deitsch et al., "Automatic classification of defective photovoltaic module cells in electroluminescence
 images", 2019, a cell with a probability of a defect over 0.5 is defective, and a quarter of the cells of each
 type and probability is for testing. Their choice of cells is not published, so this one is random. WORK
-keeps the runs: the same command continues after an interruption. Takes 2 hours on 2 cores.
+keeps the runs: the same command continues after an interruption. This takes about 2 hours on 2 cores, by an
+estimate.
 """
 
 from __future__ import annotations
