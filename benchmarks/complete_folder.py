@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from train.run_writer import checkpoint_dir
@@ -19,6 +20,12 @@ def complete_folder(folder: Path, write: Callable[[Path], object]) -> Path:
     return folder
 
 
-def is_complete_run(run: Path) -> bool:
-    """Whether the run exists and --resume has nothing to continue: Ctrl-C leaves a run with checkpoints."""
-    return (run / "run.json").exists() and not checkpoint_dir(run).exists()
+def complete_run(run: Path, command: Callable[[Sequence[str]], int], *arguments: str) -> Path:
+    """Return the run folder `run`, which `command` makes or continues unless it is complete.
+
+    Ctrl-C leaves a run with checkpoints, which is not complete. Ends the process if the command fails.
+    """
+    complete = (run / "run.json").exists() and not checkpoint_dir(run).exists()
+    if not complete and (code := command([*arguments, "--out", str(run), "--resume"])):
+        sys.exit(code)
+    return run

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.complete_folder import complete_folder, is_complete_run
+from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.known import unrelated_pictures
 from benchmarks.machine import describe_machine
 from export.__main__ import main as export
@@ -74,15 +74,20 @@ def main() -> int:
 
 def int8_model(photos: Path, work: Path, label: str) -> Path:
     """The folder of the int8 model without a class; made in `work` unless it is there."""
-    model = work / "model"
-    if not (model / "model.json").exists():
-        others = copy_others(photos, work / "photos", label)
-        run, compressed = work / "run", work / "compressed"
-        if not is_complete_run(run):
-            _check(train([str(others), *TRAIN_FLAGS, "--out", str(run), "--resume"]))
-        if not is_complete_run(compressed):
-            _check(compress([str(run), *COMPRESS_FLAGS, "--out", str(compressed), "--resume"]))
-        _check(export([str(compressed), "--int8", "--engines", "litert", "--out", str(model)]))
+    if (work / "model" / "model.json").exists():  # then the run may be gone
+        return work / "model"
+    others = copy_others(photos, work / "photos", label)
+    run = complete_run(work / "run", train, str(others), *TRAIN_FLAGS)
+    compressed = complete_run(work / "compressed", compress, str(run), *COMPRESS_FLAGS)
+    return export_int8(compressed, work / "model")
+
+
+def export_int8(run: Path, model: Path) -> Path:
+    """The folder of the run's int8 model; an existing one is kept."""
+    if not (model / "model.json").exists() and (
+        code := export([str(run), "--int8", "--engines", "litert", "--out", str(model)])
+    ):
+        sys.exit(code)
     return model
 
 
@@ -125,11 +130,6 @@ def auroc(known: Sequence[float], other: Sequence[float] | NDArray[np.float64]) 
 def mean_row(rows: Sequence[Row]) -> Row:
     correct, near, far, named, rejected = np.mean([row[1:] for row in rows], axis=0).tolist()
     return ("mean", correct, near, far, named, rejected)
-
-
-def _check(code: int) -> None:
-    if code:
-        sys.exit(code)
 
 
 if __name__ == "__main__":

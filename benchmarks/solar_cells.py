@@ -20,19 +20,21 @@ import zipfile
 from collections import defaultdict
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.complete_folder import complete_folder, is_complete_run
+from benchmarks.complete_folder import complete_folder, complete_run
+from benchmarks.leave_one_out import export_int8
 from benchmarks.machine import describe_machine
-from export.__main__ import main as export
+from runtime.model_file.index import read_index
 from train.__main__ import main as train
 from train.compress.__main__ import main as compress
+from train.run import open_run
 
 TEST_SHARE = 0.25
 DEFECTIVE_ABOVE = 0.5
 PUBLISHED = (("support vector machine", 0.8244), ("fine-tuned network", 0.8842))  # accuracy, Deitsch et al.
+COMPRESSED = "--fine-tune block5, compressed to a tenth"
 COLUMNS = ("network", "val", "test", "defective found", "functional right", "test cells rejected")
 
 
@@ -48,13 +50,14 @@ def main() -> int:
     print(f"Measured on {describe_machine()}.\n")
     print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
     for name, run in runs.items():
-        classes = read_json(run / "metrics.json")["test"]["per_class"]
-        val, test = (read_json(run / "run.json")["metrics"][split] for split in ("val", "test"))
-        shares = [val["top1"], test["top1"]]
+        classes = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["per_class"]
+        metrics = open_run(run).metrics
+        shares = [metrics[split]["top1"] for split in ("val", "test")]
         shares += [classes[label]["recall"] for label in ("defective", "functional")]
-        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in (*shares, test["unknown"])) + " |")
+        shares.append(metrics["test"]["unknown"])
+        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
     with redirect_stdout(sys.stderr):
-        model = export_int8(runs["--fine-tune block5, compressed to a tenth"], work / "model")
+        model = export_int8(runs[COMPRESSED], work / "model")
     print(f"| the same as int8 file |  | {int8_accuracy(model):.1%} |  |  |  |")
     for name, accuracy in PUBLISHED:
         print(f"| published: {name} |  | {accuracy:.1%} |  |  |  |")
@@ -80,40 +83,17 @@ def unpack(wheel: Path, partial: Path) -> None:
 
 def make_runs(photos: Path, work: Path) -> dict[str, Path]:
     """The run folders by the name of the network; trains those that are not there."""
-    runs = {
-        "default": work / "run",
-        "--fine-tune block5": work / "block5",
-        "--fine-tune block5, compressed to a tenth": work / "compressed",
-    }
-    default, block5, compressed = runs.values()
-    for run, command, arguments in (
-        (default, train, (str(photos),)),
-        (block5, train, (str(photos), "--fine-tune", "block5")),
-        (compressed, compress, (str(block5),)),
-    ):
-        if not is_complete_run(run) and command([*arguments, "--out", str(run), "--resume"]):
-            sys.exit(1)
-    return runs
-
-
-def export_int8(run: Path, model: Path) -> Path:
-    """The folder of the int8 model; an existing one is kept."""
-    if not (model / "model.json").exists() and export(
-        [str(run), "--int8", "--engines", "litert", "--out", str(model)]
-    ):
-        sys.exit(1)
-    return model
+    default = complete_run(work / "run", train, str(photos))
+    block5 = complete_run(work / "block5", train, str(photos), "--fine-tune", "block5")
+    compressed = complete_run(work / "compressed", compress, str(block5))
+    return {"default": default, "--fine-tune block5": block5, COMPRESSED: compressed}
 
 
 def int8_accuracy(model: Path) -> float:
     """The top-1 of the int8 file on the test cells, as the export has measured it."""
-    (file,) = [file for file in read_json(model / "model.json")["files"] if file["precision"] == "int8"]
-    (parity,) = file["metrics"]["parity"].values()
+    (file,) = [file for file in read_index(model).files if file.precision == "int8"]
+    (parity,) = file.metrics["parity"].values()
     return float(parity["top1"])
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.complete_folder import complete_folder, is_complete_run
+from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.machine import describe_machine
 from runtime import Classifier
 from runtime.inference.learned_state import LearnedState
@@ -163,10 +163,8 @@ def train_with(photos: Path, work: Path, label: str, count: int) -> Path:
         for row in choose(len(paths), count, seed=0):
             shutil.copy(paths[row], partial / "train" / label)
 
-    folder, run = complete_folder(work / f"photos-{count}", copy), work / f"run-{count}"
-    if not is_complete_run(run) and train_network([str(folder), *TRAIN_FLAGS, "--out", str(run), "--resume"]):
-        sys.exit(1)
-    return run
+    folder = complete_folder(work / f"photos-{count}", copy)
+    return complete_run(work / f"run-{count}", train_network, str(folder), *TRAIN_FLAGS)
 
 
 def choose(total: int, count: int, seed: int) -> NDArray[np.intp]:
