@@ -7,14 +7,13 @@ with a Retry-After header.
 """
 
 import asyncio
-import ctypes
 import math
 import statistics
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ from runtime.inference.prefetch import DECODERS
 from runtime.server.errors import RequestRejected
 from runtime.server.fair_executor import FairExecutor
 from runtime.server.multipart import Upload, read_upload
-from runtime.server.request_body import BodyBuffer, Receive, fill_buffer
+from runtime.server.request_body import BodyBuffer, Receive, fill_buffer, no_memory_error
 
 MAX_RETRY_AFTER = 30  # seconds
 TIMINGS_KEPT = 1000  # photos in the latency percentiles
@@ -41,10 +40,6 @@ TIMINGS_FOR_ESTIMATE = 100  # photos in the estimate of Retry-After
 MIN_PER_CLIENT = 2
 
 Result = TypeVar("Result")
-
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # from glibc's malloc.h
-LARGE_BLOCK = 4 * 2**20  # bytes
-MAX_HEAPS = 2
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,6 @@ class InferenceQueue:
     timings: deque[RequestTiming] = field(default_factory=lambda: deque(maxlen=TIMINGS_KEPT))
 
     def __post_init__(self) -> None:
-        return_large_blocks_to_system()
         self.max_buffered_bytes = 2 * self.max_upload_bytes
         DECODERS.start_one()
         cores = default_threads()
@@ -177,6 +171,7 @@ class InferenceQueue:
             yield photo
         finally:
             self.photos.remove(photo)
+            photo.buffer.clear()  # the exception that rejects a photo refers to it until its answer is sent
 
     def _take_slot(self, photo: PendingPhoto) -> None:
         """Raises RequestRejected (503) if there is none for this client."""
@@ -234,18 +229,6 @@ class InferenceQueue:
             photo.buffer.revoke(self.full_error())
 
 
-def return_large_blocks_to_system() -> None:
-    """Fixes glibc's threshold for blocks that free() returns to the system, and its number of heaps.
-
-    By default glibc raises the threshold, and each thread then keeps the memory of a large photo. A heap for
-    each thread would take 64 MB of address space, which `ulimit -v` limits.
-    """
-    with suppress(OSError, AttributeError, TypeError):  # not glibc
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        libc.mallopt(M_ARENA_MAX, MAX_HEAPS)
-
-
 def _handle_body(
     handle: Callable[[Classifier, Upload], Result],
     model: ReloadingClassifier,
@@ -255,7 +238,7 @@ def _handle_body(
     try:
         upload = read_upload(content_type, buffer.take())
     except MemoryError:
-        raise RequestRejected(503, "not enough memory for this body: retry in 1 s", retry_after=1) from None
+        raise no_memory_error() from None
     try:
         return handle(model.current(), upload)
     except UnsupportedPictureError as error:

@@ -15,16 +15,17 @@ Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 
 
 class BodyBuffer:
-    """The received parts of one body, and the time that its client is behind MIN_BYTES_PER_SECOND."""
+    """The received part of one body, and the time that its client is behind MIN_BYTES_PER_SECOND."""
 
     def __init__(self) -> None:
         self.size = 0  # bytes
-        self.revoked: RequestRejected | None = None  # the error for the client; the parts are gone
-        self._parts: list[bytes] = []
+        self.revoked: RequestRejected | None = None  # the error for the client; the body is gone
+        # One block, which the system gets back as a whole: a list of parts would leave gaps in the heap.
+        self._received = bytearray()
         self._paid_until = time.monotonic()
 
     def add(self, part: bytes) -> None:
-        self._parts.append(part)
+        self._received += part
         self.size += len(part)
         paid_until = self._paid_until + len(part) / MIN_BYTES_PER_SECOND
         self._paid_until = min(paid_until, time.monotonic())  # a fast start does not pay for a later stall
@@ -34,13 +35,17 @@ class BodyBuffer:
 
     def revoke(self, rejection: RequestRejected) -> None:
         """Frees the memory now. The task that reads the body ends with `rejection` at its next part."""
-        self.revoked, self.size = rejection, 0
-        self._parts.clear()
+        self.revoked = rejection
+        self.clear()
+
+    def clear(self) -> None:
+        self.size = 0
+        self._received.clear()
 
     def take(self) -> bytes:
         """The body. The buffer keeps its size, but no longer the bytes."""
-        body = b"".join(self._parts)
-        self._parts.clear()
+        body = bytes(self._received)
+        self._received.clear()
         return body
 
 
@@ -54,7 +59,7 @@ async def fill_buffer(
     """Receives a body. Reading stops when the body is too large or arrives too slowly.
 
     `reserve` is called with the length of each part before the part is stored. Raises RequestRejected (408,
-    413), ClientDisconnected, and the exceptions of `reserve`.
+    413, 503), ClientDisconnected, and the exceptions of `reserve`.
     """
     too_large = RequestRejected(413, f"larger than {max_bytes / 1e6:g} MB, the limit of this service")
     if content_length is not None and content_length > max_bytes:
@@ -72,13 +77,23 @@ async def fill_buffer(
         if buffer.size + len(part) > max_bytes:
             raise too_large
         reserve(len(part))
-        buffer.add(part)
+        try:
+            buffer.add(part)
+        except MemoryError:
+            raise no_memory_error() from None
         if not message.get("more_body", False):
             return
 
 
 async def read_body(receive: Receive, max_bytes: int) -> bytes:
-    """A small body, which no other limit counts. Raises RequestRejected (408, 413), ClientDisconnected."""
+    """A small body, which no other limit counts.
+
+    Raises RequestRejected (408, 413, 503) and ClientDisconnected.
+    """
     buffer = BodyBuffer()
     await fill_buffer(buffer, receive, max_bytes)
     return buffer.take()
+
+
+def no_memory_error() -> RequestRejected:
+    return RequestRejected(503, "not enough memory for this body: retry in 1 s", retry_after=1)

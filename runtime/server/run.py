@@ -33,6 +33,7 @@ from runtime.server.health import CHECK_INTERVAL, HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.learner import Learner
 from runtime.server.live_view import LiveView
+from runtime.server.malloc import return_large_blocks_to_system
 from runtime.server.metrics import Metrics
 from runtime.server.review_collector import ReviewCollector
 from runtime.server.review_tray import ReviewTray
@@ -103,6 +104,7 @@ def run_server(config: ServerConfig) -> None:
 @contextmanager
 def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
     """Binds the address, loads the model and opens the camera. Raises UserError."""
+    return_large_blocks_to_system()
     check_save_options(config.saving)
     token = read_token(config.token_file)
     family, address = resolve(config.host, config.port)

@@ -224,16 +224,17 @@ def test_concurrent_clients_each_get_their_own_prediction(service: Client, photo
     assert retries and service.metric("in_flight") == 0
 
 
+@pytest.mark.parametrize("step", ["add", "take"])
 def test_a_body_without_memory_for_it_is_answered_with_503(
-    service: Client, red_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+    step: str, service: Client, red_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As under `ulimit -v`, when the parts of a body have no room to be joined."""
+    """As under `ulimit -v`, when a part of a body, or its copy for the decoder, has no room."""
 
-    def take(buffer: BodyBuffer) -> bytes:
+    def fail(buffer: BodyBuffer, *part: bytes) -> bytes:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(BodyBuffer, "take", take)
+        patch.setattr(BodyBuffer, step, fail)
         status, headers, body = service.request("POST", "/classify", red_jpeg)
     assert status == 503 and headers["Retry-After"] == "1" and "memory" in json.loads(body)["error"]
     assert service.classify(red_jpeg)[0] == 200

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +28,8 @@ ESTIMATED_BYTES = 16 * SIDE**2  # of decoding one RGBA PNG
 CHILD = """
 import re, sys
 from runtime.preprocess import decode, limits, memory, picture
-from runtime.server import inference_queue
+from runtime.server import inference_queue, malloc
+malloc.return_large_blocks_to_system()
 peak = lambda: int(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])
 data, total = open(sys.argv[1], 'rb').read(), int(sys.argv[2])
 decode.total_memory = limits.total_memory = memory.total_memory = lambda: total
@@ -180,6 +182,25 @@ def test_memory_is_taken_from_a_stalled_body(monkeypatch: pytest.MonkeyPatch) ->
         assert await clients.results() == ["503", "408", "503", "a4"]
 
     run_clients(monkeypatch, run, max_upload_bytes=10)
+
+
+def test_a_rejected_body_is_freed_before_its_client_has_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client may take 20 s to send the rest. Meanwhile the answer's exception refers to the body."""
+
+    async def endless() -> Mapping[str, Any]:
+        return {"type": "http.request", "body": bytes(1_000_000), "more_body": True}
+
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        tracemalloc.start()
+        try:
+            with pytest.raises(RequestRejected) as raised:
+                await clients.queue.classify("", None, endless, "a")
+            assert raised.value.status == 413
+            assert tracemalloc.get_traced_memory()[0] < 3_000_000
+        finally:
+            tracemalloc.stop()
+
+    run_clients(monkeypatch, run, max_upload_bytes=20_000_000)
 
 
 def test_a_fast_start_does_not_pay_for_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:
