@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="add int8 files, the smallest and fastest; an uncompressed run still runs about 10 times slower "
+        help="add int8 files, the smallest and fastest; an uncompressed run still runs about 8 times slower "
         "than a compressed run (python -m train.compress RUN --reduce 10)",
     )
     parser.add_argument(

@@ -52,16 +52,18 @@ def model_card(
     targets: Sequence[CompiledTarget] = (),
 ) -> str:
     """The Markdown text. `recipes` says how each int8 file, by name, was quantized; `float16` sums up the
-    comparison in float16 arithmetic.
+    comparison in float16 arithmetic. `results` may include files that are not in the folder (`--keep`).
     """
+    in_folder = {(file.format, file.precision) for file in index.files}
+    kept = [result for result in results if result.file in in_folder]
     sections = [
-        _front_matter(index, results),
+        _front_matter(index, kept),
         _summary(index.contract, run),
         _use(index.contract),
         _limits(index.contract),
         _training_data(index.contract, run),
         "## Files\n\n" + _files(index, recipes),
-        "## Parity with the trained model\n\n" + _parity(results) + f"\n\n{_escaped(float16)}.",
+        "## Parity with the trained model\n\n" + _parity(results, kept) + f"\n\n{_escaped(float16)}.",
         *([_targets(targets)] if targets else []),
         "## Licences\n\n"
         "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
@@ -133,8 +135,8 @@ def _use(contract: Contract) -> str:
     text = (
         "## Use\n\n```python\n"
         "from runtime import Classifier\n\n"
-        f'classify = Classifier("{contract.name}")  # this folder\n'
-        'print(classify("photo.jpg"))\n```\n\n'
+        f'classify = Classifier("{contract.name}")  # the path of this folder\n'
+        'print(classify("photo.jpg").answer)  # a label, or "unknown"\n```\n\n'
         f"Every file has the input `image`, uint8 [1, {height}, {width}, 3], RGB, 0 to 255, and the output "
         f"`probabilities`, float32 [1, {len(contract.labels)}], in the order of the classes above. Stretch "
         "the photo to the input size with an antialiased bilinear filter. The file contains all other "
@@ -223,7 +225,7 @@ def _files(index: Index, recipes: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _parity(results: Sequence[ParityResult]) -> str:
+def _parity(results: Sequence[ParityResult], kept: Sequence[ParityResult]) -> str:
     columns = parity_columns(results) | {
         "verdict": [_escaped(detailed_verdict(result)) for result in results]
     }
@@ -237,10 +239,14 @@ def _parity(results: Sequence[ParityResult]) -> str:
         f"- {_escaped(name)}: {_escaped(text)}"
         for name, text in column_explanations(results, default_threads())
     ]
-    return (
+    text = (
         "Every file was run in every engine on the same test photos and compared with the trained float32 "
-        "Keras model.\n\n" + "\n".join([*lines, "", *explanations, "", confidence_note(results)])
+        "Keras model."
     )
+    if len(kept) < len(results):
+        text += " The folder holds only the files that are listed under Files; the other files were not kept."
+    note = "Of the files in the folder, the one that agrees least: " + confidence_note(kept)
+    return text + "\n\n" + "\n".join([*lines, "", *explanations, "", note])
 
 
 def _targets(targets: Sequence[CompiledTarget]) -> str:

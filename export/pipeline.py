@@ -437,7 +437,7 @@ def _write(job: _Job, contents: dict[str, bytes], files: Sequence[ExportedFile])
 def compression_hint(run: Path, macs: int) -> str:
     """The line that says how slow an uncompressed model is, and which command compresses it."""
     return (
-        f"speed: this model computes {macs / 1e9:.2f} GMAC per photo and runs about 10 times slower than a "
+        f"speed: this model computes {macs / 1e9:.2f} GMAC per photo and runs about 8 times slower than a "
         f"compressed model of {macs / 1e10:.2f} GMAC; to compress it: "
         f"python -m train.compress {shlex.quote(str(run))} --reduce 10"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def card(
     metrics: dict[str, object],
     settings: dict[str, object] | None = None,
     compressed: dict[str, object] | None = None,
-    result: ParityResult = RESULT,
+    results: Sequence[ParityResult] = (RESULT,),
 ) -> str:
     photos = tuple(
         Photo(f"{i}.jpg", "daisy", split, "0") for i, split in enumerate(["train"] * 3 + ["test"] * 2)
@@ -47,7 +48,7 @@ def card(
     file = IndexedFile("small_int8.tflite", "tflite", "int8", 1_000_000, "c" * 64, counted)
     index = Index(contract, (file,))
     return model_card(
-        index, run, [result], {"small_int8.tflite": "per-channel, float head"}, "float16: no overflow"
+        index, run, results, {"small_int8.tflite": "per-channel, float head"}, "float16: no overflow"
     )
 
 
@@ -72,6 +73,15 @@ def test_front_matter_is_yaml_for_any_name(contract: Contract) -> None:
     (line,) = [line for line in front if line.startswith("- name: ")]
     assert json.loads(line.removeprefix("- name: ")) == name
     assert "    - {type: accuracy, value: 0.9000" in "\n".join(front)
+
+
+def test_a_file_that_was_not_kept_is_in_the_parity_table_alone(contract: Contract) -> None:
+    worse = replace(RESULT, precision="full_int8", disagreements=7)
+    text = card(contract, {}, results=(RESULT, worse))
+    assert "| tflite | full_int8 |" in text and "were not kept" in text
+    assert "top-1 of tflite int8" in text and "top-1 of tflite full_int8" not in text
+    assert "None of 500 photos got another label" in text
+    assert "were not kept" not in card(contract, {})
 
 
 def test_markup_in_labels_is_escaped(contract: Contract) -> None:
@@ -101,7 +111,7 @@ def test_a_compressed_run_shows_both_models(contract: Contract) -> None:
         contract,
         {"test": {"n": 500, "top1": 0.94}, "val": None},
         compressed=done,
-        result=replace(RESULT, uncompressed_disagreements=25),
+        results=(replace(RESULT, uncompressed_disagreements=25),),
     )
     assert r"flowers\_run" in text and "10.2 times fewer multiplications" in text
     assert "| uncompressed, float32 | 224 x 224 | 15.35 |  | 94.8% |" in text
