@@ -191,6 +191,36 @@ def hostile_pictures(target: Target, number: int) -> None:
             connection.recv(100_000)
 
 
+def large_forms(target: Target, number: int) -> None:
+    """Uploads forms of almost the largest size without a picture, one after the other."""
+    _send_forms(target, bytes(BODY_BYTES - 1000))
+
+
+def delimiter_forms(target: Target, number: int) -> None:
+    """Uploads forms full of delimiters, each of which takes a parser microseconds."""
+    _send_forms(target, b"\r\n--bX" * (BODY_BYTES // 6 - 100))
+
+
+def cookie_flood(target: Target, number: int) -> None:
+    """Sends thousands of cookies without the token, each time on a new connection."""
+    cookies = b"vgg_edge_%d=;" % target.port * 3_000
+    with target.connect() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nCookie: %s\r\n\r\n" % cookies)
+        connection.recv(100_000)
+
+
+def _send_forms(target: Target, data: bytes) -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\n%s\r\n--b--\r\n' % data
+    head = target.head(
+        "POST /classify", "Content-Type: multipart/form-data; boundary=b", f"Content-Length: {len(body)}"
+    )
+    with target.connect() as connection:
+        while True:
+            connection.sendall(head + body)
+            if not connection.recv(100_000):
+                return
+
+
 def _flood(target: Target, request: bytes, answer: bytes) -> None:
     """Sends as many requests at a time as the service accepts, and reads their answers."""
     with target.connect() as connection:
@@ -216,6 +246,9 @@ ATTACKS: dict[Callable[[Target, int], None], int] = {
     status_flood: 60,
     damaged_flood: 60,
     hostile_pictures: 4,
+    large_forms: 2,
+    delimiter_forms: 2,
+    cookie_flood: 8,
 }
 ATTACK_NAMES = {attack.__name__.replace("_", " "): attack for attack in ATTACKS}
 RETRY_AFTER = 0.5  # seconds until a closed connection is opened again

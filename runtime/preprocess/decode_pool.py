@@ -324,7 +324,7 @@ class DecodePool:
     def _watch(self) -> None:
         """Lowers the priority of slow workers and ends those that hang; the watcher thread's function."""
         while True:
-            with self._changed:
+            with suppress(MemoryError), self._changed:
                 self._changed.wait_for(lambda: self._active)
                 now = time.monotonic()
                 for worker in self._active:

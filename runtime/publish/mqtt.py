@@ -102,7 +102,7 @@ class MqttPublisher:
                 self._client.connect(self._address.host, self._address.port, KEEPALIVE)
                 self._serve()
                 problem = self._refusal or "the connection was lost"
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, MemoryError) as error:
                 problem = _reason(error)
             if self._closing.is_set():
                 return
@@ -219,6 +219,8 @@ def _make_client(connection: MqttConnection) -> "Client":
 
 def _reason(error: Exception) -> str:
     """Returns one line for what connecting may raise."""
+    if isinstance(error, MemoryError):
+        return "not enough memory"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted ({error.verify_message}): --mqtt-ca names the broker's"
     if isinstance(error, ssl.SSLError):

@@ -37,6 +37,7 @@ SECURITY_HEADERS = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
+MAX_QUERY_BYTES = 4096  # a label of 100 characters takes 1,200; its parser takes 30 ms for 60 kB
 CLOSING_STATUSES = (408, 413, 429, 503)  # the rest of the request's body is not read
 
 
@@ -57,6 +58,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
         service.queue.close()
         service.adapter.close()
         service.learner.close()
+        service.files.close()
 
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
@@ -91,6 +93,8 @@ class AccessMiddleware:
         app, is_public = self._app, path in PUBLIC_PATHS
         rate = self._rate_without_token
         try:
+            if len(scope["query_string"]) > MAX_QUERY_BYTES:
+                raise RequestRejected(414, "the address is too long")
             policy, headers = self._service.policy, scope["headers"]
             if policy.check(scope["method"], headers, requires_token=not is_public):
                 rate = self._photo_rate if path == CLASSIFY else self._rate

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from ipaddress import ip_address
 
 from runtime.common.errors import UserError
@@ -77,10 +78,8 @@ class AccessPolicy:
         if scheme.lower() == "bearer" and self.is_token(credentials.strip()):
             return True
         # http.cookies returns no cookie at all if another program on this host set a malformed one.
-        cookies = (cookie.strip().partition("=") for cookie in fields.get("cookie", "").split(";"))
-        return any(
-            name == self.cookie_name and _equal(value, self._cookie_value) for name, _, value in cookies
-        )
+        found = self._cookie_pattern.findall(fields.get("cookie", ""))
+        return any(_equal(value, self._cookie_value) for value in found)
 
     def is_token(self, text: str) -> bool:
         return _equal(text, self.token)
@@ -94,7 +93,12 @@ class AccessPolicy:
         """The Set-Cookie header that signs a browser in. The cookie does not contain the token."""
         return f"{self.cookie_name}={self._cookie_value}; HttpOnly; SameSite=Strict; Path=/; Max-Age=31536000"
 
-    @property
+    # Both once: a header of 64 kB may hold thousands of cookies.
+    @cached_property
+    def _cookie_pattern(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:^|;)\s*{self.cookie_name}=([0-9a-f]{{64}})\s*(?=;|$)", re.ASCII)
+
+    @cached_property
     def _cookie_value(self) -> str:
         return hmac.new(self.token.encode(), b"vgg-edge cookie", "sha256").hexdigest()
 

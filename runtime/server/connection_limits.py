@@ -59,6 +59,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if self.transport.is_closing():
                 return
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # The requests may still wait for their turn (request_rate.py): thousands of them from one address.
+        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.body = bytearray()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"][_MARK_AUTHORIZED] = self._mark_authorized

@@ -10,6 +10,7 @@ import asyncio
 import math
 import statistics
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -169,9 +170,12 @@ class InferenceQueue:
         self.photos.append(photo)
         try:
             yield photo
+        except BaseException as error:
+            _clear_frames(error)
+            raise
         finally:
             self.photos.remove(photo)
-            photo.buffer.clear()  # the exception that rejects a photo refers to it until its answer is sent
+            photo.buffer.clear()
 
     def _take_slot(self, photo: PendingPhoto) -> None:
         """Raises RequestRejected (503) if there is none for this client."""
@@ -196,8 +200,13 @@ class InferenceQueue:
         raise self.full_error()
 
     def _reserve(self, photo: PendingPhoto, byte_count: int) -> None:
-        """Makes room for a part of a photo. Raises RequestRejected (503) if there is none for this client."""
-        while self.buffered_bytes + byte_count > self.max_buffered_bytes:
+        """Makes room for a part of a photo. Raises RequestRejected (503) if there is none for this client.
+
+        A client that holds little may use a reserve: bodies in work cannot give their memory to others.
+        """
+        held = sum(other.buffer.size for other in self.photos if other.address == photo.address) + byte_count
+        reserve = self.max_upload_bytes // 2 if held <= self.max_upload_bytes // 4 else 0
+        while self.buffered_bytes + byte_count > self.max_buffered_bytes + reserve:
             self._reject(self._replaceable_body(photo))
 
     def _replaceable_body(self, newer: PendingPhoto) -> PendingPhoto:
@@ -236,15 +245,40 @@ def _handle_body(
     buffer: BodyBuffer,
 ) -> Result:
     try:
+        return _handle_upload(handle, model, content_type, buffer)
+    except BaseException as error:
+        _clear_frames(error)
+        raise
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Frees the local variables of the functions that an exception has left, among them parts of a body.
+
+    They would stay while the rejected client sends the rest of its body, up to 20 s, and then until the next
+    garbage collection, because some of them refer to the exception.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
+
+
+def _handle_upload(
+    handle: Callable[[Classifier, Upload], Result],
+    model: ReloadingClassifier,
+    content_type: str,
+    buffer: BodyBuffer,
+) -> Result:
+    name = "-"
+    try:
         upload = read_upload(content_type, buffer.take())
+        name = upload.name
+        return handle(model.current(), upload)
     except MemoryError:
         raise no_memory_error() from None
-    try:
-        return handle(model.current(), upload)
     except UnsupportedPictureError as error:
-        raise RequestRejected(415, str(error), source=upload.name) from None
+        raise RequestRejected(415, str(error), source=name) from None
     except PictureError as error:
-        raise RequestRejected(400, str(error), source=upload.name) from None
+        raise RequestRejected(400, str(error), source=name) from None
 
 
 def _classify_gray(model: ReloadingClassifier) -> None:

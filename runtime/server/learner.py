@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -32,8 +31,7 @@ from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.preprocess.stored_photo import MAX_SIDE, added_at
 from runtime.server.errors import RequestRejected
-from runtime.server.exclusive_worker import ExclusiveWorker, Result
-from runtime.server.fair_executor import FairExecutor
+from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.review_tray import ReviewPicture, ReviewTray
 from runtime.server.scene_adapter import count_photos
@@ -41,8 +39,6 @@ from runtime.server.writes import refused_writes
 
 POLL_SECONDS = 2.0
 FLAG = "start it with --allow-learning"
-
-MAX_IN_TURN = 64  # requests of an address that wait for a list: as many as it may have connections
 
 
 class Learner:
@@ -67,8 +63,6 @@ class Learner:
         self._store: tuple[Path, TaughtPhotos] | None = None
         self._checked = "", ""  # the sha256 of a model, and why it cannot learn
         self._worker = ExclusiveWorker("learn", "the service is learning already")
-        self._threads = FairExecutor(2, 1, "named-pictures")
-        self._in_turn = Counter[str]()  # requests by address, on the event loop only
 
     def unavailable(self) -> str:
         """One line on why the service does not learn; "" if it does."""
@@ -162,25 +156,8 @@ class Learner:
             except (RequestRejected, UserError) as error:
                 print_error(f"the named pictures are not learned for the new model: {printable(str(error))}")
 
-    async def in_turn(self, address: str, work: Callable[[], Result]) -> Result:
-        """What `work` returns, in a thread, while the service answers others. Clients take turns.
-
-        All that lists the named pictures goes here: a thousand take 10 ms and more. Raises RequestRejected
-        (503): a request waits too when its connection is closed, so their number has a limit.
-        """
-        if self._in_turn[address] >= MAX_IN_TURN:
-            raise RequestRejected(503, "too many requests at once: retry in 1 s", retry_after=1)
-        self._in_turn[address] += 1
-        try:
-            return await asyncio.wrap_future(self._threads.submit(address, work))
-        finally:
-            self._in_turn[address] -= 1
-            if not self._in_turn[address]:
-                del self._in_turn[address]
-
     def close(self) -> None:
         self._worker.close()
-        self._threads.shutdown()
 
     def list_photos(self) -> dict[str, Any]:
         """The fields of openapi.json's schema Taught. Raises RequestRejected (403, 409)."""

@@ -15,7 +15,7 @@ from runtime.camera.stream import to_iso
 from runtime.inference.review import review_reason
 from runtime.server.adaptation_routes import PHOTO_HEADERS
 from runtime.server.errors import RequestRejected
-from runtime.server.exclusive_worker import Result
+from runtime.server.file_worker import Result
 from runtime.server.review_tray import ReviewPicture
 from runtime.server.service_state import NO_STORE, address_of, body_of, service_of
 
@@ -100,7 +100,7 @@ def learning_routes() -> list[Route]:
 
 
 async def _in_turn(request: Request, work: Callable[[], Result]) -> Result:
-    return await service_of(request).learner.in_turn(address_of(request), work)
+    return await service_of(request).files.run(address_of(request), work)
 
 
 async def _check_label(request: Request) -> str:

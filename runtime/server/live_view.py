@@ -116,6 +116,11 @@ class LiveView:
         return await asyncio.shield(encoding)
 
     def _classify_frames(self) -> None:
+        while self._classify_until_error():
+            pass
+
+    def _classify_until_error(self) -> bool:
+        """Classifies frames. Returns whether to continue after an error."""
         try:
             stream = predict_stream(
                 self.camera,
@@ -133,6 +138,10 @@ class LiveView:
                 self._on_frame(prediction)
         except UserError as error:
             self._error = str(error)
+        except MemoryError:  # of a frame, or of its picture that is saved or sent
+            self._wait_after_error(EngineError("not enough memory for a frame"))
+            return True
+        return False
 
     def _wait_after_error(self, error: EngineError) -> None:
         """Reports an error, such as too little memory, and waits: a later frame or another model may work."""

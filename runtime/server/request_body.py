@@ -61,21 +61,22 @@ async def fill_buffer(
     `reserve` is called with the length of each part before the part is stored. Raises RequestRejected (408,
     413, 503), ClientDisconnected, and the exceptions of `reserve`.
     """
-    too_large = RequestRejected(413, f"larger than {max_bytes / 1e6:g} MB, the limit of this service")
     if content_length is not None and content_length > max_bytes:
-        raise too_large
+        raise _too_large_error(max_bytes)
     while True:
         try:
             message = await asyncio.wait_for(receive(), max(0.0, BODY_TIMEOUT - buffer.seconds_behind()))
         except asyncio.TimeoutError:
             raise buffer.revoked or RequestRejected(408, "the body arrived too slowly") from None
+        except MemoryError:
+            raise no_memory_error() from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
         if buffer.revoked is not None:
             raise buffer.revoked
         part: bytes = message.get("body", b"")
         if buffer.size + len(part) > max_bytes:
-            raise too_large
+            raise _too_large_error(max_bytes)
         reserve(len(part))
         try:
             buffer.add(part)
@@ -93,6 +94,10 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
     buffer = BodyBuffer()
     await fill_buffer(buffer, receive, max_bytes)
     return buffer.take()
+
+
+def _too_large_error(max_bytes: int) -> RequestRejected:
+    return RequestRejected(413, f"larger than {max_bytes / 1e6:g} MB, the limit of this service")
 
 
 def no_memory_error() -> RequestRejected:

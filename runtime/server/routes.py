@@ -45,7 +45,7 @@ async def classify(request: Request) -> Response:
 async def status(request: Request) -> Response:
     service = service_of(request)
     # ASCII, unlike JSONResponse: a file name may hold a lone surrogate, which UTF-8 cannot encode.
-    learning = await service.learner.in_turn(address_of(request), service.learner.status)
+    learning = await service.files.run(address_of(request), service.learner.status)
     text = json.dumps(service_status(service, learning), allow_nan=False)
     return Response(text, media_type="application/json", headers=NO_STORE)
 

@@ -4,7 +4,7 @@ import logging
 import sys
 from asyncio import CancelledError
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
@@ -29,6 +29,7 @@ from runtime.server.app import make_app
 from runtime.server.auth import AccessPolicy, make_access_policy
 from runtime.server.connection_limits import BoundedHttpProtocol, close_timed_out_connections
 from runtime.server.crop_setting import CropSetting
+from runtime.server.file_worker import FileWorker
 from runtime.server.health import CHECK_INTERVAL, HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.learner import Learner
@@ -162,7 +163,7 @@ def _make_service(
         correction=options.get("correction"),
         allow_correction=options.get("allow_correction", False),
     )
-    return ServiceState(queue, policy, health, Metrics(queue, view), adapter, learner, view)
+    return ServiceState(queue, policy, health, Metrics(queue, view), adapter, learner, FileWorker(), view)
 
 
 def _make_learner(config: ServerConfig, policy: AccessPolicy, model: ReloadingClassifier) -> Learner:
@@ -178,7 +179,8 @@ def _make_learner(config: ServerConfig, policy: AccessPolicy, model: ReloadingCl
 
 def _make_uvicorn_server(service: ServiceState) -> uvicorn.Server:
     async def sweep() -> None:
-        close_timed_out_connections(server)
+        with suppress(MemoryError):  # the next one follows
+            close_timed_out_connections(server)
 
     server = uvicorn.Server(
         uvicorn.Config(

@@ -7,6 +7,7 @@ from starlette.requests import Request
 from runtime.server.auth import AccessPolicy
 from runtime.server.connection_limits import network_of
 from runtime.server.errors import RequestRejected
+from runtime.server.file_worker import FileWorker
 from runtime.server.health import HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.learner import Learner
@@ -29,6 +30,7 @@ class ServiceState:
     metrics: Metrics
     adapter: SceneAdapter
     learner: Learner
+    files: FileWorker
     live_view: LiveView | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from threading import Event, Thread
 
 import jsonschema
 import numpy as np
@@ -23,6 +24,7 @@ from tests.runtime.scene import class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
 MARKED = 20
+NO_PHOTO = "20250131T120000000000Z_0123456789abcdef.jpg"  # an id that no photo has
 
 
 def mark(service: Client, pictures: NDArray[np.uint8]) -> list[str]:
@@ -265,6 +267,33 @@ def test_a_tray_that_cannot_be_emptied_is_an_error_line(scene_service: Client, m
     photo.mkdir()
     status, answer = scene_service.call("DELETE", "/none")
     assert status == 500 and "--correction FILE chooses another place" in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "/none"), ("DELETE", "/none"), ("GET", f"/none/{NO_PHOTO}"), ("DELETE", f"/none/{NO_PHOTO}")],
+)
+def test_a_slow_folder_holds_up_no_other_request(
+    method: str, path: str, scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as a memory card, while another client stores a picture."""
+    waits, is_over = Event(), Event()
+    waited = list[bool]()
+
+    def wait(tray: NoneTray, *_: object) -> list[str]:
+        waits.set()
+        waited.append(is_over.wait(3))  # False if the other request waits for the folder
+        return []
+
+    for name in ("ids", "read", "remove"):
+        monkeypatch.setattr(NoneTray, name, wait)
+    slow = Thread(target=scene_service.request, args=(method, path))
+    slow.start()
+    assert waits.wait(10)
+    assert scene_service.get_status("/healthz") == 200
+    is_over.set()
+    slow.join()
+    assert all(waited)
 
 
 @pytest.mark.parametrize("address", ["/none", "/taught?label=sky"])

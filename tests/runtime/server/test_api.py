@@ -86,6 +86,13 @@ def test_a_length_of_thousands_of_digits_gets_a_one_line_error(service: Client, 
     assert status == 400 and "Content-Length" in answer["error"]
 
 
+def test_a_long_query_is_rejected(service: Client) -> None:
+    for path in ("/healthz", "/classify", "/taught"):
+        status, answer = service.call("GET", f"{path}?{'a&' * 10_000}")
+        assert status == 414 and "too long" in answer["error"]
+    assert service.get_status(f"/healthz?{'a' * 4000}") == 200
+
+
 def test_a_picture_of_too_many_pixels_is_rejected(service: Client) -> None:
     header = struct.pack(">4sIIBBBBB", b"IHDR", 20_000, 20_000, 8, 2, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I17sI", 13, header, zlib.crc32(header))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+
 import pytest
 
 from runtime.common.errors import UserError
@@ -39,6 +41,23 @@ def test_the_cookie_is_found_among_malformed_cookies(cookies: str) -> None:
     assert policy.is_authorized({"cookie": cookies.replace("{}", cookie)})
     assert not policy.is_authorized({"cookie": cookies.replace("{}", f"x{cookie}")})
     assert not policy.is_authorized({"cookie": cookies.replace("{}", cookie[:-1])})
+
+
+def test_thousands_of_cookies_cost_one_hmac(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the token, a client can send 64 kB of them, and the event loop checks them."""
+    computed = []
+    new = hmac.new
+
+    def count(key: bytes, message: bytes, digest: str) -> hmac.HMAC:
+        computed.append(message)
+        return new(key, message, digest)
+
+    monkeypatch.setattr(hmac, "new", count)
+    policy = make_access_policy("127.0.0.1", 8080, [], TOKEN)
+    for value in ("", "0" * 64):
+        cookies = f"vgg_edge_8080={value};" * (65_000 // (len(value) + 15))
+        assert not policy.is_authorized({"cookie": cookies})
+    assert len(computed) == 1
 
 
 def test_a_networked_service_accepts_every_ip_address_and_its_own_names() -> None:

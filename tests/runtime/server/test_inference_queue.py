@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import subprocess
 import sys
 import tracemalloc
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from runtime.common.errors import PictureError
 from runtime.inference.prediction import Prediction
 from runtime.server import inference_queue, request_body
 from runtime.server.errors import RequestRejected
@@ -66,6 +68,8 @@ class WaitingEngine:
 
     def answer(self, data: bytes) -> Prediction:
         assert self.may_answer.wait(20)
+        if data.startswith(b"damaged"):
+            raise PictureError("is damaged")
         self.seen.append(data.decode())
         return Prediction("-", data.decode(), 1.0, None, (), {"decode": 1.0, "infer": 1.0})
 
@@ -101,9 +105,14 @@ class Clients:
 
 
 def run_clients(
-    monkeypatch: pytest.MonkeyPatch, run: Callable[[Clients, WaitingEngine], Awaitable[None]], **limits: int
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[[Clients, WaitingEngine], Awaitable[None]],
+    threads: int = 1,
+    **limits: int,
 ) -> None:
-    monkeypatch.setattr(inference_queue, "FairExecutor", lambda *_: FairExecutor(1, 1, "classify"))
+    monkeypatch.setattr(
+        inference_queue, "FairExecutor", lambda *_: FairExecutor(threads, threads, "classify")
+    )
     engine = WaitingEngine()
     queue = InferenceQueue(engine, **limits)  # type: ignore[arg-type]
 
@@ -160,11 +169,25 @@ def test_memory_is_taken_from_the_client_that_holds_over_half(monkeypatch: pytes
         for data in ("a1", "a2"):
             await clients.send("a", data * 5)
         await clients.send("a", "a3")  # its own client has all the memory
-        await clients.send("b", "b1")
+        await clients.send("b", "b1" * 2)
         engine.may_answer.set()
-        assert await clients.results() == ["a1" * 5, "503", "503", "b1"]
+        assert await clients.results() == ["a1" * 5, "503", "503", "b1" * 2]
 
     run_clients(monkeypatch, run, max_upload_bytes=10)
+
+
+def test_a_client_that_holds_little_has_room_beside_bodies_in_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two bodies in work fill the memory, and cannot give it to others."""
+
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        for data in ("a1", "a2"):
+            await clients.send("a", data * 20)
+        await clients.send("b", "b1" * 5)
+        await clients.send("b", "b2")  # more than a quarter of a body
+        engine.may_answer.set()
+        assert await clients.results() == ["a1" * 20, "a2" * 20, "b1" * 5, "503"]
+
+    run_clients(monkeypatch, run, threads=2, max_upload_bytes=40)
 
 
 def test_memory_is_taken_from_a_stalled_body(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +224,25 @@ def test_a_rejected_body_is_freed_before_its_client_has_the_answer(monkeypatch: 
             tracemalloc.stop()
 
     run_clients(monkeypatch, run, max_upload_bytes=20_000_000)
+
+
+def test_a_damaged_picture_is_freed_before_its_client_has_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without the garbage collector, which may run late."""
+
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        engine.may_answer.set()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            with pytest.raises(RequestRejected) as raised:
+                await clients.queue.classify("", None, body_of(b"damaged" * 1_000_000), "a")
+            assert raised.value.status == 400
+            assert tracemalloc.get_traced_memory()[0] < 1_000_000
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+
+    run_clients(monkeypatch, run)
 
 
 def test_a_fast_start_does_not_pay_for_a_stall(monkeypatch: pytest.MonkeyPatch) -> None:

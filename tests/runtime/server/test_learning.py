@@ -184,7 +184,7 @@ def test_an_address_has_a_limited_number_of_requests_for_lists(
     scene_service: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request waits for its turn although its client is gone."""
-    monkeypatch.setattr("runtime.server.learner.MAX_IN_TURN", 1)
+    monkeypatch.setattr("runtime.server.file_worker.MAX_WAITING", 1)
     lists, is_over = Event(), Event()
 
     def list_slowly(store: TaughtPhotos) -> list[TaughtPhoto]:

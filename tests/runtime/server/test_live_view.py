@@ -89,12 +89,18 @@ def test_a_malformed_frame_number_is_rejected(knowing: Path, after: str) -> None
         assert service.get_status(f"/live.jpg?after={after}") == 400
 
 
-def test_the_camera_continues_after_an_engine_error(knowing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [(EngineError("out of memory"), "out of memory"), (MemoryError(), "not enough memory for a frame")],
+)
+def test_the_camera_continues_after_an_error(
+    error: Exception, problem: str, knowing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     works, infer = Event(), Classifier.infer
 
     def fail_at_first(self: Classifier, pixels: NDArray[np.uint8]) -> ModelOutput:
         if not works.is_set():
-            raise EngineError("out of memory")
+            raise error
         return infer(self, pixels)
 
     monkeypatch.setattr(Classifier, "infer", fail_at_first)
@@ -103,7 +109,7 @@ def test_the_camera_continues_after_an_engine_error(knowing: Path, monkeypatch: 
         mjpeg_server(lambda number: red) as server,
         serve_in_thread(knowing, camera=server.address) as service,
     ):
-        wait_for(lambda: service.status()["camera"]["problem"] == "out of memory")
+        wait_for(lambda: service.status()["camera"]["problem"] == problem)
         works.set()
         wait_for(
             lambda: service.status()["camera"]["problem"] == "" and service.get_status("/live.jpg") == 200

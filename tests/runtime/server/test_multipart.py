@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+from contextlib import suppress
+
 import pytest
 
 from runtime.server.errors import RequestRejected
@@ -60,6 +64,7 @@ def test_a_file_name_loses_its_folders_and_excess_length(sent: str, name: str) -
         (FORM, form((FILE, b"")), 400, "empty"),
         (FORM, form(*[(FILE, b"data")] * 2), 400, "2 files"),
         (FORM, form(*[(NOTE, b"data")] * (MAX_PARTS + 1)), 400, f"{MAX_PARTS} parts"),
+        (FORM, form((FILE, b"\r\n--x yz" * (MAX_PARTS + 1))), 400, f"{MAX_PARTS} parts"),
     ],
 )
 def test_a_body_without_exactly_one_picture_is_rejected(
@@ -68,6 +73,25 @@ def test_a_body_without_exactly_one_picture_is_rejected(
     with pytest.raises(RequestRejected, match=fact) as rejected:
         read_upload(content_type, body)
     assert rejected.value.status == status
+
+
+def test_a_form_of_the_most_parts_is_accepted() -> None:
+    body = form((FILE, b"data"), *[(NOTE, b"hello")] * (MAX_PARTS - 1))
+    assert read_upload(FORM, body).data == b"data"
+
+
+@pytest.mark.parametrize("end", [b"--x y--\r\n", b""])
+def test_a_form_leaves_no_memory_to_the_garbage_collector(end: bytes) -> None:
+    body = form((FILE, bytes(5_000_000)), end=end)
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with suppress(RequestRejected):
+            read_upload(FORM, body)
+        assert tracemalloc.get_traced_memory()[0] < 1_000_000
+    finally:
+        tracemalloc.stop()
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,20 @@ def test_requests_in_advance_wait_in_the_pipeline_and_stop_the_reading() -> None
     run(test)
 
 
+def test_a_lost_connection_keeps_no_body() -> None:
+    """Its requests may wait for their turn, thousands of them."""
+
+    async def test() -> None:
+        protocol, _ = connect()
+        protocol.data_received(POST + b"body" + POST + b"body")
+        (waiting, _), cycle = protocol.pipeline[0], protocol.cycle
+        assert cycle.body == waiting.body == b"body"
+        protocol.connection_lost(None)
+        assert cycle.body == waiting.body == b""
+
+    run(test)
+
+
 def test_fields_of_heads_and_trailers_are_counted_and_bodies_are_not() -> None:
     async def test() -> None:
         protocol, _ = connect()
