@@ -192,8 +192,8 @@ def hostile_pictures(target: Target, number: int) -> None:
 
 
 def large_forms(target: Target, number: int) -> None:
-    """Uploads forms of almost the largest size without a picture, one after the other."""
-    _send_forms(target, bytes(BODY_BYTES - 1000))
+    """Uploads forms of almost the largest size without a picture, from four addresses."""
+    _send_forms(target, bytes(BODY_BYTES - 1000), f"127.0.1.{number + 1}")
 
 
 def delimiter_forms(target: Target, number: int) -> None:
@@ -209,12 +209,12 @@ def cookie_flood(target: Target, number: int) -> None:
         connection.recv(100_000)
 
 
-def _send_forms(target: Target, data: bytes) -> None:
+def _send_forms(target: Target, data: bytes, address: str = ATTACKER) -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="a"; filename="x"\r\n\r\n%s\r\n--b--\r\n' % data
     head = target.head(
         "POST /classify", "Content-Type: multipart/form-data; boundary=b", f"Content-Length: {len(body)}"
     )
-    with target.connect() as connection:
+    with target.connect(address) as connection:
         while True:
             connection.sendall(head + body)
             if not connection.recv(100_000):
@@ -246,7 +246,7 @@ ATTACKS: dict[Callable[[Target, int], None], int] = {
     status_flood: 60,
     damaged_flood: 60,
     hostile_pictures: 4,
-    large_forms: 2,
+    large_forms: 4,
     delimiter_forms: 2,
     cookie_flood: 8,
 }

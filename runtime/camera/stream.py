@@ -21,6 +21,7 @@ from runtime.inference.prediction import Prediction, json_line
 from runtime.preprocess.picture import read_picture
 
 FPS_WINDOW = 10  # answers
+NO_MEMORY = EngineError("not enough memory for a frame")
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,11 @@ def predict_stream(
         try:
             model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
             output = classifier.infer(model_input.pixels)
-        except (
-            PictureError,
-            EngineError,
-        ) as error:  # such as too little memory: the next frame may be better
-            refusals.add(error) if isinstance(error, PictureError) else on_engine_error(error)
+        except (PictureError, EngineError, MemoryError) as error:  # the next frame may be better
+            if isinstance(error, PictureError):
+                refusals.add(error)
+            else:
+                on_engine_error(NO_MEMORY if isinstance(error, MemoryError) else error)
             dropped, last = dropped + frame.number - last, frame.number
             continue
         refusals.clear()

@@ -59,6 +59,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
         service.adapter.close()
         service.learner.close()
         service.files.close()
+        service.status_files.close()
 
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)

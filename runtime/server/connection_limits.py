@@ -13,7 +13,7 @@ from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
 from uvicorn import Server
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 64  # a browser opens 6
@@ -38,9 +38,11 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _connected_at: float  # by the event loop's clock
     _waiting_since: float
     _head_bytes = 0
+    _unanswered: list[RequestResponseCycle]  # uvicorn's `cycle` is the newest request, not the one in work
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]
+        self._unanswered = []
         self.address = network_of(self.client[0] if self.client else "")
         self._connected_at = self._waiting_since = self.loop.time()
         # asyncio sets it only on sockets that name the protocol. Without it each answer waits for the
@@ -62,9 +64,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         # The requests may still wait for their turn (request_rate.py): thousands of them from one address.
-        for cycle in (self.cycle, *(waiting for waiting, _ in self.pipeline)):
-            if cycle is not None:
-                cycle.body = bytearray()
+        for cycle in self._unanswered:
+            cycle.disconnected, cycle.body = True, bytearray()
+            cycle.message_event.set()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._unanswered.append(self.cycle)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -81,6 +87,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._unanswered = [cycle for cycle in self._unanswered if not cycle.response_complete]
         self._waiting_since = self.loop.time()
         if not self.pipeline:
             self._head_bytes = 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from runtime.camera.camera import Camera
 from runtime.camera.flags import DEFAULT_CONFIRM
-from runtime.camera.stream import FramePrediction, describe_refusal, predict_stream, to_iso
+from runtime.camera.stream import NO_MEMORY, FramePrediction, describe_refusal, predict_stream, to_iso
 from runtime.common.errors import EngineError, UserError
 from runtime.common.terminal import print_error, print_info
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -116,11 +116,6 @@ class LiveView:
         return await asyncio.shield(encoding)
 
     def _classify_frames(self) -> None:
-        while self._classify_until_error():
-            pass
-
-    def _classify_until_error(self) -> bool:
-        """Classifies frames. Returns whether to continue after an error."""
         try:
             stream = predict_stream(
                 self.camera,
@@ -135,13 +130,15 @@ class LiveView:
                 self._error = ""
                 with suppress(RuntimeError):  # the event loop is closed
                     self._loop.call_soon_threadsafe(self._publish, prediction)
-                self._on_frame(prediction)
+                self._use_frame(prediction)
         except UserError as error:
             self._error = str(error)
-        except MemoryError:  # of a frame, or of its picture that is saved or sent
-            self._wait_after_error(EngineError("not enough memory for a frame"))
-            return True
-        return False
+
+    def _use_frame(self, prediction: FramePrediction) -> None:
+        try:
+            self._on_frame(prediction)
+        except MemoryError:  # for the picture that is saved or sent
+            self._wait_after_error(NO_MEMORY)
 
     def _wait_after_error(self, error: EngineError) -> None:
         """Reports an error, such as too little memory, and waits: a later frame or another model may work."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from runtime.server.errors import RequestRejected
 from runtime.server.learning_routes import learning_routes
 from runtime.server.request_body import read_body
 from runtime.server.service_state import NO_STORE, address_of, body_of, service_of
-from runtime.server.status import service_status
+from runtime.server.status import read_file_status, service_status
 
 STATIC = Path(__file__).parent / "static"
 JAVASCRIPT = "text/javascript; charset=utf-8"
@@ -45,8 +46,8 @@ async def classify(request: Request) -> Response:
 async def status(request: Request) -> Response:
     service = service_of(request)
     # ASCII, unlike JSONResponse: a file name may hold a lone surrogate, which UTF-8 cannot encode.
-    learning = await service.files.run(address_of(request), service.learner.status)
-    text = json.dumps(service_status(service, learning), allow_nan=False)
+    files = await service.status_files.run(address_of(request), partial(read_file_status, service))
+    text = json.dumps(service_status(service, files), allow_nan=False)
     return Response(text, media_type="application/json", headers=NO_STORE)
 
 

@@ -163,7 +163,9 @@ def _make_service(
         correction=options.get("correction"),
         allow_correction=options.get("allow_correction", False),
     )
-    return ServiceState(queue, policy, health, Metrics(queue, view), adapter, learner, FileWorker(), view)
+    return ServiceState(
+        queue, policy, health, Metrics(queue, view), adapter, learner, FileWorker(), FileWorker(), view
+    )
 
 
 def _make_learner(config: ServerConfig, policy: AccessPolicy, model: ReloadingClassifier) -> Learner:

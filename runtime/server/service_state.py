@@ -31,6 +31,7 @@ class ServiceState:
     adapter: SceneAdapter
     learner: Learner
     files: FileWorker
+    status_files: FileWorker  # its own: every page asks for the status, and changes of others may be slow
     live_view: LiveView | None = None
 
 

@@ -1,6 +1,7 @@
 """The JSON of /status: model card, latency, camera and history."""
 
 import statistics
+from dataclasses import dataclass
 from typing import Any
 
 from runtime.common.errors import ModelError
@@ -14,12 +15,28 @@ from runtime.server.service_state import ServiceState
 PARITY_METRICS = ("n", "top1", "agreement", "mean_dp", "max_dp")
 
 
-def service_status(service: ServiceState, learning: dict[str, Any]) -> dict[str, Any]:
-    """The fields of openapi.json's schema Status; `learning` is that of Learner.status."""
+@dataclass(frozen=True)
+class FileStatus:
+    """The parts of /status that come from files and folders."""
+
+    parity: dict[str, Any] | None  # of the model in use
+    tray: dict[str, Any]
+    learning: dict[str, Any]
+
+
+def read_file_status(service: ServiceState) -> FileStatus:
+    """Call it off the event loop: a folder may be slow."""
+    return FileStatus(
+        _parity(service.queue.model.current()), tray_status(service.adapter), service.learner.status()
+    )
+
+
+def service_status(service: ServiceState, files: FileStatus) -> dict[str, Any]:
+    """The fields of openapi.json's schema Status."""
     queue, live_view = service.queue, service.live_view
     classifier = queue.model.current()
     return {
-        "model": model_card(classifier),
+        "model": model_card(classifier) | {"parity": files.parity},
         "engine": classifier.session.engine,
         "threads": classifier.threads,
         "news": queue.model.last_event,
@@ -27,14 +44,14 @@ def service_status(service: ServiceState, learning: dict[str, Any]) -> dict[str,
         "camera": None if live_view is None else camera_status(live_view),
         "history": [] if live_view is None else list(live_view.history),
         "correction": correction_fields(classifier.correction) if classifier.correction else None,
-        "tray": tray_status(service.adapter),
-        "learning": learning,
+        "tray": files.tray,
+        "learning": files.learning,
         "max_bytes": queue.max_upload_bytes,
     }
 
 
 def model_card(classifier: Classifier) -> dict[str, Any]:
-    """The model in use: its contract, its file, and its parity metrics from model.json."""
+    """The model in use: its contract and its file."""
     model, contract = classifier.model, classifier.model.contract
     return {
         "name": contract.name,
@@ -47,7 +64,6 @@ def model_card(classifier: Classifier) -> dict[str, Any]:
         "precision": model.precision,
         "bytes": len(model.data),
         "sha256": model.sha256,
-        "parity": _parity(classifier),
     }
 
 

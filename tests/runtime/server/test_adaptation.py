@@ -271,7 +271,13 @@ def test_a_tray_that_cannot_be_emptied_is_an_error_line(scene_service: Client, m
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/none"), ("DELETE", "/none"), ("GET", f"/none/{NO_PHOTO}"), ("DELETE", f"/none/{NO_PHOTO}")],
+    [
+        ("GET", "/status"),
+        ("GET", "/none"),
+        ("DELETE", "/none"),
+        ("GET", f"/none/{NO_PHOTO}"),
+        ("DELETE", f"/none/{NO_PHOTO}"),
+    ],
 )
 def test_a_slow_folder_holds_up_no_other_request(
     method: str, path: str, scene_service: Client, monkeypatch: pytest.MonkeyPatch

@@ -182,6 +182,8 @@ def test_a_client_that_holds_little_has_room_beside_bodies_in_work(monkeypatch: 
     async def run(clients: Clients, engine: WaitingEngine) -> None:
         for data in ("a1", "a2"):
             await clients.send("a", data * 20)
+        while not all(photo.is_started() for photo in clients.queue.photos):
+            await asyncio.sleep(0.01)
         await clients.send("b", "b1" * 5)
         await clients.send("b", "b2")  # more than a quarter of a body
         engine.may_answer.set()

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from runtime.server.errors import RequestRejected
-from runtime.server.multipart import MAX_NAME_LENGTH, MAX_PARTS, read_upload
+from runtime.server.multipart import MAX_NAME_LENGTH, MAX_PADDING, MAX_PARTS, read_upload
 
 FORM = 'multipart/form-data; boundary="x y"'
 NOTE = 'form-data; name="note"'
@@ -65,6 +65,8 @@ def test_a_file_name_loses_its_folders_and_excess_length(sent: str, name: str) -
         (FORM, form(*[(FILE, b"data")] * 2), 400, "2 files"),
         (FORM, form(*[(NOTE, b"data")] * (MAX_PARTS + 1)), 400, f"{MAX_PARTS} parts"),
         (FORM, form((FILE, b"\r\n--x yz" * (MAX_PARTS + 1))), 400, f"{MAX_PARTS} parts"),
+        (FORM, form((FILE, b"\r\n--x y" + b" \t" * MAX_PADDING)), 400, "spaces after a delimiter"),
+        (FORM, b"--x y" + b" " * MAX_PADDING + b"\r\n", 400, "spaces after a delimiter"),
     ],
 )
 def test_a_body_without_exactly_one_picture_is_rejected(
