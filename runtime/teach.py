@@ -207,10 +207,9 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--max-mb",
         type=megabytes,
-        default=MAX_MB,
         metavar="MB",
         help="limit of all kept files; the oldest photos are deleted for new ones, also when there are 3,000 "
-        "(default: %(default)g)",
+        f"(default: {MAX_MB:g}, or what is kept already)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")

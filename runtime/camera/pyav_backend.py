@@ -59,10 +59,13 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
         is_clip = bool(container.duration) if opened.is_address else os.path.isfile(source)
         player = _ClipPlayer() if is_clip else None
         packets = _read_packets(container, stream, opened)
-        if decoder.codec.intra_only:
-            yield from _capture_intra_only(packets, decoder, player, opened)
-        else:
-            yield from _capture_predicted(packets, decoder, player, opened)
+        capture = _capture_intra_only if decoder.codec.intra_only else _capture_predicted
+        is_empty = True
+        for frame in capture(packets, decoder, player, opened):
+            yield frame
+            is_empty = False
+    if is_clip and is_empty:
+        raise CameraError(f"{name}: contains no frame that can be read: {GIVE_VIDEO}")
     if not is_clip:
         raise CameraError(f"{name}: {STREAM_ENDED}")
 

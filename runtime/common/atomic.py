@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+UNFINISHED_AFTER = 600.0  # seconds; no file of this project takes as long to write
 
 
 @contextmanager
@@ -37,11 +40,26 @@ def atomic_create(path: Path) -> Iterator[BinaryIO]:
         _close_on_disk(file)
         try:
             os.link(partial, path)
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # FileNotFoundError: someone deleted the temporary file
             raise
         except OSError:  # a file system without links, such as that of a memory card
             path.open("xb").close()  # reserves the name
-            partial.replace(path)
+            try:
+                partial.replace(path)
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+
+
+def remove_unfinished(folder: Path, pattern: str) -> None:
+    """Deletes the temporary files that killed processes left for files that match `pattern`. Raises OSError.
+
+    Young files stay: another process may be writing them.
+    """
+    for partial in folder.glob(pattern):
+        with suppress(FileNotFoundError):
+            if time.time() - partial.stat().st_mtime > UNFINISHED_AFTER:
+                partial.unlink()
 
 
 @contextmanager

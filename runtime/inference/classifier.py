@@ -33,7 +33,7 @@ from runtime.inference.engines import (
     load_session,
     require_engine,
 )
-from runtime.inference.learned_state import MAX_MB, OpenedLearned, open_learned
+from runtime.inference.learned_state import OpenedLearned, open_learned
 from runtime.inference.parallel_sessions import MAX_MODEL_BYTES, ParallelSessions
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
@@ -184,13 +184,13 @@ class Classifier:
             )
         return self.learned_folder
 
-    def teach(self, label: str, photos: Source | Iterable[Source], *, max_mb: float = MAX_MB) -> Learned:
+    def teach(self, label: str, photos: Source | Iterable[Source], *, max_mb: float | None = None) -> Learned:
         """Keeps photos of a label, learns all kept photos, and uses the result from the next picture on.
 
         A label that is not in `labels` becomes a new class; "none" are photos of none of the classes. The
-        oldest photos make room when all have over `max_mb` MB. The problems in the result are those of photos
-        that cannot be read; the others are learned. Raises UserError, such as for a name that cannot be a
-        label, or without a readable photo.
+        oldest photos make room when all have over `max_mb` MB (default: 200, or what they have). The problems
+        in the result are those of photos that cannot be read; the others are learned. Raises UserError, such
+        as for a name that cannot be a label, or without a readable photo.
         """
         from runtime.inference.learning import keep_photos  # late: classifying does not need it
 
@@ -199,7 +199,7 @@ class Classifier:
         learned = self.learn(max_mb=max_mb)
         return replace(learned, problems={**problems, **learned.problems})
 
-    def learn(self, *, max_mb: float = MAX_MB) -> Learned:
+    def learn(self, *, max_mb: float | None = None) -> Learned:
         """Learns all kept photos, such as for a new model, and uses the result from the next picture on.
 
         Raises UserError.

@@ -50,7 +50,12 @@ class Learned:
 
 
 def learn(
-    model: ModelFile, infer: Infer, folder: Path, correction: Correction | None = None, *, max_mb: float
+    model: ModelFile,
+    infer: Infer,
+    folder: Path,
+    correction: Correction | None = None,
+    *,
+    max_mb: float | None = None,
 ) -> Learned:
     """Fits the state to all kept photos of a learned state's folder, and writes it.
 
@@ -98,7 +103,7 @@ def keep_photos(
     photos: Source | Iterable[Source],
     labels: Sequence[str],
     *,
-    max_mb: float,
+    max_mb: float | None = None,
 ) -> dict[str, str]:
     """Stores photos under a label, and returns by source the reason why one cannot be read.
 

@@ -30,13 +30,13 @@ def _ignore(line: str) -> None:
 
 def open_reloader(arguments: argparse.Namespace, on_event: Callable[[str], None]) -> "ReloadingClassifier":
     """Returns the reloader for a command's flags. With --verbose, it reports engine and correction."""
-    with nullcontext() if arguments.verbose else suppress_native_stderr():
-        reloader = ReloadingClassifier(
-            arguments.model,
-            on_event=on_event,
-            on_detail=on_event if arguments.verbose else _ignore,
-            **classifier_options(arguments),
-        )
+    reloader = ReloadingClassifier(
+        arguments.model,
+        on_event=on_event,
+        on_detail=on_event if arguments.verbose else _ignore,
+        hides_native_stderr=not arguments.verbose,
+        **classifier_options(arguments),
+    )
     if arguments.verbose:
         for line in reloader.current().details():
             on_event(line)
@@ -52,8 +52,9 @@ class ReloadingClassifier:
     and a changed learned state. Where `--engine auto` chose an engine by rule, the engines are timed in the
     background, and the model continues in the fastest one.
     `on_event` gets a line for each, and `last_event` keeps the last line. `on_detail` gets the lines of
-    --verbose about the timing. `options` are Classifier's keyword
-    arguments. Errors of the first model are raised: ModelError or EngineError.
+    --verbose about the timing. `hides_native_stderr` hides what the engine prints while the first model is
+    loaded. `options` are Classifier's keyword arguments. Errors of the first model are raised: ModelError or
+    EngineError.
     """
 
     def __init__(
@@ -62,16 +63,18 @@ class ReloadingClassifier:
         *,
         on_event: Callable[[str], None] = _ignore,
         on_detail: Callable[[str], None] = _ignore,
+        hides_native_stderr: bool = False,
         **options: Any,
     ) -> None:
         self.last_event = ""
         self._path, self._options = model, options
         self._on_event, self._on_detail = on_event, on_detail
         self._replacing = Lock()  # the page and the poll thread may both replace the classifier
-        # A correction for another model is a warning, at the start as later: a service must start again.
-        classifier, self._loaded = self._open({**options, "correction": NONE, "learned": NONE})
-        check_answer(classifier)
-        self._classifier = self._open_additions(classifier)
+        with suppress_native_stderr() if hides_native_stderr else nullcontext():
+            # A correction for another model is a warning, at the start as later: a service must start again.
+            classifier, self._loaded = self._open({**options, "correction": NONE, "learned": NONE})
+            check_answer(classifier)
+            self._classifier = self._open_additions(classifier)
         self._classifier.record_release()
         self._last_seen = self._loaded
         self._additions_state: object = None

@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from runtime.common.atomic import atomic_create
+from runtime.common.atomic import atomic_create, remove_unfinished
 from runtime.common.errors import UserError
 from runtime.common.text import is_name, printable
 from runtime.inference.learned_state import MAX_MB, NONE_LABEL
@@ -50,11 +50,12 @@ class TaughtPhotos:
     """The photos of a learned state's folder, in class folders below `photos`. Any thread may use it.
 
     The oldest photos make room for new ones when all files of the folder have over `max_mb` MB, or when there
-    are MAX_PHOTOS. Files that are not photos with an id are neither listed nor changed.
+    are MAX_PHOTOS. Without `max_mb`, the limit is MAX_MB, or the present size of a folder that had a larger
+    limit. Files that are not photos with an id are neither listed nor changed.
     """
 
-    def __init__(self, folder: Path, max_mb: float = MAX_MB) -> None:
-        self.folder, self._max_bytes = folder / PHOTOS_NAME, int(max_mb * 1e6)
+    def __init__(self, folder: Path, max_mb: float | None = None) -> None:
+        self.folder, self._max_bytes = folder / PHOTOS_NAME, None if max_mb is None else int(max_mb * 1e6)
         self.features = folder / FEATURES_NAME  # of the photos, in a file each
         self._lock = Lock()
 
@@ -146,17 +147,32 @@ class TaughtPhotos:
 
         With 0 bytes, there is no further photo.
         """
-        for unfinished in self.folder.glob("*/.*.jpg.*"):  # of a process that was killed
-            unfinished.unlink(missing_ok=True)
-        used = byte_count + sum(map(_size, self.folder.parent.rglob("*")))
+        remove_unfinished(self.folder, "*/.*.jpg.*")
+        present, state = self._count_bytes()
+        used, bound = byte_count + present, self._bound(present)
+        if byte_count + state > bound:  # deleting all photos would not be enough
+            return False
         # One makes room for one: a folder of an earlier version keeps its photos, and does not grow.
         too_many = int(byte_count > 0 and len(photos) >= MAX_PHOTOS)
         for at, photo in enumerate(photos):
-            if used <= self._max_bytes and at >= too_many:
+            if used <= bound and at >= too_many:
                 break
             used -= _size(photo.path) + sum(map(_size, self._features_of(photo.id)))
             self._delete(photo)
-        return used <= self._max_bytes
+        return True
+
+    def _count_bytes(self) -> tuple[int, int]:
+        """The bytes of all files, and of those that are neither photos nor their features."""
+        folder, total, own = self.folder.parent, 0, 0
+        for path in folder.rglob("*"):
+            size = _size(path)
+            total += size
+            own += size * (path.parts[len(folder.parts)] in (PHOTOS_NAME, FEATURES_NAME))
+        return total, total - own
+
+    def _bound(self, present: int) -> int:
+        """The most bytes of all files, of which `present` are there."""
+        return max(int(MAX_MB * 1e6), present) if self._max_bytes is None else self._max_bytes
 
     def _delete(self, photo: TaughtPhoto) -> None:
         for path in (photo.path, *self._features_of(photo.id)):

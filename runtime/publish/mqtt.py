@@ -5,6 +5,7 @@ Topics below the one of the address, all retained: `availability` ("online" or "
 """
 
 import json
+import math
 import secrets
 import ssl
 import time
@@ -20,7 +21,7 @@ from runtime.preprocess.preview import encode_preview
 from runtime.publish.address import MqttAddress
 from runtime.publish.answer import Answer
 from runtime.publish.home_assistant import discovery_messages
-from runtime.publish.outbox import Outbox
+from runtime.publish.outbox import REPORT_INTERVAL, Outbox, too_slow
 
 if TYPE_CHECKING:
     from paho.mqtt.client import Client, MQTTMessageInfo
@@ -74,6 +75,7 @@ class MqttPublisher:
         self._reported: set[str] = set()  # problems since the connection was lost
         self._was_connected = False
         self._checked_diagnostics = 0.0
+        self._dropped, self._reported_dropped = 0, -math.inf  # answers, and time.monotonic() seconds
         self._closing = Event()
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -152,6 +154,7 @@ class MqttPublisher:
         self._reported.clear()
         self._was_connected = True
         self._sending, self._checked_diagnostics = None, 0.0
+        self._outbox.take_dropped()  # while the broker was away
         # Also after a reconnect: the broker may have lost its retained messages.
         self._messages = [
             (f"{self._address.topic}/availability", b"online"),
@@ -165,11 +168,18 @@ class MqttPublisher:
             return
         if not self._messages:
             self._messages.extend(self._changed_diagnostics())
+        self._report_dropped()
         if not self._messages and (answer := self._outbox.get()):
             self._messages.extend(self._answer_messages(answer))
         if self._messages:
             topic, payload = self._messages.pop(0)
             self._sending = self._client.publish(topic, payload, qos=1, retain=True)
+
+    def _report_dropped(self) -> None:
+        self._dropped += self._outbox.take_dropped()
+        if self._dropped and time.monotonic() - self._reported_dropped > REPORT_INTERVAL:
+            self._on_message(f"{self._address}: {too_slow(self._dropped)}")
+            self._dropped, self._reported_dropped = 0, time.monotonic()
 
     def _is_confirmed(self) -> bool:
         """Whether the broker has the last message. A message with an error is sent again by the client."""

@@ -4,6 +4,8 @@ from collections import deque
 from threading import Condition
 from typing import Generic, TypeVar
 
+REPORT_INTERVAL = 60.0  # seconds between two lines on dropped items
+
 Item = TypeVar("Item")
 
 
@@ -39,3 +41,8 @@ class Outbox(Generic[Item]):
         with self._added:
             dropped, self._dropped = self._dropped, 0
             return dropped
+
+
+def too_slow(dropped: int) -> str:
+    """What a publisher prints about answers that it had no time to send."""
+    return f"{dropped} answers were dropped: sending is slower than classifying"

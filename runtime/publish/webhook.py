@@ -1,6 +1,7 @@
 """WebhookPublisher: sends each new answer as JSON in an HTTP POST, from a thread that retries."""
 
 import json
+import math
 import ssl
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from types import TracebackType
 
 from runtime.publish.address import WebhookAddress
 from runtime.publish.answer import Answer
-from runtime.publish.outbox import Outbox
+from runtime.publish.outbox import REPORT_INTERVAL, Outbox, too_slow
 
 TIMEOUT = 5.0  # seconds for connecting, and for each part of the reply
 RETRY_DELAY = 1.0  # seconds; doubles up to the maximum
@@ -33,8 +34,9 @@ class WebhookPublisher:
     def __init__(self, address: WebhookAddress, on_message: Callable[[str], None]) -> None:
         self._address, self._on_message = address, on_message
         self._tls = ssl.create_default_context() if address.scheme == "https" else None
-        self._outbox: Outbox[tuple[datetime, bytes]] = Outbox(CAPACITY)  # time and JSON of an answer
+        self._outbox: Outbox[tuple[float, bytes]] = Outbox(CAPACITY)  # until when, and JSON of an answer
         self._dropped = 0
+        self._reported_dropped = -math.inf  # time.monotonic() seconds
         self._reported: set[str] = set()  # problems since the last success
         self._closing = Event()
         self._thread = Thread(target=self._run, name="webhook", daemon=True)
@@ -55,18 +57,21 @@ class WebhookPublisher:
     def publish(self, answer: Answer) -> None:
         """Sends an answer soon, if it is a change."""
         if answer.is_change:
+            # By the monotonic clock: a board without a battery sets its clock when the network is up.
+            age = max(datetime.now(timezone.utc) - answer.time, timedelta())
+            sent_until = time.monotonic() + (STALE_AFTER - age).total_seconds()
             # Without its picture, which may take many megabytes: the address may be away for hours.
-            self._outbox.put((answer.time, json.dumps(answer.fields()).encode()))
+            self._outbox.put((sent_until, json.dumps(answer.fields()).encode()))
 
     def _run(self) -> None:
         while not self._closing.is_set():
             if answer := self._outbox.get(timeout=0.1):
                 self._deliver(*answer)
 
-    def _deliver(self, answered_at: datetime, body: bytes) -> None:
+    def _deliver(self, sent_until: float, body: bytes) -> None:
         delay = RETRY_DELAY
         while not self._closing.is_set():
-            if datetime.now(timezone.utc) - answered_at > STALE_AFTER:
+            if time.monotonic() > sent_until:
                 self._dropped += 1
                 return
             problem, is_final = self._post(body)
@@ -116,5 +121,10 @@ class WebhookPublisher:
         if self._reported:
             dropped = f"; {self._dropped} answers were dropped" if self._dropped else ""
             self._on_message(f"webhook {self._address}: works again{dropped}")
+        elif self._dropped and time.monotonic() - self._reported_dropped > REPORT_INTERVAL:
+            self._on_message(f"webhook {self._address}: {too_slow(self._dropped)}")
+            self._reported_dropped = time.monotonic()
+        else:
+            return
         self._reported.clear()
         self._dropped = 0

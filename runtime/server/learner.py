@@ -14,7 +14,6 @@ from runtime.common.text import printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.learned_state import (
-    MAX_MB,
     MAX_STATE_BYTES,
     NONE_LABEL,
     STATE_NAME,
@@ -272,7 +271,6 @@ class Learner:
             classifier.infer_uncorrected,
             self._folder(),
             classifier.correction,
-            max_mb=MAX_MB,
         )
         state, seconds = learned.teaching.state, time.perf_counter() - started
         text = f"learned {count_photos(len(state.photos))} in {seconds:.1f} s: {describe_learning(state)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from runtime.common.atomic import atomic_write
+from runtime.common.atomic import atomic_write, remove_unfinished
 from runtime.preprocess.stored_photo import encode_photo, id_ending, is_id, new_id
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class NoneTray:
     def _make_room(self, ids: list[str], byte_count: int) -> None:
         """Creates the folder, and deletes the oldest photos until one more of `byte_count` bytes fits."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in self.folder.glob(".*.jpg.*"):  # by atomic_write, in a process that was killed
-            unfinished.unlink(missing_ok=True)
+        remove_unfinished(self.folder, ".*.jpg.*")
         sizes = {id: (self.folder / id).stat().st_size for id in ids}
         used = sum(sizes.values()) + byte_count
         for count, id in zip(range(len(ids), 0, -1), ids, strict=True):

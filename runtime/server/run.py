@@ -18,7 +18,7 @@ from runtime.camera.options import SaveOptions
 from runtime.camera.saving import check_save_options
 from runtime.camera.stream import FramePrediction
 from runtime.common.secret_file import permission_warning
-from runtime.common.terminal import print_info, stop_on_sigterm, suppress_native_stderr
+from runtime.common.terminal import print_info, stop_on_sigterm
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
@@ -115,10 +115,13 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         port = listener.getsockname()[1]
         policy = make_access_policy(address[0], port, [*config.allowed_hosts, config.host], token)
         camera = Camera(config.camera, retry=True, on_message=print_info) if config.camera else None
-        with suppress_native_stderr():
-            model = ReloadingClassifier(
-                config.model, on_event=print_info, parallel=True, **config.classifier_options
-            )
+        model = ReloadingClassifier(
+            config.model,
+            on_event=print_info,
+            hides_native_stderr=True,
+            parallel=True,
+            **config.classifier_options,
+        )
         uses = stack.enter_context(
             open_answer_uses(config.saving, config.publishing, config.min_interval, model, camera)
         )

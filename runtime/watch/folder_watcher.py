@@ -28,6 +28,7 @@ DAMAGED_AFTER = 10.0
 # A slow photo may be hostile. After a photo that takes longer than this, the newest photo is next.
 SLOW_SECONDS = 0.5
 
+MAX_SHOWN = 200  # characters of a folder in a message
 MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262
 
 
@@ -67,6 +68,7 @@ class FolderWatcher:
         self._previous: dict[str, WatchedPhoto] = {}  # by source, as the previous scan found them
         self._failed_at: dict[WatchedPhoto, float] = {}  # the time of the first failure
         self._takes_newest = False  # kept between scans: one slow photo can take the time of a whole scan
+        self._unreadable: set[str] = set()  # folders, in the previous scan
         self._is_missing = self._is_locked = False
 
     def run(self) -> None:
@@ -80,7 +82,7 @@ class FolderWatcher:
         Returns that time on the clock. Photos that are left then stay new.
         """
         started = self._clock()
-        found = find_photos(self._folder)
+        found, unreadable = find_photos(self._folder)
         now = self._clock()
         due = now + max(SCAN_INTERVAL, MIN_PAUSE * (now - started))
         if (found is None) != self._is_missing:
@@ -89,6 +91,7 @@ class FolderWatcher:
                 f"{self._folder}: is {'missing, waiting for it' if self._is_missing else 'back'}"
             )
         photos = found or {}
+        self._report_unreadable(set() if found is None else unreadable)
         for photo in self._in_order(photos):
             before = self._clock()
             if not self._process(photo):
@@ -99,7 +102,7 @@ class FolderWatcher:
             if now >= due:
                 break
         if photos:  # an unmounted network folder looks empty; its photos will be back
-            self._forget_all_but(photos)
+            self._forget_all_but(photos, unreadable)
         self._previous = photos
         return due
 
@@ -140,25 +143,41 @@ class FolderWatcher:
         self._show(photo, result)
         return True
 
-    def _forget_all_but(self, photos: dict[str, WatchedPhoto]) -> None:
+    def _report_unreadable(self, folders: set[str]) -> None:
+        for folder in sorted(folders - self._unreadable):
+            shown = folder if len(folder) <= MAX_SHOWN else f"{folder[:MAX_SHOWN]}…"
+            self._on_message(f"{self._folder}/{shown}: cannot be read, trying again: check its permissions")
+        self._unreadable = folders
+
+    def _forget_all_but(self, photos: dict[str, WatchedPhoto], unreadable: set[str]) -> None:
         """Frees the memory of deleted photos, which would otherwise grow over years."""
-        self._sink.done.intersection_update({photo.version for photo in photos.values()})
+        present, hidden = {photo.version for photo in photos.values()}, tuple(unreadable)
+        gone = {version for version in self._sink.done - present if not version[0].startswith(hidden)}
+        self._sink.done.difference_update(gone)
         self._failed_at = {
             photo: time for photo, time in self._failed_at.items() if photos.get(photo.source) == photo
         }
 
 
-def find_photos(folder: Path) -> dict[str, WatchedPhoto] | None:
-    """Returns the photos below a folder by source; None if the folder cannot be read."""
+def find_photos(folder: Path) -> tuple[dict[str, WatchedPhoto] | None, set[str]]:
+    """Returns the photos below a folder by source, and how the sources in unreadable folders begin.
+
+    None instead of the photos if `folder` itself cannot be read.
+    """
     photos: dict[str, WatchedPhoto] = {}
     errors: list[OSError] = []
     for parent, names in walk(folder, errors.append):
-        here = Path(parent)
-        prefix = "" if here == folder else f"{here.relative_to(folder).as_posix()}/"
+        prefix = _prefix(folder, parent)
         for name in names:
-            if photo := _stat_photo(here / name, printable_name(prefix + name)):
+            if photo := _stat_photo(Path(parent, name), printable_name(prefix + name)):
                 photos[photo.source] = photo
-    return None if any(Path(error.filename) == folder for error in errors) else photos
+    unreadable = {printable_name(_prefix(folder, error.filename)) for error in errors}
+    return None if "" in unreadable else photos, unreadable
+
+
+def _prefix(folder: Path, parent: str) -> str:
+    """How the sources of the photos in `parent` begin; "" for the folder itself."""
+    return "" if Path(parent) == folder else f"{Path(parent).relative_to(folder).as_posix()}/"
 
 
 def _stat_photo(path: Path, source: str) -> WatchedPhoto | None:

@@ -227,6 +227,15 @@ def test_sigterm_during_requests_prints_nothing(knowing: Path, photos: Path) -> 
         assert [line for line in err.splitlines() if "127.0.0.1:9" not in line] == []
 
 
+def test_a_correction_that_is_missing_is_a_warning_at_the_start(knowing: Path, tmp_path: Path) -> None:
+    """The engine's own lines are hidden at the start, but not this one."""
+    with serve_in_process("--model", knowing, "--correction", tmp_path / "missing.json") as service:
+        service.process.terminate()
+        _, err = service.process.communicate(timeout=15)
+    (line,) = err.splitlines()
+    assert line.startswith("warning: ") and "missing.json" in line
+
+
 def test_ctrl_c_is_exit_code_130_and_prints_nothing(knowing: Path) -> None:
     with serve_in_process("--model", knowing) as service:
         assert service.get_status("/healthz") == 200

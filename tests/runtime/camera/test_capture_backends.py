@@ -161,9 +161,16 @@ def test_a_closed_port_is_named_as_such() -> None:
         (".", "is a directory"),
         ("notes.mp4", "is not a video"),
         ("sound.wav", "contains no video"),
+        ("cut.mkv", "contains no frame that can be read"),
     ],
 )
-def test_a_file_without_video_raises_camera_error(name: str, fact: str, tmp_path: Path) -> None:
+def test_a_file_without_video_raises_camera_error(
+    name: str, fact: str, make_clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    whole = make_clip(tmp_path / "cut.mkv", [("red", 30)]).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(
+        whole[: whole.index(bytes.fromhex("1f43b675")) + 12]
+    )  # the first cluster
     (tmp_path / "notes.mp4").write_text("no video" * 100)
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)

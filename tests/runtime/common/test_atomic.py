@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from runtime.common.atomic import atomic_create, atomic_write
+from runtime.common.atomic import UNFINISHED_AFTER, atomic_create, atomic_write, remove_unfinished
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="files of POSIX")
 
@@ -60,6 +61,35 @@ def test_a_created_file_never_replaces_another(
             assert data == b"second" or not (tmp_path / "a.jpg").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
     assert (tmp_path / "a.jpg").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_lost_temporary_file_leaves_no_empty_one(
+    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may delete the temporary file."""
+
+    def refuse(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not has_links:
+        monkeypatch.setattr("os.link", refuse)
+    with pytest.raises(FileNotFoundError), atomic_create(tmp_path / "a.jpg") as file:
+        file.write(b"data")
+        next(tmp_path.iterdir()).unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_old_temporary_files_are_deleted(tmp_path: Path) -> None:
+    for name, age in (
+        (".a.jpg.0", UNFINISHED_AFTER + 60),
+        (".b.jpg.0", 60),
+        ("c.jpg", UNFINISHED_AFTER + 60),
+    ):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    remove_unfinished(tmp_path, ".*.jpg.*")
+    assert {path.name for path in tmp_path.iterdir()} == {".b.jpg.0", "c.jpg"}
 
 
 def test_two_writers_in_one_process_do_not_share_a_partial_file(tmp_path: Path) -> None:

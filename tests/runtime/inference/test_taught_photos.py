@@ -93,6 +93,25 @@ def test_the_oldest_photos_make_room(tmp_path: Path) -> None:
     assert kept == ids[-len(kept) :] and 3 <= len(kept) < 20
     with pytest.raises(UserError, match=r"no room for a photo of [\d,]+ bytes: raise --max-mb"):
         TaughtPhotos(tmp_path, max_mb=0.001).add("rose", picture(99))
+    assert store.photos() == [
+        photo for photo in store.photos() if photo.id in kept
+    ]  # none was deleted in vain
+    assert len(store.photos()) == len(kept)
+
+
+def test_a_folder_that_had_a_larger_limit_keeps_its_photos(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The service has no flag for the limit."""
+    monkeypatch.setattr("runtime.inference.taught_photos.MAX_MB", 0.004)
+    large = TaughtPhotos(tmp_path, max_mb=1)
+    ids = [large.add("rose", picture(at)).id for at in range(20)]
+    store = TaughtPhotos(tmp_path)
+    store.trim()
+    assert [photo.id for photo in store.photos()] == ids
+    before = size(tmp_path)
+    store.add("rose", picture(20))
+    assert size(tmp_path) <= before
 
 
 def test_the_number_of_photos_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +144,8 @@ def test_ten_thousand_photos_stay_within_the_bound(tmp_path: Path) -> None:
     assert 25_000 < largest <= 30_000 and size(tmp_path) <= 30_000 and len(store.labels()) == 3
 
 
-def test_a_killed_process_leaves_whole_photos(tmp_path: Path) -> None:
-    """Its unfinished files are removed by the next photo, and are never listed."""
+def test_a_killed_process_leaves_whole_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its unfinished files are never listed, and a later photo removes them."""
     code = """
 import sys
 import numpy as np
@@ -152,6 +171,7 @@ while True:
     assert store.photos()
     for photo in store.photos():
         read_picture(photo.path)
+    monkeypatch.setattr("runtime.common.atomic.UNFINISHED_AFTER", -1.0)
     store.add("rose", picture(0))
     assert [path.name for path in (tmp_path / "photos" / "rose").iterdir() if path.name.startswith(".")] == []
 

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta, tzinfo
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -132,6 +132,36 @@ def test_a_stale_answer_is_dropped(open_publisher: Open, make_answer: MakeAnswer
         publisher.publish(make_answer("new"))
         wait_for(lambda: receiver.got)
     assert [one["label"] for one in receiver.got] == ["new"]
+
+
+def test_the_clock_may_be_set_while_an_answer_waits(
+    open_publisher: Open, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board without a battery starts with the time of its end."""
+    receiver, messages = Receiver(statuses=[503]), list[str]()
+
+    class LaterClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:
+            return datetime.now(tz) + 2 * STALE_AFTER
+
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: messages)
+        monkeypatch.setattr(webhook, "datetime", LaterClock)
+        wait_for(lambda: receiver.got)
+
+
+def test_answers_that_are_dropped_without_a_failure_are_reported(
+    open_publisher: Open, make_answer: MakeAnswer
+) -> None:
+    """Such as those of a folder of photos, which are classified faster than they are sent."""
+    receiver, messages = Receiver(), list[str]()
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        for number in range(20 * CAPACITY):
+            publisher.publish(make_answer(str(number)))
+        wait_for(lambda: messages)
+    assert "answers were dropped: sending is slower" in messages[0] and len(messages) == 1
 
 
 def test_a_server_that_never_answers_holds_up_neither_the_camera_nor_the_end(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shutil
 import sqlite3
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -206,7 +208,9 @@ def test_a_photo_beside_3000_nested_folders_is_found(watch: Watch, photos: Path)
     shutil.copy(photos / "red.jpg", watch.folder / "a.jpg")
     with nested_folders(watch.folder), watch.open() as scan:
         scan()
-    assert watch.results() == [("a.jpg", "红")] and watch.messages == []
+    assert watch.results() == [("a.jpg", "红")]
+    (message,) = watch.messages  # the deepest folders have a path that is too long
+    assert "cannot be read" in message and len(message) < 600
 
 
 def test_a_missing_folder_is_waited_for(watch: Watch, photos: Path, tmp_path: Path) -> None:
@@ -247,6 +251,32 @@ def test_photos_of_an_empty_folder_are_not_forgotten(watch: Watch, photos: Path,
         shutil.copy(photos / "green.jpg", watch.folder / "2.jpg")
         scan()
     assert [source for source, _ in watch.results()] == ["1.jpg", "2.jpg"]
+
+
+def test_photos_of_an_unreadable_folder_are_not_forgotten(
+    watch: Watch, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network share or a card reader may fail for one scan."""
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (watch.folder / name).parent.mkdir()
+        shutil.copy(photos / "red.jpg", watch.folder / name)
+    scandir = os.scandir
+
+    def fail_for_b(path: str | Path) -> Any:
+        if Path(path).name == "b":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    with watch.open() as scan:
+        scan()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", fail_for_b)
+            scan()
+            scan()
+        scan()
+    assert watch.results() == [("a/1.jpg", "红"), ("b/2.jpg", "红")]
+    (message,) = watch.messages
+    assert str(watch.folder / "b") in message and "cannot be read" in message
 
 
 @pytest.mark.skipif(os.name != "posix", reason="named pipes")
