@@ -33,9 +33,12 @@ def read_photos(
 
     Raises PhotosError when the split is empty, or when a photo is missing or differs from the run's record.
     """
-    photos = select_photos(dataset.split(split), limit)
+    photos = select_photos(_photos_in_dataset(dataset, split), limit)
     if not photos:
-        raise PhotosError(f"the run has no {split} photos to compare files on; train with more photos")
+        raise PhotosError(
+            f"the run has no {split} photos to compare files on; train with more photos, or with a folder "
+            f"{split}/ that holds class folders"
+        )
 
     def read(photo: Photo) -> NDArray[np.uint8]:
         pixels = read_picture(read_verified(dataset, photo), size)
@@ -49,6 +52,15 @@ def read_photos(
             pool.shutdown(cancel_futures=True)
             raise
     return Photos(pixels, np.array([dataset.classes.index(photo.label) for photo in photos], np.int64))
+
+
+def _photos_in_dataset(dataset: Dataset, split: str) -> tuple[Photo, ...]:
+    """The photos of a split. Those of --add count only for a class without others: their folder may be
+    gone.
+    """
+    found = dataset.split(split)
+    labels = {photo.label for photo in found if not dataset.is_added(photo)}
+    return tuple(photo for photo in found if photo.label not in labels or not dataset.is_added(photo))
 
 
 def select_photos(photos: tuple[Photo, ...], limit: int | None) -> tuple[Photo, ...]:

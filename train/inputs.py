@@ -21,6 +21,7 @@ from train.data.negatives import add_default_negatives, print_negatives
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_address import check_ray_address
+from train.run import RunError
 from train.run_writer import check_output_dir
 from train.settings import Settings
 
@@ -44,6 +45,11 @@ def find_inputs(config: TrainConfig) -> Inputs:
     Raises RunError for the output folder, ClusterError for the cluster and PhotosError for the photos.
     """
     started = datetime.now(timezone.utc)
+    if config.photos and config.out.resolve().is_relative_to(Path(config.photos).resolve()):
+        raise RunError(
+            f"{config.out}: is inside the folder of photos, where it would become a class; give an --out "
+            "outside it"
+        )
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
     if config.ray:
         check_ray_address(config.ray)

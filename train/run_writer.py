@@ -67,6 +67,8 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
     if out.name in ("", ".."):
         raise RunError(f"{out}: --out needs the name of a folder, such as runs/flowers")
     try:
+        if not (overwrite or resume or dry_run) and checkpoint_dir(out).is_dir():
+            raise RunError(f"{out}: was interrupted; add --resume to continue, or --overwrite to start again")
         replaces = overwrite or (resume and checkpoint_dir(out).is_dir())
         if out.exists() and not (replaces and (out / "run.json").exists()):
             reason = (

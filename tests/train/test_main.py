@@ -199,7 +199,10 @@ def test_ctrl_c_in_evaluation_names_the_resume_flag(
     out = tmp_path / "a run"
     assert main([*small, "--out", str(out), "--epochs", "1"]) == 130
     assert f"--out '{out}' --resume" in capsys.readouterr().err
-    assert (tmp_path / ".a run.resume" / "head.npz").exists() and not out.exists()
+    checkpoint = tmp_path / ".a run.resume" / "head.npz"
+    assert checkpoint.exists() and not out.exists()
+    assert main([*small, "--out", str(out), "--epochs", "1"]) == 2
+    assert "add --resume to continue" in capsys.readouterr().err and checkpoint.exists()
 
 
 def test_left_out_photos_are_printed_once_and_escaped(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +251,7 @@ def test_ctrl_c_in_extraction_keeps_the_features(
         (["file.jpg"], "file.jpg is a file"),
         (["empty"], "empty: "),
         (["photos", "--out", "taken"], "taken exists; use --overwrite"),
+        (["photos", "--out", "photos/runs/a"], "photos/runs/a: is inside the folder of photos"),
         (["photos", "--out", "taken", "--overwrite"], "taken is not a run, so it is not replaced"),
         (["photos", "--out", "file.jpg/run"], "file.jpg/run: cannot be created"),
         (["photos", "--out", "x" * 250], "x: cannot be created (File name too long)"),

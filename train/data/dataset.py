@@ -121,7 +121,8 @@ def validated(dataset: Dataset) -> Dataset:
     train = Counter(photo.label for photo in dataset.split("train"))
     for label in dataset.classes:
         if not train[label]:
-            raise PhotosError(f"{dataset.root}: class {label} has no readable training photo; add some")
+            why = _why_left_out(dataset, label)
+            raise PhotosError(f"{dataset.root}: class {label} has no readable training photo{why}; add some")
     for photo in dataset.photos:
         if photo.label not in dataset.classes:
             raise PhotosError(
@@ -129,6 +130,12 @@ def validated(dataset: Dataset) -> Dataset:
                 f"photos of it or remove it from {photo.split}/"
             )
     return dataset
+
+
+def _why_left_out(dataset: Dataset, label: str) -> str:
+    """How many photos of a class are not used, and why one of them is not."""
+    found = [item for item in dataset.left_out if label in Path(item.path).parts[:-1]]
+    return f": {len(found):,} are left out, such as {found[0].path}: {found[0].reason}" if found else ""
 
 
 def read_verified(dataset: Dataset, photo: Photo) -> bytes:

@@ -65,8 +65,12 @@ def find_photos(
     _check_is_folder(root, "give a folder with one folder of photos per class")
     split_folders, left_out = _split_folders(root)
     folders = {split: _class_folders(folder, none) for split, folder in split_folders.items()}
-    if none is None and not any(label == NONE for found in folders.values() for _, label in found):
-        none = _none_beside_splits(root, split_folders)
+    _check_splits_have_classes(split_folders, folders)
+    beside = _none_beside_splits(root, split_folders) if none is None else None
+    if beside and any(label == NONE for found in folders.values() for _, label in found):
+        left_out.append(LeftOut(f"{beside.name}/", "is not used: a split folder has a folder none too"))
+    elif beside:
+        none = beside
     folders, none, unused = _choose_negatives(root, folders, none, negatives)
     found: list[Photo] = []
     for split, folder in split_folders.items():
@@ -122,6 +126,18 @@ def read_class_folders(folder: Path, split: str, remedy: str) -> tuple[list[Phot
     if not class_folders or _split_folders(folder)[0]["train"] != folder:
         raise PhotosError(f"{folder}: does not hold class folders; {remedy}")
     return _read_split(folder, folder, class_folders, split)
+
+
+def _check_splits_have_classes(
+    split_folders: Mapping[str, Path], folders: Mapping[str, ClassFolders]
+) -> None:
+    """Raise PhotosError for a folder such as test/ whose photos are not in class folders."""
+    for split, folder in split_folders.items():
+        if split != "train" and not folders[split]:
+            raise PhotosError(
+                f"{folder}: holds no class folders; move its photos into {folder.name}/CLASS, or rename it: "
+                f"training then takes {split} photos from train/"
+            )
 
 
 def _none_beside_splits(root: Path, split_folders: Mapping[str, Path]) -> Path | None:
@@ -298,15 +314,10 @@ def without_duplicates(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]
     copies: dict[str, list[Photo]] = defaultdict(list)
     for photo in photos:
         copies[photo.sha256].append(photo)
+    _check_splits_differ(copies.values())
     unique: list[Photo] = []
     left_out: list[LeftOut] = []
     for first, *others in copies.values():
-        for other in others:
-            if other.split != first.split:
-                raise PhotosError(
-                    f"{first.path} and {other.path} are the same photo in two splits, which makes the "
-                    "measured accuracy too high; remove one of them"
-                )
         labels = {photo.label for photo in (first, *others)}
         if len(labels) > 1:
             reason = f"the same photo is in several classes: {', '.join(sorted(labels))}"
@@ -316,6 +327,19 @@ def without_duplicates(photos: list[Photo]) -> tuple[list[Photo], list[LeftOut]]
             reason = f"is the same photo as {printable(first.path)}"
             left_out += [LeftOut(other.path, reason) for other in others]
     return unique, left_out
+
+
+def _check_splits_differ(copies: Iterable[Sequence[Photo]]) -> None:
+    """Raise PhotosError if a photo, of which each item of `copies` has all copies, is in two splits."""
+    shared = [(first, other) for first, *others in copies for other in others if other.split != first.split]
+    if not shared:
+        return
+    first, other = shared[0]
+    more = f"; so are {len(shared) - 1:,} more photos, such as {shared[1][1].path}" if shared[1:] else ""
+    raise PhotosError(
+        f"{first.path} and {other.path} are the same photo in two splits{more}. This makes the measured "
+        "accuracy too high; remove the copies from one of the folders"
+    )
 
 
 def _negatives_without_duplicates(

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from runtime.common.errors import PictureError
 from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
-from train.data.dataset import NONE, SPLITS, ChangedError, Dataset, LeftOut, Photo, PhotosError, read_hashed
+from train.data.dataset import NONE, SPLITS, Dataset, LeftOut, Photo, PhotosError, read_hashed
 from train.data.hash_store import HashStore, PairRow
 from train.data.manifest import write_csv
 from train.data.negatives import own_negatives
@@ -114,7 +114,7 @@ def near_duplicates(dataset: Dataset, cache: Path, max_distance: int = MAX_DISTA
         if rows is None:
             reader = _Reader(dataset.root)
             rows = _compare(photos, _all_hashes(photos, boxes, store, reader), boxes, reader)
-            if not reader.changed:  # an incomplete result must not be stored
+            if not reader.failed:  # an incomplete result must not be stored: a package may read it later
                 store.add_pairs(dataset.sha256, rows)
     by_sha256 = {photo.sha256: photo for photo in photos}
     pairs = []
@@ -138,17 +138,17 @@ def write_pairs(pairs: Iterable[Pair], folder: Path) -> None:
 
 @dataclass
 class _Reader:
-    """Reads photos as pictures [SIDE, SIDE, 3]. `changed` is set once a photo differs from its hash."""
+    """Reads photos as pictures [SIDE, SIDE, 3]. `failed` is set once a photo cannot be read."""
 
     root: Path
-    changed: bool = False
+    failed: bool = False
 
     def __call__(self, photo: Photo) -> NDArray[np.uint8] | None:
         """The picture, or None for a photo that cannot be read."""
         try:
             return read_picture(read_hashed(self.root, photo), (SIDE, SIDE))
-        except PictureError as error:
-            self.changed |= isinstance(error, ChangedError)
+        except PictureError:
+            self.failed = True
             return None
 
 
@@ -186,6 +186,8 @@ def _compare(
 ) -> list[PairRow]:
     """All candidate pairs, with the distance after fitting and the usual distance of their photos."""
     photos = [photo for photo in all_photos if photo.sha256 in hashes]
+    if not photos:
+        return []
     ordered_hashes = [hashes[photo.sha256] for photo in photos]
     smallest: dict[tuple[int, int], int] = {}
     usual: list[int] = []  # of each photo

@@ -197,6 +197,21 @@ def test_the_same_photo_in_two_given_splits_names_both(tmp_path: Path) -> None:
     assert "train/a/1.jpg" in str(error.value)
 
 
+def test_many_photos_in_two_splits_are_one_error(tmp_path: Path) -> None:
+    many(tmp_path / "train", count=4)
+    for number in (1, 2, 3):
+        put(tmp_path, f"test/a/copy{number}.jpg", content=f"a/{number}.jpg")
+    with pytest.raises(PhotosError, match=r"two splits; so are 2 more photos, such as test/a/copy"):
+        find_photos(tmp_path)
+
+
+def test_a_folder_none_beside_one_in_a_split_is_reported(tmp_path: Path) -> None:
+    put(many(tmp_path / "train", count=4), "../none/1.jpg", "none/2.jpg")
+    dataset = find_photos(tmp_path)
+    assert [photo.path for photo in dataset.negatives] == ["train/none/2.jpg"]
+    assert [item.path for item in dataset.left_out] == ["none/"]
+
+
 @pytest.mark.parametrize(
     ("files", "fact"),
     [
@@ -206,6 +221,10 @@ def test_the_same_photo_in_two_given_splits_names_both(tmp_path: Path) -> None:
         (("a/1.jpg", "b/.hidden.jpg"), "b: no photo in this class folder"),
         (("a/1.jpg", "b/notes.txt"), "b: no photo in this class folder"),
         (("train/a/1.jpg", "train/b/2.jpg", "test/c/3.jpg"), "class c is in test/ but not in train/"),
+        (
+            ("train/a/1.jpg", "train/b/2.jpg", "test/3.jpg"),
+            "test: holds no class folders; move .* test/CLASS",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_trained_on_raises_photos_error(
@@ -219,7 +238,8 @@ def test_a_folder_that_cannot_be_trained_on_raises_photos_error(
 def test_a_class_without_an_unambiguous_photo_raises_photos_error(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/2.jpg", "c/3.jpg")
     put(tmp_path, "b/1.jpg", content="a/1.jpg")
-    with pytest.raises(PhotosError, match="class b has no readable training photo"):
+    reason = r"class b has no readable training photo: 1 are left out, such as b/1\.jpg: the same photo is in"
+    with pytest.raises(PhotosError, match=reason):
         find_photos(tmp_path)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from runtime.common.errors import UserError
+from runtime.common.errors import PictureError, UserError
 from train.data import near_duplicates as module
 from train.data.added_photos import add_photos
 from train.data.find_photos import find_photos
@@ -84,6 +84,21 @@ def test_planted_copies_are_found_and_nothing_else(
     assert all(one == two for one, two in numbers)
     assert len(found) >= 0.9 * len(originals)
     assert all((pair.photo.split, pair.other.split) == ("train", "test") for pair in pairs)
+
+
+def test_photos_that_become_readable_are_compared(
+    planted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as HEIC, after pip install '.[heic]'."""
+    dataset = find_photos(planted, val_share=0)
+
+    def refuse(*_: object) -> None:
+        raise PictureError("is HEIC")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "read_picture", refuse)
+        assert near_duplicates(dataset, tmp_path) == []
+    assert len(near_duplicates(dataset, tmp_path)) > COUNT
 
 
 def test_drawn_flowers_are_not_near_duplicates(synthetic_photos: Path, tmp_path: Path) -> None:
