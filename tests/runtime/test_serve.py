@@ -23,7 +23,7 @@ from tests.runtime.preprocess.hostile import GOOD
 from tests.serving import OWN_VARIABLES, multipart_form, serve_in_process, serve_in_thread
 
 TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
-ADDRESS_SPACE = 512 * 2**20  # the service maps 230 MiB before the first attack, and at most 400 in one
+ADDRESS_SPACE = 512 * 2**20  # the service maps 230 MiB before the first attack, and about 400 in one
 ADDRESS_UNAVAILABLE, USAGE = 1, 2  # exit codes
 
 
