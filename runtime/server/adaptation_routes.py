@@ -3,7 +3,6 @@
 One function per address. static/openapi.json describes requests and answers.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,7 @@ from runtime.camera.stream import to_iso
 from runtime.common.text import printable
 from runtime.preprocess.stored_photo import added_at
 from runtime.server.errors import RequestRejected
-from runtime.server.file_worker import Result
-from runtime.server.service_state import NO_STORE, address_of, body_of, service_of
+from runtime.server.service_state import NO_STORE, body_of, in_turn, service_of
 from runtime.server.writes import refused_writes
 
 FLAG = "--correction FILE"  # chooses another place for the tray
@@ -28,13 +26,13 @@ async def add_photo(request: Request) -> Response:
     service = service_of(request)
     tray = service.adapter.tray()  # a rejection comes before the body is read
     id = await service.queue.process(service.adapter.mark, *body_of(request))
-    return JSONResponse({**_photo_fields(id), "photos": len(await _in_turn(request, tray.ids))}, 201)
+    return JSONResponse({**_photo_fields(id), "photos": len(await in_turn(request, tray.ids))}, 201)
 
 
 async def list_photos(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     fields = {
-        "photos": [_photo_fields(id) for id in await _in_turn(request, tray.ids)],
+        "photos": [_photo_fields(id) for id in await in_turn(request, tray.ids)],
         "max_photos": tray.max_photos,
         "folder": printable(str(tray.folder)),
     }
@@ -44,14 +42,14 @@ async def list_photos(request: Request) -> Response:
 async def clear_photos(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     with refused_writes(tray.folder, FLAG):
-        await _in_turn(request, tray.clear)
+        await in_turn(request, tray.clear)
     return Response(status_code=204)
 
 
 async def show_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
-        data = await _in_turn(request, partial(tray.read, request.path_params["id"]))
+        data = await in_turn(request, partial(tray.read, request.path_params["id"]))
     except (KeyError, OSError):
         raise _no_photo() from None
     return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
@@ -61,7 +59,7 @@ async def remove_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
         with refused_writes(tray.folder, FLAG):
-            await _in_turn(request, partial(tray.remove, request.path_params["id"]))
+            await in_turn(request, partial(tray.remove, request.path_params["id"]))
     except KeyError:
         raise _no_photo() from None
     return Response(status_code=204)
@@ -86,10 +84,6 @@ def adaptation_routes() -> list[Route]:
         Route("/adapt", adapt, methods=["POST"]),
         Route("/adapt", reset, methods=["DELETE"]),
     ]
-
-
-async def _in_turn(request: Request, work: Callable[[], Result]) -> Result:
-    return await service_of(request).files.run(address_of(request), work)
 
 
 def _photo_fields(id: str) -> dict[str, Any]:

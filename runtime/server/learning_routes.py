@@ -3,7 +3,6 @@
 One function per address. static/openapi.json describes requests and answers.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,8 @@ from runtime.camera.stream import to_iso
 from runtime.inference.review import review_reason
 from runtime.server.adaptation_routes import PHOTO_HEADERS
 from runtime.server.errors import RequestRejected
-from runtime.server.file_worker import Result
 from runtime.server.review_tray import ReviewPicture
-from runtime.server.service_state import NO_STORE, address_of, body_of, service_of
+from runtime.server.service_state import NO_STORE, body_of, in_turn, service_of
 
 
 async def add_taught(request: Request) -> Response:
@@ -29,16 +27,16 @@ async def add_taught(request: Request) -> Response:
 
 
 async def list_taught(request: Request) -> Response:
-    return JSONResponse(await _in_turn(request, service_of(request).learner.list_photos), headers=NO_STORE)
+    return JSONResponse(await in_turn(request, service_of(request).learner.list_photos), headers=NO_STORE)
 
 
 async def show_taught(request: Request) -> Response:
-    data = await _in_turn(request, partial(service_of(request).learner.read, request.path_params["id"]))
+    data = await in_turn(request, partial(service_of(request).learner.read, request.path_params["id"]))
     return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
 
 
 async def remove_taught(request: Request) -> Response:
-    await _in_turn(request, partial(service_of(request).learner.remove, request.path_params["id"]))
+    await in_turn(request, partial(service_of(request).learner.remove, request.path_params["id"]))
     return Response(status_code=204)
 
 
@@ -73,7 +71,7 @@ async def show_review(request: Request) -> Response:
 async def name_review(request: Request) -> Response:
     label = await _check_label(request)
     picture = _review_picture(request)
-    id = await _in_turn(request, partial(service_of(request).learner.name_review, picture, label))
+    id = await in_turn(request, partial(service_of(request).learner.name_review, picture, label))
     return await _added(request, id, label)
 
 
@@ -99,17 +97,13 @@ def learning_routes() -> list[Route]:
     ]
 
 
-async def _in_turn(request: Request, work: Callable[[], Result]) -> Result:
-    return await service_of(request).files.run(address_of(request), work)
-
-
 async def _check_label(request: Request) -> str:
     label = request.query_params.get("label", "")
-    return await _in_turn(request, partial(service_of(request).learner.check_label, label))
+    return await in_turn(request, partial(service_of(request).learner.check_label, label))
 
 
 async def _added(request: Request, id: str, label: str) -> Response:
-    photos = await _in_turn(request, service_of(request).learner.store().photos)
+    photos = await in_turn(request, service_of(request).learner.store().photos)
     return JSONResponse({"id": id, "label": label, "photos": len(photos)}, 201)
 
 

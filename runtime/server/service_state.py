@@ -1,5 +1,6 @@
 """What the addresses share: the state of the service, and the access to a request's body."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -7,7 +8,7 @@ from starlette.requests import Request
 from runtime.server.auth import AccessPolicy
 from runtime.server.connection_limits import network_of
 from runtime.server.errors import RequestRejected
-from runtime.server.file_worker import FileWorker
+from runtime.server.file_worker import FileWorker, Result
 from runtime.server.health import HealthMonitor
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.learner import Learner
@@ -40,6 +41,11 @@ def service_of(request: Request) -> ServiceState:
     service = request.app.state.service
     assert isinstance(service, ServiceState)
     return service
+
+
+async def in_turn(request: Request, work: Callable[[], Result]) -> Result:
+    """What `work` with files returns, in a thread where clients take turns. Raises RequestRejected (503)."""
+    return await service_of(request).files.run(address_of(request), work)
 
 
 def body_of(request: Request) -> tuple[str, int | None, Receive, str]:
