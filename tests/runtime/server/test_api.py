@@ -158,7 +158,9 @@ def test_status_describes_model_and_latency(service: Client, red_jpeg: bytes) ->
     status = service.status()
     assert status["model"]["name"] == "colours" and status["model"]["labels"] == ["blau", "grün", "红"]
     assert status["engine"].split()[0] in ENGINES and status["speed"]["photos"] >= 1
-    assert 0 < status["speed"]["infer_ms"] <= status["speed"]["p95_ms"] and status["camera"] is None
+    # The small model of the tests takes less than 0.05 ms on a fast machine, which is 0.0 in the answer.
+    assert 0 <= status["speed"]["infer_ms"] <= status["speed"]["p95_ms"] and status["camera"] is None
+    assert status["speed"]["p95_ms"] > 0
 
 
 def test_metrics_count_requests_by_status(service: Client, red_jpeg: bytes) -> None:
