@@ -55,7 +55,7 @@ class TaughtPhotos:
     """
 
     def __init__(self, folder: Path, max_mb: float | None = None) -> None:
-        self.folder, self._max_bytes = folder / PHOTOS_NAME, None if max_mb is None else int(max_mb * 1e6)
+        self.folder, self._max_mb = folder / PHOTOS_NAME, max_mb
         self.features = folder / FEATURES_NAME  # of the photos, in a file each
         self._lock = Lock()
 
@@ -172,7 +172,9 @@ class TaughtPhotos:
 
     def _bound(self, present: int) -> int:
         """The most bytes of all files, of which `present` are there."""
-        return max(int(MAX_MB * 1e6), present) if self._max_bytes is None else self._max_bytes
+        if self._max_mb is not None:
+            return int(self._max_mb * 1e6)
+        return max(int(MAX_MB * 1e6), present)
 
     def _delete(self, photo: TaughtPhoto) -> None:
         for path in (photo.path, *self._features_of(photo.id)):

@@ -200,9 +200,9 @@ class InferenceQueue:
         raise self.full_error()
 
     def _reserve(self, photo: PendingPhoto, byte_count: int) -> None:
-        """Makes room for a part of a photo. Raises RequestRejected (503) if there is none for this client.
+        """Makes room for a part of a photo. Raises RequestRejected (503) if this client gets no room.
 
-        A client that holds little may use a reserve: bodies in work cannot give their memory to others.
+        A client with few bytes in memory may use a reserve, because a photo in work keeps its memory.
         """
         held = sum(other.buffer.size for other in self.photos if other.address == photo.address) + byte_count
         reserve = self.max_upload_bytes // 2 if held <= self.max_upload_bytes // 4 else 0

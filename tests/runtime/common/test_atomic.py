@@ -44,17 +44,18 @@ def test_a_pipe_or_device_is_not_replaced(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link", "loop"}
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-def test_a_created_file_never_replaces_another(
-    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also on the file systems of memory cards, which have no links."""
-
+@pytest.fixture(params=[True, False], ids=["links", "no links"])
+def with_and_without_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*paths: Path) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    if not has_links:
+    if not request.param:
         monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.mark.usefixtures("with_and_without_links")
+def test_a_created_file_never_replaces_another(tmp_path: Path) -> None:
+    """Also on the file systems of memory cards, which have no links."""
     for data in (b"first", b"second"):
         with contextlib.suppress(FileExistsError), atomic_create(tmp_path / "a.jpg") as file:
             file.write(data)
@@ -63,17 +64,9 @@ def test_a_created_file_never_replaces_another(
     assert (tmp_path / "a.jpg").read_bytes() == b"first"
 
 
-@pytest.mark.parametrize("has_links", [True, False])
-def test_a_lost_temporary_file_leaves_no_empty_one(
-    has_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("with_and_without_links")
+def test_a_lost_temporary_file_leaves_no_empty_one(tmp_path: Path) -> None:
     """Another process may delete the temporary file."""
-
-    def refuse(*paths: Path) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    if not has_links:
-        monkeypatch.setattr("os.link", refuse)
     with pytest.raises(FileNotFoundError), atomic_create(tmp_path / "a.jpg") as file:
         file.write(b"data")
         next(tmp_path.iterdir()).unlink()
