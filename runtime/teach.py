@@ -209,7 +209,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         type=megabytes,
         metavar="MB",
         help="limit of all kept files; the oldest photos are deleted for new ones, also when there are 3,000 "
-        f"(default: {MAX_MB:g}, or what is kept already)",
+        f"(default: {MAX_MB:g}, or the present size if it is larger)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")

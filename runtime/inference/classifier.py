@@ -188,9 +188,9 @@ class Classifier:
         """Keeps photos of a label, learns all kept photos, and uses the result from the next picture on.
 
         A label that is not in `labels` becomes a new class; "none" are photos of none of the classes. The
-        oldest photos make room when all have over `max_mb` MB (default: 200, or what they have). The problems
-        in the result are those of photos that cannot be read; the others are learned. Raises UserError, such
-        as for a name that cannot be a label, or without a readable photo.
+        oldest photos make room when all files have over `max_mb` MB (default: 200, or their present size).
+        The result names the photos that cannot be read; the others are learned. Raises UserError, such as for
+        a name that cannot be a label, or without a readable photo.
         """
         from runtime.inference.learning import keep_photos  # late: classifying does not need it
 
