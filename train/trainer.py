@@ -238,6 +238,7 @@ class Checkpoint:
         try:
             with np.load(self.path) as file:
                 if str(file["fingerprint"]) != self.fingerprint:
+                    print(f"{self.path.stem}: starts again, because a setting or the photos have changed")
                     return
                 history = json.loads(str(file["history"]))
                 saved = {

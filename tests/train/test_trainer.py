@@ -140,13 +140,15 @@ def test_a_run_killed_within_an_epoch_repeats_that_epoch(
 
 
 def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_ignored(
-    tmp_path: Path, epochs_run: list[int]
+    tmp_path: Path, epochs_run: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_small(tmp_path)
     train_small(tmp_path)
     assert len(epochs_run) == EPOCHS, "the second call restores all epochs"
+    assert "starts again" not in capsys.readouterr().out
     train_small(tmp_path, fingerprint="b")
     assert len(epochs_run) == 2 * EPOCHS
+    assert "head: starts again" in capsys.readouterr().out
     checkpoint = tmp_path / "head.npz"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     train_small(tmp_path, fingerprint="b")

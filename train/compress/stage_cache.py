@@ -33,7 +33,10 @@ class StageCache:
     def __init__(self, out: Path, fingerprint: str, resume: bool) -> None:
         self.folder, self.fingerprint = checkpoint_dir(out), fingerprint
         file = self.folder / "fingerprint"
-        if not (resume and file.exists() and file.read_text() == fingerprint):
+        stored = file.read_text() if resume and file.exists() else None
+        if stored != fingerprint:
+            if stored:
+                print("the compression starts again, because a setting, the run or its photos have changed")
             self.remove()
             self.folder.mkdir(parents=True)
             file.write_text(fingerprint)

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from train.compress.allocation import VGG16, NetworkShape
 from train.compress.config import CompressSettings
@@ -26,11 +27,14 @@ def test_a_stored_result_is_returned_without_running_its_stage_again(tmp_path: P
     np.testing.assert_array_equal(resumed.tensors(dict)["block1_conv1/bias"], TENSORS["block1_conv1/bias"])
 
 
-def test_another_fingerprint_or_no_resume_starts_empty(tmp_path: Path) -> None:
+def test_another_fingerprint_or_no_resume_starts_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = replace(VGG16, size=64)
     for fingerprint, resume in (("b", True), ("b", False)):
         StageCache(tmp_path / "out", "a", resume=False).shape(lambda: VGG16)
         assert StageCache(tmp_path / "out", fingerprint, resume).shape(lambda: other) == other
+        assert ("starts again" in capsys.readouterr().out) == resume
     cache = StageCache(tmp_path / "out", "a", resume=False)
     cache.remove()
     assert not list(tmp_path.iterdir())
