@@ -210,7 +210,7 @@ def _reset(path: Path) -> int:
         print(printable(f"{path}: no correction to remove"))
         return 0
     path.unlink()
-    print(printable(f"removed {path}: the model answers as exported"))
+    print(printable(f"removed {path}: nothing is corrected"))
     return 0
 
 

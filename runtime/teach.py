@@ -19,11 +19,18 @@ from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
 from runtime.inference.classifier import Classifier
-from runtime.inference.learned_state import MAX_MB, NONE_LABEL, LearnedState, describe_learning
-from runtime.inference.learning import Learned, keep_photos, pending_photos, reset, undo
+from runtime.inference.learned_state import (
+    MAX_MB,
+    NONE_LABEL,
+    LearnedState,
+    describe_learning,
+    read_state,
+)
+from runtime.inference.learning import Learned, pending_photos, reset, undo
 from runtime.inference.model_options import add_model_options, classifier_options
-from runtime.inference.taught_photos import TaughtPhotos, label_folder
-from runtime.preprocess.photo_files import find_photos
+from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
+from runtime.preprocess.photo_files import SUFFIXES, find_photos
+from runtime.preprocess.stored_photo import is_id
 
 EXIT_SOME_FAILED = 1
 
@@ -41,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         return _list(classifier, folder, arguments.json)
     if arguments.undo:
-        return _undo(classifier, folder, arguments.json)
+        return _undo(folder, arguments.json)
     if arguments.reset:
         return _reset(folder, arguments.json)
     if arguments.export:
@@ -54,23 +61,18 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
     if not arguments.json:
         print(printable(str(classifier)), flush=True)
     started = time.perf_counter()
-    if not arguments.again:
+    if arguments.again:
+        learned = classifier.learn(max_mb=arguments.max_mb)
+    else:
         photos, problems = find_photos(arguments.photos)
-        more = keep_photos(
-            classifier.model,
-            folder,
-            arguments.label,
-            photos,
-            classifier.labels,
-            max_mb=arguments.max_mb,
-        )
-        problems |= more
-        if len(more) == len(photos):
+        if not photos:
             reason = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
             raise UserError(f"{reason or 'no photos'}: nothing was learned")
-    learned = classifier.learn(max_mb=arguments.max_mb)
+        learned = classifier.teach(arguments.label, photos, max_mb=arguments.max_mb)
     seconds = time.perf_counter() - started
-    problems |= {f"{folder}: {id}": problem for id, problem in learned.problems.items()}
+    problems |= {
+        f"{folder}: {name}" if is_id(name) else name: problem for name, problem in learned.problems.items()
+    }
     for name, problem in problems.items():
         print_error(f"{name}: {problem}")
     for warning in learned.teaching.warnings:
@@ -125,14 +127,20 @@ def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
     return 0
 
 
-def _undo(classifier: Classifier, folder: Path, as_json: bool) -> int:
-    state = undo(classifier.model, folder)
+def _undo(folder: Path, as_json: bool) -> int:
+    # Such as after a power cut: the photos would stay, and the step before them would be undone.
+    if pending := len(pending_photos(read_state(folder), TaughtPhotos(folder).photos())):
+        raise UserError(
+            f"{folder}: {pending} kept photos are not learned yet: --again learns them, and --undo then "
+            "deletes them"
+        )
+    state = undo(folder)
     if as_json:
         print(json.dumps({"learned": str(folder), **(_state_fields(state) if state else {})}))
     elif state:
         print(printable(f"{folder}: restored what was {state}"))
     else:
-        print(printable(f"{folder}: restored: the model answers as exported"))
+        print(printable(f"{folder}: restored: nothing is learned"))
     return 0
 
 
@@ -143,15 +151,20 @@ def _reset(folder: Path, as_json: bool) -> int:
         print(json.dumps({"learned": str(folder), "removed": count}))
     else:
         photos = f"{count} photo{'s' * (count != 1)}"
-        print(printable(f"{folder}: removed {photos}: the model answers as exported"))
+        print(printable(f"{folder}: removed {photos}: nothing is learned"))
     return 0
 
 
 def _export(folder: Path, target: Path, as_json: bool) -> int:
-    """Copies the kept photos into class folders. Photos that are there already stay."""
+    """Copies the kept photos into class folders. Other photos that are there stay."""
     photos = TaughtPhotos(folder).photos()
     if not photos:
         raise UserError(f"{folder}: no photos are kept: teach some first")
+    exported = [path for path in target.glob("*/*") if is_id(path.name) and folder_label(path.parent.name)]
+    labels = {photo.id: photo.label for photo in photos}
+    for path in exported:
+        if labels.get(path.name, folder_label(path.parent.name)) != folder_label(path.parent.name):
+            path.unlink()  # of an earlier export: training leaves out a photo that is in two classes
     for photo in photos:
         path = target / label_folder(photo.label) / photo.id
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +175,8 @@ def _export(folder: Path, target: Path, as_json: bool) -> int:
         return 0
     text = ", ".join(f"{label} {count}" for label, count in counts.items())
     print(printable(f"copied {len(photos)} photos to {target}: {text}"))
+    if gone := len({path.name for path in exported} - labels.keys()):
+        print_info(printable(f"warning: {target} has {gone} more photos, which are not kept here any longer"))
     return 0
 
 
@@ -218,6 +233,8 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     has_task = any((arguments.list, arguments.again, arguments.undo, arguments.reset, arguments.export))
     if has_task == bool(arguments.label):
         parser.error("give either LABEL and photos, or --list, --again, --undo, --reset or --export DIR")
+    if arguments.label and Path(arguments.label).suffix.lower() in SUFFIXES:
+        parser.error(f"{arguments.label}: is a photo: give its label first, such as roses")
     if arguments.label and not arguments.photos:
         parser.error(f"{arguments.label}: give photos of this label")
     return arguments

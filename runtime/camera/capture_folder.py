@@ -52,9 +52,12 @@ def _check_new_data_set(label: str, folder: Path) -> None:
     if folder.exists() and folder.name.lower() not in SPLIT_NAMES:
         return  # created by the user for a data set
     parent = folder.parent
-    train = _train_split(parent)
-    siblings = [name for name in _folder_names(parent) if train or _has_pictures(parent / name)]
-    if siblings:
+    names = [name for name in _folder_names(parent) if name != folder.name]
+    train = _train_split(parent) if {*map(str.lower, names)} <= {*SPLIT_NAMES, NONE_FOLDER} else None
+    siblings = names if train else [name for name in names if _has_pictures(parent / name)]
+    # A single folder of pictures beside it, such as that of --save-unknown, makes no data set.
+    is_data_set = train or (siblings == names and len(names) > 1)
+    if siblings and (is_data_set or folder.name.lower() in {*SPLIT_NAMES, label.lower()}):
         raise UserError(
             f"{printable(str(folder))}: would change the data set of {_listed(siblings)} beside it: "
             f"use {_flag(label, train or parent)}"

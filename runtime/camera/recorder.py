@@ -21,7 +21,8 @@ JPEG_QUALITY = 95
 MAX_NAMES = 10  # names to try for one photo
 LARGEST_KEY = "g"  # above every key: keys are hexadecimal
 
-_NAME = re.compile(r"\d{8}T\d{6}_\d{6,}_([0-9a-f]{8})\.jpg", re.ASCII)
+SAMPLE = "sample_"  # begins the names of a sample: it deletes no photo of the other flags
+_SAMPLE_NAME = re.compile(SAMPLE + r"\d{8}T\d{6}_\d{6,}_([0-9a-f]{8})\.jpg", re.ASCII)
 
 GetPixels = Callable[[], NDArray[np.uint8]]  # [h, w, 3], RGB; called for saved pictures only
 
@@ -137,7 +138,8 @@ class PhotoRecorder:
         """
         for remaining in reversed(range(MAX_NAMES)):
             now = datetime.now(timezone.utc)
-            name = f"{now:%Y%m%dT%H%M%S}_{number:06}_{key}.jpg"
+            start = "" if self._sample is None else SAMPLE
+            name = f"{start}{now:%Y%m%dT%H%M%S}_{number:06}_{key}.jpg"
             try:
                 with atomic_create(self._folder / name) as file:
                     file.write(data)
@@ -162,6 +164,6 @@ def _encode(pixels: NDArray[np.uint8]) -> memoryview:
 
 
 def _by_key(sizes: dict[str, int]) -> dict[str, tuple[str, int]]:
-    """Returns the names and sizes of the recorder's photos by their keys."""
-    found = ((_NAME.fullmatch(name), size) for name, size in sizes.items())
+    """Returns the names and sizes of a sample's photos by their keys."""
+    found = ((_SAMPLE_NAME.fullmatch(name), size) for name, size in sizes.items())
     return {match[1]: (match[0], size) for match, size in found if match}

@@ -1,5 +1,6 @@
 """Saves classified frames and photos in the folders of --capture, --save-unknown and --save-all."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,9 +27,18 @@ Save = Callable[[Prediction, GetPixels, int, "float | None"], None]
 
 
 def check_save_options(options: SaveOptions) -> None:
-    """Raises UserError if training would not read the folder of --capture as asked."""
+    """Raises UserError if training would not read the folder of --capture as asked, or for one folder of two
+    flags: each would fill it up to --max-mb.
+    """
+    folders = {"--save-unknown": options.save_unknown, "--save-all": options.save_all}
     if options.capture:
-        check_capture_folder(*options.capture, new_class=options.new_class)
+        label, folder = options.capture
+        check_capture_folder(label, folder, new_class=options.new_class)
+        folders["--capture"] = folder / label
+    flags: dict[str, str] = {}
+    for flag, path in folders.items():
+        if path and (other := flags.setdefault(os.path.realpath(path), flag)) != flag:
+            raise UserError(f"{flag} {path}: is the folder of {other} too: choose another folder")
 
 
 @contextmanager

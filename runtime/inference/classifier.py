@@ -189,15 +189,25 @@ class Classifier:
 
         A label that is not in `labels` becomes a new class; "none" are photos of none of the classes. The
         oldest photos make room when all files have over `max_mb` MB (default: 200, or their present size).
-        The result names the photos that cannot be read; the others are learned. Raises UserError, such as for
-        a name that cannot be a label, or without a readable photo.
+        The result names the photos that cannot be read; the others are learned. If this fails, or Ctrl-C
+        stops it, no photo is kept. Raises UserError, such as for a name that cannot be a label, or without a
+        readable photo.
         """
-        from runtime.inference.learning import keep_photos  # late: classifying does not need it
+        from runtime.inference.learning import teach  # late: classifying does not need it
 
         folder = self.learning_folder()
-        problems = keep_photos(self.model, folder, label, photos, self.labels, max_mb=max_mb)
-        learned = self.learn(max_mb=max_mb)
-        return replace(learned, problems={**problems, **learned.problems})
+        learned = teach(
+            self.model,
+            self.infer_uncorrected,
+            folder,
+            label,
+            photos,
+            self.labels,
+            self.correction,
+            max_mb=max_mb,
+        )
+        self._set_learned(OpenedLearned(folder, learned.teaching.state))
+        return learned
 
     def learn(self, *, max_mb: float | None = None) -> Learned:
         """Learns all kept photos, such as for a new model, and uses the result from the next picture on.

@@ -20,6 +20,7 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -266,15 +267,16 @@ def open_learned(
         return OpenedLearned(folder, None, f"{error}; the model answers without it")
 
 
-def read_state(folder: Path, contract: Contract) -> LearnedState | None:
-    """Returns the state of the model with this contract; None without a state. Raises ModelError."""
+def read_state(folder: Path, contract: Contract | None = None) -> LearnedState | None:
+    """Returns the state; None without one. Raises ModelError, also if it is not of a given contract."""
     path = folder / STATE_NAME
     if not is_file(path):
         return None
     data = read_bytes(path, MAX_STATE_BYTES)
     try:
         state = LearnedState.from_bytes(data)
-        state.check(contract)
+        if contract:
+            state.check(contract)
     except ModelError as error:
         raise ModelError(f"{path}: the learned state {error}") from None
     return state
@@ -293,15 +295,24 @@ def write_state(folder: Path, state: LearnedState) -> None:
 
 
 def read_previous(folder: Path) -> LearnedState | None:
-    """Returns the state before the last one; None if nothing was learned before. Raises ModelError."""
+    """Returns the state before the last one; None if nothing was learned before.
+
+    Raises ModelError, also if the last one was learned again for a new model.
+    """
     path = folder / PREVIOUS_NAME
     if not is_file(path):
         raise ModelError(f"{folder}: nothing to undo: only the last step can be undone, once")
     data = read_bytes(path, MAX_STATE_BYTES)
     try:
-        return None if data == _NO_STATE else LearnedState.from_bytes(data)
+        before = None if data == _NO_STATE else LearnedState.from_bytes(data)
     except ModelError as error:
         raise ModelError(f"{path}: the learned state {error}") from None
+    now = None
+    with suppress(ModelError):  # a damaged state can be undone
+        now = read_state(folder)
+    if before and now and before.model_id != now.model_id:
+        raise ModelError(f"{folder}: nothing to undo: the step before was learned for another model")
+    return before
 
 
 def restore_state(folder: Path, state: LearnedState | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -64,7 +63,12 @@ def learn(
     ModelError.
     """
     check_teachable(model)
-    store = TaughtPhotos(folder, max_mb)
+    return _learn(model, infer, folder, TaughtPhotos(folder, max_mb), correction)
+
+
+def _learn(
+    model: ModelFile, infer: Infer, folder: Path, store: TaughtPhotos, correction: Correction | None
+) -> Learned:
     with _locked(folder):
         problems: dict[str, str] = {}
         taught = _read_outputs(model, infer, store, problems)
@@ -77,7 +81,8 @@ def learn(
         write_state(folder, teaching.state)
         with _reported(folder):
             store.trim()
-    return Learned(teaching, problems)
+        warnings = (*teaching.warnings, *_deleted(store))
+    return Learned(replace(teaching, warnings=warnings), problems)
 
 
 def check_teachable(model: ModelFile, label: str = "") -> None:
@@ -96,23 +101,43 @@ def check_teachable(model: ModelFile, label: str = "") -> None:
     model.read_statistics()
 
 
-def keep_photos(
+def teach(
     model: ModelFile,
+    infer: Infer,
     folder: Path,
     label: str,
     photos: Source | Iterable[Source],
     labels: Sequence[str],
+    correction: Correction | None = None,
     *,
     max_mb: float | None = None,
-) -> dict[str, str]:
-    """Stores photos under a label, and returns by source the reason why one cannot be read.
+) -> Learned:
+    """Keeps photos under a label, and learns as `learn` does.
 
-    `labels` are those of the classifier. Raises UserError for a name that cannot be a label, and ModelError
-    for a model that cannot learn.
+    `labels` are those of the classifier. If this fails, or is interrupted, no photo is kept. Raises UserError
+    for a name that cannot be a label, and what `learn` raises.
     """
     check_teachable(model, label)
     store = TaughtPhotos(folder, max_mb)
     label = check_label(label, [*labels, *store.labels()], model.contract.labels)
+    before = {photo.id: photo.label for photo in store.photos()}
+    kept: dict[str, str] = {}
+    try:
+        problems = _keep_photos(store, label, photos, kept)
+        learned = _learn(model, infer, folder, store, correction)
+    except BaseException:  # Ctrl-C too
+        _restore_photos(store, before, kept)
+        raise
+    return replace(learned, problems={**problems, **learned.problems})
+
+
+def _keep_photos(
+    store: TaughtPhotos, label: str, photos: Source | Iterable[Source], kept: dict[str, str]
+) -> dict[str, str]:
+    """Stores photos, and returns by source the reason why one cannot be read. `kept` gets labels by id.
+
+    Raises UserError without a readable photo.
+    """
     problems: dict[str, str] = {}
     sources: Any = photos
     if isinstance(photos, (str, Path, bytes, np.ndarray)) or hasattr(photos, "read"):
@@ -124,12 +149,23 @@ def keep_photos(
         except PictureError as error:
             problems[name] = str(error).removeprefix(f"{name}: ")
             continue
-        with _reported(folder):
-            store.add(label, pixels)
+        with _reported(store.folder):
+            kept[store.add(label, pixels).id] = label
+    if not kept:
+        reason = "; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "no photos"
+        raise UserError(f"{reason}: nothing was learned")
     return problems
 
 
-def undo(model: ModelFile, folder: Path) -> LearnedState | None:
+def _deleted(store: TaughtPhotos) -> Iterator[str]:
+    """Yields a line if photos were deleted to make room."""
+    if store.deleted:
+        gone = sorted({photo.label for photo in store.deleted} - store.labels().keys())
+        more = f"; no photo of {', '.join(gone)} is left" if gone else ""
+        yield f"deleted {len(store.deleted)} of the oldest photos to make room (--max-mb){more}"
+
+
+def undo(folder: Path) -> LearnedState | None:
     """Restores the state before the last step, and deletes the photos that were learned in this step.
 
     Photos that got another label get their label back. Returns the restored state, None if the device had
@@ -137,8 +173,8 @@ def undo(model: ModelFile, folder: Path) -> LearnedState | None:
     """
     with _locked(folder):
         before = read_previous(folder)
-        with suppress(UserError):  # a damaged state is replaced all the same
-            if now := read_state(folder, model.contract):
+        with suppress(ModelError):  # a damaged state is replaced all the same
+            if now := read_state(folder):
                 _restore_photos(TaughtPhotos(folder), before.photos if before else {}, now.photos)
         restore_state(folder, before)
     return before
@@ -149,7 +185,7 @@ def reset(folder: Path) -> None:
     with _locked(folder), _reported(folder):
         restore_state(folder, None)
         TaughtPhotos(folder).clear()
-        shutil.rmtree(TaughtPhotos(folder).features, ignore_errors=True)
+        TaughtPhotos(folder).clear_features()
 
 
 def pending_photos(state: LearnedState | None, photos: Iterable[TaughtPhoto]) -> list[TaughtPhoto]:
@@ -172,11 +208,9 @@ def _read_outputs(
 ) -> TaughtOutputs:
     """Returns the model's outputs for all photos, computed once for each photo and model file."""
     cache = store.features / model.sha256[:16]
+    store.clear_features(kept=cache.name)
     with _reported(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        for other in store.features.iterdir():
-            if other != cache:
-                shutil.rmtree(other, ignore_errors=True)
     labels, outputs, ids = [], [], []
     for photo in store.photos():
         try:
@@ -186,7 +220,10 @@ def _read_outputs(
             continue
         ids.append(photo.id)
         # A model that came after the photo may have its label, in another case.
-        labels.append(find_label(photo.label, [NONE_LABEL, *model.contract.labels]) or photo.label)
+        label = find_label(photo.label, [NONE_LABEL, *model.contract.labels]) or photo.label
+        with suppress(KeyError), _reported(store.folder):  # the photo may be gone
+            store.move(photo.id, label)
+        labels.append(label)
     if not ids:
         reason = "; ".join(f"{id}: {problem}" for id, problem in problems.items()) or "no photos are kept"
         raise UserError(f"{store.folder}: {reason}: teach photos first")

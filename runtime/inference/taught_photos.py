@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -34,6 +35,7 @@ MAX_NEW_LABEL = 60  # characters
 MAX_DECOMPOSED = 1000  # characters of a label whose accents are characters of their own
 MAX_FOLDER_BYTES = 200  # of a folder's name in UTF-8: file systems allow 255
 
+_FEATURES = re.compile("[0-9a-f]{16}")  # the folder of a model in `features`
 _UNSAFE = re.compile(r'[/\\:*?"<>|%]|^\.|[. ]$')  # in the name of a folder, on any system
 
 
@@ -57,6 +59,7 @@ class TaughtPhotos:
     def __init__(self, folder: Path, max_mb: float | None = None) -> None:
         self.folder, self._max_mb = folder / PHOTOS_NAME, max_mb
         self.features = folder / FEATURES_NAME  # of the photos, in a file each
+        self.deleted: list[TaughtPhoto] = []  # to make room
         self._lock = Lock()
 
     def photos(self) -> list[TaughtPhoto]:
@@ -100,7 +103,7 @@ class TaughtPhotos:
                     return self._move(photo, label)
             if not self._make_room(photos, len(data)):
                 raise UserError(f"{self.folder}: no room for a photo of {len(data):,} bytes: raise --max-mb")
-            return self._create(label, ending, data)
+            return self._create(label, ending, data, newest=photos[-1].id if photos else "")
 
     def trim(self) -> None:
         """Deletes the oldest photos until all files are within the bound. Raises OSError."""
@@ -123,11 +126,18 @@ class TaughtPhotos:
             for photo in self.photos():
                 self._delete(photo)
 
-    def _create(self, label: str, ending: str, data: bytes) -> TaughtPhoto:
+    def clear_features(self, kept: str = "") -> None:
+        """Deletes the stored features, except those of the model whose sha256 starts with `kept`."""
+        for folder in _folders(self.features):
+            if _FEATURES.fullmatch(folder.name) and folder.name != kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        _remove_empty(self.features)
+
+    def _create(self, label: str, ending: str, data: bytes, newest: str) -> TaughtPhoto:
         folder = self.folder / label_folder(label)
         while True:
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / new_id(ending)
+            path = folder / new_id(ending, newest)
             with suppress(FileExistsError, FileNotFoundError):  # by another process
                 with atomic_create(path) as file:
                     file.write(data)
@@ -159,6 +169,7 @@ class TaughtPhotos:
                 break
             used -= _size(photo.path) + sum(map(_size, self._features_of(photo.id)))
             self._delete(photo)
+            self.deleted.append(photo)
         return True
 
     def _count_bytes(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -36,9 +36,14 @@ def id_ending(data: bytes) -> str:
     return f"_{hashlib.sha256(data).hexdigest()[:16]}.jpg"
 
 
-def new_id(ending: str) -> str:
-    """Returns an id with the time of now."""
-    return f"{datetime.now(timezone.utc):{_TIME_FORMAT}}{ending}"
+def new_id(ending: str, newest: str = "") -> str:
+    """Returns an id with the time of now, or just after the id `newest`: a board without a battery starts
+    with a clock of the past, and the oldest photos are deleted first.
+    """
+    now = datetime.now(timezone.utc)
+    if newest:
+        now = max(now, added_at(newest) + timedelta(microseconds=1))
+    return f"{now:{_TIME_FORMAT}}{ending}"
 
 
 def is_id(text: str) -> bool:

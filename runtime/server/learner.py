@@ -284,7 +284,7 @@ class Learner:
         }
 
     def _undo(self) -> dict[str, Any]:
-        state = undo(self._model.current().model, self._folder())
+        state = undo(self._folder())
         return {"text": f"restored: {describe_learning(state)}" if state else "restored: nothing is learned"}
 
     def _refresh_review(self) -> None:

@@ -49,7 +49,7 @@ class NoneTray:
                 if id.endswith(ending):
                     return id
             self._make_room(ids, len(data))
-            added = new_id(ending)
+            added = new_id(ending, max(ids, default=""))
             with atomic_write(self.folder / added) as file:
                 file.write(data)
         return added

@@ -9,6 +9,7 @@ import pytest
 
 from runtime import Classifier
 from runtime.inference.learned_state import STATE_NAME
+from runtime.inference.taught_photos import TaughtPhotos
 from runtime.model_file.loader import KEY_VARIABLE
 from runtime.teach import main
 from tests.runtime.conftest import MakeFolder
@@ -86,6 +87,42 @@ def test_export_writes_class_folders(model: Path, scene: Path, tmp_path: Path, c
         found = {path.name: len(list(path.iterdir())) for path in (tmp_path / "out").iterdir()}
         assert found == {"a%2Fb": 12, "none": 3}
     assert teach(model, "--reset") == 0 and teach(model, "--export", tmp_path / "other") == 2
+
+
+def test_an_export_has_each_photo_in_one_class(
+    model: Path, scene: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    teach(model, "scene", scene)
+    teach(model, "--export", out)
+    teach(model, "none", scene / "000.png")
+    teach(model, "--export", out)
+    found = {path.name: len(list(path.iterdir())) for path in out.iterdir()}
+    assert found == {"none": 1, "scene": 11}
+    teach(model, "--reset")
+    teach(model, "scene", scene / "001.png")
+    capsys.readouterr()
+    assert teach(model, "--export", out) == 0
+    assert f"{out} has 12 more photos" in capsys.readouterr().err
+
+
+def test_undo_waits_for_photos_that_are_not_learned(
+    model: Path, learned: Path, scene: Path, capsys: Capture
+) -> None:
+    """A power cut may come between the photos and the state."""
+    teach(model, "scene", scene)
+    TaughtPhotos(learned).add("none", class_pictures(1, seed=1)[0][0])
+    capsys.readouterr()
+    assert teach(model, "--undo") == 2
+    assert "1 kept photos are not learned yet: --again" in capsys.readouterr().err
+    assert teach(model, "--again") == 0 and teach(model, "--undo") == 0
+    assert TaughtPhotos(learned).labels() == {"scene": 12}
+
+
+def test_a_photo_in_place_of_the_label_is_refused(model: Path, scene: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        teach(model, scene / "000.png", scene / "001.png")
+    assert "give its label first" in capsys.readouterr().err
 
 
 def test_photos_of_a_new_model_are_learned_again(

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.common.text import printable
+from runtime.inference.taught_photos import folder_label
 from runtime.model_file.contract import MAX_LABELS
 from train.data.dataset import NONE, Dataset, LeftOut, Photo, PhotosError, validated
 from train.data.find_photos import read_class_folders, without_duplicates
@@ -31,6 +32,8 @@ def add_photos(dataset: Dataset, folder: Path, negatives: bool = True) -> Datase
     if root.is_relative_to(dataset.root):
         raise PhotosError(f"--add {folder}: is inside {dataset.root}; move it out of this folder")
     found, unusable = read_class_folders(root, "train", REMEDY)
+    # The folder a%2Fb of `runtime.teach --export` holds the label a/b.
+    found = [replace(photo, label=folder_label(photo.label) or photo.label) for photo in found]
     _check_labels(dataset, {photo.label for photo in found} - {NONE}, folder)
     unique, copies = without_duplicates(found)
     added, known, measured = _new_photos(dataset, unique)

@@ -57,6 +57,18 @@ def test_the_first_class_of_a_new_data_set_is_accepted(tmp_path: Path, photos: P
     check_capture_folder("roses", photos.parent / "empty")
 
 
+def test_a_new_data_set_beside_folders_that_are_none_is_accepted(tmp_path: Path, photos: Path) -> None:
+    (photos / "roses").rename(tmp_path / "unknown")  # of --save-unknown
+    (photos / "daisy" / "photos 1.png").unlink()
+    check_capture_folder("roses", tmp_path / "new")
+    project = tmp_path / "project"
+    for name in ("train/network", "docs", "models"):
+        (project / name).mkdir(parents=True)
+    check_capture_folder("roses", project / "photos")
+    Image.new("RGB", (8, 8)).save(project / "docs" / "page.png")
+    check_capture_folder("roses", project / "photos")
+
+
 @pytest.mark.parametrize("label", ["rose", "Roses", "tulips"])
 def test_a_new_class_needs_a_flag_and_the_error_names_the_classes(label: str, photos: Path) -> None:
     message = refusal(label, photos)
@@ -95,6 +107,7 @@ def test_a_data_set_inside_a_data_set_is_refused(photos: Path) -> None:
 
 def test_a_class_folder_as_the_data_set_is_refused(photos: Path) -> None:
     assert refusal("roses", photos / "roses").endswith(f"--capture roses {photos}")
+    assert refusal("tulips", photos / "tulips").endswith(f"--capture tulips {photos}")
 
 
 def test_a_class_beside_splits_is_refused(splits: Path) -> None:

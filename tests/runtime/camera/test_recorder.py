@@ -116,7 +116,7 @@ def test_a_photo_that_cannot_be_written_stops_the_recorder(
 
 
 def keys(folder: Path) -> list[str]:
-    return sorted(path.stem.split("_")[2] for path in folder.iterdir())
+    return sorted(path.stem.split("_")[-1] for path in folder.iterdir())
 
 
 def test_a_full_sample_keeps_the_photos_with_the_smallest_keys(
@@ -133,13 +133,13 @@ def test_a_full_sample_keeps_the_photos_with_the_smallest_keys(
 
     monkeypatch.setattr("os.urandom", draw)
     folder, messages = tmp_path / "sample", list[str]()
-    record(folder, [0])
-    size = next(folder.iterdir()).stat().st_size
+    record(tmp_path / "one", [0])
+    size = next((tmp_path / "one").iterdir()).stat().st_size
     for _ in range(2):  # the second start goes on with the sample
         with PhotoRecorder(folder, 0, 5.5 * size / 1e6, messages.append, sample=True) as recorder:
             for number in range(30):
                 recorder.save(lambda: plain(RED), number)
-    assert len(drawn) == 61 and keys(folder) == sorted(drawn)[:5]
+    assert len(drawn) == 61 and keys(folder) == sorted(drawn[1:])[:5]
     assert all(message.startswith("saved ") for message in messages)
 
 
@@ -161,6 +161,16 @@ def test_a_sample_removes_no_file_of_others(tmp_path: Path) -> None:
     with PhotoRecorder(tmp_path, 0, 0.0021, messages.append, sample=True) as recorder:
         recorder.save(lambda: plain(RED), 1)
     assert list(tmp_path.iterdir()) == [mine] and "--max-mb" in messages[0]
+
+
+def test_a_sample_removes_no_photo_of_another_recorder(tmp_path: Path) -> None:
+    record(tmp_path, [1, 2, 3])
+    others = set(tmp_path.iterdir())
+    size = next(iter(others)).stat().st_size
+    with PhotoRecorder(tmp_path, 0, 5.5 * size / 1e6, lambda line: None, sample=True) as recorder:
+        for number in range(9):
+            recorder.save(lambda: plain(RED), number, float(number))
+    assert others < set(tmp_path.iterdir())
 
 
 def test_a_photo_has_no_interval_and_a_damaged_one_is_left_out(tmp_path: Path) -> None:

@@ -198,6 +198,14 @@ def test_the_state_before_can_be_restored_once(folder: Path, tmp_path: Path) -> 
     assert read_state(place, contract) is None
 
 
+def test_a_state_of_another_model_is_not_restored(folder: Path, tmp_path: Path) -> None:
+    place, first = tmp_path / "state", make_state(folder, "one")
+    write_state(place, first)
+    write_state(place, replace(make_state(folder, "two"), model_id="f" * 64))
+    with pytest.raises(ModelError, match="learned for another model"):
+        read_previous(place)
+
+
 def test_a_place_that_cannot_be_written_gives_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match="--learned FOLDER chooses another place"):

@@ -70,8 +70,10 @@ def test_unreadable_photos_are_reported_and_the_others_learned(model: Path, tmp_
     result = classifier.teach("scene", [*sorted(folder.iterdir()), b"neither"])
     assert list(result.problems) == [str(folder / "002.png"), "photo 7"]
     assert result.teaching.state.measured.labels["scene"].photos == 5
-    with pytest.raises(UserError, match="teach photos first"):
-        Classifier(model, learned=tmp_path / "other").teach("scene", [b"neither"])
+    for photos in ([b"neither"], []):
+        with pytest.raises(UserError, match="nothing was learned"):
+            classifier.teach("scene", photos)
+    assert undo(classifier.learning_folder()) is None, "the two attempts are no steps"
 
 
 def test_a_kept_photo_that_was_damaged_is_reported(model: Path, learned: Path) -> None:
@@ -102,22 +104,67 @@ def test_features_are_computed_once_and_damaged_ones_again(model: Path, learned:
 
 def test_undo_restores_state_and_photos(model: Path, learned: Path) -> None:
     classifier = Classifier(model)
-    opened = classifier.model
     classifier.teach("scene", list(scene_pictures(6, seed=1)))
     first = classifier.learned
     classifier.teach("none", [scene_pictures(6, seed=1)[0]])  # a kept photo gets another label
     classifier.teach("none", list(scene_pictures(4, seed=3)))
     assert TaughtPhotos(learned).labels() == {"none": 5, "scene": 5}
-    undo(opened, learned)
+    undo(learned)
     assert TaughtPhotos(learned).labels() == {"none": 1, "scene": 5}
     with pytest.raises(ModelError, match="nothing to undo"):
-        undo(opened, learned)
+        undo(learned)
     reset(learned)
     assert TaughtPhotos(learned).photos() == [] and Classifier(model).learned is None
     classifier.teach("scene", list(scene_pictures(6, seed=1)))
-    assert undo(opened, learned) is None
+    assert undo(learned) is None
     assert first is not None and Classifier(model).labels == ("blau", "grün", "红")
     assert TaughtPhotos(learned).photos() == []
+
+
+def test_what_fails_or_is_interrupted_keeps_no_photo(
+    model: Path, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier, pictures = Classifier(model), list(scene_pictures(6, seed=1))
+    classifier.teach("scene", pictures[:3])
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("runtime.inference.learning.fit_learned", interrupt)
+        classifier.teach("none", pictures)
+    assert TaughtPhotos(learned).labels() == {"scene": 3}, "moved photos are back, and new ones are gone"
+
+
+def test_photos_that_make_room_are_reported(model: Path, learned: Path) -> None:
+    classifier = Classifier(model)
+    classifier.teach("none", list(scene_pictures(5, seed=2)))
+    present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
+    result = classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
+    kept = len(TaughtPhotos(learned).photos())
+    (warning,) = (line for line in result.teaching.warnings if "make room" in line)
+    assert f"deleted {13 - kept} of the oldest photos" in warning and "no photo of none is left" in warning
+
+
+def test_other_folders_beside_the_features_stay(model: Path, learned: Path) -> None:
+    own = learned / "features" / "plans"
+    own.mkdir(parents=True)
+    (own / "notes.txt").write_text("of the user")
+    old = learned / "features" / ("0" * 16)
+    old.mkdir()
+    Classifier(model).teach("scene", list(scene_pictures(3, seed=1)))
+    assert own.exists() and not old.exists()
+    reset(learned)
+    assert [path.name for path in (learned / "features").iterdir()] == ["plans"]
+
+
+def test_a_photo_gets_the_spelling_of_the_models_label(model: Path, learned: Path) -> None:
+    store = TaughtPhotos(learned)
+    store.add("Blau", scene_pictures(1, seed=1)[0])
+    classifier = Classifier(model)
+    classifier.learn()
+    assert store.labels() == {"blau": 1}
+    assert pending_photos(classifier.learned, store.photos()) == []
 
 
 def test_a_photo_that_waits_is_pending(model: Path, learned: Path) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_the_oldest_photos_make_room(tmp_path: Path) -> None:
         photo for photo in store.photos() if photo.id in kept
     ]  # none was deleted in vain
     assert len(store.photos()) == len(kept)
+
+
+def test_a_clock_of_the_past_does_not_make_new_photos_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Past(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Past:
+            return cls(2001, 1, 1, tzinfo=tz)
+
+    store = TaughtPhotos(tmp_path)
+    first = store.add("scene", picture(1))
+    monkeypatch.setattr("runtime.preprocess.stored_photo.datetime", Past)
+    added = [store.add("scene", picture(seed)).id for seed in (2, 3)]
+    assert [photo.id for photo in store.photos()] == [first.id, *added]
 
 
 def test_a_folder_that_had_a_larger_limit_keeps_its_photos(

@@ -8,11 +8,20 @@ import pytest
 from PIL import Image
 
 from runtime.camera.options import SaveOptions
+from runtime.camera.saving import check_save_options
 from runtime.common.errors import UserError
 from runtime.server.run import ServerConfig, open_server
 from tests.helpers import wait_for
 from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.serving import serve_in_thread
+
+
+def test_a_folder_of_two_flags_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "roses")
+    saving = SaveOptions(save_all=tmp_path / "link", capture=("roses", tmp_path))
+    with pytest.raises(UserError, match=r"--capture .*roses: is the folder of --save-all too"):
+        check_save_options(saving)
+    check_save_options(SaveOptions(save_all=tmp_path / "all", save_unknown=tmp_path / "unknown"))
 
 
 def test_uploaded_photos_are_saved_by_their_answer(

@@ -51,6 +51,11 @@ def test_added_photos_go_to_train_only(
     )
 
 
+def test_an_encoded_folder_name_is_decoded(dataset: Dataset, tmp_path: Path) -> None:
+    added = add_photos(dataset, put(tmp_path / "taught", "cat%2Fdog/new.jpg"))
+    assert added.classes == ("a", "b", "cat/dog")
+
+
 def test_photos_that_the_data_set_has_are_left_out(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
