@@ -11,12 +11,12 @@ usage: sudo deploy/install.sh [--picamera2] [--extras LIST] [--from PATH]
 Installs the program in /opt/vgg-edge, its settings and token in /etc/vgg-edge, and starts vgg-edge.service.
 The packages have the versions and hashes of requirements.lock, beside this script. The service's models are in
 /var/lib/vgg-edge/models, its pictures and corrections in /var/lib/vgg-edge/state. Run the script again to
-upgrade: it keeps the settings, the token and --picamera2.
+upgrade: it keeps the settings, the token, --picamera2 and --extras.
 
   --dry-run            print every command and change nothing; works on any Linux machine, without root
   --picamera2          support the ribbon-cable camera: installs Debian's picamera2 and keeps Debian's numpy
   --extras LIST        optional packages to install, of litert, onnx, camera, mqtt, web, heic and verify
-                       (default: litert,camera,web)
+                       (default: those of the last time, or litert,camera,web)
   --from PATH          a clone or a wheel to install (default: the clone that holds this script)
   --uninstall          remove everything except /var/lib/vgg-edge, and the user unless it owns files
   --os-release FILE    act as on the system that FILE (a copy of /etc/os-release) describes
@@ -27,7 +27,8 @@ USAGE
 main() {
     umask 022 # the service must be able to read the program, and nobody else may write it
     dry_run='' picamera2='' uninstall='' architecture='' os_release=''
-    extras=litert,camera,web
+    extras=$(cat /etc/vgg-edge/extras 2>/dev/null) || true
+    extras=${extras:-litert,camera,web}
     here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
     from=$(dirname "$here")
     while [ $# -gt 0 ]; do
@@ -190,6 +191,7 @@ wrong_modes() {
 # The token and the settings, unless they exist.
 install_settings() {
     run install -d -m 755 /etc/vgg-edge
+    run sh -c "echo $extras >/etc/vgg-edge/extras"
     # Renamed when it is complete: an interrupted run must not leave an empty token.
     if [ ! -s /etc/vgg-edge/token ]; then
         run sh -c 'umask 077 && /usr/bin/python3 -I -c "import secrets; print(secrets.token_urlsafe(24))" >/etc/vgg-edge/token.new'
@@ -222,14 +224,18 @@ start_service() {
 }
 
 print_next_steps() {
-    local options host port page
+    local options host port page listen=127.0.0.1
     options=$(sed -n 's/^OPTIONS=//p' /etc/vgg-edge/serve.conf | tail -1)
     port=8080
     [[ $options =~ --port[\ =]([0-9]+) ]] && port=${BASH_REMATCH[1]}
     host=$(hostname -I 2>/dev/null | cut -d ' ' -f 1) || true
     host=${host:-$(hostname)}
-    page="http://127.0.0.1:$port on this machine only"
-    [[ $options =~ --host[\ =](0\.0\.0\.0|::) ]] && page="http://$host:$port on your network"
+    [[ $options =~ --host[\ =]([^\ ]+) ]] && listen=${BASH_REMATCH[1]}
+    case $listen in
+        127.* | localhost | ::1) page="http://$listen:$port on this machine only" ;;
+        0.0.0.0 | ::) page="http://$host:$port on your network" ;;
+        *) page="http://$listen:$port" ;;
+    esac
     cat <<STEPS
 
 vgg-edge.service is running. The page is at $page.

@@ -98,8 +98,8 @@ def _bench(options: BenchOptions) -> int:
     choice = choose_model(options.model)
     if options.save and not choice.candidates:
         raise ModelError(f"{choice.path}: --save needs the model.json that the export wrote beside it")
-    if options.csv and not os.path.isdir(options.csv.absolute().parent):
-        raise UserError(f"--csv {options.csv}: its folder does not exist: create it first")
+    if options.csv:
+        _check_csv(options.csv)
     paths = [choice.path.parent / file.file for file in choice.candidates] or [choice.path]
     models = [open_model(path) for path in paths]
     _require_engine(models)
@@ -121,6 +121,16 @@ def _bench(options: BenchOptions) -> int:
     return EXIT_SOME_FAILED if results.failed else 0
 
 
+def _check_csv(path: Path) -> None:
+    """Raises UserError if the file cannot be written, before a measurement of minutes."""
+    if os.path.isdir(path):
+        raise UserError(f"--csv {path}: is a folder: name a file in it")
+    if not os.path.isdir(path.absolute().parent):
+        raise UserError(f"--csv {path}: its folder does not exist: create it first")
+    if not os.access(path.absolute().parent, os.W_OK):
+        raise UserError(f"--csv {path}: you may not write into its folder: choose another")
+
+
 def _require_engine(models: Sequence[ModelFile]) -> None:
     """Raises EngineError, which says what to install, if no installed engine reads any of the files."""
     formats = {ENGINE_FORMATS[engine] for engine in ENGINES if is_installed(engine)}
@@ -130,12 +140,6 @@ def _require_engine(models: Sequence[ModelFile]) -> None:
 
 def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[IndexedFile]) -> None:
     """Writes the CSV file and stores the fastest combination, as the options ask for."""
-    if options.csv:
-        try:
-            with atomic_write(options.csv) as file:
-                file.write(to_csv(rows).encode())
-        except OSError as error:
-            raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None
     if options.save:
         saved = _save(rows, files)
         combination = f"{saved.file} in {saved.engine} on {count_threads(saved.threads)}"
@@ -143,6 +147,12 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
         print(printable(f"saved: --engine auto uses {combination}{less_exact}"))
     elif files:
         print("next: add --save to make --engine auto use the fastest combination")
+    if options.csv:
+        try:
+            with atomic_write(options.csv) as file:
+                file.write(to_csv(rows).encode())
+        except OSError as error:
+            raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None
 
 
 def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> BenchRow:

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from runtime.camera.flags import add_confirm_flag, add_crop_flag, add_save_flags, add_source_flag
 from runtime.common.cli import ArgumentParser, duration, exit_process, megabytes, positive_int, run_cli
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
 from runtime.inference.model_options import add_model_options, classifier_options
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _require_web_packages() -> None:
     missing = [name for name in WEB_PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} is not installed: in the clone, run pip install '.[web]'")
+        raise UserError(f"{', '.join(missing)} is not installed: {install_command('web')}")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

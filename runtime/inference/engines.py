@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.common.cpu_info import is_x86_without_vnni
 from runtime.common.errors import EngineError, ModelError
+from runtime.common.packages import install_command
 from runtime.model_file.files import MAX_OUTPUT_VALUES, MAX_TENSOR_VALUES
 
 if TYPE_CHECKING:
@@ -182,12 +183,9 @@ def install_hint(format: str, engine: str | None = None) -> str:
             "use a 64-bit Raspberry Pi OS, where pip install '.[litert]' works"
         )
     if engine == "tflite" and not has_tflite_runtime:
-        return (
-            "tflite-runtime has wheels for Linux and Python up to 3.11 only: "
-            "in the clone, run pip install '.[litert]'"
-        )
+        return "tflite-runtime has wheels for Linux and Python up to 3.11 only: " + install_command("litert")
     extra = engine or ("onnx" if format == "onnx" else "tflite" if arm32 else "litert")
-    return f"in the clone, run pip install '.[{extra}]'"
+    return install_command(extra)
 
 
 def default_threads() -> int:

@@ -158,14 +158,14 @@ class ReloadingClassifier:
             elif new.correction:
                 self._report(f"correction loaded: {new.correction_path}: {new.correction}")
             elif old.correction:
-                self._report(f"correction removed: {new.correction_path}")
+                self._report(_no_longer_used("correction", old.correction_path, new.correction_path))
         if _learned_bytes(new) != _learned_bytes(old):
             if new.learned_problem:
                 self._report(f"warning: {new.learned_problem}")
             elif new.learned:
                 self._report(f"learned state loaded: {new.learned_folder}: {new.learned}")
             elif old.learned:
-                self._report(f"learned state removed: {new.learned_folder}")
+                self._report(_no_longer_used("learned state", old.learned_folder, new.learned_folder))
 
     def _open_additions(self, classifier: Classifier) -> Classifier:
         """Returns the classifier with the correction and the learned state on the disk."""
@@ -229,6 +229,11 @@ def _existing_state(path: Path) -> tuple[int, int, int] | None:
     with suppress(OSError):
         return _file_state(path)
     return None
+
+
+def _no_longer_used(name: str, old: Path | None, new: Path | None) -> str:
+    """A model of another name has other places; what was there for the old model stays."""
+    return f"{name} removed: {old}" if old == new else f"{name} of the old model is not used: {old}"
 
 
 def _correction_text(classifier: Classifier) -> str:

@@ -1,5 +1,6 @@
 """Which model is used when a command gets no --model, and why."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,6 +86,9 @@ def _model_folders() -> Iterator[_Candidate]:
                 yield _candidate(folder, contract, (contract.created[:19], 1, 0))
         except ModelError as error:
             yield _Candidate(folder, UNRANKED, str(error).removeprefix(f"{index}: "))
+    for folder in _find("[!.]*"):
+        if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+            yield _Candidate(folder, UNRANKED, "permission denied")
 
 
 def _is_exports_own(folder: Path) -> bool:

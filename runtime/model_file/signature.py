@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.common.errors import ModelError
+from runtime.common.packages import install_command
 from runtime.model_file.contract import parse_json
 from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
 
@@ -103,7 +104,7 @@ def read_key(path: str | Path) -> PublicKey:
         from cryptography.hazmat.primitives.serialization import load_pem_public_key
     except ImportError:
         raise ModelError(
-            f"{path}: checking signatures needs cryptography: in the clone, run pip install '.[verify]'"
+            f"{path}: checking signatures needs cryptography: {install_command('verify')}"
         ) from None
     pem = read_bytes(path, MAX_KEY_BYTES)
     if b"PRIVATE KEY-----" in pem:

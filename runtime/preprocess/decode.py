@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
+from runtime.common.packages import install_command
 from runtime.preprocess.formats import HEAD_BYTES, format_of
 from runtime.preprocess.memory import total_memory
 
@@ -155,7 +156,7 @@ def _open_heif(file: BinaryIO) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError:
         raise UnsupportedPictureError(
-            "is HEIC, which needs pillow-heif: in the clone, run pip install '.[heic]'"
+            f"is HEIC, which needs pillow-heif: {install_command('heic')}"
         ) from None
     image: Image.Image = HeifImageFile(file)  # type: ignore[no-untyped-call]
     return image

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 from runtime.common.secret_file import permission_warning
 from runtime.inference.classifier import Classifier
 from runtime.publish.address import MqttAddress, WebhookAddress
@@ -84,7 +85,7 @@ def _mqtt_connection(
     options: PublishOptions, address: MqttAddress, on_message: Callable[[str], None]
 ) -> MqttConnection:
     if find_spec("paho") is None:
-        raise UserError("--mqtt needs paho-mqtt: in the clone, run pip install '.[mqtt]'")
+        raise UserError(f"--mqtt needs paho-mqtt: {install_command('mqtt')}")
     password = _read_password(options.mqtt_password_file)
     if password and not address.user:
         raise UserError(f"--mqtt {address}: a password needs a user: mqtt://USER@{address.host}")

@@ -13,7 +13,7 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import is_file, read_bytes
 from runtime.server.errors import RequestRejected
 
-CROP_SUFFIX = ".crop.json"  # of the file beside the model's correction
+CROP_NAME = "camera.crop.json"  # beside the model's correction: the region is the camera's, not the model's
 MAX_FILE_BYTES = 1000
 UNREADABLE = "holds no region: the whole frame is classified; draw the region again"
 
@@ -27,8 +27,10 @@ class CropSetting:
 
     def __init__(self, model: ReloadingClassifier, fixed: Crop | None = None) -> None:
         self.is_fixed = fixed is not None
-        self.path = path_beside(model.current().model, CROP_SUFFIX, FOLDER_VARIABLE)
-        self.current = fixed or _read(self.path)
+        # An earlier version kept the region for each model.
+        self._earlier_path = path_beside(model.current().model, ".crop.json", FOLDER_VARIABLE)
+        self.path = self._earlier_path.with_name(CROP_NAME)
+        self.current = fixed or _read(self.path if is_file(self.path) else self._earlier_path)
 
     def save(self, crop: Crop | None) -> None:
         """Uses this region from the next frame on, also after a restart; None: the whole frame.
@@ -39,7 +41,8 @@ class CropSetting:
             raise RequestRejected(409, "the service runs with --crop: start it without this flag")
         try:
             if crop is None:
-                self.path.unlink(missing_ok=True)
+                for path in (self.path, self._earlier_path):
+                    path.unlink(missing_ok=True)
             else:
                 with atomic_write(self.path) as file:
                     file.write(json.dumps({"crop": crop.to_list()}).encode())

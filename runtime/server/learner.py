@@ -264,6 +264,10 @@ class Learner:
 
     def _learn(self) -> dict[str, Any]:
         if not self.store().photos():
+            if self._model.current().learned:
+                raise RequestRejected(
+                    409, "no picture is left to learn: press “Forget all”, or DELETE /learn"
+                )
             raise RequestRejected(409, "no picture has a name: press “Wrong?”, or POST a picture to /taught")
         started, classifier = time.perf_counter(), self._model.current()
         learned = learn(

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import socket
 from typing import Any
+from urllib.parse import quote
 
 import uvicorn
 
@@ -98,7 +99,8 @@ def run_server(config: ServerConfig) -> None:
         print(printable(str(server.model.current())))
         # A terminal gets a link that signs in; other output may be a log, which must not hold the token.
         token = server.policy.token if sys.stdout.isatty() else ""
-        print(f"{server.url}{f'/#token={token}' if token else ''}  (stop with Ctrl-C)", flush=True)
+        link = f"/#token={quote(token, safe='')}" if token else ""
+        print(f"{server.url}{link}  (stop with Ctrl-C)", flush=True)
         server.serve()
 
 

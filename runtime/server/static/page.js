@@ -9,6 +9,7 @@ import { addTeachListeners, makeWrongButton, showTeaching } from "./teach.js";
 import { addTrayListeners, makeMarkButton, showTray } from "./tray.js";
 
 const STATUS_INTERVAL = 2000; // ms
+const ANSWER_TIMEOUT = 10_000; // ms; the service holds a request for a frame for 5 seconds
 const FRAME_INTERVAL = 40; // ms; 25 frames per second look continuous
 
 // The page shows "Wrong?" if the service learns, else "None of these" if it adapts.
@@ -22,12 +23,15 @@ let shownFrame = null; // a Blob
 async function watchCamera() {
   const shown = { frame: 0, label: "", time: 0 };
   byId("camera-actions").append(...makeActions("camera.jpg", () => shownFrame, true), makeCropButton());
-  byId("camera").hidden = false;
   for (;;) {
     await untilVisible();
+    if (byId("camera").hidden) { // the service runs without a camera now
+      await sleep(STATUS_INTERVAL);
+      continue;
+    }
     const started = performance.now();
     try {
-      const response = await request(`/live.jpg?after=${shown.frame}`);
+      const response = await request(`/live.jpg?after=${shown.frame}`, { signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
       if (response.status === 200) {
         const prediction = JSON.parse(response.headers.get("Prediction"));
         await showFrame(await response.blob());
@@ -143,11 +147,13 @@ function addInputListeners() {
 async function updateStatus() {
   let status;
   try {
-    const response = await request("/status");
+    const response = await request("/status", { signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
     if (!response.ok) throw new Error((await response.json()).error);
     status = await response.json();
   } catch {
     showConnection("service offline", true);
+    byId("camera-problem").textContent = "The service does not respond: this picture is old.";
+    byId("camera-rate").textContent = "";
     return;
   }
   maxBytes = status.max_bytes;
@@ -173,6 +179,7 @@ function showConnection(text, isBad) {
 
 function showCameraStatus(camera) {
   document.body.classList.toggle("no-camera", camera === null);
+  byId("camera").hidden = camera === null;
   if (camera === null) return showConnection("ready", false);
   if (!isWatching) {
     isWatching = true;

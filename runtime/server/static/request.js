@@ -34,10 +34,27 @@ export async function call(send) {
 
 export const retryDelay = (response) => 1000 * (Number(response.headers.get("Retry-After")) || 1);
 
+let linkToken = takeTokenOfLink();
+
+// Returns the token of a sign-in link, and keeps it out of the address bar and the history.
+function takeTokenOfLink() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) history.replaceState(null, "", location.pathname);
+  return token;
+}
+
+addEventListener("hashchange", () => {
+  linkToken = takeTokenOfLink();
+  if (linkToken && !byId("login").hidden) {
+    byId("token").value = linkToken;
+    byId("login").requestSubmit();
+  }
+});
+
 function signIn() {
   signingIn ??= (async () => {
-    const token = new URLSearchParams(location.hash.slice(1)).get("token");
-    history.replaceState(null, "", location.pathname); // keeps the token out of the address bar and history
+    const token = linkToken;
+    linkToken = null;
     if (token && (await login(token)) === "") return;
     await askForToken();
   })().finally(() => { signingIn = null; });
@@ -45,6 +62,7 @@ function signIn() {
 }
 
 function askForToken() {
+  for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   byId("main").hidden = byId("footer").hidden = true;
   byId("login").hidden = false;
   byId("token").focus();

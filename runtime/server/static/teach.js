@@ -76,7 +76,7 @@ async function nameAnswer(answer, photo, label) {
   form.append("file", photo, answer.source);
   const taught = await call(() => requestWhenFree(`/taught?label=${encodeURIComponent(label)}`, { method: "POST", body: form }));
   if (taught.error) return taught.error;
-  closeAnswer(answer);
+  if (answer.menu) closeAnswer(answer); // "Wrong?" may have closed it
   showNamed(answer, taught.label);
   await listTaught();
   announce(`${answer.source} is named ${nameOf(label)}. ${countPhotos(waiting)} to learn.`);

@@ -15,9 +15,10 @@ export function makeMarkButton(source, getPhoto) {
   const button = element("button", { type: "button", className: "mark secondary", textContent: "None of these" });
   button.setAttribute("aria-label", `None of these: ${source}`);
   button.onclick = async () => {
-    if (isDisabled(button)) return;
+    const photo = getPhoto();
+    if (isDisabled(button) || !photo) return; // the camera has sent no picture yet
     setMarkButton(button, "Adding …", true);
-    const error = await addPhoto(source, getPhoto());
+    const error = await addPhoto(source, photo);
     if (error) return setMarkButton(button, "None of these", false);
     setMarkButton(button, "Added", true);
     setTimeout(() => setMarkButton(button, "None of these", false), ADDED_TIME);

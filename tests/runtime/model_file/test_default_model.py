@@ -146,6 +146,12 @@ def test_a_path_that_cannot_be_looked_at_is_named(models: Path) -> None:
     assert selection.path.parent == RELEASED and "models: too many levels" in selection.reason
 
 
+def test_a_folder_without_permission_is_named(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "mine").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "mine")  # root may open it
+    assert "skipped models/mine: permission denied" in choose_model().reason
+
+
 def test_an_unchanged_file_is_read_once(
     models: Path, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,13 +81,22 @@ def test_a_body_without_a_region_is_rejected(knowing: Path, states: Path, body: 
 def test_a_damaged_file_is_reported_and_the_whole_frame_is_used(
     knowing: Path, states: Path, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = states / f"{knowing.name}.crop.json"
+    file = states / "camera.crop.json"
     file.write_bytes(content)
     with serve_in_thread(knowing, camera=NO_CAMERA) as service:
         assert get_crop(service) is None
         assert f"warning: {file}: " in capsys.readouterr().err
         assert put_crop(service, LOWER_RIGHT) == 200
     assert json.loads(file.read_bytes()) == {"crop": LOWER_RIGHT}
+
+
+def test_the_region_of_an_earlier_version_is_used(knowing: Path, states: Path) -> None:
+    (states / f"{knowing.name}.crop.json").write_text(json.dumps({"crop": LOWER_RIGHT}))
+    with serve_in_thread(knowing, camera=NO_CAMERA) as service:
+        assert get_crop(service) == LOWER_RIGHT
+        assert put_crop(service, None) == 200
+    with serve_in_thread(knowing, camera=NO_CAMERA) as service:
+        assert get_crop(service) is None
 
 
 def test_without_a_camera_there_is_no_region(service: Client) -> None:

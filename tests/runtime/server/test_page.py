@@ -148,6 +148,17 @@ def test_the_token_signs_in(chrome: Chrome, knowing: Path, monkeypatch: pytest.M
         chrome.get(f"{service.url}/#token={TOKEN}")  # the link that a terminal prints
         wait_for(lambda: text(chrome, "#model-name") == "colours")
         assert TOKEN not in chrome.current_url
+        chrome.get("about:blank")
+        chrome.get(f"{service.url}/#token={TOKEN}")  # again, signed in already
+        wait_for(lambda: text(chrome, "#model-name") == "colours")
+        assert TOKEN not in chrome.current_url
+        chrome.delete_all_cookies()
+        chrome.get("about:blank")
+        chrome.get(service.url)
+        wait_for(lambda: chrome.find_element(By.ID, "login").is_displayed())
+        chrome.get(f"{service.url}/#token={TOKEN}")  # in the same tab: the page does not load again
+        wait_for(lambda: not chrome.find_element(By.ID, "login").is_displayed())
+        assert TOKEN not in chrome.current_url
         assert chrome.execute_script("return document.cookie") == ""
         assert [line for line in browser_errors(chrome) if "(Unauthorized)" not in line] == []
         chrome.delete_all_cookies()
@@ -299,4 +310,22 @@ def test_the_live_picture_can_be_marked(
         assert stored.size == (64, 48) and red > 200 and green < 60
         wait_for(lambda: button.text == "None of these")
         assert browser_errors(chrome) == []
+    wait_for(lambda: text(chrome, "#connection") == "service offline")
+    assert "this picture is old" in text(chrome, "#camera-problem") and text(chrome, "#camera-rate") == ""
+    chrome.get("about:blank")
+
+
+def test_a_button_of_the_camera_waits_for_its_first_picture(
+    chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path
+) -> None:
+    with serve_in_thread(
+        make_scene_model(tmp_path / "quarters"), camera="http://127.0.0.1:1/", classifier_options=ADAPTING
+    ) as service:
+        browser_errors(chrome)
+        chrome.get(service.url)
+        wait_for(lambda: len(marks(chrome, "#camera")) == 1)
+        (button,) = marks(chrome, "#camera")
+        button.click()
+        assert button.text == "None of these"
+        assert [line for line in browser_errors(chrome) if "live.jpg" not in line] == []
         chrome.get("about:blank")
