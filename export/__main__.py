@@ -60,6 +60,7 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
         photos=arguments.photos,
         keep=tuple(arguments.keep) if arguments.keep else None,
         photos_root=arguments.photos_root,
+        add=arguments.add,
         signing_key=arguments.sign,
         targets=tuple(dict.fromkeys(arguments.target)),
         target_python=arguments.target_python,
@@ -85,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="add int8 files, the smallest and fastest; an uncompressed run still runs about 8 times slower "
         "than a compressed run (python -m train.compress RUN --reduce 10)",
     )
-    parser.add_argument(
-        "--float16", action="store_true", help="add files with float16 weights, half the size"
-    )
+    parser.add_argument("--float16", action="store_true", help="add files with float16 weights")
     parser.add_argument("--dynamic", action="store_true", help="add a dynamic-range TFLite file")
     parser.add_argument(
         "--full-int8",
@@ -113,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--photos-root", type=Path, metavar="DIR", help="folder of the run's photos, if they were moved"
     )
+    parser.add_argument("--add", type=Path, metavar="DIR", help="folder of training's --add, if it was moved")
     parser.add_argument(
         "--keep",
         nargs="+",

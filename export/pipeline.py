@@ -83,6 +83,7 @@ class ExportConfig:
     photos: int | None = None  # test photos to compare on; None: all
     keep: tuple[str, ...] | None = None  # files to write, such as int8.tflite; None: all
     photos_root: Path | None = None  # None: where the photos were during training
+    add: Path | None = None  # the same for the photos of --add
     signing_key: Path | None = None
     targets: tuple[str, ...] = ()  # of export.targets.registry
     target_python: Path = DEFAULT_PYTHON  # of the environment of rknn-toolkit2
@@ -168,7 +169,7 @@ def _prepare(config: ExportConfig) -> _Job:
     _check_packages()
     stage.check_targets(config.targets, config.target_python)
     path = config.run or newest_run()
-    run = open_run(path, config.photos_root)
+    run = open_run(path, config.photos_root, added=config.add)
     job = _Job(
         config=config,
         run=run,
@@ -281,14 +282,15 @@ def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedF
     from export.int8.search import CALIBRATION_PHOTOS
 
     files = []
+    precisions = {precision for _, precision in job.files}
+    if precisions & set(CALIBRATED):  # first: a photo may be missing, and the conversions take minutes
+        calibration = read_photos(job.run.dataset, "train", trained.size, CALIBRATION_PHOTOS).pixels
     for key in job.files:
         if key in FLOAT_CONVERTERS:
             with clock.conversion(key):
                 data = FLOAT_CONVERTERS[key](trained.model)
             files.append(_exported(trained, key, data))
-    precisions = {precision for _, precision in job.files}
     if precisions & set(CALIBRATED):
-        calibration = read_photos(job.run.dataset, "train", trained.size, CALIBRATION_PHOTOS).pixels
         if "int8" in precisions:
             files += _convert_int8(job, trained, calibration, clock)
         if "full_int8" in precisions:

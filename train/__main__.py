@@ -69,6 +69,8 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
             "article recipe; give --negatives, or leave out --none"
         )
     started = datetime.now(timezone.utc)
+    if settings.known and settings.recipe == "article":
+        raise UserError("--known: the article recipe has no detector of unknown pictures; leave it out")
     return TrainConfig(
         settings=settings,
         out=arguments.out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}",

@@ -115,7 +115,8 @@ def calibrate_and_evaluate(
             measured_split["default_negatives"] = found["default_negatives"]
             before = expected_calibration_error(uncalibrated[split], labels[split])
             scores = detector(reduced[split].descriptors) if detector else None
-            summaries[split] = _summary(measured_split, before, scores, thresholds)
+            are_drawings = rows is not None and bool(rows.all())
+            summaries[split] = _summary(measured_split, before, scores, thresholds, are_drawings)
     answers = _outputs(trained, detector, _reduce(trained, added)) if added else None
     return Evaluation(
         probabilities, metrics, summaries, divisor, detector, thresholds, results, statistics, answers
@@ -164,8 +165,13 @@ def _negative_metrics(
 
 
 def _summary(
-    metrics: SplitMetrics, ece_before: float, known: NDArray[Any] | None, thresholds: Mapping[str, float]
+    metrics: SplitMetrics,
+    ece_before: float,
+    known: NDArray[Any] | None,
+    thresholds: Mapping[str, float],
+    are_drawings: bool,
 ) -> dict[str, Any]:
+    """The figures of a split in run.json. `are_drawings`: the user gave no negatives."""
     summary: dict[str, Any] = {
         "n": metrics["n"],
         "top1": metrics["top1"],
@@ -176,7 +182,8 @@ def _summary(
     if known is not None:
         summary["unknown"] = unknown_rate(known, thresholds)
     if negatives := metrics["negatives"]:
-        summary |= {"named": negatives["named"], "negatives": negatives["n"]}
+        prefix = "default_" if are_drawings else ""
+        summary |= {f"{prefix}named": negatives["named"], f"{prefix}negatives": negatives["n"]}
     if defaults := metrics["default_negatives"]:
         summary |= {"default_named": defaults["named"], "default_negatives": defaults["n"]}
     return summary

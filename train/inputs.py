@@ -84,7 +84,7 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
     """
     if not settings.negatives:
         return dataset
-    own = len(dataset.negatives)
+    own, measured = len(dataset.negatives), len(dataset.negatives_of("test"))
     try:
         dataset = add_default_negatives(
             dataset,
@@ -98,11 +98,11 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
             raise
         print(printable(f"warning: training uses no drawings: {error}"))
     print_negatives(dataset)
-    if 0 < own < FEW_NEGATIVES:
-        highest = Z_95**2 / (own + Z_95**2)  # of the Wilson interval, if none of the photos is named
+    if 0 < measured < FEW_NEGATIVES:
+        highest = Z_95**2 / (measured + Z_95**2)  # of the Wilson interval, if none of the photos is named
         print(
-            f"warning: {own} photos of none of the classes prove little: even if the model rejects all of "
-            f"them, it may name up to {highest:.0%} of such pictures; 50 or more are better"
+            f"warning: {own} photos of none of the classes prove little, because {measured} of them are in "
+            f"test: even if the model rejects these, it may name {highest:.0%} of such pictures; add more"
         )
     return dataset
 

@@ -7,6 +7,7 @@ class reaches the mean probability that the photos of that class have of their o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,13 @@ def suspect_labels(
         for row in order
         if margin[row] < 0 and counts[labels[row]] >= FEWEST
     ]
+
+
+def judged_photos(photos: Sequence[Photo]) -> list[Photo]:
+    """The training photos whose labels `suspect_labels` judges."""
+    counts = Counter(photo.label for photo in photos)
+    enough = len(photos) >= 2 * FEWEST
+    return [photo for photo in photos if enough and counts[photo.label] >= FEWEST]
 
 
 def write_suspects(suspects: Sequence[SuspectLabel], folder: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.linear_probe import Blocks, divide
+from train.metrics import confidence_interval
 
 BLOCKS = 16
 PARTS = (2, 4, 8, 15)  # blocks to fit on: about 1/8, 1/4, 1/2 and all photos; the others measure
@@ -48,6 +49,8 @@ class LearningCurve:
     @property
     def sentence(self) -> str:
         """The estimate in one sentence."""
+        if self.points and self.points[-1].accuracy == 1:
+            return "a small classifier makes no mistake on the training photos, so they cannot tell"
         low, high = (100 * bound for bound in self.interval)
         if high < SMALL_GAIN:
             return f"twice as many training photos would add less than {SMALL_GAIN:g} points"
@@ -71,6 +74,8 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     covariance = np.cov(right.T) / len(labels)
     errors = np.random.default_rng(0).multivariate_normal(error, covariance, SAMPLES).clip(0, 1)
     low, high = np.percentile(errors, INTERVAL, axis=0)
+    # Without a mistake the variance is 0, which a few photos do not prove.
+    high = np.where(error == 0, 1 - confidence_interval(len(labels), len(labels))[0], high)
     points = [
         LearningPoint(round(size), float(1 - of), (float(1 - most), float(1 - least)))
         for size, of, least, most in zip(sizes, error, low, high, strict=True)

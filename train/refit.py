@@ -61,6 +61,7 @@ class RefitConfig:
     none: Path | None = None  # None: the negatives of the run, or else the default ones
     out: Path | None = None  # None: runs/NAME-refitted
     photos_root: Path | None = None  # None: where the photos were during training
+    add: Path | None = None  # the same for the photos of --add
     overwrite: bool = False
 
 
@@ -82,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
     )
+    parser.add_argument(
+        "--add", type=Path, metavar="DIR", help="the folder that --add named in training, if it has moved"
+    )
     add_run_flags(parser.add_argument_group("files"), "runs/NAME-refitted", resume=False)
     config = RefitConfig(**vars(parser.parse_args(argv)))
     return run_cli(lambda: refit(config), INSTALL, lambda: "no run was written")
@@ -92,7 +96,7 @@ def refit(config: RefitConfig) -> int:
 
     Raises UserError for a run without a detector, for its photos and for the output folder.
     """
-    run = open_run(config.run, config.photos_root)
+    run = open_run(config.run, config.photos_root, added=config.add)
     if "known" not in run.thresholds:
         raise RunError(f"run {run.path}: has no detector of unknown pictures; train it without --no-known")
     out = config.out or Path("runs") / f"{run.name}-refitted"
@@ -134,7 +138,8 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
     seed = int(settings.get("split_seed", 0))
     if none:
         dataset = with_negatives_of(dataset, none, shares, seed)
-        dataset, _ = check_near_duplicates(dataset, cache_folder("features"), "report")
+        action = settings.get("near_duplicates", "report")
+        dataset, _ = check_near_duplicates(dataset, cache_folder("features"), action)
     if none or not dataset.negatives:
         val, test = shares["val"], shares["test"]
         dataset = add_default_negatives(dataset, split_seed=seed, val_share=val, test_share=test)

@@ -70,11 +70,10 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
         if not (overwrite or resume or dry_run) and checkpoint_dir(out).is_dir():
             raise RunError(f"{out}: was interrupted; add --resume to continue, or --overwrite to start again")
         replaces = overwrite or (resume and checkpoint_dir(out).is_dir())
-        if out.exists() and not (replaces and (out / "run.json").exists()):
-            reason = (
-                "is not a run, so it is not replaced" if replaces else "exists; use --overwrite to replace it"
-            )
-            raise RunError(f"{out} {reason}, or choose another --out")
+        if out.exists() and not (out / "run.json").exists():
+            raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another --out")
+        if out.exists() and not replaces:
+            raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another --out")
         if not dry_run:
             out.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # temporary folders beside `out` have longer names than `out`

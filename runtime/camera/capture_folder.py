@@ -10,7 +10,7 @@ from runtime.common.text import printable
 from runtime.preprocess.photo_files import SUFFIXES
 
 # Training reads folders of these names, in any case, as the splits of a data set (train/data/dataset.py).
-SPLIT_NAMES = frozenset({"train", "val", "valid", "validation", "test"})
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 # Training reads a folder of this name, in any case, as photos of none of the classes (train/data/dataset.py).
 NONE_FOLDER = "none"
 MAX_LABEL_BYTES = 200

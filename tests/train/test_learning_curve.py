@@ -32,6 +32,14 @@ def test_more_photos_are_more_accurate_up_to_their_limit() -> None:
     assert curve.interval[0] - 0.02 < measured < curve.interval[1] + 0.02
 
 
+def test_no_mistake_is_no_certainty() -> None:
+    features, labels = pooled_features(60, 9.0)
+    curve = learning_curve(features, labels, 3)
+    assert curve is not None and curve.points[-1].accuracy == 1
+    assert curve.points[-1].interval == (pytest.approx(0.94, abs=0.01), 1.0)  # Wilson
+    assert "they cannot tell" in curve.sentence
+
+
 def test_classes_with_few_photos_have_no_curve() -> None:
     features, labels = pooled_features(3 * FEWEST - 1, 0.3)
     assert learning_curve(features, labels, 3) is None

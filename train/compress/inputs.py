@@ -38,6 +38,12 @@ def find_inputs(config: CompressConfig) -> Inputs:
     started = datetime.now(timezone.utc)
     settings = config.settings
     run = open_run(config.run, config.photos_root, config.none, config.add)
+    for flag, folder, is_used in (
+        ("--none", config.none, any(Path(photo.path).is_absolute() for photo in run.dataset.negatives)),
+        ("--add", config.add, bool(run.dataset.added)),
+    ):
+        if folder and not is_used:
+            raise RunError(f"{flag} {folder}: {run.path} was trained without this flag; leave it out")
     table = None
     if settings.latency_table:
         table = read_latency_table(Path(settings.latency_table), settings.engine)

@@ -42,8 +42,13 @@ class LatencyTable:
     ms: tuple[float, ...]
 
     def estimate(self, macs: int) -> float:
-        """Milliseconds by linear interpolation; 0 MACs take 0 ms."""
-        return float(np.interp(macs / 1e9, (0.0, *self.gmacs), (0.0, *self.ms)))
+        """Milliseconds by linear interpolation; 0 MACs take 0 ms. A network that is larger than those of the
+        table takes as long for each MAC as the largest of them.
+        """
+        gmacs = macs / 1e9
+        if gmacs > self.gmacs[-1]:
+            return self.ms[-1] * gmacs / self.gmacs[-1]
+        return float(np.interp(gmacs, (0.0, *self.gmacs), (0.0, *self.ms)))
 
 
 def estimated_latency_table(board: str, engine: str) -> LatencyTable:
@@ -71,10 +76,10 @@ def read_latency_table(path: Path, engine: str) -> LatencyTable:
     Raises UserError when it has none.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if (row.get("engine") or "").split(" ")[0] == engine]
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.DictReader(file) if row["engine"].split(" ")[0] == engine]
         points = sorted((float(row["gmacs"]), float(row["ms"])) for row in rows if row["ms"])
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or f"{error!r}"
         raise UserError(
             f"--latency-table {path}: cannot be read ({reason}); its columns must be engine, gmacs, ms"

@@ -81,7 +81,9 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     """
     settings = config.settings
     teacher = load_teacher(inputs.run, settings)
-    cache = StageCache(inputs.out, compress_fingerprint(inputs.run, settings), config.resume)
+    logger = TrainingLogger(config.logs, inputs.out)
+    fingerprint = compress_fingerprint(inputs.run, settings, inputs.latency_table)
+    cache = StageCache(inputs.out, fingerprint, config.resume)
     print_estimate(config, inputs.run, teacher)
     shape = cache.shape(lambda: find_shape(inputs, teacher, settings))
     print_shape(shape, teacher.of_macs, len(inputs.run.classes))
@@ -89,7 +91,6 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     outputs = collect_outputs(features, teacher, shape, cache)
     tensors = cache.tensors(lambda: reconstruct_network(inputs.run, teacher, shape, outputs))
     weights = Weights(tensors, inputs.run.base_sha256, "compressed", (shape.size, shape.size))
-    logger = TrainingLogger(config.logs, inputs.out)
     student = train_student_head(inputs.run, weights, outputs, settings, cache, logger)
     if settings.epochs and not student.interrupted:
         student = distill_student(inputs.run, student, outputs, settings, cache, logger)

@@ -16,10 +16,11 @@ from safetensors.numpy import load, save
 from runtime.common.atomic import atomic_write
 from train.compress.allocation import NetworkShape
 from train.compress.config import CompressSettings
+from train.compress.latency_table import LatencyTable
 from train.run import PACKED_WEIGHTS, Run
 from train.run_writer import checkpoint_dir
 
-FILES_VERSION = 3  # increase it if files of an older version of this project cannot continue a command
+FILES_VERSION = 4  # increase it if files of an older version of this project cannot continue a command
 SHAPE_FILE = "shape.json"
 TENSORS_FILE = "reconstructed.safetensors"
 
@@ -27,7 +28,8 @@ TENSORS_FILE = "reconstructed.safetensors"
 class StageCache:
     """A hidden folder beside the output run. It also holds the teacher's outputs and training checkpoints.
 
-    It starts empty unless `resume` is set and the folder has the same fingerprint.
+    It starts empty unless `resume` is set and the folder has the same fingerprint. The folder is created with
+    the shape, the first result: a command whose target cannot be met leaves none.
     """
 
     def __init__(self, out: Path, fingerprint: str, resume: bool) -> None:
@@ -38,8 +40,6 @@ class StageCache:
             if stored:
                 print("the compression starts again, because a setting, the run or its photos have changed")
             self.remove()
-            self.folder.mkdir(parents=True)
-            file.write_text(fingerprint)
 
     def shape(self, choose: Callable[[], NetworkShape]) -> NetworkShape:
         """The stored shape, or the result of `choose`, which is then stored."""
@@ -47,6 +47,8 @@ class StageCache:
         if file.exists():
             return NetworkShape(**json.loads(file.read_text()))
         shape = choose()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "fingerprint").write_text(self.fingerprint)
         with atomic_write(file) as stream:
             stream.write(json.dumps(asdict(shape)).encode())
         return shape
@@ -67,13 +69,14 @@ class StageCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def compress_fingerprint(run: Run, settings: CompressSettings) -> str:
+def compress_fingerprint(run: Run, settings: CompressSettings, table: LatencyTable | None = None) -> str:
     """A hash of everything that the compressed network depends on."""
     packed = run.path / PACKED_WEIGHTS
     model = (packed if packed.exists() else run.path / "model.keras").read_bytes()
     parts = [
         FILES_VERSION,
         asdict(settings),
+        table and asdict(table),
         run.data_sha256,
         run.picture_version,
         hashlib.sha256(model).hexdigest(),

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.common.text import is_name, printable
+from runtime.inference.prediction import UNKNOWN
 from runtime.model_file.contract import MAX_LABELS
 from runtime.preprocess.photo_files import SUFFIXES
 from train.data.dataset import (
@@ -34,7 +35,12 @@ from train.data.splits import limit_per_class, split_train
 from train.data.synthetic import SYNTHETIC_MARKER
 
 # Names of split folders in lower case.
-SPLIT_NAMES = {split: split for split in SPLITS} | {"valid": "val", "validation": "val"}
+SPLIT_NAMES = {split: split for split in SPLITS} | {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
 # Files that operating systems create. Names that start with a dot are ignored as well.
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
 
@@ -230,7 +236,19 @@ def _class_folders(folder: Path, none: Path | None) -> ClassFolders:
             raise PhotosError(
                 f"{folder}: the class name {label!r} is too long or not printable; rename the folder"
             )
+        if label.casefold() == UNKNOWN:
+            raise PhotosError(
+                f"{class_folder}: unknown is the answer for pictures of no class; rename the folder, for "
+                f"example to {NONE} if its photos show none of the classes"
+            )
         found.append((class_folder, label))
+    names: dict[str, str] = {}
+    for _, label in found:
+        if (other := names.setdefault(label.casefold(), label)) != label:
+            raise PhotosError(
+                f"{folder}: the classes {other} and {label} differ in upper and lower case only; merge or "
+                "rename them"
+            )
     if len({label for _, label in found}) > MAX_LABELS:
         raise PhotosError(f"{folder}: has over {MAX_LABELS:,} classes, the limit of a model; merge some")
     return found

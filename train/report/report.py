@@ -24,7 +24,8 @@ from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_rows
-from train.label_errors import SuspectLabel
+from train.label_errors import FEWEST as FEWEST_JUDGED
+from train.label_errors import SuspectLabel, judged_photos
 from train.learning_curve import FEWEST, LearningCurve
 from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics, confidence_interval
 from train.network.calibration import reliability
@@ -234,6 +235,8 @@ def _suspect_values(dataset: Dataset, suspects: Sequence[SuspectLabel]) -> dict[
         ],
         "disagreeing": len(suspects),
         "photos": len(dataset.split("train")),
+        "judged": len(judged_photos(dataset.split("train"))),
+        "fewest": FEWEST_JUDGED,
     }
 
 

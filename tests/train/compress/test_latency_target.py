@@ -33,9 +33,14 @@ SHAPE = NetworkShape(64, dict.fromkeys(CONVOLUTIONS, 8))
 
 def test_a_latency_table_has_the_rows_of_one_engine_in_rising_order(tmp_path: Path) -> None:
     table = tmp_path / "board.csv"
-    table.write_text("engine,gmacs,ms\nlitert 2.3.0,15.35,900\nlitert 2.3.0,1.5,110\nonnx 1.32.0,1.5,90\n")
+    table.write_text(
+        "\ufeffengine,gmacs,ms\nlitert 2.3.0,15.35,900\nlitert 2.3.0,1.5,110\nonnx 1.32.0,1.5,90\n"
+    )
     assert read_latency_table(table, "litert") == LatencyTable((1.5, 15.35), (110.0, 900.0))
     assert read_latency_table(table, "litert").estimate(750_000_000) == pytest.approx(55)
+    assert LatencyTable((0.5, 1.5), (15.0, 40.0)).estimate(3_000_000_000) == pytest.approx(80), (
+        "in proportion"
+    )
 
 
 @pytest.mark.parametrize(
@@ -45,6 +50,7 @@ def test_a_latency_table_has_the_rows_of_one_engine_in_rising_order(tmp_path: Pa
         ("engine,gmacs,ms\nonnx,1,3\n", "litert"),
         ("engine,gmacs,ms\nlitert,1,-3\n", "litert"),
         ("engine,gmacs,ms\nlitert,1,nan\n", "litert"),
+        ("engine;gmacs;ms\nlitert;1;3\n", "columns must be engine, gmacs, ms"),
         (f"engine,gmacs,ms\nlitert,1,{200_000 * '3'}\n", "field larger than field limit"),
     ],
 )

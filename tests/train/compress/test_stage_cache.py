@@ -8,6 +8,7 @@ import pytest
 
 from train.compress.allocation import VGG16, NetworkShape
 from train.compress.config import CompressSettings
+from train.compress.latency_table import LatencyTable
 from train.compress.stage_cache import StageCache, compress_fingerprint
 from train.run import open_run
 
@@ -40,7 +41,15 @@ def test_another_fingerprint_or_no_resume_starts_empty(
     assert not list(tmp_path.iterdir())
 
 
-def test_the_fingerprint_depends_on_the_settings(synthetic_run: Path) -> None:
+def test_a_command_that_fails_before_its_first_result_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="ran again"):
+        StageCache(tmp_path / "out", "a", resume=False).shape(fail)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_fingerprint_depends_on_the_settings_and_the_table(synthetic_run: Path) -> None:
     run, settings = open_run(synthetic_run), CompressSettings()
+    tables = [LatencyTable((1.0,), (ms,)) for ms in (10.0, 100.0)]
+    assert len({compress_fingerprint(run, settings, table) for table in (None, *tables)}) == 3
     assert compress_fingerprint(run, settings) == compress_fingerprint(run, CompressSettings())
     assert compress_fingerprint(run, settings) != compress_fingerprint(run, replace(settings, seed=1))

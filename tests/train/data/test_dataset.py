@@ -267,6 +267,28 @@ def test_a_class_name_that_is_not_printable_raises_photos_error(tmp_path: Path) 
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("classes", "fact"),
+    [
+        (("Unknown", "a"), "unknown is the answer"),
+        (("a", "Rose", "rose"), "differ in upper and lower case only"),
+    ],
+)
+def test_a_label_that_a_device_cannot_teach_raises_photos_error(
+    tmp_path: Path, classes: tuple[str, ...], fact: str
+) -> None:
+    with pytest.raises(PhotosError, match=fact):
+        find_photos(put(tmp_path, *(f"{label}/{label}.jpg" for label in classes)))
+
+
+def test_other_names_of_splits_are_read(tmp_path: Path) -> None:
+    root = put(
+        tmp_path, *(f"{split}/{label}/{split}.jpg" for split in ("Training", "Testing") for label in "ab")
+    )
+    found = find_photos(root)
+    assert found.classes == ("a", "b") and len(found.split("test")) == 2
+
+
 def test_class_names_are_checked_before_photos_are_hashed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

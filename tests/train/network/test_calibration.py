@@ -31,6 +31,27 @@ def test_the_temperature_undoes_a_factor_on_the_logits(sharper: float) -> None:
         assert expected_calibration_error(probabilities, labels) > 0.1
 
 
+def test_few_photos_of_a_calibrated_model_have_a_small_error() -> None:
+    rng = np.random.default_rng(0)
+    errors = []
+    for _ in range(50):
+        confidence = rng.uniform(0.6, 1, 30)
+        probabilities = np.stack([confidence, 1 - confidence], 1)
+        errors.append(expected_calibration_error(probabilities, (rng.random(30) > confidence).astype(int)))
+    assert np.mean(errors) < 0.1  # with 15 bins: 0.22
+
+
+@pytest.mark.parametrize("count", [6, 50, 400])
+def test_photos_without_a_mistake_do_not_make_the_model_certain(count: int) -> None:
+    """Cross-entropy alone would choose the lowest temperature, and probabilities of nearly 1."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, count)
+    probabilities = softmax(2 * np.eye(3)[labels] + rng.uniform(0, 0.5, (count, 3)))
+    assert (probabilities.argmax(1) == labels).all()
+    calibrated = softmax(np.log(probabilities) / temperature(probabilities, labels))
+    assert calibrated.max(1).mean() == pytest.approx((count + 1) / (count + 2), abs=0.01)
+
+
 def test_without_photos_the_temperature_is_1() -> None:
     assert temperature(np.empty((0, 3)), np.empty(0, int)) == 1.0
 
@@ -45,12 +66,10 @@ def test_apply_temperature_divides_the_logits() -> None:
 
 
 def test_calibration_error_by_hand() -> None:
-    # Thirty photos at 90 %, of which 60 % are right: off by 0.3 however they fall into bins of two.
-    probabilities = np.tile([[0.9, 0.1]], (30, 1))
-    labels = np.array([0, 1] * 6 + [0] * 18)
+    # Photos at 90 %, of which 60 % are right in each bin: off by 0.3.
+    probabilities = np.tile([[0.9, 0.1]], (300, 1))
+    labels = np.tile([0, 1, 0, 1, 0], 60)
     bins = reliability(probabilities.max(1), probabilities.argmax(1) == labels)
     assert len(bins) == 15 and sum(share for share, _, _ in bins) == pytest.approx(1)
-    assert expected_calibration_error(probabilities, np.array([0] * 27 + [1] * 3)) == pytest.approx(
-        0.18, abs=0.02
-    )
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.3)
     assert expected_calibration_error(np.array([[1.0, 0.0]] * 15), np.zeros(15, int)) == 0
