@@ -230,7 +230,7 @@ print_next_steps() {
     [[ $options =~ --port[\ =]([0-9]+) ]] && port=${BASH_REMATCH[1]}
     host=$(hostname -I 2>/dev/null | cut -d ' ' -f 1) || true
     host=${host:-$(hostname)}
-    [[ $options =~ --host[\ =]([^\ ]+) ]] && listen=${BASH_REMATCH[1]}
+    [[ $options =~ --host[\ =]([^\ \"\']+) ]] && listen=${BASH_REMATCH[1]}
     case $listen in
         127.* | localhost | ::1) page="http://$listen:$port on this machine only" ;;
         0.0.0.0 | ::) page="http://$host:$port on your network" ;;

@@ -10,12 +10,13 @@ import shutil
 import time
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from runtime.common.cli import ArgumentParser, exit_process, megabytes, path_name, run_cli
-from runtime.common.errors import UserError
+from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
 from runtime.inference.classifier import Classifier
@@ -30,7 +31,7 @@ from runtime.inference.learning import Learned, pending_photos, reset, undo
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import SUFFIXES, find_photos
-from runtime.preprocess.stored_photo import is_id
+from runtime.preprocess.stored_photo import added_at, is_id
 
 EXIT_SOME_FAILED = 1
 
@@ -128,10 +129,10 @@ def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
 
 
 def _undo(folder: Path, as_json: bool) -> int:
-    # Such as after a power cut: the photos would stay, and the step before them would be undone.
-    if pending := len(pending_photos(read_state(folder), TaughtPhotos(folder).photos())):
+    if waiting := _photos_after_the_state(folder):
+        # Such as after a power cut: they would stay, and the step before them would be undone.
         raise UserError(
-            f"{folder}: {pending} kept photos are not learned yet: --again learns them, and --undo then "
+            f"{folder}: {waiting} kept photos are not learned yet: --again learns them, and --undo then "
             "deletes them"
         )
     state = undo(folder)
@@ -141,6 +142,16 @@ def _undo(folder: Path, as_json: bool) -> int:
         print(printable(f"{folder}: restored what was {state}"))
     else:
         print(printable(f"{folder}: restored: nothing is learned"))
+    return 0
+
+
+def _photos_after_the_state(folder: Path) -> int:
+    """The number of photos that were kept after the last step and are not learned."""
+    with suppress(ModelError, ValueError):  # a damaged state can be undone
+        if state := read_state(folder):
+            created = datetime.fromisoformat(state.created.replace("Z", "+00:00"))
+            pending = pending_photos(state, TaughtPhotos(folder).photos())
+            return sum(added_at(photo.id) > created for photo in pending)
     return 0
 
 
@@ -160,21 +171,23 @@ def _export(folder: Path, target: Path, as_json: bool) -> int:
     photos = TaughtPhotos(folder).photos()
     if not photos:
         raise UserError(f"{folder}: no photos are kept: teach some first")
-    exported = [path for path in target.glob("*/*") if is_id(path.name) and folder_label(path.parent.name)]
-    labels = {photo.id: photo.label for photo in photos}
-    for path in exported:
-        if labels.get(path.name, folder_label(path.parent.name)) != folder_label(path.parent.name):
-            path.unlink()  # of an earlier export: training leaves out a photo that is in two classes
     for photo in photos:
         path = target / label_folder(photo.label) / photo.id
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(photo.path, path)
+    labels = {photo.id: label_folder(photo.label) for photo in photos}
+    exported = [path for path in target.glob("*/*") if is_id(path.name) and folder_label(path.parent.name)]
+    moved = [path for path in exported if labels.get(path.name, path.parent.name) != path.parent.name]
+    for path in moved:
+        path.unlink()  # of an earlier export: training leaves out a photo that is in two classes
     counts = TaughtPhotos(folder).labels()
     if as_json:
         print(json.dumps({"folder": str(target), "photos": counts}))
         return 0
     text = ", ".join(f"{label} {count}" for label, count in counts.items())
     print(printable(f"copied {len(photos)} photos to {target}: {text}"))
+    if moved:
+        print_info(f"{len(moved)} of them were in another class folder there, and were removed from it")
     if gone := len({path.name for path in exported} - labels.keys()):
         print_info(printable(f"warning: {target} has {gone} more photos, which are not kept here any longer"))
     return 0

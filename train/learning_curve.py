@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.linear_probe import Blocks, divide
-from train.metrics import confidence_interval
 
 BLOCKS = 16
 PARTS = (2, 4, 8, 15)  # blocks to fit on: about 1/8, 1/4, 1/2 and all photos; the others measure
@@ -25,6 +24,7 @@ SAMPLES = 1000  # of the errors, for the intervals
 FEWEST = 16  # photos of the smallest class, below which a part has classes without a photo
 SMALL_GAIN = 0.5  # points; smaller gains are not given as a number
 INTERVAL = (2.5, 97.5)  # percentiles
+Z_95 = 1.96  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     covariance = np.cov(right.T) / len(labels)
     errors = np.random.default_rng(0).multivariate_normal(error, covariance, SAMPLES).clip(0, 1)
     low, high = np.percentile(errors, INTERVAL, axis=0)
-    # Without a mistake the variance is 0, which a few photos do not prove.
-    high = np.where(error == 0, 1 - confidence_interval(len(labels), len(labels))[0], high)
+    # Without a mistake the variance is 0, which a few photos do not prove. This is the Wilson interval.
+    high = np.where(error == 0, Z_95**2 / (len(labels) + Z_95**2), high)
     points = [
         LearningPoint(round(size), float(1 - of), (float(1 - most), float(1 - least)))
         for size, of, least, most in zip(sizes, error, low, high, strict=True)

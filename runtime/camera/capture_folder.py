@@ -53,11 +53,13 @@ def _check_new_data_set(label: str, folder: Path) -> None:
         return  # created by the user for a data set
     parent = folder.parent
     names = [name for name in _folder_names(parent) if name != folder.name]
-    train = _train_split(parent) if {*map(str.lower, names)} <= {*SPLIT_NAMES, NONE_FOLDER} else None
-    siblings = names if train else [name for name in names if _has_pictures(parent / name)]
+    splits = [name for name in names if name.lower() in SPLIT_NAMES]
+    is_split = folder.name.lower() in SPLIT_NAMES
+    train = _train_split(parent) if is_split or len(splits) > 1 else None
+    siblings = splits if train else [name for name in names if _has_pictures(parent / name)]
     # A single folder of pictures beside it, such as that of --save-unknown, makes no data set.
-    is_data_set = train or (siblings == names and len(names) > 1)
-    if siblings and (is_data_set or folder.name.lower() in {*SPLIT_NAMES, label.lower()}):
+    is_data_set = train or (len(siblings) > 1 and 2 * len(siblings) >= len(names))
+    if siblings and (is_data_set or is_split or folder.name.lower() == label.lower()):
         raise UserError(
             f"{printable(str(folder))}: would change the data set of {_listed(siblings)} beside it: "
             f"use {_flag(label, train or parent)}"

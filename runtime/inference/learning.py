@@ -63,26 +63,11 @@ def learn(
     ModelError.
     """
     check_teachable(model)
-    return _learn(model, infer, folder, TaughtPhotos(folder, max_mb), correction)
-
-
-def _learn(
-    model: ModelFile, infer: Infer, folder: Path, store: TaughtPhotos, correction: Correction | None
-) -> Learned:
+    store = TaughtPhotos(folder, max_mb)
+    problems: dict[str, str] = {}
     with _locked(folder):
-        problems: dict[str, str] = {}
-        taught = _read_outputs(model, infer, store, problems)
-        statistics = model.read_statistics()
-        if correction and taught.known is not None:
-            known = correction.apply(statistics.positive_known, statistics.positive_features)
-            statistics = replace(statistics, positive_known=known.astype(np.float32))
-            taught = replace(taught, known=correction.apply(taught.known, taught.features))
-        teaching = fit_learned(model.contract, statistics, taught)
-        write_state(folder, teaching.state)
-        with _reported(folder):
-            store.trim()
-        warnings = (*teaching.warnings, *_deleted(store))
-    return Learned(replace(teaching, warnings=warnings), problems)
+        teaching = _learn(model, infer, store, correction, problems)
+        return Learned(_trim(store, teaching), problems)
 
 
 def check_teachable(model: ModelFile, label: str = "") -> None:
@@ -120,15 +105,42 @@ def teach(
     check_teachable(model, label)
     store = TaughtPhotos(folder, max_mb)
     label = check_label(label, [*labels, *store.labels()], model.contract.labels)
-    before = {photo.id: photo.label for photo in store.photos()}
     kept: dict[str, str] = {}
-    try:
-        problems = _keep_photos(store, label, photos, kept)
-        learned = _learn(model, infer, folder, store, correction)
-    except BaseException:  # Ctrl-C too
-        _restore_photos(store, before, kept)
-        raise
-    return replace(learned, problems={**problems, **learned.problems})
+    with _locked(folder):
+        before = {photo.id: photo.label for photo in store.photos()}
+        try:
+            problems = _keep_photos(store, label, photos, kept)
+            teaching = _learn(model, infer, store, correction, problems)
+        except BaseException:  # Ctrl-C too
+            _restore_photos(store, before, kept)
+            raise
+        return Learned(_trim(store, teaching), problems)
+
+
+def _learn(
+    model: ModelFile,
+    infer: Infer,
+    store: TaughtPhotos,
+    correction: Correction | None,
+    problems: dict[str, str],
+) -> Teaching:
+    """Fits the state to all kept photos, and writes it. `problems` gets the photos that cannot be read."""
+    taught = _read_outputs(model, infer, store, problems)
+    statistics = model.read_statistics()
+    if correction and taught.known is not None:
+        known = correction.apply(statistics.positive_known, statistics.positive_features)
+        statistics = replace(statistics, positive_known=known.astype(np.float32))
+        taught = replace(taught, known=correction.apply(taught.known, taught.features))
+    teaching = fit_learned(model.contract, statistics, taught)
+    write_state(store.folder.parent, teaching.state)
+    return teaching
+
+
+def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:
+    """Brings the files within their bound. The warnings tell which photos were deleted to make room."""
+    with _reported(store.folder):
+        store.trim()
+    return replace(teaching, warnings=(*teaching.warnings, *_deleted(store)))
 
 
 def _keep_photos(
@@ -221,8 +233,9 @@ def _read_outputs(
         ids.append(photo.id)
         # A model that came after the photo may have its label, in another case.
         label = find_label(photo.label, [NONE_LABEL, *model.contract.labels]) or photo.label
-        with suppress(KeyError), _reported(store.folder):  # the photo may be gone
-            store.move(photo.id, label)
+        if label != photo.label:
+            with suppress(KeyError), _reported(store.folder):  # the photo may be gone
+                store.move(photo.id, label)
         labels.append(label)
     if not ids:
         reason = "; ".join(f"{id}: {problem}" for id, problem in problems.items()) or "no photos are kept"

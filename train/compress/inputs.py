@@ -12,7 +12,7 @@ from pathlib import Path
 from train.compress.config import CompressConfig
 from train.compress.latency_table import LatencyTable, estimated_latency_table, read_latency_table
 from train.data.dataset import read_verified
-from train.data.negatives import restore_default_negatives
+from train.data.negatives import own_negatives, restore_default_negatives
 from train.progress import Progress
 from train.run import Run, RunError, open_run
 from train.run_writer import check_output_dir
@@ -39,7 +39,7 @@ def find_inputs(config: CompressConfig) -> Inputs:
     settings = config.settings
     run = open_run(config.run, config.photos_root, config.none, config.add)
     for flag, folder, is_used in (
-        ("--none", config.none, any(Path(photo.path).is_absolute() for photo in run.dataset.negatives)),
+        ("--none", config.none, any(Path(of.path).is_absolute() for of in own_negatives(run.dataset))),
         ("--add", config.add, bool(run.dataset.added)),
     ):
         if folder and not is_used:

@@ -31,7 +31,7 @@ async function watchCamera() {
     }
     const started = performance.now();
     try {
-      const response = await request(`/live.jpg?after=${shown.frame}`, { signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
+      const response = await request(`/live.jpg?after=${shown.frame}`, { timeout: ANSWER_TIMEOUT });
       if (response.status === 200) {
         const prediction = JSON.parse(response.headers.get("Prediction"));
         await showFrame(await response.blob());
@@ -147,7 +147,7 @@ function addInputListeners() {
 async function updateStatus() {
   let status;
   try {
-    const response = await request("/status", { signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
+    const response = await request("/status", { timeout: ANSWER_TIMEOUT });
     if (!response.ok) throw new Error((await response.json()).error);
     status = await response.json();
   } catch {

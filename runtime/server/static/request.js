@@ -4,11 +4,13 @@ import { byId, sleep } from "./dom.js";
 
 let signingIn = null; // resolves when the token was accepted
 
-export async function request(path, options) {
-  const response = await fetch(path, { cache: "no-store", ...options });
+// With `timeout` in ms, an answer that takes longer is an error; the time to sign in does not count.
+export async function request(path, { timeout, ...options } = {}) {
+  const signal = timeout ? AbortSignal.timeout(timeout) : undefined;
+  const response = await fetch(path, { cache: "no-store", signal, ...options });
   if (response.status === 401 && path !== "/login") {
     await signIn();
-    return request(path, options);
+    return request(path, { timeout, ...options });
   }
   return response;
 }

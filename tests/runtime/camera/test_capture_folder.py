@@ -69,6 +69,13 @@ def test_a_new_data_set_beside_folders_that_are_none_is_accepted(tmp_path: Path,
     check_capture_folder("roses", project / "photos")
 
 
+def test_other_folders_do_not_hide_a_data_set(photos: Path, splits: Path) -> None:
+    (photos / "notes").mkdir()
+    assert "daisy, roses" in refusal("roses", photos / "more")
+    (splits / "raw").mkdir()
+    assert refusal("roses", splits / "val").endswith(f"--capture roses {splits / 'train'}")
+
+
 @pytest.mark.parametrize("label", ["rose", "Roses", "tulips"])
 def test_a_new_class_needs_a_flag_and_the_error_names_the_classes(label: str, photos: Path) -> None:
     message = refusal(label, photos)
