@@ -33,6 +33,7 @@ import skimage.data
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import binomtest
+from sklearn.cluster import KMeans
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.datasets import load_sample_images
 from sklearn.linear_model import LogisticRegression
@@ -54,13 +55,14 @@ from train.data.negatives import (
     write_pictures,
 )
 from train.network.descriptor import channel_means, describe
-from train.network.novelty import UNKNOWN_RATE, fit_novelty
+from train.network.novelty import BACKGROUND_WEIGHT, UNKNOWN_RATE, fit_novelty
 from train.network.vgg import POOLS
 from train.run import Run, open_run
 
 CROPS = 3  # of each sample picture
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 SAMPLES = "samples"
+PROTOTYPES = 96  # of all classes together
 Array = NDArray[Any]
 
 
@@ -130,27 +132,29 @@ def virtual_logit(known: Known, photos: Array) -> Array:
 
 
 def mahalanobis(background_weight: float, negatives: bool) -> Method:
-    """Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial
-    Attacks", 2018. With a background weight, the relative distance of Ren et al., "A Simple Fix to
-    Mahalanobis Distance for Improving Near-OOD Detection", 2021. Each variance has the mean variance added.
+    """The product's own detector with some of its parts.
+
+    Without a background weight: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution
+    Samples and Adversarial Attacks", 2018.
     """
 
-    def distances(known: Known, photos: Array) -> Array:
-        classes = np.unique(known.labels)
-        means = np.stack([known.train[known.labels == label].mean(0) for label in classes])
-        within = known.train - means[np.searchsorted(classes, known.labels)]
-        everything = known.train - known.train.mean(0)
-        shrinkage = within.var(0).mean() * np.eye(within.shape[1])
-        of_class, of_all = (np.linalg.inv(x.T @ x / len(x) + shrinkage) for x in (within, everything))
-        off = photos - known.train.mean(0)
-        background = background_weight * ((off @ of_all) * off).sum(1)
-        each = [(((photos - mean) @ of_class) * (photos - mean)).sum(1) for mean in means]
-        return background - np.min(each, axis=0)
-
     def score(known: Known, photos: Array) -> Array:
-        return with_penalty(distances, known, photos) if negatives else distances(known, photos)
+        others = known.negatives if negatives else None
+        model = fit_novelty(known.train, known.labels, known.train[:0], others, background_weight)
+        return model.score(photos)
 
     return score
+
+
+def nearest_prototype(known: Known, photos: Array) -> Array:
+    """Minus the squared distance to the nearest of PROTOTYPES centers of k-means within the classes."""
+    classes = np.unique(known.labels)
+    each = max(1, PROTOTYPES // len(classes))
+    of_class = (
+        KMeans(each, n_init=1, random_state=0).fit(known.train[known.labels == label]) for label in classes
+    )
+    centers = np.concatenate([fitted.cluster_centers_ for fitted in of_class])
+    return -(NearestNeighbors(n_neighbors=1).fit(centers).kneighbors(photos)[0][:, 0] ** 2)
 
 
 def of_last_layer(method: Method) -> Method:
@@ -158,22 +162,16 @@ def of_last_layer(method: Method) -> Method:
     return lambda known, photos: method(known.of_last_layer(), photos[:, -known.last :])
 
 
-def with_penalty(score: Method, known: Known, photos: Array) -> Array:
+def with_penalty(score: Method) -> Method:
     """A score minus the product's own penalty for the resemblance to negatives."""
-    model = fit_novelty(known.train, known.labels, known.train[:0], known.negatives)
-    without = replace(model, negatives=np.zeros_like(model.negatives), negatives_offset=0.0)
-    factor = score(known, known.train).std() / without.score(known.train).std()
-    return score(known, photos) - factor * (without.score(photos) - model.score(photos))
 
+    def penalized(known: Known, photos: Array) -> Array:
+        model = fit_novelty(known.train, known.labels, known.train[:0], known.negatives)
+        without = replace(model, negatives=np.zeros_like(model.negatives), negatives_offset=0.0)
+        factor = score(known, known.train).std() / without.score(known.train).std()
+        return score(known, photos) - factor * (without.score(photos) - model.score(photos))
 
-def prototypes(negatives: bool) -> Method:
-    """The product's own detector, or a part of it."""
-
-    def score(known: Known, photos: Array) -> Array:
-        others = known.negatives if negatives else None
-        return fit_novelty(known.train, known.labels, known.train[:0], others).score(photos)
-
-    return score
+    return penalized
 
 
 def unbounded_negatives(known: Known, photos: Array) -> Array:
@@ -190,8 +188,8 @@ def negatives_alone(known: Known, photos: Array) -> Array:
     return LogisticRegression(class_weight="balanced", max_iter=300).fit(x, truth).decision_function(photos)
 
 
-WITHOUT_NEGATIVES = "nearest prototype, all layers"
-RELEASED_METHOD = "nearest prototype, all layers, negatives"
+WITHOUT_NEGATIVES = "relative Mahalanobis, all layers"
+RELEASED_METHOD = "relative Mahalanobis, all layers, negatives"
 METHODS: dict[str, Method] = {
     "maximum probability": maximum_probability,
     "energy": energy,
@@ -201,13 +199,15 @@ METHODS: dict[str, Method] = {
     "nearest neighbour, all layers": nearest_neighbour_of_all_layers,
     "Mahalanobis": of_last_layer(mahalanobis(0.0, negatives=False)),
     "Mahalanobis, all layers": mahalanobis(0.0, negatives=False),
-    "relative Mahalanobis, all layers": mahalanobis(0.8, negatives=False),
-    WITHOUT_NEGATIVES: prototypes(negatives=False),
+    WITHOUT_NEGATIVES: mahalanobis(BACKGROUND_WEIGHT, negatives=False),
+    "nearest prototype, all layers": nearest_prototype,
     "logistic regression against negatives": negatives_alone,
-    "relative Mahalanobis, all layers, negatives": mahalanobis(0.8, negatives=True),
-    "nearest prototype, last layer, negatives": of_last_layer(prototypes(negatives=True)),
+    "relative Mahalanobis, last layer, negatives": of_last_layer(
+        mahalanobis(BACKGROUND_WEIGHT, negatives=True)
+    ),
+    "nearest prototype, all layers, negatives": with_penalty(nearest_prototype),
     "the next row without the bound of the penalty": unbounded_negatives,
-    RELEASED_METHOD: prototypes(negatives=True),
+    RELEASED_METHOD: mahalanobis(BACKGROUND_WEIGHT, negatives=True),
 }
 
 

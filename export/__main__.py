@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--full-int8",
         action="store_true",
-        help="add a TFLite file that is int8 from picture to logits, for microcontrollers and NPUs",
+        help="add a TFLite file whose convolutions are all int8, for microcontrollers and NPUs",
     )
     parser.add_argument("--all", action="store_true", help="add the files of the four flags above")
     parser.add_argument(

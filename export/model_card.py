@@ -34,8 +34,8 @@ _BIBTEX = """\
 }"""
 
 _FULL_INT8 = """
-`{}` computes in int8 from the picture to the logits, for microcontrollers (TensorFlow Lite Micro) and neural
-processors. Its input and outputs are those of the other files. It is less exact: see the table below."""
+`{}` computes in int8 from the picture to the last pooling layer, for microcontrollers (TensorFlow Lite
+Micro) and neural processors. Its input and outputs are those of the other files."""
 
 _HEADS = {
     "pooled": "global average pooling and one dense layer",

@@ -112,19 +112,13 @@ class TfliteGraph:
         inputs = [x, kernel, self._bias(bias, scale, x.params)]
         return self.add("CONV_2D", inputs, (*x.shape[:3], codes.shape[3]), output, options)
 
-    def scale_channels(self, x: Tensor, factors: NDArray[np.float32], output: QuantParams) -> Tensor:
-        """Each channel of x [1, H, W, C] times its factor [C] > 0, as a depthwise 1 x 1 convolution.
-
-        A MUL would round the factors to codes of one scale; here each channel has its own.
-        """
-        assert x.params is not None
-        codes, scale = np.full((1, 1, 1, len(factors)), 127, np.int8), (factors / 127).astype(np.float32)
-        options = schema.DepthwiseConv2DOptionsT(
-            padding=schema.Padding.SAME, strideH=1, strideW=1, depthMultiplier=1
-        )
-        bias = self._bias(np.zeros(len(factors), np.float32), scale, x.params)
-        inputs = [x, self.constant(codes, scale, axis=3), bias]
-        return self.add("DEPTHWISE_CONV_2D", inputs, x.shape, output, options)
+    def dense(
+        self, x: Tensor, kernel: NDArray[np.float32], bias: NDArray[np.float32], *, relu: bool = False
+    ) -> Tensor:
+        """x [1, in] times the kernel [in, out], plus the bias [out], in float32."""
+        options = schema.FullyConnectedOptionsT(fusedActivationFunction=_RELU if relu else _NO_ACTIVATION)
+        inputs = [x, self.constant(np.ascontiguousarray(kernel.T)), self.constant(bias)]
+        return self.add("FULLY_CONNECTED", inputs, (1, kernel.shape[1]), options=options)
 
     def max_pool(self, x: Tensor) -> Tensor:
         """The maximum of each 2 x 2 block: an odd last row or column is left out."""
@@ -134,18 +128,18 @@ class TfliteGraph:
         )
         return self.add("MAX_POOL_2D", [x], (batch, height // 2, width // 2, channels), x.params, options)
 
-    def mean(self, x: Tensor, output: QuantParams) -> Tensor:
-        """The means over positions, [1, H, W, C] → [1, 1, 1, C]."""
+    def mean(self, x: Tensor, output: QuantParams | None = None) -> Tensor:
+        """The means over positions, [1, H, W, C] → [1, 1, 1, C], in the type of x."""
         axes = self.constant(np.array([1, 2], np.int32))
         return self.add(
             "MEAN", [x, axes], (1, 1, 1, x.shape[3]), output, schema.ReducerOptionsT(keepDims=True)
         )
 
     def reduce_max(self, x: Tensor) -> Tensor:
-        """The largest channel, [1, 1, 1, C] → [1, 1, 1, 1]."""
-        axes = self.constant(np.array([3], np.int32))
+        """The largest channel, [1, C] → [1, 1]."""
+        axes = self.constant(np.array([1], np.int32))
         options = schema.ReducerOptionsT(keepDims=True)
-        return self.add("REDUCE_MAX", [x, axes], (1, 1, 1, 1), x.params, options)
+        return self.add("REDUCE_MAX", [x, axes], (1, 1), x.params, options)
 
     def to_bytes(self, outputs: Mapping[str, Tensor], description: str) -> bytes:
         """The file. `outputs` become its outputs and, with the input `image`, its signature, in order."""

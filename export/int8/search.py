@@ -32,7 +32,7 @@ RECIPES = (
     Recipe("nearest", bias_correction=True),
 )
 
-# Of the full-int8 file. Its head computes in codes too, so the last layer's channels get more equal ranges.
+# Of the full-int8 file. Its last layer is coded too, and its largest channel mean is many times most others.
 FULL_INT8_RECIPE = Recipe(
     "gptq-equalized, all layers",
     rounding=gptq,

@@ -1,6 +1,6 @@
 """`--max-mb`: the largest network whose int8 files are within a size, predicted from its channels.
 
-The constants are those of the released network, whose files have 2.96 MB (.tflite) and 2.99 MB (.onnx).
+The constants are those of the released network, whose files have 2.95 MB (.tflite) and 2.97 MB (.onnx).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from runtime.common.errors import UserError
 from runtime.model_file.statistics import MAX_FACTORS, MAX_POSITIVES
 from train.compress.allocation import NetworkShape, PruningCosts, choose_shape, min_channels
-from train.network.novelty import most_prototypes
+from train.network.novelty import RANK
 from train.network.vgg import BLOCKS
 
 SEARCH_STEPS = 14  # halve the range of the weights until it is under 0.01 % of VGG16's
@@ -38,8 +38,7 @@ def int8_bytes(shape: NetworkShape, classes: int) -> int:
     channels = [shape.widths[f"block{block}_conv{len(widths)}"] for block, widths in enumerate(BLOCKS, 1)]
     features, last = sum(channels), channels[-1]
     first = 9 * 3 * shape.widths["block1_conv1"]
-    detector = features * (classes * most_prototypes(classes) + 1)
-    weights = shape.parameters + 3 * first + 4 * (detector + last * classes)
+    weights = shape.parameters + 3 * first + 4 * (features * (RANK + classes + 1) + last * classes)
     statistics = features * (2 * (MAX_FACTORS + 3 + classes) + MAX_POSITIVES) + STATISTICS_BYTES
     return max(
         round(

@@ -1,16 +1,14 @@
 """Decide whether a picture shows any of the classes: the model's second output, `known`.
 
-The score of a picture is minus its squared distance to the nearest prototype, a typical descriptor of a
-class. Prototypes are the centers of k-means on the photos of a class, so they stand for the nearest neighbour
-of Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", 2022, without a copy of all photos
-in the model. A penalty for the resemblance to negatives, pictures of none of the classes, is subtracted. It
-comes from logistic regression: outlier exposure (Hendrycks et al., 2019) on finished features.
-benchmarks/known.md compares it with other methods, and docs/decisions.md measures the constants below.
+The score of a picture's descriptor compares it with the photos of the classes: the relative Mahalanobis
+distance of Ren et al., "A Simple Fix to Mahalanobis Distance for Improving Near-OOD Detection", 2021. A
+penalty for the resemblance to negatives, pictures of none of the classes, is subtracted. It comes from
+logistic regression: outlier exposure (Hendrycks et al., 2019) on finished features. benchmarks/known.md
+compares both with other methods, and docs/decisions.md measures the constants below.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,13 +16,16 @@ from typing import Any
 import keras
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.vq import kmeans2
 from scipy.optimize import minimize
 from scipy.special import expit
 
-PROTOTYPES = 96  # of all classes together, but at least one of each
-DESCRIPTORS_PER_PROTOTYPE = 8  # on average; each photo has a descriptor for each of its views, mostly 2
-KMEANS_STEPS = 20
+BACKGROUND_WEIGHT = 0.8  # of the distance to all photos, which is subtracted
+SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about as many channels as photos
+# The variance within a class is at least this share of the variance of all photos, because a class with one
+# photo has no variance. The share of drawn flowers is a half.
+MIN_WITHIN_CLASS_SHARE = 0.01
+MIN_VARIANCE = 1e-9  # for equal photos
+RANK = 92  # squares in `known`: more do not separate better, far fewer do worse
 NEGATIVES_WEIGHT = 2.0  # of the penalty, before its bound; both have standard deviation 1 on known photos
 # This share of the known photos has no penalty. Without the bound, the photos that resemble negatives least
 # would score highest, and photos of an unknown flower resemble them as little.
@@ -39,24 +40,25 @@ THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
 @dataclass(frozen=True)
 class NoveltyModel:
     """known = sigmoid((score - center) / width), of descriptors f [N, D] (train/network/descriptor.py):
-    score = max over the prototypes of (f · linear + offset) - max(0, f · negatives + negatives_offset).
-
-    The first term is minus the squared distance to the nearest prototype, because all descriptors have the
-    same length.
+    score = max over the classes of (f · linear + offset) - the sum over k of square_weights · (f · root)²
+    - max(0, f · negatives + negatives_offset).
     """
 
-    linear: NDArray[np.float32]  # [D, K]
-    offset: NDArray[np.float32]  # [K]
+    root: NDArray[np.float32]  # [D, K]
+    square_weights: NDArray[np.float32]  # [K]: 1, or -1 where all photos vary less than within a class
+    linear: NDArray[np.float32]  # [D, C]
+    offset: NDArray[np.float32]  # [C]
     negatives: NDArray[np.float32]  # [D], zeros when there are none
     negatives_offset: float
     center: float
     width: float
 
     def score(self, descriptors: NDArray[Any]) -> NDArray[np.float64]:
-        """The similarity to the nearest prototype, minus the penalty [N], for descriptors [N, D]."""
+        """The similarity to the nearest class [N], for descriptors [N, D]."""
         f = descriptors.astype(np.float64)
+        squares = (f @ self.root.astype(np.float64)) ** 2 @ self.square_weights
         penalty = np.maximum(f @ self.negatives + self.negatives_offset, 0)
-        return np.asarray((f @ self.linear + self.offset).max(1) - penalty, np.float64)
+        return np.asarray((f @ self.linear + self.offset).max(1) - squares - penalty, np.float64)
 
     def __call__(self, descriptors: NDArray[Any]) -> NDArray[np.float64]:
         """`known` [N] for descriptors [N, D]."""
@@ -64,14 +66,18 @@ class NoveltyModel:
 
 
 def fit_novelty(
-    train: NDArray[Any], labels: NDArray[Any], val: NDArray[Any], negatives: NDArray[Any] | None = None
+    train: NDArray[Any],
+    labels: NDArray[Any],
+    val: NDArray[Any],
+    negatives: NDArray[Any] | None = None,
+    background_weight: float = BACKGROUND_WEIGHT,
 ) -> NoveltyModel:
     """Fit on descriptors [N, D] with class indices [N], and on descriptors of negatives [M, D].
 
     Other photos of the classes, `val` [V, D], set the scales and the threshold; without any, `train` does.
     """
     known = val if len(val) else train
-    model = _nearest_prototype(train.astype(np.float64), labels)
+    model = _relative_mahalanobis(train.astype(np.float64), labels, background_weight)
     if negatives is not None and len(negatives):
         weights = _logistic_regression(train.astype(np.float64), negatives.astype(np.float64))
         resemblance = known @ weights
@@ -86,38 +92,40 @@ def fit_novelty(
     return replace(model, center=lowest_known - 1e-6, width=max(WIDTH * float(scores.std()), 1e-6))
 
 
-def most_prototypes(classes: int) -> int:
-    """The most prototypes of each class in a detector of so many classes."""
-    return max(1, PROTOTYPES // classes)
+def _relative_mahalanobis(
+    f: NDArray[np.float64], labels: NDArray[Any], background_weight: float
+) -> NoveltyModel:
+    """score = (f-m₀)ᵀ far (f-m₀) - the minimum over the classes of (f-m)ᵀ near (f-m).
 
-
-def _nearest_prototype(f: NDArray[np.float64], labels: NDArray[Any]) -> NoveltyModel:
-    """score = minus the squared distance of f to the nearest prototype."""
+    The quadratic term is near - far = c·I + a matrix of low rank, because shrinkage adds a multiple of I to
+    both covariances. All descriptors have the same length, so c·|f|² is a constant.
+    """
     classes = np.unique(labels)
-    most = most_prototypes(len(classes))
-    prototypes = np.concatenate([_prototypes(f[labels == index], most) for index in classes])
+    means = np.stack([f[labels == index].mean(0) for index in classes])
+    within, overall = f - means[np.searchsorted(classes, labels)], f - f.mean(0)
+    variance = max(within.var(0).mean(), MIN_WITHIN_CLASS_SHARE * overall.var(0).mean(), MIN_VARIANCE)
+    shrinkage = SHRINKAGE * variance
+    identity = np.eye(f.shape[1])
+    near = np.linalg.inv(within.T @ within / len(f) + shrinkage * identity)
+    far = background_weight * np.linalg.inv(overall.T @ overall / len(f) + shrinkage * identity)
+    common = (1 - background_weight) / shrinkage
+    values, vectors = np.linalg.eigh(near - far - common * identity)
+    largest = np.argsort(-np.abs(values))[:RANK]
+    values, vectors = values[largest], vectors[:, largest]
+    center = f.mean(0)
+    linear = 2 * (means @ near).T - 2 * (far @ center)[:, np.newaxis]
     length = float((f**2).sum(1).mean())
+    offset = center @ far @ center - ((means @ near) * means).sum(1) - common * length
     return NoveltyModel(
-        linear=(2 * prototypes.T).astype(np.float32),
-        offset=(-(prototypes**2).sum(1) - length).astype(np.float32),
+        root=(vectors * np.sqrt(np.abs(values))).astype(np.float32),
+        square_weights=np.where(values < 0, -1, 1).astype(np.float32),
+        linear=linear.astype(np.float32),
+        offset=offset.astype(np.float32),
         negatives=np.zeros(f.shape[1], np.float32),
         negatives_offset=0.0,
         center=0.0,
         width=1.0,
     )
-
-
-def _prototypes(f: NDArray[np.float64], most: int) -> NDArray[np.float64]:
-    """Up to `most` centers [K, D] of the descriptors of a class."""
-    count = min(most, len(f) // DESCRIPTORS_PER_PROTOTYPE)
-    if count > 1:
-        count = min(count, len(np.unique(f, axis=0)))
-    if count < 2:
-        return np.asarray(f.mean(0, keepdims=True), np.float64)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a center without photos stays where it is: at a photo
-        centers, _ = kmeans2(f, count, KMEANS_STEPS, minit="++", rng=0)
-    return np.asarray(centers, np.float64)
 
 
 def _logistic_regression(train: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -141,16 +149,21 @@ def _logistic_regression(train: NDArray[np.float64], negatives: NDArray[np.float
 
 def novelty_layers(descriptor: keras.KerasTensor, model: NoveltyModel) -> keras.KerasTensor:
     """`known` [N, 1] as layers on top of the descriptors [N, D], in float32."""
-    prototypes = keras.layers.Dense(len(model.offset), name="known_prototypes")
+    root = keras.layers.Dense(model.root.shape[1], use_bias=False, name="known_root")
+    classes = keras.layers.Dense(len(model.offset), name="known_classes")
     negatives = keras.layers.Dense(1, name="known_negatives")
     output = keras.layers.Dense(1, activation="sigmoid", name="known")
-    nearest = keras.ops.max(prototypes(descriptor), axis=1, keepdims=True)
+    projected = root(descriptor)
+    # Not keras.ops.square and sum: a compiler of neural processors never finishes with that pattern.
+    squares = keras.layers.Multiply(name="known_squares")([projected, projected])
+    nearest = keras.ops.max(classes(descriptor), axis=1, keepdims=True)
     penalty = keras.layers.ReLU(name="known_penalty")(negatives(descriptor))
-    known = output(keras.layers.Concatenate(name="known_terms")([nearest, penalty]))
-    prototypes.set_weights([model.linear, model.offset])
+    known = output(keras.layers.Concatenate(name="known_terms")([nearest, squares, penalty]))
+    root.set_weights([model.root])
+    classes.set_weights([model.linear, model.offset])
     negatives.set_weights([model.negatives[:, np.newaxis], np.array([model.negatives_offset], np.float32)])
-    kernel = np.array([[1.0], [-1.0]], np.float32) / model.width
-    output.set_weights([kernel, np.array([-model.center / model.width], np.float32)])
+    kernel = np.concatenate([[1.0], -model.square_weights, [-1.0]])[:, np.newaxis] / model.width
+    output.set_weights([kernel.astype(np.float32), np.array([-model.center / model.width], np.float32)])
     return known
 
 
