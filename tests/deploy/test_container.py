@@ -141,8 +141,9 @@ def test_the_umask_of_the_caller_changes_no_mode(umask: str, machine: Machine) -
         "600 /etc/vgg-edge/serve.conf",
         "600 /etc/vgg-edge/token",
         "644 /etc/systemd/system/vgg-edge.service",
+        "644 /etc/vgg-edge/extras",
     ]
-    first, second = done.stdout.splitlines()[:5], done.stdout.splitlines()[5:]
+    first, second = done.stdout.splitlines()[:6], done.stdout.splitlines()[6:]
     assert [sorted(first), sorted(second)] == [sorted(settings)] * 2
 
 
