@@ -49,8 +49,8 @@ def test_the_article_recipe_reaches_82_percent(
 
 def test_the_default_recipe_rejects_default_negatives_and_few_flowers(flowers_run: Path) -> None:
     test = open_run(flowers_run).metrics["test"]
-    assert test["negatives"] >= 100
-    assert test["named"] <= 0.05
+    assert test["default_negatives"] >= 100
+    assert test["default_named"] <= 0.05
     assert test["unknown"] <= 0.05
 
 
