@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.parity.result import ParityResult
 from export.parity.table import (
@@ -21,8 +21,10 @@ from export.targets.target import CompiledTarget
 from runtime.inference.engines import default_threads
 from runtime.model_file.contract import Contract
 from runtime.model_file.index import Index
+from train.data.negatives import is_default
 
 if TYPE_CHECKING:
+    from train.data.dataset import Dataset
     from train.run import Run
 
 _BIBTEX = """\
@@ -36,6 +38,8 @@ _BIBTEX = """\
 _FULL_INT8 = """
 `{}` computes in int8 from the picture to the last pooling layer, for microcontrollers (TensorFlow Lite
 Micro) and neural processors. Its input and outputs are those of the other files."""
+
+_NEGATIVES = ("negatives", "named")  # in a run's metrics: their number, and the share that was named
 
 _HEADS = {
     "pooled": "global average pooling and one dense layer",
@@ -59,7 +63,7 @@ def model_card(
     sections = [
         _front_matter(index, kept),
         _summary(index.contract, run),
-        _use(index.contract),
+        _use(index.contract, run),
         _limits(index.contract),
         _training_data(index.contract, run),
         "## Files\n\n" + _files(index, recipes),
@@ -130,7 +134,7 @@ def _compression(run: Run) -> str:
     )
 
 
-def _use(contract: Contract) -> str:
+def _use(contract: Contract, run: Run) -> str:
     height, width = contract.input_size
     text = (
         "## Use\n\n```python\n"
@@ -149,11 +153,34 @@ def _use(contract: Contract) -> str:
             "\n\nThe output `known`, float32 [1, 1], is the score that the photo belongs to one of the "
             f"classes. Below {contract.thresholds['known']:g} the runtime reports `unknown`. With this "
             f"threshold, at most {UNKNOWN_RATE:.1%} of the validation photos are rejected as unknown."
+            f"{_unknown_pictures(run.metrics.get('test') or {}, run.dataset)}"
         )
         text += (
             f"\n\nThe output `features`, float32 [1, {contract.features}], describes the photo; the other "
             "outputs are computed from it. `python -m runtime.adapt` uses it to learn what the camera sees "
             "when no object of a class is there."
+        )
+    return text
+
+
+def _unknown_pictures(test: Mapping[str, Any], dataset: Dataset) -> str:
+    """How many photos of the classes were rejected, and pictures of other things named, in the test split."""
+    text = ""
+    if "unknown" in test:
+        text = f" Of the {test['n']:,} test photos, {test['unknown']:.1%} were rejected."
+    own = any(not is_default(photo) for photo in dataset.negatives_of("test"))
+    # In runs of an earlier version, `named` counts the drawings if there is nothing else.
+    drawings, named = (test.get(f"default_{key}", None if own else test.get(key)) for key in _NEGATIVES)
+    if own and "named" in test:
+        text += (
+            f" Of {test['negatives']:,} test photos of none of the classes, {test['named']:.1%} got the name "
+            "of a class."
+        )
+    if drawings:
+        text += (
+            f" Of {drawings:,} drawings of other things, {named:.1%} got the name of a class. Drawings like "
+            "these were a part of the training, so photos of other things get a name more often; "
+            "docs/unknown-pictures.md of vgg-edge shows how often for its own models."
         )
     return text
 
