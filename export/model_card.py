@@ -167,7 +167,7 @@ def _unknown_pictures(test: Mapping[str, Any], dataset: Dataset) -> str:
     """How many photos of the classes were rejected, and pictures of other things named, in the test split."""
     text = ""
     if "unknown" in test:
-        text = f" Of the {test['n']:,} test photos, {test['unknown']:.1%} were rejected."
+        text = f" The trained model rejected {test['unknown']:.1%} of the {test['n']:,} test photos."
     own = any(not is_default(photo) for photo in dataset.negatives_of("test"))
     # In runs of an earlier version, `named` counts the drawings if there is nothing else.
     drawings, named = (test.get(f"default_{key}", None if own else test.get(key)) for key in _NEGATIVES)

@@ -143,7 +143,7 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
     if options.save:
         saved = _save(rows, files)
         combination = f"{saved.file} in {saved.engine} on {count_threads(saved.threads)}"
-        less_exact = f"; {rows[0].file} is faster, but less exact" if saved is not rows[0] else ""
+        less_exact = f"; {rows[0].file} is faster, but can be less exact" if saved is not rows[0] else ""
         print(printable(f"saved: --engine auto uses {combination}{less_exact}"))
     elif files:
         print("next: add --save to make --engine auto use the fastest combination")
@@ -158,7 +158,7 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
 def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> BenchRow:
     """Stores the fastest combination of the model, and of each of its files, which --model may name.
 
-    Returns that of the model. A full_int8 file is less exact, so it is chosen only if no int8 file ran.
+    Returns that of the model. A full_int8 file can be less exact, so it is chosen only if no int8 file ran.
     """
     skipped = {"full_int8"} if any(row.precision == "int8" for row in rows) else set()
     of_model = next(row for row in rows if row.precision not in skipped)

@@ -8,7 +8,7 @@ from runtime.model_file import onnx, tflite
 from runtime.model_file.contract import Contract
 
 FORMATS = ("tflite", "onnx")
-# Best first: int8 is the smallest and fastest on a CPU; full_int8 is less exact; float16 is expanded to
+# Best first: int8 is the smallest and fastest on a CPU; full_int8 can be less exact; float16 is expanded to
 # float32 when it is loaded.
 PRECISIONS = ("int8", "full_int8", "dynamic", "float16", "float32")
 

@@ -107,7 +107,7 @@ def test_the_card_says_how_often_other_pictures_are_named(contract: Contract) ->
     measured = {"n": 500, "top1": 0.9, "unknown": 0.018}
     metrics = {"test": {**measured, "default_named": 0.25, "default_negatives": 180}}
     text = card(knowing, metrics, negatives=(drawing,))
-    assert "Of the 500 test photos, 1.8% were rejected" in text
+    assert "The trained model rejected 1.8% of the 500 test photos" in text
     assert "Of 180 drawings of other things, 25.0% got" in text
     earlier = {"test": {**measured, "named": 0.25, "negatives": 180}}
     assert card(knowing, earlier, negatives=(drawing,)) == text, "as an earlier version recorded it"
