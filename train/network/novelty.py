@@ -97,8 +97,8 @@ def _relative_mahalanobis(
 ) -> NoveltyModel:
     """score = (f-m₀)ᵀ far (f-m₀) - the minimum over the classes of (f-m)ᵀ near (f-m).
 
-    The quadratic term is near - far = c·I + a matrix of which RANK eigenvalues suffice: shrinkage adds a multiple
-    of I to both covariances. All descriptors have the same length, so c·|f|² is a constant.
+    The quadratic term is near - far = c·I + a matrix of which RANK eigenvalues suffice, because shrinkage
+    adds a multiple of I to both covariances. All descriptors have the same length, so c·|f|² is a constant.
     """
     classes = np.unique(labels)
     means = np.stack([f[labels == index].mean(0) for index in classes])
