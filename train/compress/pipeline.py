@@ -31,7 +31,7 @@ from train.compress.latency_target import largest_shape_within, latency_worker
 from train.compress.photos import read_photos
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
-from train.compress.size_target import choose_shape_within, int8_bytes
+from train.compress.size_target import check_size, choose_shape_within, int8_bytes
 from train.compress.stage_cache import StageCache, compress_fingerprint
 from train.compress.teacher import Teacher, candidate_sizes, frozen_weights, load_teacher
 from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, upper_teacher
@@ -81,6 +81,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     """
     settings = config.settings
     teacher = load_teacher(inputs.run, settings)
+    check_size(settings.max_mb, teacher.shape, len(inputs.run.classes))  # before minutes of measurements
     logger = TrainingLogger(config.logs, inputs.out)
     fingerprint = compress_fingerprint(inputs.run, settings, inputs.latency_table)
     cache = StageCache(inputs.out, fingerprint, config.resume)

@@ -51,6 +51,12 @@ def int8_bytes(shape: NetworkShape, classes: int) -> int:
     )
 
 
+def check_size(max_mb: float | None, original: NetworkShape, classes: int) -> None:
+    """Raises UserError if the network with the fewest channels has a larger int8 file than `max_mb`."""
+    if max_mb is not None and int8_bytes(_fewest_channels(original), classes) > 1e6 * max_mb:
+        raise _too_low(max_mb, original, classes)
+
+
 def choose_shape_within(
     max_mb: float | None, costs: PruningCosts, original: NetworkShape, reduction: float, classes: int
 ) -> NetworkShape:
@@ -61,9 +67,7 @@ def choose_shape_within(
     shape = choose_shape(costs, original, reduction)
     if max_mb is None or int8_bytes(shape, classes) <= 1e6 * max_mb:
         return shape
-    fewest = NetworkShape(
-        original.size, {name: min_channels(width) for name, width in original.widths.items()}
-    )
+    fewest = _fewest_channels(original)
     best, low, high = None, float(fewest.parameters), float(shape.parameters)
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
@@ -77,9 +81,17 @@ def choose_shape_within(
         else:
             high = middle
     if best is None:
-        smallest = int8_bytes(fewest, classes) / 1e6
-        raise UserError(
-            f"--max-mb {max_mb:g}: the smallest network has an int8 file of {smallest:.2f} MB; give a higher "
-            "limit"
-        )
+        raise _too_low(max_mb, original, classes)
     return best
+
+
+def _fewest_channels(original: NetworkShape) -> NetworkShape:
+    widths = {name: min_channels(width) for name, width in original.widths.items()}
+    return NetworkShape(original.size, widths)
+
+
+def _too_low(max_mb: float, original: NetworkShape, classes: int) -> UserError:
+    smallest = int8_bytes(_fewest_channels(original), classes) / 1e6
+    return UserError(
+        f"--max-mb {max_mb:g}: the smallest network has an int8 file of {smallest:.2f} MB; raise the limit"
+    )

@@ -11,7 +11,7 @@ from tests.helpers import RELEASED, ROOT
 from tests.train.compress.test_allocation import EQUAL
 from train.compress.__main__ import parse_arguments
 from train.compress.allocation import VGG16, NetworkShape, PruningCosts
-from train.compress.size_target import choose_shape_within, int8_bytes
+from train.compress.size_target import check_size, choose_shape_within, int8_bytes
 
 COSTS = PruningCosts(EQUAL, {224: 0.0, 160: 0.1})
 CLASSES = 5
@@ -47,6 +47,10 @@ def test_more_classes_leave_less_room_for_weights() -> None:
 def test_a_size_that_no_network_reaches_raises_an_error_with_the_smallest_size() -> None:
     with pytest.raises(UserError, match=r"--max-mb 0.05: .* file of 0\.\d\d MB"):
         choose_shape_within(0.05, COSTS, VGG16, 1.0, CLASSES)
+    with pytest.raises(UserError, match=r"--max-mb 0.05: .* file of 0\.\d\d MB"):
+        check_size(0.05, VGG16, CLASSES)  # before anything is measured
+    for possible in (1.0, None):
+        check_size(possible, VGG16, CLASSES)
 
 
 @pytest.mark.parametrize(
