@@ -17,7 +17,7 @@ CODE_OFFSET = 128  # TFLite stores codes 0 to 255 as int8: minus 128
 _SCHEMA_VERSION = 3
 _TYPES = {np.dtype(name): getattr(schema.TensorType, name.upper()) for name in ("int8", "int32", "float32")}
 # Since these versions, the operators have int8 kernels. RESHAPE always had.
-_INT8_VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "RESHAPE": 1}
+_INT8_VERSIONS = {"CONV_2D": 3, "RESHAPE": 1}
 _OTHER_INT8_VERSION = 2
 
 
@@ -45,15 +45,13 @@ class TfliteGraph:
         self._graph.inputs = [index]
         return self.add("QUANTIZE", [Tensor(index, shape, pixels)], shape, pixels, schema.QuantizeOptionsT())
 
-    def constant(
-        self, values: NDArray[Any], scale: NDArray[np.float32] | None = None, axis: int = 0
-    ) -> Tensor:
-        """An int8, int32 or float32 constant; codes have one `scale`, or one for each index of `axis`."""
+    def constant(self, values: NDArray[Any], scale: NDArray[np.float32] | None = None) -> Tensor:
+        """An int8, int32 or float32 constant; codes have one `scale`, or one for each index of axis 0."""
         self._buffers.append(schema.BufferT(data=np.frombuffer(values.tobytes(), np.uint8)))
         params = None
         if scale is not None:
             params = schema.QuantizationParametersT(
-                scale=scale, zeroPoint=np.zeros(len(scale), np.int64), quantizedDimension=axis
+                scale=scale, zeroPoint=np.zeros(len(scale), np.int64), quantizedDimension=0
             )
         index = self._append(
             values.shape, _TYPES[values.dtype], f"constant_{len(self._buffers) - 1}", params, self._buffers
