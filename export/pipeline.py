@@ -290,11 +290,10 @@ def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedF
             with clock.conversion(key):
                 data = FLOAT_CONVERTERS[key](trained.model)
             files.append(_exported(trained, key, data))
-    if precisions & set(CALIBRATED):
-        if "int8" in precisions:
-            files += _convert_int8(job, trained, calibration, clock)
-        if "full_int8" in precisions:
-            files += _convert_full_int8(job, trained, calibration, clock)
+    if "int8" in precisions:
+        files += _convert_int8(job, trained, calibration, clock)
+    if "full_int8" in precisions:
+        files += _convert_full_int8(job, trained, calibration, clock)
     return files
 
 

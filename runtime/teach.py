@@ -27,7 +27,7 @@ from runtime.inference.learned_state import (
     describe_learning,
     read_state,
 )
-from runtime.inference.learning import Learned, pending_photos, reset, undo
+from runtime.inference.learning import Learned, nothing_learned, pending_photos, reset, undo
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import SUFFIXES, find_photos
@@ -67,8 +67,7 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
     else:
         photos, problems = find_photos(arguments.photos)
         if not photos:
-            reason = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
-            raise UserError(f"{reason or 'no photos'}: nothing was learned")
+            raise nothing_learned(problems)
         learned = classifier.teach(arguments.label, photos, max_mb=arguments.max_mb)
     seconds = time.perf_counter() - started
     problems |= {
@@ -175,9 +174,9 @@ def _export(folder: Path, target: Path, as_json: bool) -> int:
         path = target / label_folder(photo.label) / photo.id
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(photo.path, path)
-    labels = {photo.id: label_folder(photo.label) for photo in photos}
+    folders = {photo.id: label_folder(photo.label) for photo in photos}
     exported = [path for path in target.glob("*/*") if is_id(path.name) and folder_label(path.parent.name)]
-    moved = [path for path in exported if labels.get(path.name, path.parent.name) != path.parent.name]
+    moved = [path for path in exported if folders.get(path.name, path.parent.name) != path.parent.name]
     for path in moved:
         path.unlink()  # of an earlier export: training leaves out a photo that is in two classes
     counts = TaughtPhotos(folder).labels()
@@ -188,7 +187,7 @@ def _export(folder: Path, target: Path, as_json: bool) -> int:
     print(printable(f"copied {len(photos)} photos to {target}: {text}"))
     if moved:
         print_info(f"{len(moved)} of them were in another class folder there, and were removed from it")
-    if gone := len({path.name for path in exported} - labels.keys()):
+    if gone := len({path.name for path in exported} - folders.keys()):
         print_info(printable(f"warning: {target} has {gone} more photos, which are not kept here any longer"))
     return 0
 

@@ -26,7 +26,6 @@ from train.run_writer import check_output_dir
 from train.settings import Settings
 
 FEW_NEGATIVES = 10  # below this a warning is printed
-Z_95 = 1.96  # standard deviations of a 95 % interval
 SYNTHETIC_PER_CLASS = 60  # pictures drawn without photos and without --limit: about 30 seconds
 
 
@@ -99,7 +98,9 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
         print(printable(f"warning: training uses no drawings: {error}"))
     print_negatives(dataset)
     if 0 < measured < FEW_NEGATIVES:
-        highest = Z_95**2 / (measured + Z_95**2)  # of the Wilson interval, if none of the photos is named
+        from train.learning_curve import highest_unobserved_share  # late: it loads SciPy
+
+        highest = highest_unobserved_share(measured)
         print(
             f"warning: {own} photos of none of the classes prove little, because {measured} of them are in "
             f"test: even if the model rejects these, it may name {highest:.0%} of such pictures; add more"

@@ -45,11 +45,12 @@ def suspect_labels(
     `pooled` [N, W] are the pooled features of the N training photos.
     """
     labels = np.array([classes.index(photo.label) for photo in photos], np.intp)
-    if len(photos) < 2 * FEWEST:
+    judged = judged_labels(photos)
+    if not judged:
         return []
     probabilities = cross_validate(divide(pooled, labels, len(classes), BLOCKS))
-    counts = np.bincount(labels, minlength=len(classes))
-    probabilities[:, counts < FEWEST] = 0
+    is_judged = np.array([label in judged for label in classes])
+    probabilities[:, ~is_judged] = 0
     rows = np.arange(len(labels))
     own = probabilities[rows, labels]
     confident = _confident_class(probabilities, labels) != labels
@@ -67,15 +68,14 @@ def suspect_labels(
             bool(confident[row]),
         )
         for row in order
-        if margin[row] < 0 and counts[labels[row]] >= FEWEST
+        if margin[row] < 0 and is_judged[labels[row]]
     ]
 
 
-def judged_photos(photos: Sequence[Photo]) -> list[Photo]:
-    """The training photos whose labels `suspect_labels` judges."""
+def judged_labels(photos: Sequence[Photo]) -> set[str]:
+    """The labels of the training photos that `suspect_labels` judges; the others have too few photos."""
     counts = Counter(photo.label for photo in photos)
-    enough = len(photos) >= 2 * FEWEST
-    return [photo for photo in photos if enough and counts[photo.label] >= FEWEST]
+    return {label for label, count in counts.items() if count >= FEWEST and len(photos) >= 2 * FEWEST}
 
 
 def write_suspects(suspects: Sequence[SuspectLabel], folder: Path) -> None:

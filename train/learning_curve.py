@@ -24,7 +24,7 @@ SAMPLES = 1000  # of the errors, for the intervals
 FEWEST = 16  # photos of the smallest class, below which a part has classes without a photo
 SMALL_GAIN = 0.5  # points; smaller gains are not given as a number
 INTERVAL = (2.5, 97.5)  # percentiles
-Z_95 = 1.96  # standard deviations
+Z_95 = 1.96  # standard deviations of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,10 @@ class LearningCurve:
     def sentence(self) -> str:
         """The estimate in one sentence."""
         if self.points and self.points[-1].accuracy == 1:
-            return "a small classifier makes no mistake on the training photos, so they cannot tell"
+            return (
+                "a small classifier makes no mistake on the training photos, so they do not show whether "
+                "more would help"
+            )
         low, high = (100 * bound for bound in self.interval)
         if high < SMALL_GAIN:
             return f"twice as many training photos would add less than {SMALL_GAIN:g} points"
@@ -74,8 +77,8 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     covariance = np.cov(right.T) / len(labels)
     errors = np.random.default_rng(0).multivariate_normal(error, covariance, SAMPLES).clip(0, 1)
     low, high = np.percentile(errors, INTERVAL, axis=0)
-    # Without a mistake the variance is 0, which a few photos do not prove. This is the Wilson interval.
-    high = np.where(error == 0, Z_95**2 / (len(labels) + Z_95**2), high)
+    # Without a mistake the variance is 0, which a few photos do not prove.
+    high = np.where(error == 0, highest_unobserved_share(len(labels)), high)
     points = [
         LearningPoint(round(size), float(1 - of), (float(1 - most), float(1 - least)))
         for size, of, least, most in zip(sizes, error, low, high, strict=True)
@@ -85,6 +88,11 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     return LearningCurve(
         points, float(_gain(sizes, error[np.newaxis], len(labels))[0]), (float(least), float(most))
     )
+
+
+def highest_unobserved_share(count: int) -> float:
+    """The upper end of the 95 % Wilson score interval of a share of which `count` observations found none."""
+    return Z_95**2 / (count + Z_95**2)
 
 
 def _right(blocks: Blocks, part: int) -> NDArray[np.float64]:

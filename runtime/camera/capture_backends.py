@@ -1,6 +1,5 @@
 """Capture backends: opens a USB camera, a CSI camera, a network stream or a clip."""
 
-import os
 from collections.abc import Generator
 from importlib.util import find_spec
 
@@ -8,7 +7,7 @@ from runtime.camera.picamera2_backend import capture_picamera2
 from runtime.camera.pyav_backend import capture_pyav
 from runtime.camera.raw_frame import RawFrame, one_line
 from runtime.common.errors import CameraError
-from runtime.common.packages import SERVICE_VARIABLE, install_command
+from runtime.common.packages import install_command, picamera2_command
 
 
 def open_source(source: str, name: str) -> Generator[RawFrame, None, None]:
@@ -27,12 +26,6 @@ def open_source(source: str, name: str) -> Generator[RawFrame, None, None]:
 def require_backend(source: str) -> None:
     """Raises CameraError if the package that captures from `source` is not installed."""
     if source == "picamera" and find_spec("picamera2") is None:
-        remedy = (
-            "in the clone, run sudo deploy/install.sh --picamera2"
-            if os.environ.get(SERVICE_VARIABLE)
-            else "run `sudo apt install python3-picamera2` and create the virtual environment with "
-            "`python3 -m venv --system-site-packages`"
-        )
-        raise CameraError(f"picamera needs picamera2: {remedy}")
+        raise CameraError(f"picamera needs picamera2: {picamera2_command()}")
     if source != "picamera" and find_spec("av") is None:
         raise CameraError(f"a camera needs PyAV: {install_command('camera')}")

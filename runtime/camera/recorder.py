@@ -138,8 +138,8 @@ class PhotoRecorder:
         """
         for remaining in reversed(range(MAX_NAMES)):
             now = datetime.now(timezone.utc)
-            start = "" if self._sample is None else SAMPLE
-            name = f"{start}{now:%Y%m%dT%H%M%S}_{number:06}_{key}.jpg"
+            prefix = SAMPLE if self._sample is not None else ""
+            name = f"{prefix}{now:%Y%m%dT%H%M%S}_{number:06}_{key}.jpg"
             try:
                 with atomic_create(self._folder / name) as file:
                     file.write(data)

@@ -10,6 +10,16 @@ ALL_SERVICE_EXTRAS = {"litert", "onnx", "camera", "mqtt", "web", "heic", "verify
 EXTRAS_FILE = Path("/etc/vgg-edge/extras")  # those of its last run
 
 
+def picamera2_command() -> str:
+    """Returns how to install picamera2, which comes from Debian and not from pip."""
+    if os.environ.get(SERVICE_VARIABLE):
+        return "in the clone, run sudo deploy/install.sh --picamera2"
+    return (
+        "run `sudo apt install python3-picamera2` and create the virtual environment with "
+        "`python3 -m venv --system-site-packages`"
+    )
+
+
 def install_command(extra: str) -> str:
     """Returns how to install an extra of pyproject.toml: "in the clone, run pip install '.[mqtt]'"."""
     if not os.environ.get(SERVICE_VARIABLE):

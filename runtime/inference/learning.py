@@ -137,7 +137,7 @@ def _learn(
 
 
 def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:
-    """Brings the files within their bound. The warnings tell which photos were deleted to make room."""
+    """Deletes the oldest photos until the files are within their bound, and adds a warning about them."""
     with _reported(store.folder):
         store.trim()
     return replace(teaching, warnings=(*teaching.warnings, *_deleted(store)))
@@ -164,9 +164,14 @@ def _keep_photos(
         with _reported(store.folder):
             kept[store.add(label, pixels).id] = label
     if not kept:
-        reason = "; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "no photos"
-        raise UserError(f"{reason}: nothing was learned")
+        raise nothing_learned(problems)
     return problems
+
+
+def nothing_learned(problems: Mapping[str, str]) -> UserError:
+    """The error for photos of which none can be read; `problems` has the reasons by source."""
+    reasons = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
+    return UserError(f"{reasons or 'no photos'}: nothing was learned")
 
 
 def _deleted(store: TaughtPhotos) -> Iterator[str]:

@@ -232,7 +232,7 @@ def _existing_state(path: Path) -> tuple[int, int, int] | None:
 
 
 def _no_longer_used(name: str, old: Path | None, new: Path | None) -> str:
-    """A model of another name has other places; what was there for the old model stays."""
+    """What to report. A model of another name has its own files, and those of the old model stay."""
     return f"{name} removed: {old}" if old == new else f"{name} of the old model is not used: {old}"
 
 

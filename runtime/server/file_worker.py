@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class FileWorker:
-    """Runs work with files in threads. The event loop answers other requests meanwhile.
+    """Runs work with files in threads, while the event loop answers other requests.
 
     All that lists or changes a folder of pictures goes here: a list of a thousand takes 10 ms and more, and a
     memory card needs up to a third of a second to store one picture.

@@ -37,7 +37,7 @@ def test_no_mistake_is_no_certainty() -> None:
     curve = learning_curve(features, labels, 3)
     assert curve is not None and curve.points[-1].accuracy == 1
     assert curve.points[-1].interval == (pytest.approx(0.94, abs=0.01), 1.0)  # Wilson
-    assert "they cannot tell" in curve.sentence
+    assert "they do not show whether more would help" in curve.sentence
 
 
 def test_classes_with_few_photos_have_no_curve() -> None:

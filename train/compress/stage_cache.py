@@ -21,6 +21,7 @@ from train.run import PACKED_WEIGHTS, Run
 from train.run_writer import checkpoint_dir
 
 FILES_VERSION = 4  # increase it if files of an older version of this project cannot continue a command
+FINGERPRINT_FILE = "fingerprint"
 SHAPE_FILE = "shape.json"
 TENSORS_FILE = "reconstructed.safetensors"
 
@@ -34,7 +35,7 @@ class StageCache:
 
     def __init__(self, out: Path, fingerprint: str, resume: bool) -> None:
         self.folder, self.fingerprint = checkpoint_dir(out), fingerprint
-        file = self.folder / "fingerprint"
+        file = self.folder / FINGERPRINT_FILE
         stored = file.read_text() if resume and file.exists() else None
         if stored != fingerprint:
             if stored:
@@ -48,7 +49,7 @@ class StageCache:
             return NetworkShape(**json.loads(file.read_text()))
         shape = choose()
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "fingerprint").write_text(self.fingerprint)
+        (self.folder / FINGERPRINT_FILE).write_text(self.fingerprint)
         with atomic_write(file) as stream:
             stream.write(json.dumps(asdict(shape)).encode())
         return shape

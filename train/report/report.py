@@ -25,7 +25,7 @@ from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_rows
 from train.label_errors import FEWEST as FEWEST_JUDGED
-from train.label_errors import SuspectLabel, judged_photos
+from train.label_errors import SuspectLabel, judged_labels
 from train.learning_curve import FEWEST, LearningCurve
 from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics, confidence_interval
 from train.network.calibration import reliability
@@ -227,6 +227,8 @@ def _added_values(dataset: Dataset, added: Sequence[AddedAnswer]) -> dict[str, A
 def _suspect_values(dataset: Dataset, suspects: Sequence[SuspectLabel]) -> dict[str, Any]:
     """The suspect labels as the template needs them."""
     confident = [of for of in suspects if of.confident]
+    photos = dataset.split("train")
+    judged = judged_labels(photos)
     return {
         "count": len(confident),
         "shown": [
@@ -234,8 +236,8 @@ def _suspect_values(dataset: Dataset, suspects: Sequence[SuspectLabel]) -> dict[
             for of in confident[:SHOWN_SUSPECTS]
         ],
         "disagreeing": len(suspects),
-        "photos": len(dataset.split("train")),
-        "judged": len(judged_photos(dataset.split("train"))),
+        "photos": len(photos),
+        "judged": sum(photo.label in judged for photo in photos),
         "fewest": FEWEST_JUDGED,
     }
 

@@ -73,7 +73,7 @@ def test_unreadable_photos_are_reported_and_the_others_learned(model: Path, tmp_
     for photos in ([b"neither"], []):
         with pytest.raises(UserError, match="nothing was learned"):
             classifier.teach("scene", photos)
-    assert undo(classifier.learning_folder()) is None, "the two attempts are no steps"
+    assert undo(classifier.learning_folder()) is None, "a failed attempt is not a step"
 
 
 def test_a_kept_photo_that_was_damaged_is_reported(model: Path, learned: Path) -> None:

@@ -210,7 +210,7 @@ def test_memory_is_taken_from_a_stalled_body(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_rejected_body_is_freed_before_its_client_has_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The client may send the rest for 20 s. The exception of the answer refers to the body meanwhile."""
+    """While the client sends the rest, up to 20 s, the exception of the answer refers to the body."""
 
     async def endless() -> Mapping[str, Any]:
         return {"type": "http.request", "body": bytes(1_000_000), "more_body": True}

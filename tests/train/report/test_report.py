@@ -20,7 +20,7 @@ from train.data.dataset import NONE, Dataset, LeftOut, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_negatives_folder
-from train.label_errors import SuspectLabel, judged_photos
+from train.label_errors import SuspectLabel, judged_labels
 from train.learning_curve import LearningCurve, LearningPoint
 from train.metrics import (
     AddedAnswer,
@@ -472,7 +472,7 @@ def test_suspect_labels_and_the_learning_curve_are_shown(hostile: Dataset, tmp_p
     assert "No label" not in none.text
     assert f"{len(photos)} training photos were not checked" in none.text
     copies = tuple(replace(photo, path=f"{number}/{photo.path}") for photo in photos for number in range(8))
-    assert judged_photos(copies) == list(copies) and judged_photos(copies[:12]) == []
+    assert judged_labels(copies) == {*hostile.classes} and judged_labels(copies[:12]) == set()
     assert "Not estimated, because a class has fewer than 16 training photos" in none.text
     unsearched = report(tmp_path / "unsearched.html", hostile, all_right(hostile))
     assert "Suspect labels" not in unsearched.text and "Would more photos help" not in unsearched.text
