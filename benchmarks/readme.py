@@ -35,7 +35,7 @@ REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
 RECORDED_TABLES = (
     *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),
     *("soak", "memory", "serve", "heads", "imbalance", "near_duplicates", "scale", "clients"),
-    *("instructions", "boards", "leave_one_out", "teach"),
+    *("instructions", "boards", "leave_one_out", "teach", "reject"),
 )
 BLOCK = re.compile(r"(?<=<!-- )((?:table|output): [^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 

@@ -250,7 +250,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dry-run", action="store_true", help="print the result, and write nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")
-    add_model_options(parser, top=False)
+    add_model_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.correction == NONE:
         parser.error("--correction takes the file to write here, not none")

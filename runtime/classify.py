@@ -17,7 +17,7 @@ from runtime.common.cli import ArgumentParser, VersionAction, exit_process, run_
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
-from runtime.inference.model_options import add_model_options, classifier_options
+from runtime.inference.model_options import add_answer_options, add_model_options, classifier_options
 from runtime.inference.prediction import Prediction, answer_columns, json_line
 from runtime.inference.prefetch import DECODERS
 from runtime.model_file.loader import KEY_VARIABLE, open_model
@@ -212,6 +212,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="file, folder, pattern such as '*.jpg', or - for one picture on standard input",
     )
     add_model_options(parser)
+    add_answer_options(parser)
     parser.add_argument(
         "--verify",
         action="store_true",

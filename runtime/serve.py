@@ -15,7 +15,7 @@ from runtime.common.errors import UserError
 from runtime.common.packages import install_command
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
-from runtime.inference.model_options import add_model_options, classifier_options
+from runtime.inference.model_options import add_answer_options, add_model_options, classifier_options
 from runtime.publish.flags import add_publish_flags, check_publish_flags
 from runtime.server.address import AddressError
 from runtime.server.token_file import TOKEN_VARIABLE, make_token_file
@@ -81,6 +81,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "unavailable or in use (retrying may help); 2 usage error, or no model, engine or token.",
     )
     add_model_options(parser)
+    add_answer_options(parser)
     _add_network_flags(parser)
     _add_camera_flags(parser)
     add_save_flags(parser)

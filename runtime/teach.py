@@ -240,7 +240,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")
-    add_model_options(parser, top=False)
+    add_model_options(parser)
     arguments = parser.parse_args(argv)
     has_task = any((arguments.list, arguments.again, arguments.undo, arguments.reset, arguments.export))
     if has_task == bool(arguments.label):

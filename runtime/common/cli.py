@@ -126,6 +126,14 @@ def duration(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 500ms, 1s or 2m")
 
 
+def percentage(text: str) -> float:
+    """Parses a percentage such as "10%" or "10" into 0.1. Raises ArgumentTypeError unless it is below 100."""
+    with suppress(ValueError):
+        if 0 < (percent := float(text.strip().removesuffix("%"))) < 100:
+            return percent / 100
+    raise argparse.ArgumentTypeError(f"{text!r} is not a percentage above 0 and below 100, such as 10%")
+
+
 def frames_or_duration(text: str) -> int | float:
     """Parses a number of frames (int), or a time in seconds (float). Raises ArgumentTypeError."""
     return int(text) if text.isdecimal() else duration(text)

@@ -37,6 +37,7 @@ from runtime.inference.learned_state import OpenedLearned, open_learned
 from runtime.inference.parallel_sessions import MAX_MODEL_BYTES, ParallelSessions
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
+from runtime.inference.strictness import strict_threshold
 from runtime.model_file.formats import FORMATS
 from runtime.model_file.loader import open_model
 from runtime.model_file.releases import check_release, record_release
@@ -66,6 +67,9 @@ class Classifier:
     the model is used. A model that must be signed learns, and uses what it learned, with `allow_learning`
     only. `learned_problem` says why a learned state is not used.
 
+    `reject` is the share (0 to 1) of photos of the classes that may get the answer "unknown", such as 0.1:
+    the model then names fewer pictures of other things. Default: the share that it was trained with.
+
     With `parallel`, several threads classify pictures at the same time, each in a session of one thread, if
     the model file has at most 8 MB (MAX_MODEL_BYTES). Raises ModelError or EngineError.
     """
@@ -83,9 +87,10 @@ class Classifier:
         learned: str | Path | None = None,
         allow_learning: bool = False,
         allow_rollback: bool = False,
+        reject: float | None = None,
         parallel: bool = False,
     ) -> None:
-        self.top = top
+        self.top, self.reject = top, reject
         self.formats = _usable_formats(engine)
         selection = choose_model(model, self.formats)
         measured = load_selection(selection.candidates) if engine == "auto" else ""
@@ -131,6 +136,9 @@ class Classifier:
     def _set_correction(self, opened: OpenedCorrection) -> None:
         self.correction, self.correction_problem = opened.correction, opened.problem
         self.correction_path = opened.path
+        self.threshold = self.model.contract.thresholds.get("known", 0.0)
+        if self.reject is not None:
+            self.threshold = strict_threshold(self.model, self.reject, self.correction)
 
     def _set_learned(self, opened: OpenedLearned) -> None:
         self.learned, self.learned_problem = opened.state, opened.problem
@@ -222,10 +230,16 @@ class Classifier:
         return learned
 
     def details(self) -> list[str]:
-        """Returns a line each for the engine, the correction and the learned state, for --verbose."""
+        """Returns a line each for engine, correction, learned state and threshold, for --verbose."""
         correction = f"{self.correction_path}: {self.correction}" if self.correction else ""
         learned = f"{self.learned_folder}: {self.learned}" if self.learned else ""
-        return [line for line in (self.engine_reason, correction, learned) if line]
+        strict = ""
+        if self.reject is not None:
+            strict = (
+                f"rejects about {self.reject:.1%} of the photos of the classes: the threshold of `known` is "
+                f"{self.threshold:.3f} instead of {self.model.contract.thresholds['known']:.3f}"
+            )
+        return [line for line in (self.engine_reason, correction, learned, strict) if line]
 
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
@@ -282,11 +296,10 @@ class Classifier:
 
     def to_prediction(self, source: str, output: ModelOutput, decode_ms: float) -> Prediction:
         """Returns the output with labels instead of positions, and with `known` decided by the threshold."""
-        contract = self.model.contract
         best = np.argsort(-output.probabilities, kind="stable")[: max(1, self.top)]
         labels = self.labels
         scores = tuple(ClassScore(labels[i], round(float(output.probabilities[i]), 6)) for i in best)
-        known = None if output.known is None else bool(output.known >= contract.thresholds["known"])
+        known = None if output.known is None else bool(output.known >= self.threshold)
         return Prediction(
             source=source,
             label=scores[0].label,

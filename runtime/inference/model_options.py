@@ -3,13 +3,13 @@
 import argparse
 from typing import Any
 
-from runtime.common.cli import positive_int
+from runtime.common.cli import percentage, positive_int
 from runtime.inference.engines import ENGINES
 from runtime.model_file.loader import KEY_VARIABLE
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> None:
-    """Adds the flags of Classifier's arguments; --top only with `top`."""
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of Classifier's arguments, without those of add_answer_options."""
     parser.add_argument(
         "--model",
         metavar="PATH",
@@ -60,17 +60,28 @@ def add_model_options(parser: argparse.ArgumentParser, *, top: bool = True) -> N
         metavar="N",
         help="threads of the engine (default: the fastest measured number, else all cores)",
     )
-    if top:
-        parser.add_argument(
-            "--top",
-            type=positive_int,
-            metavar="N",
-            default=3,
-            help="classes in an answer (default: %(default)s)",
-        )
+
+
+def add_answer_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a command that gives answers."""
+    parser.add_argument(
+        "--top",
+        type=positive_int,
+        metavar="N",
+        default=3,
+        help="classes in an answer (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--reject",
+        type=percentage,
+        metavar="PERCENT",
+        help="answer unknown for this share of the photos of the classes, such as 10%%, so that fewer "
+        "pictures of other things get a name (default: the share of training, under 2%%)",
+    )
 
 
 def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns Classifier's keyword arguments from the parsed flags."""
     names = ("engine", "threads", "top", "key", "correction", "allow_correction", "learned", "allow_learning")
-    return {name: getattr(arguments, name) for name in (*names, "allow_rollback") if name in arguments}
+    names = (*names, "allow_rollback", "reject")
+    return {name: getattr(arguments, name) for name in names if name in arguments}

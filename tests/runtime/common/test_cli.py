@@ -8,7 +8,14 @@ from importlib import import_module
 
 import pytest
 
-from runtime.common.cli import ArgumentParser, duration, frames_or_duration, megabytes, positive_int
+from runtime.common.cli import (
+    ArgumentParser,
+    duration,
+    frames_or_duration,
+    megabytes,
+    percentage,
+    positive_int,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,12 +30,18 @@ def test_a_whole_number_means_frames_and_a_unit_means_time() -> None:
     assert frames_or_duration("5s") == 5.0 and isinstance(frames_or_duration("5s"), float)
 
 
+@pytest.mark.parametrize(("text", "share"), [("10%", 0.1), ("2.5", 0.025), ("99 %", 0.99)])
+def test_a_percentage_may_have_its_sign(text: str, share: float) -> None:
+    assert percentage(text) == pytest.approx(share)
+
+
 @pytest.mark.parametrize(
     ("parse", "text"),
     [
         *((duration, text) for text in ("", "ms", "-1s", "nan", "inf", "1e9", "1 day")),
         *((positive_int, text) for text in ("0", "-1", "1.5", "x", "9" * 5000)),
         *((megabytes, text) for text in ("-1", "nan", "inf", "x")),
+        *((percentage, text) for text in ("0", "100%", "-1", "nan", "%", "10%%")),
     ],
 )
 def test_a_wrong_value_is_rejected(parse: Callable[[str], object], text: str) -> None:
