@@ -82,6 +82,8 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
 
 def classifier_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns Classifier's keyword arguments from the parsed flags."""
-    names = ("engine", "threads", "top", "key", "correction", "allow_correction", "learned", "allow_learning")
-    names = (*names, "allow_rollback", "reject")
+    names = (
+        *("engine", "threads", "top", "reject", "key", "correction", "allow_correction", "learned"),
+        *("allow_learning", "allow_rollback"),
+    )
     return {name: getattr(arguments, name) for name in names if name in arguments}
