@@ -68,7 +68,7 @@ def run_statistics(run: Run) -> bytes:
     """
     statistics = run.statistics()
     if statistics is None and "known" in run.thresholds:
-        raise UserError(f"run {run.path}: has no {STATISTICS}, an older version made it; train it again")
+        raise UserError(f"run {run.path}: has no {STATISTICS}; train it again")
     return statistics.to_bytes() if statistics else b""
 
 

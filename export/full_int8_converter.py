@@ -75,11 +75,6 @@ def _largest(model: keras.Model, photos: NDArray[np.uint8]) -> dict[str, float]:
         raise QuantizeError(
             "the head is neither pooled nor article; train it again, or export without --full-int8"
         )
-    if "known_prototypes" in names:
-        raise QuantizeError(
-            "the detector of unknown pictures is of an earlier version; run `python -m train.refit`, or "
-            "export without --full-int8"
-        )
     part = keras.Model(model.inputs[0], {name: model.get_layer(name).output for name in found})
     outputs = [part(batch) for batch in batches(photos)]
     return {name: max(float(np.max(output[name])) for output in outputs) for name in found}

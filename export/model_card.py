@@ -21,10 +21,8 @@ from export.targets.target import CompiledTarget
 from runtime.inference.engines import default_threads
 from runtime.model_file.contract import Contract
 from runtime.model_file.index import Index
-from train.data.negatives import is_default
 
 if TYPE_CHECKING:
-    from train.data.dataset import Dataset
     from train.run import Run
 
 _BIBTEX = """\
@@ -38,8 +36,6 @@ _BIBTEX = """\
 _FULL_INT8 = """
 `{}` computes in int8 from the picture to the last pooling layer, for microcontrollers (TensorFlow Lite
 Micro) and neural processors. Its input and outputs are those of the other files."""
-
-_NEGATIVES = ("negatives", "named")  # in a run's metrics: their number, and the share that was named
 
 _HEADS = {
     "pooled": "global average pooling and one dense layer",
@@ -116,12 +112,12 @@ def _compression(run: Run) -> str:
         "|---|---|---:|---:|---:|",
     ]
     for name, size, macs, top1 in (
-        ("uncompressed, float32", done.get("of_size", 224), done["of_macs"], done["uncompressed_top1"]),
+        ("uncompressed, float32", done["of_size"], done["of_macs"], done["uncompressed_top1"]),
         ("compressed, float32", done["size"], done["macs"], compressed_top1),
     ):
         shares = ["" if (share := top1.get(split)) is None else f"{share:.1%}" for split in ("val", "test")]
         lines.append("| " + " | ".join([name, f"{size} x {size}", f"{macs / 1e9:.2f}", *shares]) + " |")
-    through = done.get("through", "")
+    through = done["through"]
     teacher = f"model of {_escaped(through)}" if through else "uncompressed model"
     distilled = f" and trained on the outputs of the {teacher}" if done["epochs"] else ""
     origin = _escaped(done["from"])
@@ -153,7 +149,7 @@ def _use(contract: Contract, run: Run) -> str:
             "\n\nThe output `known`, float32 [1, 1], is the score that the photo belongs to one of the "
             f"classes. Below {contract.thresholds['known']:g} the runtime reports `unknown`. With this "
             f"threshold, at most {UNKNOWN_RATE:.1%} of the validation photos are rejected as unknown."
-            f"{_unknown_pictures(run.metrics.get('test') or {}, run.dataset)}"
+            f"{_unknown_pictures(run.metrics.get('test') or {})}"
         )
         text += (
             f"\n\nThe output `features`, float32 [1, {contract.features}], describes the photo; the other "
@@ -163,20 +159,18 @@ def _use(contract: Contract, run: Run) -> str:
     return text
 
 
-def _unknown_pictures(test: Mapping[str, Any], dataset: Dataset) -> str:
+def _unknown_pictures(test: Mapping[str, Any]) -> str:
     """How many photos of the classes were rejected, and pictures of other things named, in the test split."""
     text = ""
     if "unknown" in test:
         text = f" The trained model rejected {test['unknown']:.1%} of the {test['n']:,} test photos."
-    own = any(not is_default(photo) for photo in dataset.negatives_of("test"))
-    # In runs of an earlier version, `named` counts the drawings if there is nothing else.
-    drawings, named = (test.get(f"default_{key}", None if own else test.get(key)) for key in _NEGATIVES)
-    if own and "named" in test:
+    if "named" in test:
         text += (
             f" Of {test['negatives']:,} test photos of none of the classes, {test['named']:.1%} got the name "
             "of a class."
         )
-    if drawings:
+    if "default_named" in test:
+        drawings, named = test["default_negatives"], test["default_named"]
         text += (
             f" Of {drawings:,} drawings of other things, {named:.1%} got the name of a class. Drawings like "
             "these were a part of the training, so photos of other things get a name more often; "

@@ -35,9 +35,7 @@ INSTALL = "in a clone of this project, run: pip install '.[sign]'"
 # The name of the folder, and the bytes of its files by name → the bytes of model.sig.
 Sign = Callable[[str, Mapping[str, bytes]], bytes]
 
-
-# Version 0.1 wrote "holds".
-_SIGNED_VERDICTS = (PASSED, TOO_FEW_PHOTOS, "holds")
+_SIGNED_VERDICTS = (PASSED, TOO_FEW_PHOTOS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 # The flags of `compressed_run`.
-QUICK = ("--photos", "12", "--views", "2", "--epochs", "2", "--reduce", "2")
+QUICK = ("--reconstruction-photos", "12", "--views", "2", "--epochs", "2", "--reduce", "2")
 
 # A shell starts background jobs with SIGINT ignored; the Ctrl-C tests need Python's own handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -55,9 +55,11 @@ FIELD_TYPES = {
 # The fields of `compressed` that an export reads, unless it is empty.
 COMPRESSED_TYPES = {
     "from": str,
+    "through": str,
     "epochs": int,
     "size": int,
     "macs": int,
+    "of_size": int,
     "of_macs": int,
     "uncompressed_top1": dict,
 }
@@ -145,8 +147,8 @@ class Run:
             raise RunError(f"run {self.path}: {UNCOMPRESSED_CSV} lacks {error}; compress it again") from None
 
     def statistics(self) -> ModelStatistics | None:
-        """The statistics of the model's descriptors; None without a detector of unknown pictures, and for
-        runs of older versions. Raises RunError when the file cannot be read.
+        """The statistics of the model's descriptors; None if the run has no file of them. Raises RunError
+        when the file cannot be read.
         """
         file = self.path / STATISTICS
         try:
@@ -235,13 +237,7 @@ def _record(file: Path) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
-    # Older runs lack these.
-    record: dict[str, Any] = {
-        "thresholds": {},
-        "compressed": {},
-        "negatives_root": "",
-        "added_root": "",
-    } | found
+    record: dict[str, Any] = {"compressed": {}} | found  # only compressed runs have it
     _check_types(record, FIELD_TYPES)
     if record["compressed"]:
         _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")

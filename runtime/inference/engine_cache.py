@@ -28,7 +28,14 @@ from runtime.inference.engines import (
 from runtime.model_file.index import IndexedFile
 
 MAX_BYTES = 2**16
-_FIELD_TYPES = {"sha256": str, "engine": str, "threads": int, "median_ms": float, "measured": str}
+_FIELD_TYPES = {
+    "sha256": str,
+    "engine": str,
+    "threads": int,
+    "median_ms": float,
+    "measured": str,
+    "others": dict,
+}
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,11 @@ def _parse(text: bytes, formats: Mapping[str, str]) -> EngineSelection | str:
     ]
     if changes:
         return f"measured before a change: {', '.join(changes)[:300]}"
-    others = fields.get("others", {})
-    if not isinstance(others, dict) or not ENGINES.keys() >= others.keys():
+    fastest = EngineSelection(**{name: fields[name] for name in _FIELD_TYPES})
+    if not ENGINES.keys() >= fastest.others.keys():
         raise ValueError("others are not engines")
-    if not all(map(_is_time, others.values())):
+    if not all(map(_is_time, fastest.others.values())):
         raise ValueError("others are not times")
-    fastest = EngineSelection(**{name: fields[name] for name in _FIELD_TYPES}, others=others)
     runs_file = ENGINE_FORMATS.get(fastest.engine) == formats.get(fastest.sha256, "")
     if not runs_file or fastest.engine not in current:
         raise ValueError("not for this model and machine")

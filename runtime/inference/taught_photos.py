@@ -162,7 +162,7 @@ class TaughtPhotos:
         used, bound = byte_count + present, self._bound(present)
         if byte_count + state > bound:  # deleting all photos would not be enough
             return False
-        # One makes room for one: a folder of an earlier version keeps its photos, and does not grow.
+        # One makes room for one: a folder with more photos keeps them, and does not grow.
         too_many = int(byte_count > 0 and len(photos) >= MAX_PHOTOS)
         for at, photo in enumerate(photos):
             if used <= bound and at >= too_many:

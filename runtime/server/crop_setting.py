@@ -8,7 +8,7 @@ from runtime.common.atomic import atomic_write
 from runtime.common.errors import ModelError
 from runtime.common.terminal import print_info
 from runtime.common.text import printable
-from runtime.inference.correction import FOLDER_VARIABLE, path_beside
+from runtime.inference.correction import FOLDER_VARIABLE, SUFFIX, path_beside
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import is_file, read_bytes
 from runtime.server.errors import RequestRejected
@@ -27,10 +27,8 @@ class CropSetting:
 
     def __init__(self, model: ReloadingClassifier, fixed: Crop | None = None) -> None:
         self.is_fixed = fixed is not None
-        # An earlier version kept the region for each model.
-        self._earlier_path = path_beside(model.current().model, ".crop.json", FOLDER_VARIABLE)
-        self.path = self._earlier_path.with_name(CROP_NAME)
-        self.current = fixed or _read(self.path if is_file(self.path) else self._earlier_path)
+        self.path = path_beside(model.current().model, SUFFIX, FOLDER_VARIABLE).with_name(CROP_NAME)
+        self.current = fixed or _read(self.path)
 
     def save(self, crop: Crop | None) -> None:
         """Uses this region from the next frame on, also after a restart; None: the whole frame.
@@ -41,8 +39,7 @@ class CropSetting:
             raise RequestRejected(409, "the service runs with --crop: start it without this flag")
         try:
             if crop is None:
-                for path in (self.path, self._earlier_path):
-                    path.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
             else:
                 with atomic_write(self.path) as file:
                     file.write(json.dumps({"crop": crop.to_list()}).encode())

@@ -61,11 +61,10 @@ async def live_frame(request: Request) -> Response:
     prediction = await view.newer_than(int(after), FRAME_TIMEOUT, address_of(request))
     if prediction is None:
         return Response(status_code=204, headers=NO_STORE)
-    text = prediction.to_json()
     return Response(
         await view.jpeg(prediction, whole="whole" in request.query_params),
         media_type="image/jpeg",
-        headers={"Prediction": text, "Sight": text, **NO_STORE},  # Sight: the header's first name
+        headers={"Prediction": prediction.to_json(), **NO_STORE},
     )
 
 

@@ -177,10 +177,3 @@ def test_another_head_is_refused(pictures: NDArray[np.uint8]) -> None:
     other = small_model()
     with pytest.raises(QuantizeError, match="without --full-int8"):
         FULL_INT8_CONVERTERS["tflite"](other, quantize(other, pictures, FULL_INT8_RECIPE), pictures)
-
-
-def test_a_detector_of_an_earlier_version_is_refused(drawings: NDArray[np.uint8]) -> None:
-    model = make_model("pooled", small_backbone(), drawings)
-    model.get_layer("known_root").name = "known_prototypes"
-    with pytest.raises(QuantizeError, match=r"train\.refit"):
-        convert(model, drawings, FULL_INT8_RECIPE)

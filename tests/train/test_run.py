@@ -33,9 +33,19 @@ RECORD: dict[str, Any] = {
     "versions": {},
     "device": "cpu:0",
     "metrics": {},
+    "thresholds": {},
 }
 
-COMPRESSED = {"from": "a", "epochs": 1, "size": 64, "macs": 1, "of_macs": 2, "uncompressed_top1": {}}
+COMPRESSED = {
+    "from": "a",
+    "through": "",
+    "epochs": 1,
+    "size": 64,
+    "macs": 1,
+    "of_size": 64,
+    "of_macs": 2,
+    "uncompressed_top1": {},
+}
 
 
 def test_the_run_folder_holds_the_complete_record(
@@ -165,7 +175,7 @@ def bare(tmp_path: Path) -> Path:
         ({"thresholds": {"known": "half"}}, "thresholds"),
         ({"metrics": [1]}, "metrics is missing or not of type dict"),
         ({"compressed": [1]}, "compressed is missing or not of type dict"),
-        ({"compressed": {"from": "a"}}, "compressed.epochs is missing or not of type int"),
+        ({"compressed": {"from": "a"}}, "compressed.through is missing or not of type str"),
         ({"compressed": COMPRESSED | {"macs": "1"}}, "compressed.macs is missing or not of type int"),
         ({"settings": []}, "settings is missing or not of type dict"),
         ({"versions": None}, "versions is missing or not of type dict"),

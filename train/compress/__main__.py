@@ -108,7 +108,6 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
         help="for --target-ms: another board's latencies instead of this machine's; "
         "columns engine, gmacs, ms",
     )
-    source.add_argument("--measured", dest="latency_table", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     source.add_argument(
         "--board",
         choices=tuple(BOARDS),
@@ -154,14 +153,6 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_advanced_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
     group = parser.add_argument_group("advanced")
-    # The former name of --reconstruction-photos.
-    group.add_argument(
-        "--photos",
-        dest="reconstruction_photos",
-        type=_count(10),
-        default=argparse.SUPPRESS,
-        help=argparse.SUPPRESS,
-    )
     for name, kind, text in (
         ("reconstruction_photos", _count(10), "training photos that layers are reconstructed on"),
         ("views", _count(1, 8), "views of each training photo: itself, its mirror image, random crops"),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from train.cache import CACHE_LIMIT
 
@@ -26,11 +25,6 @@ class CompressSettings:
     batch: int = 32
     learning_rate: float = 5e-4  # the peak
     seed: int = 0
-
-    def to_record(self) -> dict[str, Any]:
-        """The settings under the names that run.json has had since its first version."""
-        names = {"latency_table": "measured", "reconstruction_photos": "photos"}
-        return {names.get(name, name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)

@@ -323,13 +323,12 @@ def run_contents(
         "compressed": {
             "from": run.compressed.get("from", run.name),
             "through": run.name if run.compressed else "",  # the run of the step before
-            **settings.to_record(),
+            **asdict(settings),
             "size": shape.size,
             "widths": shape.widths,
             "macs": shape.macs,
             "of_macs": teacher.of_macs,
-            # Compressed runs of older versions do not record it.
-            "of_size": run.compressed.get("of_size", 224) if run.compressed else teacher.shape.size,
+            "of_size": run.compressed.get("of_size", teacher.shape.size),
             "uncompressed_top1": top1,
         },
     }

@@ -63,7 +63,6 @@ def read_manifest(
     with (folder / LEFT_OUT_NAME).open(newline="", encoding="utf-8", errors=FILE_NAME_ERRORS) as file:
         left_out = [LeftOut(**row) for row in csv.DictReader(file)]
     photos = [Photo(**row) for row in rows]
-    is_class = NONE in classes  # in a run of an older version
     if any(photo.path.startswith(ADDED_PREFIX) for photo in photos):
         added_root = added_root or UNKNOWN_ADDED
     added = {ADDED_PREFIX: added_root or UNKNOWN_ADDED}
@@ -75,17 +74,11 @@ def read_manifest(
     return Dataset(
         root,
         classes,
-        tuple(
-            replace(photo, path=_full_path(photo.path, added))
-            for photo in photos
-            if photo.label != NONE or is_class
-        ),
+        tuple(replace(photo, path=_full_path(photo.path, added)) for photo in photos if photo.label != NONE),
         tuple(LeftOut(_full_path(item.path, folders), item.reason) for item in left_out),
         synthetic,
         tuple(
-            replace(photo, path=_full_path(photo.path, folders))
-            for photo in photos
-            if photo.label == NONE and not is_class
+            replace(photo, path=_full_path(photo.path, folders)) for photo in photos if photo.label == NONE
         ),
         negatives_root,
         added_root,

@@ -291,7 +291,7 @@ def test_the_engines_run_at_the_lowest_priority_and_end_with_their_parent(
         engine_timing._shortest_ms(Classifier(folder))
 
 
-def test_old_and_damaged_cache_files_are_read(
+def test_damaged_cache_files_are_not_used(
     folder: Path, winner: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     winner("onnx")
@@ -303,6 +303,3 @@ def test_old_and_damaged_cache_files_are_read(
     for others in ({"litert": float("nan")}, {"torch": 1.0}, {"litert": "1"}, [], "x"):
         path.write_text(json.dumps({**saved, "others": others}))
         assert Classifier(folder).engine_reason.startswith("auto: litert, by rule: "), others
-    del saved["others"]  # as `runtime.bench --save` of an earlier version wrote it
-    path.write_text(json.dumps(saved))
-    assert Classifier(folder).engine_reason.startswith("auto: onnx, measured 20")

@@ -139,7 +139,7 @@ def test_the_number_of_photos_is_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     assert [photo.id for photo in store.photos()] == ids[-5:]
 
 
-def test_the_photos_of_an_earlier_version_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_more_photos_keeps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = TaughtPhotos(tmp_path)
     for at in range(8):
         store.add("rose", picture(at))

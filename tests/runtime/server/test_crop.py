@@ -90,14 +90,5 @@ def test_a_damaged_file_is_reported_and_the_whole_frame_is_used(
     assert json.loads(file.read_bytes()) == {"crop": LOWER_RIGHT}
 
 
-def test_the_region_of_an_earlier_version_is_used(knowing: Path, states: Path) -> None:
-    (states / f"{knowing.name}.crop.json").write_text(json.dumps({"crop": LOWER_RIGHT}))
-    with serve_in_thread(knowing, camera=NO_CAMERA) as service:
-        assert get_crop(service) == LOWER_RIGHT
-        assert put_crop(service, None) == 200
-    with serve_in_thread(knowing, camera=NO_CAMERA) as service:
-        assert get_crop(service) is None
-
-
 def test_without_a_camera_there_is_no_region(service: Client) -> None:
     assert service.get_status("/crop") == 404 and put_crop(service, None) == 404

@@ -39,7 +39,7 @@ def test_the_newest_frame_comes_with_its_prediction(
         labels, frame, deadline = [], 0, time.monotonic() + 20
         while "blau" not in labels and time.monotonic() < deadline:
             status, headers, body = service.request("GET", f"/live.jpg?after={frame}")
-            assert status == 200 and headers["prediction"] == headers["sight"]
+            assert status == 200
             prediction = json.loads(headers["prediction"])
             jsonschema.validate(prediction, openapi_schema("FramePrediction"))
             assert prediction["frame"] > frame

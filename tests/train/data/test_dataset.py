@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from train.data.dataset import NONE, Dataset, LeftOut, Photo, PhotosError
+from train.data.dataset import NONE, Dataset, LeftOut, PhotosError
 from train.data.find_photos import find_photos
 from train.data.manifest import read_manifest, write_manifest
 
@@ -567,13 +567,3 @@ def test_the_manifest_reads_back_with_negatives(tmp_path: Path) -> None:
         assert read == dataset
     moved = read_manifest(tmp_path, dataset.root, dataset.classes, negatives_root=tmp_path / "moved")
     assert {photo.path for photo in moved.negatives} == {f"{tmp_path}/moved/{number}.jpg" for number in "123"}
-
-
-def test_a_manifest_with_a_class_named_none_reads_back(tmp_path: Path) -> None:
-    photos = tuple(
-        Photo(f"{label}/1.jpg", label, "train", hashlib.sha256(label.encode()).hexdigest())
-        for label in ("a", NONE)
-    )
-    dataset = Dataset(tmp_path, ("a", NONE), photos)  # as an older version wrote it
-    write_manifest(dataset, tmp_path)
-    assert read_manifest(tmp_path, tmp_path, dataset.classes) == dataset
