@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.parity.gates import MIN_PHOTOS
-from export.pipeline import INSTALL, TFLITE_ONLY, ExportConfig, export, file_keys
+from export.pipeline import TFLITE_ONLY, ExportConfig, export, file_keys
 from export.targets.registry import TARGETS
 from export.targets.rk3588 import DEFAULT_PYTHON
 from runtime.common.cli import ArgumentParser, positive_int
@@ -29,7 +29,7 @@ _ADDED = ("float16", "dynamic", "int8", "full_int8")  # precisions, each with a 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0, 2 (usage error), 3 (parity failed) or 130 (Ctrl-C)."""
     config = _parse(argv)
-    return run_cli(lambda: export(config), INSTALL, lambda: "nothing was written or replaced")
+    return run_cli(lambda: export(config), lambda: "nothing was written or replaced")
 
 
 def _parse(argv: Sequence[str] | None) -> ExportConfig:

@@ -37,6 +37,7 @@ from export.time_left import (
     total_seconds,
 )
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
 from runtime.inference.engines import ENGINE_FORMATS, choose_engine, default_threads, require_engine
@@ -52,7 +53,6 @@ if TYPE_CHECKING:
     from export.parity.float16 import Float16Result
     from export.targets.target import CompiledTarget
 
-INSTALL = "in a clone of this project, run: pip install '.[train,export]'"
 SUCCESS, PARITY_FAILED = 0, 3
 TFLITE_ONLY = ("dynamic", "full_int8")  # precisions without an ONNX file
 CALIBRATED = ("int8", "full_int8")  # precisions that take longest to convert
@@ -198,7 +198,7 @@ def _check_packages() -> None:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{', '.join(missing)} {are} not installed; {INSTALL}")
+        raise UserError(f"{', '.join(missing)} {are} not installed: {install_command('train,export')}")
 
 
 def _check_engines(job: _Job) -> None:

@@ -22,6 +22,7 @@ from export.targets.stage import TARGETS_NAME, listed_files
 from export.tempdir import temporary_dir
 from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 from runtime.common.terminal import print_info
 from runtime.common.text import printable
 from runtime.model_file.files import INDEX_NAME, MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
@@ -30,7 +31,6 @@ from runtime.model_file.signature import HASH_BY_CURVE, MAX_KEY_BYTES, PublicKey
 from train.cli import run_cli
 
 PASSPHRASE_VARIABLE = "VGG_EDGE_KEY_PASSPHRASE"
-INSTALL = "in a clone of this project, run: pip install '.[sign]'"
 
 # The name of the folder, and the bytes of its files by name → the bytes of model.sig.
 Sign = Callable[[str, Mapping[str, bytes]], bytes]
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     return run_cli(
-        lambda: sign_folder(arguments.folder, arguments.key), INSTALL, lambda: "nothing was signed"
+        lambda: sign_folder(arguments.folder, arguments.key), lambda: "nothing was signed", extras="sign"
     )
 
 
@@ -105,7 +105,7 @@ def open_key(path: Path) -> Sign:
     not on curve P-256, P-384 or P-521, the passphrase is wrong, or the extra `sign` is not installed.
     """
     if find_spec("model_signing") is None:
-        raise UserError(f"model-signing is not installed; {INSTALL}")
+        raise UserError(f"model-signing is not installed: {install_command('sign')}")
     from model_signing import hashing, signing
 
     passphrase, public = _unlock(path)

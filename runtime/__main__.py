@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import NoReturn
 
 from runtime.common.cli import EXIT_USER_ERROR, exit_process, run_cli, version_text
+from runtime.common.packages import install_command
 from runtime.common.terminal import print_error
 
 
@@ -37,7 +38,6 @@ COMMANDS = {
     "browser": Command("runtime.browser_page", "write one HTML file that classifies in the browser"),
     "bench": Command("runtime.bench", "find the fastest engine on this machine"),
 }
-INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
     command = COMMANDS[name]
     missing = [package for package in command.needs if find_spec(package) is None]
     if missing:
-        print_error(f"vgg-edge {name} needs {', '.join(missing)}, which is not installed: {INSTALL}")
+        install = install_command("train,export")
+        print_error(f"vgg-edge {name} needs {', '.join(missing)}, which is not installed: {install}")
         return EXIT_USER_ERROR
     code: int = import_module(command.module).main(arguments)
     return code

@@ -14,7 +14,7 @@ from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import add_cache_flags
-from train.cli import INSTALL, add_run_flags, run_cli
+from train.cli import add_run_flags, run_cli
 from train.config import TrainConfig
 from train.inputs import find_inputs
 from train.run_writer import checkpoint_dir
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from train.pipeline import train
         return train(config, inputs)
 
-    return run_cli(run, INSTALL, lambda: _after_ctrl_c(out))
+    return run_cli(run, lambda: _after_ctrl_c(out))
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 from runtime.common import cli, terminal
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 
 INTERRUPTED = cli.EXIT_INTERRUPTED
-# One line installs the packages of training, compression and export.
-INSTALL = "in a clone, install all that train and export need: pip install '.[train,export]' (2.6 GB)"
 
 
 def add_run_flags(group: argparse._ArgumentGroup, default_out: str, resume: bool = True) -> None:
@@ -32,10 +31,10 @@ def add_run_flags(group: argparse._ArgumentGroup, default_out: str, resume: bool
         )
 
 
-def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str]) -> int:
+def run_cli(run: Callable[[], int], on_interrupt: Callable[[], str], extras: str = "train,export") -> int:
     """The exit code of `run`, 130 after Ctrl-C, or 2 after an error, which is printed as one line.
 
-    `install` is the command that installs a missing package. `on_interrupt` describes what Ctrl-C leaves.
+    `on_interrupt` describes what Ctrl-C leaves. `extras` have the packages that may be missing.
     """
 
     def guarded() -> int:
@@ -44,7 +43,7 @@ def run_cli(run: Callable[[], int], install: str, on_interrupt: Callable[[], str
             sys.stdout.flush()  # a full disk would otherwise raise a traceback when Python ends
             return code
         except ModuleNotFoundError as error:
-            raise UserError(f"{error.name} is not installed; {install}") from None
+            raise UserError(f"{error.name} is not installed: {install_command(extras)}") from None
         except KeyboardInterrupt:
             return interrupted()
         except OSError as error:  # most often a full disk

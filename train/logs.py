@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 from train.data.dataset import SPLITS
 
 EVENTS = "events.out.tfevents."  # prefix of event files
@@ -51,7 +52,7 @@ class TrainingLogger:
         if self.events:
             print(f"logs: {folder}; to see them, run: tensorboard --logdir {shlex.quote(str(logs))}")
         else:
-            print(f"logs: {folder}/history.csv; TensorBoard files need: pip install '.[tensorboard]'")
+            print(f"logs: {folder}/history.csv; for TensorBoard files, {install_command('tensorboard')}")
 
     def log_epoch(self, stage: str, row: Mapping[str, float]) -> None:
         """Write the metrics of an epoch: {"epoch", "loss", "accuracy", "val_loss", …}."""

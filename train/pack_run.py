@@ -17,7 +17,7 @@ import numpy as np
 
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
-from train.cli import INSTALL, run_cli
+from train.cli import run_cli
 from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, STATISTICS, UNCOMPRESSED_CSV, RunError, open_run
 from train.run_writer import new_run_dir, write_record
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"packed run: {arguments.folder}, {size / 1e6:.1f} MB")
         return 0
 
-    return run_cli(run, INSTALL, lambda: "no folder was written")
+    return run_cli(run, lambda: "no folder was written")
 
 
 def pack_run(run_folder: Path, folder: Path) -> None:

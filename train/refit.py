@@ -27,7 +27,7 @@ from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
 from train.cache import cache_folder
-from train.cli import INSTALL, add_run_flags, run_cli
+from train.cli import add_run_flags, run_cli
 from train.data.augment import augment, negative_view_count, view_count
 from train.data.dataset import SPLITS, Dataset, Photo, read_verified
 from train.data.find_photos import with_negatives_of
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add_run_flags(parser.add_argument_group("files"), "runs/NAME-refitted", resume=False)
     config = RefitConfig(**vars(parser.parse_args(argv)))
-    return run_cli(lambda: refit(config), INSTALL, lambda: "no run was written")
+    return run_cli(lambda: refit(config), lambda: "no run was written")
 
 
 def refit(config: RefitConfig) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from export.targets.target import CompiledTarget, Step, TargetInput
 from export.tempdir import temporary_dir
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 
 MIN_NPU_MACS = 0.995  # share of the multiplications that the neural processor must compute: all convolutions
 # The short names stand for sizes that boards have; the number is that of multiplications per cycle.
@@ -46,7 +47,7 @@ class VelaReport:
 def check_vela(python: Path) -> None:
     """Raises UserError when Vela is not installed."""
     if find_spec("ethosu") is None:
-        raise UserError("ethos-u-vela is not installed: in the clone, run pip install '.[vela]'")
+        raise UserError(f"ethos-u-vela is not installed: {install_command('vela')}")
 
 
 def build_ethos_u(source: TargetInput, step: Step) -> CompiledTarget:
@@ -120,7 +121,7 @@ def _report(printed: str, summary: Mapping[str, str]) -> VelaReport:
     if missing or counts.keys() != {"CPU", "NPU"}:
         raise UserError(
             f"the report of ethos-u-vela {version('ethos-u-vela')} has another form than that of version 5; "
-            "install the extra again: pip install '.[vela]'"
+            f"install the extra again: {install_command('vela')}"
         )
     sizes = {label: 1024 * float(summary[f"{name}_memory_used"]) / 1e6 for name, label in _MEMORIES.items()}
     return VelaReport(

@@ -14,6 +14,7 @@ from export.targets.target import CompiledTarget, Step, TargetInput, megabytes
 from export.targets.tflm_sources import example, header, model_source
 from export.targets.worker import run_compiled
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 
 ARENA_RESERVE = 1.05  # a library of another version, with other kernels, needs a little more or less
 
@@ -21,7 +22,7 @@ ARENA_RESERVE = 1.05  # a library of another version, with other kernels, needs 
 def check_tflm(python: Path) -> None:
     """Raises UserError when TFLite Micro's interpreter is not installed."""
     if find_spec("tflite_micro") is None:
-        raise UserError("tflite-micro is not installed: in the clone, run pip install '.[tflm]'")
+        raise UserError(f"tflite-micro is not installed: {install_command('tflm')}")
 
 
 def build_tflm(source: TargetInput, step: Step) -> CompiledTarget:

@@ -19,7 +19,7 @@ from tests.helpers import ROOT
 from tests.interrupt import press_ctrl_c_after_epoch
 from train import inputs
 from train.__main__ import main
-from train.cli import INSTALL, run_cli
+from train.cli import run_cli
 from train.data import negatives
 from train.data.dataset import LeftOut
 from train.data.find_photos import find_photos
@@ -300,11 +300,11 @@ def test_a_full_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         with path.open("wb", buffering=0) as file:
             return file.write(b"x")
 
-    assert run_cli(lambda: fill(tmp_path / "gone" / "file"), "", str) == 2
+    assert run_cli(lambda: fill(tmp_path / "gone" / "file"), str) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path / 'gone' / 'file'}: no such file or directory;")
     assert error.count("\n") == 1
-    text = "import sys; from train.cli import run_cli; sys.exit(run_cli(lambda: print(1) or 0, '', str))"
+    text = "import sys; from train.cli import run_cli; sys.exit(run_cli(lambda: print(1) or 0, str))"
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [sys.executable, "-c", text], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
@@ -355,7 +355,7 @@ def test_a_missing_package_is_one_line_with_the_install_command_of_train_and_exp
     def run() -> int:
         raise ModuleNotFoundError(name="tensorflow")
 
-    assert run_cli(run, INSTALL, str) == 2
+    assert run_cli(run, str) == 2
     error = capsys.readouterr().err
     assert "tensorflow is not installed" in error and "pip install '.[train,export]'" in error
     assert error.count("\n") == 1
@@ -365,13 +365,13 @@ def test_ctrl_c_in_native_code_is_one_line(capsys: pytest.CaptureFixture[str]) -
     def run() -> int:
         raise RuntimeError("KeyboardInterrupt: <EMPTY MESSAGE>\n\nAt:\n  trainer.py(1): fit")
 
-    assert run_cli(run, "", lambda: "no run was written") == 130
+    assert run_cli(run, lambda: "no run was written") == 130
     assert capsys.readouterr().err == "stopped: no run was written\n"
 
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
-        run_cli(lambda: 1 // 0, "", str)
+        run_cli(lambda: 1 // 0, str)
 
 
 def test_help_groups_the_flags_and_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import add_cache_flags
-from train.cli import INSTALL, add_run_flags, run_cli
+from train.cli import add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.inputs import find_inputs
 from train.compress.latency_table import BOARDS
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from train.compress.pipeline import compress
         return compress(config, inputs)
 
-    return run_cli(run, INSTALL, lambda: "no run is written; the same command with --resume continues")
+    return run_cli(run, lambda: "no run is written; the same command with --resume continues")
 
 
 def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 from train.compress.allocation import NetworkShape
 from train.compress.config import CompressSettings
 from train.compress.latency_table import BOARDS
@@ -100,8 +101,8 @@ def latency_worker(classes: int, engine: str) -> Iterator[MeasureLatency]:
                 errors.seek(0)
                 last_line = (errors.read().strip().splitlines() or ["no message"])[-1][:300]
                 raise UserError(
-                    f"--target-ms: python -m export.latency ended ({last_line}); in a clone, install its "
-                    "packages: pip install '.[train,export]'"
+                    f"--target-ms: python -m export.latency ended ({last_line}); install its "
+                    f"packages: {install_command('train,export')}"
                 )
             return _milliseconds(json.loads(answer))
 

@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 
 from runtime.common.errors import UserError
+from runtime.common.packages import install_command
 
 ANSWER_SECONDS = 15  # Ray itself keeps trying a dead address for two minutes
 RETRIES = 3  # of a shard whose worker died, because photos that kill each worker must not run forever
@@ -36,7 +37,7 @@ def check_ray_address(address: str) -> None:
     cluster that starts when it is needed.
     """
     if find_spec("ray") is None:
-        raise ClusterError("--ray needs Ray, which is not installed; in a clone: pip install '.[ray]'")
+        raise ClusterError(f"--ray needs Ray, which is not installed: {install_command('ray')}")
     if address in ("local", "auto"):
         return
     if not (match := re.fullmatch(r"\[?([^/@\s]+?)\]?:(\d{1,5})", address)):

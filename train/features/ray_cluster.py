@@ -24,6 +24,7 @@ import keras
 from tqdm import tqdm
 
 from runtime.common.errors import PictureError, UserError
+from runtime.common.packages import install_command
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.decode import read_bytes
 from train.features import ray_task
@@ -198,9 +199,7 @@ class RayCluster:
                 raise ClusterError(f"--ray {self.address}: {cause}") from None
             reason = f"--ray {self.address}: a worker: {type(cause).__name__}: {_first_sentence(cause)}"
             if isinstance(cause, ImportError):
-                raise ClusterError(
-                    f"{reason}; on every node, in a clone: pip install '.[train,ray]'"
-                ) from None
+                raise ClusterError(f"{reason}; on every node, {install_command('train,ray')}") from None
             raise ClusterError(f"{reason}; run without --ray to see the complete error") from None
         except RayError as error:
             raise ClusterError(

@@ -223,5 +223,5 @@ def test_a_malformed_address_raises_cluster_error(address: str) -> None:
 
 def test_without_ray_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"in a clone: pip install '\.\[ray\]'"):
+    with pytest.raises(UserError, match=r"in the clone, run pip install '\.\[ray\]'"):
         check_ray_address("local")
