@@ -21,6 +21,7 @@ from train.data.negatives import add_default_negatives, print_negatives
 from train.data.synthetic import SYNTHETIC_VERSION, draw_flowers
 from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_address import check_ray_address
+from train.intervals import confidence_interval
 from train.run import RunError
 from train.run_writer import check_output_dir
 from train.settings import Settings
@@ -98,9 +99,7 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
         print(printable(f"warning: training uses no drawings: {error}"))
     print_negatives(dataset)
     if 0 < measured < FEW_NEGATIVES:
-        from train.learning_curve import highest_unobserved_share  # late: it loads SciPy
-
-        highest = highest_unobserved_share(measured)
+        _, highest = confidence_interval(0, measured)
         print(
             f"warning: {own} photos of none of the classes prove little, because {measured} of them are in "
             f"test: even if the model rejects these, it may name {highest:.0%} of such pictures; add more"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from train.intervals import confidence_interval
 from train.linear_probe import Blocks, divide
 
 BLOCKS = 16
@@ -24,7 +25,6 @@ SAMPLES = 1000  # of the errors, for the intervals
 FEWEST = 16  # photos of the smallest class, below which a part has classes without a photo
 SMALL_GAIN = 0.5  # points; smaller gains are not given as a number
 INTERVAL = (2.5, 97.5)  # percentiles
-Z_95 = 1.96  # standard deviations of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     errors = np.random.default_rng(0).multivariate_normal(error, covariance, SAMPLES).clip(0, 1)
     low, high = np.percentile(errors, INTERVAL, axis=0)
     # Without a mistake the variance is 0, which a few photos do not prove.
-    high = np.where(error == 0, highest_unobserved_share(len(labels)), high)
+    high = np.where(error == 0, confidence_interval(0, len(labels))[1], high)
     points = [
         LearningPoint(round(size), float(1 - of), (float(1 - most), float(1 - least)))
         for size, of, least, most in zip(sizes, error, low, high, strict=True)
@@ -88,11 +88,6 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     return LearningCurve(
         points, float(_gain(sizes, error[np.newaxis], len(labels))[0]), (float(least), float(most))
     )
-
-
-def highest_unobserved_share(count: int) -> float:
-    """The upper end of the 95 % Wilson score interval of a share of which `count` observations found none."""
-    return Z_95**2 / (count + Z_95**2)
 
 
 def _right(blocks: Blocks, part: int) -> NDArray[np.float64]:

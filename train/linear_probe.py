@@ -19,10 +19,10 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 from train.linalg import matmul
+from train.network.descriptor import describe
 
 SHRINKAGE = 0.5  # of the mean variance within the classes, added to each variance
 MIN_VARIANCE = 1e-9  # for equal photos
-SMALLEST_MEAN = 1e-3  # of the pooled features of a picture that activates nothing
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ def divide(pooled: NDArray[Any], labels: NDArray[Any], classes: int, blocks: int
     """Divide photos with pooled features [N, W] and class indices [N] into blocks of about the same size,
     each with about the same share of every class.
     """
-    features = _describe(pooled)
+    features = describe([pooled])
+    features -= features.mean(0, dtype=np.float64).astype(np.float32)
     order = np.lexsort((np.random.default_rng(0).random(len(labels)), labels))
     block = np.empty(len(labels), np.intp)
     block[order] = np.arange(len(labels)) % blocks
@@ -84,13 +85,6 @@ def cross_validate(blocks: Blocks) -> NDArray[np.float64]:
         rows = blocks.rows(held_out)
         logits[rows] = blocks.logits([block for block in numbers if block != held_out], rows)
     return np.asarray(softmax(logits / _temperature(logits, blocks.labels), axis=1), np.float64)
-
-
-def _describe(pooled: NDArray[Any]) -> NDArray[np.float32]:
-    """The part of block 5 in `train.network.descriptor.describe`, without the mean over all photos."""
-    x = pooled.astype(np.float32)
-    x = np.sqrt(x / np.maximum(x.mean(1, keepdims=True), SMALLEST_MEAN))
-    return np.asarray(x - x.mean(0, dtype=np.float64).astype(np.float32), np.float32)
 
 
 def _fit(blocks: Sequence[Moments]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

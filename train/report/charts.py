@@ -24,7 +24,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.metrics import SplitMetrics, confidence_interval
+from train.intervals import confidence_interval
+from train.metrics import SplitMetrics
 
 INK, GRID, BEST = "#1c2b22", "#e5e8eb", "#c98a2b"
 COLOURS = {"train": "#9aa5b1", "val": "#2f6f4f"}

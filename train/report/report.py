@@ -24,10 +24,11 @@ from train.data.class_weights import UNEVEN_RATIO
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_rows
+from train.intervals import confidence_interval
 from train.label_errors import FEWEST as FEWEST_JUDGED
 from train.label_errors import SuspectLabel, judged_labels
 from train.learning_curve import FEWEST, LearningCurve
-from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics, confidence_interval
+from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
 from train.report.thumbnail import Thumbnail, data_uri, shown_path, thumbnail

@@ -20,6 +20,7 @@ from train.data.dataset import NONE, Dataset, LeftOut, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_negatives_folder
+from train.intervals import confidence_interval
 from train.label_errors import SuspectLabel, judged_labels
 from train.learning_curve import LearningCurve, LearningPoint
 from train.metrics import (
@@ -28,7 +29,6 @@ from train.metrics import (
     added_answers,
     compute_metrics,
     compute_negative_metrics,
-    confidence_interval,
 )
 from train.report.report import LISTED_FILES, SHOWN_MISTAKES, SHOWN_PAIRS, write_report
 from train.settings import RECIPES
