@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,9 @@ from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
 from train.cache import cache_folder
 from train.cli import add_run_flags, run_cli
-from train.data.augment import augment, negative_view_count, view_count
-from train.data.dataset import SPLITS, Dataset, Photo, read_verified
+from train.data.augment import negative_view_count, read_view, view_count
+from train.data.class_weights import NEGATIVE
+from train.data.dataset import NONE, SPLITS, Dataset, Photo
 from train.data.find_photos import with_negatives_of
 from train.data.near_duplicates import check_near_duplicates
 from train.data.negatives import (
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from train.network.vgg import Weights
     from train.train_head import TrainedHead
 
-BATCH = 32  # pictures
 VIEWS = 2  # of each training photo: the photo and its mirror image
 
 
@@ -223,27 +222,21 @@ def _features(
     weights: Weights,
     progress: Progress,
 ) -> SplitFeatures:
-    """The features of pictures, each a photo and a view, with the index of their class; 0 for negatives."""
-    from train.compress.features import channel_means_model
+    """The features of pictures, each a photo and a view, with the index of their class."""
+    from train.compress.features import BATCH, channel_means_of
     from train.evaluation import SplitFeatures
 
-    model = channel_means_model(weights)
-    means = [np.empty((len(pictures), output.shape[-1]), np.float32) for output in model.outputs]
+    def read(picture: tuple[Photo, int]) -> NDArray[np.uint8]:
+        return read_view(dataset, *picture, weights.input_size)
+
     with ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(pictures), BATCH):
-            batch = pictures[start : start + BATCH]
-            pixels = np.stack([*pool.map(partial(_decode, dataset, weights.input_size), batch)])
-            for part, values in zip(means, model.predict_on_batch(pixels), strict=True):
-                part[start : start + len(batch)] = np.asarray(values)
-            progress.step(len(batch))
-    labels = [classes.index(photo.label) if photo.label in classes else 0 for photo, _ in pictures]
+        batches = (
+            np.stack([*pool.map(read, pictures[start : start + BATCH])])
+            for start in range(0, len(pictures), BATCH)
+        )
+        means = channel_means_of(weights, batches, len(pictures), progress.step)
+    labels = [NEGATIVE if photo.label == NONE else classes.index(photo.label) for photo, _ in pictures]
     return SplitFeatures(means[-1][:, np.newaxis, np.newaxis, :], np.array(labels, np.int32), means)
-
-
-def _decode(dataset: Dataset, size: tuple[int, int], picture: tuple[Photo, int]) -> NDArray[np.uint8]:
-    photo, view = picture
-    pixels: NDArray[np.uint8] = augment(read_verified(dataset, photo), photo.sha256, [view], size)[0]
-    return pixels
 
 
 if __name__ == "__main__":

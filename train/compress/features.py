@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import keras
@@ -22,14 +23,26 @@ def predict_channel_means(
 
     Progress shows `name`.
     """
-    model = channel_means_model(replace(weights, input_size=(pictures.shape[1], pictures.shape[2])))
-    means = [np.empty((len(rows), *output.shape[1:]), np.float32) for output in model.outputs]
+    weights = replace(weights, input_size=(pictures.shape[1], pictures.shape[2]))
+    batches = (np.asarray(pictures[rows[start : start + BATCH]]) for start in range(0, len(rows), BATCH))
     with Progress(f"features of {name}", len(rows), "pictures") as progress:
-        for start in range(0, len(rows), BATCH):
-            batch = np.asarray(pictures[rows[start : start + BATCH]])
-            for part, values in zip(means, model.predict_on_batch(batch), strict=True):
-                part[start : start + BATCH] = keras.ops.convert_to_numpy(values)
-            progress.step(len(batch))
+        return channel_means_of(weights, batches, len(rows), progress.step)
+
+
+def channel_means_of(
+    weights: Weights, batches: Iterable[NDArray[np.uint8]], count: int, on_step: Callable[[int], object]
+) -> list[NDArray[np.float32]]:
+    """The channel means [count, W] of each pooling layer, for `count` pictures in batches [n, H, W, 3].
+
+    `on_step` gets the number of pictures of each finished batch.
+    """
+    model, start = channel_means_model(weights), 0
+    means = [np.empty((count, *output.shape[1:]), np.float32) for output in model.outputs]
+    for batch in batches:
+        for part, values in zip(means, model.predict_on_batch(batch), strict=True):
+            part[start : start + len(batch)] = keras.ops.convert_to_numpy(values)
+        start += len(batch)
+        on_step(len(batch))
     return means
 
 

@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic_write
 from runtime.common.errors import UserError
-from train.data.augment import augment, negative_view_count, view_count
+from train.data.augment import negative_view_count, read_view, view_count
 from train.data.class_weights import NEGATIVE
-from train.data.dataset import Dataset, Photo, read_verified
+from train.data.dataset import Dataset, Photo
 from train.features.extraction import Features
 from train.network.descriptor import channel_means, describe
 from train.network.vgg import POOLS
@@ -119,11 +118,15 @@ def _collect(
         files.map("features", np.float32, widths[-1]),
         files.map("descriptors", np.float16, sum(widths)),
     )
+
+    def read(job: tuple[Photo, int]) -> NDArray[np.uint8]:
+        return read_view(dataset, *job, (size, size))
+
     on_step(done)
     with ThreadPoolExecutor(2) as pool:
         for start in range(done, len(jobs), BATCH):
             rows = slice(start, min(start + BATCH, len(jobs)))
-            outputs.pictures[rows] = np.stack([*pool.map(partial(_decode, dataset, size), jobs[rows])])
+            outputs.pictures[rows] = np.stack([*pool.map(read, jobs[rows])])
             means = [part[rows] for part in frozen_means]
             inputs = [store[rows], *means][: len(teacher.inputs)]
             # Keras returns an array instead of a list of one.
@@ -139,14 +142,6 @@ def _collect(
                     file.write(json.dumps(rows.stop).encode())
             on_step(rows.stop - start)
     return outputs
-
-
-def _decode(dataset: Dataset, size: int, job: tuple[Photo, int]) -> NDArray[np.uint8]:
-    """A view of a photo, uint8 [size, size, 3]."""
-    photo, view = job
-    data = read_verified(dataset, photo)
-    picture: NDArray[np.uint8] = augment(data, photo.sha256, [view], (size, size))[0]
-    return picture
 
 
 def _jobs(dataset: Dataset, split: str, views: int) -> list[tuple[Photo, int]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from runtime.preprocess.picture import read_picture
+from train.data.dataset import Dataset, Photo, read_verified
 
 RANDOM_VIEW_VERSION = 1  # increase it if the pixels of a random view change: features are cached by it
 CROP_SOURCE = 280  # pixels a side of the picture that crops are taken from
@@ -42,6 +43,15 @@ def augment(
         elif plain is not None:
             found.append(plain[:, ::-1] if view else plain)
     return found
+
+
+def read_view(dataset: Dataset, photo: Photo, view: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A view of a photo of the data set, uint8 [height, width, 3]. `size` is (height, width).
+
+    Raises PhotosError when the photo is missing or has changed, PictureError when it cannot be read.
+    """
+    pixels: NDArray[np.uint8] = augment(read_verified(dataset, photo), photo.sha256, [view], size)[0]
+    return pixels
 
 
 def view_count(split: str, views: int) -> int:
