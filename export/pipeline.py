@@ -31,7 +31,7 @@ from export.time_left import (
     ExportClock,
     Task,
     Workload,
-    duration,
+    format_estimate,
     parity_key,
     quantize_key,
     total_seconds,
@@ -238,14 +238,14 @@ def _estimate(job: _Job, trained: _Trained) -> ExportClock:
     tasks = workload.tasks(job.files)
     seconds = total_seconds(tasks)
     pairs = len(file_engine_pairs(job.files, job.config.engines))
-    print(f"time: {duration(seconds)} for {len(job.files)} files and {pairs} pairs of file and engine")
+    print(f"time: {format_estimate(seconds)} for {len(job.files)} files and {pairs} pairs of file and engine")
     quicker = []
     if workload.test > 2 * QUICK_PHOTOS:
         fewer = replace(workload, test=QUICK_PHOTOS).tasks(job.files)
-        quicker.append(f"--photos {QUICK_PHOTOS} ({duration(total_seconds(fewer))})")
+        quicker.append(f"--photos {QUICK_PHOTOS} ({format_estimate(total_seconds(fewer))})")
     if job.config.engines is None:
         one = replace(workload, engines=("litert",)).tasks(file_keys(job.config.precisions, ("litert",)))
-        quicker.append(f"--engines litert ({duration(total_seconds(one))})")
+        quicker.append(f"--engines litert ({format_estimate(total_seconds(one))})")
     if quicker and seconds > SLOW_EXPORT:
         print(f"quicker: {' or '.join(quicker)}")
     return ExportClock(workload, tasks)

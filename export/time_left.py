@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from export.parity.result import FileKey
 from export.parity.runner import TIMED, file_engine_pairs, photo_parts
-from train.progress import Progress
+from train.progress import Progress, format_duration
 
 # Costs of one photo relative to the Keras model, measured on x86 (docs/decisions.md). Others: 1.
 ENGINE_COST = {
@@ -190,16 +190,15 @@ class ExportClock:
         self.time_left.finish([key], time.monotonic() - start)
 
     def text(self) -> str:
-        return f"{duration(self.time_left.seconds())} left in all"
+        return f"{format_estimate(self.time_left.seconds())} left in all"
 
 
 def total_seconds(tasks: Mapping[Key, Task]) -> float:
     return TimeLeft(tasks).seconds()
 
 
-def duration(seconds: float) -> str:
+def format_estimate(seconds: float) -> str:
     """Seconds rounded for a person: about 40 s, about 6 min, about 1 h 20 min."""
     if seconds < 55:
         return f"about {max(5 * round(seconds / 5), 5)} s"
-    minutes = round(seconds / 60)
-    return f"about {minutes} min" if minutes < 60 else f"about {minutes // 60} h {minutes % 60} min"
+    return f"about {format_duration(60 * round(seconds / 60))}"

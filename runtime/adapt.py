@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from runtime.camera.flags import add_source_flag
-from runtime.common.cli import ArgumentParser, duration, exit_process, run_cli
+from runtime.common.cli import EXIT_SOME_FAILED, ArgumentParser, duration, exit_process, run_cli
 from runtime.common.errors import PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import printable
@@ -37,7 +37,6 @@ DEFAULT_SECONDS = 60.0
 FRAME_INTERVAL = 0.5  # seconds between two frames of the camera: nearer ones are nearly the same
 MAX_PHOTOS = 2000  # keep the fit below 200 MB
 MAX_LISTED = 5  # names of photos in a message
-EXIT_SOME_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

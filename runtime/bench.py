@@ -18,7 +18,7 @@ from runtime.benchmark.runner import (
     run_benchmark,
 )
 from runtime.common.atomic import atomic_write
-from runtime.common.cli import EXIT_INTERRUPTED, ArgumentParser, positive_int, run_cli
+from runtime.common.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED, ArgumentParser, positive_int, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
@@ -27,8 +27,6 @@ from runtime.inference.engines import ENGINE_FORMATS, ENGINES, choose_engine, co
 from runtime.model_file.index import IndexedFile
 from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
 from runtime.model_file.selection import choose_model
-
-EXIT_SOME_FAILED = 1
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from runtime.camera.flags import NEEDS_CAMERA, SAVES, add_camera_flags, add_save_flags
-from runtime.common.cli import ArgumentParser, VersionAction, exit_process, run_cli
+from runtime.common.cli import EXIT_SOME_FAILED, ArgumentParser, VersionAction, exit_process, run_cli
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
@@ -100,7 +100,7 @@ def classify_photos(arguments: argparse.Namespace) -> int:
             print(line(result), flush=True)
             if save:
                 save(source, result)
-    return 1 if problems else 0
+    return EXIT_SOME_FAILED if problems else 0
 
 
 def _predict_many(

@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> int:
             token_file=arguments.token_file,
             allowed_hosts=tuple(arguments.allow_host),
             camera=arguments.camera,
-            min_interval=arguments.every,
+            every=arguments.every,
             crop=arguments.crop,
             confirm=arguments.confirm,
             saving=save_options(arguments),

@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from runtime.common.cli import ArgumentParser, exit_process, megabytes, path_name, run_cli
+from runtime.common.cli import EXIT_SOME_FAILED, ArgumentParser, exit_process, megabytes, path_name, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
 from runtime.common.text import display_width, pad, printable
@@ -32,8 +32,6 @@ from runtime.inference.model_options import add_model_options, classifier_option
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import SUFFIXES, find_photos
 from runtime.preprocess.stored_photo import added_at, is_id
-
-EXIT_SOME_FAILED = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:

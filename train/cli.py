@@ -11,8 +11,6 @@ from runtime.common import cli, terminal
 from runtime.common.errors import UserError
 from runtime.common.packages import install_command
 
-INTERRUPTED = cli.EXIT_INTERRUPTED
-
 
 def add_run_flags(group: argparse._ArgumentGroup, default_out: str, resume: bool = True) -> None:
     """Add --out, --overwrite and, with `resume`, --resume.
@@ -57,6 +55,6 @@ def run_cli(run: Callable[[], int], on_interrupt: Callable[[], str], extras: str
 
     def interrupted() -> int:
         terminal.print_info(f"stopped: {on_interrupt()}")
-        return INTERRUPTED
+        return cli.EXIT_INTERRUPTED
 
     return cli.run_cli(guarded)

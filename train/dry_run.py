@@ -25,6 +25,7 @@ from train.features.extraction import ExtractionPlan
 from train.features.replica import Replica
 from train.finetune import fine_tune, upper_blocks
 from train.network.vgg import Weights
+from train.progress import format_duration
 from train.settings import Settings
 from train.train_head import train_head
 from train.trainer import negatives_per_epoch
@@ -59,8 +60,8 @@ def print_plan(
     with redirect_stderr(io.StringIO()):  # progress bars of the samples
         stages = estimate(dataset, work, weights, devices, settings)
     for stage, seconds in stages.items():
-        print(f"would take: about {_duration(seconds)}, {stage}")
-    print(f"would take: about {_duration(sum(stages.values()))} in all (an estimate for this machine)")
+        print(f"would take: about {format_duration(seconds)}, {stage}")
+    print(f"would take: about {format_duration(sum(stages.values()))} in all (an estimate for this machine)")
 
 
 def estimate(
@@ -79,13 +80,13 @@ def estimate(
     epoch = step * -(-(rows + negatives_per_epoch(rows, negatives)) // settings.batch)
     head = start + epoch * settings.epochs
     if settings.fine_tune == "none":
-        stages[f"head at {_duration(epoch)} per epoch"] = head
+        stages[f"head at {format_duration(epoch)} per epoch"] = head
         return stages
     start, photo = _time_fine_tuning(work.layer, len(dataset.classes), weights, settings)
     # The head's pictures pass the blocks once, forward only: a third of a training step (forward + backward).
-    stages[f"head at {_duration(epoch)} per epoch"] = head + (rows + negatives + val) * photo / 3
+    stages[f"head at {format_duration(epoch)} per epoch"] = head + (rows + negatives + val) * photo / 3
     epoch = photo * (photos + negatives_per_epoch(photos, negatives))
-    stages[f"{settings.fine_tune} at {_duration(epoch)} per epoch"] = (
+    stages[f"{settings.fine_tune} at {format_duration(epoch)} per epoch"] = (
         start + epoch * settings.fine_tune_epochs
     )
     return stages
@@ -170,10 +171,3 @@ def _random_features(shape: tuple[int, int, int], classes: int, count: int) -> S
     """Random numbers in the shape of features: their values do not change how long training takes."""
     features = np.random.default_rng(0).random((count, *shape), np.float32)
     return features.astype(np.float16), np.arange(count, dtype=np.int32) % classes
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.2g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

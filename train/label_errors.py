@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from train.data.dataset import Photo
 from train.data.manifest import write_csv
-from train.linear_probe import cross_validate, divide
+from train.linear_probe import FOLDS, cross_validate, divide
 
-BLOCKS = 16  # of the cross-validation
 FEWEST = 8  # photos of a class, below which its labels are not judged
 
 
@@ -48,7 +47,7 @@ def suspect_labels(
     judged = judged_labels(photos)
     if not judged:
         return []
-    probabilities = cross_validate(divide(pooled, labels, len(classes), BLOCKS))
+    probabilities = cross_validate(divide(pooled, labels, len(classes), FOLDS))
     is_judged = np.array([label in judged for label in classes])
     probabilities[:, ~is_judged] = 0
     rows = np.arange(len(labels))

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.intervals import confidence_interval
-from train.linear_probe import Blocks, divide
+from train.linear_probe import FOLDS, Blocks, divide
 
-BLOCKS = 16
 PARTS = (2, 4, 8, 15)  # blocks to fit on: about 1/8, 1/4, 1/2 and all photos; the others measure
 DRAWS = 2  # random choices of these blocks for each measured block
 FIRST_FITTED = 1  # the power law is fitted from this part on, because the curve flattens
@@ -69,9 +68,9 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     """
     if np.bincount(labels, minlength=classes).min() < FEWEST:
         return None
-    blocks = divide(pooled, labels, classes, BLOCKS)
+    blocks = divide(pooled, labels, classes, FOLDS)
     right = np.stack([_right(blocks, part) for part in PARTS], axis=1)
-    sizes = np.array(PARTS) * len(labels) / BLOCKS
+    sizes = np.array(PARTS) * len(labels) / FOLDS
     error = 1 - right.mean(0)
     # The parts are measured on the same photos, so their errors are correlated.
     covariance = np.cov(right.T) / len(labels)
@@ -94,9 +93,9 @@ def _right(blocks: Blocks, part: int) -> NDArray[np.float64]:
     """For each photo [N], the share of classifiers fitted on `part` other blocks that are right about it."""
     right = np.zeros(len(blocks.labels))
     rng = np.random.default_rng(0)
-    for held_out in range(BLOCKS):
+    for held_out in range(FOLDS):
         rows = blocks.rows(held_out)
-        others = [block for block in range(BLOCKS) if block != held_out]
+        others = [block for block in range(FOLDS) if block != held_out]
         draws = DRAWS if part < len(others) else 1
         for _ in range(draws):
             chosen = rng.permutation(others)[:part].tolist()

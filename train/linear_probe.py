@@ -21,6 +21,7 @@ from scipy.special import log_softmax, softmax
 from train.linalg import matmul
 from train.network.descriptor import describe
 
+FOLDS = 16  # blocks of the training photos, each measured by classifiers fitted on others
 SHRINKAGE = 0.5  # of the mean variance within the classes, added to each variance
 MIN_VARIANCE = 1e-9  # for equal photos
 

@@ -19,11 +19,11 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.common.cli import EXIT_INTERRUPTED
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION
 from train.cache import features_folder
-from train.cli import INTERRUPTED
 from train.config import TrainConfig
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair, check_near_duplicates
@@ -108,7 +108,7 @@ def train(config: TrainConfig, inputs: Inputs) -> int:
     trained = train_layers(config, extracted, base, shard, checkpoints, logger)
     if not trained.interrupted:  # after Ctrl-C in one process, the others still work
         shutdown(shard)
-    code = INTERRUPTED if trained.interrupted else 0
+    code = EXIT_INTERRUPTED if trained.interrupted else 0
     if shard.process:  # process 0 alone writes the run
         return code
     evaluation = evaluate(config, extracted, trained)

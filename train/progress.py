@@ -111,3 +111,11 @@ class Progress:
             left = "starting" if seconds is None else f"{self.duration(seconds)} left"
         parts = [f"{rate:.1f} {self.unit}/s", left] if rate else [left]
         return ", ".join([*parts, self.note] if self.note else parts)
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as a text, such as "1.5 s", "6 min" and "1 h 20 min"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -68,14 +68,14 @@ def _show_stream(
     description = str(reloader.current())
     try:
         with camera:
-            for shown in stream:
+            for frame_prediction in stream:
                 if not started:
-                    height, width = shown.picture().shape[:2]
+                    height, width = frame_prediction.picture().shape[:2]
                     view.heading(f"{camera.name}, {width} x {height}, classified by {description}")
                     started = True
-                view.show(shown, reloader.current().labels)
+                view.show(frame_prediction, reloader.current().labels)
                 for use in uses:
-                    use(shown)
+                    use(frame_prediction)
     except CameraError as error:
         if not started:
             raise

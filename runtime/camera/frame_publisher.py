@@ -16,14 +16,15 @@ def frame_publisher(publish: Publish) -> Callable[[FramePrediction], None]:
     """
     published_at, answer = 0.0, ""
 
-    def on_frame(shown: FramePrediction) -> None:
+    def on_frame(frame_prediction: FramePrediction) -> None:
         nonlocal published_at, answer
-        now = shown.frame.captured_at
-        if shown.is_change:
-            answer = shown.prediction.answer
-        elif shown.prediction.answer != answer or now - published_at < REFRESH_INTERVAL:
+        now, prediction = frame_prediction.frame.captured_at, frame_prediction.prediction
+        if frame_prediction.is_change:
+            answer = prediction.answer
+        elif prediction.answer != answer or now - published_at < REFRESH_INTERVAL:
             return
         published_at = now
-        publish(Answer(shown.prediction, shown.time, shown.picture, shown.is_change))
+        is_change = frame_prediction.is_change
+        publish(Answer(prediction, frame_prediction.time, frame_prediction.picture, is_change))
 
     return on_frame

@@ -79,7 +79,12 @@ def open_recorders(
 
 def frame_saver(save: Save) -> Callable[[FramePrediction], None]:
     """Returns the function that saves a camera's frame."""
-    return lambda shown: save(shown.prediction, shown.picture, shown.frame.number, shown.frame.captured_at)
+
+    def save_frame(frame_prediction: FramePrediction) -> None:
+        frame = frame_prediction.frame
+        save(frame_prediction.prediction, frame_prediction.picture, frame.number, frame.captured_at)
+
+    return save_frame
 
 
 def photo_pixels(source: "EncodedSource") -> "Pixels":

@@ -30,18 +30,20 @@ class TerminalView:
         self._lock = Lock()  # the threads of the camera and the model print messages
         self._labels: tuple[str, ...] = ()
 
-    def show(self, shown: FramePrediction, labels: tuple[str, ...]) -> None:
+    def show(self, frame_prediction: FramePrediction, labels: tuple[str, ...]) -> None:
         """Prints a prediction; `labels` are all labels of its model, for the width of the columns."""
-        if self._on_change and not shown.is_change:
+        if self._on_change and not frame_prediction.is_change:
             return
         if self._json:
-            self._print(shown.to_json())
+            self._print(frame_prediction.to_json())
         elif not self._redraws:
-            self._print(f"{shown.time.astimezone():%H:%M:%S}  {self._line(shown, labels)}")
+            self._print(
+                f"{frame_prediction.time.astimezone():%H:%M:%S}  {self._line(frame_prediction, labels)}"
+            )
         elif time.monotonic() - self._drawn_at >= REDRAW_INTERVAL:
             self._drawn_at = time.monotonic()
             columns = os.get_terminal_size().columns or DEFAULT_COLUMNS
-            self._print(f"\r{truncate(self._line(shown, labels), columns - 1)}\x1b[K", end="")
+            self._print(f"\r{truncate(self._line(frame_prediction, labels), columns - 1)}\x1b[K", end="")
 
     def heading(self, line: str) -> None:
         """Prints the line with camera and model above the predictions; with JSON, on standard error."""
@@ -65,11 +67,13 @@ class TerminalView:
                 print(flush=True)
                 self._drawn_at = 0.0
 
-    def _line(self, shown: FramePrediction, labels: tuple[str, ...]) -> str:
+    def _line(self, frame_prediction: FramePrediction, labels: tuple[str, ...]) -> str:
         if labels is not self._labels:
             self._labels, self._columns = labels, answer_columns(labels)
-        rate = f"{shown.fps:.1f}/s  " if shown.fps else ""
-        answer, *details = self._columns(shown.prediction, f"{rate}{shown.age_ms:.0f} ms old")
+        rate = f"{frame_prediction.fps:.1f}/s  " if frame_prediction.fps else ""
+        answer, *details = self._columns(
+            frame_prediction.prediction, f"{rate}{frame_prediction.age_ms:.0f} ms old"
+        )
         return "  ".join([answer, *reversed(details)])
 
     def _print(self, text: str, end: str = "\n") -> None:

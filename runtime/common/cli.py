@@ -15,6 +15,7 @@ from runtime.common.errors import UserError
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
 
+EXIT_SOME_FAILED = 1  # some inputs; the others were processed
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
 EXIT_BROKEN_PIPE = 141  # the same for SIGPIPE

@@ -34,7 +34,7 @@ from runtime.inference.engines import (
     require_engine,
 )
 from runtime.inference.learned_state import OpenedLearned, open_learned
-from runtime.inference.parallel_sessions import MAX_MODEL_BYTES, ParallelSessions
+from runtime.inference.parallel_sessions import MAX_PARALLEL_MODEL_BYTES, ParallelSessions
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from runtime.inference.prefetch import DecodedPicture, decode, prefetch
 from runtime.inference.strictness import strict_threshold
@@ -71,7 +71,7 @@ class Classifier:
     the model then names fewer pictures of other things. Default: the share that it was trained with.
 
     With `parallel`, several threads classify pictures at the same time, each in a session of one thread, if
-    the model file has at most 8 MB (MAX_MODEL_BYTES). Raises ModelError or EngineError.
+    the model file has at most 8 MB (MAX_PARALLEL_MODEL_BYTES). Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Classifier:
         self.unmeasured = selection.candidates if engine == "auto" else ()
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
-        parallel = parallel and len(self.model.data) <= MAX_MODEL_BYTES
+        parallel = parallel and len(self.model.data) <= MAX_PARALLEL_MODEL_BYTES
         self._sessions = ParallelSessions(self._load_single, cores if parallel else 1)
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         self._allow_learning = allow_learning

@@ -14,7 +14,7 @@ from runtime.inference.engines import InferenceSession
 from runtime.inference.turns import TurnSemaphore
 
 # Each session holds the model's weights once more.
-MAX_MODEL_BYTES = 8_000_000
+MAX_PARALLEL_MODEL_BYTES = 8_000_000
 RETRY_SECONDS = 10.0  # after a session could not be loaded, which takes time and memory too
 
 

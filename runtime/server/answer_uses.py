@@ -62,9 +62,9 @@ def open_answer_uses(
         publish = stack.enter_context(open_publishers(publishing, diagnostics, print_info, capacity))
         save_frame, publish_frame = frame_saver(save), frame_publisher(publish)
 
-        def on_frame(shown: FramePrediction) -> None:
-            save_frame(shown)
-            publish_frame(shown)
+        def on_frame(frame_prediction: FramePrediction) -> None:
+            save_frame(frame_prediction)
+            publish_frame(frame_prediction)
 
         def on_photo(prediction: Prediction, data: bytes) -> None:
             get_pixels = partial(photo_pixels, data)

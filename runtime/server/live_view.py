@@ -34,10 +34,10 @@ class LiveView:
         self,
         camera: Camera,
         model: ReloadingClassifier,
-        min_interval: float,
+        every: float,
         crop: CropSetting,
         confirm: int = DEFAULT_CONFIRM,
-        on_frame: Callable[[FramePrediction], None] = lambda shown: None,
+        on_frame: Callable[[FramePrediction], None] = lambda frame_prediction: None,
     ) -> None:
         self.camera, self.crop = camera, crop
         self.latest: FramePrediction | None = None
@@ -45,7 +45,7 @@ class LiveView:
             maxlen=HISTORY_LENGTH
         )  # one entry per change of the answer
         self._model = model
-        self._min_interval = min_interval  # seconds between predictions
+        self._every = every  # seconds between predictions
         self._confirm = confirm  # agreeing frames after which a new answer counts
         self._on_frame = on_frame  # called in the thread
         self._error = self._refused = ""
@@ -106,13 +106,13 @@ class LiveView:
         if not oldest.done():
             oldest.set_exception(error)
 
-    async def jpeg(self, prediction: FramePrediction, *, whole: bool = False) -> bytes:
+    async def jpeg(self, frame_prediction: FramePrediction, *, whole: bool = False) -> bytes:
         """What was classified, or the `whole` frame, as a small JPEG."""
         number, encoding = self._encoded.get(whole, (0, None))
-        if encoding is None or number != prediction.frame.number:
-            pixels = prediction.frame.pixels if whole else prediction.picture()
+        if encoding is None or number != frame_prediction.frame.number:
+            pixels = frame_prediction.frame.pixels if whole else frame_prediction.picture()
             encoding = self._loop.run_in_executor(None, encode_preview, pixels)
-            self._encoded[whole] = prediction.frame.number, encoding
+            self._encoded[whole] = frame_prediction.frame.number, encoding
         return await asyncio.shield(encoding)
 
     def _classify_frames(self) -> None:
@@ -120,23 +120,23 @@ class LiveView:
             stream = predict_stream(
                 self.camera,
                 self._model,
-                every=self._min_interval,
+                every=self._every,
                 confirm=self._confirm,
                 crop=lambda: self.crop.current,
                 on_refused=self._report_refused,
                 on_engine_error=self._wait_after_error,
             )
-            for prediction in stream:
+            for frame_prediction in stream:
                 self._error = ""
                 with suppress(RuntimeError):  # the event loop is closed
-                    self._loop.call_soon_threadsafe(self._publish, prediction)
-                self._use_frame(prediction)
+                    self._loop.call_soon_threadsafe(self._publish, frame_prediction)
+                self._use_frame(frame_prediction)
         except UserError as error:
             self._error = str(error)
 
-    def _use_frame(self, prediction: FramePrediction) -> None:
+    def _use_frame(self, frame_prediction: FramePrediction) -> None:
         try:
-            self._on_frame(prediction)
+            self._on_frame(frame_prediction)
         except MemoryError:  # for the picture that is saved or sent
             self._wait_after_error(NO_MEMORY)
 

@@ -45,13 +45,13 @@ class ReviewCollector:
                 size = (MAX_SIDE, MAX_SIDE)
                 self._tray.add(lambda: DECODERS.decode(data, size, fit=True), prediction, features)
 
-    def offer_frame(self, shown: FramePrediction) -> None:
+    def offer_frame(self, frame_prediction: FramePrediction) -> None:
         """Stores a frame whose own answer is uncertain or differs from the smoothed answer."""
         now = time.monotonic()
-        if now < self._next_frame or shown.features is None:
+        if now < self._next_frame or frame_prediction.features is None:
             return
-        prediction = replace(shown.unsmoothed, source=CAMERA)
-        changed = prediction.answer != shown.prediction.answer
+        prediction = replace(frame_prediction.unsmoothed, source=CAMERA)
+        changed = prediction.answer != frame_prediction.prediction.answer
         if self._tray.wants(prediction, changed=changed) and self._is_on():
             self._next_frame = now + FRAME_INTERVAL
-            self._tray.add(shown.picture, prediction, shown.features, changed=changed)
+            self._tray.add(frame_prediction.picture, prediction, frame_prediction.features, changed=changed)

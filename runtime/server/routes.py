@@ -32,7 +32,7 @@ CLASSIFY = "/classify"
 # Addresses that need no token: they reveal nothing about the model, the photos or the camera.
 PUBLIC_PATHS = frozenset({*STATIC_FILES, "/healthz", "/login"})
 
-FRAME_TIMEOUT = 5.0  # seconds that a viewer waits for the next frame before it gets 204
+VIEWER_TIMEOUT = 5.0  # seconds that a viewer waits for the next frame before it gets 204
 MAX_LOGIN_BYTES = 4096
 
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -58,13 +58,13 @@ async def live_frame(request: Request) -> Response:
     after = request.query_params.get("after", "0")
     if not after.isdecimal() or len(after) > 18:
         raise RequestRejected(400, "after is not a frame number")
-    prediction = await view.newer_than(int(after), FRAME_TIMEOUT, address_of(request))
-    if prediction is None:
+    frame_prediction = await view.newer_than(int(after), VIEWER_TIMEOUT, address_of(request))
+    if frame_prediction is None:
         return Response(status_code=204, headers=NO_STORE)
     return Response(
-        await view.jpeg(prediction, whole="whole" in request.query_params),
+        await view.jpeg(frame_prediction, whole="whole" in request.query_params),
         media_type="image/jpeg",
-        headers={"Prediction": prediction.to_json(), **NO_STORE},
+        headers={"Prediction": frame_prediction.to_json(), **NO_STORE},
     )
 
 

@@ -57,7 +57,7 @@ class ServerConfig:
     token_file: str | None = None
     allowed_hosts: tuple[str, ...] = ()
     camera: str | None = None
-    min_interval: float = 0.0  # seconds between two predictions of the camera
+    every: float = 0.0  # seconds between two predictions of the camera
     crop: Crop | None = None
     confirm: int = DEFAULT_CONFIRM  # agreeing frames after which a new answer of the camera counts
     saving: SaveOptions = field(default_factory=SaveOptions)
@@ -125,14 +125,14 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
             **config.classifier_options,
         )
         uses = stack.enter_context(
-            open_answer_uses(config.saving, config.publishing, config.min_interval, model, camera)
+            open_answer_uses(config.saving, config.publishing, config.every, model, camera)
         )
         learner = _make_learner(config, policy, model)
         collector = ReviewCollector(learner.review, model, lambda: not learner.unavailable())
 
-        def on_frame(shown: FramePrediction) -> None:
-            uses.on_frame(shown)
-            collector.offer_frame(shown)
+        def on_frame(frame_prediction: FramePrediction) -> None:
+            uses.on_frame(frame_prediction)
+            collector.offer_frame(frame_prediction)
 
         def on_photo(prediction: Prediction, data: bytes) -> None:
             uses.on_photo(prediction, data)
@@ -142,7 +142,7 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         if camera:
             crop = CropSetting(model, config.crop)
             opened = stack.enter_context(camera)
-            view = LiveView(opened, model, config.min_interval, crop, config.confirm, on_frame)
+            view = LiveView(opened, model, config.every, crop, config.confirm, on_frame)
         service = _make_service(config, policy, model, learner, view)
         service.queue.on_photo = on_photo
         yield ReadyServer(_make_uvicorn_server(service), listener, url_of(address[0], port), policy, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from export.time_left import ExportClock, Task, TimeLeft, Workload, duration, total_seconds
+from export.time_left import ExportClock, Task, TimeLeft, Workload, format_estimate, total_seconds
 from train import progress
 
 SLOW, FAST = ("inference", "test", "float32"), ("inference", "test", "int8")
@@ -96,7 +96,7 @@ def test_a_full_int8_file_takes_the_time_to_quantize_all_layers() -> None:
     [(0, "5 s"), (42, "40 s"), (90, "2 min"), (768, "13 min"), (4800, "1 h 20 min")],
 )
 def test_a_duration_is_rounded_for_a_person(seconds: float, text: str) -> None:
-    assert duration(seconds) == f"about {text}"
+    assert format_estimate(seconds) == f"about {text}"
 
 
 def test_every_stage_shows_the_time_left_of_the_whole_export(

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.common.cli import EXIT_INTERRUPTED
 from runtime.common.text import printable
 from train.cache import features_folder
-from train.cli import INTERRUPTED
 from train.compress.allocation import LAST, NetworkShape
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.distillation import DistillationConfig, Start, distill
@@ -102,7 +102,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     if not student.interrupted:
         cache.remove()
     print_result(inputs, student, contents)
-    return INTERRUPTED if student.interrupted else 0
+    return EXIT_INTERRUPTED if student.interrupted else 0
 
 
 def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:

@@ -115,6 +115,6 @@ def test_an_error_in_the_block_gives_the_session_back(colours: Path) -> None:
 def test_a_large_model_has_one_session(
     colours: Path, monkeypatch: pytest.MonkeyPatch, limit: int, places: int
 ) -> None:
-    monkeypatch.setattr(classifier_module, "MAX_MODEL_BYTES", limit)
+    monkeypatch.setattr(classifier_module, "MAX_PARALLEL_MODEL_BYTES", limit)
     assert Classifier(colours, threads=3, parallel=True)._sessions._semaphore._free == places
     assert Classifier(colours, threads=3)._sessions._semaphore._free == 1

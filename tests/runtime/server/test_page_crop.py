@@ -26,7 +26,7 @@ def service(knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     data = jpeg(picture)
     with (
         mjpeg_server(lambda number: data) as server,
-        serve_in_thread(knowing, camera=server.address, min_interval=0.2) as client,
+        serve_in_thread(knowing, camera=server.address, every=0.2) as client,
     ):
         yield client
 
