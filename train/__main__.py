@@ -140,8 +140,9 @@ def _add_machine_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--ray",
-        metavar="ADDRESS|local",
-        help="compute features on a Ray cluster: HOST:PORT of its head, or local for a cluster here",
+        metavar="ADDRESS",
+        help="compute features on a Ray cluster: HOST:PORT of its head, auto for the cluster of this "
+        "machine, or local for a cluster that starts here",
     )
     group.add_argument(
         "--weights",

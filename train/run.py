@@ -95,8 +95,8 @@ class Run:
     compressed: Mapping[str, Any]  # how train.compress made it; empty if not compressed
 
     def load_model(self) -> keras.Model:
-        """The trained float32 model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], and
-        `known` float32 [N, 1] if the run has a novelty detector.
+        """The trained float32 model: `image` uint8 [N, H, W, 3] → `probabilities` float32 [N, C], `known`
+        float32 [N, 1] if the run has a detector of unknown pictures, and `features` float32 [N, D].
 
         Raises RunError when the file is damaged.
         """

@@ -108,7 +108,7 @@ class SwitchingClassifier:
 
 
 def main() -> None:
-    """Proves and times an engine, for `find_faster` in another process."""
+    """Proves and times an engine, for `_time_engines` in another process."""
     print_proof(lambda classifier: {"ms": _shortest_ms(classifier)})
 
 

@@ -20,12 +20,12 @@ from train.run_writer import check_output_dir
 
 @dataclass(frozen=True)
 class Inputs:
-    """The run to compress, where its result is written, and whether that replaces a run folder."""
+    """The run to compress, the latencies of another board, and where the result is written."""
 
     run: Run
-    latency_table: LatencyTable | None
+    latency_table: LatencyTable | None  # None: no --latency-table and no --board
     out: Path
-    overwrite: bool
+    overwrite: bool  # whether the run that exists at `out` is replaced
     started: datetime  # UTC
 
 

@@ -42,7 +42,7 @@ def check_ray_address(address: str) -> None:
         return
     if not (match := re.fullmatch(r"\[?([^/@\s]+?)\]?:(\d{1,5})", address)):
         raise ClusterError(
-            f"--ray {address}: is not an address; give HOST:PORT of the head of a Ray cluster, or local"
+            f"--ray {address}: is not an address; give HOST:PORT of the head of a Ray cluster, auto or local"
         )
     try:
         socket.create_connection((match[1], int(match[2])), timeout=5).close()
