@@ -62,7 +62,7 @@ def test_photos_are_classified_while_the_camera_is_unavailable(
     with serve_in_thread(knowing, camera=UNREACHABLE) as service:
         wait_for(lambda: service.status()["camera"]["problem"] != "")
         problem = service.status()["camera"]["problem"]
-        assert "127.0.0.1:9" in problem or "127.0.0.1" in json.dumps(service.status()["camera"])
+        assert "127.0.0.1:9" in problem
         assert "hunter2" not in json.dumps(service.status())
         assert service.metric("camera_up") == 0
         assert service.classify(red_jpeg)[0] == 200 and service.get_status("/healthz") == 200
