@@ -9,7 +9,7 @@ import platform
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from runtime.common.file_lock import exclusive_lock
 from runtime.common.text import printable
 from train.data.dataset import Dataset
 from train.data.manifest import write_csv, write_manifest
@@ -83,6 +84,21 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
     if not dry_run and not os.access(out.parent, os.W_OK):
         raise RunError(f"{out}: the folder {out.parent} is not writable; choose another --out")
     return replaces
+
+
+@contextmanager
+def lock_output(out: Path) -> Iterator[None]:
+    """Keeps other commands from writing to `out`. Raises RunError when one does."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(exclusive_lock(out.with_name(f".{out.name}.lock")))
+        except BlockingIOError:
+            raise RunError(
+                f"{out}: another command is writing it; wait for it, or choose another --out"
+            ) from None
+        except OSError:  # check_output_dir says why nothing can be written there
+            pass
+        yield
 
 
 def checkpoint_dir(out: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from train.cli import add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.inputs import find_inputs
 from train.compress.latency_table import BOARDS
+from train.run_writer import checkpoint_dir, lock_output
 
 EPILOG = """examples:
   python -m train.compress runs/mine
@@ -37,14 +39,21 @@ exit codes: 0 success, 2 usage error, 130 stopped with Ctrl-C
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 done, 2 a usage error, 130 stopped by Ctrl-C."""
     config = parse_arguments(argv)
+    started: list[Path] = []  # the output folder, once the inputs are checked
 
     def run() -> int:
         inputs = find_inputs(config)
+        started.append(inputs.out)
         with suppress_native_stderr():  # TensorFlow's messages at import
             from train.compress.pipeline import compress
-        return compress(config, inputs)
+        with lock_output(inputs.out):
+            return compress(config, inputs)
 
-    return run_cli(run, lambda: "no run is written; the same command with --resume continues")
+    def after_ctrl_c() -> str:
+        continues = any(checkpoint_dir(out).is_dir() for out in started)
+        return "no run is written" + ("; the same command with --resume continues" if continues else "")
+
+    return run_cli(run, after_ctrl_c)
 
 
 def parse_arguments(argv: Sequence[str] | None) -> CompressConfig:
@@ -173,32 +182,31 @@ def _add_advanced_flags(parser: argparse.ArgumentParser, default: CompressSettin
 
 def _number_above(low: float) -> Callable[[str], float]:
     def number(text: str) -> float:
-        value = float(text)
-        if not low < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not more than {low:g}")
-        return value
+        with suppress(ValueError):
+            if low < (value := float(text)) < float("inf"):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above {low:g}")
 
     return number
 
 
 def _count(low: int, high: int = 2**32 - 1) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not a whole number from {low} to {high}")
-        return value
+        with suppress(ValueError):
+            if low <= (value := int(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
 
-    whole_number.__name__ = "whole number"  # argparse puts it into its error
     return whole_number
 
 
 def _input_size(text: str) -> int | None:
     if text == "auto":
         return None
-    value = int(text)
-    if not 64 <= value <= 224 or value % 32:
-        raise argparse.ArgumentTypeError(f"{text} is not auto or a multiple of 32 from 64 to 224")
-    return value
+    with suppress(ValueError):
+        if 64 <= (value := int(text)) <= 224 and value % 32 == 0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not auto or a multiple of 32 from 64 to 224")
 
 
 if __name__ == "__main__":

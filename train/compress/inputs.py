@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from runtime.inference.engines import require_engine
 from train.compress.config import CompressConfig
 from train.compress.latency_table import LatencyTable, estimated_latency_table, read_latency_table
 from train.data.dataset import read_verified
 from train.data.negatives import own_negatives, restore_default_negatives
 from train.progress import Progress
 from train.run import Run, RunError, open_run
-from train.run_writer import check_output_dir
+from train.run_writer import check_output_dir, lock_output
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def find_inputs(config: CompressConfig) -> Inputs:
     """Read the run and the latency table, and compare each photo with its hash.
 
     Raises RunError for the run and the output folder, PhotosError for a missing or changed photo, UserError
-    for the table.
+    for the table or a missing engine.
     """
     started = datetime.now(timezone.utc)
     settings = config.settings
@@ -49,8 +50,11 @@ def find_inputs(config: CompressConfig) -> Inputs:
         table = read_latency_table(Path(settings.latency_table), settings.engine)
     elif settings.board:
         table = estimated_latency_table(settings.board, settings.engine)
+    elif settings.target_ms is not None:
+        require_engine(settings.engine)
     out = config.out or Path("runs") / f"{run.name}-compressed"
-    overwrite = check_output_dir(out, config.overwrite, config.resume)
+    with lock_output(out):  # what another command has written so far is not an interrupted run
+        overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():
         raise RunError(f"{out}: is the run to compress; choose another --out")
     restore_default_negatives(run.dataset)

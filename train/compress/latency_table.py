@@ -9,12 +9,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from runtime.common.errors import UserError
 
+MAX_FALL = 1.1  # of the latency of a smaller model over that of a larger one: timings vary
 MAX_GMACS = 16.0  # VGG16 with 224 x 224 pixels has 15.35
 
 
@@ -73,7 +75,8 @@ def estimate_note(board: str) -> str:
 def read_latency_table(path: Path, engine: str) -> LatencyTable:
     """An engine's rows of a CSV with the columns engine, gmacs and ms, without those whose ms is empty.
 
-    Raises UserError when it has none.
+    Raises UserError when it has none, or when they do not rise: those of several kinds of models, or of
+    several numbers of threads, tell nothing about a network between them.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -88,5 +91,11 @@ def read_latency_table(path: Path, engine: str) -> LatencyTable:
         raise UserError(
             f"--latency-table {path}: has no positive latency of {engine}; give another --engine or file"
         )
+    for (small, longer), (large, shorter) in combinations(points, 2):
+        if longer > MAX_FALL * shorter or (small == large and shorter > MAX_FALL * longer):
+            raise UserError(
+                f"--latency-table {path}: {small:g} GMAC take {longer:g} ms and {large:g} GMAC {shorter:g} ms"
+                "; give rows of one kind of model, with one number of threads"
+            )
     gmacs, ms = zip(*points, strict=True)
-    return LatencyTable(gmacs, ms)
+    return LatencyTable(gmacs, tuple(np.maximum.accumulate(ms).tolist()))

@@ -100,10 +100,9 @@ def latency_worker(classes: int, engine: str) -> Iterator[MeasureLatency]:
             if not answer:
                 errors.seek(0)
                 last_line = (errors.read().strip().splitlines() or ["no message"])[-1][:300]
-                raise UserError(
-                    f"--target-ms: python -m export.latency ended ({last_line}); install its "
-                    f"packages: {install_command('train,export')}"
-                )
+                is_missing = last_line.startswith("ModuleNotFoundError")
+                advice = f"; install its packages: {install_command('train,export')}" if is_missing else ""
+                raise UserError(f"--target-ms: python -m export.latency ended: {last_line}{advice}")
             return _milliseconds(json.loads(answer))
 
         try:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.common.cli import EXIT_INTERRUPTED
+from runtime.common.errors import UserError
 from runtime.common.text import printable
 from train.cache import features_folder
 from train.compress.allocation import LAST, NetworkShape
@@ -32,7 +33,7 @@ from train.compress.photos import read_photos
 from train.compress.pruning import prune_last, pruning_targets, reconstruct
 from train.compress.sensitivity import measure_costs
 from train.compress.size_target import check_size, choose_shape_within, int8_bytes
-from train.compress.stage_cache import StageCache, compress_fingerprint
+from train.compress.stage_cache import StageCache, cache_inputs
 from train.compress.teacher import Teacher, candidate_sizes, frozen_weights, load_teacher
 from train.compress.teacher_cache import TeacherOutputs, collect_teacher_outputs, upper_teacher
 from train.data.augment import negative_view_count, view_count
@@ -54,9 +55,6 @@ from train.trainer import Stage, with_negatives
 
 # TensorFlow warns about models that are built more than once, which every stage here does.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
-
-# For the estimate of the time: a file of 1 MB leaves a third of VGG16's multiplications without --reduce.
-SIZE_LIMIT_REDUCTION = 3.0
 
 Outputs = Mapping[str, TeacherOutputs]  # by split
 
@@ -81,13 +79,17 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     """
     settings = config.settings
     teacher = load_teacher(inputs.run, settings)
-    check_size(settings.max_mb, teacher.shape, len(inputs.run.classes))  # before minutes of measurements
+    check_limits(inputs.run, teacher, settings)  # before minutes of measurements
     logger = TrainingLogger(config.logs, inputs.out)
-    fingerprint = compress_fingerprint(inputs.run, settings, inputs.latency_table)
-    cache = StageCache(inputs.out, fingerprint, config.resume)
-    print_estimate(config, inputs.run, teacher)
+    depends_on = cache_inputs(inputs.run, settings, inputs.latency_table)
+    cache = StageCache(inputs.out, depends_on, config.resume, config.overwrite)
+    is_found = settings.target_ms is not None or settings.max_mb is not None
+    if not is_found:
+        print_estimate(config, inputs.run, teacher, teacher.remaining(settings.reduce))
     shape = cache.shape(lambda: find_shape(inputs, teacher, settings))
     print_shape(shape, teacher.of_macs, len(inputs.run.classes))
+    if is_found:
+        print_estimate(config, inputs.run, teacher, teacher.shape.macs / shape.macs)
     features = extract_features(config, inputs.run, teacher)
     outputs = collect_outputs(features, teacher, shape, cache)
     tensors = cache.tensors(lambda: reconstruct_network(inputs.run, teacher, shape, outputs))
@@ -95,6 +97,9 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     student = train_student_head(inputs.run, weights, outputs, settings, cache, logger)
     if settings.epochs and not student.interrupted:
         student = distill_student(inputs.run, student, outputs, settings, cache, logger)
+    if student.interrupted and config.overwrite and inputs.overwrite and inputs.out.exists():
+        print(printable(f"stopped: {inputs.out} is unchanged; the same command with --resume continues"))
+        return EXIT_INTERRUPTED
     evaluation = evaluate_student(inputs.run, student, outputs, settings)
     contents = run_contents(inputs, teacher, shape, student, outputs, settings, evaluation)
     logger.log_final(evaluation.summaries)
@@ -105,10 +110,12 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     return EXIT_INTERRUPTED if student.interrupted else 0
 
 
-def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
-    """Print the number of photos, views and epochs, and the estimated minutes of all stages."""
+def print_estimate(config: CompressConfig, run: Run, teacher: Teacher, reduction: float) -> None:
+    """Print the number of photos, views and epochs, and the estimated minutes of all stages.
+
+    `reduction`: the multiplications of the teacher over those of the compressed network.
+    """
     settings, dataset = config.settings, run.dataset
-    reduction = teacher.remaining(settings.reduce)
     plan = plan_extraction(
         dataset,
         frozen_weights(run, teacher),
@@ -125,7 +132,7 @@ def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
         POOLS.index(teacher.last_frozen) + 2,
         len(teacher.sample),
         settings.epochs,
-        max(reduction, SIZE_LIMIT_REDUCTION) if settings.max_mb else reduction,
+        reduction,
     )
     seconds = estimate_seconds(teacher.model, teacher.shape, work)
     print(
@@ -133,6 +140,19 @@ def print_estimate(config: CompressConfig, run: Run, teacher: Teacher) -> None:
         f"about {max(1, round(seconds / 60))} min in all on this machine",
         flush=True,
     )
+
+
+def check_limits(run: Run, teacher: Teacher, settings: CompressSettings) -> None:
+    """Raises UserError if no network, or the whole network of the run, is within --max-mb."""
+    classes = len(run.classes)
+    check_size(settings.max_mb, teacher.shape, classes)
+    if settings.max_mb is None or settings.target_ms is not None or teacher.remaining(settings.reduce) > 1:
+        return
+    if (size := int8_bytes(teacher.shape, classes)) <= 1e6 * settings.max_mb:
+        raise UserError(
+            f"--max-mb {settings.max_mb:g}: the int8 file of run {run.path} already has about "
+            f"{size / 1e6:.1f} MB; give a lower limit, or --reduce"
+        )
 
 
 def find_shape(inputs: Inputs, teacher: Teacher, settings: CompressSettings) -> NetworkShape:

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,11 @@ from runtime.common.atomic import atomic_write
 from train.compress.allocation import NetworkShape
 from train.compress.config import CompressSettings
 from train.compress.latency_table import LatencyTable
-from train.run import PACKED_WEIGHTS, Run
+from train.run import PACKED_WEIGHTS, Run, RunError
 from train.run_writer import checkpoint_dir
 
-FILES_VERSION = 4  # increase it if files of an older version of this project cannot continue a command
-FINGERPRINT_FILE = "fingerprint"
+FILES_VERSION = 5  # increase it if files of an older version of this project cannot continue a command
+INPUTS_FILE = "inputs.json"
 SHAPE_FILE = "shape.json"
 TENSORS_FILE = "reconstructed.safetensors"
 
@@ -29,17 +30,24 @@ TENSORS_FILE = "reconstructed.safetensors"
 class StageCache:
     """A hidden folder beside the output run. It also holds the teacher's outputs and training checkpoints.
 
-    It starts empty unless `resume` is set and the folder has the same fingerprint. The folder is created with
-    the shape, the first result: a command whose target cannot be met leaves none.
+    With `resume` it continues from what the folder holds; else it starts empty. The folder is created with
+    the shape, the first result: a command whose target cannot be met leaves none. Raises RunError when the
+    folder is of other inputs, unless `overwrite` allows to start again.
     """
 
-    def __init__(self, out: Path, fingerprint: str, resume: bool) -> None:
-        self.folder, self.fingerprint = checkpoint_dir(out), fingerprint
-        file = self.folder / FINGERPRINT_FILE
-        stored = file.read_text() if resume and file.exists() else None
-        if stored != fingerprint:
-            if stored:
-                print("the compression starts again, because a setting, the run or its photos have changed")
+    def __init__(self, out: Path, inputs: Mapping[str, Any], resume: bool, overwrite: bool = False) -> None:
+        self.folder, self.inputs = checkpoint_dir(out), json.dumps(inputs)
+        self.fingerprint = hashlib.sha256(self.inputs.encode()).hexdigest()
+        file = self.folder / INPUTS_FILE
+        if not (resume and file.exists()):
+            self.remove()
+        elif (stored := file.read_text()) != self.inputs:
+            changed = _describe_changes(json.loads(stored), json.loads(self.inputs))
+            if not overwrite:
+                raise RunError(
+                    f"--resume: {changed}; give the same command again, or --overwrite to start again"
+                )
+            print(f"the compression starts again, because {changed}")
             self.remove()
 
     def shape(self, choose: Callable[[], NetworkShape]) -> NetworkShape:
@@ -49,7 +57,7 @@ class StageCache:
             return NetworkShape(**json.loads(file.read_text()))
         shape = choose()
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / FINGERPRINT_FILE).write_text(self.fingerprint)
+        (self.folder / INPUTS_FILE).write_text(self.inputs)
         with atomic_write(file) as stream:
             stream.write(json.dumps(asdict(shape)).encode())
         return shape
@@ -70,16 +78,23 @@ class StageCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def compress_fingerprint(run: Run, settings: CompressSettings, table: LatencyTable | None = None) -> str:
-    """A hash of everything that the compressed network depends on."""
+def cache_inputs(run: Run, settings: CompressSettings, table: LatencyTable | None = None) -> dict[str, Any]:
+    """Everything that the compressed network depends on, by the words of an error."""
     packed = run.path / PACKED_WEIGHTS
     model = (packed if packed.exists() else run.path / "model.keras").read_bytes()
-    parts = [
-        FILES_VERSION,
-        asdict(settings),
-        table and asdict(table),
-        run.data_sha256,
-        run.picture_version,
-        hashlib.sha256(model).hexdigest(),
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return {
+        **{f"--{name.replace('_', '-')}": value for name, value in asdict(settings).items()},
+        "the latency table": table and asdict(table),
+        "the run's photos": [run.data_sha256, run.picture_version],
+        "the run's network": hashlib.sha256(model).hexdigest(),
+        "the version of this project": FILES_VERSION,
+    }
+
+
+def _describe_changes(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    changes = []
+    for name in given:
+        if stored.get(name) != given[name]:
+            of = f" from {stored.get(name)} to {given[name]}" if name.startswith("--") else ""
+            changes.append(f"{name} changed{of}")
+    return ", ".join(changes)

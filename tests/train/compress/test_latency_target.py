@@ -52,6 +52,8 @@ def test_a_latency_table_has_the_rows_of_one_engine_in_rising_order(tmp_path: Pa
         ("engine,gmacs,ms\nlitert,1,nan\n", "litert"),
         ("engine;gmacs;ms\nlitert;1;3\n", "columns must be engine, gmacs, ms"),
         (f"engine,gmacs,ms\nlitert,1,{200_000 * '3'}\n", "field larger than field limit"),
+        ("engine,gmacs,ms\nlitert,0.38,9.7\nlitert,0.5,4.4\n", "0.5 GMAC 4.4 ms; give rows of one kind"),
+        ("engine,gmacs,ms\nlitert,1.53,9\nlitert,1.53,20\n", "with one number of threads"),
     ],
 )
 def test_an_unusable_latency_table_raises_an_error_with_its_path(
@@ -62,6 +64,12 @@ def test_an_unusable_latency_table_raises_an_error_with_its_path(
     with pytest.raises(UserError, match=fact) as error:
         read_latency_table(table, "litert")
     assert str(table) in str(error.value)
+
+
+def test_latencies_that_vary_a_little_rise(tmp_path: Path) -> None:
+    table = tmp_path / "board.csv"
+    table.write_text("engine,gmacs,ms\nlitert,1,10\nlitert,1.1,9.5\nlitert,2,20\n")
+    assert read_latency_table(table, "litert").ms == (10.0, 10.0, 20.0)
 
 
 def test_the_largest_network_within_the_limit_is_chosen() -> None:

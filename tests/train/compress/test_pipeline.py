@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from runtime.common.file_lock import exclusive_lock
 from tests.conftest import QUICK
 from tests.train.compress.test_allocation import EQUAL
 from train.compress import pipeline
@@ -144,6 +145,24 @@ def test_an_interrupted_command_resumes_and_gives_the_same_network(
         np.testing.assert_array_equal(one, other)
 
 
+def test_neither_an_interrupted_nor_a_second_command_replaces_a_finished_run(
+    compressed_run: Path,
+    synthetic_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = shutil.copytree(compressed_run, tmp_path / "done")
+    before = (out / "run.json").read_bytes()
+    command = [str(synthetic_run), "--out", str(out), "--overwrite", *QUICK]
+    with exclusive_lock(tmp_path / ".done.lock"):
+        assert main(command) == 2
+    assert "another command is writing it" in capsys.readouterr().err
+    interrupt_after_first_epoch_of_distillation(monkeypatch)
+    assert main(command) == 130
+    assert "is unchanged" in capsys.readouterr().out and (out / "run.json").read_bytes() == before
+
+
 def interrupt_after_first_epoch_of_distillation(patch: pytest.MonkeyPatch) -> None:
     end = CheckpointCallback.on_epoch_end
 
@@ -198,6 +217,7 @@ def test_an_existing_run_is_continued_only_if_its_checkpoints_exist(
     ("flags", "facts"),
     [
         (["--reduce", "5000"], ["64x64", "--reduce"]),
+        (["--max-mb", "100"], ["already has about", "a lower limit"]),
         (["--size", "96"], ["--size 96", "64"]),
         (["--target-ms", "9", "--latency-table", "no.csv"], ["no.csv", "engine, gmacs, ms"]),
         (["--target-ms", "9", "--board", "pi4", "--engine", "tflite"], ["--board pi4", "tflite"]),
