@@ -214,8 +214,16 @@ class ReloadingClassifier:
 
 
 def _poll(reference: "ref[ReloadingClassifier]") -> None:
+    reported = ""
     while (reloader := reference()) is not None:
-        reloader.check()
+        problem = ""
+        try:
+            reloader.check()
+        except Exception as error:  # without this thread, a service would never see a new model
+            problem = f"the files cannot be checked, the model stays in use: {type(error).__name__}: {error}"
+            if problem != reported:
+                reloader._report(problem)
+        reported = problem
         del reloader
         time.sleep(POLL_SECONDS)
 

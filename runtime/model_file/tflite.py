@@ -1,6 +1,7 @@
 """The contract's text and the statistics inside a .tflite file."""
 
 import io
+import struct
 
 from runtime.common.errors import ModelError
 from runtime.model_file.files import CONTRACT_NAME, MAX_JSON_BYTES, MAX_STATISTICS_BYTES, STATISTICS_NAME
@@ -42,5 +43,5 @@ def _read_entry(tail: bytes, name: str, limit: int) -> bytes:
                 return file.read(limit)
     except KeyError:
         raise ModelError(f"holds no {name}: it was not made by `python -m export`") from None
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, OverflowError, struct.error, RuntimeError):
         raise ModelError(f"is truncated, or holds no {name}: copy it again, or export it") from None

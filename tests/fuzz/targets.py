@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import logging
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -91,7 +92,19 @@ def tflite_seeds() -> list[bytes]:
     with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(file, "a") as new:
         for name in ("labels.txt", CONTRACT_NAME):
             new.writestr(name, old.read(name))
-    return [file.getvalue()]
+    return [file.getvalue(), forged_offset()]
+
+
+def forged_offset() -> bytes:
+    """A zip whose contract begins 10 bytes before the archive: zipfile raised OverflowError."""
+    file, entry = io.BytesIO(), zipfile.ZipInfo(CONTRACT_NAME)
+    entry.extra = struct.pack("<HHQ", 1, 8, 2**64 - 10)
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(entry, b"{}")
+    data = bytearray(file.getvalue())
+    at = data.index(b"PK\1\2") + 42  # the offset in the directory; this one refers to `extra`
+    data[at : at + 4] = b"\xff" * 4
+    return b"\0\0\0\0TFL3" + data
 
 
 def onnx(data: bytes) -> None:

@@ -115,6 +115,24 @@ def test_an_unexpected_error_is_logged_once(
     assert classifier.current() is first
 
 
+def test_an_unexpected_error_of_a_check_is_reported_once_and_the_thread_continues(
+    make_folder: Callable[..., Path], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, events = make_folder(tmp_path / "colours"), list[str]()
+    classifier = ReloadingClassifier(folder, on_event=events.append)
+
+    def odd(*_: object, **__: object) -> None:
+        raise IndexError("no such entry")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model_reloader, "choose_model", odd)
+        wait_for(lambda: bool(events))
+        time.sleep(0.1)
+        assert len(events) == 1 and "IndexError: no such entry" in events[0]
+    swap(make_folder(tmp_path / "new", labels=NAMES), folder)
+    wait_for(lambda: classifier.current()(photos / "red.jpg").label == "red")
+
+
 def test_a_learned_state_of_the_largest_size_does_not_end_the_thread(
     make_scene_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from runtime.common.errors import ModelError
 from runtime.model_file.files import MAX_OUTPUT_VALUES
 from runtime.model_file.formats import check_content, read_contract
 from runtime.model_file.loader import open_model
+from tests.fuzz.targets import forged_offset
 from tests.helpers import RELEASED
 from tests.runtime.conftest import CONTRACT
 
@@ -39,6 +40,11 @@ def test_a_large_or_forged_zip_raises_model_error() -> None:
     forged = zipped.getvalue().replace((200_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
     with pytest.raises(ModelError):
         read_contract(b"\0\0\0\0TFL3" + forged, "tflite")
+
+
+def test_an_entry_before_the_archive_raises_model_error() -> None:
+    with pytest.raises(ModelError, match="is truncated"):
+        read_contract(forged_offset(), "tflite")
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 40, b"\x72\xff\xff\xff\xff\x0f", b"\x08\x07", b"\x0b\x0c"])
