@@ -86,9 +86,9 @@ def parse_contract(fields: dict[str, Any]) -> Contract:
     """Returns the contract that the fields describe, without a `model_id`. Raises ModelError."""
     _check_version(version := require_field(fields, "version", int))
     _check_labels(labels := require_field(fields, "labels", list))
-    # The name is printed on terminals and stands in the service's answers and in tables.
-    if not is_name(name := require_field(fields, "name", str)):
-        raise ModelError("the name is not one of 1 to 200 printable characters")
+    # The name is printed on terminals, stands in the service's answers and in tables, and begins file names.
+    if not is_name(name := require_field(fields, "name", str)) or re.search(r"[/\\:]", name):
+        raise ModelError(r"the name is not one of 1 to 200 printable characters without / \ and :")
     size = require_field(fields, "input_size", list)
     if len(size) != 2 or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
         raise ModelError(f"input_size must be [height, width], each 1 to {MAX_SIDE}")

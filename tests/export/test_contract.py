@@ -23,7 +23,7 @@ FILES = (("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8"), ("onnx"
 @pytest.mark.parametrize(
     ("changes", "out", "fact"),
     [
-        ({}, "2025-01-31T12:00:00", r"m/.*'2025-01-31T12:00:00_float32\.tflite'.*--out"),
+        ({}, "2025-01-31T12:00:00", r"m/2025-01-31T12:00:00: .*without / .*--out"),
         ({}, "a\x1b[2J", "name.*--out"),
         ({}, "a\udce9", "name.*--out"),
         ({}, "a" * 190, "name.*--out"),

@@ -83,6 +83,10 @@ def test_labels_may_hold_zero_width_joiners() -> None:
         (changed(name="a\nb"), "the name is not one of"),
         (changed(name="\ud800"), "the name is not one of"),  # no file and no answer could hold it
         (changed(name=""), "the name is not one of"),
+        # A page or a file with this name would lie in another folder.
+        (changed(name="../notes"), "the name is not one of"),
+        (changed(name="..\\notes"), "the name is not one of"),
+        (changed(name="C:notes"), "the name is not one of"),
         (changed(labels=["one"]), "labels must be 2"),
         (changed(labels=["a", "a"]), "different"),
         (changed(labels=["a", "\x1b[2J"]), "printable"),
