@@ -15,6 +15,7 @@ from runtime.common.cli import ArgumentParser, path_name, run_cli
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.model_file.loader import KEY_VARIABLE, open_model
+from runtime.model_file.releases import check_release
 
 FORMATS = ("onnx",)  # that the engine reads
 
@@ -26,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     model = open_model(arguments.model, FORMATS, key=arguments.key)
+    if not arguments.allow_rollback:
+        check_release(model)
     page = make_page(model, load_engine_package(arguments.engine_package)).encode()
     path = arguments.out or Path(f"{model.contract.name}.html")
     try:
@@ -55,6 +58,11 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--key",
         metavar="PUBLIC.pem",
         help=f"use only a model that this key signed (default: the key file that {KEY_VARIABLE} names)",
+    )
+    parser.add_argument(
+        "--allow-rollback",
+        action="store_true",
+        help="accept a signed model that is older than the newest that ran here",
     )
     parser.add_argument(
         "--out",

@@ -14,6 +14,7 @@ import pytest
 from export.output_dir import replace_dir
 from export.sign import open_key
 from runtime import Classifier
+from runtime.browser_page import main as write_page
 from runtime.classify import main
 from runtime.common.errors import ModelError
 from runtime.common.file_lock import exclusive_lock
@@ -127,6 +128,17 @@ def test_the_flag_and_verify(
     assert main(["--verify", *flags]) == 2, "to verify is not to run"
     assert main([str(photos / "red.jpg"), *flags, "--allow-rollback"]) == 0
     assert main([str(photos / "red.jpg"), *flags]) == 0
+
+
+def test_a_browser_page_gets_no_older_release(
+    install: Callable[..., Path], key: Path, state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(install(2), key)
+    arguments = ["--model", str(install(1)), "--key", str(key), "--engine-package", str(tmp_path / "none")]
+    for flag, reason in (([], "is release 1 "), (["--allow-rollback"], "none: no such file")):
+        assert write_page([*arguments, *flag, "--out", str(tmp_path / "page.html")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert reason in line.lower()
 
 
 @pytest.mark.parametrize(
