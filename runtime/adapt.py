@@ -1,7 +1,8 @@
 """Adapts a model to its scene: `python -m runtime.adapt --none DIR`, with photos of none of the classes.
 
-Writes a small correction next to the model, which classify, serve and Classifier use from then on. The model
-file never changes, and `--reset` removes the correction.
+Writes a small correction next to the model, which classify, serve and Classifier use from then on. With
+`--correction FILE` it is written to this file, which they use when it is named to them too. The model file
+never changes, and `--reset` removes the correction.
 """
 
 import argparse
@@ -28,7 +29,13 @@ from runtime.inference.adaptation import (
     fit_correction,
 )
 from runtime.inference.classifier import Classifier
-from runtime.inference.correction import NONE, correction_path, read_correction, write_correction
+from runtime.inference.correction import (
+    NONE,
+    check_replaceable,
+    correction_path,
+    read_correction,
+    write_correction,
+)
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.prefetch import prefetch
 from runtime.preprocess.photo_files import find_photos
@@ -50,10 +57,12 @@ def _run(arguments: argparse.Namespace) -> int:
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **options)
     path = correction_path(classifier.model, arguments.correction)
-    if arguments.reset:
-        return _reset(path)
     if arguments.show:
         return _show(classifier, path)
+    if not arguments.dry_run:
+        check_replaceable(path, arguments.correction)
+    if arguments.reset:
+        return _reset(path)
     if classifier.model.signature and not arguments.allow_correction:
         raise UserError(
             "this device accepts signed models only, and nobody signs corrections: to use one all the same, "
@@ -90,8 +99,9 @@ def _adapt(classifier: Classifier, path: Path, arguments: argparse.Namespace) ->
     if arguments.json:
         print(json.dumps(_json_fields(adaptation, str(classifier.model.path), written, problems)))
     else:
-        for line in _report(adaptation, path, arguments.dry_run):
+        for line in _report(adaptation):
             print(printable(line))
+        print(printable(_next_step(path, arguments)))
     return EXIT_SOME_FAILED if problems else 0
 
 
@@ -165,7 +175,7 @@ def _warnings(adaptation: Adaptation) -> Iterator[str]:
         yield "most photos are still named: give more photos, or train again with them in a folder none"
 
 
-def _report(adaptation: Adaptation, path: Path, dry_run: bool) -> list[str]:
+def _report(adaptation: Adaptation) -> list[str]:
     rows = (
         ("", "before", "after"),
         (
@@ -182,11 +192,16 @@ def _report(adaptation: Adaptation, path: Path, dry_run: bool) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     lines.append('"after" counts photos that the fit did not use (5-fold cross-validation)')
-    if dry_run:
-        lines.append("nothing written (--dry-run)")
-    else:
-        lines.append(f"wrote {path}: classify and serve use it from now on; --reset removes it")
     return [line.rstrip() for line in lines]
+
+
+def _next_step(path: Path, arguments: argparse.Namespace) -> str:
+    if arguments.dry_run:
+        return "nothing written (--dry-run)"
+    if arguments.correction is not None:
+        flag = f"--correction {path}"
+        return f"wrote {path}: pass {flag} to classify and serve; --reset {flag} removes it"
+    return f"wrote {path}: classify and serve use it from now on; --reset removes it"
 
 
 def _json_fields(

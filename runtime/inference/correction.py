@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 
 from runtime.common.atomic import atomic_write
-from runtime.common.errors import ModelError
+from runtime.common.errors import ModelError, UserError
 from runtime.model_file.contract import MAX_FEATURES, Contract, parse_json, require_field
 from runtime.model_file.files import MAX_JSON_BYTES, is_file, read_bytes
 
@@ -143,6 +143,23 @@ def write_correction(path: Path, correction: Correction) -> None:
     except OSError as error:
         reason = str(error.strerror or error).lower()
         raise ModelError(f"{path}: {reason}: --correction FILE chooses another place") from None
+
+
+def check_replaceable(path: Path, named: str | Path | None) -> None:
+    """Raises UserError when a file that was named exists and is no correction, of this model or of another.
+
+    The file next to the model is the project's own, and may be damaged.
+    """
+    if named is None or not os.path.lexists(path):
+        return
+    data = read_bytes(path, MAX_JSON_BYTES)
+    try:
+        parse_correction(data)
+    except ModelError:
+        raise UserError(
+            f"{path}: is not a correction, so it is neither replaced nor removed: name another file with "
+            "--correction, or remove it yourself"
+        ) from None
 
 
 def read_correction(path: Path, contract: Contract) -> Correction:

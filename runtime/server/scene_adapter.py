@@ -16,7 +16,14 @@ from runtime.inference.adaptation import (
     fit_correction,
 )
 from runtime.inference.classifier import Classifier
-from runtime.inference.correction import NONE, SUFFIX, Correction, correction_path, write_correction
+from runtime.inference.correction import (
+    NONE,
+    SUFFIX,
+    Correction,
+    check_replaceable,
+    correction_path,
+    write_correction,
+)
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import ModelOutput
 from runtime.inference.prefetch import DECODERS
@@ -109,7 +116,9 @@ class SceneAdapter:
         model = classifier.model
         try:
             adaptation = fit_correction(model.contract, model.read_statistics(), scene)
-            write_correction(correction_path(model, self._named), adaptation.correction)
+            path = correction_path(model, self._named)
+            check_replaceable(path, self._named)
+            write_correction(path, adaptation.correction)
         except UserError as error:
             raise RequestRejected(409, str(error)) from None
         self._model.reload_additions()
@@ -122,6 +131,10 @@ class SceneAdapter:
     def _reset(self) -> None:
         self.tray()  # raises if the model cannot be adapted
         path = self._correction_path()
+        try:
+            check_replaceable(path, self._named)
+        except UserError as error:
+            raise RequestRejected(409, str(error)) from None
         with refused_writes(path, "--correction FILE"):
             path.unlink(missing_ok=True)
         self._model.reload_additions()

@@ -106,12 +106,39 @@ def test_show_and_reset(model: Path, correction: Path, scene: Path, capsys: Capt
     assert "no correction to remove" in capsys.readouterr().out
 
 
-def test_correction_names_the_file(model: Path, correction: Path, scene: Path, tmp_path: Path) -> None:
+def test_correction_names_the_file(
+    model: Path, correction: Path, scene: Path, tmp_path: Path, capsys: Capture
+) -> None:
     named = tmp_path / "table.json"
-    assert adapt(model, "--none", scene, "--correction", named) == 0
-    assert named.exists() and not correction.exists()
-    named.write_text("{")
+    for _ in range(2):
+        assert adapt(model, "--none", scene, "--correction", named) == 0
+        assert f"pass --correction {named} to classify and serve" in capsys.readouterr().out
+        assert named.exists() and not correction.exists()
+        other = {**json.loads(named.read_text()), "model_id": "0a" * 32}
+        named.write_text(json.dumps(other))  # that of another model may be replaced
     assert adapt(model, "--reset", "--correction", named) == 0 and not named.exists()
+
+
+def test_a_named_file_that_is_no_correction_stays(
+    model: Path, scene: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    named = tmp_path / "notes.json"
+    named.write_text('{"notes": 1}')
+    for task in (["--none", scene], ["--reset"]):
+        assert adapt(model, *task, "--correction", named) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {named}: ") and "--correction" in line
+    assert adapt(model, "--none", scene, "--correction", named, "--dry-run") == 0
+    assert named.read_text() == '{"notes": 1}'
+
+
+def test_a_damaged_correction_next_to_the_model_is_replaced_and_removed(
+    model: Path, correction: Path, scene: Path
+) -> None:
+    correction.write_text("{")
+    assert adapt(model, "--none", scene) == 0 and Classifier(model).correction
+    correction.write_text("{")
+    assert adapt(model, "--reset") == 0 and not correction.exists()
 
 
 def test_unreadable_photos_are_reported_and_the_others_used(

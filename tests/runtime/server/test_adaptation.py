@@ -220,6 +220,17 @@ def test_a_correction_that_cannot_be_written_is_explained(model: Path, tmp_path:
         assert status == 500 and "--correction" in answer["error"] and str(tmp_path) in answer["error"]
 
 
+def test_a_named_file_that_is_no_correction_stays(model: Path, tmp_path: Path) -> None:
+    named = tmp_path / "notes.json"
+    named.write_text("{}")
+    with serve_in_thread(model, classifier_options={"correction": str(named)}) as service:
+        mark(service, scene_pictures(MARKED, seed=1))
+        for method in ("POST", "DELETE"):
+            status, answer = service.call(method, "/adapt")
+            assert status == 409 and "is not a correction" in answer["error"]
+    assert named.read_text() == "{}"
+
+
 def test_a_model_of_contract_version_1_cannot_be_adapted(knowing: Path) -> None:
     with serve_in_thread(knowing) as service:
         for method, path in (("POST", "/none"), ("GET", "/none"), ("POST", "/adapt"), ("DELETE", "/adapt")):
