@@ -58,11 +58,11 @@ def sign_folder(folder: Path, key: Path) -> int:
 
     Other files in the folder stay, unsigned. Raises UserError when the export was rejected or a file changed.
     """
+    sign = open_key(key)  # first: it may wait for the passphrase, while another export replaces the folder
     index = read_index(folder)
     check_output_dir(folder)
-    contents = {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
+    contents = _read_contents(folder)
     _check_parity(folder, index, contents.get("parity.csv"))
-    sign = open_key(key)
     listed = {file.file: file.sha256 for file in index.files}
     listed |= listed_files(folder / TARGETS_NAME, contents.get(TARGETS_NAME))
     for name, sha256 in listed.items():
@@ -72,14 +72,21 @@ def sign_folder(folder: Path, key: Path) -> int:
             )
     exported = {*listed, INDEX_NAME, "README.md", "parity.csv", TARGETS_NAME}
     signed = {name: data for name, data in contents.items() if name in exported}
+    signature = sign(folder.name, signed)
+    if _read_contents(folder) != contents:
+        raise UserError(f"{folder}: changed while it was signed; sign it again")
     # The whole folder is replaced, so that a device that reloads it never reads half a signature.
-    replace_dir({**contents, SIGNATURE_NAME: sign(folder.name, signed)}, folder)
+    replace_dir({**contents, SIGNATURE_NAME: signature}, folder)
     print(printable(f"signed: {folder}: {', '.join(signed)}"))
     if unsigned := sorted(contents.keys() - signed.keys() - {SIGNATURE_NAME}):
         print_info(
             f"not signed: {', '.join(unsigned)}: `runtime.classify --verify` rejects the folder with them"
         )
     return 0
+
+
+def _read_contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: read_bytes(path, MAX_MODEL_BYTES) for path in sorted(folder.iterdir())}
 
 
 def _check_parity(folder: Path, index: Index, parity: bytes | None) -> None:

@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from export.__main__ import main as export_main
-from export.sign import PASSPHRASE_VARIABLE, main
+from export.sign import PASSPHRASE_VARIABLE, Sign, main, open_key
 from export.targets.stage import TARGETS_NAME
 from runtime.classify import main as classify_main
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
@@ -131,6 +132,33 @@ def test_an_export_that_failed_parity_is_not_signed(
     rows[at][1] = "float16"  # the failed file was not kept
     parity.write_text("\n".join(",".join(row) for row in rows))
     assert main([str(folder), str(key)]) == 0
+
+
+def test_a_folder_that_an_export_replaces_meanwhile_is_not_written_over(
+    folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def export_then_sign(name: str, files: Mapping[str, bytes]) -> bytes:
+        (folder / "README.md").write_text("the new export")
+        return sign(name, files)
+
+    sign = open_key(key)
+    monkeypatch.setattr("export.sign.open_key", lambda path: export_then_sign)
+    assert main([str(folder), str(key)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {folder}: changed while it was signed; sign it again"
+    assert (folder / "README.md").read_text() == "the new export" and not (folder / SIGNATURE_NAME).exists()
+
+
+def test_the_files_are_read_after_the_passphrase_was_typed(
+    folder: Path, key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_then_open(path: Path) -> Sign:
+        (folder / "README.md").write_text("the new export")
+        return open_key(path)
+
+    monkeypatch.setattr("export.sign.open_key", export_then_open)
+    assert main([str(folder), str(key)]) == 0
+    assert (folder / "README.md").read_text() == "the new export"
 
 
 def test_files_that_were_not_exported_stay_unsigned(
