@@ -42,7 +42,7 @@ class ModelFile:
     contract: Contract
     signature: "Signature | None" = None  # the valid signature, when a key was given
     reason: str = ""  # why this model was chosen, when no path was given
-    folder: Path | None = None  # the folder whose index lists the file
+    folder: Path | None = None  # the folder whose index lists the file: NAME, also for a file in NAME.old
 
     def read_statistics(self) -> "ModelStatistics":
         """Returns the statistics of the model's features. Raises ModelError when it has none, or others.
@@ -128,7 +128,14 @@ def _read_model(selection: ModelSelection) -> ModelFile:
     if selection.contract and contract != selection.contract:
         raise ModelError(f"{path}: the contract inside it differs from the one in {INDEX_NAME}: export again")
     precision = indexed.precision if indexed else ""
-    folder = path.parent if indexed else None
     return ModelFile(
-        path, format, precision, data, sha256, contract, selection.signature, selection.reason, folder
+        path,
+        format,
+        precision,
+        data,
+        sha256,
+        contract,
+        selection.signature,
+        selection.reason,
+        selection.folder,
     )

@@ -26,6 +26,8 @@ class ModelSelection:
     candidates: tuple[IndexedFile, ...] = ()  # the indexed files that were there to choose from
     signature: "Signature | None" = None
     reason: str = field(default="", compare=False)  # why this model was chosen, when no path was given
+    # The folder whose index lists the file: NAME, also while NAME.old stands in for it.
+    folder: Path | None = field(default=None, compare=False)
 
 
 def choose_model(
@@ -46,7 +48,10 @@ def choose_model(
 
         default = default_model(formats)
         return replace(_choose(default.path, formats, prefer, key), reason=default.reason)
-    return _choose(_or_old(Path(path)), formats, prefer, key)
+    path = Path(path)
+    found = _or_old(path)
+    selection = _choose(found, formats, prefer, key)
+    return selection if found == path else replace(selection, folder=path)
 
 
 def _choose(path: Path, formats: Sequence[str], prefer: str, key: str | Path | None) -> ModelSelection:
@@ -64,7 +69,7 @@ def _choose(path: Path, formats: Sequence[str], prefer: str, key: str | Path | N
         index = read_index(path.parent, signature if covers_index else None)
         for file in index.files:
             if file.file == path.name:
-                return ModelSelection(path, index.contract, file, (file,), signature)
+                return ModelSelection(path, index.contract, file, (file,), signature, folder=path.parent)
     return ModelSelection(path, None, None, signature=signature)
 
 
@@ -92,7 +97,7 @@ def _choose_in_folder(
         return file.sha256 != prefer, formats.index(file.format), precision, file.file
 
     best = min(usable, key=rank)
-    return ModelSelection(folder / best.file, index.contract, best, candidates, signature)
+    return ModelSelection(folder / best.file, index.contract, best, candidates, signature, folder=folder)
 
 
 def _or_old(path: Path) -> Path:

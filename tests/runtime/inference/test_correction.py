@@ -109,6 +109,19 @@ def test_all_files_of_a_folder_share_its_correction(folder: Path) -> None:
         assert classifier.correction_path == path and classifier(WHITE).known is False
 
 
+def test_the_old_folder_of_an_interrupted_swap_has_the_correction_of_the_new_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    path = write(folder)
+    folder.rename(tmp_path / "quarters.old")
+    classifier = Classifier(folder)
+    assert classifier.model.path.parent == tmp_path / "quarters.old"
+    assert classifier.correction_path == path and classifier(WHITE).known is False
+    assert classifier.learned_folder == tmp_path / "quarters.learned"
+    asked_for = Classifier(tmp_path / "quarters.old")  # a copy that its owner made
+    assert asked_for.correction_path == tmp_path / "quarters.old.correction.json"
+
+
 def test_a_lone_file_has_its_own_correction(folder: Path, tmp_path: Path) -> None:
     lone = tmp_path / "x.onnx"
     lone.write_bytes((folder / "quarters_float32.onnx").read_bytes())
