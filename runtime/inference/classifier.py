@@ -161,7 +161,7 @@ class Classifier:
     def with_learned(self, learned: str | Path | None, *, allow_learning: bool) -> Classifier:
         """Returns a classifier with the same loaded model, and the learned state that is on the disk now.
 
-        The arguments are those of the constructor.
+        The arguments are those of the constructor. Raises ModelError.
         """
         classifier = copy(self)
         classifier._allow_learning = allow_learning

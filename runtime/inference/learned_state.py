@@ -241,7 +241,7 @@ class OpenedLearned:
 
     folder: Path | None  # where the state is or would be; None with `--learned none`
     state: LearnedState | None
-    problem: str = ""  # why a state that is there is not used; empty if it is used or does not exist
+    problem: str = ""  # why a state that is there, or was named, is not used; empty if none is expected
 
 
 def open_learned(
@@ -250,7 +250,8 @@ def open_learned(
     """Returns the learned state next to the model, or in the named folder ("none": no state), if any.
 
     A model that had to be signed answers without it unless that is `allowed`, because nobody signed the
-    state. A state that cannot be used is a `problem`, never an error: the model answers without it.
+    state. A state that cannot be used is a `problem`, and so is a named folder without one: the model answers
+    without it. Raises ModelError for a named file.
     """
     if named == NONE:
         return OpenedLearned(None, None)
@@ -262,9 +263,17 @@ def open_learned(
                 f"{folder}: the learned state is not signed, and this device accepts signed models only: "
                 "--allow-learning uses it"
             )
-        return OpenedLearned(folder, state)
     except ModelError as error:
         return OpenedLearned(folder, None, f"{error}; the model answers without it")
+    if state or named is None:
+        return OpenedLearned(folder, state)
+    if is_file(folder):
+        raise ModelError(
+            f"{folder}: is a file: --learned takes the folder that `python -m runtime.teach` wrote"
+        )
+    # Not an error: a service may start before it is taught.
+    problem = f"{folder}: no learned state here yet: `python -m runtime.teach` writes it"
+    return OpenedLearned(folder, None, problem)
 
 
 def read_state(folder: Path, contract: Contract | None = None) -> LearnedState | None:

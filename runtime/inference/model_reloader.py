@@ -175,8 +175,12 @@ class ReloadingClassifier:
             classifier = classifier.with_correction(options.get("correction"), allow_correction=allow)
         except UserError as error:
             self._report(f"warning: {error}")
-        allow = options.get("allow_learning", False)
-        return classifier.with_learned(options.get("learned"), allow_learning=allow)
+        try:
+            allow = options.get("allow_learning", False)
+            return classifier.with_learned(options.get("learned"), allow_learning=allow)
+        except UserError as error:
+            self._report(f"warning: {error}")
+            return classifier
 
     def _find_additions(self) -> object:
         """Returns a value that is equal as long as the same correction and state would be read."""

@@ -22,6 +22,7 @@ from runtime.inference.learned_state import (
     restore_state,
     write_state,
 )
+from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.teaching import TaughtOutputs, fit_learned
 from runtime.model_file.loader import open_model
 from tests.runtime.conftest import MakeFolder
@@ -165,6 +166,24 @@ def test_another_folder_may_hold_the_state(
     assert Classifier(folder).labels[-1] == "scene"
     assert Classifier(folder, learned="none").labels == model.contract.labels
     assert open_learned(model, "none").folder is None
+
+
+def test_a_named_place_without_a_state_is_reported(folder: Path, tmp_path: Path) -> None:
+    assert Classifier(folder).learned_problem == ""
+    missing = tmp_path / "lerned"
+    problem = Classifier(folder, learned=missing).learned_problem
+    assert problem == f"{missing}: no learned state here yet: `python -m runtime.teach` writes it"
+    write_state(missing, make_state(folder))
+    assert Classifier(folder, learned=missing).learned_problem == ""
+    with pytest.raises(ModelError, match=r"state\.json: is a file: --learned takes the folder"):
+        Classifier(folder, learned=missing / STATE_NAME)
+
+
+def test_a_service_starts_with_a_learned_path_that_is_a_file(folder: Path, tmp_path: Path) -> None:
+    events = list[str]()
+    (tmp_path / "file").touch()
+    reloader = ReloadingClassifier(folder, on_event=events.append, learned=tmp_path / "file")
+    assert reloader.current().learned is None and "file: is a file" in events[0]
 
 
 def test_a_file_without_an_index_has_its_own_state(folder: Path, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_models_and_places_that_cannot_learn_give_one_line(
     with pytest.raises(ModelError, match="no features to learn from"):
         Classifier(knowing, learned=tmp_path / "x").teach("scene", list(scene_pictures(1, seed=1)))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--learned FOLDER chooses another place"):
+    with pytest.raises(UserError, match="is a file: --learned takes the folder"):
         Classifier(model, learned=tmp_path / "file").teach("scene", list(scene_pictures(1, seed=1)))
 
 
