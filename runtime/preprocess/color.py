@@ -11,9 +11,10 @@ MAX_ICC_BYTES = 4 * 2**20  # CMYK profiles of printers reach 3 MB
 def to_rgb(image: Image.Image) -> Image.Image:
     """Returns the image in mode RGB, in sRGB as far as its ICC profile says, with transparency over white."""
     icc = image.info.get("icc_profile")
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
     alpha = None
+    if image.mode.startswith("I") or image.mode == "F":
+        alpha = _opacity(image)  # of the values before they are scaled
+        image = _to_8_bit(image)
     if image.mode == "La":  # Pillow converts La to LA, and to nothing else
         image = image.convert("LA")
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA"):
@@ -29,6 +30,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=alpha)
     return canvas
+
+
+def _opacity(image: Image.Image) -> Image.Image | None:
+    """Returns the mask of a deep grey PNG with one transparent value; None for other pictures."""
+    if not isinstance(clear := image.info.get("transparency"), int):
+        return None
+    import numpy as np  # late, as below
+
+    return Image.fromarray(np.where(np.asarray(image) == clear, 0, 255).astype(np.uint8))
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

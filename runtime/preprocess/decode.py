@@ -27,6 +27,13 @@ OPEN_FILE_PATHS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 MAX_FILE_BYTES = 2**29
 CHUNK_BYTES = 2**20
 
+# Pillow reads these PNGs as 8 bits, but does not scale their transparent value, tRNS.
+TRANSPARENCY_SCALE: dict[str, Callable[[int], int]] = {
+    "L;2": lambda value: 85 * (value & 3),
+    "L;4": lambda value: 17 * (value & 15),
+    "RGB;16B": lambda value: value >> 8,
+}
+
 # What TiffImagePlugin raises for pixels that Pillow has no mode for, such as three channels of floats.
 TIFF_PIXELS_NOT_SUPPORTED = "unknown pixel mode"
 
@@ -140,6 +147,15 @@ def _plugin(module: str, name: str) -> Callable[[BinaryIO], Image.Image]:
     return opener
 
 
+def _open_png(file: BinaryIO) -> Image.Image:
+    image = _plugin("PngImagePlugin", "PngImageFile")(file)
+    scale = TRANSPARENCY_SCALE.get(str(image.tile[0][3])) if image.tile else None  # type: ignore[attr-defined]
+    clear = image.info.get("transparency")
+    if scale and clear is not None:
+        image.info["transparency"] = tuple(map(scale, clear)) if isinstance(clear, tuple) else scale(clear)
+    return image
+
+
 def _open_tiff(file: BinaryIO) -> Image.Image:
     try:
         return _plugin("TiffImagePlugin", "TiffImageFile")(file)
@@ -164,7 +180,7 @@ def _open_heif(file: BinaryIO) -> Image.Image:
 
 _OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
     "JPEG": _plugin("JpegImagePlugin", "JpegImageFile"),
-    "PNG": _plugin("PngImagePlugin", "PngImageFile"),
+    "PNG": _open_png,
     "WEBP": _plugin("WebPImagePlugin", "WebPImageFile"),
     "AVIF": _plugin("AvifImagePlugin", "AvifImageFile"),
     "HEIF": _open_heif,

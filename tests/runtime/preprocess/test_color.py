@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import zlib
 
 import pytest
 from PIL import Image, ImageCms
@@ -11,6 +12,7 @@ from runtime.preprocess.picture import read_picture
 from tests.runtime.preprocess.pictures import (
     PICTURE,
     SIZE,
+    chunked,
     encode,
     furthest,
     resized,
@@ -47,6 +49,32 @@ def display_p3() -> bytes:
     header[68:80] = s15(0.9642, 1, 0.8249)
     profile = bytes(header) + struct.pack(">I", len(tags)) + table + body
     return struct.pack(">I", len(profile)) + profile[4:]
+
+
+@pytest.mark.parametrize(
+    ("depth", "color", "clear", "other", "seen"),
+    [
+        (1, 0, b"\0\0", b"\0\1", 255),
+        (2, 0, b"\0\1", b"\0\2", 170),
+        (4, 0, b"\0\3", b"\0\4", 68),
+        (8, 0, b"\0\3", b"\0\4", 4),
+        (16, 0, b"\1\2", b"\5\0", 5),
+        (8, 2, b"\0\3" * 3, b"\0\4" * 3, 4),
+        (16, 2, b"\1\2" * 3, b"\5\0" * 3, 5),
+    ],
+)
+def test_the_transparent_value_of_a_png_becomes_white(
+    depth: int, color: int, clear: bytes, other: bytes, seen: int
+) -> None:
+    """Of two pixels, the first has the value of tRNS."""
+    bits = [value[at] << 8 | value[at + 1] for value in (clear, other) for at in range(0, len(clear), 2)]
+    row = int("".join(f"{value:0{depth}b}" for value in bits).ljust(8, "0"), 2)
+    png = chunked(
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 1, depth, color, 0, 0, 0)),
+        (b"tRNS", clear),
+        (b"IDAT", zlib.compress(b"\0" + row.to_bytes(max(1, len(bits) * depth // 8), "big"))),
+    )
+    assert read_picture(png, (1, 2)).tolist() == [[[255] * 3, [seen] * 3]]
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
