@@ -34,6 +34,9 @@ TRANSPARENCY_SCALE: dict[str, Callable[[int], int]] = {
     "RGB;16B": lambda value: value >> 8,
 }
 
+# In what PngImagePlugin raises for a profile or a compressed text of over 1 MB, or 64 MB of texts.
+PNG_METADATA_LIMITS = "MAX_TEXT_"
+
 # What TiffImagePlugin raises for pixels that Pillow has no mode for, such as three channels of floats.
 TIFF_PIXELS_NOT_SUPPORTED = "unknown pixel mode"
 
@@ -132,6 +135,8 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     detail = " ".join(str(error).split())[:200]
+    if PNG_METADATA_LIMITS in detail:
+        return "has a color profile or a text of over 1 MB: save it again without metadata"
     return f"is damaged ({detail or type(error).__name__})"
 
 

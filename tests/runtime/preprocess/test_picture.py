@@ -160,8 +160,14 @@ BAD: dict[str, tuple[bytes, str]] = {
     "jpeg bomb": (jpeg_of(65_500, 65_500), "may have 250"),
     "gif bomb": (b"GIF89a\xff\xff\xff\xff" + encode(PICTURE, "GIF")[10:], "megapixels"),
     "strip": (encode(Image.new("L", (1, 60_000)), "PNG"), "too narrow"),
-    "profile bomb": (chunked(ONE_PIXEL[0], (b"iCCP", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]), "is damaged"),
-    "text bomb": (chunked(ONE_PIXEL[0], (b"zTXt", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]), "is damaged"),
+    "profile bomb": (
+        chunked(ONE_PIXEL[0], (b"iCCP", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]),
+        "has a color profile or",
+    ),
+    "text bomb": (
+        chunked(ONE_PIXEL[0], (b"zTXt", b"x\0\0" + BLOWN_UP), ONE_PIXEL[1]),
+        "has a color profile or",
+    ),
 }
 
 
