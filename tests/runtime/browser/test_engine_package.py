@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -62,9 +64,31 @@ def test_npm_downloads_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert calls.read_text().split() == [PACKAGE]
 
 
+def test_a_user_without_a_home_folder_downloads_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    archive = write_archive(tmp_path / "stored.tgz", FILES)
+    install_npm(tmp_path / "bin", f'for folder; do :; done\ncp {archive} "$folder/package.tgz"', monkeypatch)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert load_engine_package() == EXPECTED
+
+
+def write_damaged(path: Path) -> None:
+    """A .tgz that zlib cannot read to its end."""
+    archive = gzip.decompress(write_archive(path, {**FILES, WASM: bytes(50_000)}).read_bytes())
+    stream = zlib.compressobj(wbits=31)  # of gzip
+    start = stream.compress(archive[:20_000]) + stream.flush(zlib.Z_FULL_FLUSH)
+    path.write_bytes(start + b"\xff" * 1000)  # a block of a type that does not exist
+
+
 @pytest.mark.parametrize(
     ("write", "reason"),
     [
+        (write_damaged, "is not this npm package"),
         (lambda path: write_archive(path, {**FILES, WASM: b"other"}), "is not the one of"),
         (lambda path: write_archive(path, {SCRIPT: b"script"}), "is not this npm package"),
         (lambda path: path.write_bytes(b"no archive"), "is not this npm package"),
