@@ -13,6 +13,11 @@ SUFFIXES = frozenset(
 )
 
 
+# `**` as a whole part of a pattern, with the separators behind it.
+_SEPARATORS = re.escape(os.sep + (os.altsep or ""))
+_ANY_FOLDERS = re.compile(rf"(?:^|(?<=[{_SEPARATORS}]))(?:\*\*[{_SEPARATORS}]+)*\*\*(?:[{_SEPARATORS}]+|$)")
+
+
 def find_photos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Returns the photos that files, folders and patterns name, and by argument why it names none."""
     photos: list[str] = []
@@ -22,25 +27,48 @@ def find_photos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
         # Some shells (Windows) leave patterns to the program. An existing file of that name comes first.
         if any(char in argument for char in "*?[") and not os.path.lexists(argument):
             matches = _expand(argument, problems)
+        found: list[str] = []
         for match in matches:
-            if os.path.isdir(match):
-                photos += _photos_below(match, problems)
-            else:
-                photos.append(match)
+            found += _photos_below(match, problems) if os.path.isdir(match) else [match]
+        photos += dict.fromkeys(found)  # `**/*` matches a folder and what is in it
     return photos, problems
 
 
 def _expand(pattern: str, problems: dict[str, str]) -> list[str]:
+    unreadable: dict[str, str] = {}
+    try:
+        matches = sorted(_matches(pattern, "", unreadable), key=natural_key)
+    except RecursionError:
+        problems[pattern] = "has too many parts for a pattern: name a folder instead"
+        return []
+    if not matches and not unreadable:
+        unreadable[pattern] = "matches no file"
+    problems |= unreadable
+    return matches
+
+
+def _matches(pattern: str, root: str, unreadable: dict[str, str]) -> Iterator[str]:
+    """Yields the paths below `root` that match, as glob.glob does, but `**` follows no links to folders.
+
+    A link to a folder above it would give each photo 40 times, and two such links would never end.
+    """
     import glob  # late: shells expand most patterns themselves
 
-    try:
-        matches = sorted(glob.glob(pattern, recursive=True), key=natural_key)  # noqa: PTH207 (may be absolute)
-    except RecursionError:
-        problems[pattern] = "the folders are nested too deeply for a pattern: name a folder instead"
-        return []
-    if not matches:
-        problems[pattern] = "matches no file"
-    return matches
+    found = re.search(_ANY_FOLDERS, pattern)
+    if not found:
+        for match in glob.glob(pattern, root_dir=root or None):  # noqa: PTH207 (may be absolute)
+            path = os.path.join(root, match)  # noqa: PTH118 (keeps the user's spelling)
+            if not (root and Path(path).is_symlink() and os.path.isdir(path)):
+                yield path
+        return
+    head, tail = pattern[: found.start()], pattern[found.end() :]
+    for top in _matches(head, root, unreadable) if head else [root]:
+        if not tail:
+            yield top or os.curdir
+            continue
+        for folder, _ in walk(top or os.curdir, lambda error: _note(unreadable, error)):
+            below = folder if top else folder.removeprefix(os.curdir).removeprefix(os.sep)
+            yield from _matches(tail, below, unreadable)
 
 
 def natural_key(name: str) -> list[tuple[int, str]]:
@@ -82,13 +110,15 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def _note(unreadable: dict[str, str], error: OSError) -> None:
+    unreadable[str(error.filename)] = str(error.strerror).lower()
+
+
 def _photos_below(top: str, problems: dict[str, str]) -> list[str]:
     unreadable: dict[str, str] = {}
     photos = [
         str(Path(folder, name))
-        for folder, names in walk(
-            top, lambda error: unreadable.update({str(error.filename): str(error.strerror).lower()})
-        )
+        for folder, names in walk(top, lambda error: _note(unreadable, error))
         for name in names
     ]
     if not photos and not unreadable:
