@@ -244,7 +244,7 @@ class Classifier:
     def __call__(self, source: Source) -> Prediction:
         """Classifies a path, a picture's encoded bytes, a binary file, or pixels, uint8 [H, W, 3], RGB.
 
-        Raises PictureError.
+        Raises PictureError, DecoderError when the process that decodes does not start, and what `infer` does.
         """
         picture = decode(source, self.model.contract.input_size)
         if isinstance(picture.pixels, PictureError):

@@ -60,6 +60,10 @@ def _choose(path: Path, formats: Sequence[str], prefer: str, key: str | Path | N
         raise ModelError(
             f"{path}: no such file or folder: --model takes a .tflite, an .onnx or a folder with {INDEX_NAME}"
         )
+    if path.name == INDEX_NAME and not S_ISDIR(mode):
+        raise ModelError(
+            f"{path}: is the index of a folder of models: --model takes the folder, {path.parent}"
+        )
     signature = None if key is None else _read_signature(path, key)
     if S_ISDIR(mode):
         return _choose_in_folder(path, formats, prefer, signature)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 EncodedSource = str | Path | bytes | BinaryIO  # a path, encoded bytes, or an open binary file
 
+SOURCES = "give a path, bytes, a file opened with 'rb', or an array uint8 [H, W, 3]"
+
 # Paths by which a process names an open file: standard input, and a shell's <(command).
 OPEN_FILE_PATHS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
@@ -83,6 +85,8 @@ def open_encoded(source: EncodedSource) -> Iterator[tuple[BinaryIO, int | None]]
                 check_size(size)
                 format_of(file.peek(HEAD_BYTES)[:HEAD_BYTES])
             yield file, size
+    elif isinstance(source, io.TextIOBase) or not callable(getattr(source, "read", None)):
+        raise UnsupportedPictureError(f"is of type {type(source).__name__}: {SOURCES}")
     else:
         yield source, None
 

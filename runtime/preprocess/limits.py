@@ -52,7 +52,7 @@ def check_limits(image: Image.Image, full_size: tuple[int, int], data: bytes) ->
         tile = "in a tile " if decoded > pixels else ""
         raise PictureError(
             f"has {max(pixels, decoded) / 1e6:,.0f} megapixels {tile}({width} x {height}), "
-            f"and a {image.format} may have {limit // 10**6}"
+            f"and a {image.format or 'frame'} may have {limit // 10**6}"
         )
     check_aspect_ratio(width, height)
     if image.format == "JPEG":

@@ -6,6 +6,7 @@ hostile ones included, give either pixels or a PictureError with one line.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.preprocess.color import to_rgb
-from runtime.preprocess.decode import describe_error, read_encoded
+from runtime.preprocess.decode import SOURCES, describe_error, read_encoded
 from runtime.preprocess.limits import check_limits
 from runtime.preprocess.memory import DECODE_MEMORY
 from runtime.preprocess.render import render, resize
@@ -48,7 +49,15 @@ def read_picture(source: Source, size: tuple[int, int] = (224, 224)) -> Pixels:
 
 def _read_picture(source: Source, size: tuple[int, int]) -> Pixels:
     if isinstance(source, np.ndarray):
-        frame = Image.fromarray(source)
+        frame = _frame(source)
         check_limits(frame, frame.size, b"")
         return np.asarray(resize(to_rgb(frame), size))
     return np.asarray(render(read_encoded(source), size, lambda cost: DECODE_MEMORY.reserve(cost.bytes)))
+
+
+def _frame(pixels: Pixels) -> Image.Image:
+    """Returns the frame as an image. Raises UnsupportedPictureError for an array that is no picture."""
+    with suppress(TypeError, ValueError):
+        if pixels.ndim > 1:
+            return Image.fromarray(pixels)
+    raise UnsupportedPictureError(f"is an array {pixels.dtype} {list(pixels.shape)}: {SOURCES}")

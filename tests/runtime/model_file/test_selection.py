@@ -34,6 +34,11 @@ def test_a_missing_file_is_never_chosen(tmp_path: Path, make_folder: MakeFolder)
         choose_model(folder, ["tflite"])
 
 
+def test_the_index_itself_is_answered_with_its_folder(colours: Path) -> None:
+    with pytest.raises(ModelError, match=rf"--model takes the folder, {colours}$"):
+        open_model(colours / "model.json")
+
+
 def test_the_old_folder_is_read_during_a_swap(tmp_path: Path, make_folder: MakeFolder) -> None:
     folder = make_folder(tmp_path / "m")
     folder.rename(tmp_path / "m.old")

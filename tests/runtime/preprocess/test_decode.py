@@ -6,14 +6,17 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
+from runtime.inference.prefetch import DECODERS
 from runtime.preprocess import decode
 from runtime.preprocess.picture import read_picture
 from tests.runtime.preprocess.pictures import PICTURE, SIZE, bomb, encode, furthest, resized, tiff_of
@@ -74,6 +77,29 @@ def test_pillows_global_limits_are_unchanged() -> None:
     assert before == Image.MAX_IMAGE_PIXELS
     with pytest.raises(Image.DecompressionBombError):
         Image.open(io.BytesIO(bomb(20_000, 20_000)))
+
+
+@pytest.mark.parametrize("read", [read_picture, DECODERS.decode])
+def test_an_object_that_is_no_source_is_named(read: Callable[..., object], tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "a.png")
+    with (tmp_path / "a.png").open(encoding="latin-1") as file:
+        for source, name in ((file, "TextIOWrapper"), (PICTURE, "Image"), (None, "NoneType"), (3, "int")):
+            with pytest.raises(UnsupportedPictureError, match=f"^is of type {name}: give a path, bytes"):
+                read(source, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "name"),
+    [
+        (np.zeros((40, 30, 3), np.float32), r"float32 \[40, 30, 3\]"),
+        (np.zeros((3, 40, 30), np.uint8), r"uint8 \[3, 40, 30\]"),
+        (np.zeros((1, 40, 30, 3), np.uint8), r"uint8 \[1, 40, 30, 3\]"),
+        (np.zeros(5, np.uint8), r"uint8 \[5\]"),
+    ],
+)
+def test_an_array_of_another_kind_is_named(pixels: NDArray[Any], name: str) -> None:
+    with pytest.raises(UnsupportedPictureError, match=rf"^is an array {name}: give .* uint8 \[H, W, 3\]$"):
+        read_picture(pixels)
 
 
 class Endless(io.RawIOBase):

@@ -76,6 +76,12 @@ def test_an_empty_frame_is_rejected(shape: tuple[int, int, int]) -> None:
         read_picture(np.zeros(shape, np.uint8))
 
 
+def test_a_large_frame_is_rejected_by_this_name() -> None:
+    frame = np.broadcast_to(np.uint8(0), (10_000, 9_000))
+    with pytest.raises(PictureError, match="and a frame may have 89"):
+        read_picture(frame)
+
+
 def test_the_machines_memory_limits_the_megapixels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A board with 512 MB has about 430 for its programs: half of that is what a picture may take."""
     monkeypatch.setattr(limits, "total_memory", lambda: 430 * 10**6)
