@@ -15,9 +15,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.parity.runner import ParityReference, features_error
+from export.parity.runner import ParityReference, features_error, limit_photos
 
-PHOTOS = 30
+PHOTOS = 30  # from the classes in turn
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)  # 65,504
 MAX_DP = 0.05
 MAX_DFEATURES = 0.02
@@ -71,10 +71,10 @@ def float16_failures(result: Float16Result) -> list[str]:
 def run_float16(
     data: bytes, reference: ParityReference, step: Callable[[int], None] = lambda done: None
 ) -> Float16Result:
-    """Runs an ONNX file over the first PHOTOS photos. Calls `step` with 1 after each photo."""
+    """Runs an ONNX file over at most PHOTOS photos, and calls `step` with 1 after each."""
     import onnxruntime
 
-    n = min(PHOTOS, len(reference.photos))
+    reference = limit_photos(reference, PHOTOS)
     proto, tensors = _rounded(onnx.load_model_from_string(data))
     options = onnxruntime.SessionOptions()
     # An optimized graph has no pair of casts that cancel out but for the rounding.
@@ -85,7 +85,7 @@ def run_float16(
     )
     names = [output.name for output in session.get_outputs()]
     outputs: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
-    for photo in reference.photos[:n]:
+    for photo in reference.photos:
         for name, value in zip(names, session.run(names, {"image": photo[np.newaxis]}), strict=True):
             outputs[name].append(np.asarray(value))
         step(1)
@@ -97,22 +97,21 @@ def run_float16(
     return _compare(
         {name: np.concatenate(outputs[name]) for name in names if name not in tensors},
         reference,
-        n,
         worst,
         largest[worst],
     )
 
 
 def _compare(
-    found: dict[str, NDArray[np.float32]], reference: ParityReference, n: int, tensor: str, largest: float
+    found: dict[str, NDArray[np.float32]], reference: ParityReference, tensor: str, largest: float
 ) -> Float16Result:
-    expected = reference.probabilities[:n]
+    expected = reference.probabilities
     known_disagreements = 0
     if reference.known is not None:
-        known = [values >= reference.known_threshold for values in (found["known"], reference.known[:n])]
+        known = [values >= reference.known_threshold for values in (found["known"], reference.known)]
         known_disagreements = int((known[0] != known[1]).sum())
     return Float16Result(
-        n=n,
+        n=len(expected),
         largest=largest,
         largest_tensor=tensor,
         disagreements=int((found["probabilities"].argmax(1) != expected.argmax(1)).sum()),
@@ -120,7 +119,7 @@ def _compare(
         max_dp=float(np.abs(found["probabilities"] - expected).max()),
         max_dfeatures=0.0
         if reference.features is None
-        else features_error(found["features"], reference.features[:n]),
+        else features_error(found["features"], reference.features),
     )
 
 

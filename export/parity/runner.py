@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,6 +150,24 @@ def file_engine_pairs(
     """Each file with each of `engines` (None: all that are installed) that supports its format."""
     chosen = [engine for engine in ENGINES if is_installed(engine)] if engines is None else engines
     return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file[0]]
+
+
+def limit_photos(reference: ParityReference, count: int) -> ParityReference:
+    """At most `count` photos of the reference, from the classes in turn."""
+    if len(reference.photos) <= count:
+        return reference
+    seen: Counter[int] = Counter()
+    ranked = []
+    for i, label in enumerate(reference.truth.tolist()):
+        ranked.append((seen[label], label, i))
+        seen[label] += 1
+    chosen = [i for _, _, i in sorted(ranked)[:count]]
+    arrays: dict[str, Any] = {
+        field.name: value[chosen]
+        for field in fields(reference)
+        if isinstance(value := getattr(reference, field.name), np.ndarray)
+    }
+    return replace(reference, **arrays)
 
 
 def photo_parts(photos: int, workers: int) -> list[range]:

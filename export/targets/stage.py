@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.parity.result import FileKey, ParityResult
-from export.parity.runner import ParityReference
+from export.parity.runner import ParityReference, limit_photos
 from export.targets.registry import TARGETS
-from export.targets.target import CompiledTarget, TargetInput, spread
+from export.targets.target import CompiledTarget, TargetInput
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.model_file.contract import Contract
@@ -47,7 +47,7 @@ def build_targets(names: Sequence[str], model: ExportedModel) -> list[CompiledTa
     compiled = []
     for name in names:
         target = TARGETS[name]
-        reference = spread(model.reference, target.photos or len(model.reference.photos))
+        reference = limit_photos(model.reference, target.photos or len(model.reference.photos))
         source = TargetInput(
             name=name,
             file=target.file,

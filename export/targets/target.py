@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,20 +76,6 @@ class Target:
     photos: int | None  # test photos that the compiled file runs on at most; None: it cannot run here
     check: Callable[[Path], None]  # raises UserError with the install command when the compiler is missing
     build: Callable[[TargetInput, Step], CompiledTarget]
-
-
-def spread(reference: ParityReference, count: int) -> ParityReference:
-    """At most `count` photos of the reference, at equal distances: they are sorted by class."""
-    n = len(reference.photos)
-    if n <= count:
-        return reference
-    chosen = [number * n // count for number in range(count)]
-    arrays: dict[str, Any] = {
-        field.name: value[chosen]
-        for field in fields(reference)
-        if isinstance(value := getattr(reference, field.name), np.ndarray)
-    }
-    return replace(reference, **arrays)
 
 
 def megabytes(count: float) -> str:

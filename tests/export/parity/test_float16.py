@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from export import onnx_converter
+from export.parity import float16
 from export.parity.float16 import Float16Result, float16_failures, run_float16
 from export.parity.runner import ParityReference
 from export.serving_model import predict
@@ -67,6 +68,23 @@ def test_the_graph_computes_the_same_in_float16(
     other = replace(reference, probabilities=1 - reference.probabilities)
     lines = float16_failures(run_float16(onnx_converter.float32(model), other))
     assert any("have another top-1" in line for line in lines)
+
+
+def test_few_photos_are_of_all_classes(
+    weights: Weights,
+    head: list[keras.layers.Layer],
+    drawings: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answers are right for the first photo of each class and wrong for the second."""
+    monkeypatch.setattr(float16, "PHOTOS", len(FLOWERS))
+    model = build_classifier(weights, head)
+    reference = reference_of(model, drawings)
+    answers = reference.probabilities.copy()
+    answers[1::2] = 1 - answers[1::2]
+    by_class = replace(reference, truth=np.arange(len(drawings)) // 2, probabilities=answers)
+    result = run_float16(onnx_converter.float32(model), by_class)
+    assert result.n == len(FLOWERS) and float16_failures(result) == []
 
 
 def test_a_head_that_squares_pooled_values_overflows(

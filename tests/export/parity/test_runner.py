@@ -16,7 +16,7 @@ from export.metadata import embed_contract
 from export.parity import engine_worker, runner
 from export.parity.engine_worker import EngineOutputs
 from export.parity.gates import FAILED, PASSED, failures, verdict
-from export.parity.runner import TIMED, ParityReference, run_parity
+from export.parity.runner import TIMED, ParityReference, limit_photos, run_parity
 from export.serving_model import golden_answer, predict
 from runtime import Classifier
 from runtime.common.errors import EngineError, ModelError, UserError
@@ -230,3 +230,24 @@ def test_a_full_disk_is_one_line_that_names_tmpdir(reference: ParityReference) -
         run_parity({("tflite", "float32"): b""}, many)
     with pytest.raises(UserError, match=r"temporary files: .*TMPDIR"):
         engine_worker.run_in_engine(bytes(2 * 10**6), "litert", Path("photos.npy"), 1, 1)
+
+
+@pytest.mark.parametrize("truth", [np.repeat(range(5), 10), np.tile(range(5), 10), np.arange(50) % 7 % 5])
+def test_a_limit_takes_photos_of_each_class_in_turn(truth: NDArray[np.int64]) -> None:
+    numbers = np.arange(50)
+    columns = np.float32(numbers)[:, np.newaxis]
+    photos = np.broadcast_to(np.uint8(numbers)[:, np.newaxis, np.newaxis, np.newaxis], (50, 2, 2, 3))
+    whole = ParityReference(photos, truth, columns, columns, 0.25, columns, numbers)
+    part = limit_photos(whole, 10)
+    assert np.bincount(part.truth).tolist() == [2, 2, 2, 2, 2]
+    chosen = part.photos[:, 0, 0, 0]
+    assert len(set(chosen)) == 10 and (truth[chosen] == part.truth).all()
+    for values in (part.probabilities, part.known, part.features, part.uncompressed):
+        assert values is not None and (values.ravel() == chosen).all()
+    assert part.known_threshold == 0.25 and limit_photos(whole, 50) is whole
+
+
+def test_a_limit_takes_more_of_the_other_classes_when_one_has_too_few() -> None:
+    truth = np.array([0] * 9 + [1])
+    whole = ParityReference(np.zeros((10, 2, 2, 3), np.uint8), truth, np.eye(10, 2, dtype=np.float32))
+    assert np.bincount(limit_photos(whole, 4).truth).tolist() == [3, 1]

@@ -8,16 +8,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from export.__main__ import main
 from export.parity.gates import FAILED
 from export.parity.result import ParityResult
-from export.parity.runner import ParityReference
 from export.targets.registry import TARGETS
 from export.targets.stage import TARGETS_NAME, listed_files, targets_failures, targets_files, targets_report
-from export.targets.target import CompiledTarget, spread
+from export.targets.target import CompiledTarget
 from runtime.common.errors import UserError
 from runtime.model_file.index import read_index
 from tests.export.targets.conftest import require
@@ -98,11 +96,3 @@ def test_compiled_files_are_listed_for_the_signature() -> None:
     for damaged in (b"{", b"[1]", b'[{"files": 3}]', b"{}x", b"\xff"):
         with pytest.raises(UserError, match=r"^m/targets\.json: is damaged"):
             listed_files(PATH, damaged)
-
-
-def test_photos_are_spread_over_the_classes() -> None:
-    photos = np.zeros((10, 2, 2, 3), np.uint8)
-    reference = ParityReference(photos, np.arange(10), np.eye(10, dtype=np.float32))
-    part = spread(reference, 5)
-    assert part.truth.tolist() == [0, 2, 4, 6, 8] and part.probabilities.shape == (5, 10)
-    assert part.known is None and spread(reference, 10) is reference
