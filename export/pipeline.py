@@ -19,7 +19,7 @@ from export.contract import ModelFacts, build_contract, check_contract, next_rel
 from export.model_folder import ExportedFile, model_folder
 from export.operators import operators_report
 from export.output_dir import check_output_dir, replace_dir
-from export.parity.gates import failures
+from export.parity.gates import FLOAT16_ARITHMETIC, failures
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.parity.table import parity_report
@@ -377,7 +377,7 @@ def _check_float16(
 
     key = ("onnx", "float32")
     data = {file.key: file.data for file in files}.get(key) or FLOAT_CONVERTERS[key](trained.model)
-    task = ("float16 arithmetic",)
+    task = (FLOAT16_ARITHMETIC,)
     seconds = FLOAT16_COST * clock.workload.photo_seconds
     clock.time_left.add({task: Task(min(PHOTOS, len(reference.photos)), seconds)})
     with clock.stage(task[0], "photos", [task]) as step:

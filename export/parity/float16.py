@@ -15,12 +15,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from export.parity.gates import FLOAT16_ARITHMETIC, GATES
 from export.parity.runner import ParityReference, features_error, limit_photos
 
 PHOTOS = 30  # from the classes in turn
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)  # 65,504
-MAX_DP = 0.05
-MAX_DFEATURES = 0.02
 MAX_DISAGREEMENTS = 1  # of PHOTOS: a photo between two classes, or at the threshold of `known`
 
 
@@ -39,7 +38,7 @@ class Float16Result:
     @property
     def summary(self) -> str:
         return (
-            f"float16 arithmetic: {self.n - self.disagreements} of {self.n} photos get the same label, "
+            f"{FLOAT16_ARITHMETIC}: {self.n - self.disagreements} of {self.n} photos get the same label, "
             f"max |Δp| {self.max_dp:.4f}; the largest value is {self.largest:,.0f}, float16 ends at "
             f"{LARGEST_FLOAT16:,.0f}"
         )
@@ -47,6 +46,7 @@ class Float16Result:
 
 def float16_failures(result: Float16Result) -> list[str]:
     """One line for each bound that the result breaks."""
+    gate = GATES[FLOAT16_ARITHMETIC]
     broken = []
     if not result.largest <= LARGEST_FLOAT16:
         broken.append(
@@ -59,13 +59,13 @@ def float16_failures(result: Float16Result) -> list[str]:
         if count > MAX_DISAGREEMENTS:
             broken.append(f"{count} of {result.n} photos {what} (limit {MAX_DISAGREEMENTS})")
     for figure, limit, name in (
-        (result.max_dp, MAX_DP, "max |Δp|"),
-        (result.max_dfeatures, MAX_DFEATURES, "features differ, as a share of their length:"),
+        (result.max_dp, gate.max_dp, "max |Δp|"),
+        (result.max_dfeatures, gate.max_dfeatures, "features differ, as a share of their length:"),
     ):
-        if not figure <= limit:
+        if limit is not None and not figure <= limit:
             broken.append(f"{name} {figure:.2g} is over {limit:g}")
     end = "accelerators that compute in float16 would give wrong answers; report this with the run"
-    return [f"float16 arithmetic: {line}; {end}" for line in broken]
+    return [f"{FLOAT16_ARITHMETIC}: {line}; {end}" for line in broken]
 
 
 def run_float16(

@@ -11,6 +11,8 @@ from export.parity.result import ParityResult
 MIN_PHOTOS = 250  # bounds on shares and percentiles apply from this many photos on
 ALLOWED_SHARE = 0.02  # of photos with another answer, where a gate has no bound
 
+FLOAT16_ARITHMETIC = "float16 arithmetic"  # no file, but a processor that computes in float16
+
 PASSED, FAILED, TOO_FEW_PHOTOS = "passed", "failed", "too few photos"
 
 
@@ -48,8 +50,7 @@ GATES: dict[str, Gate] = {
         max_dfeatures=0.2,
         next_step="export --int8, which is calibrated, or without --dynamic",
     ),
-    # Not a file: a target whose processor computes in float16.
-    "float16 arithmetic": Gate(
+    FLOAT16_ARITHMETIC: Gate(
         max_dp=0.05,
         max_dfeatures=0.02,
         known_agreement=0.98,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.parity.engine_worker import EngineOutputs, run_in_engine, run_worker
-from export.parity.gates import broken_bounds
+from export.parity.gates import FLOAT16_ARITHMETIC, broken_bounds
 from export.parity.runner import ParityReference, compare_outputs
 from export.targets.target import CompiledTarget, Step, TargetInput, megabytes
 from export.tempdir import temporary_dir
@@ -58,7 +58,7 @@ def build_rk3588(source: TargetInput, step: Step) -> CompiledTarget:
         if outputs is None:
             outputs = job.run(source.reference.photos, False, lambda: None)
         compiled = (folder / "model.rknn").read_bytes()
-    precision = "int8" if is_int8 else "float16 arithmetic"
+    precision = "int8" if is_int8 else FLOAT16_ARITHMETIC
     text = "int8, with the head in float16" if is_int8 else "float16, because int8 fails its gate"
     return CompiledTarget(
         target=source.name,
