@@ -42,6 +42,7 @@ from export.int8.quantize import quantize
 from export.int8.search import CALIBRATION_PHOTOS, RECIPES
 from export.macs import count_macs
 from export.parity.engine_worker import run_in_engine
+from export.parity.result import FileKey
 from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
 from export.serving_model import named_outputs, predict
@@ -66,7 +67,7 @@ ENGINES = {"litert": "tflite", "onnx": "onnx"}
 WARMUP, TIMED, ROUNDS = 10, 50, 3  # inferences of a file in a round, and rounds over all files
 TABLE = Path(__file__).with_suffix(".csv")
 
-Files = dict[tuple[str, str], bytes]  # by format and precision
+Files = dict[FileKey, bytes]
 ChannelOrder = Callable[[NDArray[np.float32]], NDArray[np.intp]]  # kernel → channels, first removed first
 
 
@@ -268,7 +269,7 @@ def deploy_efficientnet(data: BenchmarkData, base: keras.Model) -> list[Deployed
 def convert_with_first_recipe(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
     """The int8 files of the recipe that export tries first."""
     quantized = quantize(model, calibration, RECIPES[0])
-    return {(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()}
+    return {FileKey(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()}
 
 
 def deploy(
@@ -290,7 +291,7 @@ def deploy(
     rows = {row.format: row for row in run_parity(files, reference, list(ENGINES))}
     deployed = []
     for engine, format in ENGINES.items():
-        file, row = files[format, "int8"], rows[format]
+        file, row = files[FileKey(format, "int8")], rows[format]
         gmacs, mb = count_macs(file, format) / 1e9, len(file) / 1e6
         top1 = row.reference_top1
         point = Point(way, reduction, size[0], gmacs, val_top1, top1, row.engine, mb, row.top1)

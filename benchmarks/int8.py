@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import activation_ranges
 from benchmarks.machine import describe_machine
-from export.parity.result import ParityResult
+from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
 from runtime.common.terminal import suppress_native_stderr
@@ -66,7 +66,7 @@ HEAD = [
     "ms",
     "made in s",
 ]
-Files = dict[tuple[str, str], bytes]
+Files = dict[FileKey, bytes]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,9 @@ def recipes(model: keras.Model, calibration: NDArray[np.uint8]) -> dict[str, Cal
 
     def with_recipe(recipe: Recipe) -> Files:
         quantized = quantize(model, calibration, recipe)
-        return {(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()}
+        return {
+            FileKey(format, "int8"): convert(model, quantized) for format, convert in INT8_CONVERTERS.items()
+        }
 
     made: dict[str, Callable[[], Files]] = {
         "the libraries' defaults": lambda: library_defaults(model, calibration, reduce_range=False),
@@ -143,13 +145,13 @@ def library_defaults(model: keras.Model, calibration: NDArray[np.uint8], reduce_
         float32, int8 = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
         float32.write_bytes(onnx_converter.float32(model))
         quantization.quantize_static(float32, int8, Reader(), per_channel=True, reduce_range=reduce_range)
-        files = {("onnx", "int8"): int8.read_bytes()}
+        files = {FileKey("onnx", "int8"): int8.read_bytes()}
         if not reduce_range:
             save_serving_model(model, Path(folder) / "saved", batch=1)
             converter = tf.lite.TFLiteConverter.from_saved_model(str(Path(folder) / "saved"))
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
             converter.representative_dataset = lambda: ([photo[np.newaxis]] for photo in calibration)
-            files["tflite", "int8"] = converter.convert()
+            files[FileKey("tflite", "int8")] = converter.convert()
     return files
 
 

@@ -111,7 +111,7 @@ def check_index(index: Index, run: Path) -> None:
 
 def file_name(name: str, file: FileKey) -> str:
     """The name of a file in the folder `name`, such as flowers_int8.tflite."""
-    return f"{name}_{file[1]}.{file[0]}"
+    return f"{name}_{file.precision}.{file.format}"
 
 
 def _refusal(index: Index) -> str:

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 
 from export import full_int8_converter, onnx_converter, tflite_converter
 from export.int8.quantize import Quantized
+from export.parity.result import FileKey
 
 # By format and precision: the Keras model → the file's bytes.
-FLOAT_CONVERTERS: dict[tuple[str, str], Callable[[keras.Model], bytes]] = {
-    ("tflite", "float32"): tflite_converter.float32,
-    ("tflite", "float16"): tflite_converter.float16,
-    ("tflite", "dynamic"): tflite_converter.dynamic,
-    ("onnx", "float32"): onnx_converter.float32,
-    ("onnx", "float16"): onnx_converter.float16,
+FLOAT_CONVERTERS: dict[FileKey, Callable[[keras.Model], bytes]] = {
+    FileKey("tflite", "float32"): tflite_converter.float32,
+    FileKey("tflite", "float16"): tflite_converter.float16,
+    FileKey("tflite", "dynamic"): tflite_converter.dynamic,
+    FileKey("onnx", "float32"): onnx_converter.float32,
+    FileKey("onnx", "float16"): onnx_converter.float16,
 }
 
 # By format: the Keras model and its quantized convolutions → the file's bytes.

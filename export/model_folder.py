@@ -51,11 +51,11 @@ class ExportedFile:
     def macs(self) -> int:
         from export.macs import count_macs  # loads onnx
 
-        return count_macs(self.data, self.key[0])
+        return count_macs(self.data, self.key.format)
 
     def is_kept(self, keep: Sequence[str] | None) -> bool:
         """Whether --keep lists this file, as PRECISION.FORMAT. None keeps every file."""
-        return keep is None or f"{self.key[1]}.{self.key[0]}" in keep
+        return keep is None or f"{self.key.precision}.{self.key.format}" in keep
 
 
 def model_folder(

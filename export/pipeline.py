@@ -159,9 +159,12 @@ def export(config: ExportConfig) -> int:
 def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple[FileKey, ...]:
     """The files to make: each precision in each format that `engines` (None: every engine) support."""
     supported = FORMATS if engines is None else {ENGINE_FORMATS[engine] for engine in engines}
-    keys = [(format, precision) for format in FORMATS if format in supported for precision in precisions]
-    keys = [key for key in keys if key[0] == "tflite" or key[1] not in TFLITE_ONLY]
-    return tuple(sorted(keys, key=lambda key: CALIBRATED.index(key[1]) if key[1] in CALIBRATED else -1))
+    formats = [format for format in FORMATS if format in supported]
+    keys = [FileKey(format, precision) for format in formats for precision in precisions]
+    keys = [key for key in keys if key.format == "tflite" or key.precision not in TFLITE_ONLY]
+    return tuple(
+        sorted(keys, key=lambda key: CALIBRATED.index(key.precision) if key.precision in CALIBRATED else -1)
+    )
 
 
 def _prepare(config: ExportConfig) -> _Job:
@@ -308,7 +311,9 @@ def _convert_int8(
     reference = _reference(job, trained, validation, "validation", clock)
     converters = {format: INT8_CONVERTERS[format] for format in job.formats}
     found = find_int8(trained.model, converters, calibration, reference, job.config.engines, clock)
-    return [_exported(trained, (format, "int8"), file.data, file.recipe) for format, file in found.items()]
+    return [
+        _exported(trained, FileKey(format, "int8"), file.data, file.recipe) for format, file in found.items()
+    ]
 
 
 def _convert_full_int8(
@@ -319,14 +324,14 @@ def _convert_full_int8(
     from export.int8.quantize import quantize
     from export.int8.search import FULL_INT8_RECIPE
 
-    recipe, key = FULL_INT8_RECIPE, quantize_key(FULL_INT8_RECIPE.name)
-    with clock.stage(f"full-int8 recipe {recipe.name}", "layer runs", [key]) as step:
-        quantized = quantize(trained.model, calibration, recipe, partial(step, key))
+    recipe, task = FULL_INT8_RECIPE, quantize_key(FULL_INT8_RECIPE.name)
+    with clock.stage(f"full-int8 recipe {recipe.name}", "layer runs", [task]) as step:
+        quantized = quantize(trained.model, calibration, recipe, partial(step, task))
     files = []
-    for format in (format for format, precision in job.files if precision == "full_int8"):
-        with clock.conversion((format, "full_int8")):
-            data = FULL_INT8_CONVERTERS[format](trained.model, quantized, calibration)
-        files.append(_exported(trained, (format, "full_int8"), data, recipe.name))
+    for key in (key for key in job.files if key.precision == "full_int8"):
+        with clock.conversion(key):
+            data = FULL_INT8_CONVERTERS[key.format](trained.model, quantized, calibration)
+        files.append(_exported(trained, key, data, recipe.name))
     return files
 
 
@@ -334,7 +339,7 @@ def _exported(trained: _Trained, key: FileKey, data: bytes, recipe: str = "") ->
     """A converted file, with the contract and the statistics embedded."""
     from export.metadata import embed_contract
 
-    data = embed_contract(data, key[0], trained.contract, trained.statistics)
+    data = embed_contract(data, key.format, trained.contract, trained.statistics)
     return ExportedFile(trained.contract.name, key, data, recipe)
 
 
@@ -375,7 +380,7 @@ def _check_float16(
     from export.formats import FLOAT_CONVERTERS
     from export.parity.float16 import PHOTOS, run_float16
 
-    key = ("onnx", "float32")
+    key = FileKey("onnx", "float32")
     data = {file.key: file.data for file in files}.get(key) or FLOAT_CONVERTERS[key](trained.model)
     task = (FLOAT16_ARITHMETIC,)
     seconds = FLOAT16_COST * clock.workload.photo_seconds

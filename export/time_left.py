@@ -62,7 +62,7 @@ class Workload:
     def tasks(self, files: Iterable[FileKey]) -> dict[Key, Task]:
         """All tasks of an export, if the first int8 recipe is accepted."""
         files = list(files)
-        tasks = {convert_key(file): self._conversion() for file in files if file[1] != "int8"}
+        tasks = {convert_key(file): self._conversion() for file in files if file.precision != "int8"}
         if any(precision == "full_int8" for _, precision in files):
             tasks |= self.quantize_tasks(self.full_recipe)
         if int8 := [format for format, precision in files if precision == "int8"]:
@@ -70,15 +70,15 @@ class Workload:
             tasks |= self.recipe_tasks(self.recipe, int8)
         tasks["test reference",] = Task(self.test, self.photo_seconds)
         for file, engine in file_engine_pairs(files, self.engines):
-            tasks[parity_key(file, engine)] = self._inferences(engine, file[1], self.test)
+            tasks[parity_key(file, engine)] = self._inferences(engine, file.precision, self.test)
         return tasks
 
     def recipe_tasks(self, recipe: str, formats: Iterable[str]) -> dict[Key, Task]:
         """Quantize with one recipe, convert, and compare on the validation photos."""
         tasks = self.quantize_tasks(recipe)
         for format in formats:
-            tasks[convert_key((format, "int8"), recipe)] = self._conversion()
-            for _, engine in file_engine_pairs([(format, "int8")], self.engines):
+            tasks[convert_key(FileKey(format, "int8"), recipe)] = self._conversion()
+            for _, engine in file_engine_pairs([FileKey(format, "int8")], self.engines):
                 task = self._inferences(engine, "int8", self.validation)
                 tasks[validate_key(recipe, format, engine)] = task
         return tasks
@@ -184,7 +184,7 @@ class ExportClock:
     @contextmanager
     def conversion(self, file: FileKey, recipe: str = "") -> Iterator[None]:
         key, start = convert_key(file, recipe), time.monotonic()
-        name = f"{file[0]} {file[1]}" + (f", recipe {recipe}" if recipe else "")
+        name = f"{file.format} {file.precision}" + (f", recipe {recipe}" if recipe else "")
         print(f"convert: {name} ({self.text()})", flush=True)
         yield
         self.time_left.finish([key], time.monotonic() - start)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from export.int8.gptq import gptq
 from export.int8.quantize import Quantized, Recipe, quantize
 from export.parity.gates import broken_bounds
-from export.parity.result import ParityResult
+from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.time_left import ExportClock, quantize_key, validate_key
 
@@ -96,7 +96,7 @@ def find_int8(
         with clock.stage(f"int8 recipe {recipe.name}", "layer runs", [key]) as step:
             quantized = quantize(model, calibration, recipe, partial(step, key))
         for format in remaining:
-            with clock.conversion((format, "int8"), recipe.name):
+            with clock.conversion(FileKey(format, "int8"), recipe.name):
                 data = converters[format](model, quantized)
             results = _validate(recipe.name, format, data, validation, engines, clock)
             candidate = _Candidate(Int8File(data, recipe.name), results)
@@ -124,7 +124,7 @@ def _validate(
     engines: Sequence[str] | None,
     clock: ExportClock,
 ) -> list[ParityResult]:
-    files = {(format, "int8"): data}
+    files = {FileKey(format, "int8"): data}
     keys = {engine: validate_key(recipe, format, engine) for _, engine in file_engine_pairs(files, engines)}
     with clock.stage(f"int8 {format} on val", "inferences", list(keys.values())) as step:
         return run_parity(files, validation, engines, lambda file, engine: step(keys[engine], 1))

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-FileKey = tuple[str, str]  # format and precision, such as ("tflite", "int8")
+
+class FileKey(NamedTuple):
+    """A model file of an export, such as ("tflite", "int8")."""
+
+    format: str
+    precision: str
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class ParityResult:
 
     @property
     def file(self) -> FileKey:
-        return self.format, self.precision
+        return FileKey(self.format, self.precision)
 
     @property
     def agreement(self) -> float:

@@ -77,10 +77,10 @@ def run_parity(
         np.save(photos, reference.photos)
 
         def run(task: tuple[tuple[FileKey, str], range]) -> EngineOutputs | EngineError:
-            pair, part = task
-            step_of_pair = partial(locked_step, *pair)
+            (file, engine), part = task
+            step_of_pair = partial(locked_step, file, engine)
             try:
-                return run_in_engine(files[pair[0]], pair[1], photos, len(part), 1, step_of_pair, part.start)
+                return run_in_engine(files[file], engine, photos, len(part), 1, step_of_pair, part.start)
             except EngineError as error:
                 return error
 
@@ -149,7 +149,7 @@ def file_engine_pairs(
 ) -> list[tuple[FileKey, str]]:
     """Each file with each of `engines` (None: all that are installed) that supports its format."""
     chosen = [engine for engine in ENGINES if is_installed(engine)] if engines is None else engines
-    return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file[0]]
+    return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file.format]
 
 
 def limit_photos(reference: ParityReference, count: int) -> ParityReference:
@@ -216,8 +216,8 @@ def _result(
     # argmax returns the first NaN: a photo without finite outputs agrees with no class.
     top = np.where(np.isfinite(found).all(axis=1), found.argmax(axis=1), -1)
     return ParityResult(
-        format=file[0],
-        precision=file[1],
+        format=file.format,
+        precision=file.precision,
         engine=engine,
         n=len(expected),
         bytes=len(data),

@@ -88,7 +88,7 @@ def recommendation(results: Sequence[ParityResult], names: Mapping[FileKey, str]
     usable = [file for file in names if file not in failed and any(file == row.file for row in results)]
     if not usable:
         return ""
-    best = min(usable, key=lambda file: (FORMATS.index(file[0]), PRECISIONS.index(file[1])))
+    best = min(usable, key=lambda file: (FORMATS.index(file.format), PRECISIONS.index(file.precision)))
     n, different = results[0].n, max(row.disagreements for row in results if row.file == best)
     photos = f"all {n} photos" if not different else f"{n - different} of {n} photos"
     if n == 1 and not different:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from export.parity.engine_worker import EngineOutputs, run_in_engine, run_worker
 from export.parity.gates import FLOAT16_ARITHMETIC, broken_bounds
+from export.parity.result import FileKey
 from export.parity.runner import ParityReference, compare_outputs
 from export.targets.target import CompiledTarget, Step, TargetInput, megabytes
 from export.tempdir import temporary_dir
@@ -69,7 +70,9 @@ def build_rk3588(source: TargetInput, step: Step) -> CompiledTarget:
             "size": megabytes(len(compiled)),
             "latency": "not known: the simulator does not estimate it",
         },
-        parity=compare_outputs(("onnx", precision), compiled, outputs.engine, [outputs], source.reference),
+        parity=compare_outputs(
+            FileKey("onnx", precision), compiled, outputs.engine, [outputs], source.reference
+        ),
         compared_in=f"the simulator of {outputs.engine}",
     )
 
@@ -125,7 +128,7 @@ def _int8_outputs(job: _Job, step: Step) -> EngineOutputs | None:
     outputs = job.run(np.concatenate([validation, source.reference.photos]), True, count)
     reference = _float32_reference(job, validation)
     first, rest = _part(outputs, slice(len(validation))), _part(outputs, slice(len(validation), None))
-    result = compare_outputs(("onnx", "int8"), source.data, outputs.engine, [first], reference)
+    result = compare_outputs(FileKey("onnx", "int8"), source.data, outputs.engine, [first], reference)
     return None if broken_bounds(result) else rest
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+from export.parity.result import FileKey
 from export.parity.runner import file_engine_pairs
 from runtime.model_file.index import read_index
 
@@ -13,7 +14,7 @@ def parity_of_all_pairs(folder: Path, expected: int) -> list[dict[str, str]]:
     """The rows of parity.csv, after a check that each of the expected number of files ran in every engine."""
     with (folder / "parity.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    files = [(file.format, file.precision) for file in read_index(folder).files]
+    files = [FileKey(file.format, file.precision) for file in read_index(folder).files]
     assert len(files) == expected
     tested = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
     assert tested == set(file_engine_pairs(files))

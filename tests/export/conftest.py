@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from export.parity.result import FileKey
 from export.parity.runner import ParityReference
 from runtime.model_file.contract import Contract
 from tests.helpers import make_contract
@@ -87,7 +88,7 @@ def contract() -> Contract:
 
 
 @pytest.fixture(scope="session")
-def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
+def float_files(model: keras.Model) -> dict[FileKey, bytes]:
     """The small model in every float format, without the contract."""
     from export.formats import FLOAT_CONVERTERS
 
@@ -95,11 +96,11 @@ def float_files(model: keras.Model) -> dict[tuple[str, str], bytes]:
 
 
 @pytest.fixture(scope="session")
-def embedded(float_files: dict[tuple[str, str], bytes], contract: Contract) -> dict[tuple[str, str], bytes]:
+def embedded(float_files: dict[FileKey, bytes], contract: Contract) -> dict[FileKey, bytes]:
     """The same files with the contract inside."""
     from export.metadata import embed_contract
 
-    return {key: embed_contract(data, key[0], contract) for key, data in float_files.items()}
+    return {key: embed_contract(data, key.format, contract) for key, data in float_files.items()}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 
 from export.contract import ModelFacts, build_contract, check_contract, next_release, run_statistics
 from export.model_folder import ExportedFile, model_folder
+from export.parity.result import FileKey
 from runtime.common.errors import UserError
 from runtime.model_file.contract import Contract, GoldenAnswer
 from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES
@@ -17,7 +18,12 @@ from runtime.model_file.index import Index
 from tests.export.parity.results import RESULT
 from train.run import open_run
 
-FILES = (("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8"), ("onnx", "int8"))
+FILES = (
+    FileKey("tflite", "float32"),
+    FileKey("onnx", "float32"),
+    FileKey("tflite", "int8"),
+    FileKey("onnx", "int8"),
+)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +81,11 @@ def test_a_run_with_a_detector_but_without_statistics_is_trained_again(
 
 
 def test_an_index_that_its_figures_make_too_large_is_not_written(
-    synthetic_run: Path, contract: Contract, float_files: dict[tuple[str, str], bytes]
+    synthetic_run: Path, contract: Contract, float_files: dict[FileKey, bytes]
 ) -> None:
     room = MAX_JSON_BYTES - len(Index(contract, ()).to_json().encode())
     full = replace(contract, base_sha256=room * "a")
-    key = ("tflite", "float32")
+    key = FileKey("tflite", "float32")
     with pytest.raises(UserError, match=r"model\.json: .*1,048,576 bytes"):
         model_folder(
             full, open_run(synthetic_run), [ExportedFile("small", key, float_files[key])], [RESULT], ""

@@ -9,11 +9,12 @@ from ai_edge_litert.tools.flatbuffer_utils import update_packed_buffer
 from numpy.typing import NDArray
 
 from export.flatbuffer import pack, unpack
+from export.parity.result import FileKey
 from runtime.inference.engines import ENGINES
 
 
 @pytest.fixture
-def float32(float_files: dict[tuple[str, str], bytes]) -> bytes:
+def float32(float_files: dict[FileKey, bytes]) -> bytes:
     return float_files["tflite", "float32"]
 
 

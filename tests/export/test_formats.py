@@ -8,11 +8,12 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from export.flatbuffer import pack, unpack
+from export.parity.result import FileKey
 from export.parity.runner import ParityReference, run_parity
 from runtime.inference.engines import ENGINES
 from tests.export.conftest import LABELS, SIDE, small_model
 
-Files = dict[tuple[str, str], bytes]
+Files = dict[FileKey, bytes]
 
 
 def test_every_format_with_a_contract_has_the_outputs_of_keras(

@@ -17,7 +17,7 @@ from export.int8.quantize import Recipe, quantize, round_to_codes
 from export.int8.search import FULL_INT8_RECIPE
 from export.int8.weight_codes import WeightCodes
 from export.parity.gates import broken_bounds
-from export.parity.result import ParityResult
+from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, run_parity
 from export.serving_model import predict
 from runtime.inference.engines import ENGINES
@@ -29,7 +29,7 @@ from train.network.novelty import THRESHOLD, fit_novelty
 from train.network.vgg import Weights
 from train.settings import Settings
 
-KEY = ("tflite", "full_int8")
+KEY = FileKey("tflite", "full_int8")
 PER_CLASS = 4
 INT8, FLOAT32 = schema.TensorType.INT8, schema.TensorType.FLOAT32
 

@@ -19,6 +19,7 @@ import pytest
 from export import pipeline
 from export.__main__ import main
 from export.parity.gates import PASSED, TOO_FEW_PHOTOS
+from export.parity.result import FileKey
 from export.parity.runner import file_engine_pairs
 from runtime import Classifier
 from runtime.classify import main as classify
@@ -29,14 +30,14 @@ from runtime.model_file.loader import open_model
 from train.run import open_run
 
 MADE = [
-    ("tflite", "float32"),
-    ("tflite", "float16"),
-    ("tflite", "dynamic"),
-    ("onnx", "float32"),
-    ("onnx", "float16"),
-    ("tflite", "int8"),
-    ("onnx", "int8"),
-    ("tflite", "full_int8"),
+    FileKey("tflite", "float32"),
+    FileKey("tflite", "float16"),
+    FileKey("tflite", "dynamic"),
+    FileKey("onnx", "float32"),
+    FileKey("onnx", "float16"),
+    FileKey("tflite", "int8"),
+    FileKey("onnx", "int8"),
+    FileKey("tflite", "full_int8"),
 ]
 
 
@@ -162,7 +163,7 @@ def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
         copy.get_layer("block3_conv2").set_weights([kernel, bias])
         return tflite_converter.float32(copy)
 
-    monkeypatch.setitem(formats.FLOAT_CONVERTERS, ("tflite", "float32"), corrupted)
+    monkeypatch.setitem(formats.FLOAT_CONVERTERS, FileKey("tflite", "float32"), corrupted)
     before = contents(exported)
     capsys.readouterr()
     options = ["--photos", "2", "--engines", "litert", "onnx"]
@@ -192,12 +193,12 @@ def test_onnx_alone_makes_only_onnx_files(compressed_export: Export) -> None:
 def test_litert_alone_makes_only_tflite_files() -> None:
     files = pipeline.file_keys(("float32", "dynamic", "int8", "full_int8"), ("litert",))
     assert files == (
-        ("tflite", "float32"),
-        ("tflite", "dynamic"),
-        ("tflite", "int8"),
-        ("tflite", "full_int8"),
+        FileKey("tflite", "float32"),
+        FileKey("tflite", "dynamic"),
+        FileKey("tflite", "int8"),
+        FileKey("tflite", "full_int8"),
     )
-    assert pipeline.file_keys(("float32", "dynamic", "full_int8"), ("onnx",)) == (("onnx", "float32"),)
+    assert pipeline.file_keys(("float32", "dynamic", "full_int8"), ("onnx",)) == (FileKey("onnx", "float32"),)
 
 
 def test_an_uncompressed_int8_export_prints_the_command_that_compresses_it(

@@ -12,11 +12,12 @@ import onnx
 from ai_edge_litert import schema_py_generated as schema
 
 from export.metadata import embed_contract
+from export.parity.result import FileKey
 from runtime.model_file.contract import Contract
 from runtime.model_file.formats import read_contract, read_statistics_bytes
 from runtime.model_file.statistics import fit_statistics
 
-Files = dict[tuple[str, str], bytes]
+Files = dict[FileKey, bytes]
 
 
 def test_the_runtime_reads_the_embedded_contract(embedded: Files, contract: Contract) -> None:
@@ -43,7 +44,7 @@ def test_an_onnx_file_also_lists_the_labels_as_plain_text(embedded: Files, contr
 
 def test_embedding_repeats_byte_for_byte(float_files: Files, embedded: Files, contract: Contract) -> None:
     for key, data in float_files.items():
-        assert embed_contract(data, key[0], contract) == embedded[key]
+        assert embed_contract(data, key.format, contract) == embedded[key]
 
 
 def test_zip_entries_are_stored_with_a_fixed_date(embedded: Files, contract: Contract) -> None:

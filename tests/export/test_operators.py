@@ -11,6 +11,7 @@ from ai_edge_litert import schema_py_generated as schema
 from export import operators
 from export.flatbuffer import pack, unpack
 from export.operators import file_operators, new_operators, operators_report, read_table, write_table
+from export.parity.result import FileKey
 from tests.helpers import RELEASED
 
 TFLITE, ONNX = RELEASED / "flowers_int8.tflite", RELEASED / "flowers_int8.onnx"
@@ -46,7 +47,7 @@ def test_a_newer_version_of_an_operator_is_new_to_every_program() -> None:
             code.version = 12
     data = pack(file)
     assert set(map(tuple, new_operators("tflite", data).values())) == {("FULLY_CONNECTED 12",)}
-    (_, line) = operators_report({("tflite", "int8"): data}).splitlines()
+    (_, line) = operators_report({FileKey("tflite", "int8"): data}).splitlines()
     assert line.startswith("tflite int8: 0 of ") and line.endswith("new to all: FULLY_CONNECTED 12")
 
 

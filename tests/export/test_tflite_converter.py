@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from export import tflite_converter
 from export.flatbuffer import unpack
 from export.metadata import embed_contract
+from export.parity.result import FileKey
 from export.parity.runner import ParityReference, run_parity
 from export.serving_model import predict
 from runtime.model_file.contract import Contract
@@ -40,7 +41,7 @@ def test_a_dense_layer_with_one_output_keeps_a_dynamic_file_readable(
     assert _scales_of_dense_layers(data) == [1, 1, 1]
     probabilities = predict(model, pictures, lambda done: None)["probabilities"]
     reference = ParityReference(pictures, probabilities.argmax(axis=1), probabilities)
-    results = run_parity({("tflite", "dynamic"): embed_contract(data, "tflite", contract)}, reference)
+    results = run_parity({FileKey("tflite", "dynamic"): embed_contract(data, "tflite", contract)}, reference)
     assert results
     for result in results:
         assert not result.error

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from export.parity.result import FileKey
 from export.time_left import ExportClock, Task, TimeLeft, Workload, format_estimate, total_seconds
 from train import progress
 
 SLOW, FAST = ("inference", "test", "float32"), ("inference", "test", "int8")
-FILES = [("tflite", "float32"), ("onnx", "float32"), ("tflite", "int8"), ("onnx", "int8")]
+FILES = [
+    FileKey("tflite", "float32"),
+    FileKey("onnx", "float32"),
+    FileKey("tflite", "int8"),
+    FileKey("onnx", "int8"),
+]
 
 
 class Clock:
@@ -75,7 +81,7 @@ def test_a_finished_task_has_no_time_left(clock: Clock) -> None:
 
 def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
     def seconds(test: int = 500, engines: tuple[str, ...] = ("litert", "onnx")) -> float:
-        files = [file for file in FILES if file[0] == "tflite" or "onnx" in engines]
+        files = [file for file in FILES if file.format == "tflite" or "onnx" in engines]
         work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, test, engines, 2)
         return total_seconds(work.tasks(files))
 
@@ -85,8 +91,8 @@ def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
 
 def test_a_full_int8_file_takes_the_time_to_quantize_all_layers() -> None:
     work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, 500, ("litert",), 2, full_recipe="all layers")
-    float32 = work.tasks([("tflite", "float32")])
-    added = work.tasks([("tflite", "float32"), ("tflite", "full_int8")]).keys() - float32.keys()
+    float32 = work.tasks([FileKey("tflite", "float32")])
+    added = work.tasks([FileKey("tflite", "float32"), FileKey("tflite", "full_int8")]).keys() - float32.keys()
     assert {key[0] for key in added} == {"quantize", "convert", "inference"}
     assert ("quantize", "all layers") in added and ("validation reference",) not in added
 

@@ -16,6 +16,7 @@ from export.metadata import embed_contract
 from export.parity import engine_worker, runner
 from export.parity.engine_worker import EngineOutputs
 from export.parity.gates import FAILED, PASSED, failures, verdict
+from export.parity.result import FileKey
 from export.parity.runner import TIMED, ParityReference, limit_photos, run_parity
 from export.serving_model import golden_answer, predict
 from runtime import Classifier
@@ -24,7 +25,7 @@ from runtime.inference.model_proof import check_answer
 from runtime.model_file.contract import Contract
 from tests.export.conftest import small_model
 
-Files = dict[tuple[str, str], bytes]
+Files = dict[FileKey, bytes]
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
@@ -32,7 +33,7 @@ def test_known_is_compared_with_the_models_own(engine: str, pictures: NDArray[np
     model = small_model(known=True)
     outputs = predict(model, pictures, lambda done: None)
     threshold = float(np.median(outputs["known"]))
-    files = {("onnx", "float32"): onnx_converter.float32(model)}
+    files = {FileKey("onnx", "float32"): onnx_converter.float32(model)}
     right = ParityReference(
         pictures,
         outputs["probabilities"].argmax(axis=1),
@@ -55,7 +56,7 @@ def test_a_file_without_known_fails_if_the_model_has_it(
     float_files: Files, reference: ParityReference
 ) -> None:
     expected = replace(reference, known=np.ones((len(reference.photos), 1), np.float32), known_threshold=0.5)
-    (result,) = run_parity({("onnx", "float16"): float_files["onnx", "float16"]}, expected, ["onnx"])
+    (result,) = run_parity({FileKey("onnx", "float16"): float_files["onnx", "float16"]}, expected, ["onnx"])
     assert "known" in result.error and verdict(result) == FAILED
 
 
@@ -64,7 +65,7 @@ def test_the_uncompressed_models_answers_are_compared_too(
 ) -> None:
     other = reference.probabilities.argmax(axis=1)
     other[:2] = (other[:2] + 1) % reference.probabilities.shape[1]
-    files = {("onnx", "float32"): float_files["onnx", "float32"]}
+    files = {FileKey("onnx", "float32"): float_files["onnx", "float32"]}
     (result,) = run_parity(files, replace(reference, uncompressed=other), ["onnx"])
     assert result.disagreements == 0 and result.uncompressed_disagreements == 2
     assert result.uncompressed_agreement == pytest.approx(1 - 2 / len(reference.photos))
@@ -78,7 +79,7 @@ def test_features_are_compared_with_the_models_own(float_files: Files, pictures:
         outputs["probabilities"],
         features=outputs["features"],
     )
-    files = {("onnx", "float32"): float_files["onnx", "float32"]}
+    files = {FileKey("onnx", "float32"): float_files["onnx", "float32"]}
     (same,) = run_parity(files, right, ["onnx"])
     assert same.max_dfeatures is not None and same.max_dfeatures < 1e-5 and verdict(same) == PASSED
     moved = outputs["features"].copy()
@@ -106,7 +107,7 @@ def test_outputs_that_break_the_contract_fail(
     outputs = EngineOutputs("engine 1", change(expected), np.ones(2, np.float32))  # type: ignore[operator]
     monkeypatch.setattr(runner, "run_in_engine", lambda *_: outputs)
     reference = ParityReference(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), expected)
-    (result,) = run_parity({("onnx", "int8"): b""}, reference, ["onnx"])
+    (result,) = run_parity({FileKey("onnx", "int8"): b""}, reference, ["onnx"])
     assert re.search(fact, result.error)
     assert failures([result]) and verdict(result) == FAILED
 
@@ -119,7 +120,7 @@ def test_a_file_that_a_service_would_refuse_fails(
     least = min(answer.probabilities)
     wrong = replace(answer, probabilities=tuple(float(p == least) for p in answer.probabilities))
     contract = replace(contract, version=2, release=1, features=small_model().output_shape[-1][-1])
-    files = {key: float_files[key] for key in (("tflite", "dynamic"), ("onnx", "float32"))}
+    files = {key: float_files[key] for key in (FileKey("tflite", "dynamic"), FileKey("onnx", "float32"))}
     steps = list[str]()
     for golden, refused in ((answer, False), (wrong, True)):
         stated = replace(contract, golden=golden)
@@ -143,20 +144,20 @@ def test_other_files_continue_after_one_that_an_engine_cannot_run(
     float_files: Files, reference: ParityReference
 ) -> None:
     good = float_files["tflite", "float32"]
-    files = {("tflite", "float32"): good, ("tflite", "dynamic"): good[: len(good) // 2]}
-    steps: list[tuple[tuple[str, str], str]] = []
+    files = {FileKey("tflite", "float32"): good, FileKey("tflite", "dynamic"): good[: len(good) // 2]}
+    steps: list[tuple[FileKey, str]] = []
     results = run_parity(files, reference, ["litert"], lambda file, engine: steps.append((file, engine)))
     assert [bool(result.error) for result in results] == [False, True]
     assert "litert" in results[1].error and "status" in results[1].error
     assert len(failures(results)) == 1
-    assert set(steps) == {(("tflite", "float32"), "litert")}
+    assert set(steps) == {(FileKey("tflite", "float32"), "litert")}
     assert len(steps) == len(reference.photos) + min(TIMED, len(reference.photos))
 
 
 def test_parts_of_the_photos_in_several_processes_give_the_same_result(
     float_files: Files, reference: ParityReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (whole,) = run_parity({("onnx", "float32"): float_files["onnx", "float32"]}, reference, ["onnx"])
+    (whole,) = run_parity({FileKey("onnx", "float32"): float_files["onnx", "float32"]}, reference, ["onnx"])
     monkeypatch.setattr(runner, "MIN_PART", 3)
     monkeypatch.setattr(runner, "default_threads", lambda: 2)
     started: list[tuple[int, int]] = []
@@ -169,7 +170,7 @@ def test_parts_of_the_photos_in_several_processes_give_the_same_result(
     monkeypatch.setattr(runner, "run_in_engine", run_and_note)
     steps: list[str] = []
     (parts,) = run_parity(
-        {("onnx", "float32"): float_files["onnx", "float32"]},
+        {FileKey("onnx", "float32"): float_files["onnx", "float32"]},
         reference,
         ["onnx"],
         lambda file, engine: steps.append(engine),
@@ -193,7 +194,7 @@ def test_an_error_in_one_part_is_the_error_of_the_file(
         return first
 
     monkeypatch.setattr(runner, "run_in_engine", fail_in_the_second_part)
-    (result,) = run_parity({("onnx", "int8"): b""}, reference, ["onnx"])
+    (result,) = run_parity({FileKey("onnx", "int8"): b""}, reference, ["onnx"])
     assert "status 9" in result.error and verdict(result) == FAILED
 
 
@@ -208,10 +209,10 @@ def test_small_sets_of_photos_are_not_divided(photos: int, workers: int, parts: 
 
 
 def test_an_interrupt_stops_the_engines(float_files: Files, reference: ParityReference) -> None:
-    def interrupt(file: tuple[str, str], engine: str) -> None:
+    def interrupt(file: FileKey, engine: str) -> None:
         raise KeyboardInterrupt
 
-    files = {("onnx", "float32"): float_files["onnx", "float32"]}
+    files = {FileKey("onnx", "float32"): float_files["onnx", "float32"]}
     with pytest.raises(KeyboardInterrupt):
         run_parity(files, reference, ["onnx"], interrupt)
 
@@ -227,7 +228,7 @@ def test_the_message_of_an_engine_is_in_the_error(tmp_path: Path, pictures: NDAr
 def test_a_full_disk_is_one_line_that_names_tmpdir(reference: ParityReference) -> None:
     many = replace(reference, photos=np.repeat(reference.photos, 50, axis=0))
     with pytest.raises(UserError, match=r"temporary files: .*TMPDIR"):
-        run_parity({("tflite", "float32"): b""}, many)
+        run_parity({FileKey("tflite", "float32"): b""}, many)
     with pytest.raises(UserError, match=r"temporary files: .*TMPDIR"):
         engine_worker.run_in_engine(bytes(2 * 10**6), "litert", Path("photos.npy"), 1, 1)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from export.parity.gates import MIN_PHOTOS
+from export.parity.result import FileKey
 from export.parity.table import (
     column_explanations,
     confidence_note,
@@ -20,7 +21,7 @@ from export.parity.table import (
 )
 from tests.export.parity.results import RESULT
 
-NAMES = {("tflite", "float32"): "mine_float32.tflite", ("tflite", "int8"): "mine_int8.tflite"}
+NAMES = {FileKey("tflite", "float32"): "mine_float32.tflite", FileKey("tflite", "int8"): "mine_int8.tflite"}
 FLOAT32 = replace(RESULT, precision="float32")
 
 
@@ -94,7 +95,7 @@ def test_nothing_is_recommended_when_every_file_failed() -> None:
 
 
 def test_only_a_written_file_is_recommended() -> None:
-    names = {("tflite", "float32"): "mine_float32.tflite"}
+    names = {FileKey("tflite", "float32"): "mine_float32.tflite"}
     assert "mine_float32.tflite" in recommendation([FLOAT32, RESULT], names)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from export.parity.result import FileKey
 from export.parity.runner import ParityReference, run_parity
 from export.targets.registry import TARGETS
 from export.targets.rk3588 import DEFAULT_PYTHON
@@ -50,7 +51,7 @@ def exported(synthetic_run: Path, tmp_path_factory: pytest.TempPathFactory) -> E
     options = ["--int8", "--full-int8", "--photos", "2", "--engines", "litert", "onnx", "--out", str(out)]
     assert main([str(synthetic_run), *options]) == 0
     run, index = open_run(synthetic_run), read_index(out)
-    files = {(file.format, file.precision): (out / file.file).read_bytes() for file in index.files}
+    files = {FileKey(file.format, file.precision): (out / file.file).read_bytes() for file in index.files}
     size = index.contract.input_size
     photos = read_photos(run.dataset, "train", size, PHOTOS)
     outputs = predict(serving_model(run), photos.pixels, lambda done: None)
@@ -81,7 +82,7 @@ def build(exported: ExportedModel) -> Build:
     def built(name: str, data: bytes | None = None) -> CompiledTarget:
         target = TARGETS[name]
         results = exported.results
-        if data is not None and target.file[0] == "tflite":
+        if data is not None and target.file.format == "tflite":
             results = run_parity({target.file: data}, exported.reference, ["litert"])
         source = TargetInput(
             name=name,
