@@ -12,7 +12,7 @@ from export.pipeline import TFLITE_ONLY, ExportConfig, export, file_keys
 from export.targets.registry import TARGETS
 from export.targets.rk3588 import DEFAULT_PYTHON
 from runtime.common.cli import ArgumentParser, positive_int
-from runtime.inference.engines import ENGINE_FORMATS, ENGINES
+from runtime.inference.engines import ENGINES
 from train.cli import run_cli
 
 _EPILOG = """\
@@ -37,13 +37,14 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
     _add_target_flags(parser)
     arguments = parser.parse_args(argv)
     engines = tuple(dict.fromkeys(arguments.engines)) if arguments.engines else None
+    formats = {ENGINES[engine].format for engine in engines or ENGINES}
     for name in TFLITE_ONLY:
-        if getattr(arguments, name) and engines and "tflite" not in map(ENGINE_FORMATS.get, engines):
+        if getattr(arguments, name) and "tflite" not in formats:
             flag = f"--{name.replace('_', '-')}"
             parser.error(f"{flag} makes a TFLite file, which no engine of --engines runs; add litert")
     needed = {TARGETS[name].file for name in arguments.target}
     for format in sorted({format for format, _ in needed}):
-        if engines and format not in map(ENGINE_FORMATS.get, engines):
+        if format not in formats:
             parser.error(f"--target needs a file of the format {format}, which no engine of --engines runs")
     wanted = {name for name in _ADDED if arguments.all or getattr(arguments, name)}
     wanted |= {precision for _, precision in needed}

@@ -28,7 +28,7 @@ from export.parity.engine_worker import run_in_engine
 from export.tempdir import temporary_dir
 from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
-from runtime.inference.engines import ENGINE_FORMATS, default_threads
+from runtime.inference.engines import ENGINES, default_threads
 from train.network.heads import HEADS, build_classifier
 from train.network.vgg import random_weights
 from train.settings import Settings
@@ -66,7 +66,7 @@ def measure_latency(size: int, widths: Mapping[str, int], classes: int, engine: 
     keras.Sequential([keras.Input((1, 1, widths["block5_conv3"])), *head])  # creates the head's weights
     model = build_classifier(weights, head)
     pictures = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
-    data = INT8_CONVERTERS[ENGINE_FORMATS[engine]](model, quantize(model, pictures, Recipe("nearest")))
+    data = INT8_CONVERTERS[ENGINES[engine].format](model, quantize(model, pictures, Recipe("nearest")))
     with temporary_dir() as folder:
         path = Path(folder) / "pictures.npy"
         np.save(path, np.repeat(pictures, (WARMUP + TIMED) // 2, axis=0))

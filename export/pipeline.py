@@ -40,7 +40,7 @@ from runtime.common.errors import UserError
 from runtime.common.packages import install_command
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
-from runtime.inference.engines import ENGINE_FORMATS, choose_engine, default_threads, require_engine
+from runtime.inference.engines import ENGINES, choose_engine, default_threads, require_engine
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.formats import FORMATS
@@ -158,7 +158,7 @@ def export(config: ExportConfig) -> int:
 
 def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple[FileKey, ...]:
     """The files to make: each precision in each format that `engines` (None: every engine) support."""
-    supported = FORMATS if engines is None else {ENGINE_FORMATS[engine] for engine in engines}
+    supported = FORMATS if engines is None else {ENGINES[engine].format for engine in engines}
     formats = [format for format in FORMATS if format in supported]
     keys = [FileKey(format, precision) for format in formats for precision in precisions]
     keys = [key for key in keys if key.format == "tflite" or key.precision not in TFLITE_ONLY]

@@ -23,7 +23,7 @@ from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.inference.engines import ENGINE_FORMATS, ENGINES, choose_engine, count_threads, is_installed
+from runtime.inference.engines import ENGINES, choose_engine, count_threads, is_installed
 from runtime.model_file.index import IndexedFile
 from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
 from runtime.model_file.selection import choose_model
@@ -131,7 +131,7 @@ def _check_csv(path: Path) -> None:
 
 def _require_engine(models: Sequence[ModelFile]) -> None:
     """Raises EngineError, which says what to install, if no installed engine reads any of the files."""
-    formats = {ENGINE_FORMATS[engine] for engine in ENGINES if is_installed(engine)}
+    formats = {ENGINES[engine].format for engine in ENGINES if is_installed(engine)}
     if not any(model.format in formats for model in models):
         choose_engine(models[0].format)
 

@@ -119,7 +119,7 @@ def join_outputs(parts: Sequence[EngineOutputs]) -> EngineOutputs:
 def main(argv: list[str]) -> int:
     """Runs in the separate process. Returns 0."""
     engine, model, photos, start, stop, threads, out = argv
-    run = ENGINES[engine](Path(model).read_bytes(), int(threads))
+    run = ENGINES[engine].load(Path(model).read_bytes(), int(threads))
     found: dict[str, list[NDArray[np.float32]]] = {}
     ms = []
     for photo in np.load(photos, mmap_mode="r")[int(start) : int(stop)]:

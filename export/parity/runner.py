@@ -20,7 +20,7 @@ from export.parity.engine_worker import EngineOutputs, join_outputs, run_in_engi
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError, ModelError
-from runtime.inference.engines import ENGINE_FORMATS, ENGINES, default_threads, is_installed
+from runtime.inference.engines import ENGINES, default_threads, is_installed
 from runtime.inference.model_proof import check_outputs
 from runtime.model_file.contract import Contract
 from runtime.model_file.golden import golden_picture
@@ -149,7 +149,7 @@ def file_engine_pairs(
 ) -> list[tuple[FileKey, str]]:
     """Each file with each of `engines` (None: all that are installed) that supports its format."""
     chosen = [engine for engine in ENGINES if is_installed(engine)] if engines is None else engines
-    return [(file, engine) for file in files for engine in chosen if ENGINE_FORMATS[engine] == file.format]
+    return [(file, engine) for file in files for engine in chosen if ENGINES[engine].format == file.format]
 
 
 def limit_photos(reference: ParityReference, count: int) -> ParityReference:

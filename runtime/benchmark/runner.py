@@ -20,13 +20,7 @@ from runtime.benchmark.worker import BenchResult
 from runtime.common.cpu_info import board_name, cpu_name
 from runtime.common.errors import EngineError
 from runtime.common.text import printable
-from runtime.inference.engines import (
-    ENGINE_FORMATS,
-    ENGINES,
-    count_threads,
-    default_threads,
-    is_installed,
-)
+from runtime.inference.engines import ENGINES, count_threads, default_threads, is_installed
 from runtime.model_file.loader import ModelFile
 
 ROUNDS = 5
@@ -92,7 +86,7 @@ def _list_jobs(models: Sequence[ModelFile]) -> list[Job]:
         Job(model.path, engine, threads)
         for model in models
         for engine in ENGINES
-        if ENGINE_FORMATS[engine] == model.format and is_installed(engine)
+        if ENGINES[engine].format == model.format and is_installed(engine)
         for threads in thread_counts(default_threads())
     ]
 

@@ -19,8 +19,6 @@ from runtime.common.errors import EngineError, PictureError, UserError
 from runtime.inference.correction import OpenedCorrection, open_correction
 from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import (
-    ENGINE_FORMATS,
-    ENGINE_MODULES,
     ENGINES,
     ORDER_WITHOUT_VNNI,
     OUTPUTS,
@@ -335,10 +333,10 @@ def _usable_formats(engine: str) -> list[str]:
     """Returns the formats to open, best first. Raises EngineError."""
     if engine == "auto":
         # Formats without an installed engine come last: load_session() then says what to install.
-        formats = [ENGINE_FORMATS[name] for name in engine_order() if is_installed(name)] + list(FORMATS)
+        formats = [ENGINES[name].format for name in engine_order() if is_installed(name)] + list(FORMATS)
     elif engine in ENGINES:
         require_engine(engine)
-        formats = [ENGINE_FORMATS[engine]]
+        formats = [ENGINES[engine].format]
     else:
         raise EngineError(f"no engine is called {engine!r}: choose auto, {', '.join(ENGINES)}")
     return list(dict.fromkeys(formats))
@@ -358,8 +356,8 @@ def _preload(engine: str, format: str) -> None:
     """Imports the engine. A failure is reported where the module is used."""
     with suppress(Exception):
         engine = choose_engine(format) if engine == "auto" else engine
-        module = ENGINE_MODULES[engine]
-        import_module(f"{module}.interpreter" if ENGINE_FORMATS[engine] == "tflite" else module)
+        module = ENGINES[engine].module
+        import_module(f"{module}.interpreter" if ENGINES[engine].format == "tflite" else module)
 
 
 def _source_name(source: Source) -> str:

@@ -17,14 +17,7 @@ from typing import Any
 from runtime.common.atomic import atomic_write
 from runtime.common.cpu_info import cpu_name
 from runtime.common.user_cache import cache_home
-from runtime.inference.engines import (
-    ENGINE_FORMATS,
-    ENGINES,
-    count_threads,
-    default_threads,
-    engine_version,
-    is_installed,
-)
+from runtime.inference.engines import ENGINES, count_threads, default_threads, engine_version, is_installed
 from runtime.model_file.index import IndexedFile
 
 MAX_BYTES = 2**16
@@ -112,8 +105,8 @@ def _parse(text: bytes, formats: Mapping[str, str]) -> EngineSelection | str:
         raise ValueError("others are not engines")
     if not all(map(_is_time, fastest.others.values())):
         raise ValueError("others are not times")
-    runs_file = ENGINE_FORMATS.get(fastest.engine) == formats.get(fastest.sha256, "")
-    if not runs_file or fastest.engine not in current:
+    engine = ENGINES.get(fastest.engine)
+    if engine is None or engine.format != formats.get(fastest.sha256) or fastest.engine not in current:
         raise ValueError("not for this model and machine")
     if not 1 <= fastest.threads <= default_threads() or not _is_time(fastest.median_ms):
         raise ValueError("not a measurement")

@@ -21,7 +21,7 @@ from runtime.common.errors import UserError
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.inference.engines import ENGINE_FORMATS, default_threads, engine_order, is_installed
+from runtime.inference.engines import ENGINES, default_threads, engine_order, is_installed
 from runtime.inference.model_proof import check_answer, print_proof, run_proof
 from runtime.model_file.golden import golden_picture
 
@@ -147,7 +147,7 @@ def _engines_to_time(classifier: Classifier) -> list[str]:
     return [
         engine
         for engine in engine_order()
-        if engine not in NOT_TIMED and ENGINE_FORMATS[engine] in formats and is_installed(engine)
+        if engine not in NOT_TIMED and ENGINES[engine].format in formats and is_installed(engine)
     ]
 
 

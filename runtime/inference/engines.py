@@ -1,7 +1,7 @@
-"""The inference engines: one function per engine, in one dict.
+"""The inference engines, in one dict.
 
-Each function takes a model file's bytes and a number of threads, and returns an InferenceSession, which maps
-uint8 [1, H, W, 3] to the outputs by name. An engine is imported only when it is used.
+An engine loads a model file's bytes as an InferenceSession, which maps uint8 [1, H, W, 3] to the outputs by
+name. It is imported only when it is used.
 """
 
 from __future__ import annotations
@@ -32,13 +32,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime, from 1.29 on
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO skips what is missing
 
-ENGINE_MODULES = {
-    "litert": "ai_edge_litert",
-    "tflite": "tflite_runtime",
-    "onnx": "onnxruntime",
-    "openvino": "openvino",
-}
-ENGINE_FORMATS = {"litert": "tflite", "tflite": "tflite", "onnx": "onnx", "openvino": "onnx"}
 OUTPUTS = frozenset({"probabilities", "known", "features"})  # the outputs that a contract describes
 MAX_REASON_LENGTH = 300  # characters of an engine's own error message
 OPENVINO_SETTINGS = {
@@ -78,6 +71,15 @@ class InferenceSession:
         return outputs
 
 
+@dataclass(frozen=True)
+class Engine:
+    """An inference engine for one format of model files."""
+
+    module: str  # the package to import
+    format: str
+    load: Callable[[bytes, int], InferenceSession]  # a file's bytes, on a number of threads
+
+
 def load_session(model: ModelFile, engine: str = "auto", threads: int | None = None) -> InferenceSession:
     """Loads a model's bytes into an engine, and checks that its inputs and outputs fit its contract.
 
@@ -85,11 +87,11 @@ def load_session(model: ModelFile, engine: str = "auto", threads: int | None = N
     from its contract.
     """
     engine = choose_engine(model.format) if engine == "auto" else engine
-    if ENGINE_FORMATS[engine] != model.format:
-        raise EngineError(f"{model.path}: {engine} runs {ENGINE_FORMATS[engine]} files, not {model.format}")
+    if ENGINES[engine].format != model.format:
+        raise EngineError(f"{model.path}: {engine} runs {ENGINES[engine].format} files, not {model.format}")
     require_engine(engine)
     try:
-        session = ENGINES[engine](model.data, threads or default_threads())
+        session = ENGINES[engine].load(model.data, threads or default_threads())
     except EngineError:
         raise
     except Exception as error:  # each engine has its own exception types
@@ -129,7 +131,7 @@ def _one_line(error: Exception) -> str:
 
 
 def is_installed(engine: str) -> bool:
-    return find_spec(ENGINE_MODULES[engine]) is not None
+    return find_spec(ENGINES[engine].module) is not None
 
 
 def engine_version(engine: str) -> str:
@@ -138,7 +140,7 @@ def engine_version(engine: str) -> str:
     pip writes the version into the name of a folder next to the package. Without that folder, returns the
     time of installation, which changes with the version too.
     """
-    module = ENGINE_MODULES[engine]
+    module = ENGINES[engine].module
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         return ""
@@ -159,7 +161,7 @@ def choose_engine(format: str) -> str:
     Raises EngineError.
     """
     for engine in engine_order():
-        if ENGINE_FORMATS[engine] == format and is_installed(engine):
+        if ENGINES[engine].format == format and is_installed(engine):
             return engine
     raise EngineError(f"no engine for {format} files is installed: {install_hint(format)}")
 
@@ -167,8 +169,8 @@ def choose_engine(format: str) -> str:
 def require_engine(engine: str) -> None:
     """Raises EngineError when the engine is not installed."""
     if not is_installed(engine):
-        hint = install_hint(ENGINE_FORMATS[engine], engine)
-        raise EngineError(f"{engine} ({ENGINE_MODULES[engine]}) is not installed: {hint}")
+        hint = install_hint(ENGINES[engine].format, engine)
+        raise EngineError(f"{engine} ({ENGINES[engine].module}) is not installed: {hint}")
 
 
 def install_hint(format: str, engine: str | None = None) -> str:
@@ -339,11 +341,12 @@ def _openvino_shape(port: Any) -> tuple[int, ...]:
 
 # In the order in which "auto" tries them on a machine without measurements: by their int8 speed on x86 with
 # VNNI (benchmarks/reference/). No order was measured on Arm.
-ENGINES: dict[str, Callable[[bytes, int], InferenceSession]] = {
-    "litert": _load_litert,
-    "onnx": _load_onnx,
-    "openvino": _load_openvino,
-    "tflite": _load_tflite,
+ENGINES = {
+    "litert": Engine("ai_edge_litert", "tflite", _load_litert),
+    "onnx": Engine("onnxruntime", "onnx", _load_onnx),
+    "openvino": Engine("openvino", "onnx", _load_openvino),
+    "tflite": Engine("tflite_runtime", "tflite", _load_tflite),
 }
-# On AVX2 without VNNI the int8 file of models/flowers took 10 to 11.5 ms in ONNX Runtime, 17 to 20 in LiteRT.
-ORDER_WITHOUT_VNNI = ("onnx", "openvino", "litert", "tflite")
+# On AVX2 without VNNI the int8 file of models/flowers took 10 to 11.5 ms in ONNX Runtime, 17 to 20 in LiteRT:
+# engines of ONNX files come first.
+ORDER_WITHOUT_VNNI = tuple(sorted(ENGINES, key=lambda engine: ENGINES[engine].format != "onnx"))

@@ -40,7 +40,9 @@ def test_unpacking_moves_weights_from_after_the_tables_inside(
     assert any(buffer.offset > 1 for buffer in schema.ModelT.InitFromPackedBuf(moved).buffers)
     whole = pack(unpack(moved))
     assert not any(buffer.offset for buffer in schema.ModelT.InitFromPackedBuf(whole).buffers)
-    outputs = [ENGINES["litert"](data, 1)(pictures[:1])["probabilities"] for data in (float32, moved, whole)]
+    outputs = [
+        ENGINES["litert"].load(data, 1)(pictures[:1])["probabilities"] for data in (float32, moved, whole)
+    ]
     assert np.array_equal(outputs[0], outputs[1])
     assert np.array_equal(outputs[0], outputs[2])
 

@@ -39,14 +39,14 @@ def test_every_file_contains_the_weights(float_files: Files) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic"])
 def test_a_tflite_file_has_the_contracts_signature(precision: str, float_files: Files) -> None:
-    run = ENGINES["litert"](float_files["tflite", precision], 1)
+    run = ENGINES["litert"].load(float_files["tflite", precision], 1)
     assert run.input == ("uint8", (1, SIDE, SIDE, 3))
     assert dict(run.outputs) == {"probabilities": (1, len(LABELS)), "features": (1, 32)}
 
 
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_an_onnx_file_has_the_contracts_signature(precision: str, float_files: Files) -> None:
-    run = ENGINES["onnx"](float_files["onnx", precision], 1)
+    run = ENGINES["onnx"].load(float_files["onnx", precision], 1)
     assert run.input == ("uint8", (-1, SIDE, SIDE, 3))
     assert list(run.outputs.items()) == [("probabilities", (-1, len(LABELS))), ("features", (-1, 32))]
 
@@ -72,7 +72,7 @@ def test_an_onnx_graph_has_only_plain_operators(precision: str, float_files: Fil
 
 
 def test_an_onnx_file_accepts_any_batch_size(float_files: Files, reference: ParityReference) -> None:
-    run = ENGINES["onnx"](float_files["onnx", "float32"], 1)
+    run = ENGINES["onnx"].load(float_files["onnx", "float32"], 1)
     assert np.abs(run(reference.photos)["probabilities"] - reference.probabilities).max() < 1e-5
 
 
@@ -86,7 +86,7 @@ def test_outputs_keep_their_names_and_their_order() -> None:
     assert list(expected) == ["probabilities", "known", "features"]
     tflite = tflite_converter.float32(model)
     for engine, data in (("litert", tflite), ("onnx", onnx_converter.float32(model))):
-        outputs = ENGINES[engine](data, 1)(picture)
+        outputs = ENGINES[engine].load(data, 1)(picture)
         assert outputs.keys() == expected.keys()
         for name, output in outputs.items():
             np.testing.assert_allclose(output, expected[name], rtol=1e-5, atol=1e-5)
@@ -105,8 +105,8 @@ def test_dequantize_computes_the_bytes_of_the_cast_it_replaces(float_files: File
             operator.builtinOptionsType = schema.BuiltinOptions.CastOptions
             operator.builtinOptions = schema.CastOptionsT()
     picture = np.arange(SIDE * SIDE * 3, dtype=np.uint8).reshape(1, SIDE, SIDE, 3)
-    cast = ENGINES["litert"](pack(file), 1)(picture)
-    for name, output in ENGINES["litert"](float_files["tflite", "float32"], 1)(picture).items():
+    cast = ENGINES["litert"].load(pack(file), 1)(picture)
+    for name, output in ENGINES["litert"].load(float_files["tflite", "float32"], 1)(picture).items():
         np.testing.assert_array_equal(output, cast[name])
 
 

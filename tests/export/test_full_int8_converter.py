@@ -110,7 +110,7 @@ def test_the_head_of_the_article_computes_the_quantized_network(drawings: NDArra
         else:
             x = run_layer(layer, x)
     probabilities, _, features = keras.Model(chain[-1].output, model.outputs)(x)
-    run = ENGINES["litert"](FULL_INT8_CONVERTERS["tflite"](model, quantized, drawings), 1)
+    run = ENGINES["litert"].load(FULL_INT8_CONVERTERS["tflite"](model, quantized, drawings), 1)
     outputs = [run(drawing[np.newaxis]) for drawing in drawings]
     found = {name: np.concatenate([output[name] for output in outputs]) for name in outputs[0]}
     features = np.asarray(features)
@@ -155,7 +155,7 @@ def test_a_mean_directly_follows_its_pooling_layer(data: bytes) -> None:
 
 
 def test_it_has_the_contracts_signature(model: keras.Model, data: bytes) -> None:
-    run = ENGINES["litert"](data, 1)
+    run = ENGINES["litert"].load(data, 1)
     assert run.input == ("uint8", (1, SIDE, SIDE, 3))
     features = model.get_layer("features").output.shape[1]
     expected = {"probabilities": (1, len(FLOWERS)), "known": (1, 1), "features": (1, features)}
@@ -168,7 +168,7 @@ def test_it_has_the_contracts_signature(model: keras.Model, data: bytes) -> None
 @pytest.mark.parametrize("level", [0, 128, 255])
 def test_a_picture_of_one_colour_has_finite_outputs(level: int, data: bytes) -> None:
     """A layer may activate nothing, and has no length then."""
-    outputs = ENGINES["litert"](data, 1)(np.full((1, SIDE, SIDE, 3), level, np.uint8))
+    outputs = ENGINES["litert"].load(data, 1)(np.full((1, SIDE, SIDE, 3), level, np.uint8))
     assert all(np.isfinite(values).all() for values in outputs.values())
     assert outputs["probabilities"].sum() == pytest.approx(1, abs=1e-5)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
+from runtime.inference.engines import ENGINES
 from train.cache import add_cache_flags
 from train.cli import add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
@@ -106,7 +107,7 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
     )
     group.add_argument(
         "--engine",
-        choices=("litert", "onnx", "openvino", "tflite"),
+        choices=tuple(ENGINES),
         default=default.engine,
         help=f"for --target-ms: engine to time, with an int8 file on all cores (default: {default.engine})",
     )

@@ -116,7 +116,7 @@ def test_an_engine_computes_the_quantized_network(
     recipe = Recipe("", rounding=gptq, bias_correction=True, float_first=float_first)
     quantized = quantize(model, pictures, recipe)
     data = INT8_CONVERTERS[format](model, quantized)
-    run = ENGINES["litert" if format == "tflite" else "onnx"](data, 1)
+    run = ENGINES["litert" if format == "tflite" else "onnx"].load(data, 1)
     outputs = np.concatenate([run(picture[np.newaxis])["probabilities"] for picture in pictures])
     np.testing.assert_allclose(outputs, expected_outputs(model, quantized, pictures), atol=0.03)
     assert len(data) < (20_000 if format == "tflite" else 25_000)
@@ -175,7 +175,7 @@ def test_a_large_dense_layer_has_int8_weights(
     for format, engine in (("tflite", "litert"), ("onnx", "onnx")):
         data = INT8_CONVERTERS[format](model, quantized)
         assert len(data) < 60_000
-        run = ENGINES[engine](data, 1)
+        run = ENGINES[engine].load(data, 1)
         outputs = np.concatenate([run(picture[np.newaxis])["probabilities"] for picture in pictures])
         assert np.abs(outputs - expected).max() < 0.05
 

@@ -12,13 +12,13 @@ import pytest
 from runtime.benchmark import worker
 from runtime.benchmark.worker import run_worker
 from runtime.common.errors import EngineError
-from runtime.inference.engines import ENGINE_FORMATS, ENGINES, engine_version
+from runtime.inference.engines import ENGINES, engine_version
 from runtime.model_file.index import read_index
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_worker_reports_its_engine_file_times_and_memory(engine: str, colours: Path) -> None:
-    path = colours / f"colours_float32.{ENGINE_FORMATS[engine]}"
+    path = colours / f"colours_float32.{ENGINES[engine].format}"
     command = [sys.executable, "-m", "runtime.benchmark.worker", str(path), engine, "1", "7", "10"]
     result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     # The version that the package's source states is the version that the running engine states.

@@ -16,7 +16,7 @@ from runtime import Classifier
 from runtime.classify import main
 from runtime.inference import engine_cache, model_reloader
 from runtime.inference.engine_cache import EngineSelection, load_selection, save_selection
-from runtime.inference.engines import ENGINE_MODULES, ENGINES
+from runtime.inference.engines import ENGINES
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.selection import choose_model
 
@@ -109,12 +109,12 @@ def test_another_engine_version_invalidates_the_measurement(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_for(folder)
-    package = tmp_path / "upgraded" / ENGINE_MODULES["litert"]
+    package = tmp_path / "upgraded" / ENGINES["litert"].module
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     package.with_name(f"{package.name}-99.1.dist-info").mkdir()
     monkeypatch.syspath_prepend(package.parent)
-    monkeypatch.delitem(sys.modules, ENGINE_MODULES["litert"], raising=False)
+    monkeypatch.delitem(sys.modules, ENGINES["litert"].module, raising=False)
     reason = load_selection(choose_model(folder).candidates)
     assert isinstance(reason, str) and reason.startswith("measured before a change: litert was ")
     assert reason.endswith(", is 99.1")
@@ -228,4 +228,4 @@ def test_only_the_measured_engine_is_imported(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(folder)], capture_output=True, check=True, text=True
     )
-    assert {name for name in ENGINES if ENGINE_MODULES[name] in done.stdout.split()} == {"tflite"}
+    assert {name for name in ENGINES if ENGINES[name].module in done.stdout.split()} == {"tflite"}

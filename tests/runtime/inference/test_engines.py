@@ -26,8 +26,6 @@ from runtime import Classifier
 from runtime.common.errors import EngineError, ModelError
 from runtime.inference import engines
 from runtime.inference.engines import (
-    ENGINE_FORMATS,
-    ENGINE_MODULES,
     ENGINES,
     choose_engine,
     engine_version,
@@ -71,7 +69,7 @@ print(json.dumps({"engine": run.engine, "dtypes": sorted(dtypes), "outputs": out
 
 
 def file_for(engine: str, folder: Path) -> Path:
-    return folder / f"colours_float32.{ENGINE_FORMATS[engine]}"
+    return folder / f"colours_float32.{ENGINES[engine].format}"
 
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -100,7 +98,7 @@ def test_features_are_returned_and_checked_against_the_contract(
     engine: str, make_scene_model: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_scene_model(tmp_path / "quarters")
-    path = folder / f"quarters_float32.{ENGINE_FORMATS[engine]}"
+    path = folder / f"quarters_float32.{ENGINES[engine].format}"
     red, white = in_process(engine, path, {}, RED, WHITE)["outputs"]
     assert red.keys() == {"probabilities", "known", "features"}
     assert red["features"][0] == pytest.approx(4 * [1, 0, 0])
@@ -248,7 +246,7 @@ def test_a_wrong_shape_at_inference_raises_engine_error_in_one_line(
 def test_bytes_that_are_not_a_model_raise_engine_error_in_one_line(
     engine: str, data: bytes, colours: Path
 ) -> None:
-    model = replace(open_model(colours, [ENGINE_FORMATS[engine]]), data=data)
+    model = replace(open_model(colours, [ENGINES[engine].format]), data=data)
     with pytest.raises(EngineError, match="cannot load it") as caught:
         load_session(model, engine)
     assert "\n" not in str(caught.value)
@@ -269,7 +267,7 @@ thread.start(), thread.join()
 signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
 os.kill(os.getpid(), signal.SIGTERM)
 """
-    command = [sys.executable, "-c", code, engine, str(colours), ENGINE_FORMATS[engine]]
+    command = [sys.executable, "-c", code, engine, str(colours), ENGINES[engine].format]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
@@ -293,7 +291,7 @@ def test_auto_takes_the_first_installed_engine(monkeypatch: pytest.MonkeyPatch) 
 
 def test_without_litert_auto_prefers_onnx_to_tflite(colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """tflite-runtime's int8 was measured at several times ONNX Runtime's on x86."""
-    hidden = {ENGINE_MODULES["litert"]}
+    hidden = {ENGINES["litert"].module}
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
     classifier = Classifier(colours)
     assert classifier.session.engine.startswith("onnx ") and classifier.model.format == "onnx"
@@ -310,12 +308,12 @@ def test_an_engines_version_is_read_without_importing_it(
     )
     run = [sys.executable, "-c", code, engine]
     result, *modules = subprocess.run(run, capture_output=True, check=True, text=True).stdout.split()
-    assert result == metadata.version(ENGINE_MODULES[engine]) and ENGINE_MODULES[engine] not in modules
-    package = tmp_path / ENGINE_MODULES[engine]
+    assert result == metadata.version(ENGINES[engine].module) and ENGINES[engine].module not in modules
+    package = tmp_path / ENGINES[engine].module
     package.mkdir()
     (package / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, ENGINE_MODULES[engine], raising=False)
+    monkeypatch.delitem(sys.modules, ENGINES[engine].module, raising=False)
     assert engine_version(engine) == str((package / "__init__.py").stat().st_mtime_ns)
 
 
@@ -372,7 +370,7 @@ def test_the_same_picture_gets_the_same_answer_bit_for_bit(
     engine: str, make_scene_model: MakeFolder, tmp_path: Path
 ) -> None:
     folder = make_scene_model(tmp_path / "quarters")
-    path = folder / f"quarters_float32.{ENGINE_FORMATS[engine]}"
+    path = folder / f"quarters_float32.{ENGINES[engine].format}"
     results = [in_process(engine, path, {}, RED, BLUE, RED)["outputs"] for _ in range(2)]
     assert results[0] == results[1] and results[0][0] == results[0][2] != results[0][1]
 
@@ -415,11 +413,11 @@ def test_only_one_engine_and_no_training_library_is_imported(engine: str, colour
     run = [sys.executable, "-c", code, str(colours), engine]
     modules = set(subprocess.run(run, capture_output=True, check=True, text=True).stdout.split())
     assert modules & {
-        *ENGINE_MODULES.values(),
+        *(each.module for each in ENGINES.values()),
         "tensorflow",
         "keras",
         "tf2onnx",
         "onnx",
         "train",
         "export",
-    } == {ENGINE_MODULES[engine]}
+    } == {ENGINES[engine].module}

@@ -29,7 +29,7 @@ from runtime import Classifier
 from runtime.classify import main
 from runtime.common.errors import ModelError
 from runtime.inference import model_reloader
-from runtime.inference.engines import ENGINE_FORMATS, ENGINE_MODULES
+from runtime.inference.engines import ENGINES
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
 from runtime.model_file.loader import KEY_VARIABLE, open_model
@@ -389,8 +389,8 @@ elif engine == "openvino":
     watch(openvino.Core, "read_model")
 else:
     from importlib import import_module
-    from runtime.inference.engines import ENGINE_MODULES
-    watch(import_module(f"{ENGINE_MODULES[engine]}.interpreter"), "Interpreter")
+    from runtime.inference.engines import ENGINES
+    watch(import_module(f"{ENGINES[engine].module}.interpreter"), "Interpreter")
 for case in cases:
     before = len(handed)
     code = main([photo, "--engine", engine, *json.loads(case)])
@@ -398,12 +398,12 @@ for case in cases:
 """
 
 
-@pytest.mark.parametrize("engine", ENGINE_FORMATS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_bytes_that_fail_a_check_never_reach_an_engine(
     engine: str, signed: Path, colours: Path, photos: Path, key: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip(ENGINE_MODULES[engine])
-    name = ONNX if ENGINE_FORMATS[engine] == "onnx" else TFLITE
+    pytest.importorskip(ENGINES[engine].module)
+    name = ONNX if ENGINES[engine].format == "onnx" else TFLITE
 
     def damaged(label: str, source: Path, *files: str) -> Path:
         folder = Path(shutil.copytree(source, tmp_path / label))
