@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks.instructions import InstructionCount, read_counts
+from runtime.inference.engines import engine_name
 from train.compress.latency_table import BOARDS
 
 FOLDER = Path(__file__).parent
@@ -127,13 +128,13 @@ def estimate_all(counts: list[InstructionCount]) -> Iterator[Estimate]:
     this core runs slowly.
     """
     per_mac = {
-        (count.release, count.cpu, count.engine.split()[0]): count.total / count.gmacs / 1e9
+        (count.release, count.cpu, engine_name(count.engine)): count.total / count.gmacs / 1e9
         for count in counts
     }
     for name, board in HARDWARE.items():
         for count in counts:
             if count.cpu == board.cpu:
-                engines = ("litert", count.engine.split()[0])
+                engines = ("litert", engine_name(count.engine))
                 fewest = min(per_mac[count.release, board.cpu, engine] for engine in engines)
                 yield estimate(name, board, count, fewest * GOOGLENET[name].macs_per_cycle)
 

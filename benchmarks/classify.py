@@ -123,7 +123,7 @@ def command_time(classifier: Classifier, photo: Path) -> Measurement:
 
     The command also finds and validates the saved benchmark of `runtime.bench --save`.
     """
-    engine = classifier.session.engine.split()[0]
+    engine = classifier.session.name
     load, run = ONNX_CALLS if engine == "onnx" else TFLITE_CALLS
     module = {"litert": "ai_edge_litert", "tflite": "tflite_runtime"}.get(engine, "")
     size = classifier.model.contract.input_size[::-1]
@@ -180,7 +180,7 @@ def draft_errors(classifier: Classifier, photos: Sequence[Path]) -> list[Measure
 
 def prefetch_time(classifier: Classifier, photos: Sequence[Path], threads: int) -> Measurement:
     """All photos through `predict_many`, against the slower of decoding and inference alone, in seconds."""
-    engine = classifier.session.engine.split()[0]
+    engine = classifier.session.name
     classifier = Classifier(classifier.model.path, engine=engine, threads=threads)
     size = classifier.model.contract.input_size
     pixels = [read_picture(photo, size)[np.newaxis] for photo in photos]

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.benchmark.report import BenchRow, format_report
+from runtime.inference.engines import engine_name
 from runtime.model_file.index import read_index
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,7 +116,7 @@ def results_table() -> str:
     rows = read_csv(RECORDS / "compress.csv")
     for key, (name, folder) in names.items():
         of_key = [row for row in rows if (row["way"], float(row["reduce"] or 0) or None) == key]
-        by_engine = {row["engine"].split()[0]: row for row in of_key}
+        by_engine = {engine_name(row["engine"]): row for row in of_key}
         litert, onnx = by_engine["litert"], by_engine["onnx"]
         megabytes = float(litert["mb"])
         if folder:

@@ -23,7 +23,7 @@ from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
 from runtime.common.text import printable
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.inference.engines import ENGINES, choose_engine, count_threads, is_installed
+from runtime.inference.engines import ENGINES, choose_engine, count_threads, engine_name, is_installed
 from runtime.model_file.index import IndexedFile
 from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
 from runtime.model_file.selection import choose_model
@@ -165,7 +165,7 @@ def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> BenchRow:
         groups += [((file,), row) for row in rows if row.sha256 == file.sha256][:1]
     try:
         for group, row in groups:
-            engine = row.engine.split()[0]
+            engine = engine_name(row.engine)
             save_selection(
                 group, EngineSelection(row.sha256, engine, row.threads, row.median_ms, row.measured)
             )

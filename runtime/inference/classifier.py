@@ -117,7 +117,7 @@ class Classifier:
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
         if engine == "auto":
-            self.engine_reason = _rule(self.session.engine.split()[0], str(measured))
+            self.engine_reason = _rule(self.session.name, str(measured))
 
     def __str__(self) -> str:
         reason = f" ({self.model.reason})" if self.model.reason else ""
@@ -308,7 +308,7 @@ class Classifier:
         )
 
     def _load_single(self) -> InferenceSession:
-        return load_session(self.model, self.session.engine.split()[0], threads=1)
+        return load_session(self.model, self.session.name, threads=1)
 
     def _predict(self, picture: DecodedPicture, pixels: Pixels) -> Prediction:
         return self.to_prediction(_source_name(picture.source), self.infer(pixels), picture.decode_ms)

@@ -124,7 +124,7 @@ def _find_faster(
     cache that cannot be written is no error: then the next start times the engines again.
     """
     timings = _time_engines(classifier, path, options, on_detail)
-    current = classifier.session.engine.split()[0]
+    current = classifier.session.name
     if current not in timings or len(timings) < 2:
         return None
     fastest = min(timings, key=lambda engine: timings[engine].ms)

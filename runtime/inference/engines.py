@@ -49,11 +49,17 @@ OPENVINO_SETTINGS = {
 class InferenceSession:
     """A loaded model. Call it with the image, uint8 [1, H, W, 3], for the outputs, float32, by name."""
 
-    engine: str  # with its version: "litert 2.3.0"
+    name: str  # of the engine, a key of ENGINES
+    version: str  # of the engine
     input: tuple[str, tuple[int, ...]]  # dtype and shape; -1 where any size is accepted
     outputs: Mapping[str, tuple[int, ...]]  # shapes
     dtypes: Mapping[str, str]  # of the outputs
     run: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]
+
+    @property
+    def engine(self) -> str:
+        """The engine with its version, such as "litert 2.3.0"; `engine_name` returns the name."""
+        return f"{self.name} {self.version}"
 
     def __call__(self, image: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Raises EngineError when the engine fails, or returns another shape than the file declares."""
@@ -128,6 +134,11 @@ def _check_output(path: Path, session: InferenceSession, name: str, columns: int
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:MAX_REASON_LENGTH]
+
+
+def engine_name(engine: str) -> str:
+    """Returns the name of an engine with its version, such as "litert" for "litert 2.3.0"."""
+    return engine.partition(" ")[0]
 
 
 def is_installed(engine: str) -> bool:
@@ -208,7 +219,7 @@ def _load_litert(data: bytes, threads: int) -> InferenceSession:
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=data, num_threads=threads)
-    return _tflite_session(f"litert {ai_edge_litert.__version__}", interpreter)
+    return _tflite_session("litert", ai_edge_litert.__version__, interpreter)
 
 
 def _load_tflite(data: bytes, threads: int) -> InferenceSession:
@@ -218,10 +229,10 @@ def _load_tflite(data: bytes, threads: int) -> InferenceSession:
     except ImportError as error:  # it was built against numpy 1, which its metadata does not say
         raise EngineError(f"tflite-runtime does not load ({error}): pip install 'numpy<2'") from None
     interpreter = Interpreter(model_content=data, num_threads=threads)
-    return _tflite_session(f"tflite {tflite_runtime.__version__}", interpreter)
+    return _tflite_session("tflite", tflite_runtime.__version__, interpreter)
 
 
-def _tflite_session(engine: str, interpreter: Any) -> InferenceSession:
+def _tflite_session(name: str, version: str, interpreter: Any) -> InferenceSession:
     import numpy as np  # late: commands parse their flags without it
 
     _check_sizes(interpreter.get_output_details(), MAX_OUTPUT_VALUES)
@@ -242,7 +253,8 @@ def _tflite_session(engine: str, interpreter: Any) -> InferenceSession:
         return {name: interpreter.get_tensor(index) for name, index in indices.items()}
 
     return InferenceSession(
-        engine=engine,
+        name=name,
+        version=version,
         input=(np.dtype(image["dtype"]).name, tuple(int(side) for side in image["shape"])),
         outputs={name: tuple(int(side) for side in detail["shape"]) for name, detail in outputs.items()},
         dtypes={name: np.dtype(detail["dtype"]).name for name, detail in outputs.items()},
@@ -273,7 +285,8 @@ def _load_onnx(data: bytes, threads: int) -> InferenceSession:
         return dict(zip(names, session.run(names, {image.name: pixels}), strict=True))
 
     return InferenceSession(
-        engine=f"onnx {onnxruntime.__version__}",
+        name="onnx",
+        version=onnxruntime.__version__,
         input=(_numpy_dtype(image.type), _fixed_shape(image.shape)),
         outputs={output.name: _fixed_shape(output.shape) for output in outputs},
         dtypes={output.name: _numpy_dtype(output.type) for output in outputs},
@@ -308,7 +321,8 @@ def _load_openvino(data: bytes, threads: int) -> InferenceSession:
     compiled = core.compile_model(model, "CPU", {**OPENVINO_SETTINGS, "INFERENCE_NUM_THREADS": threads})
     request = compiled.create_infer_request()
     return InferenceSession(
-        engine=f"openvino {openvino.__version__.split('-')[0]}",
+        name="openvino",
+        version=openvino.__version__.split("-")[0],
         input=declared_input,
         outputs=shapes,
         dtypes=dtypes,

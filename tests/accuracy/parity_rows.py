@@ -7,6 +7,7 @@ from pathlib import Path
 
 from export.parity.result import FileKey
 from export.parity.runner import file_engine_pairs
+from runtime.inference.engines import engine_name
 from runtime.model_file.index import read_index
 
 
@@ -16,6 +17,6 @@ def parity_of_all_pairs(folder: Path, expected: int) -> list[dict[str, str]]:
         rows = list(csv.DictReader(file))
     files = [FileKey(file.format, file.precision) for file in read_index(folder).files]
     assert len(files) == expected
-    tested = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
+    tested = {((row["format"], row["precision"]), engine_name(row["engine"])) for row in rows}
     assert tested == set(file_engine_pairs(files))
     return rows

@@ -20,7 +20,7 @@ from export.parity.gates import broken_bounds
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, run_parity
 from export.serving_model import predict
-from runtime.inference.engines import ENGINES
+from runtime.inference.engines import ENGINES, engine_name
 from tests.backbone import SIDE, small_backbone
 from tests.export.conftest import small_model
 from train.data.synthetic import FLOWERS, draw_flower
@@ -92,7 +92,7 @@ def test_the_file_answers_as_the_model_in_each_engine(
     model: keras.Model, data: bytes, drawings: NDArray[np.uint8]
 ) -> None:
     results = compare(model, data, drawings)
-    assert {result.engine.split()[0] for result in results} >= {"litert"}
+    assert {engine_name(result.engine) for result in results} >= {"litert"}
     for result in results:
         assert broken_bounds(result) == []
         assert result.max_dfeatures is not None and 0 < result.max_dfeatures < 0.2

@@ -23,6 +23,7 @@ from export.parity.result import FileKey
 from export.parity.runner import file_engine_pairs
 from runtime import Classifier
 from runtime.classify import main as classify
+from runtime.inference.engines import engine_name
 from runtime.inference.model_proof import check_answer
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import read_index
@@ -108,7 +109,7 @@ def test_every_format_is_written_and_opens(exported: Path, synthetic_run: Path) 
 
 def test_every_file_is_compared_in_every_engine(exported: Path) -> None:
     rows = parity_rows(exported)
-    compared = {((row["format"], row["precision"]), row["engine"].split()[0]) for row in rows}
+    compared = {((row["format"], row["precision"]), engine_name(row["engine"])) for row in rows}
     assert compared == set(file_engine_pairs(MADE))
     assert {row["verdict"] for row in rows if "float" in row["precision"]} == {PASSED}
     assert {row["verdict"] for row in rows if "float" not in row["precision"]} == {TOO_FEW_PHOTOS}
@@ -185,7 +186,7 @@ def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
 def test_onnx_alone_makes_only_onnx_files(compressed_export: Export) -> None:
     folder, printed = compressed_export.folder, compressed_export.printed
     assert {file.format for file in read_index(folder).files} == {"onnx"}
-    assert {row["engine"].split()[0] for row in parity_rows(folder)} == {"onnx"}
+    assert {engine_name(row["engine"]) for row in parity_rows(folder)} == {"onnx"}
     assert "time: about " in printed and "Use one_float32.onnx: " in printed
     assert "train.compress" not in printed  # this run is compressed
 

@@ -21,6 +21,7 @@ from export.parity.runner import TIMED, ParityReference, limit_photos, run_parit
 from export.serving_model import golden_answer, predict
 from runtime import Classifier
 from runtime.common.errors import EngineError, ModelError, UserError
+from runtime.inference.engines import engine_name
 from runtime.inference.model_proof import check_answer
 from runtime.model_file.contract import Contract
 from tests.export.conftest import small_model
@@ -135,7 +136,7 @@ def test_a_file_that_a_service_would_refuse_fails(
         path = tmp_path / f"model.{result.format}"
         path.write_bytes(embed_contract(files[result.file], result.format, stated))
         with pytest.raises(ModelError, match=re.escape(result.refusal)):
-            check_answer(Classifier(path, engine=result.engine.split()[0]))
+            check_answer(Classifier(path, engine=engine_name(result.engine)))
     line, _ = failures(results)
     assert "a device would refuse it: a probability of its test picture" in line and "--int8" in line
 

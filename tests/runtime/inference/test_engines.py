@@ -294,7 +294,7 @@ def test_without_litert_auto_prefers_onnx_to_tflite(colours: Path, monkeypatch: 
     hidden = {ENGINES["litert"].module}
     monkeypatch.setattr(engines, "find_spec", lambda name: None if name in hidden else find_spec(name))
     classifier = Classifier(colours)
-    assert classifier.session.engine.startswith("onnx ") and classifier.model.format == "onnx"
+    assert classifier.session.name == "onnx" and classifier.model.format == "onnx"
     assert classifier.engine_reason.startswith("auto: onnx, by rule: the first installed of litert, onnx")
 
 

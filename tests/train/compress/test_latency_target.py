@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from runtime.common.errors import UserError
+from runtime.inference.engines import engine_name
 from tests.helpers import ROOT
 from tests.train.compress.test_allocation import EQUAL
 from train.compress import latency_target
@@ -104,7 +105,7 @@ def test_the_estimates_of_the_boards_are_the_slow_ends_of_the_recorded_table() -
     rows = [row for row in rows if row["release"] == "flowers"]
     assert {row["board"] for row in rows} == set(BOARDS)
     for row in rows:
-        engine = row["engine"].split()[0]
+        engine = engine_name(row["engine"])
         recorded = float(row["four_threads_ms_at_most"]) / float(row["gmacs"])
         assert BOARDS[row["board"]].ms_per_gmac[engine] == pytest.approx(recorded, rel=0.005)
 
