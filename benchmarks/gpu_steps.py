@@ -296,13 +296,13 @@ def compare(arguments: argparse.Namespace, outputs: NDArray[np.float32]) -> dict
 
 def describe(devices: Devices) -> dict[str, Any]:
     """The devices, the peak memory in GB of the first GPU and of this process, and the machine."""
-    from benchmarks.machine import describe_machine
+    from benchmarks.machine import describe_machine, kilobytes_to_mb
 
     peak = gpu_peak_bytes() if devices.dtype != "float32" else None
     return {
         "devices": len(devices.names),
         "gpu_gb": None if peak is None else peak / 1e9,
-        "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "host_gb": kilobytes_to_mb(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1e3,
         "machine": describe_machine(),
     }
 

@@ -1,11 +1,13 @@
-"""Describes the machine that a benchmark ran on."""
+"""The machine that a benchmark ran on, and the memory of its processes."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from runtime.common.cpu_info import cpu_name
 
@@ -33,3 +35,17 @@ def describe_machine() -> str:
         *versions,
     ]
     return ", ".join(parts)
+
+
+def process_mb(process_id: int, field: str) -> float:
+    """The memory of a process in MB: `field` of /proc/PID/status, such as VmRSS or VmHWM (the peak).
+
+    0 for a process that has ended. Raises OSError for one that does not exist.
+    """
+    found = re.search(rf"{field}:\s*(\d+)", Path(f"/proc/{process_id}/status").read_text())
+    return kilobytes_to_mb(int(found[1])) if found else 0.0
+
+
+def kilobytes_to_mb(kilobytes: int) -> float:
+    """MB of 10⁶ bytes. A kilobyte of the kernel, as in /proc and ru_maxrss, has 1024 bytes."""
+    return kilobytes * 1024 / 1e6

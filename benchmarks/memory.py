@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, kilobytes_to_mb
 from tests.helpers import RELEASED
 from train.data.synthetic import FLOWERS, draw_flower
 
@@ -67,8 +67,8 @@ def peak_mb(engine: str, *arguments: str) -> tuple[float, int]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"error: {engine} ended with exit code {done.returncode}: {done.stderr.strip()}")
-    _, kilobytes, _ = done.stderr.splitlines()[-1].split()  # "VmHWM:    104332 kB", of 1024 bytes
-    return int(kilobytes) * 1024 / 1e6, len(done.stdout.splitlines())
+    _, kilobytes, _ = done.stderr.splitlines()[-1].split()  # "VmHWM:    104332 kB"
+    return kilobytes_to_mb(int(kilobytes)), len(done.stdout.splitlines())
 
 
 def draw_photos(folder: Path, count: int) -> list[Path]:

@@ -27,7 +27,6 @@ import http.client
 import io
 import json
 import os
-import re
 import secrets
 import statistics
 import time
@@ -42,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_load_generator, start_sink
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, process_mb
 from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb, process_tree
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
@@ -321,11 +320,7 @@ def infer_for(seconds: float, classifier: Classifier, pixels: list[NDArray[np.ui
 
 def resident_mb(process_id: int) -> float:
     """Resident memory of the process and its children."""
-    total = 0
-    for process in process_tree(process_id):
-        found = re.search(r"VmRSS:\s*(\d+)", Path(f"/proc/{process}/status").read_text())
-        total += int(found[1]) * 1024 if found else 0
-    return total / 1e6
+    return sum(process_mb(process, "VmRSS") for process in process_tree(process_id))
 
 
 def cpu_seconds(process_id: int) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import multiprocessing
 import random
-import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 
+from benchmarks.machine import process_mb
 from runtime.server.connection_limits import MAX_PIPELINED
 from tests.runtime.preprocess.hostile import HOSTILE
 
@@ -88,12 +88,11 @@ def process_tree(process_id: int) -> list[int]:
 
 def peak_mb(process_id: int) -> float:
     """The sum of the highest resident memory of a process and of each of its children."""
-    total = 0
+    total = 0.0
     for process in process_tree(process_id):
         with suppress(OSError):  # it has ended
-            found = re.search(r"VmHWM:\s*(\d+)", Path(f"/proc/{process}/status").read_text())
-            total += int(found[1]) * 1024 if found else 0
-    return total / 1e6
+            total += process_mb(process, "VmHWM")
+    return total
 
 
 # --- the attacker's process ---

@@ -23,7 +23,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, process_mb
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, 30
@@ -153,9 +153,7 @@ def run_soak(clip: Path, engine: str, model: str) -> SoakResult:
 
 def sample_process(pid: int) -> tuple[float, float, float]:
     """Returns a process's resident memory and its peak in MB, and the CPU seconds that it used so far."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    resident, peak = (int(fields[name].split()[0]) / 1e3 for name in ("VmRSS", "VmHWM"))
+    resident, peak = process_mb(pid, "VmRSS"), process_mb(pid, "VmHWM")
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return resident, peak, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe_machine
+from benchmarks.machine import describe_machine, kilobytes_to_mb
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (250, 500, 1000, 2000)
@@ -202,7 +202,7 @@ def run_timed(command: list[str]) -> tuple[float, float, list[str]]:
         lines = output.read().splitlines()
     if status:
         raise SystemExit("\n".join([f"{command} failed", *lines[-20:]]))
-    return seconds, usage.ru_maxrss / 1e6, lines
+    return seconds, kilobytes_to_mb(usage.ru_maxrss) / 1e3, lines
 
 
 def read_csv() -> list[TrainingCost]:
