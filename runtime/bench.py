@@ -125,6 +125,8 @@ def _check_csv(path: Path) -> None:
         raise UserError(f"--csv {path}: is a folder: name a file in it")
     if not os.path.isdir(path.absolute().parent):
         raise UserError(f"--csv {path}: its folder does not exist: create it first")
+    if path.exists() and not path.is_file():
+        raise UserError(f"--csv {path}: is not a file: choose another")
     if not os.access(path.absolute().parent, os.W_OK):
         raise UserError(f"--csv {path}: you may not write into its folder: choose another")
 
@@ -138,6 +140,12 @@ def _require_engine(models: Sequence[ModelFile]) -> None:
 
 def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[IndexedFile]) -> None:
     """Writes the CSV file and stores the fastest combination, as the options ask for."""
+    if options.csv:  # first: the cache may not be writable
+        try:
+            with atomic_write(options.csv) as file:
+                file.write(to_csv(rows).encode())
+        except OSError as error:
+            raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None
     if options.save:
         saved = _save(rows, files)
         combination = f"{saved.file} in {saved.engine} on {count_threads(saved.threads)}"
@@ -145,12 +153,6 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
         print(printable(f"saved: --engine auto uses {combination}{less_exact}"))
     elif files:
         print("next: add --save to make --engine auto use the fastest combination")
-    if options.csv:
-        try:
-            with atomic_write(options.csv) as file:
-                file.write(to_csv(rows).encode())
-        except OSError as error:
-            raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None
 
 
 def _save(rows: Sequence[BenchRow], files: Sequence[IndexedFile]) -> BenchRow:

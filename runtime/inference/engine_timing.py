@@ -20,7 +20,7 @@ import numpy as np
 from runtime.common.errors import UserError
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
-from runtime.inference.engine_cache import EngineSelection, save_selection
+from runtime.inference.engine_cache import EngineSelection, load_selection, save_selection
 from runtime.inference.engines import ENGINES, default_threads, engine_order, is_installed
 from runtime.inference.model_proof import check_answer, print_proof, run_proof
 from runtime.model_file.golden import golden_picture
@@ -132,6 +132,12 @@ def _find_faster(
         fastest = current
     selection = _to_selection(timings, fastest)
     faster = dict(options)
+    stored = load_selection(classifier.unmeasured)
+    if isinstance(stored, EngineSelection) and not stored.others:
+        # `runtime.bench --save` ran meanwhile: it is more exact, and knows the best number of threads.
+        on_detail(f"auto: {stored}")
+        is_used = (stored.engine, stored.threads) == (current, classifier.threads)
+        return None if is_used else faster
     try:
         save_selection(classifier.unmeasured, selection)
     except (OSError, RuntimeError) as error:

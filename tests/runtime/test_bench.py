@@ -179,6 +179,16 @@ def test_a_file_that_an_engine_cannot_run_exits_1_and_the_other_files_are_measur
     assert ".onnx" not in out and "colours_float32.tflite" in out.splitlines()[-1]
 
 
+def test_the_csv_file_is_written_also_when_the_cache_cannot_be(
+    folder: Path, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    board = tmp_path / "board.csv"
+    assert main(["--model", str(folder), "--runs", "2", "--csv", str(board), "--save"]) == 2
+    assert "XDG_CACHE_HOME" in capsys.readouterr().err and len(board.read_text().splitlines()) > 1
+
+
 def test_a_file_replaced_during_the_benchmark_is_not_counted(
     folder: Path, make_folder: Callable[..., Path], one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +207,7 @@ def test_a_file_replaced_during_the_benchmark_is_not_counted(
     [
         (["--model", "nowhere"], "no such file or folder"),
         (["--csv", "nowhere/board.csv"], "nowhere/board.csv"),
+        (["--csv", "/dev/null"], "/dev/null: is not a file"),
         (["--runs", "0"], "--runs"),
         (["--seconds", "nan"], "--seconds"),
         (["--key", "nowhere.pub"], "nowhere.pub: "),

@@ -21,7 +21,7 @@ from runtime import Classifier
 from runtime.common import cpu_info
 from runtime.inference import engine_timing, engines
 from runtime.inference.classifier import predict_many
-from runtime.inference.engine_cache import load_selection
+from runtime.inference.engine_cache import EngineSelection, load_selection, save_selection
 from runtime.inference.engine_timing import MIN_GAIN, NOT_TIMED, SwitchingClassifier
 from runtime.inference.model_proof import run_proof
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -135,6 +135,18 @@ def test_a_running_model_continues_in_the_fastest_engine(
     assert again.session.name == "onnx" and again.engine_reason == details[0]
     ReloadingClassifier(folder)
     assert not is_timing() and len(run) == len(TIMED)
+
+
+def test_a_benchmark_that_ends_meanwhile_is_kept(folder: Path, winner: Callable[..., list[str]]) -> None:
+    candidates = Classifier(folder).unmeasured
+    file = next(file for file in candidates if file.format == "onnx")
+    measured = EngineSelection(file.sha256, "onnx", 1, 1.5, "2026-11-30T12:00:00Z")
+    winner("litert", before=lambda: save_selection(candidates, measured))
+    events = list[str]()
+    reloader = ReloadingClassifier(folder, on_event=events.append)
+    wait_for(lambda: bool(events), SECONDS)
+    assert reloader.current().session.name == "onnx"
+    assert load_selection(candidates) == measured
 
 
 def test_a_small_gain_is_no_reason_to_switch(folder: Path, winner: Callable[..., list[str]]) -> None:
