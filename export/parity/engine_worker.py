@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from runtime.common.errors import EngineError
 from runtime.inference.engines import ENGINES
 
 ROOT = Path(__file__).resolve().parents[2]  # where `export` and `runtime` are imported from
+Outputs = dict[str, NDArray[np.float32]]  # by name, [n, …]
 
 
 @dataclass(frozen=True)
@@ -116,22 +118,30 @@ def join_outputs(parts: Sequence[EngineOutputs]) -> EngineOutputs:
     )
 
 
-def main(argv: list[str]) -> int:
-    """Runs in the separate process. Returns 0."""
-    engine, model, photos, start, stop, threads, out = argv
-    run = ENGINES[engine].load(Path(model).read_bytes(), int(threads))
+def run_photos(
+    run: Callable[[NDArray[np.uint8]], Outputs], photos: NDArray[np.uint8], dots: TextIO
+) -> Outputs:
+    """The outputs for photos [n, H, W, 3], run one by one, and the times `ms` [n]. Prints a dot for each."""
     found: dict[str, list[NDArray[np.float32]]] = {}
     ms = []
-    for photo in np.load(photos, mmap_mode="r")[int(start) : int(stop)]:
+    for photo in photos:
         image = np.ascontiguousarray(photo[np.newaxis])
         started = time.perf_counter()
         outputs = run(image)
         ms.append(1000 * (time.perf_counter() - started))
         for name, output in outputs.items():
             found.setdefault(name, []).append(np.array(output[0]))
-        print(".", end="", flush=True)
+        print(".", end="", file=dots, flush=True)
     stacked = {name: np.stack(parts) for name, parts in found.items()}
-    np.savez(out, engine=run.engine, ms=np.array(ms, np.float32), **stacked)
+    return {**stacked, "ms": np.array(ms, np.float32)}
+
+
+def main(argv: list[str]) -> int:
+    """Runs in the separate process. Returns 0."""
+    engine, model, photos, start, stop, threads, out = argv
+    session = ENGINES[engine].load(Path(model).read_bytes(), int(threads))
+    part = np.load(photos, mmap_mode="r")[int(start) : int(stop)]
+    np.savez(out, engine=session.engine, **run_photos(session, part, sys.stdout))
     return 0
 
 

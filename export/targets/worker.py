@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.engine_worker import EngineOutputs, run_worker
+from export.parity.engine_worker import EngineOutputs, Outputs, run_photos, run_worker
 from export.tempdir import temporary_dir
-
-Outputs = dict[str, NDArray[np.float32]]  # by name, [1, …]
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A loaded file: uint8 [1, H, W, 3] → its outputs. `facts` are numbers about it, by name."""
+    """A loaded file: uint8 [1, H, W, 3] → its outputs [1, …]. `facts` are numbers about it, by name."""
 
     engine: str
     run: Callable[[NDArray[np.uint8]], Outputs]
@@ -63,19 +61,9 @@ def main(argv: list[str]) -> int:
     dots = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # an engine's own messages
     loaded = LOADERS[engine](Path(model))
-    found: dict[str, list[NDArray[np.float32]]] = {}
-    ms = []
-    for photo in np.load(photos, mmap_mode="r"):
-        image = np.ascontiguousarray(photo[np.newaxis])
-        started = time.perf_counter()
-        outputs = loaded.run(image)
-        ms.append(1000 * (time.perf_counter() - started))
-        for name, output in outputs.items():
-            found.setdefault(name, []).append(np.array(output[0]))
-        print(".", end="", file=dots, flush=True)
-    stacked = {name: np.stack(parts) for name, parts in found.items()}
+    results = run_photos(loaded.run, np.load(photos, mmap_mode="r"), dots)
     facts = {f"fact_{name}": np.float64(value) for name, value in loaded.facts.items()}
-    np.savez(out, engine=loaded.engine, ms=np.array(ms, np.float32), **stacked, **facts)
+    np.savez(out, engine=loaded.engine, **results, **facts)
     return 0
 
 
