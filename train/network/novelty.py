@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-BACKGROUND_WEIGHT = 0.8  # of the distance to all photos, which is subtracted
+BACKGROUND_WEIGHT = 0.9  # of the distance to all photos, which is subtracted
 SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about as many channels as photos
 # The variance within a class is at least this share of the variance of all photos, because a class with one
 # photo has no variance. The share of drawn flowers is a half.
@@ -31,7 +31,7 @@ NEGATIVES_WEIGHT = 2.0  # of the penalty, before its bound; both have standard d
 # would score highest, and photos of an unknown flower resemble them as little.
 UNPENALIZED_SHARE = 0.9
 REGRESSION_PENALTY = 1.0  # half the squared length of the weights, against the summed loss of all pictures
-UNKNOWN_RATE = 0.015  # at most this share of the validation photos is rejected as unknown
+UNKNOWN_RATE = 0.02  # at most this share of the validation photos is rejected as unknown
 
 WIDTH = 2.0  # of the sigmoid, in standard deviations of the known photos' scores; float16 needs more than 1.2
 THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
