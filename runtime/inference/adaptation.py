@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.common.errors import ModelError, UserError
-from runtime.inference.correction import Correction, logit
+from runtime.inference.correction import Correction, bias_to_add, logit, sigmoid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -181,10 +181,7 @@ def _measure(
 def _draw_positives(statistics: ModelStatistics, logits: Array) -> _Samples:
     """Draws features of the classes in turn; their logits are drawn from those of the examples."""
     random = np.random.default_rng(SEED)
-    classes = np.arange(DRAWN) % len(statistics.means)
-    factors = statistics.factors.astype(np.float64)
-    features = statistics.means[classes] + random.normal(size=(DRAWN, len(factors))) @ factors
-    features += random.normal(size=features.shape) * np.sqrt(statistics.residual_variances)
+    features, _ = statistics.draw(DRAWN, random)
     return _Samples(features, random.choice(logits, DRAWN), DRAWN_WEIGHT / DRAWN)
 
 
@@ -202,8 +199,8 @@ def _cross_fit(examples: _Samples, drawn: _Samples, scene: _Samples) -> _Fit:
             unseen[part == fold] = samples.features[part == fold] @ weights + bias
     weights, bias = _fit_logistic(*kinds)
     more = max(
-        _bias_to_add(examples.logits, change[0], MAX_MORE_EXAMPLES),
-        _bias_to_add(drawn.logits, change[1], MAX_MORE_DRAWN),
+        bias_to_add(examples.logits, change[0], MAX_MORE_EXAMPLES),
+        bias_to_add(drawn.logits, change[1], MAX_MORE_DRAWN),
     )
     corrected = [
         samples.logits + np.minimum(unseen + more, 0) for samples, unseen in zip(kinds, change, strict=True)
@@ -213,16 +210,6 @@ def _cross_fit(examples: _Samples, drawn: _Samples, scene: _Samples) -> _Fit:
 
 def _fold_numbers(samples: _Samples) -> NDArray[np.int64]:
     return np.random.default_rng(SEED).permutation(len(samples.logits)) % FOLDS
-
-
-def _bias_to_add(logits: Array, change: Array, share: float) -> float:
-    """Returns the smallest number, 0 or more, that keeps enough of the corrected logits at 0 or above.
-
-    At most `share` of all may be below 0 in addition to the logits that are below it without a correction.
-    """
-    corrected = np.sort((logits + change)[logits >= 0])
-    allowed = int(share * len(logits))
-    return max(0.0, -float(corrected[allowed])) if allowed < len(corrected) else 0.0
 
 
 def _fit_logistic(examples: _Samples, drawn: _Samples, scene: _Samples) -> tuple[Array, float]:
@@ -247,7 +234,7 @@ def _fit_logistic(examples: _Samples, drawn: _Samples, scene: _Samples) -> tuple
 
     solution = np.zeros(len(penalty))
     for _ in range(_NEWTON_STEPS):
-        probability = 1 / (1 + np.exp(np.clip(sign * (x @ solution + offset), -50, 50)))  # of the other kind
+        probability = sigmoid(-sign * (x @ solution + offset))  # of the other kind
         gradient = penalty * solution - x.T @ (weight * sign * probability)
         if np.linalg.norm(gradient) < _NEWTON_TOLERANCE * weight.sum():
             break

@@ -60,8 +60,7 @@ class Correction:
     def apply(self, known: NDArray[Any], features: NDArray[Any]) -> NDArray[np.float64]:
         """Returns the corrected `known` [N], for the model's `known` [N] and `features` [N, D]."""
         change = features.astype(np.float64) @ self.weights.astype(np.float64) + self.bias
-        logits = logit(known) + np.minimum(change, 0)
-        return np.asarray(1 / (1 + np.exp(-np.clip(logits, -50, 50))), np.float64)
+        return sigmoid(logit(known) + np.minimum(change, 0))
 
     def to_json(self) -> str:
         fields = {"version": VERSION, **vars(self), "weights": [float(weight) for weight in self.weights]}
@@ -72,6 +71,21 @@ def logit(known: NDArray[Any]) -> NDArray[np.float64]:
     """Returns log(known / (1 - known)), float64. A `known` that float32 rounded to 0 or 1 stays finite."""
     clipped = np.clip(np.asarray(known, np.float64), SMALLEST_KNOWN, 1 - SMALLEST_KNOWN)
     return np.asarray(np.log(clipped) - np.log1p(-clipped), np.float64)
+
+
+def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns 1 / (1 + exp(-logits)), float64, the inverse of `logit`."""
+    return np.asarray(1 / (1 + np.exp(-np.clip(logits, -50, 50))), np.float64)
+
+
+def bias_to_add(logits: NDArray[np.float64], change: NDArray[np.float64], share: float) -> float:
+    """Returns the smallest number, 0 or more, that keeps enough of the changed logits [N] at 0 or above.
+
+    At most `share` of all may be below 0 in addition to the logits that are below it without the change.
+    """
+    changed = np.sort((logits + change)[logits >= 0])
+    allowed = int(share * len(logits))
+    return max(0.0, -float(changed[allowed])) if allowed < len(changed) else 0.0
 
 
 def correction_path(model: ModelFile, named: str | Path | None) -> Path:

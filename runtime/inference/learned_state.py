@@ -30,7 +30,7 @@ import numpy as np
 from runtime.common.atomic import atomic_write
 from runtime.common.errors import ModelError
 from runtime.common.text import is_name
-from runtime.inference.correction import NONE, logit, path_beside
+from runtime.inference.correction import NONE, logit, path_beside, sigmoid
 from runtime.model_file.contract import MAX_FEATURES, MAX_LABELS, Contract, parse_json, require_field
 from runtime.model_file.files import is_file, read_bytes
 
@@ -145,7 +145,7 @@ class LearnedState:
         gains = np.where(applies, self.sensitivities * np.maximum(lead, 0), 0.0)
         changed = logit(known) + gains.max(-1, initial=0.0)
         changed = changed + np.minimum(f @ self.reject_weights + self.reject_bias, 0)
-        return after, np.asarray(1 / (1 + np.exp(-np.clip(changed, -50, 50))), np.float64)
+        return after, sigmoid(changed)
 
     def _distances(self, f: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Returns the lead [..., G] and the distance to the mean [..., G] of each group."""

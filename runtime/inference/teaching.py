@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.common.errors import UserError
-from runtime.inference.correction import logit
+from runtime.inference.correction import bias_to_add, logit, sigmoid
 from runtime.inference.learned_state import (
     NONE_LABEL,
     SMALLEST_PROBABILITY,
@@ -161,9 +161,7 @@ def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str,
     inner = np.linalg.inv(np.eye(len(factors)) + scaled @ factors.T)
     metric = Metric(1 / np.maximum(variances, 1e-9), np.linalg.cholesky(inner).T @ scaled)
     random = np.random.default_rng(SEED)
-    classes = np.arange(DRAWN) % len(means)
-    drawn = means[classes] + random.normal(size=(DRAWN, len(factors))) @ factors
-    drawn += random.normal(size=drawn.shape) * np.sqrt(statistics.residual_variances)
+    drawn, classes = statistics.draw(DRAWN, random)
     known = None if "known" not in contract.thresholds else statistics.positive_known.astype(np.float64)
     threshold = 0.0 if known is None else logit(np.array(contract.thresholds["known"])).item()
 
@@ -271,7 +269,7 @@ def _bias_of_new_class(
     allowed = float(others.mean() - NormalDist().inv_cdf(taken) * others.std())
     margins = _margins(knowledge, head, position, photos, _unseen_distances(knowledge, photos))
     lengths = metric.distances(photos.features, knowledge.center[np.newaxis])[:, 0]
-    unseen = margins - weight * lengths / (1 + np.exp(np.clip(margins, -50, 50))) / PENALTY
+    unseen = margins - weight * lengths * sigmoid(-margins) / PENALTY
     return max(0.0, -max(allowed, float(np.quantile(unseen, MISSED_SHARE))))
 
 
@@ -368,11 +366,8 @@ def _fit_rejection(
     targets = np.stack([shows_class, ~shows_class], 1).astype(np.float64)
     weight = np.where(shows_class, 1.0, REJECTED_WEIGHT / len(none.truth))
     weights, biases = fit_softmax(knowledge.metric, knowledge.center, features, logits, targets, weight, [0])
-    before = logits_of(knowledge.drawn)
-    after = before + knowledge.drawn.features @ weights[:, 0] + biases[0]
-    lowest = np.sort(after[before >= 0])
-    allowed = int(MAX_MORE_REJECTED * len(before))
-    raised = max(0.0, -float(lowest[allowed])) if allowed < len(lowest) else 0.0
+    change = knowledge.drawn.features @ weights[:, 0] + biases[0]
+    raised = bias_to_add(logits_of(knowledge.drawn), change, MAX_MORE_REJECTED)
     return weights[:, 0], float(biases[0]) + raised
 
 

@@ -67,6 +67,14 @@ class ModelStatistics:
         explained = np.square(self.factors, dtype=np.float32).sum(0)
         return np.asarray(np.maximum(self.variances - explained, 0), np.float32)
 
+    def draw(self, count: int, random: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Returns features [count, D] drawn from the Gaussians of the classes in turn, and their classes."""
+        factors = self.factors.astype(np.float64)
+        classes = np.arange(count) % len(self.means)
+        features = self.means[classes] + random.normal(size=(count, len(factors))) @ factors
+        features += random.normal(size=features.shape) * np.sqrt(self.residual_variances)
+        return features, classes
+
     def check(self, contract: Contract) -> None:
         """Raises ModelError when these are not statistics of a model with this contract."""
         expected = (len(contract.labels), contract.features)
