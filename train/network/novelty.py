@@ -31,7 +31,7 @@ NEGATIVES_WEIGHT = 2.0  # of the penalty, before its bound; both have standard d
 # would score highest, and photos of an unknown flower resemble them as little.
 UNPENALIZED_SHARE = 0.9
 REGRESSION_PENALTY = 1.0  # half the squared length of the weights, against the summed loss of all pictures
-UNKNOWN_RATE = 0.02  # at most this share of the validation photos is rejected as unknown
+UNKNOWN_RATE = 0.0175  # at most this share of the validation photos is rejected as unknown
 
 WIDTH = 2.0  # of the sigmoid, in standard deviations of the known photos' scores; float16 needs more than 1.2
 THRESHOLD = 0.5  # of `known`: the sigmoid is centred so that UNKNOWN_RATE holds
