@@ -33,6 +33,9 @@ RETRY_DELAY = 1.0  # seconds; doubles up to the maximum
 MAX_RETRY_DELAY = 60.0
 CLOSE_TIMEOUT = 0.5  # seconds that closing waits for the last messages
 DIAGNOSTICS_INTERVAL = 2.0  # seconds between two checks for a change
+# Seconds between two messages "online": after a power cut, the broker may publish the last will of the
+# earlier process when this one is connected already.
+ONLINE_INTERVAL = 10.0
 
 Diagnostics = Callable[[], dict[str, Any]]
 Message = tuple[str, bytes]  # topic and payload
@@ -74,7 +77,7 @@ class MqttPublisher:
         self._refusal = ""
         self._reported: set[str] = set()  # problems since the connection was lost
         self._was_connected = False
-        self._checked_diagnostics = 0.0
+        self._checked_diagnostics = self._said_online = 0.0  # time.monotonic() seconds
         self._dropped, self._reported_dropped = 0, -math.inf  # answers, and time.monotonic() seconds
         self._closing = Event()
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
@@ -154,6 +157,7 @@ class MqttPublisher:
         self._reported.clear()
         self._was_connected = True
         self._sending, self._checked_diagnostics = None, 0.0
+        self._said_online = time.monotonic()
         self._outbox.take_dropped()  # while the broker was away
         # Also after a reconnect: the broker may have lost its retained messages.
         self._messages = [
@@ -166,8 +170,8 @@ class MqttPublisher:
         """Sends the next message if the broker has confirmed the last one."""
         if not self._is_confirmed():
             return
-        if not self._messages:
-            self._messages.extend(self._changed_diagnostics())
+        if not self._messages and not self._closing.is_set():  # "offline" is the last message
+            self._messages.extend(self._periodic_messages())
         self._report_dropped()
         if not self._messages and (answer := self._outbox.get()):
             self._messages.extend(self._answer_messages(answer))
@@ -193,8 +197,11 @@ class MqttPublisher:
                 yield self._keep(f"{topic}/picture", encode_preview(answer.get_pixels()))
         yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
 
-    def _changed_diagnostics(self) -> Iterator[Message]:
+    def _periodic_messages(self) -> Iterator[Message]:
         now = time.monotonic()
+        if now - self._said_online >= ONLINE_INTERVAL:
+            self._said_online = now
+            yield f"{self._address.topic}/availability", b"online"
         if now - self._checked_diagnostics < DIAGNOSTICS_INTERVAL:
             return
         self._checked_diagnostics = now
@@ -216,6 +223,7 @@ def _make_client(connection: MqttConnection) -> "Client":
     from paho.mqtt.client import Client  # late: an extra
     from paho.mqtt.enums import CallbackAPIVersion
 
+    # Random: the broker would disconnect two processes with the same id again and again.
     client = Client(CallbackAPIVersion.VERSION2, client_id=f"vgg-edge-{secrets.token_hex(6)}")
     client.connect_timeout = CONNECT_TIMEOUT
     address = connection.address

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -233,3 +234,35 @@ def test_the_last_will_of_a_killed_program_is_offline(broker: Broker, colours: P
             process.kill()
             process.communicate()
         found.wait(f"{TOPIC}/availability", b"offline")
+
+
+# Connects to argv[1], as a process that a power cut or SIGSTOP ends without a message.
+OTHER_PROCESS = """
+import sys, time
+from runtime.publish.address import parse_mqtt_address
+from runtime.publish.mqtt import MqttConnection, MqttPublisher
+
+with MqttPublisher(MqttConnection(parse_mqtt_address(sys.argv[1])), dict, print, 1):
+    time.sleep(60)
+"""
+
+
+def test_the_last_will_of_an_earlier_process_is_corrected(
+    broker: Broker, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "ONLINE_INTERVAL", 1.0)
+    earlier = start_python("-c", OTHER_PROCESS, url(broker))
+    try:
+        with broker.subscriber() as found:
+            found.wait(f"{TOPIC}/availability", b"online")
+            earlier.send_signal(signal.SIGSTOP)
+            with program.publisher(url(broker)):
+                wait_for(lambda: "publishing" in "".join(program.messages))
+                earlier.kill()  # the broker notices its end only now
+                wait_for(lambda: (f"{TOPIC}/availability", b"offline") in found.order)
+                found.wait(f"{TOPIC}/availability", b"online")
+            with broker.subscriber() as late:
+                assert late.wait(f"{TOPIC}/availability") == b"offline"
+    finally:
+        earlier.kill()
+        earlier.communicate()
