@@ -16,13 +16,15 @@ PREFIX = "homeassistant"  # Home Assistant's default
 NONE_OF_THESE = "none of these"
 LABEL_TEMPLATE = f"{{{{ '{NONE_OF_THESE}' if value_json.known is false else value_json.label }}}}"
 PERCENT_TEMPLATE = "{{ (100 * value_json.probability) | round(1) }}"
+# While there is a problem, the last answer may be hours old, or that of an earlier process.
+NO_PROBLEM_TEMPLATE = "{{ 'offline' if value_json.problem else 'online' }}"
 
 
 def discovery_messages(topic: str, model_name: str) -> Iterator[tuple[str, bytes]]:
     """Yields topic and payload of the configuration of each entity, for states published below `topic`."""
     node = _node_id(topic)
     common = {
-        "availability_topic": f"{topic}/availability",
+        "availability_mode": "all",
         "device": {
             "identifiers": [node],
             "name": topic.rpartition("/")[2],
@@ -33,14 +35,21 @@ def discovery_messages(topic: str, model_name: str) -> Iterator[tuple[str, bytes
         "origin": {"name": "vgg-edge", "sw_version": version_text()},
     }
     for component, object_id, fields in _entities(topic):
-        config = {"unique_id": f"{node}_{object_id}", **fields, **common}
+        config = {"unique_id": f"{node}_{object_id}", **common, **fields}
         yield f"{PREFIX}/{component}/{node}/{object_id}/config", json.dumps(config).encode()
 
 
 def _entities(topic: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yields the kind, the id and the own fields of each entity."""
-    state = {"state_topic": f"{topic}/state"}
-    diagnostics = {"state_topic": f"{topic}/diagnostics", "entity_category": "diagnostic"}
+    is_running = {"topic": f"{topic}/availability"}
+    is_current = {"topic": f"{topic}/diagnostics", "value_template": NO_PROBLEM_TEMPLATE}
+    answer = {"availability": [is_running, is_current]}
+    state = {"state_topic": f"{topic}/state", **answer}
+    diagnostics = {
+        "state_topic": f"{topic}/diagnostics",
+        "entity_category": "diagnostic",
+        "availability": [is_running],
+    }
     yield (
         "sensor",
         "label",
@@ -64,7 +73,7 @@ def _entities(topic: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
             **state,
         },
     )
-    yield "camera", "picture", {"name": "Picture", "topic": f"{topic}/picture"}
+    yield "camera", "picture", {"name": "Picture", "topic": f"{topic}/picture", **answer}
     yield (
         "binary_sensor",
         "problem",

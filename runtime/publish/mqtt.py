@@ -156,14 +156,17 @@ class MqttPublisher:
         self._on_message(f"{self._address}: {line}")
         self._reported.clear()
         self._was_connected = True
-        self._sending, self._checked_diagnostics = None, 0.0
-        self._said_online = time.monotonic()
+        self._sending = None
+        self._checked_diagnostics = self._said_online = time.monotonic()
         self._outbox.take_dropped()  # while the broker was away
-        # Also after a reconnect: the broker may have lost its retained messages.
+        diagnostics = self._diagnostics()
+        self._keep(f"{self._address.topic}/diagnostics", json.dumps(diagnostics).encode())
+        # Also after a reconnect: the broker may have lost its retained messages. "online" follows the
+        # diagnostics, which say whether the last answer is current.
         self._messages = [
-            (f"{self._address.topic}/availability", b"online"),
-            *discovery_messages(self._address.topic, str(self._diagnostics().get("model", ""))),
             *self._latest.items(),
+            (f"{self._address.topic}/availability", b"online"),
+            *discovery_messages(self._address.topic, str(diagnostics.get("model", ""))),
         ]
 
     def _send_next(self) -> None:

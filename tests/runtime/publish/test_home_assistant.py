@@ -34,7 +34,6 @@ def test_all_entities_belong_to_one_device_and_have_unique_ids() -> None:
     assert set(entities) == {"label", "probability", "picture", "problem", "model", "engine"}
     assert len({entity["unique_id"] for entity in entities.values()}) == len(entities)
     assert len({json.dumps(entity["device"]) for entity in entities.values()}) == 1
-    assert {entity["availability_topic"] for entity in entities.values()} == {"home/garden/availability"}
     diagnostic = {name for name, entity in entities.items() if entity.get("entity_category") == "diagnostic"}
     assert diagnostic == {"problem", "model", "engine"}
 
@@ -61,3 +60,15 @@ def test_the_templates_read_diagnostics() -> None:
     assert render(entities["engine"]["value_template"], facts) == "litert 2.3.0"
     assert render(entities["problem"]["value_template"], facts) == "OFF"
     assert render(entities["problem"]["value_template"], {**facts, "problem": "lost"}) == "ON"
+
+
+@pytest.mark.parametrize(("problem", "answer"), [("", "online"), ("the camera is lost", "offline")])
+def test_an_answer_is_available_while_there_is_no_problem(problem: str, answer: str) -> None:
+    facts = {"model": "flowers", "engine": "litert 2.3.0", "problem": problem}
+    for name, entity in configs().items():
+        is_running, *others = entity["availability"]
+        assert is_running == {"topic": "home/garden/availability"} and entity["availability_mode"] == "all"
+        assert "availability_topic" not in entity  # Home Assistant accepts only one of both
+        states = [render(other["value_template"], facts) for other in others]
+        assert {other["topic"] for other in others} <= {"home/garden/diagnostics"}
+        assert states == ([answer] if name in ("label", "probability", "picture") else [])

@@ -95,6 +95,16 @@ def test_the_picture_of_a_change_comes_before_its_state(
         assert sum(topic == f"{TOPIC}/picture" for topic, _ in found.order) == 2
 
 
+def test_a_problem_is_published_before_the_program_is_online(broker: Broker, program: Program) -> None:
+    """Else Home Assistant shows the answer of the previous process as a new one."""
+    program.diagnostics["problem"] = "the camera is lost"
+    with broker.subscriber() as found, program.publisher(url(broker)):
+        found.wait(f"{TOPIC}/availability", b"online")
+        topics = [topic for topic, _ in found.order]
+        assert topics.index(f"{TOPIC}/diagnostics") < topics.index(f"{TOPIC}/availability")
+        assert json.loads(found.latest[f"{TOPIC}/diagnostics"]) == program.diagnostics
+
+
 def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
     broker: Broker, program: Program, make_answer: MakeAnswer
 ) -> None:
