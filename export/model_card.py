@@ -100,6 +100,8 @@ def _changes(run: Run) -> str:
     if run.compressed:
         return "compressed and then trained" if run.compressed["epochs"] else "compressed"
     block = run.settings.get("fine_tune", "none")
+    if run.fine_tuning_discarded:
+        return f"frozen (fine-tuning from {block} on did not lower the loss on the validation photos)"
     return "frozen" if block == "none" else f"frozen below {block} and fine-tuned from there on"
 
 

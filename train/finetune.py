@@ -113,7 +113,8 @@ def fine_tune(
         )
         tuned = train_epochs(model, batches, val_batches, stage)
         best_loss = min((epoch.get("val_loss", math.inf) for epoch in tuned.epochs), default=math.inf)
-        if len(val_batches) and start_loss <= best_loss:
+        discarded = bool(len(val_batches)) and start_loss <= best_loss
+        if discarded:
             print(f"{settings.fine_tune}: no epoch improved the loss on val, so the blocks stay as they were")
             model.set_weights(start_weights)
         for layer, trained in zip(start.head, head, strict=True):
@@ -122,7 +123,7 @@ def fine_tune(
     exact = upper_blocks(result, settings, "float32")
     reducer = keras.Sequential([keras.Input(train[0].shape[1:]), *exact, start.head[0]])
     tuned_head = TrainedHead(
-        exact, start.head, reducer, start.classifier, tuned.epochs, tuned.interrupted, start.pooled
+        exact, start.head, reducer, start.classifier, tuned.epochs, tuned.interrupted, start.pooled, discarded
     )
     return tuned_head, result
 

@@ -246,6 +246,7 @@ def run_contents(
         "picture_version": PICTURE_VERSION,
         "versions": package_versions(),
         "device": compute.description,
+        "fine_tuning_discarded": trained.head.discarded,
         "temperature": evaluation.temperature,
         "thresholds": evaluation.thresholds,
         "metrics": evaluation.summaries,

@@ -48,6 +48,7 @@ FIELD_TYPES = {
     "picture_version": int,
     "versions": dict,
     "device": str,
+    "fine_tuning_discarded": bool,
     "metrics": dict,
     "thresholds": dict,
     "compressed": dict,
@@ -90,6 +91,7 @@ class Run:
     picture_version: int
     versions: Mapping[str, str]
     device: str
+    fine_tuning_discarded: bool  # no epoch of it lowered the loss on val; the weights are those before it
     metrics: Mapping[str, Any]
     thresholds: Mapping[str, float]  # by output, as in the model contract
     compressed: Mapping[str, Any]  # how train.compress made it; empty if not compressed
@@ -221,6 +223,7 @@ def open_run(
             picture_version=record["picture_version"],
             versions=record["versions"],
             device=record["device"],
+            fine_tuning_discarded=record["fine_tuning_discarded"],
             metrics=record["metrics"],
             thresholds=record["thresholds"],
             compressed=record["compressed"],
@@ -237,7 +240,8 @@ def _record(file: Path) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
-    record: dict[str, Any] = {"compressed": {}} | found  # only compressed runs have it
+    # Only compressed runs have the first field, and older runs lack the second one.
+    record: dict[str, Any] = {"compressed": {}, "fine_tuning_discarded": False} | found
     _check_types(record, FIELD_TYPES)
     if record["compressed"]:
         _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")

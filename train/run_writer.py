@@ -110,7 +110,7 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
     """Write the model, its record, metrics, charts and report to `out`. Raises RunError."""
     from train.data.near_duplicates import write_pairs
     from train.label_errors import write_suspects
-    from train.report.report import write_report
+    from train.report.report import discarded_stage, write_report
 
     record, dataset, evaluation = contents.record, contents.dataset, contents.evaluation
     with new_run_dir(out, overwrite) as folder:
@@ -126,7 +126,8 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             write_added(folder, added)
         if contents.suspects is not None:
             write_suspects(contents.suspects, folder)
-        write_charts(folder, contents.history, evaluation.metrics, dataset.classes)
+        discarded = discarded_stage(record)
+        write_charts(folder, contents.history, evaluation.metrics, dataset.classes, discarded)
         write_report(
             folder / "report.html",
             record,
@@ -219,8 +220,11 @@ def write_charts(
     history: History,
     metrics: dict[str, SplitMetrics | None],
     classes: tuple[str, ...],
+    discarded: str = "",
 ) -> None:
-    """Write metrics.json, history.csv, curves.png of the last stage, and confusion.png."""
+    """Write metrics.json, history.csv, curves.png of the last stage, and confusion.png. `discarded` is the
+    stage whose weights the run does not hold.
+    """
     from train.report.charts import draw_confusion, draw_curves
 
     (folder / "metrics.json").write_text(
@@ -232,7 +236,8 @@ def write_charts(
         writer.writeheader()
         writer.writerows(history)
     last_stage = [row for row in history if row["stage"] == history[-1]["stage"]]
-    draw_curves(last_stage, folder / "curves.png")
+    is_held = not history or history[-1]["stage"] != discarded
+    draw_curves(last_stage, folder / "curves.png", mark_best=is_held)
     draw_confusion(metrics, classes, folder / "confusion.png")
 
 

@@ -32,6 +32,7 @@ from train.trainer import (
 @dataclass(frozen=True)
 class TrainedHead:
     """A head with the weights of its best epoch, the metrics of each epoch, and whether Ctrl-C ended it.
+    `discarded`: no epoch of fine-tuning lowered the loss on val, so the weights are those from before it.
 
     `reducer` maps features through `blocks` and the head's first layer, which has no weights; `classifier`
     maps its output to probabilities. `pooled` [N, W] are the channel means of the frozen base's last output
@@ -45,6 +46,7 @@ class TrainedHead:
     history: Sequence[EpochMetrics]
     interrupted: bool
     pooled: NDArray[np.float32]
+    discarded: bool = False
 
 
 def train_head(

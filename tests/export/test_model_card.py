@@ -22,6 +22,7 @@ def card(
     settings: dict[str, object] | None = None,
     compressed: dict[str, object] | None = None,
     results: Sequence[ParityResult] = (RESULT,),
+    discarded: bool = False,
 ) -> str:
     photos = tuple(
         Photo(f"{i}.jpg", "daisy", split, "0") for i, split in enumerate(["train"] * 3 + ["test"] * 2)
@@ -39,6 +40,7 @@ def card(
         data_sha256=contract.data_sha256,
         picture_version=1,
         device="cpu:0",
+        fine_tuning_discarded=discarded,
         versions=contract.versions,
         metrics=metrics,
         thresholds={},
@@ -95,6 +97,9 @@ def test_the_card_describes_training_and_the_unknown_decision(contract: Contract
     assert "are frozen." in plain and "`known`" not in plain
     knowing = card(replace(contract, thresholds={"known": 0.5}), metrics, {"fine_tune": "block5"})
     assert "frozen below block5 and fine-tuned" in knowing
+    discarded = card(contract, metrics, {"fine_tune": "block5"}, discarded=True)
+    assert "are frozen (fine-tuning from block5 on did not" in discarded
+    assert "and fine-tuned" not in discarded
     assert "Below 0.5 the runtime reports `unknown`" in knowing
 
 

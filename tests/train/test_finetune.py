@@ -69,7 +69,8 @@ def test_fine_tuning_changes_block5_only(
     trained, result = uninterrupted
     changed = {name for name, tensor in result.tensors.items() if (tensor != weights.tensors[name]).any()}
     assert changed == {f"block5_conv{conv}/{part}" for conv in (1, 2, 3) for part in ("kernel", "bias")}
-    assert len(trained.history) == 3 and trained.history[-1]["loss"] < trained.history[0]["loss"]
+    assert not trained.discarded and len(trained.history) == 3
+    assert trained.history[-1]["loss"] < trained.history[0]["loss"]
     assert {layer.compute_dtype for layer in trained.blocks} == {"float32"}
     probabilities = predict_in_batches(trained.classifier, predict_in_batches(trained.reducer, VAL[0]))
     loss = -np.log(probabilities[np.arange(len(VAL[1])), VAL[1]]).mean()
@@ -103,7 +104,7 @@ def test_fine_tuning_that_does_not_improve_val_leaves_all_weights(
     head = [array.copy() for layer in start.head for array in layer.get_weights()]
     trained, result = fine_tune(start, TRAIN, VAL, 2, weights, settings)
     assert "block5: no epoch" in capsys.readouterr().out
-    assert len(trained.history) == 3
+    assert len(trained.history) == 3 and trained.discarded
     for name, tensor in weights.tensors.items():
         np.testing.assert_array_equal(result.tensors[name], tensor)
     for before, after in zip(head, [a for layer in trained.head for a in layer.get_weights()], strict=True):

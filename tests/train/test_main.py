@@ -76,10 +76,20 @@ def test_fine_tuning_writes_a_run_with_logs_and_removes_its_checkpoints(
     assert (logged / "history.csv").read_bytes() == (out / "history.csv").read_bytes()
     assert {file.parent.name for file in logged.rglob("events*")} == {"train", "val", "test"}
     report = (out / "report.html").read_text()
-    assert "recipe pooled, fine-tuned from block5" in report and "Loss of block5 over 2 epochs" in report
+    assert "fine-tuned" in report and "Loss of block5 over 2 epochs" in report
     assert f"<b>{run.metrics['test']['top1']:.1%}</b>" in report
     for summary in run.metrics.values():
         assert 0 <= summary["ece"] <= 1 and 0 <= summary["unknown"] <= 1
+
+
+@pytest.mark.slow
+def test_fine_tuning_that_does_not_lower_the_loss_is_recorded(small: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    flags = ["--fine-tune", "block5", "--fine-tune-views", "1", "--fine-tune-epochs", "1"]
+    flags += ["--fine-tune-learning-rate", "1"]
+    assert main([*small, "--epochs", "3", "--out", str(out), *flags]) == 0
+    assert open_run(out).fine_tuning_discarded
+    assert "recipe pooled, not fine-tuned" in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -180,6 +180,7 @@ def bare(tmp_path: Path) -> Path:
         ({"settings": []}, "settings is missing or not of type dict"),
         ({"versions": None}, "versions is missing or not of type dict"),
         ({"classes": [1, 2]}, "classes"),
+        ({"fine_tuning_discarded": 1}, "fine_tuning_discarded is missing or not of type bool"),
         ({"picture_version": True}, "picture_version is missing or not of type int"),
         *(({"name": name}, "name is not a plain") for name in ("/etc/cron.d", "../x", "..", 256 * "x")),
     ],

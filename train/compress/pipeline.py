@@ -337,6 +337,7 @@ def run_contents(
         "picture_version": run.picture_version,
         "versions": package_versions(),
         "device": f"{', '.join(find_devices().names)}, {compute_dtype()}, on {keras.backend.backend()}",
+        "fine_tuning_discarded": run.fine_tuning_discarded,
         "temperature": evaluation.temperature,
         "thresholds": evaluation.thresholds,
         "metrics": evaluation.summaries,

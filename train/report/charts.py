@@ -53,11 +53,11 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
 
 
-def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Save loss and top-1 of train and val over the epochs; a line marks the best epoch."""
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path, *, mark_best: bool = True) -> None:
+    """Save loss and top-1 of train and val over the epochs; with `mark_best`, a line marks the best epoch."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, name in zip(axes, CURVES, strict=True):
-        _curve(axis, history, name)
+        _curve(axis, history, name, mark_best)
     _save(figure, path)
 
 
@@ -72,10 +72,10 @@ def confusion_picture(shares: NDArray[Any]) -> Image.Image:
     return Image.fromarray((255 * np.concatenate([colours, solid], 2)).round().astype(np.uint8))
 
 
-def curve(history: Sequence[Mapping[str, Any]], name: str, alt: str) -> str:
+def curve(history: Sequence[Mapping[str, Any]], name: str, alt: str, *, mark_best: bool = True) -> str:
     """One of CURVES as inline SVG; `alt` is its text for screen readers."""
     figure, axis = plt.subplots(figsize=CHART, layout="constrained")
-    _curve(axis, history, name)
+    _curve(axis, history, name, mark_best)
     return _svg(figure, alt)
 
 
@@ -134,7 +134,7 @@ def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence
     _save(figure, path)
 
 
-def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
+def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str, mark_best: bool) -> None:
     epochs = [row["epoch"] for row in history]
     for split, column in (("train", name), ("val", f"val_{name}")):
         if history and column in history[0]:
@@ -145,10 +145,11 @@ def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str) -> None:
                 label=split,
                 marker="o" if len(epochs) < 15 else None,
             )
-    if history:
+    if history and mark_best:
         watched = "val_loss" if "val_loss" in history[0] else "loss"
         best = min(history, key=lambda row: row[watched])["epoch"]
         axis.axvline(best, color=BEST, linewidth=1.4, linestyle=":", label=f"best: epoch {best:.0f}")
+    if history:
         axis.legend(frameon=False)
     axis.set(xlabel="epoch", title=CURVES[name])
     axis.set_xlim(0.5, max(len(epochs), 1) + 0.5)

@@ -67,6 +67,7 @@ def write_report(
     stages = [(str(stage), list(rows)) for stage, rows in groupby(history, lambda row: row["stage"])]
     measured = [_split_values(split, of, dataset) for split in ("test", "val") if (of := metrics[split])]
     predictions = _predictions(dataset, measured[0]["split"], probabilities) if measured else []
+    discarded = discarded_stage(record)
     page = _template().render(
         record=record,
         created=datetime.fromisoformat(record["created"]),
@@ -81,7 +82,11 @@ def write_report(
         suspects=None if suspects is None else _suspect_values(dataset, suspects),
         more_photos=more_photos,
         reliability=_reliability(predictions),
-        stages=[(stage, [_curve(stage, rows, name) for name in CURVES]) for stage, rows in stages],
+        stages=[
+            (stage, [_curve(stage, rows, name, stage != discarded) for name in CURVES])
+            for stage, rows in stages
+        ],
+        discarded=discarded,
         splits=SPLITS,
         classes=_photo_counts(dataset),
         near_duplicates=near_duplicates,
@@ -300,13 +305,21 @@ def _reliability(predictions: Sequence[PhotoPrediction]) -> Markup | None:
     return Markup(reliability_diagram(bins, len(predictions), f"Reliability diagram. {text}"))
 
 
-def _curve(stage: str, rows: Rows, name: str) -> Markup:
+def _curve(stage: str, rows: Rows, name: str, mark_best: bool) -> Markup:
     text = "; ".join(
         f"{split} from {rows[0][column]:.3f} to {rows[-1][column]:.3f}"
         for split, column in (("train", name), ("val", f"val_{name}"))
         if column in rows[0]
     )
-    return Markup(curve(rows, name, f"{CURVES[name]} of {stage} over {len(rows)} epochs: {text}"))
+    alt = f"{CURVES[name]} of {stage} over {len(rows)} epochs: {text}"
+    return Markup(curve(rows, name, alt, mark_best=mark_best))
+
+
+def discarded_stage(record: Mapping[str, Any]) -> str:
+    """The stage of fine-tuning that did not lower the loss on val, so that the run holds the weights from
+    before it; an empty text for other runs, and for older ones, whose run.json does not say it.
+    """
+    return str(record["settings"]["fine_tune"]) if record.get("fine_tuning_discarded") else ""
 
 
 def _unfinished(record: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -> str:

@@ -89,6 +89,7 @@ def report(
     added: Sequence[AddedAnswer] = (),
     suspects: Sequence[SuspectLabel] | None = None,
     curve: LearningCurve | None = None,
+    discarded: bool = False,
     **settings: Any,
 ) -> Page:
     given = replace(RECIPES[settings.pop("recipe", "pooled")], **settings)
@@ -113,6 +114,7 @@ def report(
         "settings": asdict(given) | {"weights": "base.safetensors"},
         "versions": {"python": "3.11"},
         "device": "cpu:0",
+        "fine_tuning_discarded": discarded,
         "temperature": 1.25,
         "thresholds": {"known": 0.5} if given.known else {},
         "metrics": {split: of and {"ece_before": 0.25, "unknown": 0.0625} for split, of in metrics.items()},
@@ -333,6 +335,17 @@ def test_a_stopped_run_names_the_stage_and_its_epochs(epochs: int, reason: str, 
     dataset = made_up("ab", 3, 1, 1)
     page = report(tmp_path / "report.html", dataset, all_right(dataset), HISTORY[:epochs], fine_tune="block5")
     assert f"Not finished: {reason} epochs" in page.text
+
+
+@pytest.mark.parametrize("discarded", [False, True])
+def test_fine_tuning_that_was_discarded_has_no_best_epoch(discarded: bool, tmp_path: Path) -> None:
+    dataset, path = made_up("ab", 3, 1, 1), tmp_path / "report.html"
+    page = report(path, dataset, all_right(dataset), fine_tune="block5", discarded=discarded)
+    assert path.read_text().count("best: epoch") == (2 if discarded else 4)
+    assert ("not fine-tuned" in page.text) == discarded and (
+        "fine-tuned from block5" in page.text
+    ) != discarded
+    assert ("weights from before it" in page.text) == discarded
 
 
 def test_unbalanced_classes_and_synthetic_photos_are_mentioned(tmp_path: Path) -> None:
