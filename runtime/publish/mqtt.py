@@ -196,8 +196,10 @@ class MqttPublisher:
         """Yields the picture before the state, so that who reacts to the state finds its picture."""
         topic = self._address.topic
         if answer.is_change:
-            with suppress(UserError):  # a photo that is gone or damaged by now
-                yield self._keep(f"{topic}/picture", encode_preview(answer.get_pixels()))
+            picture = b""  # removes the picture of the previous answer
+            with suppress(UserError):  # such as a photo that is gone by now
+                picture = encode_preview(answer.get_pixels())
+            yield self._keep(f"{topic}/picture", picture)
         yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
 
     def _periodic_messages(self) -> Iterator[Message]:

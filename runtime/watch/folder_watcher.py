@@ -169,7 +169,7 @@ def find_photos(folder: Path) -> tuple[dict[str, WatchedPhoto] | None, set[str]]
     for parent, names in walk(folder, errors.append):
         prefix = _prefix(folder, parent)
         for name in names:
-            if photo := _stat_photo(Path(parent, name), printable_name(prefix + name)):
+            if photo := stat_photo(Path(parent, name), printable_name(prefix + name)):
                 photos[photo.source] = photo
     unreadable = {printable_name(_prefix(folder, error.filename)) for error in errors}
     return None if "" in unreadable else photos, unreadable
@@ -180,7 +180,7 @@ def _prefix(folder: Path, parent: str) -> str:
     return "" if Path(parent) == folder else f"{Path(parent).relative_to(folder).as_posix()}/"
 
 
-def _stat_photo(path: Path, source: str) -> WatchedPhoto | None:
+def stat_photo(path: Path, source: str) -> WatchedPhoto | None:
     """Returns the photo; None if it is gone already, or no regular file: opening a pipe would block."""
     try:
         status = path.stat()

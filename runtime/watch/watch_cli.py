@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
 
@@ -13,9 +13,10 @@ from runtime.common.terminal import print_error, print_info, stop_on_sigterm
 from runtime.common.text import printable
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction, answer_columns, json_line
+from runtime.preprocess.stored_photo import encode_photo
 from runtime.publish.answer import Answer
 from runtime.publish.publishers import EACH_PHOTO, diagnostics_of, open_publishers
-from runtime.watch.folder_watcher import FolderWatcher, WatchedPhoto
+from runtime.watch.folder_watcher import FolderWatcher, WatchedPhoto, stat_photo
 from runtime.watch.options import WatchOptions
 from runtime.watch.sinks import open_sink
 
@@ -40,12 +41,25 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
             print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
-            _show(photo, result, reloader.current().labels, options.json)
             if isinstance(result, Prediction):
-                publish(Answer(result, datetime.now(timezone.utc), partial(photo_pixels, photo.path)))
+                picture = _read_copy(photo) if options.publishing.mqtt else b""  # for MQTT only
+                publish(Answer(result, datetime.now(timezone.utc), partial(photo_pixels, picture)))
+            _show(photo, result, reloader.current().labels, options.json)
 
         FolderWatcher(options.folder, reloader, sink, show, print_info).run()
     return 0
+
+
+def _read_copy(photo: WatchedPhoto) -> bytes:
+    """Returns a small JPEG of a photo; b"" if the photo is gone or replaced by now.
+
+    The answer may wait for the broker for hours, in which another photo may get the same name.
+    """
+    with suppress(UserError):
+        data = encode_photo(photo_pixels(photo.path))
+        if stat_photo(photo.path, photo.source) == photo:
+            return data
+    return b""
 
 
 def _show(photo: WatchedPhoto, result: Prediction | str, labels: tuple[str, ...], as_json: bool) -> None:

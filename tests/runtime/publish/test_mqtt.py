@@ -13,13 +13,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from PIL import Image
 
+from runtime.common.errors import PictureError
 from runtime.publish import mqtt
 from runtime.publish.address import parse_mqtt_address
 from runtime.publish.mqtt import MqttConnection, MqttPublisher
@@ -93,6 +94,22 @@ def test_the_picture_of_a_change_comes_before_its_state(
         publisher.publish(make_answer("tulips", is_change=False))
         wait_for(lambda: sum(topic == f"{TOPIC}/state" for topic, _ in found.order) == 3)
         assert sum(topic == f"{TOPIC}/picture" for topic, _ in found.order) == 2
+
+
+def test_an_answer_without_its_picture_removes_the_picture_before(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    def fail() -> NoReturn:
+        raise PictureError("is gone")
+
+    with program.publisher(url(broker), capacity=10) as publisher, broker.subscriber() as found:
+        publisher.publish(make_answer("roses"))
+        publisher.publish(replace(make_answer("tulips"), get_pixels=fail))
+        wait_for(lambda: json.loads(found.wait(f"{TOPIC}/state"))["label"] == "tulips")
+        assert found.latest[f"{TOPIC}/picture"] == b""
+        with broker.subscriber() as late:
+            late.wait(f"{TOPIC}/state")
+            assert f"{TOPIC}/picture" not in late.latest
 
 
 def test_a_problem_is_published_before_the_program_is_online(broker: Broker, program: Program) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -59,6 +60,35 @@ def test_watch_publishes_each_photo_with_its_picture(
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         found.wait("cam/availability", b"offline")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_watch_publishes_the_picture_that_it_classified(
+    broker: Broker, colours: Path, photos: Path, tmp_path: Path, is_deleted: bool
+) -> None:
+    """The photo is replaced by another one, or deleted, while the broker is away."""
+    folder, red = tmp_path / "in", (photos / "red.jpg").read_bytes()
+    folder.mkdir()
+    (folder / "photo.jpg").write_bytes(red)
+    broker.kill()
+    arguments = ("--watch", folder, "--model", colours, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
+    process = start_python("-m", "runtime.classify", *arguments)
+    try:
+        lines = iter(process.stdout or ())
+        assert "photo.jpg" not in next(lines) and "红" in next(lines)
+        (folder / "photo.jpg").unlink() if is_deleted else (folder / "photo.jpg").write_bytes(
+            jpeg(plain(BLUE))
+        )
+        broker.start()
+        with broker.subscriber() as found:
+            found.wait("cam/state")
+            pictures = [payload for topic, payload in found.order if topic == "cam/picture"]
+            red_level, _, blue_level = np.asarray(Image.open(io.BytesIO(pictures[0]))).mean((0, 1))
+            assert red_level > blue_level
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.slow
