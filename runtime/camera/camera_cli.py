@@ -28,22 +28,29 @@ def run_camera(options: CameraOptions, open_reloader: OpenReloader) -> int:
     """
     check_save_options(options.saving)
     view = TerminalView(json=options.json, on_change=options.on_change)
+    refusal = ""
     with stop_on_sigterm(), ExitStack() as stack:
         camera = Camera(options.source, retry=options.retry, on_message=view.message)
+
+        def on_refused(problem: str) -> None:
+            nonlocal refusal
+            refusal = problem
+            view.message(describe_refusal(camera.name, problem))
+
         reloader = open_reloader(view.message)
         model = reloader.current().model
         save = stack.enter_context(open_recorders(options.saving, model, options.every, view.message))
         publish = stack.enter_context(
             open_publishers(
                 options.publishing,
-                lambda: diagnostics_of(reloader.current(), camera.problem),
+                lambda: diagnostics_of(reloader.current(), camera.problem or refusal),
                 view.message,
                 LATEST_ONLY,
             )
         )
         stack.callback(view.close)  # before the recorders print their counts
         uses = [frame_saver(save), frame_publisher(publish)]
-        return _show_stream(options, camera, reloader, view, uses)
+        return _show_stream(options, camera, reloader, view, on_refused, uses)
     return 0
 
 
@@ -52,6 +59,7 @@ def _show_stream(
     camera: Camera,
     reloader: ReloadingClassifier,
     view: TerminalView,
+    on_refused: Callable[[str], None],
     uses: list[Callable[[FramePrediction], None]],
 ) -> int:
     smoothing = smooth_over_frames if isinstance(options.smooth, int) else smooth_over_seconds
@@ -62,7 +70,7 @@ def _show_stream(
         smoothing=smoothing(options.smooth),
         confirm=options.confirm,
         crop=lambda: options.crop,
-        on_refused=lambda problem: view.message(describe_refusal(camera.name, problem)),
+        on_refused=on_refused,
     )
     started = False
     description = str(reloader.current())

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from runtime.camera.camera import Camera
 from runtime.camera.frame_publisher import frame_publisher
 from runtime.camera.options import SaveOptions
 from runtime.camera.saving import frame_saver, open_recorders, photo_pixels
@@ -44,21 +43,22 @@ def open_answer_uses(
     publishing: PublishOptions,
     every: float,
     model: ReloadingClassifier,
-    camera: Camera | None,
+    camera_problem: Callable[[], str] | None,
 ) -> Iterator[AnswerUses]:
     """Opens the folders and the connections that the options ask for. Raises UserError.
 
     Frames and photos are saved. Published are the answers of the camera, or of the photos if there is none.
-    `every` is the value of --every in seconds.
+    `every` is the value of --every in seconds. `camera_problem` returns one line while no frames are
+    classified, else ""; it is None if there is no camera.
     """
 
     def diagnostics() -> dict[str, Any]:
-        return diagnostics_of(model.current(), camera.problem if camera else "")
+        return diagnostics_of(model.current(), camera_problem() if camera_problem else "")
 
     numbers = count(1)
     with ExitStack() as stack:
         save = stack.enter_context(open_recorders(saving, model.current().model, every, print_info))
-        capacity = LATEST_ONLY if camera else EACH_PHOTO
+        capacity = LATEST_ONLY if camera_problem else EACH_PHOTO
         publish = stack.enter_context(open_publishers(publishing, diagnostics, print_info, capacity))
         save_frame, publish_frame = frame_saver(save), frame_publisher(publish)
 
@@ -69,7 +69,7 @@ def open_answer_uses(
         def on_photo(prediction: Prediction, data: bytes) -> None:
             get_pixels = partial(photo_pixels, data)
             save(prediction, get_pixels, next(numbers), None)
-            if camera is None:
+            if camera_problem is None:
                 photo = data if len(data) <= MAX_WAITING_BYTES else b""
                 if publishing.mqtt and not photo:  # the only one that gets pictures
                     # A small copy waits for the broker with its answer, and not the upload of 32 MB.

@@ -124,8 +124,15 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
             parallel=True,
             **config.classifier_options,
         )
+        view: LiveView | None = None
+
+        def camera_problem() -> str:
+            return view.problem if view else ""
+
         uses = stack.enter_context(
-            open_answer_uses(config.saving, config.publishing, config.every, model, camera)
+            open_answer_uses(
+                config.saving, config.publishing, config.every, model, camera_problem if camera else None
+            )
         )
         learner = _make_learner(config, policy, model)
         collector = ReviewCollector(learner.review, model, lambda: not learner.unavailable())
@@ -138,7 +145,6 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
             uses.on_photo(prediction, data)
             collector.offer_photo(prediction, data)
 
-        view = None
         if camera:
             crop = CropSetting(model, config.crop)
             opened = stack.enter_context(camera)

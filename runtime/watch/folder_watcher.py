@@ -28,6 +28,7 @@ DAMAGED_AFTER = 10.0
 # A slow photo may be hostile. After a photo that takes longer than this, the newest photo is next.
 SLOW_SECONDS = 0.5
 
+IS_MISSING = "is missing, waiting for it"
 MAX_SHOWN = 200  # characters of a folder in a message
 MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262
 
@@ -71,6 +72,13 @@ class FolderWatcher:
         self._unreadable: set[str] = set()  # folders, in the previous scan
         self._is_missing = self._is_locked = False
 
+    @property
+    def problem(self) -> str:
+        """One line on why no photos are classified; "" while they are. Any thread may read it."""
+        if self._is_missing:
+            return f"{self._folder}: {IS_MISSING}"
+        return f"{self._sink.name}: {IS_LOCKED}" if self._is_locked else ""
+
     def run(self) -> None:
         """Scans for ever. Raises EngineError, and UserError if a result cannot be saved."""
         while True:
@@ -87,9 +95,7 @@ class FolderWatcher:
         due = now + max(SCAN_INTERVAL, MIN_PAUSE * (now - started))
         if (found is None) != self._is_missing:
             self._is_missing = found is None
-            self._on_message(
-                f"{self._folder}: is {'missing, waiting for it' if self._is_missing else 'back'}"
-            )
+            self._on_message(f"{self._folder}: {IS_MISSING if self._is_missing else 'is back'}")
         photos = found or {}
         self._report_unreadable(set() if found is None else unreadable)
         for photo in self._in_order(photos):

@@ -33,12 +33,6 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
     with stop_on_sigterm(), ExitStack() as stack:
         sink = stack.enter_context(open_sink(options.out, print_info))
         reloader = open_reloader(print_info)
-        opened = open_publishers(
-            options.publishing, lambda: diagnostics_of(reloader.current(), ""), print_info, EACH_PHOTO
-        )
-        publish = stack.enter_context(opened)
-        if not options.json:
-            print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
             if isinstance(result, Prediction):
@@ -46,7 +40,17 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
                 publish(Answer(result, datetime.now(timezone.utc), partial(photo_pixels, picture)))
             _show(photo, result, reloader.current().labels, options.json)
 
-        FolderWatcher(options.folder, reloader, sink, show, print_info).run()
+        watcher = FolderWatcher(options.folder, reloader, sink, show, print_info)
+        opened = open_publishers(
+            options.publishing,
+            lambda: diagnostics_of(reloader.current(), watcher.problem),
+            print_info,
+            EACH_PHOTO,
+        )
+        publish = stack.enter_context(opened)
+        if not options.json:
+            print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
+        watcher.run()
     return 0
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.camera import stream
+from runtime.camera.crop import Crop
 from runtime.camera.options import SaveOptions
 from runtime.classify import main
 from runtime.common.errors import UserError
@@ -21,9 +24,10 @@ from runtime.publish.address import parse_mqtt_address
 from runtime.publish.flags import PASSWORD_VARIABLE
 from runtime.publish.publishers import PublishOptions, open_publishers
 from runtime.server.answer_uses import open_answer_uses
-from tests.helpers import start_python
+from runtime.watch.folder_watcher import IS_MISSING
+from tests.helpers import start_python, wait_for
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
-from tests.runtime.publish.broker import PASSWORD, USER, Broker
+from tests.runtime.publish.broker import PASSWORD, USER, Broker, Subscriber
 from tests.serving import serve_in_process, serve_in_thread
 
 Capture = pytest.CaptureFixture[str]
@@ -38,8 +42,8 @@ def no_password(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PASSWORD_VARIABLE, raising=False)
 
 
-def labels(found: object) -> Iterator[str]:
-    for topic, payload in found.order:  # type: ignore[attr-defined]
+def labels(found: Subscriber) -> Iterator[str]:
+    for topic, payload in found.order:
         if topic == "cam/state":
             yield json.loads(payload)["label"]
 
@@ -105,6 +109,69 @@ def test_the_service_publishes_its_camera(broker: Broker, knowing: Path) -> None
         assert list(dict.fromkeys(labels(found))) == ["红", "blau"]
         diagnostics = json.loads(found.wait("cam/diagnostics"))
         assert diagnostics["model"] == "colours" and "红" in diagnostics["labels"]
+
+
+def problem_of(found: Subscriber) -> str:
+    return str(json.loads(found.latest.get("cam/diagnostics", b'{"problem": ""}'))["problem"])
+
+
+STRIP = Crop(0.0, 0.0, 1.0, 0.02)  # 2 pixels high in the frames below
+
+
+@pytest.mark.slow
+def test_the_service_publishes_that_frames_are_refused(
+    broker: Broker, knowing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "FRAME_TIMEOUT", 0.2)
+    wide = jpeg(plain(RED, (100, 2000)))
+    with (
+        broker.subscriber() as found,
+        mjpeg_server(lambda number: wide) as server,
+        serve_in_thread(knowing, camera=server.address, publishing=options(broker), crop=STRIP),
+    ):
+        wait_for(lambda: "--crop" in problem_of(found))
+
+
+@pytest.mark.slow
+def test_the_camera_command_publishes_that_frames_are_refused(broker: Broker, colours: Path) -> None:
+    code = (
+        "import sys; from runtime.camera import stream; from runtime.classify import main; "
+        "stream.FRAME_TIMEOUT = 0.2; sys.exit(main())"
+    )
+    wide, narrow = jpeg(plain(RED, (100, 2000))), jpeg(plain(RED, (100, 100)))
+    refused = threading.Event()
+    with (
+        broker.subscriber() as found,
+        mjpeg_server(lambda number: narrow if refused.is_set() else wide) as server,
+    ):
+        arguments = ("--camera", server.address, "--crop", "0,0,1,0.02", "--model", colours)
+        process = start_python("-c", code, *arguments, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
+        try:
+            wait_for(lambda: "--crop" in problem_of(found))
+            refused.set()
+            wait_for(lambda: problem_of(found) == "")
+        finally:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+def test_watch_publishes_that_its_folder_is_missing(broker: Broker, colours: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    arguments = ("--watch", folder, "--model", colours, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
+    with broker.subscriber() as found:
+        process = start_python("-m", "runtime.classify", *arguments)
+        try:
+            found.wait("cam/availability", b"online")
+            assert problem_of(found) == ""
+            folder.rmdir()
+            wait_for(lambda: problem_of(found) == f"{folder}: {IS_MISSING}")
+            folder.mkdir()
+            wait_for(lambda: problem_of(found) == "")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def test_a_service_without_a_camera_publishes_uploaded_photos(broker: Broker, knowing: Path) -> None:
