@@ -21,6 +21,8 @@ from runtime.inference.prediction import Prediction, json_line
 from runtime.preprocess.picture import read_picture
 
 FPS_WINDOW = 10  # answers
+WAIT = 1.0  # seconds for a frame, until the camera is checked
+GAP = 3  # frame intervals without a frame, after which the scene may have changed
 NO_MEMORY = EngineError("not enough memory for a frame")
 
 
@@ -87,15 +89,17 @@ def predict_stream(
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
     changes, refusals = ChangeDetector(confirm), _Refusals(camera.name, on_refused)
-    prepare_seconds, last, dropped = 0.0, 0, 0
+    prepare_seconds, last, dropped, waited = 0.0, 0, 0, 0.0
     while True:
         schedule.wait()
-        frame = camera.newest(last, timeout=1.0, max_age=max(0.0, camera.frame_interval - prepare_seconds))
+        frame = camera.newest(last, timeout=WAIT, max_age=max(0.0, camera.frame_interval - prepare_seconds))
         if frame is None:
             if camera.ended:
                 return refusals.end()
-            average.reset()  # the scene may have changed during the gap
-            rate.reset()
+            waited += WAIT
+            if camera.problem or waited >= GAP * camera.frame_interval:
+                average.reset()
+                rate.reset()
             continue
         schedule.start()
         classifier, region = reloader.current(), crop()
@@ -105,14 +109,11 @@ def predict_stream(
             model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
             output = classifier.infer(model_input.pixels)
         except (PictureError, EngineError, MemoryError) as error:  # the next frame may be better
-            if isinstance(error, PictureError):
-                refusals.add(error)
-            else:
-                on_engine_error(NO_MEMORY if isinstance(error, MemoryError) else error)
+            _report_error(error, refusals, on_engine_error)
             dropped, last = dropped + frame.number - last, frame.number
             continue
         refusals.clear()
-        frame, prepare_seconds = model_input.frame, model_input.seconds
+        frame, prepare_seconds, waited = model_input.frame, model_input.seconds, 0.0
         dropped, last = dropped + frame.number - last - 1, frame.number
         ready, ms = time.monotonic(), 1000 * prepare_seconds
         prediction = classifier.to_prediction(camera.name, average.update(output, ready), ms)
@@ -167,6 +168,17 @@ class _Refusals:
         """Raises CameraError if the last frames of a clip were refused, and that is not reported yet."""
         if self._problem and not self._is_reported:
             raise CameraError(self._problem)
+
+
+def _report_error(
+    error: PictureError | EngineError | MemoryError,
+    refusals: _Refusals,
+    on_engine_error: Callable[[EngineError], None],
+) -> None:
+    if isinstance(error, PictureError):
+        refusals.add(error)
+    else:
+        on_engine_error(NO_MEMORY if isinstance(error, MemoryError) else error)
 
 
 class _Schedule:

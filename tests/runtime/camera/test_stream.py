@@ -56,12 +56,13 @@ class FakeModel:
 
 @dataclass
 class FakeCamera:
-    """A frame every INTERVAL in the given colors; None is an interval in which the camera is lost."""
+    """A frame every `interval` in the given colors; None is an interval in which the camera is lost."""
 
     clock: Clock
     colors: list[tuple[int, int, int] | None]
     name: str = "0"
     decode_ms: float = 0.0
+    interval: float = INTERVAL
     asked: list[float] = field(default_factory=list)  # the `max_age` of each call
 
     def __post_init__(self) -> None:
@@ -69,22 +70,29 @@ class FakeCamera:
 
     @property
     def frame_count(self) -> int:
-        return min(len(self.colors), int((self.clock.now - self.started) / INTERVAL + 1e-6) + 1)
+        return min(len(self.colors), int((self.clock.now - self.started) / self.interval + 1e-6) + 1)
 
     @property
     def frame_interval(self) -> float:
-        return INTERVAL if self.frame_count > 1 else 0.0
+        return self.interval if self.frame_count > 1 else 0.0
 
     @property
     def ended(self) -> bool:
         return self.frame_count == len(self.colors)
 
+    @property
+    def problem(self) -> str:
+        return "is lost" if self.colors[self.frame_count - 1] is None else ""
+
     def newest(self, after: int = 0, timeout: float = 1.0, *, max_age: float = float("inf")) -> Frame | None:
         self.asked.append(max_age)
+        deadline = self.clock.now + timeout
         while (number := self.frame_count) <= after or self._age(number) > max(max_age, 0.001):
             if self.ended:
                 return None
-            self.clock.now = self._arrival(number + 1)
+            self.clock.now = min(deadline, self._arrival(number + 1))
+            if self.clock.now == deadline:
+                return None
         color = self.colors[number - 1]
         if color is None:
             self.clock.now = self._arrival(number + 1)
@@ -93,7 +101,7 @@ class FakeCamera:
         return Frame(plain(color), self._arrival(number), number, self.decode_ms)
 
     def _arrival(self, number: int) -> float:
-        return self.started + INTERVAL * (number - 1)
+        return self.started + self.interval * (number - 1)
 
     def _age(self, number: int) -> float:
         return self.clock.now - self._arrival(number)
@@ -192,6 +200,13 @@ def test_a_gap_starts_a_new_average(clock: Clock, gap: list[None]) -> None:
     shown = predict(FakeCamera(clock, colors), FakeModel(clock), smoothing=smooth_over_seconds(1000))
     assert [one.prediction.label for one in shown] == ["red", "red", "blue", "blue"]
     assert shown[2].fps == 0
+
+
+def test_frames_of_a_slow_camera_are_smoothed(clock: Clock) -> None:
+    camera = FakeCamera(clock, [RED] * 5 + [BLUE], interval=2.5)
+    shown = predict(camera, FakeModel(clock), smoothing=smooth_over_seconds(1000))
+    assert [one.prediction.label for one in shown] == ["red"] * 6 and shown[-1].unsmoothed.label == "blue"
+    assert shown[-1].fps == pytest.approx(0.4)
 
 
 def test_another_model_starts_a_new_average(clock: Clock) -> None:
