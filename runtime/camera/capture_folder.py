@@ -7,6 +7,7 @@ from pathlib import Path
 
 from runtime.common.errors import UserError
 from runtime.common.text import printable
+from runtime.inference.prediction import UNKNOWN
 from runtime.preprocess.photo_files import SUFFIXES
 
 # Training reads folders of these names, in any case, as the splits of a data set (train/data/dataset.py).
@@ -27,6 +28,11 @@ def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -
     _check_label(label)
     if folder.name in ("", ".."):  # such as ".", whose name and parent are not in the path
         folder = Path(os.path.realpath(folder))
+    if label.casefold() == UNKNOWN:
+        raise UserError(
+            f"{label} is the answer for pictures of no class, so training refuses it as a class: for photos "
+            f"of none of the classes, use {_flag(NONE_FOLDER, folder)}"
+        )
     if _has_pictures(folder):
         raise UserError(
             f"{printable(str(folder))}: holds photos, so it is a class folder itself: "

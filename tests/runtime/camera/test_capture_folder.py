@@ -50,6 +50,15 @@ def test_an_existing_class_is_accepted(photos: Path, splits: Path) -> None:
     check_capture_folder("daisy", splits / "test")
 
 
+@pytest.mark.parametrize("label", ["unknown", "Unknown"])
+def test_unknown_is_no_class(label: str, photos: Path, tmp_path: Path) -> None:
+    for folder in (photos, tmp_path / "new"):
+        assert f"--capture none {folder}" in refusal(label, folder, new_class=True)
+    (photos / "roses").rename(photos / label)
+    with pytest.raises(PhotosError, match=label):
+        search.find_photos(photos)
+
+
 def test_the_first_class_of_a_new_data_set_is_accepted(tmp_path: Path, photos: Path) -> None:
     check_capture_folder("roses", tmp_path / "none yet")
     check_capture_folder("roses", tmp_path / "new" / "train")
