@@ -34,9 +34,9 @@ class PhotoRecorder:
     of all pictures so far. Each name ends in a random key, and the pictures with the smallest keys stay
     (bottom-k sampling, Cohen and Kaplan, 2007), so that a sample continues after a restart.
 
-    A context manager; any thread may call `save`. At the end, `on_message` gets the number of saved photos
-    and their folder; a folder that was created and holds no photo is removed, because training refuses a
-    class without photos. Raises UserError if the folder cannot be created.
+    A context manager; any thread may call `save`. At the end, `on_message` gets the folder and the number of
+    saved photos, or of the photos in the sample; a folder that was created and holds no photo is removed,
+    because training refuses a class without photos. Raises UserError if the folder cannot be created.
     """
 
     def __init__(
@@ -77,7 +77,12 @@ class PhotoRecorder:
                 for folder in self._created:
                     folder.rmdir()
         if self._saved or not isinstance(error, Exception):  # else the error is the last line
-            self._on_message(f"saved {self._saved} photo{'s' * (self._saved != 1)} in {self._folder}")
+            self._on_message(self._summary())
+
+    def _summary(self) -> str:
+        if self._sample is None:
+            return f"saved {_photos(self._saved)} in {self._folder}"
+        return f"saved a sample of {_photos(len(self._sample))} in {self._folder}"
 
     def save(self, get_pixels: GetPixels, number: int, captured_at: float | None = None) -> None:
         """Saves a picture if it is due and the folder has room for it. `number` becomes part of its name.
@@ -113,7 +118,12 @@ class PhotoRecorder:
         return True
 
     def _make_room(self, size: int, key: str) -> bool:
-        """Reserves `size` bytes for a picture; returns False if it has no place. A sample removes others."""
+        """Reserves `size` bytes for a picture; returns False if it has no place.
+
+        A sample removes others, unless the picture alone is larger than the sample may be.
+        """
+        if self._sample and size > self._bytes_left + sum(of for _, of in self._sample.values()):
+            return False
         while self._bytes_left < size:
             largest = max(self._sample, default="") if self._sample is not None else ""
             if self._sample is None or not largest:
@@ -155,6 +165,10 @@ class PhotoRecorder:
     def _stop(self, reason: str) -> None:
         self._stopped = True
         self._on_message(f"{self._folder}: {reason}: no more photos are saved")
+
+
+def _photos(count: int) -> str:
+    return f"{count} photo{'s' * (count != 1)}"
 
 
 def _encode(pixels: NDArray[np.uint8]) -> memoryview:

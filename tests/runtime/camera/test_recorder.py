@@ -140,7 +140,7 @@ def test_a_full_sample_keeps_the_photos_with_the_smallest_keys(
             for number in range(30):
                 recorder.save(lambda: plain(RED), number)
     assert len(drawn) == 61 and keys(folder) == sorted(drawn[1:])[:5]
-    assert all(message.startswith("saved ") for message in messages)
+    assert messages == [f"saved a sample of 5 photos in {folder}"] * 2
 
 
 def test_a_sample_encodes_no_picture_that_it_would_not_keep(tmp_path: Path) -> None:
@@ -152,6 +152,23 @@ def test_a_sample_encodes_no_picture_that_it_would_not_keep(tmp_path: Path) -> N
             recorder.save(lambda number=number: encoded.append(number) or plain(RED), number)
     # The expected number of entries is 3 (1 + ln 100), about 17; 60 has a probability below 1e-9.
     assert len(encoded) < 60
+
+
+def test_a_picture_larger_than_the_sample_may_be_removes_no_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, messages = tmp_path / "sample", list[str]()
+    record(tmp_path / "one", [0])
+    size = next((tmp_path / "one").iterdir()).stat().st_size
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)
+    with PhotoRecorder(folder, 0, 5.5 * size / 1e6, messages.append, sample=True) as recorder:
+        for number in range(5):
+            recorder.save(lambda: plain(RED), number)
+        before = keys(folder)
+        monkeypatch.setattr("os.urandom", bytes)  # the smallest key
+        recorder.save(lambda: noise, 5)
+        assert keys(folder) == before
+    assert messages == [f"saved a sample of 5 photos in {folder}"]
 
 
 def test_a_sample_removes_no_file_of_others(tmp_path: Path) -> None:
