@@ -71,6 +71,7 @@ class MqttPublisher:
         self._diagnostics, self._on_message = diagnostics, on_message
         self._outbox: Outbox[Answer] = Outbox(capacity)
         self._messages: list[Message] = []  # to be sent, in this order
+        self._announced = ""  # the model that the discovery messages name
         self._latest: dict[str, bytes] = {}  # by topic: sent again after a reconnect
         self._sending: MQTTMessageInfo | None = None  # the broker has not confirmed it yet
         self._accepted = False  # by the broker
@@ -159,14 +160,14 @@ class MqttPublisher:
         self._sending = None
         self._checked_diagnostics = self._said_online = time.monotonic()
         self._outbox.take_dropped()  # while the broker was away
-        diagnostics = self._diagnostics()
-        self._keep(f"{self._address.topic}/diagnostics", json.dumps(diagnostics).encode())
+        facts = self._diagnostics()
+        self._keep(f"{self._address.topic}/diagnostics", json.dumps(facts).encode())
         # Also after a reconnect: the broker may have lost its retained messages. "online" follows the
         # diagnostics, which say whether the last answer is current.
         self._messages = [
             *self._latest.items(),
             (f"{self._address.topic}/availability", b"online"),
-            *discovery_messages(self._address.topic, str(diagnostics.get("model", ""))),
+            *self._discovery(facts),
         ]
 
     def _send_next(self) -> None:
@@ -210,9 +211,16 @@ class MqttPublisher:
         if now - self._checked_diagnostics < DIAGNOSTICS_INTERVAL:
             return
         self._checked_diagnostics = now
-        topic, payload = f"{self._address.topic}/diagnostics", json.dumps(self._diagnostics()).encode()
+        facts = self._diagnostics()
+        topic, payload = f"{self._address.topic}/diagnostics", json.dumps(facts).encode()
         if self._latest.get(topic) != payload:
             yield self._keep(topic, payload)
+        if facts.get("model", "") != self._announced:
+            yield from self._discovery(facts)
+
+    def _discovery(self, facts: dict[str, Any]) -> Iterator[Message]:
+        self._announced = str(facts.get("model", ""))
+        return discovery_messages(self._address.topic, self._announced)
 
     def _keep(self, topic: str, payload: bytes) -> Message:
         self._latest[topic] = payload

@@ -96,6 +96,19 @@ def test_the_picture_of_a_change_comes_before_its_state(
         assert sum(topic == f"{TOPIC}/picture" for topic, _ in found.order) == 2
 
 
+def test_another_model_is_announced(broker: Broker, program: Program) -> None:
+    def models() -> list[str]:
+        configs = (json.loads(data) for topic, data in found.order if topic.startswith("homeassistant/"))
+        return [config["device"]["model"] for config in configs]
+
+    with broker.subscriber() as found, program.publisher(url(broker)):
+        wait_for(lambda: models() == ["flowers"] * 6)
+        program.diagnostics = {"model": "flowers", "problem": "the camera is lost"}
+        wait_for(lambda: json.loads(found.latest[f"{TOPIC}/diagnostics"])["problem"] != "")
+        program.diagnostics = {"model": "trees", "problem": ""}
+        wait_for(lambda: models() == ["flowers"] * 6 + ["trees"] * 6)
+
+
 def test_an_answer_without_its_picture_removes_the_picture_before(
     broker: Broker, program: Program, make_answer: MakeAnswer
 ) -> None:
