@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from PIL import Image
 
 from runtime.publish.home_assistant import discovery_messages
+from tests.helpers import start_python
+from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
+from tests.runtime.publish.broker import Broker, Subscriber
 from tests.runtime.publish.conftest import MakeAnswer
 
 
@@ -72,3 +78,51 @@ def test_an_answer_is_available_while_there_is_no_problem(problem: str, answer: 
         states = [render(other["value_template"], facts) for other in others]
         assert {other["topic"] for other in others} <= {"home/garden/diagnostics"}
         assert states == ([answer] if name in ("label", "probability", "picture") else [])
+
+
+@pytest.mark.slow
+def test_each_entity_of_a_running_program_gets_what_its_configuration_names(
+    broker: Broker, colours: Path
+) -> None:
+    red = jpeg(plain(RED))
+    with mjpeg_server(lambda number: red) as server, broker.subscriber() as found:
+        address = f"mqtt://127.0.0.1:{broker.port}/home/garden"
+        process = start_python(
+            *("-m", "runtime.classify", "--camera", server.address, "--model", colours, "--mqtt", address)
+        )
+        try:
+            found.wait("home/garden/state")  # follows all other messages
+            facts = json.loads(found.wait("home/garden/diagnostics"))
+            entities = {
+                topic.split("/")[-2]: json.loads(payload)
+                for topic, payload in found.latest.items()
+                if topic.startswith("homeassistant/")
+            }
+            assert {name: shown(entity, found) for name, entity in entities.items()} == {
+                "label": "红",
+                "probability": shown_percent(found),
+                "picture": "JPEG",
+                "problem": "OFF",
+                "model": facts["model"],
+                "engine": facts["engine"],
+            }
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def shown(entity: dict[str, Any], found: Subscriber) -> str | None:
+    """What Home Assistant shows for an entity, from the messages of the topics that it subscribes to."""
+    for source in entity["availability"]:
+        payload = found.wait(source["topic"])
+        template = source.get("value_template")
+        assert (render(template, json.loads(payload)) if template else payload.decode()) == "online"
+    if attributes := entity.get("json_attributes_topic"):
+        assert len(json.loads(found.wait(attributes))) > 1
+    if "topic" in entity:  # a camera
+        return Image.open(io.BytesIO(found.wait(entity["topic"]))).format
+    return render(entity["value_template"], json.loads(found.wait(entity["state_topic"])))
+
+
+def shown_percent(found: Subscriber) -> str:
+    return str(round(100 * json.loads(found.latest["home/garden/state"])["probability"], 1))

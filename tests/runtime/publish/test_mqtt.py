@@ -274,6 +274,9 @@ def test_the_last_will_of_a_killed_program_is_offline(broker: Broker, colours: P
             process.kill()
             process.communicate()
         found.wait(f"{TOPIC}/availability", b"offline")
+    with broker.subscriber() as late:  # such as Home Assistant, when it starts after the crash
+        late.wait(f"{TOPIC}/availability", b"offline")
+        assert f"{TOPIC}/availability" in late.retained
 
 
 # Connects to argv[1], as a process that a power cut or SIGSTOP ends without a message.
