@@ -22,7 +22,6 @@ from runtime.common.text import display_width, pad, printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.learned_state import (
     MAX_MB,
-    NONE_LABEL,
     LearnedState,
     describe_learning,
     read_state,
@@ -30,7 +29,7 @@ from runtime.inference.learned_state import (
 from runtime.inference.learning import Learned, nothing_learned, pending_photos, reset, undo
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
-from runtime.preprocess.photo_files import SUFFIXES, find_photos
+from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photos
 from runtime.preprocess.stored_photo import added_at, is_id
 
 

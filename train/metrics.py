@@ -9,7 +9,8 @@ from typing import Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.dataset import NONE, Dataset, Photo
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import Dataset, Photo
 from train.network.calibration import expected_calibration_error
 
 
@@ -42,7 +43,7 @@ class AddedAnswer:
 
     @property
     def right(self) -> bool:
-        return self.answer == (None if self.photo.label == NONE else self.photo.label)
+        return self.answer == (None if self.photo.label == NONE_LABEL else self.photo.label)
 
 
 class NegativeMetrics(TypedDict):

@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
+from runtime.preprocess.photo_files import NONE_LABEL
 from train.cache import cache_folder
 from train.cli import add_run_flags, run_cli
 from train.data.augment import negative_view_count, read_view, view_count
 from train.data.class_weights import NEGATIVE
-from train.data.dataset import NONE, SPLITS, Dataset, Photo
+from train.data.dataset import SPLITS, Dataset, Photo
 from train.data.find_photos import with_negatives_of
 from train.data.near_duplicates import check_near_duplicates
 from train.data.negatives import (
@@ -235,7 +236,7 @@ def _features(
             for start in range(0, len(pictures), BATCH)
         )
         means = channel_means_of(weights, batches, len(pictures), progress.step)
-    labels = [NEGATIVE if photo.label == NONE else classes.index(photo.label) for photo, _ in pictures]
+    labels = [NEGATIVE if photo.label == NONE_LABEL else classes.index(photo.label) for photo, _ in pictures]
     return SplitFeatures(means[-1][:, np.newaxis, np.newaxis, :], np.array(labels, np.int32), means)
 
 

@@ -8,12 +8,8 @@ from pathlib import Path
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.inference.prediction import UNKNOWN
-from runtime.preprocess.photo_files import SUFFIXES
+from runtime.preprocess.photo_files import NONE_LABEL, SPLIT_NAMES, SUFFIXES
 
-# Training reads folders of these names, in any case, as the splits of a data set (train/data/dataset.py).
-SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
-# Training reads a folder of this name, in any case, as photos of none of the classes (train/data/dataset.py).
-NONE_FOLDER = "none"
 MAX_LABEL_BYTES = 200
 MAX_LISTED = 10
 
@@ -31,7 +27,7 @@ def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -
     if label.casefold() == UNKNOWN:
         raise UserError(
             f"{label} is the answer for pictures of no class, so training refuses it as a class: for photos "
-            f"of none of the classes, use {_flag(NONE_FOLDER, folder)}"
+            f"of none of the classes, use {_flag(NONE_LABEL, folder)}"
         )
     if _has_pictures(folder):
         raise UserError(
@@ -85,7 +81,7 @@ def _check_label(label: str) -> None:
 
 
 def _is_none(label: str) -> bool:
-    return label.casefold() == NONE_FOLDER
+    return label.casefold() == NONE_LABEL
 
 
 def _train_split(folder: Path) -> Path | None:

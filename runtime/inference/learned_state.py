@@ -44,7 +44,6 @@ SUFFIX = ".learned"
 FOLDER_VARIABLE = "VGG_EDGE_LEARNED"  # names a folder for the learned states of all models
 STATE_NAME, PREVIOUS_NAME = "state.json", "previous.json"
 _NO_STATE = b"null\n"  # previous.json when nothing was learned before
-NONE_LABEL = "none"  # of photos that show none of the classes
 MAX_MB = 200.0  # of all files of a learned state
 MAX_STATE_BYTES = 2**26
 MAX_COUNT = 10**9

@@ -14,7 +14,6 @@ from runtime.common.atomic import atomic_write
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.file_lock import exclusive_lock
 from runtime.inference.learned_state import (
-    NONE_LABEL,
     LearnedState,
     read_previous,
     read_state,
@@ -24,6 +23,7 @@ from runtime.inference.learned_state import (
 from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label, find_label
 from runtime.inference.teaching import TaughtOutputs, Teaching, fit_learned
+from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE
 
 if TYPE_CHECKING:

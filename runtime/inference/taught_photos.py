@@ -21,8 +21,9 @@ from urllib.parse import unquote
 from runtime.common.atomic import atomic_create, remove_unfinished
 from runtime.common.errors import UserError
 from runtime.common.text import is_name, printable
-from runtime.inference.learned_state import MAX_MB, NONE_LABEL
+from runtime.inference.learned_state import MAX_MB
 from runtime.inference.prediction import UNKNOWN
+from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import encode_photo, id_ending, is_id, new_id
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ import numpy as np
 from runtime.common.errors import UserError
 from runtime.inference.correction import bias_to_add, logit, sigmoid
 from runtime.inference.learned_state import (
-    NONE_LABEL,
     SMALLEST_PROBABILITY,
     LabelResult,
     LearnedState,
     Measured,
 )
 from runtime.inference.softmax_regression import PENALTY, Metric, fit_softmax, softmax
+from runtime.preprocess.photo_files import NONE_LABEL
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

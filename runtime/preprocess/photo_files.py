@@ -11,7 +11,14 @@ SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"}
     | {".tif", ".tiff", ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm"}
 )
-
+# How training reads the folders of a data set, by their names in lower case: as a split, or as photos of none
+# of the classes.
+SPLIT_NAMES = {
+    **{"train": "train", "training": "train"},
+    **{"val": "val", "valid": "val", "validation": "val"},
+    **{"test": "test", "testing": "test"},
+}
+NONE_LABEL = "none"
 
 # `**` as a whole part of a pattern, with the separators behind it.
 _SEPARATORS = re.escape(os.sep + (os.altsep or ""))

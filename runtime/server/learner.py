@@ -15,7 +15,6 @@ from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.learned_state import (
     MAX_STATE_BYTES,
-    NONE_LABEL,
     STATE_NAME,
     LearnedState,
     describe_learning,
@@ -28,6 +27,7 @@ from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label
 from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
+from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE, added_at
 from runtime.server.errors import RequestRejected
 from runtime.server.exclusive_worker import ExclusiveWorker

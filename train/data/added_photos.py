@@ -13,7 +13,8 @@ from pathlib import Path
 from runtime.common.text import printable
 from runtime.inference.taught_photos import folder_label
 from runtime.model_file.contract import MAX_LABELS
-from train.data.dataset import NONE, Dataset, LeftOut, Photo, PhotosError, validated
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import Dataset, LeftOut, Photo, PhotosError, validated
 from train.data.find_photos import read_class_folders, without_duplicates
 
 REMEDY = (
@@ -34,7 +35,7 @@ def add_photos(dataset: Dataset, folder: Path, negatives: bool = True) -> Datase
     found, unusable = read_class_folders(root, "train", REMEDY)
     # The folder a%2Fb of `runtime.teach --export` holds the label a/b.
     found = [replace(photo, label=folder_label(photo.label) or photo.label) for photo in found]
-    _check_labels(dataset, {photo.label for photo in found} - {NONE}, folder)
+    _check_labels(dataset, {photo.label for photo in found} - {NONE_LABEL}, folder)
     unique, copies = without_duplicates(found)
     added, known, measured = _new_photos(dataset, unique)
     left_out = [*unusable, *copies, *known]
@@ -42,16 +43,16 @@ def add_photos(dataset: Dataset, folder: Path, negatives: bool = True) -> Datase
         left_out += [
             LeftOut(photo.path, "is not used: --no-negatives is set")
             for photo in added
-            if photo.label == NONE
+            if photo.label == NONE_LABEL
         ]
-        added = [photo for photo in added if photo.label != NONE]
+        added = [photo for photo in added if photo.label != NONE_LABEL]
     added = [replace(photo, path=(root / photo.path).as_posix()) for photo in added]
     outside = [replace(item, path=(root / item.path).as_posix()) for item in left_out]
     _print_added(dataset, added, len(outside), measured, folder)
     if not added:
         raise PhotosError(f"--add {folder}: no photo is new; remove --add, or add photos to the folder")
-    photos = [photo for photo in added if photo.label != NONE]
-    of_none = [photo for photo in added if photo.label == NONE]
+    photos = [photo for photo in added if photo.label != NONE_LABEL]
+    of_none = [photo for photo in added if photo.label == NONE_LABEL]
     return validated(
         replace(
             dataset,
@@ -102,10 +103,10 @@ def _print_added(
     the `left_out` files are in val or test.
     """
     counts = Counter(photo.label for photo in added)
-    new = sorted({*counts} - {*dataset.classes, NONE})
+    new = sorted({*counts} - {*dataset.classes, NONE_LABEL})
     numbers = [
         f"{label} {counts[label]:,}{' (new class)' if label in new else ''}"
-        for label in sorted(counts, key=lambda label: (label == NONE, label))
+        for label in sorted(counts, key=lambda label: (label == NONE_LABEL, label))
     ]
     skipped = f"; {left_out:,} file{'s' if left_out > 1 else ''} left out" if left_out else ""
     if measured:

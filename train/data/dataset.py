@@ -12,9 +12,9 @@ from pathlib import Path
 from runtime.common.errors import PictureError, UserError
 from runtime.common.text import printable
 from runtime.preprocess.decode import read_bytes
+from runtime.preprocess.photo_files import NONE_LABEL
 
 SPLITS = ("train", "val", "test")
-NONE = "none"  # the label of photos that show none of the classes; no class has this name in any case
 HASH_BLOCK = 1 << 20  # bytes read at a time
 
 
@@ -57,7 +57,7 @@ class LeftOut:
 class Dataset:
     """The photos under `root`, each in one split. `synthetic` marks drawn pictures.
 
-    `negatives` are photos of none of the classes, with the label NONE and a split each. They are under
+    `negatives` are photos of none of the classes, with the label NONE_LABEL and a split each. They are under
     `root`, under `negatives_root`, or in the default set (train/data/negatives.py). Photos and negatives
     under `added_root` are those of --add; all are in train.
     """
@@ -113,7 +113,7 @@ class Dataset:
 def validated(dataset: Dataset) -> Dataset:
     """The data set itself, if a classifier can be trained on it; otherwise raises PhotosError."""
     if len(dataset.classes) < 2:
-        hint = f" ({NONE} is not a class: rename its folder if it is)" if dataset.negatives else ""
+        hint = f" ({NONE_LABEL} is not a class: rename its folder if it is)" if dataset.negatives else ""
         raise PhotosError(
             f"{dataset.root}: found {', '.join(dataset.classes) or 'no class'}, but training needs at least "
             f"2 classes{hint}; put the photos of each class into a folder with the name of the class"

@@ -19,9 +19,8 @@ from pathlib import Path
 from runtime.common.text import is_name, printable
 from runtime.inference.prediction import UNKNOWN
 from runtime.model_file.contract import MAX_LABELS
-from runtime.preprocess.photo_files import SUFFIXES
+from runtime.preprocess.photo_files import NONE_LABEL, SPLIT_NAMES, SUFFIXES
 from train.data.dataset import (
-    NONE,
     SPLITS,
     Dataset,
     HashError,
@@ -34,13 +33,6 @@ from train.data.dataset import (
 from train.data.splits import limit_per_class, split_train
 from train.data.synthetic import SYNTHETIC_MARKER
 
-# Names of split folders in lower case.
-SPLIT_NAMES = {split: split for split in SPLITS} | {
-    "training": "train",
-    "valid": "val",
-    "validation": "val",
-    "testing": "test",
-}
 # Files that operating systems create. Names that start with a dot are ignored as well.
 SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
 
@@ -73,7 +65,7 @@ def find_photos(
     folders = {split: _class_folders(folder, none) for split, folder in split_folders.items()}
     _check_splits_have_classes(split_folders, folders)
     beside = _none_beside_splits(root, split_folders) if none is None else None
-    if beside and any(label == NONE for found in folders.values() for _, label in found):
+    if beside and any(label == NONE_LABEL for found in folders.values() for _, label in found):
         left_out.append(LeftOut(f"{beside.name}/", "is not used: a split folder has a folder none too"))
     elif beside:
         none = beside
@@ -85,9 +77,9 @@ def find_photos(
         left_out += unusable
     shares = {"val": val_share, "test": test_share}
     missing = {split: share for split, share in shares.items() if split not in split_folders}
-    photos, duplicates = without_duplicates([photo for photo in found if photo.label != NONE])
+    photos, duplicates = without_duplicates([photo for photo in found if photo.label != NONE_LABEL])
     outside, unusable = _read_outside(none)
-    candidates = [photo for photo in found if photo.label == NONE] + outside
+    candidates = [photo for photo in found if photo.label == NONE_LABEL] + outside
     candidates, copies = _negatives_without_duplicates(candidates, found, none or root)
     left_out += [*unused, *duplicates, *unusable, *copies]
     if limit is not None:
@@ -98,7 +90,7 @@ def find_photos(
     return validated(
         Dataset(
             root.resolve(),
-            tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE})),
+            tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE_LABEL})),
             tuple(sorted(photos, key=lambda photo: photo.path)),
             tuple(sorted(left_out, key=lambda item: item.path)),
             os.path.exists(root / SYNTHETIC_MARKER),
@@ -122,7 +114,7 @@ def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float],
 
 def read_class_folders(folder: Path, split: str, remedy: str) -> tuple[list[Photo], list[LeftOut]]:
     """The photos in the class folders of `folder`, all in `split`, and the files that are not used; paths are
-    relative to `folder`. Photos in a folder named "none", in any case, have the label NONE.
+    relative to `folder`. Photos in a folder named "none", in any case, have the label NONE_LABEL.
 
     Raises PhotosError, with `remedy` as the next step, if `folder` has no class folder or is divided into
     train/ and test/.
@@ -150,7 +142,7 @@ def _none_beside_splits(root: Path, split_folders: Mapping[str, Path]) -> Path |
     """The folder none/ beside train/, if there is one."""
     if split_folders["train"] == root:
         return None
-    return next((folder for folder in _subfolders(root) if folder.name.casefold() == NONE), None)
+    return next((folder for folder in _subfolders(root) if folder.name.casefold() == NONE_LABEL), None)
 
 
 def _choose_negatives(
@@ -160,12 +152,13 @@ def _choose_negatives(
 
     The folder `none` may be one of the class folders.
     """
-    inside = [path for found in folders.values() for path, label in found if label == NONE]
+    inside = [path for found in folders.values() for path, label in found if label == NONE_LABEL]
     if negatives and (none is None or any(_same(path, none) for path in inside)):
         return folders, None, []
     reason = "--none gives another folder" if negatives else "--no-negatives is set"
     classes = {
-        split: [(path, label) for path, label in found if label != NONE] for split, found in folders.items()
+        split: [(path, label) for path, label in found if label != NONE_LABEL]
+        for split, found in folders.items()
     }
     unused = [LeftOut(f"{path.relative_to(root).as_posix()}/", f"is not used: {reason}") for path in inside]
     return classes, none if negatives else None, unused
@@ -196,7 +189,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
         split = SPLIT_NAMES.get(folder.name.lower())
         if split is not None:
             by_split[split].append(folder)
-        elif folder.name.casefold() != NONE:
+        elif folder.name.casefold() != NONE_LABEL:
             others.append(folder)
     train = by_split["train"][0] if "train" in by_split else None
     if train is None or not _subfolders(train) or _holds_pictures(train):
@@ -224,14 +217,15 @@ def _check_no_class_folders(root: Path, train: Path, others: Sequence[Path]) -> 
 
 
 def _class_folders(folder: Path, none: Path | None) -> ClassFolders:
-    """The class folders in `folder` with their labels; NONE is the label of the folder `none` too. Raises
-    PhotosError for a label that a model file cannot hold, or that a terminal cannot show.
+    """The class folders in `folder` with their labels; NONE_LABEL is the label of the folder `none` too.
+
+    Raises PhotosError for a label that a model file cannot hold, or that a terminal cannot show.
     """
     found: ClassFolders = []
     for class_folder in _subfolders(folder):
         label = unicodedata.normalize("NFC", class_folder.name)  # macOS writes é as two characters
-        if label.casefold() == NONE or (none is not None and _same(class_folder, none)):
-            label = NONE
+        if label.casefold() == NONE_LABEL or (none is not None and _same(class_folder, none)):
+            label = NONE_LABEL
         if not is_name(label):
             raise PhotosError(
                 f"{folder}: the class name {label!r} is too long or not printable; rename the folder"
@@ -239,7 +233,7 @@ def _class_folders(folder: Path, none: Path | None) -> ClassFolders:
         if label.casefold() == UNKNOWN:
             raise PhotosError(
                 f"{class_folder}: unknown is the answer for pictures of no class; rename the folder, for "
-                f"example to {NONE} if its photos show none of the classes"
+                f"example to {NONE_LABEL} if its photos show none of the classes"
             )
         found.append((class_folder, label))
     names: dict[str, str] = {}
@@ -268,7 +262,7 @@ def _read_split(
             else:
                 left_out.append(LeftOut(path.relative_to(root).as_posix(), _not_a_picture(path)))
         if len(pictures) == before:
-            kind = "class folder" if label != NONE else "folder of photos of none of the classes"
+            kind = "class folder" if label != NONE_LABEL else "folder of photos of none of the classes"
             raise PhotosError(f"{class_folder}: no photo in this {kind}; add some or remove the folder")
     photos, unreadable_files = _hash_pictures(
         [(path, path.relative_to(root).as_posix(), label) for path, label in pictures], split
@@ -287,7 +281,7 @@ def _read_outside(none: Path | None) -> tuple[list[Photo], list[LeftOut]]:
         return [], []
     _check_is_folder(none, "give --none a folder of photos of none of the classes")
     files = [(path, path.as_posix()) for path in _files(none.resolve(), ())]
-    pictures = [(path, name, NONE) for path, name in files if _is_picture(path)]
+    pictures = [(path, name, NONE_LABEL) for path, name in files if _is_picture(path)]
     photos, left_out = _hash_pictures(pictures, "train")
     left_out += [LeftOut(name, _not_a_picture(path)) for path, name in files if not _is_picture(path)]
     if not photos:
@@ -364,7 +358,7 @@ def _negatives_without_duplicates(
     negatives: list[Photo], found: Iterable[Photo], folder: Path
 ) -> tuple[list[Photo], list[LeftOut]]:
     """Each negative once, without those that are also a photo of a class. `folder` is for the error text."""
-    classes = {photo.sha256: photo for photo in found if photo.label != NONE}
+    classes = {photo.sha256: photo for photo in found if photo.label != NONE_LABEL}
     unique, left_out = without_duplicates([photo for photo in negatives if photo.sha256 not in classes])
     for photo in negatives:
         if other := classes.get(photo.sha256):

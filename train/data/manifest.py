@@ -9,7 +9,8 @@ from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
-from train.data.dataset import NONE, Dataset, LeftOut, Photo
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import Dataset, LeftOut, Photo
 from train.data.negatives import default_negatives_folder
 
 PHOTOS_NAME, LEFT_OUT_NAME = "photos.csv", "left_out.csv"
@@ -74,11 +75,17 @@ def read_manifest(
     return Dataset(
         root,
         classes,
-        tuple(replace(photo, path=_full_path(photo.path, added)) for photo in photos if photo.label != NONE),
+        tuple(
+            replace(photo, path=_full_path(photo.path, added))
+            for photo in photos
+            if photo.label != NONE_LABEL
+        ),
         tuple(LeftOut(_full_path(item.path, folders), item.reason) for item in left_out),
         synthetic,
         tuple(
-            replace(photo, path=_full_path(photo.path, folders)) for photo in photos if photo.label == NONE
+            replace(photo, path=_full_path(photo.path, folders))
+            for photo in photos
+            if photo.label == NONE_LABEL
         ),
         negatives_root,
         added_root,

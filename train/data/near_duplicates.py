@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from runtime.common.errors import PictureError
 from runtime.common.text import printable
+from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
-from train.data.dataset import NONE, SPLITS, Dataset, LeftOut, Photo, PhotosError, read_hashed
+from train.data.dataset import SPLITS, Dataset, LeftOut, Photo, PhotosError, read_hashed
 from train.data.hash_store import HashStore, PairRow
 from train.data.manifest import write_csv
 from train.data.negatives import own_negatives
@@ -234,7 +235,7 @@ def _candidates(
     Bits become -1 and 1, so that a matrix product counts the equal bits.
     """
     wholes = _signs(np.array([each[:2] for each in hashes]).reshape(-1, BITS // 8))
-    names = [NONE if photo.label == NONE else f"{photo.split}/{photo.label}" for photo in photos]
+    names = [NONE_LABEL if photo.label == NONE_LABEL else f"{photo.split}/{photo.label}" for photo in photos]
     groups = np.unique(names, return_inverse=True)[1]
     block = max(1, DISTANCES_PER_BLOCK // max(1, len(boxes) * len(wholes)))
     for start in range(0, len(hashes), block):
@@ -273,7 +274,7 @@ def _signs(hashes: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _is_negative(pair: Pair) -> bool:
-    return NONE in (pair.photo.label, pair.other.label)
+    return NONE_LABEL in (pair.photo.label, pair.other.label)
 
 
 def _without_negatives(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
@@ -282,7 +283,9 @@ def _without_negatives(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
         return dataset
     reasons: dict[str, str] = {}
     for pair in pairs:
-        negative, other = (pair.photo, pair.other) if pair.photo.label == NONE else (pair.other, pair.photo)
+        negative, other = (
+            (pair.photo, pair.other) if pair.photo.label == NONE_LABEL else (pair.other, pair.photo)
+        )
         text = f"is a near-duplicate of {printable(other.path)}, so it does not show none of the classes"
         reasons.setdefault(negative.path, text)
     print(

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
-from train.data.dataset import NONE, SPLITS, Dataset, Photo, PhotosError, file_sha256
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import SPLITS, Dataset, Photo, PhotosError, file_sha256
 from train.data.negative_pictures import VERSION, drawings, make_picture, without_words
 from train.data.splits import split_train
 from train.progress import Progress
@@ -77,7 +78,7 @@ def add_default_negatives(
         )
     count = min(max(FEWEST, len(dataset.photos)), MOST, limit or MOST)
     files = write_pictures([(kind, name) for name in names[:count]])
-    photos = [Photo(file.as_posix(), NONE, "train", file_sha256(file)) for file in files]
+    photos = [Photo(file.as_posix(), NONE_LABEL, "train", file_sha256(file)) for file in files]
     negatives = split_train(photos, {"val": val_share, "test": test_share}, split_seed)
     ordered = sorted(negatives, key=lambda photo: photo.path)
     return replace(dataset, negatives=(*dataset.negatives, *ordered))

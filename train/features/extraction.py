@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.common.text import printable
+from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.picture import PICTURE_VERSION
 from train.cache import CACHE_LIMIT, make_room
 from train.data.augment import negative_view_count, view_count
 from train.data.class_weights import NEGATIVE
-from train.data.dataset import NONE, Dataset, LeftOut, Photo
+from train.data.dataset import Dataset, LeftOut, Photo
 from train.features.batches import PhotoViews, extract_batches
 from train.features.devices import Devices, find_devices
 from train.features.ray_cluster import RayCluster
@@ -67,7 +68,7 @@ class Features:
     def added(self) -> tuple[FeatureStore, NDArray[np.int32]]:
         """The same for the photos and then the negatives of --add, in a single view each."""
         added, classes = self.dataset.added, self.dataset.classes
-        labels = [NEGATIVE if photo.label == NONE else classes.index(photo.label) for photo in added]
+        labels = [NEGATIVE if photo.label == NONE_LABEL else classes.index(photo.label) for photo in added]
         return self._store(added, 1), np.array(labels, np.int32)
 
     def photos_and_negatives(

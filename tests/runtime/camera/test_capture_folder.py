@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from runtime.camera.capture_folder import SPLIT_NAMES, check_capture_folder
+from runtime.camera.capture_folder import check_capture_folder
 from runtime.camera.recorder import PhotoRecorder
 from runtime.common.errors import UserError
 from tests.runtime.camera.helpers import plain
@@ -163,10 +163,6 @@ def test_training_reads_captured_and_unknown_frames_as_photos_of_none(photos: Pa
     record(tmp_path / "unknown", [(9, 90, 9), (90, 9, 90), (9, 9, 90)])  # --save-unknown unknown
     found = search.find_photos(photos, val_share=0, test_share=0, none=tmp_path / "unknown")
     assert found.classes == ("daisy", "roses") and len(found.negatives) == 3
-
-
-def test_the_names_of_splits_are_those_of_training() -> None:
-    assert set(search.SPLIT_NAMES) == SPLIT_NAMES
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from runtime.preprocess.photo_files import NONE_LABEL
 from train.data.added_photos import add_photos
-from train.data.dataset import NONE, Dataset, LeftOut, Photo, PhotosError, read_verified
+from train.data.dataset import Dataset, LeftOut, Photo, PhotosError, read_verified
 from train.data.find_photos import find_photos
 from train.data.manifest import read_manifest, write_manifest
 
@@ -35,7 +36,7 @@ def test_added_photos_go_to_train_only(
         ("b", taught / "b/new1.jpg"),
         ("b", taught / "b/new2.jpg"),
         ("c", taught / "c/new3.jpg"),
-        (NONE, taught / "None/new4.jpg"),
+        (NONE_LABEL, taught / "None/new4.jpg"),
     ]
     assert added.classes == ("a", "b", "c")
     for split in ("val", "test"):
@@ -136,4 +137,4 @@ def test_the_manifest_reads_back_with_added_photos(dataset: Dataset, tmp_path: P
 
 def test_photos_of_other_folders_are_not_added_ones(dataset: Dataset) -> None:
     assert dataset.added == ()
-    assert not dataset.is_added(Photo("/elsewhere/1.jpg", NONE, "train", ""))
+    assert not dataset.is_added(Photo("/elsewhere/1.jpg", NONE_LABEL, "train", ""))

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from train.data.dataset import NONE, Dataset, LeftOut, PhotosError
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import Dataset, LeftOut, PhotosError
 from train.data.find_photos import find_photos
 from train.data.manifest import read_manifest, write_manifest
 
@@ -446,7 +447,7 @@ def test_a_folder_none_holds_negatives_and_is_no_class(tmp_path: Path, name: str
     dataset = find_photos(with_none(tmp_path, f"{name}/deep"))
     assert dataset.classes == ("a", "b") and len(dataset.photos) == 40
     assert Counter(photo.split for photo in dataset.negatives) == {"train": 14, "val": 3, "test": 3}
-    assert {photo.label for photo in dataset.negatives} == {NONE}
+    assert {photo.label for photo in dataset.negatives} == {NONE_LABEL}
     assert all(photo.path.startswith(f"{name}/deep/") for photo in dataset.negatives_of("val"))
     assert not dataset.left_out
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.preprocess.photo_files import NONE_LABEL
 from train.data import negative_pictures, negatives
-from train.data.dataset import NONE, Dataset, Photo, PhotosError, read_verified
+from train.data.dataset import Dataset, Photo, PhotosError, read_verified
 from train.data.manifest import read_manifest, write_manifest
 from train.data.negative_pictures import ARCHIVE, KINDS, SIDE, drawings, make_picture
 from train.data.negatives import (
@@ -76,7 +77,7 @@ def test_composited_pictures_have_varied_backgrounds() -> None:
 def test_default_negatives_are_split_and_written_once(own_cache: Path) -> None:
     few = add_default_negatives(photos("a", "b"), limit=40)
     assert Counter(photo.split for photo in few.negatives) == {"train": 28, "val": 6, "test": 6}
-    assert {photo.label for photo in few.negatives} == {NONE} and few.classes == ("a", "b")
+    assert {photo.label for photo in few.negatives} == {NONE_LABEL} and few.classes == ("a", "b")
     assert len({photo.sha256 for photo in few.negatives}) == 40
     for photo in few.negatives:
         assert len(read_verified(few, photo)) > 3 * SIDE * SIDE

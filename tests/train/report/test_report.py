@@ -16,7 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.dataset import NONE, Dataset, LeftOut, Photo
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import Dataset, LeftOut, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_negatives_folder
@@ -379,7 +380,7 @@ def negatives_of(dataset: Dataset, folder: Path, known: Sequence[float]) -> Data
     photos = []
     for number in range(len(known)):
         Image.new("RGB", (64, 64), (25 * number, 0, 0)).save(folder / f"<i>{number}.png")
-        photos.append(Photo(f"{folder}/<i>{number}.png", NONE, "test", f"{number}"))
+        photos.append(Photo(f"{folder}/<i>{number}.png", NONE_LABEL, "test", f"{number}"))
     return replace(dataset, negatives=tuple(photos))
 
 
@@ -439,7 +440,7 @@ def test_the_answers_for_added_photos_are_shown(hostile: Dataset, tmp_path: Path
     taught = tmp_path / "device" / "taught"
     photos = tuple(
         Photo(f"{taught}/{label}/<i>{number}.jpg", label, "train", f"{label}{number}")
-        for label in (hostile.classes[0], NONE)
+        for label in (hostile.classes[0], NONE_LABEL)
         for number in range(3)
     )
     for photo in photos:
@@ -458,7 +459,7 @@ def test_the_answers_for_added_photos_are_shown(hostile: Dataset, tmp_path: Path
     for label, answer, path in (
         (hostile.classes[0], f"{hostile.classes[1]}, 100.0%", photos[1].path),
         (hostile.classes[0], "unknown", photos[2].path),
-        (NONE, f"{hostile.classes[2]}, 100.0%", photos[5].path),
+        (NONE_LABEL, f"{hostile.classes[2]}, 100.0%", photos[5].path),
     ):
         shown = Path(path).relative_to(tmp_path / "device")
         assert f"added as: {label} answer: {answer} {shown}" in page.text
