@@ -21,7 +21,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from train.data.class_weights import UNEVEN_RATIO
-from train.data.dataset import SPLITS, Dataset
+from train.data.dataset import SPLITS, Dataset, LeftOut
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_rows
 from train.intervals import confidence_interval
@@ -31,7 +31,7 @@ from train.learning_curve import FEWEST, LearningCurve
 from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
-from train.report.thumbnail import Thumbnail, data_uri, shown_path, thumbnail
+from train.report.thumbnail import Thumbnail, data_uri, shown_path, shown_reason, thumbnail
 from train.settings import RECIPES
 
 SHOWN_MISTAKES = 12  # pictures, about 80 kB
@@ -95,9 +95,7 @@ def write_report(
             [(shown_path(dataset, photo.path), photo.split) for photo in (pair.photo, pair.other)]
             for pair in near_duplicates[SHOWN_PAIRS:LISTED_FILES]
         ],
-        left_out=[
-            replace(item, path=shown_path(dataset, item.path)) for item in dataset.left_out[:LISTED_FILES]
-        ],
+        left_out=_left_out_values(dataset),
         changed=_changed_settings(record["settings"]),
         uneven=UNEVEN_RATIO,
         folded=FOLDED_ROWS,
@@ -335,6 +333,14 @@ def _unfinished(record: Mapping[str, Any], stages: Sequence[tuple[str, Rows]]) -
         if done.get(stage, 0) < epochs:
             return f"{stage} was stopped after {done.get(stage, 0)} of {epochs} epochs"
     return ""
+
+
+def _left_out_values(dataset: Dataset) -> list[LeftOut]:
+    """The first files that were left out, without folders above the data set's."""
+    return [
+        replace(item, path=shown_path(dataset, item.path), reason=shown_reason(dataset, item.reason))
+        for item in dataset.left_out[:LISTED_FILES]
+    ]
 
 
 def _photo_counts(dataset: Dataset) -> list[tuple[str, list[int]]]:

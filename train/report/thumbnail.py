@@ -10,8 +10,10 @@ from pathlib import Path
 from PIL import Image
 
 from runtime.common.errors import PictureError
+from runtime.common.text import printable
 from runtime.preprocess.picture import read_picture
 from train.data.dataset import Dataset
+from train.data.negatives import default_negatives_folder
 
 THUMBNAIL = 160  # pixels per side
 
@@ -46,3 +48,13 @@ def shown_path(dataset: Dataset, path: str) -> str:
     if dataset.added_root and Path(path).is_relative_to(dataset.added_root):
         return (dataset.added_root.name / Path(path).relative_to(dataset.added_root)).as_posix()
     return Path(path).name if Path(path).is_absolute() else path
+
+
+def shown_reason(dataset: Dataset, reason: str) -> str:
+    """The reason to leave out a photo, which may name another photo, without such folders."""
+    shown = {folder: "" for folder in (default_negatives_folder(), dataset.negatives_root) if folder}
+    if dataset.added_root:
+        shown[dataset.added_root] = f"{dataset.added_root.name}/"
+    for folder in sorted(shown, key=lambda folder: -len(folder.parts)):  # a folder may be in another one
+        reason = reason.replace(printable(f"{folder}/"), shown[folder])
+    return reason

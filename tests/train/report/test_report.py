@@ -429,6 +429,26 @@ def test_a_near_duplicate_shows_both_photos(hostile: Dataset, tmp_path: Path) ->
     assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.all("img"))
 
 
+def test_the_page_does_not_show_folders_of_this_machine(tmp_path: Path) -> None:
+    photos, none = tmp_path / "photos", tmp_path / "scenes"
+    for number, folder in enumerate((photos / "a", photos / "b", none / "empty")):
+        folder.mkdir(parents=True)
+        for shade in range(4):
+            Image.new("RGB", (8, 8), (80 * number, 60 * shade, 0)).save(folder / f"{shade}.png")
+    shutil.copy(none / "empty" / "0.png", none / "empty" / "copy.png")
+    dataset = find_photos(photos, none=none, val_share=0.25, test_share=0.25)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    assert "is the same photo as empty/0.png" in page.text
+    assert str(tmp_path) not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_only_a_model_that_answers_unknown_has_a_threshold(known: bool, tmp_path: Path) -> None:
+    dataset = made_up("ab", 3, 1, 1)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset), known=known)
+    assert ("the threshold for “unknown”" in page.text) == known
+
+
 def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
     left_out = (LeftOut("a/caf\udce9.txt", "not a picture"),)
