@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -32,6 +33,7 @@ COLOURS = {"train": "#9aa5b1", "val": "#2f6f4f"}
 # The CSS variable that replaces each colour on the page, which has a dark theme.
 THEME = {INK: "ink", GRID: "line", BEST: "amber", COLOURS["train"]: "grey", COLOURS["val"]: "green"}
 CURVES = {"loss": "Loss", "accuracy": "Top-1"}
+MAX_NAME = 24  # columns of a class name beside the confusion matrix; a CJK character takes two
 CHART = (4.6, 3.2)  # inches; on a phone its text is as large as the page's
 plt.rcParams.update(
     {
@@ -107,6 +109,7 @@ def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence
     is the share of the row.
     """
     measured = {split: figures for split, figures in metrics.items() if figures}
+    names = [shorten(name) for name in classes]
     # Inches. Above 40 classes the text shrinks, because a larger picture would not fit in memory.
     side = min(max(2.0 + 0.62 * len(classes), 4.0), 26.0)
     size = min(10.0, 400 / len(classes))
@@ -121,8 +124,8 @@ def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence
         counts = np.array(figures["confusion"])
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axis.imshow(shares, cmap="Greens", vmin=0, vmax=1)
-        axis.set_xticks(range(len(classes)), classes, rotation=40, ha="right", rotation_mode="anchor")
-        axis.set_yticks(range(len(classes)), classes)
+        axis.set_xticks(range(len(classes)), names, rotation=40, ha="right", rotation_mode="anchor")
+        axis.set_yticks(range(len(classes)), names)
         axis.tick_params(length=0, labelsize=size)
         axis.set(xlabel="predicted", ylabel="true")
         axis.set_title(f"{split}: {figures['top1']:.1%} of {figures['n']:,}")
@@ -132,6 +135,22 @@ def draw_confusion(metrics: Mapping[str, SplitMetrics | None], classes: Sequence
                 colour = "white" if shares[row, column] > 0.5 else INK
                 axis.text(column, row, f"{count:,}", ha="center", va="center", color=colour, fontsize=size)
     _save(figure, path)
+
+
+def shorten(name: str) -> str:
+    """The name in at most MAX_NAME columns, with … for its middle: similar names often differ at the end."""
+    if _columns(name) <= MAX_NAME:
+        return name
+    start, end = "", ""
+    for first, last in zip(name, reversed(name), strict=True):
+        if _columns(start + first + "…" + last + end) > MAX_NAME:
+            break
+        start, end = start + first, last + end
+    return f"{start}…{end}"
+
+
+def _columns(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _curve(axis: Axes, history: Sequence[Mapping[str, Any]], name: str, mark_best: bool) -> None:

@@ -449,6 +449,15 @@ def test_only_a_model_that_answers_unknown_has_a_threshold(known: bool, tmp_path
     assert ("the threshold for “unknown”" in page.text) == known
 
 
+def test_the_heads_of_the_confusion_matrix_have_the_full_names_as_titles(tmp_path: Path) -> None:
+    names = ("a" * 60, "b" * 60)
+    dataset = made_up(names, 3, 1, 1)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    titles = [(head["scope"], head["title"]) for head in page.all("th") if "title" in head]
+    of_one_split = [("col", name) for name in names] + [("row", name) for name in names]
+    assert titles == 2 * of_one_split
+
+
 def test_a_file_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
     dataset = made_up("ab", 3, 1, 1)
     left_out = (LeftOut("a/caf\udce9.txt", "not a picture"),)
