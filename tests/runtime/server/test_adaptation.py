@@ -137,7 +137,7 @@ def test_photos_that_show_a_class_are_left_out_and_named(scene_service: Client) 
 
 def test_a_refused_correction_changes_nothing(scene_service: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     mark(scene_service, scene_pictures(MARKED, seed=1))
-    monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
+    monkeypatch.setattr("runtime.inference.adaptation.bias_to_add", lambda *_: -100.0)
     status, answer = scene_service.call("POST", "/adapt")
     assert status == 409 and "would reject" in answer["error"] and len(answer["error"].splitlines()) == 1
     assert scene_service.status()["correction"] is None

@@ -226,7 +226,7 @@ def test_photos_leave_the_tray(chrome: Chrome, make_scene_model: MakeFolder, tmp
 def test_a_refused_adaptation_is_explained(
     chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runtime.inference.adaptation._bias_to_add", lambda *_: -100.0)
+    monkeypatch.setattr("runtime.inference.adaptation.bias_to_add", lambda *_: -100.0)
     scene = sorted(save_pictures(scene_pictures(12, seed=1), tmp_path / "scene").iterdir())
     with serve_in_thread(make_scene_model(tmp_path / "quarters"), classifier_options=ADAPTING) as service:
         for photo in scene:
