@@ -22,6 +22,7 @@ from runtime.common.text import display_width, pad, printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.learned_state import (
     MAX_MB,
+    STATE_NAME,
     LearnedState,
     describe_learning,
     read_state,
@@ -108,14 +109,15 @@ def _table(state: LearnedState) -> list[str]:
 def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
     store, state = TaughtPhotos(folder), classifier.learned
     pending = len(pending_photos(state, store.photos()))
+    problem = classifier.learned_problem if (folder / STATE_NAME).exists() else ""
     if as_json:
         fields: dict[str, Any] = _state_fields(state) if state else {}
-        fields |= {"kept": store.labels(), "pending": pending, "problem": classifier.learned_problem}
+        fields |= {"kept": store.labels(), "pending": pending, "problem": problem}
         print(json.dumps({"model": str(classifier.model.path), "learned": str(folder), **fields}))
         return 0
     lines = [f"{folder}: {state}", *_table(state)] if state else [f"{folder}: nothing learned"]
-    if classifier.learned_problem:
-        lines = [classifier.learned_problem]
+    if problem:
+        lines = [problem]
     if pending:
         counts = ", ".join(f"{label} {count}" for label, count in store.labels().items())
         lines.append(f"kept photos: {counts}; {pending} not learned yet: --again learns them")

@@ -113,9 +113,10 @@ def fine_tune(
         )
         tuned = train_epochs(model, batches, val_batches, stage)
         best_loss = min((epoch.get("val_loss", math.inf) for epoch in tuned.epochs), default=math.inf)
-        discarded = bool(len(val_batches)) and start_loss <= best_loss
+        discarded = bool(len(val_batches) and tuned.epochs) and start_loss <= best_loss
         if discarded:
             print(f"{settings.fine_tune}: no epoch improved the loss on val, so the blocks stay as they were")
+        if discarded or not tuned.epochs:
             model.set_weights(start_weights)
         for layer, trained in zip(start.head, head, strict=True):
             layer.set_weights(trained.get_weights())

@@ -240,8 +240,11 @@ def _record(file: Path) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError("run.json is not a JSON object")
-    # Only compressed runs have the first field, and older runs lack the second one.
-    record: dict[str, Any] = {"compressed": {}, "fine_tuning_discarded": False} | found
+    # Only compressed runs have the first field, and older runs lack the others.
+    roots = {"negatives_root": "", "added_root": ""}
+    record: dict[str, Any] = {"compressed": {}, "fine_tuning_discarded": False, **roots} | found
+    if record["compressed"] and isinstance(record["compressed"], dict):
+        record["compressed"] = {"through": "", "of_size": 224} | record["compressed"]
     _check_types(record, FIELD_TYPES)
     if record["compressed"]:
         _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")

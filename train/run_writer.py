@@ -65,8 +65,7 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
 
     Raises RunError when no run can be written there.
     """
-    if out.name in ("", ".."):
-        raise RunError(f"{out}: --out needs the name of a folder, such as runs/flowers")
+    _check_name(out)
     try:
         if not (overwrite or resume or dry_run) and checkpoint_dir(out).is_dir():
             raise RunError(f"{out}: was interrupted; add --resume to continue, or --overwrite to start again")
@@ -88,7 +87,8 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
 
 @contextmanager
 def lock_output(out: Path) -> Iterator[None]:
-    """Keeps other commands from writing to `out`. Raises RunError when one does."""
+    """Keeps other commands from writing to `out`. Raises RunError when one does, or `out` has no name."""
+    _check_name(out)
     with ExitStack() as stack:
         try:
             stack.enter_context(exclusive_lock(out.with_name(f".{out.name}.lock")))
@@ -99,6 +99,11 @@ def lock_output(out: Path) -> Iterator[None]:
         except OSError:  # check_output_dir says why nothing can be written there
             pass
         yield
+
+
+def _check_name(out: Path) -> None:
+    if out.name in ("", ".."):
+        raise RunError(f"{out}: --out needs the name of a folder, such as runs/flowers")
 
 
 def checkpoint_dir(out: Path) -> Path:

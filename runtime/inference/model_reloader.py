@@ -160,12 +160,12 @@ class ReloadingClassifier:
             elif old.correction:
                 self._report(_no_longer_used("correction", old.correction_path, new.correction_path))
         if _learned_bytes(new) != _learned_bytes(old):
-            if new.learned_problem:
-                self._report(f"warning: {new.learned_problem}")
-            elif new.learned:
+            if new.learned:
                 self._report(f"learned state loaded: {new.learned_folder}: {new.learned}")
-            elif old.learned:
+            elif old.learned and not _has_state(new.learned_folder):
                 self._report(_no_longer_used("learned state", old.learned_folder, new.learned_folder))
+            elif new.learned_problem:
+                self._report(f"warning: {new.learned_problem}")
 
     def _open_additions(self, classifier: Classifier) -> Classifier:
         """Returns the classifier with the correction and the learned state on the disk."""
@@ -215,6 +215,10 @@ class ReloadingClassifier:
             return (selection, _file_state(path), *map(_file_state, existing))
         except (UserError, OSError) as error:
             return str(error)
+
+
+def _has_state(folder: Path | None) -> bool:
+    return folder is not None and (folder / STATE_NAME).exists()
 
 
 def _poll(reference: "ref[ReloadingClassifier]") -> None:

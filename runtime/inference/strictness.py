@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 def strict_threshold(model: ModelFile, share: float, correction: Correction | None = None) -> float:
     """Returns the threshold of `known` that rejects about this share (0 to 1) of photos of the classes.
 
-    It is never below the model's own. Raises ModelError for a model that rejects nothing, or has no examples.
+    It is never below the model's own. Raises ModelError for a model that rejects nothing, or has no examples,
+    and for a share that is not between 0 and 1.
     """
+    if not 0 < share < 1:
+        raise ModelError(f"reject={share:g}: give a share above 0 and below 1, such as 0.1 for 10 %")
     if "known" not in model.contract.thresholds:
         raise ModelError(f"{model.path}: does not detect unknown pictures: leave out --reject")
     if model.contract.features is None:

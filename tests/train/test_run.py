@@ -175,7 +175,7 @@ def bare(tmp_path: Path) -> Path:
         ({"thresholds": {"known": "half"}}, "thresholds"),
         ({"metrics": [1]}, "metrics is missing or not of type dict"),
         ({"compressed": [1]}, "compressed is missing or not of type dict"),
-        ({"compressed": {"from": "a"}}, "compressed.through is missing or not of type str"),
+        ({"compressed": {"from": "a"}}, "compressed.epochs is missing or not of type int"),
         ({"compressed": COMPRESSED | {"macs": "1"}}, "compressed.macs is missing or not of type int"),
         ({"settings": []}, "settings is missing or not of type dict"),
         ({"versions": None}, "versions is missing or not of type dict"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from train.cli import add_run_flags, run_cli
 from train.compress.config import CompressConfig, CompressSettings
 from train.compress.inputs import find_inputs
 from train.compress.latency_table import BOARDS
-from train.run_writer import checkpoint_dir, lock_output
+from train.run_writer import checkpoint_dir
 
 EPILOG = """examples:
   python -m train.compress runs/mine
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     started: list[Path] = []  # the output folder, once the inputs are checked
 
     def run() -> int:
-        inputs = find_inputs(config)
-        started.append(inputs.out)
-        with suppress_native_stderr():  # TensorFlow's messages at import
-            from train.compress.pipeline import compress
-        with lock_output(inputs.out):
+        with ExitStack() as stack:
+            inputs = find_inputs(config, stack)
+            started.append(inputs.out)
+            with suppress_native_stderr():  # TensorFlow's messages at import
+                from train.compress.pipeline import compress
             return compress(config, inputs)
 
     def after_ctrl_c() -> str:

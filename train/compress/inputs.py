@@ -5,6 +5,7 @@ TensorFlow needs about five seconds to start. Errors in paths, photos and tables
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -30,9 +31,10 @@ class Inputs:
     started: datetime  # UTC
 
 
-def find_inputs(config: CompressConfig) -> Inputs:
+def find_inputs(config: CompressConfig, stack: ExitStack) -> Inputs:
     """Read the run and the latency table, and compare each photo with its hash.
 
+    Until `stack` is closed, no other command writes to the output folder.
     Raises RunError for the run and the output folder, PhotosError for a missing or changed photo, UserError
     for the table or a missing engine.
     """
@@ -53,8 +55,8 @@ def find_inputs(config: CompressConfig) -> Inputs:
     elif settings.target_ms is not None:
         require_engine(settings.engine)
     out = config.out or Path("runs") / f"{run.name}-compressed"
-    with lock_output(out):  # what another command has written so far is not an interrupted run
-        overwrite = check_output_dir(out, config.overwrite, config.resume)
+    stack.enter_context(lock_output(out))  # what another command has written is not an interrupted run
+    overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():
         raise RunError(f"{out}: is the run to compress; choose another --out")
     restore_default_negatives(run.dataset)

@@ -97,7 +97,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     student = train_student_head(inputs.run, weights, outputs, settings, cache, logger)
     if settings.epochs and not student.interrupted:
         student = distill_student(inputs.run, student, outputs, settings, cache, logger)
-    if student.interrupted and config.overwrite and inputs.overwrite and inputs.out.exists():
+    if student.interrupted and inputs.out.exists():
         print(printable(f"stopped: {inputs.out} is unchanged; the same command with --resume continues"))
         return EXIT_INTERRUPTED
     evaluation = evaluate_student(inputs.run, student, outputs, settings)

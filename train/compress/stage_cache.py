@@ -38,11 +38,9 @@ class StageCache:
     def __init__(self, out: Path, inputs: Mapping[str, Any], resume: bool, overwrite: bool = False) -> None:
         self.folder, self.inputs = checkpoint_dir(out), json.dumps(inputs)
         self.fingerprint = hashlib.sha256(self.inputs.encode()).hexdigest()
-        file = self.folder / INPUTS_FILE
-        if not (resume and file.exists()):
+        if not resume:
             self.remove()
-        elif (stored := file.read_text()) != self.inputs:
-            changed = _describe_changes(json.loads(stored), json.loads(self.inputs))
+        elif self.folder.is_dir() and (changed := _changes(self.folder / INPUTS_FILE, self.inputs)):
             if not overwrite:
                 raise RunError(
                     f"--resume: {changed}; give the same command again, or --overwrite to start again"
@@ -57,9 +55,9 @@ class StageCache:
             return NetworkShape(**json.loads(file.read_text()))
         shape = choose()
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / INPUTS_FILE).write_text(self.inputs)
-        with atomic_write(file) as stream:
-            stream.write(json.dumps(asdict(shape)).encode())
+        for path, text in ((self.folder / INPUTS_FILE, self.inputs), (file, json.dumps(asdict(shape)))):
+            with atomic_write(path) as stream:
+                stream.write(text.encode())
         return shape
 
     def tensors(
@@ -91,7 +89,14 @@ def cache_inputs(run: Run, settings: CompressSettings, table: LatencyTable | Non
     }
 
 
-def _describe_changes(stored: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+def _changes(file: Path, inputs: str) -> str:
+    """What differs between the stored inputs and these; an empty text if nothing does."""
+    try:
+        stored, given = json.loads(file.read_text()), json.loads(inputs)
+    except (OSError, ValueError):
+        stored = None
+    if not isinstance(stored, dict):
+        return "the stored stages are damaged, or another version of this project made them"
     changes = []
     for name in given:
         if stored.get(name) != given[name]:

@@ -60,6 +60,12 @@ def test_a_share_that_the_examples_cannot_show_is_an_error(model: Path) -> None:
     assert Classifier(model, reject=0.025).threshold > 0.5
 
 
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, 10.0, float("nan")])
+def test_a_share_outside_of_0_to_1_is_an_error(model: Path, share: float) -> None:
+    with pytest.raises(ModelError, match=r"such as 0\.1 for 10 %"):
+        Classifier(model, reject=share)
+
+
 def test_a_model_without_a_detector_or_examples_is_an_error(colours: Path, knowing: Path) -> None:
     for folder, problem in ((colours, "does not detect unknown pictures"), (knowing, "contract version 1")):
         with pytest.raises(ModelError, match=problem):

@@ -9,7 +9,7 @@ import pytest
 from train.compress.allocation import VGG16, NetworkShape
 from train.compress.config import CompressSettings
 from train.compress.latency_table import LatencyTable
-from train.compress.stage_cache import StageCache, cache_inputs
+from train.compress.stage_cache import INPUTS_FILE, StageCache, cache_inputs
 from train.run import RunError, open_run
 
 INPUTS = {"--views": 2, "the run's network": "a"}
@@ -48,6 +48,19 @@ def test_resume_with_another_setting_names_it_and_deletes_nothing(tmp_path: Path
         with pytest.raises(RunError, match=reason):
             StageCache(tmp_path / "out", {**INPUTS, **changed}, resume=True)
     assert StageCache(tmp_path / "out", INPUTS, resume=True).shape(fail) == VGG16
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{", None], ids=["empty", "list", "cut", "missing"])
+def test_stages_that_do_not_name_their_inputs_are_not_deleted_silently(
+    damage: str | None, tmp_path: Path
+) -> None:
+    cache = StageCache(tmp_path / "out", INPUTS, resume=False)
+    cache.shape(lambda: VGG16)
+    file = cache.folder / INPUTS_FILE
+    file.unlink() if damage is None else file.write_text(damage)
+    with pytest.raises(RunError, match="damaged, or another version"):
+        StageCache(tmp_path / "out", INPUTS, resume=True)
+    assert cache.folder.is_dir()
 
 
 def test_a_command_that_fails_before_its_first_result_leaves_nothing(tmp_path: Path) -> None:
