@@ -35,10 +35,11 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
         reloader = open_reloader(print_info)
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
-            _show(photo, result, reloader.current().labels, options.json)
             if isinstance(result, Prediction):
-                picture = _read_copy(photo) if options.publishing.mqtt else b""  # for MQTT only
+                # For MQTT only, and first: who reads the answer may move the photo away.
+                picture = _read_copy(photo) if options.publishing.mqtt else b""
                 publish(Answer(result, datetime.now(timezone.utc), partial(photo_pixels, picture)))
+            _show(photo, result, reloader.current().labels, options.json)
 
         watcher = FolderWatcher(options.folder, reloader, sink, show, print_info)
         opened = open_publishers(
