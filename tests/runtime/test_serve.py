@@ -230,6 +230,7 @@ def test_sigterm_during_requests_prints_nothing(knowing: Path, photos: Path) -> 
 def test_a_correction_that_is_missing_is_a_warning_at_the_start(knowing: Path, tmp_path: Path) -> None:
     """The engine's own lines are hidden at the start, but not this one."""
     with serve_in_process("--model", knowing, "--correction", tmp_path / "missing.json") as service:
+        assert service.get_status("/healthz") == 200  # uvicorn warns when a signal stops it at its start
         service.process.terminate()
         _, err = service.process.communicate(timeout=15)
     (line,) = err.splitlines()
