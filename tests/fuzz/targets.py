@@ -84,7 +84,7 @@ def tflite(data: bytes) -> None:
 
 def tflite_seeds() -> list[bytes]:
     """The first bytes of a released file and its zip, without the network and the statistics: the fuzzer cuts
-    inputs at 16 kB.
+    inputs at 16 kB. And a file with a forged zip.
     """
     data = (RELEASED / "flowers_int8.tflite").read_bytes()
     file = io.BytesIO()

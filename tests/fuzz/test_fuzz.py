@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from runtime.common.errors import ModelError
 from runtime.model_file.contract import Contract
 from runtime.model_file.formats import read_contract
 from runtime.model_file.signature import signed_files
@@ -70,8 +71,10 @@ def test_a_planted_failure_is_found(name: str, tmp_path: Path) -> None:
 
 def test_every_seed_is_parsed_to_its_end() -> None:
     """Otherwise the fuzzer would start at the first check and never reach the code behind it."""
-    for seed in targets.tflite_seeds():
-        assert read_contract(seed, "tflite")
+    whole, forged = targets.tflite_seeds()
+    assert read_contract(whole, "tflite")
+    with pytest.raises(ModelError):  # the forged one has to be refused
+        read_contract(forged, "tflite")
     for seed in targets.onnx_seeds():
         assert read_contract(seed, "onnx")
     for seed in targets.contract_seeds():
