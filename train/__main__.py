@@ -6,6 +6,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,10 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = config.out
         if find_spec("keras") is None:  # before the minutes that photos and pictures may take
             raise ModuleNotFoundError(name="keras")
-        inputs = find_inputs(config)
-        with suppress_native_stderr():  # TensorFlow's start messages
-            from train.pipeline import train
-        return train(config, inputs)
+        with ExitStack() as stack:
+            inputs = find_inputs(config, stack)
+            with suppress_native_stderr():  # TensorFlow's start messages
+                from train.pipeline import train
+            return train(config, inputs)
 
     return run_cli(run, lambda: _after_ctrl_c(out))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from train.cache import CACHE_LIMIT
 from train.settings import Settings
+
+PROCESS_ID_VARIABLE = "KERAS_DISTRIBUTION_PROCESS_ID"  # Keras reads it
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class TrainConfig:
     @property
     def fine_tunes(self) -> bool:
         return self.settings.fine_tune != "none"
+
+    @property
+    def writes_run(self) -> bool:
+        """Whether this process writes the run folder: of several processes, only process 0 does."""
+        is_first = os.environ.get(PROCESS_ID_VARIABLE, "0") in ("", "0")
+        return is_first and not self.dry_run
 
     @property
     def views(self) -> int:

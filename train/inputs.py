@@ -6,6 +6,7 @@ TensorFlow needs about five seconds to start. Errors in paths and photos appear 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +24,7 @@ from train.data.tf_flowers import Unreachable, flower_photos
 from train.features.ray_address import check_ray_address
 from train.intervals import confidence_interval
 from train.run import RunError
-from train.run_writer import check_output_dir
+from train.run_writer import check_output_dir, lock_output
 from train.settings import Settings
 
 FEW_NEGATIVES = 10  # below this a warning is printed
@@ -39,9 +40,10 @@ class Inputs:
     overwrite: bool
 
 
-def find_inputs(config: TrainConfig) -> Inputs:
+def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     """Check `config.out` and `config.ray`, find and split the photos, and print their counts.
 
+    Until `stack` is closed, no other command writes to the output folder.
     Raises RunError for the output folder, ClusterError for the cluster and PhotosError for the photos.
     """
     started = datetime.now(timezone.utc)
@@ -50,6 +52,8 @@ def find_inputs(config: TrainConfig) -> Inputs:
             f"{config.out}: is inside the folder of photos, where it would become a class; give an --out "
             "outside it"
         )
+    if config.writes_run:
+        stack.enter_context(lock_output(config.out))
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
     if config.ray:
         check_ray_address(config.ray)

@@ -111,6 +111,9 @@ def train(config: TrainConfig, inputs: Inputs) -> int:
     code = EXIT_INTERRUPTED if trained.interrupted else 0
     if shard.process:  # process 0 alone writes the run
         return code
+    if trained.interrupted and config.out.exists():
+        print(printable(f"stopped: {config.out} is unchanged; the same command with --resume continues"))
+        return code
     evaluation = evaluate(config, extracted, trained)
     contents = run_contents(config, inputs, extracted, trained, evaluation, compute)
     logger.log_final(evaluation.summaries)

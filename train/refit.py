@@ -41,7 +41,14 @@ from train.data.negatives import (
 )
 from train.progress import Progress
 from train.run import Run, RunError, open_run
-from train.run_writer import RunContents, check_output_dir, package_versions, print_run, write_run
+from train.run_writer import (
+    RunContents,
+    check_output_dir,
+    lock_output,
+    package_versions,
+    print_run,
+    write_run,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -100,8 +107,17 @@ def refit(config: RefitConfig) -> int:
     if "known" not in run.thresholds:
         raise RunError(f"run {run.path}: has no detector of unknown pictures; train it without --no-known")
     out = config.out or Path("runs") / f"{run.name}-refitted"
-    overwrite = check_output_dir(out, config.overwrite, resume=False)
-    dataset = choose_negatives(run, config.none)
+    with lock_output(out):
+        overwrite = check_output_dir(out, config.overwrite, resume=False)
+        contents = fit_detector(run, choose_negatives(run, config.none), out)
+        write_run(out, contents, overwrite)
+    print_run(out, contents)
+    print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
+    return 0
+
+
+def fit_detector(run: Run, dataset: Dataset, out: Path) -> RunContents:
+    """The run with a detector that is fitted on the negatives of `dataset`, for the folder `out`."""
     with suppress_native_stderr():  # TensorFlow's messages at import
         from train.evaluation import calibrate_and_evaluate
         from train.network.heads import build_classifier
@@ -122,13 +138,9 @@ def refit(config: RefitConfig) -> int:
         "metrics": evaluation.summaries,
     }
     classifier = build_classifier(weights, head.head, evaluation.novelty_model)
-    contents = RunContents(
+    return RunContents(
         record, dataset, classifier, history_of(run), evaluation, uncompressed=run.uncompressed_classes()
     )
-    write_run(out, contents, overwrite)
-    print_run(out, contents)
-    print(printable(f"next: python -m export {shlex.quote(str(out))} --int8"))
-    return 0
 
 
 def choose_negatives(run: Run, none: Path | None) -> Dataset:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,19 @@ import pytest
 from PIL import Image
 
 from runtime.common.errors import UserError
+from runtime.common.file_lock import exclusive_lock
 from tests.helpers import ROOT
 from tests.interrupt import press_ctrl_c_after_epoch
 from train import inputs
 from train.__main__ import main
 from train.cli import run_cli
+from train.config import PROCESS_ID_VARIABLE, TrainConfig
 from train.data import negatives
 from train.data.dataset import LeftOut
 from train.data.find_photos import find_photos
 from train.data.tf_flowers import Unreachable
 from train.run import open_run
+from train.settings import RECIPES
 
 
 @pytest.fixture
@@ -194,6 +198,28 @@ def test_ctrl_c_in_training_writes_the_run_and_resume_continues_it(
     assert list(tmp_path.iterdir()) == [out]
     assert main([*again, "--resume"]) == 2, "a finished run cannot be resumed"
     assert "--overwrite" in capsys.readouterr().err
+
+
+def test_neither_an_interrupted_nor_a_second_command_replaces_a_finished_run(
+    synthetic_run: Path,
+    small: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = shutil.copytree(synthetic_run, tmp_path / "done")
+    before = (out / "run.json").read_bytes()
+    command = [*small, "--out", str(out), "--overwrite", "--epochs", "8"]
+    with exclusive_lock(tmp_path / ".done.lock"):
+        assert main(command) == 2
+        assert "another command is writing it" in capsys.readouterr().err
+        assert main([*command, "--dry-run"]) == 0, "a plan writes nothing"
+        with monkeypatch.context() as patch, ExitStack() as stack:
+            patch.setenv(PROCESS_ID_VARIABLE, "1")  # process 0 of the same run holds the lock
+            inputs.find_inputs(TrainConfig(RECIPES["pooled"], out, Path(small[0]), overwrite=True), stack)
+    press_ctrl_c_after_epoch(4, monkeypatch)
+    assert main(command) == 130
+    assert "is unchanged" in capsys.readouterr().out and (out / "run.json").read_bytes() == before
 
 
 def test_ctrl_c_in_evaluation_names_the_resume_flag(

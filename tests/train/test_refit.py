@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from runtime.common.file_lock import exclusive_lock
 from runtime.preprocess.picture import read_picture
 from train.data import negatives
 from train.network.vgg import tensors_of
@@ -66,6 +67,14 @@ def test_a_run_that_is_not_compressed_stays_so(
     out = tmp_path / "refitted"
     assert main([str(synthetic_run), "--none", str(stripes), "--out", str(out)]) == 0
     assert open_run(out).uncompressed_classes() is None and not (out / UNCOMPRESSED_CSV).exists()
+
+
+def test_a_second_command_does_not_write_the_same_run(
+    compressed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with exclusive_lock(tmp_path / ".out.lock"):
+        assert main([str(compressed_run), "--out", str(tmp_path / "out")]) == 2
+    assert "another command is writing it" in capsys.readouterr().err
 
 
 def test_the_photos_of_the_folder_are_recorded_beside_the_default_ones(refitted: Run, stripes: Path) -> None:
