@@ -153,16 +153,16 @@ class ReloadingClassifier:
         if new.model.sha256 != old.model.sha256:
             self._report(f"model replaced: {new.model.path}")
         if _correction_text(new) != _correction_text(old):
-            if new.correction_problem:
-                self._report(f"warning: {new.correction_problem}")
-            elif new.correction:
+            if new.correction:
                 self._report(f"correction loaded: {new.correction_path}: {new.correction}")
-            elif old.correction:
+            elif old.correction and not _exists(new.correction_path):
                 self._report(_no_longer_used("correction", old.correction_path, new.correction_path))
+            elif new.correction_problem:
+                self._report(f"warning: {new.correction_problem}")
         if _learned_bytes(new) != _learned_bytes(old):
             if new.learned:
                 self._report(f"learned state loaded: {new.learned_folder}: {new.learned}")
-            elif old.learned and not _has_state(new.learned_folder):
+            elif old.learned and not _exists(new.learned_folder, STATE_NAME):
                 self._report(_no_longer_used("learned state", old.learned_folder, new.learned_folder))
             elif new.learned_problem:
                 self._report(f"warning: {new.learned_problem}")
@@ -217,8 +217,8 @@ class ReloadingClassifier:
             return str(error)
 
 
-def _has_state(folder: Path | None) -> bool:
-    return folder is not None and (folder / STATE_NAME).exists()
+def _exists(path: Path | None, name: str = "") -> bool:
+    return path is not None and (path / name).exists()
 
 
 def _poll(reference: "ref[ReloadingClassifier]") -> None:

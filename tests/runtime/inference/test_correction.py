@@ -236,6 +236,8 @@ def test_a_named_correction_of_the_old_model_does_not_stop_a_new_one(
     assert again.current()(WHITE).known is True and "another model" in again.last_event
     write_correction(named, make_correction(folder))
     wait_for(lambda: classifier.current()(WHITE).known is False)
+    named.unlink()
+    wait_for(lambda: classifier.last_event == f"correction removed: {named}")
 
 
 def test_a_correction_survives_writing_and_reading(folder: Path, tmp_path: Path) -> None:
