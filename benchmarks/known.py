@@ -55,7 +55,7 @@ from train.data.negatives import (
     write_pictures,
 )
 from train.network.descriptor import channel_means, describe
-from train.network.novelty import BACKGROUND_WEIGHT, UNKNOWN_RATE, fit_novelty
+from train.network.novelty import BACKGROUND_WEIGHT, UNKNOWN_RATE, NoveltyModel, fit_novelty
 from train.network.vgg import POOLS
 from train.run import Run, open_run
 
@@ -140,10 +140,17 @@ def mahalanobis(background_weight: float, negatives: bool) -> Method:
 
     def score(known: Known, photos: Array) -> Array:
         others = known.negatives if negatives else None
-        model = fit_novelty(known.train, known.labels, known.train[:0], others, background_weight)
-        return model.score(photos)
+        return fit(known, others, background_weight).score(photos)
 
     return score
+
+
+def fit(known: Known, negatives: Array | None, weight: float = BACKGROUND_WEIGHT) -> NoveltyModel:
+    """The product's own detector; the training photos set its scales."""
+    none = known.train[:0]
+    return fit_novelty(
+        known.train, known.labels, none, negatives, last_width=known.last, background_weight=weight
+    )
 
 
 def nearest_prototype(known: Known, photos: Array) -> Array:
@@ -166,7 +173,7 @@ def with_penalty(score: Method) -> Method:
     """A score minus the product's own penalty for the resemblance to negatives."""
 
     def penalized(known: Known, photos: Array) -> Array:
-        model = fit_novelty(known.train, known.labels, known.train[:0], known.negatives)
+        model = fit(known, known.negatives)
         without = replace(model, negatives=np.zeros_like(model.negatives), negatives_offset=0.0)
         factor = score(known, known.train).std() / without.score(known.train).std()
         return score(known, photos) - factor * (without.score(photos) - model.score(photos))
@@ -176,7 +183,7 @@ def with_penalty(score: Method) -> Method:
 
 def unbounded_negatives(known: Known, photos: Array) -> Array:
     """The product's own detector, with a score against negatives instead of the bounded penalty."""
-    model = fit_novelty(known.train, known.labels, known.train[:0], known.negatives)
+    model = fit(known, known.negatives)
     resemblance = photos @ model.negatives + model.negatives_offset
     return model.score(photos) - np.minimum(resemblance, 0)
 

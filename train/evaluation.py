@@ -99,7 +99,13 @@ def calibrate_and_evaluate(
     if has_detector:
         train, val = reduced["train"].descriptors, reduced["val"].descriptors
         train_labels = photos["train"].labels
-        detector = fit_novelty(train, train_labels, val, reduced_negatives["train"].descriptors)
+        detector = fit_novelty(
+            train,
+            train_labels,
+            val,
+            reduced_negatives["train"].descriptors,
+            last_width=reduced["train"].inputs.shape[1],
+        )
         statistics = build_statistics(train, train_labels, val, labels["val"], detector)
     thresholds = {"known": THRESHOLD} if detector else {}
     results = {split: _outputs(trained, detector, reduced_negatives[split]) for split in measured}

@@ -48,8 +48,9 @@ def make_model(recipe: str, weights: Weights, drawings: NDArray[np.uint8]) -> ke
     layers = HEADS[recipe](len(FLOWERS), Settings())
     keras.Sequential([keras.Input(weights.output_shape("block5_pool")), *layers])  # creates the weights
     truth = np.repeat(np.arange(len(FLOWERS)), PER_CLASS)
+    last = weights.output_shape("block5_pool")[2]
     features = predict(build_classifier(weights, layers), drawings, lambda done: None)["features"]
-    model = build_classifier(weights, layers, fit_novelty(features, truth, features))
+    model = build_classifier(weights, layers, fit_novelty(features, truth, features, last_width=last))
     logits = model.get_layer("logits")
     inputs = np.asarray(keras.Model(model.inputs[0], logits.input)(drawings))
     means = np.stack([inputs[truth == index].mean(0) for index in range(len(FLOWERS))])

@@ -20,7 +20,10 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 BACKGROUND_WEIGHT = 0.9  # of the distance to all photos, which is subtracted
-SHRINKAGE = 1.0  # of the mean variance, added to each variance: there are about as many channels as photos
+SHRINKAGE = 0.7  # of the mean variance, added to each variance: there are about as many channels as photos
+# The values of block 5 count this many times, so that shrinkage hides less of their differences: the network
+# was trained to tell the classes apart there.
+LAST_LAYER_SCALE = 2.0
 # The variance within a class is at least this share of the variance of all photos, because a class with one
 # photo has no variance. The share of drawn flowers is a half.
 MIN_WITHIN_CLASS_SHARE = 0.01
@@ -70,22 +73,27 @@ def fit_novelty(
     labels: NDArray[Any],
     val: NDArray[Any],
     negatives: NDArray[Any] | None = None,
+    *,
+    last_width: int,
     background_weight: float = BACKGROUND_WEIGHT,
 ) -> NoveltyModel:
     """Fit on descriptors [N, D] with class indices [N], and on descriptors of negatives [M, D].
 
-    Other photos of the classes, `val` [V, D], set the scales and the threshold; without any, `train` does.
+    The last `last_width` values of a descriptor belong to block 5. Other photos of the classes, `val` [V, D],
+    set the scales and the threshold; without any, `train` does.
     """
     known = val if len(val) else train
-    model = _relative_mahalanobis(train.astype(np.float64), labels, background_weight)
+    scale = np.ones(train.shape[1])
+    scale[-last_width:] = LAST_LAYER_SCALE
+    model = _unscaled(_relative_mahalanobis(train * scale, labels, background_weight), scale)
     if negatives is not None and len(negatives):
-        weights = _logistic_regression(train.astype(np.float64), negatives.astype(np.float64))
+        weights = scale * _logistic_regression(train * scale, negatives * scale)
         resemblance = known @ weights
-        scale = NEGATIVES_WEIGHT * model.score(known).std() / max(float(resemblance.std()), 1e-6)
+        factor = NEGATIVES_WEIGHT * model.score(known).std() / max(float(resemblance.std()), 1e-6)
         model = replace(
             model,
-            negatives=(scale * weights).astype(np.float32),
-            negatives_offset=-scale * float(np.quantile(resemblance, UNPENALIZED_SHARE)),
+            negatives=(factor * weights).astype(np.float32),
+            negatives_offset=-factor * float(np.quantile(resemblance, UNPENALIZED_SHARE)),
         )
     scores = np.sort(model.score(known))
     lowest_known = float(scores[int(UNKNOWN_RATE * len(scores))])
@@ -126,6 +134,12 @@ def _relative_mahalanobis(
         center=0.0,
         width=1.0,
     )
+
+
+def _unscaled(model: NoveltyModel, scale: NDArray[np.float64]) -> NoveltyModel:
+    """The model for descriptors from the model for descriptors times `scale` [D]."""
+    column = scale[:, np.newaxis].astype(np.float32)
+    return replace(model, root=column * model.root, linear=column * model.linear)
 
 
 def _logistic_regression(train: NDArray[np.float64], negatives: NDArray[np.float64]) -> NDArray[np.float64]:

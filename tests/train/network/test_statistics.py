@@ -28,7 +28,7 @@ def test_examples_come_from_val_if_it_has_enough_photos(count: int, from_val: bo
     rng = np.random.default_rng(0)
     labels, val_labels = np.arange(90) % 3, np.arange(count) % 3
     train, val = (1 + 0.3 * rng.random((len(y), D)) + 0.5 * np.eye(3, D)[y] for y in (labels, val_labels))
-    detector = fit_novelty(train, labels, val)
+    detector = fit_novelty(train, labels, val, last_width=D)
     statistics = build_statistics(train, labels, val, val_labels, detector)
     expected = val if from_val else train
     np.testing.assert_allclose(statistics.positive_features, expected, atol=5e-3)
