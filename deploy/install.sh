@@ -18,7 +18,7 @@ upgrade: it keeps the settings, the token, --picamera2 and --extras.
   --extras LIST        optional packages to install, of litert, onnx, camera, mqtt, web, heic and verify
                        (default: those of the last time, or litert,camera,web)
   --from PATH          a clone or a wheel to install (default: the clone that holds this script)
-  --uninstall          remove everything except /var/lib/vgg-edge, and the user unless it owns files
+  --uninstall          remove program, settings and token; keep /var/lib/vgg-edge, and the user if it owns files
   --os-release FILE    act as on the system that FILE (a copy of /etc/os-release) describes
   --architecture NAME  act as if dpkg reported the architecture NAME
 USAGE

@@ -84,8 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--int8",
         action="store_true",
-        help="add int8 files, the smallest and fastest; an uncompressed run still runs about 8 times slower "
-        "than a compressed run (python -m train.compress RUN --reduce 10)",
+        help="add int8 files, the smallest and fastest; a photo takes about 8 times longer with an "
+        "uncompressed model than with a compressed one (python -m train.compress RUN --reduce 10)",
     )
     parser.add_argument("--float16", action="store_true", help="add files with float16 weights")
     parser.add_argument("--dynamic", action="store_true", help="add a dynamic-range TFLite file")

@@ -22,11 +22,11 @@ Operators = dict[str, int]  # name → version; a program that has a version has
 
 def operators_report(files: Mapping[FileKey, bytes]) -> str:
     """A line for each file: how many programs computed all its operators, and which are new to the others."""
-    lines = ["other programs that computed all operators of a file in an earlier file:"]
+    lines = ["other programs, and how many of them have computed every operator of a file before:"]
     for (format, precision), data in files.items():
         new = new_operators(format, data)
         known = sum(not operators for operators in new.values())
-        line = f"{format} {precision}: {'all' if known == len(new) else f'{known} of'} {len(new)}"
+        line = f"{format} {precision}: {'all' if known == len(new) else f'{known} of'} {len(new)} programs"
         for operators in dict.fromkeys(map(tuple, new.values())):
             if operators:
                 programs = [program for program, others in new.items() if tuple(others) == operators]

@@ -25,7 +25,7 @@ class Command:
 COMMANDS = {
     "train": Command("train.__main__", "train a classifier on a folder of photos", ("keras",)),
     "compress": Command(
-        "train.compress.__main__", "prune a trained model to a tenth of its operations", ("keras",)
+        "train.compress.__main__", "compress a trained model to a tenth of its multiplications", ("keras",)
     ),
     "refit": Command("train.refit", "fit the detector of unknown pictures of a run again", ("keras",)),
     "export": Command(

@@ -168,8 +168,8 @@ def _warnings(adaptation: Adaptation) -> Iterator[str]:
         )
     if adaptation.photos < FEW_PHOTOS:
         yield (
-            f"{adaptation.photos} photos prove little: give {FEW_PHOTOS} or more, better 50, "
-            "in the light of the day and of the evening"
+            f"the result of {adaptation.photos} photo{'s' * (adaptation.photos != 1)} is not reliable: give "
+            f"{FEW_PHOTOS} or more, better 50, in daylight and in the evening"
         )
     if 2 * adaptation.named_after > adaptation.photos:
         yield "most photos are still named: give more photos, or train again with them in a folder none"

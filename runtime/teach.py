@@ -90,7 +90,7 @@ def _report(learned: Learned, folder: Path, seconds: float) -> list[str]:
     lines = [
         f"learned {count} photo{'s' * (count != 1)} in {seconds:.1f} s: {describe_learning(state)}",
         *_table(state),
-        '"unseen" counts each photo as a fit without it answered (5-fold cross-validation)',
+        '"unseen" counts the right answers of fits that did not use the photo (5-fold cross-validation)',
         f"wrote {folder}: classify and serve use it from now on; --undo restores the state before",
     ]
     return [line.rstrip() for line in lines]

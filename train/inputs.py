@@ -105,7 +105,7 @@ def _with_negatives(dataset: Dataset, settings: Settings) -> Dataset:
     if 0 < measured < FEW_NEGATIVES:
         _, highest = confidence_interval(0, measured)
         print(
-            f"warning: {own} photos of none of the classes prove little, because {measured} of them are in "
+            f"warning: {own} photos of none of the classes are few: only {measured} of them are in "
             f"test: even if the model rejects these, it may name {highest:.0%} of such pictures; add more"
         )
     return dataset

@@ -40,7 +40,7 @@ EXAMPLE_WEIGHT, DRAWN_WEIGHT, NEGATIVE_WEIGHT = 100.0, 200.0, 200.0
 # The bias is raised until no more examples and drawn positives than these shares are rejected additionally.
 MAX_MORE_EXAMPLES, MAX_MORE_DRAWN = 0.01, 0.005
 MAX_REJECTED = 0.05  # of the examples; a correction that rejects more is refused
-FEW_PHOTOS = 10  # fewer prove little
+FEW_PHOTOS = 10  # with fewer, the result is not reliable
 # A photo that a fit on other photos takes for a class more clearly than this share of the examples shows one:
 # this finds 2 of 3 flowers among photos of a scene, and takes 1 of 140 photos of a scene for one.
 TYPICAL_EXAMPLE = 0.25

@@ -51,10 +51,11 @@ class Correction:
     weights: NDArray[np.float32]  # [D]
 
     def __str__(self) -> str:
+        photos = f"{self.photos} photo{'s' * (self.photos != 1)}"
         return (
-            f"corrected for a scene on {self.created[:10]} with {self.photos} photos: of such photos "
-            f"{self.named_after:.1%} are named instead of {self.named_before:.1%}, of photos of the classes "
-            f"{self.rejected_after:.1%} are rejected instead of {self.rejected_before:.1%}"
+            f"corrected on {self.created[:10]} with {photos} of a scene: "
+            f"named {self.named_after:.1%} of such photos (was {self.named_before:.1%}), "
+            f"rejected {self.rejected_after:.1%} of photos of the classes (was {self.rejected_before:.1%})"
         )
 
     def apply(self, known: NDArray[Any], features: NDArray[Any]) -> NDArray[np.float64]:

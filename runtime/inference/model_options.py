@@ -76,7 +76,7 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         type=percentage,
         metavar="PERCENT",
         help="answer unknown for this share of the photos of the classes, such as 10%%, so that fewer "
-        "pictures of other things get a name (default: the share of training, under 2%%)",
+        "pictures of other things get a name (default: the share that training chose, under 2%%)",
     )
 
 

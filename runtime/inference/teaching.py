@@ -58,7 +58,7 @@ DRAWN = 300  # features of the classes
 MAX_FITTED = 600  # photos; the time of a fit grows with the square of their number
 SEED = 0
 FOLDS = 5
-FEW_PHOTOS = 5  # of a new class; fewer prove little
+FEW_PHOTOS = 5  # of a new class; with fewer, the result is not reliable
 
 
 @dataclass(frozen=True)
@@ -430,8 +430,8 @@ def _warnings(state: LearnedState) -> Iterator[str]:
     measured = state.measured
     for label, result in measured.labels.items():
         if label in state.new_labels and result.photos < FEW_PHOTOS:
-            few = "1 photo proves" if result.photos == 1 else f"{result.photos} photos prove"
-            yield f"{label}: {few} little: teach {FEW_PHOTOS} or more, best 20"
+            count = "1 photo" if result.photos == 1 else f"{result.photos} photos"
+            yield f"{label}: the result of {count} is not reliable: teach {FEW_PHOTOS} or more, better 20"
         elif 10 * result.right_unseen < 7 * result.photos and label in state.new_labels:
             yield (
                 f"{label}: photos that a fit did not use were right {result.right_unseen} times of "

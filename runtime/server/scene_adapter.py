@@ -187,7 +187,7 @@ def warnings(adaptation: Adaptation) -> str:
     if left_out := len(adaptation.left_out):
         texts.append(f"Left out, because they seem to show a class: {count_photos(left_out)}.")
     if adaptation.photos < FEW_PHOTOS:
-        texts.append(f"Few photos prove little: add more, at least {FEW_PHOTOS}, better 50.")
+        texts.append(f"The result of few photos is not reliable: add more, at least {FEW_PHOTOS}, better 50.")
     elif 2 * adaptation.named_after > adaptation.photos:
         texts.append("Most of the photos are still named: add more, or train again with them.")
     return " ".join(texts)

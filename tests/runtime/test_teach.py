@@ -62,7 +62,7 @@ def test_list_undo_and_reset(model: Path, learned: Path, scene: Path, capsys: Ca
     assert teach(model, "--list") == 0
     assert capsys.readouterr().out == f"{learned}: nothing learned\n"
     assert teach(model, "scene", scene / "000.png", scene / "001.png") == 0
-    assert "scene: 2 photos prove little" in capsys.readouterr().err
+    assert "scene: the result of 2 photos is not reliable" in capsys.readouterr().err
     assert teach(model, "none", scene) == 0
     capsys.readouterr()
     assert teach(model, "--list") == 0

@@ -131,7 +131,7 @@ def test_few_negatives_are_recorded_with_a_warning(
     assert "none of the classes: 30 drawings: 22 train, 4 val, 4 test" in lines
     (warning,) = [line for line in lines if line.startswith("warning: ")]
     # For the photo in test, if it is not named, the upper end of the 95 % Wilson interval is 79 %.
-    assert "6 photos of none of the classes prove little" in warning and "may name 79%" in warning
+    assert "6 photos of none of the classes are few" in warning and "may name 79%" in warning
     run = open_run(out)
     own = negatives.own_negatives(run.dataset)
     assert {Path(photo.path).parent for photo in own} == {frames}

@@ -30,7 +30,7 @@ async function openDialog() {
 }
 
 function makeDialog() {
-  const frame = element("img", { id: "crop-frame", alt: "The whole camera image", draggable: false });
+  const frame = element("img", { id: "crop-frame", alt: "The whole camera picture", draggable: false });
   const box = element("div", { id: "crop-box" });
   const picture = element("div", { id: "crop-picture" }, frame, box);
   const fields = element("div", { className: "row" }, ...SIDES.map(makeField));

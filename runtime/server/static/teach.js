@@ -130,7 +130,7 @@ async function undo() {
 async function forget() {
   if (!confirm("Forget everything that this device learned, and delete the named pictures?")) return;
   const result = await call(() => requestWhenFree("/learn", { method: "DELETE" }));
-  showMessage(result.error ?? "The model answers as it was exported.", Boolean(result.error));
+  showMessage(result.error ?? "The model gives its original answers.", Boolean(result.error));
   await afterChange();
   moveFocus();
 }

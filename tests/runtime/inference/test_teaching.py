@@ -252,7 +252,7 @@ def test_photos_of_too_many_labels_are_an_error() -> None:
 
 def test_few_photos_and_lost_examples_give_warnings() -> None:
     few = fit_learned(CONTRACT, STATISTICS, taught(scene(3, seed=1)))
-    assert "scene: 3 photos prove little" in few.warnings[0]
+    assert "scene: the result of 3 photos is not reliable" in few.warnings[0]
     pictures, truth = class_pictures(60, seed=9)
     wrong = [LABELS[(at + 1) % 3] for at in truth]
     spoiled = fit_learned(CONTRACT, STATISTICS, taught((wrong, compute_features(pictures))))
