@@ -44,6 +44,7 @@ def service_status(service: ServiceState, files: FileStatus) -> dict[str, Any]:
         "camera": None if live_view is None else camera_status(live_view),
         "history": [] if live_view is None else list(live_view.history),
         "correction": correction_fields(classifier.correction) if classifier.correction else None,
+        "reject": classifier.reject,
         "tray": files.tray,
         "learning": files.learning,
         "max_bytes": queue.max_upload_bytes,

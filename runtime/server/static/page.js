@@ -199,7 +199,7 @@ function showSpeed({ speed, camera, engine, threads }) {
   byId("speed-note").textContent = `${engine} on ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} classified since the start`;
 }
 
-function showModel({ model, news, correction, learning }) {
+function showModel({ model, news, correction, reject, learning }) {
   const labels = model.labels.map((label) => element("li", { textContent: label }));
   if (byId("labels").textContent !== model.labels.join("")) byId("labels").replaceChildren(...labels);
   const facts = [
@@ -210,6 +210,7 @@ function showModel({ model, news, correction, learning }) {
   ];
   if (model.precision) facts.splice(1, 0, ["precision", model.precision]);
   if (correction) facts.push(["correction", describeCorrection(correction)]);
+  if (reject !== null) facts.push(["reject", `“unknown” for about ${percent(reject)} of the photos of the classes`]);
   facts.push(["learning", describeLearning(learning)]);
   const { parity } = model;
   if (parity?.top1 !== undefined) facts.push(["accuracy", `${percent(parity.top1)} of ${parity.n} test photos`]);

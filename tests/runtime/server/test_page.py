@@ -247,6 +247,17 @@ def test_a_model_that_cannot_be_adapted_has_no_buttons(chrome: Chrome, address: 
     assert marks(chrome, "body") == [] and not chrome.find_element(By.ID, "tray").is_displayed()
 
 
+def test_a_share_of_photos_to_reject_is_shown(
+    chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path
+) -> None:
+    model = make_scene_model(tmp_path / "quarters")
+    with serve_in_thread(model, classifier_options={"reject": 0.1}) as service:
+        chrome.get(service.url)
+        wait_for(lambda: "“unknown” for about 10.0 % of the photos" in text(chrome, "#model"))
+        assert service.status()["reject"] == 0.1 and browser_errors(chrome) == []
+        chrome.get("about:blank")
+
+
 COUNT_CHANGES = """
     window.changes = { label: 0, announcement: 0 };
     for (const name in changes) {
