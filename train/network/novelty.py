@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-BACKGROUND_WEIGHT = 0.9  # of the distance to all photos, which is subtracted
+BACKGROUND_WEIGHT = 0.92  # of the distance to all photos, which is subtracted
 SHRINKAGE = 0.7  # of the mean variance, added to each variance: there are about as many channels as photos
 # The values of block 5 count this many times, so that shrinkage hides less of their differences: the network
 # was trained to tell the classes apart there.
