@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.common.errors import EngineError
 from runtime.common.terminal import print_error
 from runtime.server.connection_limits import mark_authorized
+from runtime.server.error_response import SECURITY_HEADERS, error_response
 from runtime.server.errors import ClientDisconnected, RequestRejected
 from runtime.server.lingering import LingeringClose
 from runtime.server.request_rate import (
@@ -25,20 +26,7 @@ from runtime.server.request_rate import (
 from runtime.server.routes import CLASSIFY, PUBLIC_PATHS, make_routes
 from runtime.server.service_state import ServiceState, address_of
 
-SECURITY_HEADERS = (
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
-)
 MAX_QUERY_BYTES = 4096  # a label of 100 characters takes 1,200; its parser takes 30 ms for 60 kB
-CLOSING_STATUSES = (408, 413, 429, 503)  # the rest of the request's body is not read
 
 
 def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: None) -> ASGIApp:
@@ -102,9 +90,9 @@ class AccessMiddleware:
             if not is_public:
                 mark_authorized(scope)
         except RequestRejected as rejection:
-            app = _error_response(rejection)
+            app = error_response(rejection)
         if (delay := rate.delay(address_of(Request(scope)))) is None:
-            app = _error_response(RequestRejected(429, "too many requests: retry in 2 s", retry_after=2))
+            app = error_response(RequestRejected(429, "too many requests: retry in 2 s", retry_after=2))
         elif delay:
             await asyncio.sleep(delay)
         await app(scope, receive, send_with_headers)
@@ -114,20 +102,9 @@ class AccessMiddleware:
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
 
 
-def _error_response(rejection: RequestRejected) -> JSONResponse:
-    headers = {}
-    if rejection.status in CLOSING_STATUSES:
-        headers["Connection"] = "close"
-    if rejection.retry_after is not None:
-        headers["Retry-After"] = str(rejection.retry_after)
-    if rejection.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"source": rejection.source, "error": rejection.reason}, rejection.status, headers)
-
-
 async def _on_rejection(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRejected)
-    return _error_response(error)
+    return error_response(error)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
