@@ -136,7 +136,9 @@ def test_a_named_picture_loses_its_metadata(scene_service: Client, model: Path) 
     assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
 
 
-@pytest.mark.parametrize("label", ["", "a%0Ab", "%1B[2J", "BLAU", "x" * 201, "unknown"])
+@pytest.mark.parametrize(
+    "label", ["", "a%0Ab", "%1B[2J", "BLAU", "x" * 201, "unknown", "ros%E9", "%E2%80%8D"]
+)
 def test_a_label_that_is_no_name_is_refused_in_one_line(scene_service: Client, label: str) -> None:
     status, answer = scene_service.call(
         "POST", f"/taught?label={label}", encode_png(scene_pictures(1, seed=1)[0])
