@@ -28,6 +28,8 @@ from runtime.server.service_state import ServiceState, address_of
 
 MAX_QUERY_BYTES = 4096  # a label of 100 characters takes 1,200; its parser takes 30 ms for 60 kB
 
+_STOPPING = RequestRejected(503, "the service is stopping: retry in 5 s", retry_after=5)
+
 
 def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: None) -> ASGIApp:
     """The application. `on_ready` is called when it starts to answer requests."""
@@ -51,6 +53,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
 
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    app.router.redirect_slashes = False  # its redirect names http:// behind a proxy with TLS
     app.state.service = service
     return LingeringClose(AccessMiddleware(app, service, routes))
 
@@ -71,14 +74,25 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
+        path, has_begun = scope["path"], False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
                 self._service.metrics.count_request(self._counted_path(path), message["status"])
             await send(message)
 
+        try:
+            await self._answer(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the service stops, and the answer takes too long
+            if has_begun:
+                raise
+            await error_response(_STOPPING)(scope, receive, send_with_headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
         app, is_public = self._app, path in PUBLIC_PATHS
         rate = self._rate_without_token
         try:
@@ -95,7 +109,7 @@ class AccessMiddleware:
             app = error_response(RequestRejected(429, "too many requests: retry in 2 s", retry_after=2))
         elif delay:
             await asyncio.sleep(delay)
-        await app(scope, receive, send_with_headers)
+        await app(scope, receive, send)
 
     def _counted_path(self, path: str) -> str:
         """The route's path, such as /none/{id}: clients choose the rest, and a metric has few paths."""
@@ -113,8 +127,15 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
     reason = f"{request.method} {request.url.path}: {error.detail.lower()}"
-    return JSONResponse({"source": "-", "error": reason}, error.status_code, error.headers)
+    return JSONResponse({"source": "-", "error": reason}, error.status_code, headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods of all routes for the path; Starlette lists those of the first one."""
+    routes = (route for route in request.app.routes if route.path_regex.match(request.scope["path"]))
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:
