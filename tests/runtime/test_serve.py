@@ -20,6 +20,7 @@ from runtime.serve import main
 from runtime.server.token_file import MIN_TOKEN_LENGTH
 from tests.helpers import RELEASED, ROOT, wait_for
 from tests.runtime.preprocess.hostile import GOOD
+from tests.runtime.scene import encode_png, scene_pictures
 from tests.serving import OWN_VARIABLES, multipart_form, serve_in_process, serve_in_thread
 
 TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
@@ -225,6 +226,16 @@ def test_sigterm_during_requests_prints_nothing(knowing: Path, photos: Path) -> 
         _, err = service.process.communicate(timeout=15)
         assert service.process.returncode == 0
         assert [line for line in err.splitlines() if "127.0.0.1:9" not in line] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_log_that_cannot_be_written_does_not_stop_the_service(model: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full, serve_in_process("--model", model, stderr=full) as service:
+        picture = encode_png(scene_pictures(1, seed=1)[0])
+        assert service.call("POST", "/taught?label=sky", picture)[0] == 201
+        assert service.call("POST", "/learn")[0] == 200
+        service.process.terminate()
+        assert service.process.wait(10) == 0
 
 
 def test_a_correction_that_is_missing_is_a_warning_at_the_start(knowing: Path, tmp_path: Path) -> None:
