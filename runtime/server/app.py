@@ -17,6 +17,7 @@ from runtime.server.connection_limits import mark_authorized
 from runtime.server.error_response import SECURITY_HEADERS, error_response
 from runtime.server.errors import ClientDisconnected, RequestRejected
 from runtime.server.lingering import LingeringClose
+from runtime.server.open_files import FileLimitReporter
 from runtime.server.request_rate import (
     PHOTOS_PER_SECOND,
     REQUESTS_PER_SECOND,
@@ -36,6 +37,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(FileLimitReporter())
         if service.live_view is not None:
             service.live_view.start()
         health_checks = asyncio.create_task(service.health.run(), name="health-checks")

@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from runtime.server.error_response import closing_answer
 from runtime.server.errors import RequestRejected
+from runtime.server.open_files import connections_within_limit
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 64  # a browser opens 6
@@ -173,7 +174,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         crowd = [each for each in everyone if each.address == self.address]
         if len(crowd) <= MAX_CONNECTIONS_PER_ADDRESS:
             crowd = everyone
-            if len(everyone) <= MAX_CONNECTIONS:
+            if len(everyone) <= connections_within_limit(MAX_CONNECTIONS):
                 return
         count = Counter(each.address for each in everyone)
         replaceable = (each for each in crowd if each is not self and not each._is_working())
