@@ -11,8 +11,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.common.errors import EngineError
+from runtime.common.errors import EngineError, WriteError
 from runtime.common.terminal import print_error
+from runtime.common.text import printable
 from runtime.server.connection_limits import mark_authorized
 from runtime.server.error_response import SECURITY_HEADERS, error_response
 from runtime.server.errors import ClientDisconnected, RequestRejected
@@ -140,6 +141,10 @@ def _allowed_methods(request: Request) -> str:
     return ", ".join(sorted({method for route in routes for method in route.methods}))
 
 
+async def _on_write_error(request: Request, error: Exception) -> Response:
+    return error_response(RequestRejected(500, printable(str(error))))
+
+
 async def _on_engine_error(request: Request, error: Exception) -> Response:
     print_error(str(error))
     return JSONResponse({"source": "-", "error": "the engine failed: see the service's log"}, 500)
@@ -149,6 +154,7 @@ EXCEPTION_HANDLERS = {
     RequestRejected: _on_rejection,
     ClientDisconnected: _on_disconnect,
     HTTPException: _on_http_exception,
+    WriteError: _on_write_error,
     EngineError: _on_engine_error,
 }
 
