@@ -18,6 +18,7 @@ from runtime.common.text import printable
 from runtime.inference.model_options import add_answer_options, add_model_options, classifier_options
 from runtime.publish.flags import add_publish_flags, check_publish_flags
 from runtime.server.address import AddressError
+from runtime.server.auth import host_name
 from runtime.server.token_file import TOKEN_VARIABLE, make_token_file
 
 WEB_PACKAGES = ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client")
@@ -133,6 +134,7 @@ def _add_network_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--allow-host",
+        type=host_name,
         metavar="NAME",
         action="append",
         default=[],

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import IO, Any
 
 from runtime.server.routes import STATIC
 from tests.helpers import ROOT
@@ -92,7 +92,10 @@ def clean_environment(**changes: str) -> dict[str, str]:
 
 @contextmanager
 def serve_in_process(
-    *arguments: str | Path, address_space: int | None = None, **variables: str
+    *arguments: str | Path,
+    address_space: int | None = None,
+    stderr: int | IO[str] = subprocess.PIPE,
+    **variables: str,
 ) -> Iterator[ServiceProcess]:
     """`python -m runtime.serve ARGUMENTS` on a free port, with these environment variables.
 
@@ -103,13 +106,13 @@ def serve_in_process(
         [*limit, *serve_command("--port", "0", *arguments)],
         env=clean_environment(**variables),
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         text=True,
     )
     try:
-        assert process.stdout and process.stderr
+        assert process.stdout
         start_line = process.stdout.readline()
-        assert " on " in start_line, process.stderr.read()
+        assert " on " in start_line, process.stderr and process.stderr.read()
         url = process.stdout.readline().split()[0]
         yield ServiceProcess(int(url.rpartition(":")[2]), process, start_line)
     finally:

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from runtime.common.errors import WriteError
+
 UNFINISHED_AFTER = 600.0  # seconds; no file of this project takes as long to write
 
 
@@ -49,6 +51,16 @@ def atomic_create(path: Path) -> Iterator[BinaryIO]:
             except OSError:
                 path.unlink(missing_ok=True)
                 raise
+
+
+@contextmanager
+def reported_writes(path: Path, flag: str) -> Iterator[None]:
+    """Turns an OSError of the block into a WriteError, which names the flag for another place."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error.strerror or error).lower()
+        raise WriteError(f"{path}: {reason}: {flag} chooses another place") from None
 
 
 def remove_unfinished(folder: Path, pattern: str) -> None:

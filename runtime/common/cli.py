@@ -52,7 +52,8 @@ def exit_process(code: int) -> NoReturn:
     threads. Nothing is lost: files are closed and both streams are flushed.
     """
     sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # as print_info
+        sys.stderr.flush()
     os._exit(code)
 
 

@@ -17,6 +17,10 @@ class ModelError(UserError):
     """A model file or folder that is missing, damaged, or has another contract version."""
 
 
+class WriteError(UserError):
+    """A file of the device's own state that cannot be written, such as on a full disk."""
+
+
 class EngineError(UserError):
     """An inference engine that is not installed, or cannot run this file."""
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -14,8 +14,12 @@ from runtime.common.text import printable
 
 
 def print_info(line: str) -> None:
-    """Prints one line on standard error, which keeps it apart from the results."""
-    print(printable(line), file=sys.stderr, flush=True)
+    """Prints one line on standard error, which keeps it apart from the results.
+
+    A line that cannot be written is dropped: a full disk, or a log's reader that ended, stops no service.
+    """
+    with suppress(OSError, ValueError):
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def print_error(text: str) -> None:

@@ -10,8 +10,12 @@ MAX_NAME_LENGTH = 200
 
 
 def is_name(text: str) -> bool:
-    """Whether a text has 1 to 200 printable characters, so that a terminal and a file system can hold it."""
-    return 0 < len(text) <= MAX_NAME_LENGTH and text.translate(JOINERS).isprintable()
+    """Whether a text has 1 to 200 printable characters, so that a terminal and a file system can hold it.
+
+    Joiners and spaces alone are not a name: nobody sees them.
+    """
+    visible = text.translate(JOINERS)
+    return len(text) <= MAX_NAME_LENGTH and visible.isprintable() and visible.strip() != ""
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from runtime.common.atomic import atomic_write
+from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError, UserError
 from runtime.model_file.contract import MAX_FEATURES, Contract, parse_json, require_field
 from runtime.model_file.files import MAX_JSON_BYTES, is_file, read_bytes
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.model_file.loader import ModelFile
 
 VERSION = 1
+CORRECTION_FLAG = "--correction FILE"
 NONE = "none"  # `--correction none`: answer without a correction
 SUFFIX = ".correction.json"
 FOLDER_VARIABLE = "VGG_EDGE_CORRECTIONS"  # names a folder for the corrections of all models
@@ -151,13 +152,9 @@ def open_correction(
 
 
 def write_correction(path: Path, correction: Correction) -> None:
-    """Writes the file in one step. Raises ModelError."""
-    try:
-        with atomic_write(path) as file:
-            file.write(correction.to_json().encode())
-    except OSError as error:
-        reason = str(error.strerror or error).lower()
-        raise ModelError(f"{path}: {reason}: --correction FILE chooses another place") from None
+    """Writes the file in one step. Raises WriteError."""
+    with reported_writes(path, CORRECTION_FLAG), atomic_write(path) as file:
+        file.write(correction.to_json().encode())
 
 
 def check_replaceable(path: Path, named: str | Path | None) -> None:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.common.atomic import atomic_write
+from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError
 from runtime.common.text import is_name
 from runtime.inference.correction import NONE, logit, path_beside, sigmoid
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from runtime.model_file.loader import ModelFile
 
 VERSION = 1
+LEARNED_FLAG = "--learned FOLDER"
 SUFFIX = ".learned"
 FOLDER_VARIABLE = "VGG_EDGE_LEARNED"  # names a folder for the learned states of all models
 STATE_NAME, PREVIOUS_NAME = "state.json", "previous.json"
@@ -291,15 +292,16 @@ def read_state(folder: Path, contract: Contract | None = None) -> LearnedState |
 
 
 def write_state(folder: Path, state: LearnedState) -> None:
-    """Writes the state in one step, and keeps the one before it for `read_previous`. Raises ModelError."""
+    """Writes the state in one step, and keeps the one before it for `read_previous`.
+
+    Raises ModelError for a state that could not be read again, and WriteError.
+    """
     path, data = folder / STATE_NAME, state.to_bytes()
-    try:
+    with reported_writes(path, LEARNED_FLAG):
         folder.mkdir(parents=True, exist_ok=True)
         before = read_bytes(path, MAX_STATE_BYTES) if is_file(path) else _NO_STATE
         _write(folder / PREVIOUS_NAME, before)
         _write(path, data)
-    except OSError as error:
-        raise _not_written(path, error) from None
 
 
 def read_previous(folder: Path) -> LearnedState | None:
@@ -324,26 +326,19 @@ def read_previous(folder: Path) -> LearnedState | None:
 
 
 def restore_state(folder: Path, state: LearnedState | None) -> None:
-    """Makes the state of `read_previous` the current one. Raises ModelError."""
+    """Makes the state of `read_previous` the current one. Raises ModelError and WriteError."""
     path = folder / STATE_NAME
-    try:
+    with reported_writes(path, LEARNED_FLAG):
         if state is None:
             path.unlink(missing_ok=True)
         else:
             _write(path, state.to_bytes())
         (folder / PREVIOUS_NAME).unlink(missing_ok=True)
-    except OSError as error:
-        raise _not_written(path, error) from None
 
 
 def _write(path: Path, data: bytes) -> None:
     with atomic_write(path) as file:
         file.write(data)
-
-
-def _not_written(path: Path, error: OSError) -> ModelError:
-    reason = str(error.strerror or error).lower()
-    return ModelError(f"{path}: {reason}: --learned FOLDER chooses another place")
 
 
 def describe_learning(state: LearnedState) -> str:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.common.atomic import atomic_write
+from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.file_lock import exclusive_lock
 from runtime.inference.learned_state import (
+    LEARNED_FLAG,
     LearnedState,
     read_previous,
     read_state,
@@ -138,7 +139,7 @@ def _learn(
 
 def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:
     """Deletes the oldest photos until the files are within their bound, and adds a warning about them."""
-    with _reported(store.folder):
+    with reported_writes(store.folder, LEARNED_FLAG):
         store.trim()
     return replace(teaching, warnings=(*teaching.warnings, *_deleted(store)))
 
@@ -161,7 +162,7 @@ def _keep_photos(
         except PictureError as error:
             problems[name] = str(error).removeprefix(f"{name}: ")
             continue
-        with _reported(store.folder):
+        with reported_writes(store.folder, LEARNED_FLAG):
             kept[store.add(label, pixels).id] = label
     if not kept:
         raise nothing_learned(problems)
@@ -199,7 +200,7 @@ def undo(folder: Path) -> LearnedState | None:
 
 def reset(folder: Path) -> None:
     """Deletes the learned state with all kept photos. Raises UserError."""
-    with _locked(folder), _reported(folder):
+    with _locked(folder), reported_writes(folder, LEARNED_FLAG):
         restore_state(folder, None)
         TaughtPhotos(folder).clear()
         TaughtPhotos(folder).clear_features()
@@ -213,7 +214,7 @@ def pending_photos(state: LearnedState | None, photos: Iterable[TaughtPhoto]) ->
 
 def _restore_photos(store: TaughtPhotos, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     for id, label in now.items():
-        with suppress(KeyError), _reported(store.folder):
+        with suppress(KeyError), reported_writes(store.folder, LEARNED_FLAG):
             if id not in before:
                 store.remove(id)
             elif before[id] != label:
@@ -226,7 +227,7 @@ def _read_outputs(
     """Returns the model's outputs for all photos, computed once for each photo and model file."""
     cache = store.features / model.sha256[:16]
     store.clear_features(kept=cache.name)
-    with _reported(cache):
+    with reported_writes(cache, LEARNED_FLAG):
         cache.mkdir(parents=True, exist_ok=True)
     labels, outputs, ids = [], [], []
     for photo in store.photos():
@@ -239,7 +240,7 @@ def _read_outputs(
         # A model that came after the photo may have its label, in another case.
         label = find_label(photo.label, [NONE_LABEL, *model.contract.labels]) or photo.label
         if label != photo.label:
-            with suppress(KeyError), _reported(store.folder):  # the photo may be gone
+            with suppress(KeyError), reported_writes(store.folder, LEARNED_FLAG):  # the photo may be gone
                 store.move(photo.id, label)
         labels.append(label)
     if not ids:
@@ -274,7 +275,7 @@ def _read_output(model: ModelFile, infer: Infer, photo: TaughtPhoto, path: Path)
 def _locked(folder: Path) -> Iterator[None]:
     """Lets one program at a time change the folder, which is created. Raises UserError."""
     with ExitStack() as stack:
-        with _reported(folder):
+        with reported_writes(folder, LEARNED_FLAG):
             folder.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(exclusive_lock(folder / LOCK_NAME))
@@ -283,13 +284,3 @@ def _locked(folder: Path) -> Iterator[None]:
                     f"{folder}: another program is learning: try again in a few seconds"
                 ) from None
         yield
-
-
-@contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Turns an OSError of the block into a UserError."""
-    try:
-        yield
-    except OSError as error:
-        reason = str(error.strerror or error).lower()
-        raise UserError(f"{path}: {reason}: --learned FOLDER chooses another place") from None

@@ -53,6 +53,6 @@ _REFUSED: dict[str, Callable[[bytes], bool]] = {
     "a Photoshop file": _starts(b"8BPS"),
     "a GIMP file": _starts(b"gimp xcf"),
     "an icon": _starts(b"\0\0\1\0", b"\0\0\2\0"),
-    "an SVG drawing": _starts(b"<svg"),
+    "an SVG drawing or another XML file": _starts(b"<svg", b"<?xml"),
     "a video": lambda head: head[4:8] == b"ftyp" or head.startswith((b"\x1a\x45\xdf\xa3", b"RIFF")),
 }

@@ -11,13 +11,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from runtime.camera.stream import to_iso
+from runtime.common.atomic import reported_writes
 from runtime.common.text import printable
+from runtime.inference.correction import CORRECTION_FLAG
 from runtime.preprocess.stored_photo import added_at
 from runtime.server.errors import RequestRejected
 from runtime.server.service_state import NO_STORE, body_of, in_turn, service_of
-from runtime.server.writes import refused_writes
 
-FLAG = "--correction FILE"  # chooses another place for the tray
 # A photo does not change under its id. `private`: only the browser that showed the photo keeps it.
 PHOTO_HEADERS = {"Cache-Control": "private, max-age=86400"}
 
@@ -41,7 +41,7 @@ async def list_photos(request: Request) -> Response:
 
 async def clear_photos(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
-    with refused_writes(tray.folder, FLAG):
+    with reported_writes(tray.folder, CORRECTION_FLAG):
         await in_turn(request, tray.clear)
     return Response(status_code=204)
 
@@ -58,7 +58,7 @@ async def show_photo(request: Request) -> Response:
 async def remove_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
-        with refused_writes(tray.folder, FLAG):
+        with reported_writes(tray.folder, CORRECTION_FLAG):
             await in_turn(request, partial(tray.remove, request.path_params["id"]))
     except KeyError:
         raise _no_photo() from None

@@ -4,10 +4,12 @@ import errno
 import os
 import socket
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import Any
 
 from runtime.common.errors import UserError
 
+_UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EINVAL)
 BACKLOG = 128  # connections that the kernel accepts ahead
 
 SocketAddress = tuple[Any, ...]  # (host, port), or (host, port, flow, scope) for IPv6
@@ -35,9 +37,12 @@ def listen(family: socket.AddressFamily, address: SocketAddress) -> socket.socke
             address, family=family, backlog=BACKLOG, dualstack_ipv6=_is_dual_stack(address[0])
         )
     except OSError as error:
-        flag = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
-        reason = os.strerror(error.errno or 0).lower()
-        raise AddressError(f"{address[0]} port {address[1]}: {reason}: choose another with {flag}") from None
+        place = f"{address[0]} port {address[1]}: {os.strerror(error.errno or 0).lower()}"
+        if error.errno == errno.EINVAL and ip_address(address[0]).is_link_local:
+            next_step = f"name its network interface: --host {address[0]}%eth0"
+        else:
+            next_step = f"choose another with {'--host' if error.errno in _UNAVAILABLE else '--port'}"
+        raise AddressError(f"{place}: {next_step}") from None
 
 
 def url_of(host: str, port: int) -> str:

@@ -11,11 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runtime.common.errors import EngineError
+from runtime.common.errors import EngineError, WriteError
 from runtime.common.terminal import print_error
+from runtime.common.text import printable
 from runtime.server.connection_limits import mark_authorized
+from runtime.server.error_response import SECURITY_HEADERS, error_response
 from runtime.server.errors import ClientDisconnected, RequestRejected
 from runtime.server.lingering import LingeringClose
+from runtime.server.open_files import FileLimitReporter
 from runtime.server.request_rate import (
     PHOTOS_PER_SECOND,
     REQUESTS_PER_SECOND,
@@ -25,20 +28,9 @@ from runtime.server.request_rate import (
 from runtime.server.routes import CLASSIFY, PUBLIC_PATHS, make_routes
 from runtime.server.service_state import ServiceState, address_of
 
-SECURITY_HEADERS = (
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        b"form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
-    ),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cross-origin-opener-policy", b"same-origin"),
-    (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
-)
 MAX_QUERY_BYTES = 4096  # a label of 100 characters takes 1,200; its parser takes 30 ms for 60 kB
-CLOSING_STATUSES = (408, 413, 429, 503)  # the rest of the request's body is not read
+
+_STOPPING = RequestRejected(503, "the service is stopping: retry in 5 s", retry_after=5)
 
 
 def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: None) -> ASGIApp:
@@ -46,6 +38,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(FileLimitReporter())
         if service.live_view is not None:
             service.live_view.start()
         health_checks = asyncio.create_task(service.health.run(), name="health-checks")
@@ -63,6 +56,7 @@ def make_app(service: ServiceState, on_ready: Callable[[], object] = lambda: Non
 
     routes = make_routes()
     app = Starlette(routes=routes, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
+    app.router.redirect_slashes = False  # its redirect names http:// behind a proxy with TLS
     app.state.service = service
     return LingeringClose(AccessMiddleware(app, service, routes))
 
@@ -83,14 +77,25 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"]
+        path, has_begun = scope["path"], False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal has_begun
             if message["type"] == "http.response.start":
+                has_begun = True
                 message["headers"] = [*message.get("headers", ()), *SECURITY_HEADERS]
                 self._service.metrics.count_request(self._counted_path(path), message["status"])
             await send(message)
 
+        try:
+            await self._answer(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the service stops, and the answer takes too long
+            if has_begun:
+                raise
+            await error_response(_STOPPING)(scope, receive, send_with_headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
         app, is_public = self._app, path in PUBLIC_PATHS
         rate = self._rate_without_token
         try:
@@ -102,32 +107,21 @@ class AccessMiddleware:
             if not is_public:
                 mark_authorized(scope)
         except RequestRejected as rejection:
-            app = _error_response(rejection)
+            app = error_response(rejection)
         if (delay := rate.delay(address_of(Request(scope)))) is None:
-            app = _error_response(RequestRejected(429, "too many requests: retry in 2 s", retry_after=2))
+            app = error_response(RequestRejected(429, "too many requests: retry in 2 s", retry_after=2))
         elif delay:
             await asyncio.sleep(delay)
-        await app(scope, receive, send_with_headers)
+        await app(scope, receive, send)
 
     def _counted_path(self, path: str) -> str:
         """The route's path, such as /none/{id}: clients choose the rest, and a metric has few paths."""
         return next((route.path for route in self._routes if route.path_regex.match(path)), "other")
 
 
-def _error_response(rejection: RequestRejected) -> JSONResponse:
-    headers = {}
-    if rejection.status in CLOSING_STATUSES:
-        headers["Connection"] = "close"
-    if rejection.retry_after is not None:
-        headers["Retry-After"] = str(rejection.retry_after)
-    if rejection.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"source": rejection.source, "error": rejection.reason}, rejection.status, headers)
-
-
 async def _on_rejection(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestRejected)
-    return _error_response(error)
+    return error_response(error)
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -136,8 +130,19 @@ async def _on_disconnect(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
     reason = f"{request.method} {request.url.path}: {error.detail.lower()}"
-    return JSONResponse({"source": "-", "error": reason}, error.status_code, error.headers)
+    return JSONResponse({"source": "-", "error": reason}, error.status_code, headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """The methods of all routes for the path; Starlette lists those of the first one."""
+    routes = (route for route in request.app.routes if route.path_regex.match(request.scope["path"]))
+    return ", ".join(sorted({method for route in routes for method in route.methods}))
+
+
+async def _on_write_error(request: Request, error: Exception) -> Response:
+    return error_response(RequestRejected(500, printable(str(error))))
 
 
 async def _on_engine_error(request: Request, error: Exception) -> Response:
@@ -149,6 +154,7 @@ EXCEPTION_HANDLERS = {
     RequestRejected: _on_rejection,
     ClientDisconnected: _on_disconnect,
     HTTPException: _on_http_exception,
+    WriteError: _on_write_error,
     EngineError: _on_engine_error,
 }
 

@@ -5,10 +5,12 @@ Origin headers. Both are therefore checked before the rest of a request. (DNS re
 "Protecting Browsers from DNS Rebinding Attacks", 2007. Origin: RFC 6454.)
 """
 
+import argparse
 import hmac
 import re
 import socket
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import ip_address
@@ -17,7 +19,8 @@ from runtime.common.errors import UserError
 from runtime.server.errors import RequestRejected
 from runtime.server.token_file import MAKE_TOKEN
 
-_HOST_HEADER = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{1,5})?", re.IGNORECASE)
+_HOST_HEADER = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::([0-9]{1,5}))?", re.IGNORECASE)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,15 @@ class AccessPolicy:
             if key == "host" and key in fields:
                 raise RequestRejected(400, "the request has two Host headers")
             fields[key] = value.decode("latin-1")
-        host = fields.get("host", "")
-        if not self.accepts_host(host):
+        host = fields.get("host")
+        # Only programs send none (HTTP/1.0); a browser, which DNS rebinding needs, always sends it.
+        if host is not None and not self.accepts_host(host):
+            unknown = _split(host)[0] or host
             raise RequestRejected(
-                421, f"{host[:100]!r} is not a name of this service: add it with --allow-host NAME"
+                421, f"{unknown[:100]!r} is not a name of this service: add it with --allow-host NAME"
             )
         if method not in ("GET", "HEAD"):
-            _check_origin(fields, host)
+            _check_origin(fields, host or "")
         is_authorized = self.is_authorized(fields)
         if requires_token and not is_authorized:
             raise RequestRejected(
@@ -58,10 +63,7 @@ class AccessPolicy:
 
     def accepts_host(self, host: str) -> bool:
         """Whether a Host header, with or without a port, names this service."""
-        match = _HOST_HEADER.fullmatch(host)
-        if match is None:
-            return False
-        name = (match[1] or match[2]).lower().removesuffix(".")
+        name, _ = _split(host)
         if name in self.host_names:
             return True
         try:
@@ -121,11 +123,37 @@ def make_access_policy(host: str, port: int, allowed_hosts: Iterable[str], token
     return AccessPolicy(frozenset(host_names), is_networked, token, port)
 
 
+def host_name(text: str) -> str:
+    """Parses a value of --allow-host: a name or an address, with or without a port.
+
+    Raises ArgumentTypeError for text that no browser sends as a Host header.
+    """
+    with suppress(ValueError):
+        return str(ip_address(text))
+    with suppress(UnicodeError):
+        if name := _split(text.encode("idna").decode())[0]:
+            return name
+    raise argparse.ArgumentTypeError(
+        f"{text!r} is not the name of a host: use a full name such as pi.example.org, without http://"
+    )
+
+
+def _split(host: str, default_port: str = "80") -> tuple[str, str]:
+    """The name, in lower case and without brackets, and the port of a Host header; ("", "") if malformed."""
+    match = _HOST_HEADER.fullmatch(host)
+    if match is None:
+        return "", ""
+    return (match[1] or match[2]).lower().removesuffix("."), match[3] or default_port
+
+
 def _check_origin(fields: Mapping[str, str], host: str) -> None:
-    origin = fields.get("origin")
-    # Compared as text: urlsplit raises ValueError for some malformed origins.
-    if origin is not None and origin.partition("://")[2].lower() != host.lower():
-        raise RequestRejected(403, f"the request comes from another site ({origin[:100]!r})")
+    if (origin := fields.get("origin")) is not None:
+        # Not by urlsplit, which raises ValueError for some malformed origins.
+        scheme, _, origin_host = origin.lower().partition("://")
+        port = _DEFAULT_PORTS.get(scheme, "")
+        other = _split(origin_host, port)
+        if not other[0] or other != _split(host, port):
+            raise RequestRejected(403, f"the request comes from another site ({origin[:100]!r})")
     if fields.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise RequestRejected(403, "the request comes from another site")
 

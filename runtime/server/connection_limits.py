@@ -12,8 +12,13 @@ from ipaddress import IPv6Address, ip_address
 from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn import Server
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from runtime.server.error_response import closing_answer
+from runtime.server.errors import RequestRejected
+from runtime.server.open_files import connections_within_limit
 
 MAX_CONNECTIONS = 256
 MAX_CONNECTIONS_PER_ADDRESS = 64  # a browser opens 6
@@ -23,6 +28,10 @@ FIELD_BYTES = 128  # the memory of a header field beyond its text, counted as if
 MAX_PIPELINED = 16  # requests sent before the answer to an earlier one; browsers do not pipeline
 PARSED_AT_ONCE = 16_384  # bytes; limits are checked in between
 
+_INVALID_REQUEST = RequestRejected(
+    400, "not a valid HTTP request: percent-encode letters of the address that are not ASCII, such as %C3%A4"
+)
+_TOO_MANY_CONNECTIONS = RequestRejected(503, "too many connections: retry in 1 s", retry_after=1)
 _MARK_AUTHORIZED = "mark_authorized"  # in the ASGI scope's state
 
 
@@ -55,7 +64,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         for start in range(0, len(data), PARSED_AT_ONCE):
             part = data[start : start + PARSED_AT_ONCE]
             self._head_bytes += len(part)
-            super().data_received(part)
+            self._parse(part)
             if self._head_bytes > MAX_HEAD_BYTES or len(self.pipeline) > MAX_PIPELINED:
                 self._drop()
             if self.transport.is_closing():
@@ -68,9 +77,53 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected, cycle.body = True, bytearray()
             cycle.message_event.set()
 
+    def _parse(self, data: bytes) -> None:
+        """What uvicorn's data_received does, except that requests to upgrade are answered in HTTP/1.1.
+
+        The clients of Java and `curl --http2` ask for an upgrade with each request (RFC 9110, section 7.8).
+        """
+        self._unset_keepalive_if_required()
+        try:
+            while data:
+                data = self._feed(data)
+        except HttpParserError:
+            self.send_400_response("")
+
+    def _feed(self, data: bytes) -> bytes:
+        """Parses bytes, and returns the bytes to parse next: a request to upgrade, as one without it."""
+        try:
+            self.parser.feed_data(data)
+            return b""
+        except HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+        head = self._head_without_upgrade()
+        self.parser = HttpRequestParser(self)  # the old one takes the body for another protocol
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        return head + rest
+
+    def _head_without_upgrade(self) -> bytes:
+        """The head of the parsed request, without its field Upgrade. Raises HttpParserError for CONNECT."""
+        if (method := self.parser.get_method()) == b"CONNECT":
+            raise HttpParserError("not a proxy")
+        start = b"%s %s HTTP/%s\r\n" % (method, self.url, self.parser.get_http_version().encode())
+        fields = (b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade")
+        return start + b"".join(fields) + b"\r\n"
+
+    def _should_upgrade(self) -> bool:  # True: uvicorn does not answer the request that is parsed again
+        return True
+
+    def send_400_response(self, msg: str) -> None:
+        self._write_error(_INVALID_REQUEST)
+        self.transport.close()
+
+    def _write_error(self, rejection: RequestRejected) -> None:
+        if not any(cycle.response_started for cycle in self._unanswered):
+            self.transport.write(closing_answer(rejection))
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        self._unanswered.append(self.cycle)
+        if not self.parser.should_upgrade():
+            self._unanswered.append(self.cycle)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -121,7 +174,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         crowd = [each for each in everyone if each.address == self.address]
         if len(crowd) <= MAX_CONNECTIONS_PER_ADDRESS:
             crowd = everyone
-            if len(everyone) <= MAX_CONNECTIONS:
+            if len(everyone) <= connections_within_limit(MAX_CONNECTIONS):
                 return
         count = Counter(each.address for each in everyone)
         replaceable = (each for each in crowd if each is not self and not each._is_working())
@@ -130,6 +183,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             key=lambda each: (not each._is_authorized, count[each.address], -each._connected_at),
             default=self,
         )
+        oldest._write_error(_TOO_MANY_CONNECTIONS)  # best effort: a client that is sending may miss it
         oldest._drop()
 
     def _drop(self) -> None:

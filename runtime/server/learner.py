@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime.camera.stream import to_iso
-from runtime.common.errors import EngineError, ModelError, UserError
+from runtime.common.atomic import reported_writes
+from runtime.common.errors import EngineError, ModelError, UserError, WriteError
 from runtime.common.terminal import print_error, print_info
 from runtime.common.text import printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.learned_state import (
+    LEARNED_FLAG,
     MAX_STATE_BYTES,
     STATE_NAME,
     LearnedState,
@@ -34,7 +36,6 @@ from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.review_tray import ReviewPicture, ReviewTray
 from runtime.server.scene_adapter import count_photos
-from runtime.server.writes import refused_writes
 
 POLL_SECONDS = 2.0
 FLAG = "start it with --allow-learning"
@@ -93,7 +94,7 @@ class Learner:
     def add(self, classifier: Classifier, upload: Upload, *, label: str) -> str:
         """Stores an uploaded picture and returns its id.
 
-        Raises RequestRejected (403, 409, 500), PictureError and EngineError.
+        Raises RequestRejected (403, 409), WriteError, PictureError and EngineError.
         """
         label = self.check_label(label)  # again: other requests may have started classes since
         id = self._add(label, upload.data)
@@ -103,7 +104,7 @@ class Learner:
         return id
 
     def name_review(self, picture: ReviewPicture, label: str) -> str:
-        """Stores a picture of the review under a label and returns its id. Raises RequestRejected."""
+        """Stores a picture of the review under a label and returns its id. Raises as `add`."""
         id = self._add(label, picture.jpeg)
         with suppress(KeyError):  # named or removed by another viewer
             self.review.remove(picture.id)
@@ -117,10 +118,10 @@ class Learner:
             raise _no_picture() from None
 
     def remove(self, id: str) -> None:
-        """Deletes a named picture. Raises RequestRejected (403, 404, 409, 500)."""
+        """Deletes a named picture. Raises RequestRejected (403, 404, 409) and WriteError."""
         store = self.store()
         try:
-            with refused_writes(store.folder, "--learned FOLDER"):
+            with reported_writes(store.folder, LEARNED_FLAG):
                 store.remove(id)
         except KeyError:
             raise _no_picture() from None
@@ -128,8 +129,8 @@ class Learner:
     async def learn(self) -> dict[str, Any]:
         """Fits a state to the named pictures, writes it and uses it for the next picture.
 
-        Returns the fields of openapi.json's schema Lesson. Raises RequestRejected (403, 409, 500, 503) and
-        EngineError.
+        Returns the fields of openapi.json's schema Lesson. Raises RequestRejected (403, 409, 503),
+        WriteError and EngineError.
         """
         return dict(await self._change(self._learn))
 
@@ -138,7 +139,7 @@ class Learner:
         return dict(await self._change(self._undo))
 
     async def forget(self) -> None:
-        """Removes what was learned and the named pictures. Raises RequestRejected (403, 409, 500, 503)."""
+        """Removes what was learned and the named pictures. Raises as `learn`."""
         await self._change(lambda: reset(self._folder()))
 
     async def follow_model(self) -> None:
@@ -235,12 +236,14 @@ class Learner:
         return True
 
     def _add(self, label: str, data: bytes) -> str:
-        """Stores an encoded picture and returns its id. Raises RequestRejected and PictureError."""
+        """Stores an encoded picture and returns its id. Raises as `add`."""
         store = self.store()
         pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
         try:
-            with refused_writes(store.folder, "--learned FOLDER"):
+            with reported_writes(store.folder, LEARNED_FLAG):
                 return store.add(label, pixels).id
+        except WriteError:
+            raise
         except UserError as error:  # no room
             raise RequestRejected(409, str(error)) from None
 
@@ -251,7 +254,7 @@ class Learner:
         def change() -> Any:
             try:
                 fields = work()
-            except EngineError:
+            except (EngineError, WriteError):
                 raise
             except UserError as error:
                 raise RequestRejected(409, str(error)) from None

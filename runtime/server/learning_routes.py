@@ -99,6 +99,8 @@ def learning_routes() -> list[Route]:
 
 async def _check_label(request: Request) -> str:
     label = request.query_params.get("label", "")
+    if "\ufffd" in label:  # what Starlette decodes invalid bytes to
+        raise RequestRejected(400, "the label is not valid: percent-encode its text in UTF-8")
     return await in_turn(request, partial(service_of(request).learner.check_label, label))
 
 

@@ -97,6 +97,8 @@ async def read_body(receive: Receive, max_bytes: int) -> bytes:
 
 
 def _too_large_error(max_bytes: int) -> RequestRejected:
+    if max_bytes < 100_000:
+        return RequestRejected(413, f"larger than {max_bytes} bytes, the limit of this address")
     return RequestRejected(413, f"larger than {max_bytes / 1e6:g} MB, the limit of this service")
 
 

@@ -37,6 +37,7 @@ from runtime.server.learner import Learner
 from runtime.server.live_view import LiveView
 from runtime.server.malloc import return_large_blocks_to_system
 from runtime.server.metrics import Metrics
+from runtime.server.open_files import raise_file_limit
 from runtime.server.review_collector import ReviewCollector
 from runtime.server.review_tray import ReviewTray
 from runtime.server.scene_adapter import SceneAdapter
@@ -108,6 +109,7 @@ def run_server(config: ServerConfig) -> None:
 def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
     """Binds the address, loads the model and opens the camera. Raises UserError."""
     return_large_blocks_to_system()
+    raise_file_limit()
     check_save_options(config.saving)
     token = read_token(config.token_file)
     family, address = resolve(config.host, config.port)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from runtime.common.atomic import reported_writes
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.terminal import print_info
 from runtime.inference.adaptation import (
@@ -17,6 +18,7 @@ from runtime.inference.adaptation import (
 )
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import (
+    CORRECTION_FLAG,
     NONE,
     SUFFIX,
     Correction,
@@ -32,7 +34,6 @@ from runtime.server.errors import RequestRejected
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import NoneTray
-from runtime.server.writes import refused_writes
 
 TRAY_SUFFIX = ".none"  # of the tray's folder, beside the correction
 
@@ -83,9 +84,9 @@ class SceneAdapter:
         return self._tray
 
     def mark(self, classifier: Classifier, upload: Upload) -> str:
-        """Stores an uploaded picture in the tray and returns its id. Raises PictureError."""
+        """Stores an uploaded picture in the tray and returns its id. Raises PictureError and WriteError."""
         tray = self.tray()
-        with refused_writes(tray.folder, "--correction FILE"):
+        with reported_writes(tray.folder, CORRECTION_FLAG):
             id = tray.add(DECODERS.decode(upload.data, (MAX_SIDE, MAX_SIDE), fit=True))
         with suppress(PictureError, KeyError):  # removed by another viewer meanwhile
             self._output(classifier, tray, id)  # here, so that adapting takes little time
@@ -96,13 +97,13 @@ class SceneAdapter:
     async def adapt(self) -> dict[str, Any]:
         """Fits a correction to the photos in the tray, writes it and uses it for the next picture.
 
-        Returns the fields of openapi.json's schema Adaptation. Raises RequestRejected (409, 500, 503)
-        and EngineError.
+        Returns the fields of openapi.json's schema Adaptation. Raises RequestRejected (409, 503),
+        WriteError and EngineError.
         """
         return await self._worker.run(self._adapt)
 
     async def reset(self) -> None:
-        """Removes the correction. Raises RequestRejected (409, 500, 503)."""
+        """Removes the correction. Raises RequestRejected (409, 503) and WriteError."""
         await self._worker.run(self._reset)
 
     def close(self) -> None:
@@ -118,9 +119,9 @@ class SceneAdapter:
             adaptation = fit_correction(model.contract, model.read_statistics(), scene)
             path = correction_path(model, self._named)
             check_replaceable(path, self._named)
-            write_correction(path, adaptation.correction)
         except UserError as error:
             raise RequestRejected(409, str(error)) from None
+        write_correction(path, adaptation.correction)
         self._model.reload_additions()
         print_info(describe(adaptation))
         return adaptation_fields(adaptation)
@@ -135,7 +136,7 @@ class SceneAdapter:
             check_replaceable(path, self._named)
         except UserError as error:
             raise RequestRejected(409, str(error)) from None
-        with refused_writes(path, "--correction FILE"):
+        with reported_writes(path, CORRECTION_FLAG):
             path.unlink(missing_ok=True)
         self._model.reload_additions()
 

@@ -479,7 +479,8 @@ def connection_seeds() -> list[bytes]:
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n4;a=b\r\nbody\r\n0\r\nX: y\r\nZ: w\r\n\r\n"
     )
     upgrade = b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    return [bytes([99]) + request + get for request in (get * 3, post, chunked, upgrade)]
+    h2c = post.replace(b"Expect: 100-continue", b"Connection: Upgrade\r\nUpgrade: h2c")
+    return [bytes([99]) + request + get for request in (get * 3, post, chunked, upgrade, h2c)]
 
 
 def trailer(data: bytes) -> None:

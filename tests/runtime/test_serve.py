@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
@@ -17,9 +18,11 @@ import pytest
 
 from benchmarks.serve_attacks import GOOD_ADDRESS, attacking
 from runtime.serve import main
+from runtime.server.address import AddressError, listen
 from runtime.server.token_file import MIN_TOKEN_LENGTH
 from tests.helpers import RELEASED, ROOT, wait_for
 from tests.runtime.preprocess.hostile import GOOD
+from tests.runtime.scene import encode_png, scene_pictures
 from tests.serving import OWN_VARIABLES, multipart_form, serve_in_process, serve_in_thread
 
 TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
@@ -80,6 +83,19 @@ def test_a_port_in_use_is_exit_code_1(knowing: Path, capsys: pytest.CaptureFixtu
     assert port in line and "--port" in line
 
 
+@pytest.mark.parametrize(("address", "fact"), [("fe80::1", "--host fe80::1%eth0"), ("240.0.0.1", "--host")])
+def test_an_address_that_the_system_refuses_is_no_matter_of_the_port(
+    address: str, fact: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(AddressError, match=fact) as failed:
+        listen(socket.AF_INET6, (address, 8080))
+    assert "--port" not in str(failed.value)
+
+
 def test_systemd_restarts_the_service_after_exit_code_1_only() -> None:
     unit = (ROOT / "deploy" / "vgg-edge.service").read_text()
     assert "\nRestart=on-failure\n" in unit and f"\nRestartPreventExitStatus={USAGE}\n" in unit
@@ -105,6 +121,7 @@ def test_a_short_token_is_refused_and_not_printed(
         ["--every", "-1"],
         ["--every", "soon"],
         ["--queue", "0"],
+        ["--allow-host", "http://pi.example.org"],
     ],
 )
 def test_a_value_out_of_range_is_a_usage_error(
@@ -225,6 +242,16 @@ def test_sigterm_during_requests_prints_nothing(knowing: Path, photos: Path) -> 
         _, err = service.process.communicate(timeout=15)
         assert service.process.returncode == 0
         assert [line for line in err.splitlines() if "127.0.0.1:9" not in line] == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+def test_a_log_that_cannot_be_written_does_not_stop_the_service(model: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full, serve_in_process("--model", model, stderr=full) as service:
+        picture = encode_png(scene_pictures(1, seed=1)[0])
+        assert service.call("POST", "/taught?label=sky", picture)[0] == 201
+        assert service.call("POST", "/learn")[0] == 200
+        service.process.terminate()
+        assert service.process.wait(10) == 0
 
 
 def test_a_correction_that_is_missing_is_a_warning_at_the_start(knowing: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ function makeDialog() {
     picture, fields,
     element("p", { id: "crop-message", className: "error" }),
     element("div", { className: "row" },
-      element("button", { type: "button", id: "crop-save", textContent: "Save", onclick: () => save(region) }),
+      element("button", { type: "button", id: "crop-save", textContent: "Save", onclick: saveRegion }),
       element("button", { type: "button", id: "crop-whole", className: "secondary", textContent: "Whole picture", onclick: () => save(null) }),
       element("button", { type: "button", className: "secondary", textContent: "Cancel", onclick: () => made.close() })));
   made.setAttribute("aria-labelledby", "crop-title");
@@ -88,6 +88,11 @@ function showRegion(numbers) {
 
 function drawBox() {
   SIDES.forEach(([name], index) => { byId("crop-box").style[name] = `${100 * region[index]}%`; });
+}
+
+function saveRegion() {
+  const isComplete = SIDES.every(([name]) => Number.isFinite(byId(`crop-${name}`).valueAsNumber));
+  return isComplete ? save(region) : showMessage("Enter four numbers.");
 }
 
 async function save(crop) {

@@ -57,23 +57,24 @@ function signIn() {
   signingIn ??= (async () => {
     const token = linkToken;
     linkToken = null;
-    if (token && (await login(token)) === "") return;
-    await askForToken();
+    const error = token && (await login(token));
+    if (error !== "") await askForToken(error ?? "");
   })().finally(() => { signingIn = null; });
   return signingIn;
 }
 
-function askForToken() {
+function askForToken(error) {
   for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close();
   byId("main").hidden = byId("footer").hidden = true;
   byId("login").hidden = false;
+  byId("login-error").textContent = error;
   byId("token").focus();
   return new Promise((resolve) => {
     byId("login").onsubmit = async (event) => {
       event.preventDefault();
-      const error = await login(byId("token").value);
-      byId("login-error").textContent = error;
-      if (error) return byId("token").select();
+      const refusal = await login(byId("token").value);
+      byId("login-error").textContent = refusal;
+      if (refusal) return byId("token").select();
       byId("token").value = "";
       byId("login").hidden = true;
       resolve();

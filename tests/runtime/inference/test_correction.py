@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from export.sign import sign_folder
 from runtime import Classifier
-from runtime.common.errors import EngineError, ModelError
+from runtime.common.errors import EngineError, ModelError, WriteError
 from runtime.inference import model_reloader
 from runtime.inference.correction import (
     Correction,
@@ -249,7 +249,7 @@ def test_a_correction_survives_writing_and_reading(folder: Path, tmp_path: Path)
 
 
 def test_a_place_that_cannot_be_written_gives_one_line(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="--correction FILE chooses another place") as caught:
+    with pytest.raises(WriteError, match="--correction FILE chooses another place") as caught:
         write_correction(tmp_path / "no" / "c.json", make_correction(folder))
     assert "\n" not in str(caught.value)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from runtime import Classifier
-from runtime.common.errors import ModelError
+from runtime.common.errors import ModelError, WriteError
 from runtime.inference.learned_state import (
     STATE_NAME,
     LearnedState,
@@ -227,7 +227,7 @@ def test_a_state_of_another_model_is_not_restored(folder: Path, tmp_path: Path) 
 
 def test_a_place_that_cannot_be_written_gives_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ModelError, match="--learned FOLDER chooses another place"):
+    with pytest.raises(WriteError, match="--learned FOLDER chooses another place"):
         write_state(tmp_path / "file", make_state(folder))
 
 

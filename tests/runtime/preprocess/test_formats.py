@@ -22,6 +22,7 @@ from runtime.preprocess.formats import format_of
         (b"gimp xcf v011", "GIMP"),
         (b"\0\0\1\0\1\0", "icon"),
         (b"<svg xmlns=", "SVG"),
+        (b'<?xml version="1', "SVG"),
         (b"\0\0\0\x20ftypisom\0\0\2\0", "video"),
         (b"RIFF\0\0\0\0AVI LIST", "video"),
     ],

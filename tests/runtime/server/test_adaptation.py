@@ -220,6 +220,14 @@ def test_a_correction_that_cannot_be_written_is_explained(model: Path, tmp_path:
         assert status == 500 and "--correction" in answer["error"] and str(tmp_path) in answer["error"]
 
 
+def test_a_failed_write_of_the_correction_is_500(scene_service: Client, model: Path) -> None:
+    mark(scene_service, scene_pictures(MARKED, seed=1))
+    model.with_name("quarters.correction.json").mkdir()
+    for method in ("POST", "DELETE"):
+        status, answer = scene_service.call(method, "/adapt")
+        assert status == 500 and "--correction FILE chooses another place" in answer["error"]
+
+
 def test_a_named_file_that_is_no_correction_stays(model: Path, tmp_path: Path) -> None:
     named = tmp_path / "notes.json"
     named.write_text("{}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import select
 import socket
@@ -18,9 +19,11 @@ from openapi_spec_validator import validate
 
 from runtime.classify import main as classify_main
 from runtime.inference.engines import ENGINES, engine_name
+from runtime.server import run
 from runtime.server.request_body import BodyBuffer
+from runtime.server.routes import MAX_LOGIN_BYTES
 from tests.helpers import wait_for
-from tests.serving import OPENAPI, Client, multipart_form, openapi_schema
+from tests.serving import OPENAPI, Client, multipart_form, openapi_schema, serve_in_thread
 
 
 def test_predictions_equal_those_of_the_classify_command(
@@ -151,6 +154,44 @@ def test_every_answer_carries_the_security_headers(service: Client) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
         assert "server" not in headers
+
+
+@pytest.mark.parametrize("path", ["/status/", "/classify/", "//status"])
+def test_another_spelling_of_an_address_is_not_found(service: Client, path: str) -> None:
+    for method in ("GET", "POST"):
+        status, answer = service.call(method, path)
+        assert status == 404 and set(answer) == {"source", "error"}
+
+
+def test_a_wrong_method_names_all_methods_of_the_address(service: Client) -> None:
+    for path, allowed in (
+        ("/none", "DELETE, GET, HEAD, POST"),
+        ("/classify", "POST"),
+        ("/none/1", "DELETE, GET, HEAD"),
+    ):
+        status, headers, _ = service.request("PATCH", path)
+        assert status == 405 and headers["Allow"] == allowed
+
+
+def test_a_request_that_the_end_of_the_service_cuts_off_gets_503(
+    knowing: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SHUTDOWN_TIMEOUT", 0)
+    with socket.socket() as connection:
+        connection.settimeout(20)
+        with serve_in_thread(knowing) as stopping:
+            connection.connect(("127.0.0.1", stopping.port))
+            connection.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
+            wait_for(lambda: stopping.metric("receiving") == 1)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 503 and int(answer.headers["Retry-After"]) > 0
+        assert "stopping" in json.loads(answer.read())["error"]
+
+
+def test_a_small_limit_is_named_in_bytes(service: Client) -> None:
+    status, answer = service.call("POST", "/login", bytes(MAX_LOGIN_BYTES + 1))
+    assert status == 413 and f"{MAX_LOGIN_BYTES} bytes" in answer["error"]
 
 
 def test_status_describes_model_and_latency(service: Client, red_jpeg: bytes) -> None:

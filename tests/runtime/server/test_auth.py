@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import hmac
+from contextlib import nullcontext
 
 import pytest
 
 from runtime.common.errors import UserError
-from runtime.server.auth import make_access_policy
+from runtime.server.auth import host_name, make_access_policy
 from runtime.server.errors import RequestRejected
 
 TOKEN = "t0ken-of-the-test"
@@ -23,6 +25,64 @@ def test_a_malformed_origin_counts_as_another_site(origin: str) -> None:
         policy.check("POST", [(b"host", b"localhost:8080"), (b"origin", origin.encode())])
     assert rejected.value.status == 403
     policy.check("POST", [(b"host", b"localhost:8080"), (b"origin", b"http://LOCALHOST:8080")])
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "same"),
+    [
+        ("http://pi.example", "pi.example:80", True),
+        ("http://pi.example:80", "pi.example", True),
+        ("https://pi.example", "pi.example:443", True),
+        ("https://pi.example:443", "pi.example", True),
+        ("http://pi.example.:8080", "pi.example:8080", True),
+        ("http://[::1]:8080", "[::1]:8080", True),
+        ("https://pi.example", "pi.example:80", False),
+        ("http://pi.example", "pi.example:8080", False),
+        ("http://pi.example:8081", "pi.example:8080", False),
+        ("http://evil.example", "pi.example", False),
+    ],
+)
+def test_an_origin_is_compared_with_its_default_port(origin: str, host: str, same: bool) -> None:
+    policy = make_access_policy("127.0.0.1", 8080, ["pi.example"], "")
+    with nullcontext() if same else pytest.raises(RequestRejected, match="another site"):
+        policy.check("POST", [(b"host", host.encode()), (b"origin", origin.encode())])
+
+
+def test_a_request_without_a_host_header_is_accepted_if_no_page_sent_it() -> None:
+    """HTTP/1.0 has no Host header; DNS rebinding needs a browser, which always sends it."""
+    policy = make_access_policy("127.0.0.1", 8080, [], "")
+    assert policy.check("POST", [])
+    for origin in (b"http://localhost", b"null"):
+        with pytest.raises(RequestRejected, match="another site"):
+            policy.check("POST", [(b"origin", origin)])
+
+
+def test_an_unknown_host_is_named_as_the_flag_takes_it() -> None:
+    policy = make_access_policy("127.0.0.1", 8080, [], "")
+    with pytest.raises(RequestRejected, match=r"^'pi\.example' is not") as rejected:
+        policy.check("GET", [(b"host", b"pi.example:8080")])
+    assert rejected.value.status == 421
+
+
+@pytest.mark.parametrize(
+    ("text", "host"),
+    [
+        ("Pi.example.org.", "pi.example.org"),
+        ("pi.example.org:8080", "pi.example.org:8080"),
+        ("münchen.example:80", "xn--mnchen-3ya.example:80"),
+        ("192.0.2.7", "192.0.2.7:8080"),
+        ("2001:DB8::1", "[2001:db8::1]:8080"),
+        ("[2001:db8::1]:80", "[2001:db8::1]"),
+    ],
+)
+def test_an_allowed_host_is_accepted_as_a_browser_sends_it(text: str, host: str) -> None:
+    assert make_access_policy("127.0.0.1", 8080, [host_name(text)], "").accepts_host(host)
+
+
+@pytest.mark.parametrize("text", ["", ".", "*", "*.example.org", "http://pi", "a b", "pi/", "pi:x", "a..b"])
+def test_a_value_that_no_browser_sends_as_host_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"such as pi\.example\.org"):
+        host_name(text)
 
 
 def test_two_host_headers_are_rejected() -> None:

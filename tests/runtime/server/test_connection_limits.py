@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import select
 import socket
 import time
@@ -203,6 +204,17 @@ def test_an_address_replaces_only_its_own_connections(service: Client) -> None:
         assert get_status(newest) == 200
         assert is_closed_within(crowd[0], 3) and not is_closed_within(crowd[-1], 0.1)
         assert get_status(other) == 200
+    for connection in crowd:
+        connection.close()
+
+
+def test_a_connection_that_is_replaced_gets_503(service: Client) -> None:
+    crowd = [connect(service) for _ in range(MAX_CONNECTIONS_PER_ADDRESS + 1)]
+    crowd[0].settimeout(20)
+    answer = http.client.HTTPResponse(crowd[0])
+    answer.begin()
+    assert answer.status == 503 and answer.headers["Retry-After"] == "1"
+    assert "too many connections" in json.loads(answer.read())["error"]
     for connection in crowd:
         connection.close()
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.sign import sign_folder
+from runtime.inference.learned_state import STATE_NAME
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
 from tests.helpers import wait_for
 from tests.runtime.conftest import MakeFolder
@@ -136,7 +137,9 @@ def test_a_named_picture_loses_its_metadata(scene_service: Client, model: Path) 
     assert status == 201 and Image.open(stored).size == (960, 480) and b"secret" not in stored.read_bytes()
 
 
-@pytest.mark.parametrize("label", ["", "a%0Ab", "%1B[2J", "BLAU", "x" * 201, "unknown"])
+@pytest.mark.parametrize(
+    "label", ["", "a%0Ab", "%1B[2J", "BLAU", "x" * 201, "unknown", "ros%E9", "%E2%80%8D"]
+)
 def test_a_label_that_is_no_name_is_refused_in_one_line(scene_service: Client, label: str) -> None:
     status, answer = scene_service.call(
         "POST", f"/taught?label={label}", encode_png(scene_pictures(1, seed=1)[0])
@@ -226,6 +229,14 @@ def test_nothing_to_learn_or_to_undo_is_refused_in_one_line(scene_service: Clien
     for path, fact in (("/learn", "Wrong?"), ("/learn/undo", "undo")):
         status, answer = scene_service.call("POST", path)
         assert status == 409 and fact in answer["error"] and len(answer["error"].splitlines()) == 1
+
+
+def test_a_failed_write_of_the_state_is_500(scene_service: Client, model: Path) -> None:
+    teach(scene_service, "sky", scene_pictures(TAUGHT, seed=1))
+    (model.with_name("quarters.learned") / STATE_NAME).mkdir()
+    for method in ("POST", "DELETE"):
+        status, answer = scene_service.call(method, "/learn")
+        assert status == 500 and "--learned FOLDER chooses another place" in answer["error"]
 
 
 def test_pictures_and_state_survive_a_restart(model: Path) -> None:

@@ -145,6 +145,9 @@ def test_the_token_signs_in(chrome: Chrome, knowing: Path, monkeypatch: pytest.M
         wait_for(lambda: text(chrome, "#model-name") == "colours")
         chrome.delete_all_cookies()
         chrome.get("about:blank")
+        chrome.get(f"{service.url}/#token=wrong")
+        wait_for(lambda: text(chrome, "#login-error") == "Wrong token.")
+        chrome.get("about:blank")
         chrome.get(f"{service.url}/#token={TOKEN}")  # the link that a terminal prints
         wait_for(lambda: text(chrome, "#model-name") == "colours")
         assert TOKEN not in chrome.current_url

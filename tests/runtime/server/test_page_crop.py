@@ -83,6 +83,15 @@ def test_a_region_is_entered_by_keyboard_alone(chrome: Chrome, service: Client) 
     wait_for(lambda: label(chrome) == "blau")
 
 
+def test_an_empty_number_is_not_saved(chrome: Chrome, service: Client) -> None:
+    open_dialog(chrome, service)
+    chrome.find_element(By.ID, "crop-left").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
+    chrome.find_element(By.ID, "crop-save").click()
+    wait_for(lambda: text(chrome, "#crop-message") == "Enter four numbers.")
+    assert saved(service) is None
+    ActionChains(chrome).send_keys(Keys.ESCAPE).perform()
+
+
 def test_a_region_outside_the_frame_is_reported_in_the_dialog(chrome: Chrome, service: Client) -> None:
     open_dialog(chrome, service)
     chrome.find_element(By.ID, "crop-left").send_keys(Keys.CONTROL, "a", Keys.NULL, "90")

@@ -14,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 
+from runtime.inference.taught_photos import MAX_NEW_LABEL
 from tests.helpers import wait_for
 from tests.runtime.scene import borderline_pictures, class_pictures, save_pictures, scene_pictures
 from tests.runtime.server.browser import browser_errors, choose, focused, press, text
@@ -148,6 +149,10 @@ def test_a_wrong_name_is_corrected_and_a_picture_removed(chrome: Chrome, model: 
     with open_page(chrome, model) as service:
         upload(chrome, files)
         (button, _) = shown(chrome, f"{CARDS} .wrong")
+        button.click()
+        field = chrome.find_element(By.CSS_SELECTOR, ".wrong-actions .name-form input")
+        assert field.get_property("maxLength") == MAX_NEW_LABEL
+        button.click()
         for key, name in (("1", "blau"), ("3", "红")):
             button.click()
             chrome.switch_to.active_element.send_keys(key)
@@ -185,12 +190,12 @@ def test_the_review_names_and_skips_with_one_key(chrome: Chrome, model: Path, tm
     with open_page(chrome, model) as service:
         for path in sorted(save_pictures(dark, tmp_path / "dark").iterdir()):
             service.classify(path.read_bytes())
-        wait_for(lambda: text(chrome, "#review-count") == "3 photos")
+        wait_for(lambda: text(chrome, "#review-count") == "3 pictures")
         assert text(chrome, "#review-answer") == "unknown" and fits(chrome)
         chrome.find_element(By.CSS_SELECTOR, "#review .name-option").send_keys("2")
-        wait_for(lambda: text(chrome, "#review-count") == "2 photos")
+        wait_for(lambda: text(chrome, "#review-count") == "2 pictures")
         chrome.switch_to.active_element.send_keys("s")
-        wait_for(lambda: text(chrome, "#review-count") == "1 photo")
+        wait_for(lambda: text(chrome, "#review-count") == "1 picture")
         chrome.switch_to.active_element.send_keys("n")
         wait_for(lambda: not shown(chrome, "#review"))
         wait_for(lambda: focused(chrome) == "learn")

@@ -6,15 +6,21 @@ Run these tests before pyproject.toml allows a newer version of uvicorn or httpt
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine
 from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
+import jsonschema
+import pytest
+
 from runtime.server.connection_limits import FIELD_BYTES, mark_authorized
 from tests.connection import connect, let_app_run
+from tests.serving import openapi_schema
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMA\r\n\r\n"
 CHUNKED = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
@@ -55,6 +61,56 @@ def test_requests_in_advance_wait_in_the_pipeline_and_stop_the_reading() -> None
         await let_app_run()
         assert transport.written.count(b"HTTP/1.1 200") == 3 and len(protocol.pipeline) == 0
         assert transport.is_read
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_request_to_upgrade_is_answered_in_http_1_1(size: int) -> None:
+    """Its body must not be parsed as the next request (RFC 9110, section 7.8)."""
+
+    async def test() -> None:
+        protocol, transport = connect()
+        post = POST.removesuffix(b"\r\n") + UPGRADE + b"body"
+        chunked = CHUNKED.removesuffix(b"\r\n") + UPGRADE + b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        sent = post + GET + chunked + GET.removesuffix(b"\r\n") + UPGRADE + post
+        for start in range(0, len(sent), size):
+            protocol.data_received(sent[start : start + size])
+            await let_app_run()
+        answers = transport.written.split(b"HTTP/1.1 200 OK\r\n")[1:]
+        assert [answer.split()[-1] for answer in answers] == [b"4", b"0", b"5", b"0", b"4"]
+        assert protocol._unanswered == [] and not transport.is_closing()
+        protocol.data_received(b"CONNECT localhost:80 HTTP/1.1\r\n\r\n" + GET)
+        await let_app_run()
+        assert transport.written.count(b"HTTP/1.1") == 6 and b"HTTP/1.1 400" in transport.written
+
+    run(test)
+
+
+@pytest.mark.parametrize("invalid", [b"GET /\xc3\xa4 HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+def test_an_invalid_request_gets_a_json_error(invalid: bytes) -> None:
+    async def test() -> None:
+        protocol, transport = connect()
+        protocol.data_received(invalid)
+        head, _, body = transport.written.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ") and b"\r\nconnection: close" in head.lower()
+        assert b"content-security-policy: default-src 'none'" in head and transport.is_closing()
+        jsonschema.validate(json.loads(body), openapi_schema("Error"))
+
+    run(test)
+
+
+def test_an_invalid_request_does_not_end_an_answer_that_has_begun() -> None:
+    async def begin(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        protocol, transport = connect(begin)
+        protocol.data_received(GET)
+        await let_app_run()
+        protocol.data_received(b"nonsense")
+        assert transport.written.count(b"HTTP/1.1") == 1 and transport.is_closing()
 
     run(test)
 
