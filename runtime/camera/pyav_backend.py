@@ -194,7 +194,7 @@ def _open_stream(source: _Source) -> Any:
     # RTSP over TCP: UDP loses packets, and routers block it. FFmpeg's own timeout, in microseconds: PyAV's
     # timeout calls back into Python, which crashes a process that is exiting.
     timeout = "timeout" if source.url.startswith(("rtsp", "http")) else "rw_timeout"
-    options = {"rtsp_transport": "tcp", "fflags": "nobuffer", timeout: f"{FRAME_TIMEOUT * 1e6:.0f}"}
+    options = {"rtsp_transport": "tcp", timeout: f"{FRAME_TIMEOUT * 1e6:.0f}"}
     return av.open(source.url, options=options | LIMITS)
 
 

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +102,16 @@ def test_a_frame_of_256_megapixels_takes_no_memory(first: int) -> None:
         sizes, kilobytes = subprocess.run(run, capture_output=True, check=True, text=True).stdout.splitlines()
     assert sizes == "(48, 64) (48, 64)"
     assert int(kilobytes) < 200_000
+
+
+def test_the_first_frames_of_an_address_are_not_lost(clips: dict[str, Path], clock: Clock) -> None:
+    """FFmpeg reads them to find out what the stream holds; a short clip has no others."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(clips["h264"].parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{clips['h264'].name}"
+        assert len(list(open_source(address, "the clip"))) == 30
+        server.shutdown()
 
 
 def test_an_address_longer_than_a_path_opens() -> None:
