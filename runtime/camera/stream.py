@@ -24,6 +24,7 @@ FPS_WINDOW = 10  # answers
 WAIT = 1.0  # seconds for a frame, until the camera is checked
 GAP = 3  # frame intervals without a frame, after which the scene may have changed
 NO_MEMORY = EngineError("not enough memory for a frame")
+WAITING = "waiting for the first frame"
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,14 @@ def predict_stream(
             crop=region,
             features=output.features,
         )
+
+
+def describe_wait(camera: Camera, answered: int) -> str:
+    """Returns WAITING if the camera was lost after the last frame with an answer, else "".
+
+    `answered` is the number of that frame; 0 before the first answer.
+    """
+    return WAITING if answered < camera.first_frame else ""
 
 
 def _model_identity(classifier: Classifier) -> tuple[object, ...]:
