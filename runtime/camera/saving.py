@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 CAPTURE_INTERVAL = 1.0  # seconds between saved frames without --every: adjacent frames are nearly the same
 MAX_SIDE = 960  # pixels per side of a saved photo; a camera's frames keep their size
 
-# Prediction, pixels, number of the frame or photo, and a frame's time in seconds (None for a photo).
-Save = Callable[[Prediction, GetPixels, int, "float | None"], None]
+# Prediction, pixels, number of the frame or photo, and a frame's time in seconds (None for a photo). Returns
+# False if the picture cannot be written.
+Save = Callable[[Prediction, GetPixels, int, "float | None"], bool]
 
 
 def check_save_options(options: SaveOptions) -> None:
@@ -69,10 +70,10 @@ def open_recorders(
 
         def save(
             prediction: Prediction, get_pixels: GetPixels, number: int, captured_at: float | None
-        ) -> None:
+        ) -> bool:
             wanted = (unknown if prediction.known is False else None, all_pictures, captured)
-            for recorder in filter(None, wanted):
-                recorder.save(get_pixels, number, captured_at)
+            results = [recorder.save(get_pixels, number, captured_at) for recorder in filter(None, wanted)]
+            return all(results)
 
         yield save
 
