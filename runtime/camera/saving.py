@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.camera.capture_folder import check_capture_folder
+from runtime.camera.capture_folder import check_capture_folder, class_folder
 from runtime.camera.options import SaveOptions
 from runtime.camera.recorder import GetPixels, PhotoRecorder
 from runtime.camera.stream import FramePrediction
@@ -35,7 +35,7 @@ def check_save_options(options: SaveOptions) -> None:
     if options.capture:
         label, folder = options.capture
         check_capture_folder(label, folder, new_class=options.new_class)
-        folders["--capture"] = folder / label
+        folders["--capture"] = class_folder(label, folder)
     flags: dict[str, str] = {}
     for flag, path in folders.items():
         if path and (other := flags.setdefault(os.path.realpath(path), flag)) != flag:
@@ -66,7 +66,7 @@ def open_recorders(
             all_pictures = open_recorder(options.save_all, sample=True)
         if options.capture:
             label, folder = options.capture
-            captured = open_recorder(folder / label)
+            captured = open_recorder(class_folder(label, folder))
 
         def save(
             prediction: Prediction, get_pixels: GetPixels, number: int, captured_at: float | None

@@ -1,4 +1,4 @@
-"""--save-all and its like for photos, when the disk refuses a file."""
+"""--save-all and --capture for photos."""
 
 from __future__ import annotations
 
@@ -29,3 +29,13 @@ def test_a_photo_that_cannot_be_saved_exits_1(
     assert main(arguments) == 1
     out, err = capsys.readouterr()
     assert out.count("红") == 2 and "no space left" in err
+
+
+def test_captured_photos_go_to_the_class_folder_that_exists(
+    colours: Path, photos: Path, tmp_path: Path
+) -> None:
+    existing = tmp_path / "pe\u0301tunia"  # as macOS writes it
+    existing.mkdir()
+    arguments = [str(photos / "red.jpg"), "--model", str(colours)]
+    assert main([*arguments, "--capture", "p\u00e9tunia", str(tmp_path)]) == 0
+    assert list(tmp_path.iterdir()) == [existing] and len(list(existing.iterdir())) == 1
