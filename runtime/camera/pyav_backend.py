@@ -21,6 +21,7 @@ GIVE_VIDEO = "give a video file, an address or a camera's number"
 STREAM_ENDED = "the stream ended: check the camera and the network"
 # FFmpeg refuses a larger frame before it allocates memory for it.
 LIMITS = {"max_pixels": str(MAX_FRAME_PIXELS)}
+DEFAULT_RATE = 25  # frames per second of a clip that does not say it, as FFmpeg assumes
 MAX_UNMATCHED_PACKETS = 100  # arrival times of packets that gave no frame
 
 
@@ -57,7 +58,7 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
         decoder.options = LIMITS
         decoder.thread_type = "SLICE"  # one frame per thread would delay each frame by the number of threads
         is_clip = bool(container.duration) if opened.is_address else os.path.isfile(source)
-        player = _ClipPlayer() if is_clip else None
+        player = _ClipPlayer(1 / float(stream.guessed_rate or DEFAULT_RATE)) if is_clip else None
         packets = _read_packets(container, stream, opened)
         capture = _capture_intra_only if decoder.codec.intra_only else _capture_predicted
         is_empty = True
@@ -71,18 +72,21 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
 
 
 class _ClipPlayer:
-    """Plays a clip in real time."""
+    """Plays a clip in real time. A frame without a timestamp follows the last one by `interval` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float) -> None:
+        self._interval, self._timestamp = interval, 0.0
         self._started: float | None = None  # the time.monotonic() of timestamp 0
 
     def wait(self, timed: Any) -> float:
         """Waits until a packet or frame is due; returns time.monotonic()."""
+        self._timestamp += self._interval
         if timed.pts is not None and timed.time_base is not None:
-            timestamp, now = float(timed.pts * timed.time_base), time.monotonic()
-            if self._started is None or abs(self._started + timestamp - now) > FRAME_TIMEOUT:
-                self._started = now - timestamp  # the first frame, or a jump in the timestamps
-            time.sleep(max(0.0, self._started + timestamp - now))
+            self._timestamp = float(timed.pts * timed.time_base)
+        now = time.monotonic()
+        if self._started is None or abs(self._started + self._timestamp - now) > FRAME_TIMEOUT:
+            self._started = now - self._timestamp  # the first frame, or a jump in the timestamps
+        time.sleep(max(0.0, self._started + self._timestamp - now))
         return time.monotonic()
 
 

@@ -42,7 +42,7 @@ def color_of(pixels: NDArray[np.uint8]) -> str:
     return min(COLORS.items(), key=lambda item: np.abs(mean - item[0]).sum())[1]
 
 
-@pytest.mark.parametrize("kind", ["h264", "mjpeg", "mpegts"])
+@pytest.mark.parametrize("kind", ["h264", "mjpeg", "mpegts", "raw"])
 def test_a_clip_has_its_colors_and_its_pace(clips: dict[str, Path], kind: str, clock: Clock) -> None:
     frames = [(color_of(raw.decode()), raw.captured_at) for raw in open_source(str(clips[kind]), "the clip")]
     assert [color for color, _ in frames] == ["red"] * 10 + ["green"] * 10 + ["blue"] * 10
