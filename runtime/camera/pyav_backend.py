@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import struct
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -161,7 +162,23 @@ def _decode_packet(decoder: Any, data: bytes) -> NDArray[np.uint8]:
 
 def _to_rgb(frame: Any) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels  # a clip of an upright phone
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know the kind of other data, such as Exif
+        return np.rot90(pixels, frame.rotation // 90)
+    return _orient(pixels, bytes(matrix)) if matrix else pixels
+
+
+def _orient(pixels: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
+    """Turns and mirrors a frame as its display matrix says, such as in a clip of an upright phone.
+
+    The matrix maps x to ax + cy and y to bx + dy. https://ffmpeg.org/doxygen/trunk/display_8h.html
+    """
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    right, down = a, d
+    if abs(b) > abs(a):
+        pixels, right, down = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
 
 
 def _parse_source(source: str, name: str) -> _Source:
