@@ -206,6 +206,7 @@ class MqttPublisher:
                 picture = encode_preview(answer.get_pixels())
             yield self._keep(f"{topic}/picture", picture)
         yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
+        self._checked_diagnostics = -math.inf  # now: an answer may end a problem
 
     def _periodic_messages(self) -> Iterator[Message]:
         now = time.monotonic()

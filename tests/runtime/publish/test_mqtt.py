@@ -65,6 +65,7 @@ def test_everything_is_retained_and_the_end_is_announced(
         publisher.publish(make_answer("roses"))
         with broker.subscriber() as first:
             first.wait(f"{TOPIC}/state")
+            wait_for(lambda: sum(topic.startswith("homeassistant/") for topic in first.latest) == 6)
         with broker.subscriber() as late:  # such as Home Assistant after its restart
             state = json.loads(late.wait(f"{TOPIC}/state"))
             assert (state["label"], state["probability"], state["known"]) == ("roses", 0.9, True)
@@ -133,6 +134,19 @@ def test_a_problem_is_published_before_the_program_is_online(broker: Broker, pro
         topics = [topic for topic, _ in found.order]
         assert topics.index(f"{TOPIC}/diagnostics") < topics.index(f"{TOPIC}/availability")
         assert json.loads(found.latest[f"{TOPIC}/diagnostics"]) == program.diagnostics
+
+
+def test_the_end_of_a_problem_follows_the_answer_that_ends_it(
+    broker: Broker, program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "DIAGNOSTICS_INTERVAL", 1000.0)
+    program.diagnostics["problem"] = "waiting"
+    with program.publisher(url(broker)) as publisher, broker.subscriber() as found:
+        found.wait(f"{TOPIC}/availability", b"online")
+        program.diagnostics = {"model": "flowers", "problem": ""}
+        publisher.publish(make_answer("roses"))
+        found.wait(f"{TOPIC}/diagnostics", json.dumps(program.diagnostics).encode())
+        assert [topic for topic, _ in found.order[-2:]] == [f"{TOPIC}/state", f"{TOPIC}/diagnostics"]
 
 
 def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
