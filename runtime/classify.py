@@ -66,7 +66,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def classify_photos(arguments: argparse.Namespace) -> int:
-    """Prints a line for each photo. Returns 1 if some could not be read, else 0. Raises UserError."""
+    """Prints a line for each photo. Returns 1 if some could not be read or saved, else 0.
+
+    Raises UserError.
+    """
     saves = any(getattr(arguments, flag) for flag in SAVES)
     if saves:
         _check_saves(arguments)
@@ -90,7 +93,7 @@ def classify_photos(arguments: argparse.Namespace) -> int:
 
     for name, reason in list(problems.items()):
         fail(name, reason)
-    sources = [_source(name, saves) for name in photos]
+    sources, all_saved = [_source(name, saves) for name in photos], True
     with _open_recorders(arguments, classifier) if saves else nullcontext() as save:
         results = _predict_many(arguments, classifier, sources)
         for name, source, (_, result) in zip(photos, sources, results, strict=True):
@@ -99,8 +102,8 @@ def classify_photos(arguments: argparse.Namespace) -> int:
                 continue
             print(line(result), flush=True)
             if save:
-                save(source, result)
-    return EXIT_SOME_FAILED if problems else 0
+                all_saved &= save(source, result)
+    return 0 if all_saved and not problems else EXIT_SOME_FAILED
 
 
 def _predict_many(
@@ -136,8 +139,11 @@ def _check_saves(arguments: argparse.Namespace) -> None:
 @contextmanager
 def _open_recorders(
     arguments: argparse.Namespace, classifier: Classifier
-) -> Iterator[Callable[[EncodedSource, Prediction], None]]:
-    """Gives the function that saves a photo in the folders of the flags. Raises UserError."""
+) -> Iterator[Callable[[EncodedSource, Prediction], bool]]:
+    """Gives the function that saves a photo in the folders of the flags, and says whether it could.
+
+    Raises UserError.
+    """
     from runtime.camera.options import save_options
     from runtime.camera.saving import open_recorders, photo_pixels
 

@@ -59,8 +59,8 @@ class Camera:
     when it is lost and when it is back. Raises CameraError if PyAV or picamera2 is missing.
 
     Attributes: `name` is the source without its password, `problem` is one line while the camera is lost,
-    `ended` is true after the last frame of a clip or after the block, and `frame_count` is the number of
-    frames so far.
+    `ended` is true after the last frame of a clip or after the block, `frame_count` is the number of frames
+    so far, and `first_frame` is the number of the first frame since the camera was lost.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class Camera:
         self.problem = ""
         self.ended = False
         self.frame_count = 0
+        self.first_frame = 1
         self._retry, self._on_message = retry, on_message
         self._changed = Condition()  # guards the attributes above and below
         self._pending: _PendingFrame | None = None
@@ -242,6 +243,7 @@ class Camera:
     def _lose(self, error: CameraError) -> None:
         with self._changed:
             reported, self.problem = self.problem, str(error)
+            self.first_frame = self.frame_count + 1
             if self._pending is not None:
                 self._pending.raw.release()
             self._pending = self._decoded = None

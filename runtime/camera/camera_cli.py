@@ -8,7 +8,7 @@ from runtime.camera.frame_publisher import frame_publisher
 from runtime.camera.options import CameraOptions
 from runtime.camera.saving import check_save_options, frame_saver, open_recorders
 from runtime.camera.smoothing import smooth_over_frames, smooth_over_seconds
-from runtime.camera.stream import FramePrediction, describe_refusal, predict_stream
+from runtime.camera.stream import FramePrediction, describe_refusal, describe_wait, predict_stream
 from runtime.camera.terminal_view import TerminalView
 from runtime.common.errors import CameraError
 from runtime.common.terminal import stop_on_sigterm
@@ -28,7 +28,7 @@ def run_camera(options: CameraOptions, open_reloader: OpenReloader) -> int:
     """
     check_save_options(options.saving)
     view = TerminalView(json=options.json, on_change=options.on_change)
-    refusal = ""
+    refusal, answered = "", 0
     with stop_on_sigterm(), ExitStack() as stack:
         camera = Camera(options.source, retry=options.retry, on_message=view.message)
 
@@ -37,19 +37,26 @@ def run_camera(options: CameraOptions, open_reloader: OpenReloader) -> int:
             refusal = problem
             view.message(describe_refusal(camera.name, problem))
 
+        def set_answered(frame_prediction: FramePrediction) -> None:
+            nonlocal answered
+            answered = frame_prediction.frame.number
+
+        def problem() -> str:
+            return camera.problem or refusal or describe_wait(camera, answered)
+
         reloader = open_reloader(view.message)
         model = reloader.current().model
         save = stack.enter_context(open_recorders(options.saving, model, options.every, view.message))
         publish = stack.enter_context(
             open_publishers(
                 options.publishing,
-                lambda: diagnostics_of(reloader.current(), camera.problem or refusal),
+                lambda: diagnostics_of(reloader.current(), problem()),
                 view.message,
                 LATEST_ONLY,
             )
         )
         stack.callback(view.close)  # before the recorders print their counts
-        uses = [frame_saver(save), frame_publisher(publish)]
+        uses = [set_answered, frame_saver(save), frame_publisher(publish)]
         return _show_stream(options, camera, reloader, view, on_refused, uses)
     return 0
 

@@ -14,12 +14,18 @@ MAX_LABEL_BYTES = 200
 MAX_LISTED = 10
 
 
+def class_folder(label: str, folder: Path) -> Path:
+    """Returns `folder`/`label`, or the folder there whose name differs in its Unicode form alone."""
+    name = _composed(label)
+    return next((path for path in _visible(folder) if _composed(path.name) == name), folder / label)
+
+
 def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -> None:
     """Raises UserError unless `folder`/`label` is a class folder of a data set, or its folder `none`.
 
     A data set holds class folders, or train/, val/ and test/ that hold them. A class that the data set does
-    not have yet is accepted when it is the first one, or with `new_class`. `none` is not a class: every data
-    set accepts it.
+    not have yet is accepted when it is the first one, or with `new_class`, unless it differs from a class in
+    upper and lower case alone. `none` is not a class: every data set accepts it.
     """
     _check_label(label)
     if folder.name in ("", ".."):  # such as ".", whose name and parent are not in the path
@@ -42,7 +48,15 @@ def check_capture_folder(label: str, folder: Path, *, new_class: bool = False) -
     classes = [name for name in _folder_names(folder) if not _is_none(name)]
     if not classes:
         _check_new_data_set(label, folder)
-    elif not (new_class or _is_none(label) or unicodedata.normalize("NFC", label) in classes):
+    elif not _is_none(label) and _composed(label) not in classes:
+        _check_new_class(label, folder, classes, new_class)
+
+
+def _check_new_class(label: str, folder: Path, classes: list[str], new_class: bool) -> None:
+    for name in classes:
+        if name.casefold() == _composed(label).casefold():
+            raise UserError(f"{printable(str(folder))}: has the class {name}: use {_flag(name, folder)}")
+    if not new_class:
         raise UserError(
             f"{printable(str(folder))}: has no class {label}; its classes are {_listed(classes)}: "
             "correct the label, or add --new-class to start this class"
@@ -80,6 +94,10 @@ def _check_label(label: str) -> None:
         raise UserError(f"{printable(label)!r} cannot be a class: use a plain name, such as roses")
 
 
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS decomposes é
+
+
 def _is_none(label: str) -> bool:
     return label.casefold() == NONE_LABEL
 
@@ -96,7 +114,7 @@ def _train_split(folder: Path) -> Path | None:
 def _folder_names(folder: Path) -> list[str]:
     """Returns the names of the visible folders in `folder`; none if it does not exist."""
     names = (path.name for path in _visible(folder) if os.path.isdir(path))
-    return sorted(unicodedata.normalize("NFC", name) for name in names)  # macOS decomposes é
+    return sorted(_composed(name) for name in names)
 
 
 def _has_pictures(folder: Path) -> bool:

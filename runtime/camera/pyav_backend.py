@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import struct
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -21,6 +22,7 @@ GIVE_VIDEO = "give a video file, an address or a camera's number"
 STREAM_ENDED = "the stream ended: check the camera and the network"
 # FFmpeg refuses a larger frame before it allocates memory for it.
 LIMITS = {"max_pixels": str(MAX_FRAME_PIXELS)}
+DEFAULT_RATE = 25  # frames per second of a clip that does not say it, as FFmpeg assumes
 MAX_UNMATCHED_PACKETS = 100  # arrival times of packets that gave no frame
 
 
@@ -57,7 +59,7 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
         decoder.options = LIMITS
         decoder.thread_type = "SLICE"  # one frame per thread would delay each frame by the number of threads
         is_clip = bool(container.duration) if opened.is_address else os.path.isfile(source)
-        player = _ClipPlayer() if is_clip else None
+        player = _ClipPlayer(1 / float(stream.guessed_rate or DEFAULT_RATE)) if is_clip else None
         packets = _read_packets(container, stream, opened)
         capture = _capture_intra_only if decoder.codec.intra_only else _capture_predicted
         is_empty = True
@@ -71,18 +73,21 @@ def capture_pyav(source: str, name: str) -> Generator[RawFrame, None, None]:
 
 
 class _ClipPlayer:
-    """Plays a clip in real time."""
+    """Plays a clip in real time. A frame without a timestamp follows the last one by `interval` seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, interval: float) -> None:
+        self._interval, self._timestamp = interval, 0.0
         self._started: float | None = None  # the time.monotonic() of timestamp 0
 
     def wait(self, timed: Any) -> float:
         """Waits until a packet or frame is due; returns time.monotonic()."""
+        self._timestamp += self._interval
         if timed.pts is not None and timed.time_base is not None:
-            timestamp, now = float(timed.pts * timed.time_base), time.monotonic()
-            if self._started is None or abs(self._started + timestamp - now) > FRAME_TIMEOUT:
-                self._started = now - timestamp  # the first frame, or a jump in the timestamps
-            time.sleep(max(0.0, self._started + timestamp - now))
+            self._timestamp = float(timed.pts * timed.time_base)
+        now = time.monotonic()
+        if self._started is None or abs(self._started + self._timestamp - now) > FRAME_TIMEOUT:
+            self._started = now - self._timestamp  # the first frame, or a jump in the timestamps
+        time.sleep(max(0.0, self._started + self._timestamp - now))
         return time.monotonic()
 
 
@@ -157,7 +162,23 @@ def _decode_packet(decoder: Any, data: bytes) -> NDArray[np.uint8]:
 
 def _to_rgb(frame: Any) -> NDArray[np.uint8]:
     pixels: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
-    return np.rot90(pixels, frame.rotation // 90) if frame.rotation else pixels  # a clip of an upright phone
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know the kind of other data, such as Exif
+        return np.rot90(pixels, frame.rotation // 90)
+    return _orient(pixels, bytes(matrix)) if matrix else pixels
+
+
+def _orient(pixels: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
+    """Turns and mirrors a frame as its display matrix says, such as in a clip of an upright phone.
+
+    The matrix maps x to ax + cy and y to bx + dy. https://ffmpeg.org/doxygen/trunk/display_8h.html
+    """
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    right, down = a, d
+    if abs(b) > abs(a):
+        pixels, right, down = pixels.swapaxes(0, 1), c, b
+    return pixels[:: -1 if down < 0 else 1, :: -1 if right < 0 else 1]
 
 
 def _parse_source(source: str, name: str) -> _Source:
@@ -194,7 +215,7 @@ def _open_stream(source: _Source) -> Any:
     # RTSP over TCP: UDP loses packets, and routers block it. FFmpeg's own timeout, in microseconds: PyAV's
     # timeout calls back into Python, which crashes a process that is exiting.
     timeout = "timeout" if source.url.startswith(("rtsp", "http")) else "rw_timeout"
-    options = {"rtsp_transport": "tcp", "fflags": "nobuffer", timeout: f"{FRAME_TIMEOUT * 1e6:.0f}"}
+    options = {"rtsp_transport": "tcp", timeout: f"{FRAME_TIMEOUT * 1e6:.0f}"}
     return av.open(source.url, options=options | LIMITS)
 
 

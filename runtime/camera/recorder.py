@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -19,6 +20,7 @@ from runtime.common.errors import UserError
 
 JPEG_QUALITY = 95
 MAX_NAMES = 10  # names to try for one photo
+RETRY_DELAY = 60.0  # seconds without a try after a photo could not be written
 LARGEST_KEY = "g"  # above every key: keys are hexadecimal
 
 SAMPLE = "sample_"  # begins the names of a sample: it deletes no photo of the other flags
@@ -63,7 +65,8 @@ class PhotoRecorder:
         self._first_rejected = LARGEST_KEY  # the smallest key that the sample does not hold
         self._due = 0.0
         self._saved = 0
-        self._stopped = False
+        self._stopped = self._is_failing = False
+        self._retry_at = 0.0  # time.monotonic() seconds
         self._lock = Lock()
 
     def __enter__(self) -> "PhotoRecorder":
@@ -84,30 +87,35 @@ class PhotoRecorder:
             return f"saved {_photos(self._saved)} in {self._folder}"
         return f"saved a sample of {_photos(len(self._sample))} in {self._folder}"
 
-    def save(self, get_pixels: GetPixels, number: int, captured_at: float | None = None) -> None:
+    def save(self, get_pixels: GetPixels, number: int, captured_at: float | None = None) -> bool:
         """Saves a picture if it is due and the folder has room for it. `number` becomes part of its name.
 
-        `captured_at` is a frame's time in seconds; a photo has none, and is always due.
+        `captured_at` is a frame's time in seconds; a photo has none, and is always due. Returns False if the
+        picture cannot be written, which is tried again RETRY_DELAY later with another one.
         """
         with self._lock:
+            if time.monotonic() < self._retry_at:
+                return False
             if self._stopped or not self._is_due(captured_at):
-                return
+                return True
             key = os.urandom(4).hex()
             if key >= self._first_rejected:
-                return
+                return True
         try:
             data = _encode(get_pixels())  # without the lock: a large photo takes seconds, and others go on
         except UserError:  # a photo that is gone or damaged by now
-            return
+            return True
         with self._lock:
             if self._stopped or key >= self._first_rejected or not self._make_room(len(data), key):
-                return
+                return True
             try:
                 self._write(number, key, data)
             except OSError as error:
-                self._stop(str(error.strerror).lower())
-            else:
-                self._saved += 1
+                self._bytes_left += len(data)
+                self._report_failure(str(error.strerror).lower())
+                return False
+            self._report_success()
+            return True
 
     def _is_due(self, captured_at: float | None) -> bool:
         if captured_at is None:
@@ -161,6 +169,18 @@ class PhotoRecorder:
                 if self._sample is not None:
                     self._sample[key] = name, len(data)
                 return
+
+    def _report_failure(self, reason: str) -> None:
+        self._retry_at = time.monotonic() + RETRY_DELAY
+        if not self._is_failing:
+            self._on_message(f"{self._folder}: {reason}: photos are not saved, trying again every minute")
+        self._is_failing = True
+
+    def _report_success(self) -> None:
+        self._saved += 1
+        if self._is_failing:
+            self._on_message(f"{self._folder}: photos are saved again")
+        self._is_failing = False
 
     def _stop(self, reason: str) -> None:
         self._stopped = True

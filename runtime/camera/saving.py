@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.camera.capture_folder import check_capture_folder
+from runtime.camera.capture_folder import check_capture_folder, class_folder
 from runtime.camera.options import SaveOptions
 from runtime.camera.recorder import GetPixels, PhotoRecorder
 from runtime.camera.stream import FramePrediction
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 CAPTURE_INTERVAL = 1.0  # seconds between saved frames without --every: adjacent frames are nearly the same
 MAX_SIDE = 960  # pixels per side of a saved photo; a camera's frames keep their size
 
-# Prediction, pixels, number of the frame or photo, and a frame's time in seconds (None for a photo).
-Save = Callable[[Prediction, GetPixels, int, "float | None"], None]
+# Prediction, pixels, number of the frame or photo, and a frame's time in seconds (None for a photo). Returns
+# False if the picture cannot be written.
+Save = Callable[[Prediction, GetPixels, int, "float | None"], bool]
 
 
 def check_save_options(options: SaveOptions) -> None:
@@ -34,7 +35,7 @@ def check_save_options(options: SaveOptions) -> None:
     if options.capture:
         label, folder = options.capture
         check_capture_folder(label, folder, new_class=options.new_class)
-        folders["--capture"] = folder / label
+        folders["--capture"] = class_folder(label, folder)
     flags: dict[str, str] = {}
     for flag, path in folders.items():
         if path and (other := flags.setdefault(os.path.realpath(path), flag)) != flag:
@@ -65,14 +66,14 @@ def open_recorders(
             all_pictures = open_recorder(options.save_all, sample=True)
         if options.capture:
             label, folder = options.capture
-            captured = open_recorder(folder / label)
+            captured = open_recorder(class_folder(label, folder))
 
         def save(
             prediction: Prediction, get_pixels: GetPixels, number: int, captured_at: float | None
-        ) -> None:
+        ) -> bool:
             wanted = (unknown if prediction.known is False else None, all_pictures, captured)
-            for recorder in filter(None, wanted):
-                recorder.save(get_pixels, number, captured_at)
+            results = [recorder.save(get_pixels, number, captured_at) for recorder in filter(None, wanted)]
+            return all(results)
 
         yield save
 

@@ -74,13 +74,16 @@ class ChangeDetector:
         self._candidate = ""
         self._agreeing = 0
 
-    def is_change(self, smoothed: Prediction, unsmoothed: Prediction) -> bool:
-        """Whether the answer changes with this frame; call it for each frame, in order."""
+    def is_change(self, smoothed: Prediction, unsmoothed: Prediction, *, at_once: bool = False) -> bool:
+        """Whether the answer changes with this frame; call it for each frame, in order.
+
+        With `at_once`, a new answer needs no other frames that confirm it.
+        """
         answer = smoothed.answer
         agrees = answer == unsmoothed.answer
         self._agreeing = (self._agreeing + 1 if answer == self._candidate else 1) if agrees else 0
         self._candidate = answer
-        confirmed = self._answer is None or self._agreeing >= self._confirm
+        confirmed = at_once or self._answer is None or self._agreeing >= self._confirm
         if not confirmed or answer == self._answer:
             return False
         self._answer = answer

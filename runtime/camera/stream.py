@@ -24,6 +24,7 @@ FPS_WINDOW = 10  # answers
 WAIT = 1.0  # seconds for a frame, until the camera is checked
 GAP = 3  # frame intervals without a frame, after which the scene may have changed
 NO_MEMORY = EngineError("not enough memory for a frame")
+WAITING = "waiting for the first frame"
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,16 @@ def predict_stream(
     """Yields the prediction for the newest frame, at most one per `every` seconds, until a clip ends.
 
     A new answer is a change after `confirm` frames that agree. `crop` returns the region of a frame. While a
-    camera with `retry` is lost, the stream waits. `on_refused` gets one line FRAME_TIMEOUT after the last
-    usable frame, and "" at the next one. Raises CameraError; EngineError unless `on_engine_error` is set.
+    camera with `retry` is lost, the stream waits; the next answer counts at once. `on_refused` gets one line
+    FRAME_TIMEOUT after the last usable frame, and "" at the next one. Raises CameraError; EngineError unless
+    `on_engine_error` is set.
     """
     schedule, average, rate = _Schedule(every), MovingAverage(smoothing), _RateMeter()
     changes, refusals = ChangeDetector(confirm), _Refusals(camera.name, on_refused)
-    prepare_seconds, last, dropped, waited = 0.0, 0, 0, 0.0
+    prepare_ms, last, answered, dropped, waited = 0.0, 0, 0, 0, 0.0
     while True:
         schedule.wait()
-        frame = camera.newest(last, timeout=WAIT, max_age=max(0.0, camera.frame_interval - prepare_seconds))
+        frame = camera.newest(last, timeout=WAIT, max_age=max(0.0, camera.frame_interval - prepare_ms / 1000))
         if frame is None:
             if camera.ended:
                 return refusals.end()
@@ -113,11 +115,11 @@ def predict_stream(
             dropped, last = dropped + frame.number - last, frame.number
             continue
         refusals.clear()
-        frame, prepare_seconds, waited = model_input.frame, model_input.seconds, 0.0
+        frame, prepare_ms, waited = model_input.frame, model_input.ms, 0.0
         dropped, last = dropped + frame.number - last - 1, frame.number
-        ready, ms = time.monotonic(), 1000 * prepare_seconds
-        prediction = classifier.to_prediction(camera.name, average.update(output, ready), ms)
-        unsmoothed = classifier.to_prediction(camera.name, output, ms)
+        is_back, answered, ready = answered < camera.first_frame <= last, last, time.monotonic()
+        prediction = classifier.to_prediction(camera.name, average.update(output, ready), prepare_ms)
+        unsmoothed = classifier.to_prediction(camera.name, output, prepare_ms)
         yield FramePrediction(
             frame=frame,
             prediction=prediction,
@@ -125,10 +127,18 @@ def predict_stream(
             age_ms=round(1000 * (ready - frame.captured_at), 1),
             fps=rate.update(ready),
             dropped=dropped,
-            is_change=changes.is_change(prediction, unsmoothed),
+            is_change=changes.is_change(prediction, unsmoothed, at_once=is_back),
             crop=region,
             features=output.features,
         )
+
+
+def describe_wait(camera: Camera, answered: int) -> str:
+    """Returns WAITING if the camera was lost after the last frame with an answer, else "".
+
+    `answered` is the number of that frame; 0 before the first answer.
+    """
+    return WAITING if answered < camera.first_frame else ""
 
 
 def _model_identity(classifier: Classifier) -> tuple[object, ...]:
@@ -221,7 +231,7 @@ class _ModelInput:
 
     frame: Frame
     pixels: NDArray[np.uint8]  # [H, W, 3], RGB
-    seconds: float  # to decode and resize the frame
+    ms: float  # to decode and resize the frame
 
 
 def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int], crop: Crop | None) -> _ModelInput:
@@ -232,7 +242,7 @@ def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int], crop: C
     """
     prepared = _prepare(frame, size, crop)
     interval = camera.frame_interval
-    if camera.frame_count > frame.number and prepared.seconds < interval:
+    if camera.frame_count > frame.number and prepared.ms < 1000 * interval:
         newer = camera.newest(frame.number, timeout=interval, max_age=0)
         if newer is not None:
             return _prepare(newer, size, crop)
@@ -242,4 +252,4 @@ def _prepare_newest(camera: Camera, frame: Frame, size: tuple[int, int], crop: C
 def _prepare(frame: Frame, size: tuple[int, int], crop: Crop | None) -> _ModelInput:
     started = time.monotonic()
     pixels = read_picture(crop.apply(frame.pixels) if crop else frame.pixels, size)
-    return _ModelInput(frame, pixels, frame.decode_ms / 1000 + time.monotonic() - started)
+    return _ModelInput(frame, pixels, frame.decode_ms + 1000 * (time.monotonic() - started))

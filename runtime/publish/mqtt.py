@@ -70,6 +70,7 @@ class MqttPublisher:
         self._client.on_connect = self._on_connect
         self._diagnostics, self._on_message = diagnostics, on_message
         self._outbox: Outbox[Answer] = Outbox(capacity)
+        self._newest_only = capacity == 1
         self._messages: list[Message] = []  # to be sent, in this order
         self._announced = ""  # the model that the discovery messages name
         self._latest: dict[str, bytes] = {}  # by topic: sent again after a reconnect
@@ -162,6 +163,9 @@ class MqttPublisher:
         self._outbox.take_dropped()  # while the broker was away
         facts = self._diagnostics()
         self._keep(f"{self._address.topic}/diagnostics", json.dumps(facts).encode())
+        if self._newest_only and (answer := self._outbox.get()):
+            # Instead of the stale answer, which clients would take as current.
+            self._latest.update(self._answer_messages(answer))
         # Also after a reconnect: the broker may have lost its retained messages. "online" follows the
         # diagnostics, which say whether the last answer is current.
         self._messages = [
@@ -202,6 +206,7 @@ class MqttPublisher:
                 picture = encode_preview(answer.get_pixels())
             yield self._keep(f"{topic}/picture", picture)
         yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
+        self._checked_diagnostics = -math.inf  # now: an answer may end a problem
 
     def _periodic_messages(self) -> Iterator[Message]:
         now = time.monotonic()

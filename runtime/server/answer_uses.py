@@ -48,8 +48,8 @@ def open_answer_uses(
     """Opens the folders and the connections that the options ask for. Raises UserError.
 
     Frames and photos are saved. Published are the answers of the camera, or of the photos if there is none.
-    `every` is the value of --every in seconds. `camera_problem` returns one line while no frames are
-    classified, else ""; it is None if there is no camera.
+    `every` is the value of --every in seconds. `camera_problem` returns one line while the camera's last
+    answer is not current, else ""; it is None if there is no camera.
     """
 
     def diagnostics() -> dict[str, Any]:

@@ -14,7 +14,14 @@ from typing import Any
 
 from runtime.camera.camera import Camera
 from runtime.camera.flags import DEFAULT_CONFIRM
-from runtime.camera.stream import NO_MEMORY, FramePrediction, describe_refusal, predict_stream, to_iso
+from runtime.camera.stream import (
+    NO_MEMORY,
+    FramePrediction,
+    describe_refusal,
+    describe_wait,
+    predict_stream,
+    to_iso,
+)
 from runtime.common.errors import EngineError, UserError
 from runtime.common.terminal import print_error, print_info
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -49,6 +56,7 @@ class LiveView:
         self._confirm = confirm  # agreeing frames after which a new answer counts
         self._on_frame = on_frame  # called in the thread
         self._error = self._refused = ""
+        self._answered = 0  # the number of the last frame with an answer
         self._waiters: dict[asyncio.Future[None], str] = {}  # with the client's address, oldest first
         self._encoded: dict[bool, tuple[int, asyncio.Future[bytes]]] = {}  # by whole frame
         self._thread = Thread(target=self._classify_frames, name="live-view", daemon=True)
@@ -66,6 +74,11 @@ class LiveView:
             or self._refused
             or ("the clip has ended" if self.camera.ended else "")
         )
+
+    @property
+    def answer_problem(self) -> str:
+        """One line on why the last answer is not current; "" if it is."""
+        return self.problem or describe_wait(self.camera, self._answered)
 
     def is_alive(self) -> bool:
         return self._thread.is_alive() or self.camera.ended
@@ -127,7 +140,7 @@ class LiveView:
                 on_engine_error=self._wait_after_error,
             )
             for frame_prediction in stream:
-                self._error = ""
+                self._error, self._answered = "", frame_prediction.frame.number
                 with suppress(RuntimeError):  # the event loop is closed
                     self._loop.call_soon_threadsafe(self._publish, frame_prediction)
                 self._use_frame(frame_prediction)

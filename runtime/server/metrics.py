@@ -95,7 +95,7 @@ class Metrics:
 
     def _set_camera_answer(self, labels: Sequence[str], view: LiveView) -> None:
         self._camera_answer.clear()
-        answer = view.latest.prediction.answer if view.latest and not view.problem else None
+        answer = view.latest.prediction.answer if view.latest and not view.answer_problem else None
         for label in (*labels, UNKNOWN):
             self._camera_answer.labels(printable(label)).set(label == answer)
 

@@ -17,7 +17,7 @@ from runtime.camera.crop import Crop
 from runtime.camera.flags import DEFAULT_CONFIRM
 from runtime.camera.options import SaveOptions
 from runtime.camera.saving import check_save_options
-from runtime.camera.stream import FramePrediction
+from runtime.camera.stream import WAITING, FramePrediction
 from runtime.common.secret_file import permission_warning
 from runtime.common.terminal import print_info, stop_on_sigterm
 from runtime.common.text import printable
@@ -129,7 +129,7 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         view: LiveView | None = None
 
         def camera_problem() -> str:
-            return view.problem if view else ""
+            return view.answer_problem if view else WAITING
 
         uses = stack.enter_context(
             open_answer_uses(

@@ -90,7 +90,7 @@ class FolderWatcher:
         Returns that time on the clock. Photos that are left then stay new.
         """
         started = self._clock()
-        found, unreadable = find_photos(self._folder)
+        found, unreadable, empty = find_photos(self._folder)
         now = self._clock()
         due = now + max(SCAN_INTERVAL, MIN_PAUSE * (now - started))
         if (found is None) != self._is_missing:
@@ -108,7 +108,7 @@ class FolderWatcher:
             if now >= due:
                 break
         if photos:  # an unmounted network folder looks empty; its photos will be back
-            self._forget_all_but(photos, unreadable)
+            self._forget_all_but(photos, unreadable | empty)
         self._previous = photos
         return due
 
@@ -155,9 +155,12 @@ class FolderWatcher:
             self._on_message(f"{self._folder}/{shown}: cannot be read, trying again: check its permissions")
         self._unreadable = folders
 
-    def _forget_all_but(self, photos: dict[str, WatchedPhoto], unreadable: set[str]) -> None:
-        """Frees the memory of deleted photos, which would otherwise grow over years."""
-        present, hidden = {photo.version for photo in photos.values()}, tuple(unreadable)
+    def _forget_all_but(self, photos: dict[str, WatchedPhoto], may_return: set[str]) -> None:
+        """Frees the memory of deleted photos, which would otherwise grow over years.
+
+        Sources that begin with a part in `may_return` stay: their folder may be mounted again.
+        """
+        present, hidden = {photo.version for photo in photos.values()}, tuple(may_return)
         gone = {version for version in self._sink.done - present if not version[0].startswith(hidden)}
         self._sink.done.difference_update(gone)
         self._failed_at = {
@@ -165,20 +168,25 @@ class FolderWatcher:
         }
 
 
-def find_photos(folder: Path) -> tuple[dict[str, WatchedPhoto] | None, set[str]]:
-    """Returns the photos below a folder by source, and how the sources in unreadable folders begin.
+def find_photos(folder: Path) -> tuple[dict[str, WatchedPhoto] | None, set[str], set[str]]:
+    """Returns the photos below a folder by source, and how the sources in unreadable and empty folders begin.
 
     None instead of the photos if `folder` itself cannot be read.
     """
     photos: dict[str, WatchedPhoto] = {}
     errors: list[OSError] = []
+    without_photos, outer = list[Path](), set[Path]()  # folders; `outer` ones hold others
     for parent, names in walk(folder, errors.append):
         prefix = _prefix(folder, parent)
+        outer.add(Path(parent).parent)
+        if not names:
+            without_photos.append(Path(parent))
         for name in names:
             if photo := stat_photo(Path(parent, name), printable_name(prefix + name)):
                 photos[photo.source] = photo
     unreadable = {printable_name(_prefix(folder, error.filename)) for error in errors}
-    return None if "" in unreadable else photos, unreadable
+    empty = {printable_name(_prefix(folder, str(path))) for path in without_photos if path not in outer}
+    return None if "" in unreadable else photos, unreadable, empty
 
 
 def _prefix(folder: Path, parent: str) -> str:

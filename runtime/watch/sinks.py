@@ -19,7 +19,7 @@ from runtime.common.file_lock import exclusive_lock
 # Seconds that SQLite waits for another program's lock; SIGTERM is not handled in this time.
 LOCK_TIMEOUT = 0.5
 IS_LOCKED = "is locked by another program, waiting for it"
-WAS_MOVED = "was moved, replaced or emptied, opening it again"
+WAS_MOVED = "was moved, replaced or edited, opening it again"
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Excel starts a UTF-8 file with it
 # Where a spreadsheet may begin to read a formula: at the start of a cell, and behind a semicolon, which
@@ -156,9 +156,13 @@ class _CsvTable:
         self._file.close()
 
     def is_in_place(self) -> bool:
-        """Whether the path still names this file, and nobody emptied it."""
-        opened = os.fstat(self._file.fileno())
-        return _is_at(self._path, opened) and opened.st_size > 0
+        """Whether the path still names this file, and it ends with a complete line.
+
+        Another program may have emptied it, or saved it without the last line ending.
+        """
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, end - 1))
+        return _is_at(self._path, os.fstat(self._file.fileno())) and self._file.read(1) == b"\n"
 
     def write(self, values: Iterable[object]) -> None:
         line = _csv_line(values, self._newline)

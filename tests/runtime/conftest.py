@@ -163,7 +163,7 @@ def write_clip() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Red, green and blue for a third of a second each, as H.264 and as MJPEG."""
+    """Red, green and blue for a third of a second each, as H.264, also without timestamps, and as MJPEG."""
     folder = tmp_path_factory.mktemp("clips")
     colours = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
     pictures = [np.full((48, 64, 3), colour, np.uint8) for colour in colours for _ in range(10)]
@@ -171,6 +171,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "h264": _write_clip(folder / "colours.mp4", pictures),
         "mjpeg": _write_clip(folder / "colours.avi", pictures, codec="mjpeg"),
         "mpegts": _write_clip(folder / "colours.ts", pictures),
+        "raw": _write_clip(folder / "colours.h264", pictures),
     }
 
 

@@ -130,9 +130,10 @@ def test_a_camera_whose_frames_cannot_be_used_is_reported_and_may_recover(
 def test_a_lost_camera_raises_its_error_and_forgets_its_frames(backend: ScriptedBackend) -> None:
     with backend.camera() as source:
         backend.put(plain(RED))
-        assert source.newest(timeout=20) is not None
+        assert source.newest(timeout=20) is not None and source.first_frame == 1
         backend.fail(CameraError("0: was unplugged"))
         wait_for(lambda: source.problem == "0: was unplugged")
+        assert source.first_frame == 2
         with pytest.raises(CameraError, match="0: was unplugged"):
             source.newest()
 

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,7 +42,7 @@ def color_of(pixels: NDArray[np.uint8]) -> str:
     return min(COLORS.items(), key=lambda item: np.abs(mean - item[0]).sum())[1]
 
 
-@pytest.mark.parametrize("kind", ["h264", "mjpeg", "mpegts"])
+@pytest.mark.parametrize("kind", ["h264", "mjpeg", "mpegts", "raw"])
 def test_a_clip_has_its_colors_and_its_pace(clips: dict[str, Path], kind: str, clock: Clock) -> None:
     frames = [(color_of(raw.decode()), raw.captured_at) for raw in open_source(str(clips[kind]), "the clip")]
     assert [color for color, _ in frames] == ["red"] * 10 + ["green"] * 10 + ["blue"] * 10
@@ -63,17 +65,38 @@ def test_a_colon_in_the_name_of_a_clip_is_no_protocol(
     assert len(list(open_source("12:30:05.mp4", "the clip"))) == 30
 
 
-def test_a_clip_of_an_upright_phone_is_upright(write_clip: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "size", "corner"),
+    [
+        ((1, 0, 0, 1), (48, 64), (0, 0)),
+        ((-1, 0, 0, 1), (48, 64), (0, 1)),  # mirrored, as a front camera may record
+        ((1, 0, 0, -1), (48, 64), (1, 0)),
+        ((-1, 0, 0, -1), (48, 64), (1, 1)),
+        ((0, 1, 1, 0), (64, 48), (0, 0)),
+        ((0, 1, -1, 0), (64, 48), (0, 1)),  # an upright phone
+        ((0, -1, 1, 0), (64, 48), (1, 0)),
+        ((0, -1, -1, 0), (64, 48), (1, 1)),
+    ],
+)
+def test_a_clip_is_turned_and_mirrored_as_its_matrix_says(
+    matrix: tuple[int, int, int, int],
+    size: tuple[int, int],
+    corner: tuple[int, int],
+    write_clip: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
     pixels = plain((0, 0, 0))
-    pixels[:, :32] = RED  # the left half, which becomes the upper half after a clockwise quarter turn
+    pixels[:24, :32] = RED  # the quarter at the top left
     clip = write_clip(tmp_path / "phone.mp4", [pixels] * 5, 10)
     data = clip.read_bytes()
     at = data.index(b"tkhd") + 44  # the track's matrix (ISO/IEC 14496-12, 8.3.2)
     assert struct.unpack_from(">9i", data, at) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    turn = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 48 << 16, 0, 1 << 30)
-    clip.write_bytes(data[:at] + turn + data[at + 36 :])
-    upright = next(open_source(str(clip), "the clip")).decode()
-    assert upright.shape == (64, 48, 3) and upright[8, 24, 0] > 200 and upright[56, 24, 0] < 50
+    a, b, c, d = (value << 16 for value in matrix)
+    clip.write_bytes(data[:at] + struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30) + data[at + 36 :])
+    red = next(open_source(str(clip), "the clip")).decode()[..., 0]
+    assert red.shape == size
+    quarters = red.reshape(2, size[0] // 2, 2, size[1] // 2).mean(axis=(1, 3))
+    assert np.argwhere(quarters > 150).tolist() == [list(corner)]
 
 
 # Reads two frames and prints their sizes and the peak of the process's memory.
@@ -100,6 +123,16 @@ def test_a_frame_of_256_megapixels_takes_no_memory(first: int) -> None:
         sizes, kilobytes = subprocess.run(run, capture_output=True, check=True, text=True).stdout.splitlines()
     assert sizes == "(48, 64) (48, 64)"
     assert int(kilobytes) < 200_000
+
+
+def test_the_first_frames_of_an_address_are_not_lost(clips: dict[str, Path], clock: Clock) -> None:
+    """FFmpeg reads them to find out what the stream holds; a short clip has no others."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(clips["h264"].parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{clips['h264'].name}"
+        assert len(list(open_source(address, "the clip"))) == 30
+        server.shutdown()
 
 
 def test_an_address_longer_than_a_path_opens() -> None:

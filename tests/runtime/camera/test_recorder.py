@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import re
 import sys
+from contextlib import AbstractContextManager
 from datetime import datetime, tzinfo
 from pathlib import Path
 from threading import Event, Thread
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from runtime.camera.recorder import PhotoRecorder
+from runtime.common.atomic import atomic_create
 from runtime.common.errors import CameraError, PictureError, UserError
 from tests.runtime.camera.helpers import RED, plain
 
@@ -104,15 +107,28 @@ def test_a_folder_that_cannot_be_created_raises_user_error(tmp_path: Path) -> No
         record(tmp_path / "file" / "roses", [])
 
 
-def test_a_photo_that_cannot_be_written_stops_the_recorder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("delay", [0.0, 60.0])
+def test_after_a_photo_that_cannot_be_written_others_are_tried(
+    delay: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path) -> object:
-        raise OSError(28, "No space left on device")
+    tried = list[Path]()
 
-    monkeypatch.setattr("runtime.camera.recorder.atomic_create", full)
-    messages = record(tmp_path / "roses", [1, 2, 3])
-    assert "no space left on device" in messages[0] and "saved 0 photos" in messages[1] and len(messages) == 2
+    def full_at_first(path: Path) -> AbstractContextManager[BinaryIO]:
+        tried.append(path)
+        if len(tried) < 4:
+            raise OSError(28, "No space left on device")
+        return atomic_create(path)
+
+    record(tmp_path / "one", [1])
+    size = next((tmp_path / "one").iterdir()).stat().st_size
+    monkeypatch.setattr("runtime.camera.recorder.RETRY_DELAY", delay)
+    monkeypatch.setattr("runtime.camera.recorder.atomic_create", full_at_first)
+    first, *others = record(tmp_path / "roses", [1, 2, 3, 4, 5], max_mb=2.5 * size / 1e6)
+    assert "no space left on device" in first
+    if delay:
+        assert len(tried) == 1 and others == [f"saved 0 photos in {tmp_path / 'roses'}"]
+    else:
+        assert "saved again" in others[0] and "saved 2 photos" in others[1] and len(others) == 2
 
 
 def keys(folder: Path) -> list[str]:

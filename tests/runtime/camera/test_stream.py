@@ -81,6 +81,11 @@ class FakeCamera:
         return self.frame_count == len(self.colors)
 
     @property
+    def first_frame(self) -> int:
+        shown = self.colors[: self.frame_count]
+        return 1 + max((number for number, color in enumerate(shown, 1) if color is None), default=0)
+
+    @property
     def problem(self) -> str:
         return "is lost" if self.colors[self.frame_count - 1] is None else ""
 
@@ -200,6 +205,14 @@ def test_a_gap_starts_a_new_average(clock: Clock, gap: list[None]) -> None:
     shown = predict(FakeCamera(clock, colors), FakeModel(clock), smoothing=smooth_over_seconds(1000))
     assert [one.prediction.label for one in shown] == ["red", "red", "blue", "blue"]
     assert shown[2].fps == 0
+
+
+@pytest.mark.parametrize("every", [0.0, 5 * INTERVAL])
+def test_after_an_outage_the_first_answer_counts_at_once(clock: Clock, every: float) -> None:
+    """With `every`, no frame is asked for during the outage."""
+    shown = predict(FakeCamera(clock, [RED, RED, None, BLUE, BLUE, BLUE, RED]), FakeModel(clock), every=every)
+    changes = [(one.frame.number, one.prediction.label) for one in shown if one.is_change]
+    assert changes == [(1, "red"), (6 if every else 4, "blue")]
 
 
 def test_frames_of_a_slow_camera_are_smoothed(clock: Clock) -> None:

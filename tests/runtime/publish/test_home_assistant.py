@@ -13,7 +13,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
 from runtime.publish.home_assistant import discovery_messages
-from tests.helpers import start_python
+from tests.helpers import start_python, wait_for
 from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.runtime.publish.broker import Broker, Subscriber
 from tests.runtime.publish.conftest import MakeAnswer
@@ -91,13 +91,10 @@ def test_each_entity_of_a_running_program_gets_what_its_configuration_names(
             *("-m", "runtime.classify", "--camera", server.address, "--model", colours, "--mqtt", address)
         )
         try:
-            found.wait("home/garden/state")  # follows all other messages
-            facts = json.loads(found.wait("home/garden/diagnostics"))
-            entities = {
-                topic.split("/")[-2]: json.loads(payload)
-                for topic, payload in found.latest.items()
-                if topic.startswith("homeassistant/")
-            }
+            found.wait("home/garden/state")
+            wait_for(lambda: json.loads(found.latest["home/garden/diagnostics"])["problem"] == "")
+            wait_for(lambda: len(entities_of(found)) == 6)
+            facts, entities = json.loads(found.latest["home/garden/diagnostics"]), entities_of(found)
             assert {name: shown(entity, found) for name, entity in entities.items()} == {
                 "label": "红",
                 "probability": shown_percent(found),
@@ -109,6 +106,15 @@ def test_each_entity_of_a_running_program_gets_what_its_configuration_names(
         finally:
             process.kill()
             process.communicate()
+
+
+def entities_of(found: Subscriber) -> dict[str, dict[str, Any]]:
+    """The configuration of each entity that was published, by its id."""
+    return {
+        topic.split("/")[-2]: json.loads(payload)
+        for topic, payload in list(found.latest.items())
+        if topic.startswith("homeassistant/")
+    }
 
 
 def shown(entity: dict[str, Any], found: Subscriber) -> str | None:

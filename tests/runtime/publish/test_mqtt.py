@@ -65,6 +65,7 @@ def test_everything_is_retained_and_the_end_is_announced(
         publisher.publish(make_answer("roses"))
         with broker.subscriber() as first:
             first.wait(f"{TOPIC}/state")
+            wait_for(lambda: sum(topic.startswith("homeassistant/") for topic in first.latest) == 6)
         with broker.subscriber() as late:  # such as Home Assistant after its restart
             state = json.loads(late.wait(f"{TOPIC}/state"))
             assert (state["label"], state["probability"], state["known"]) == ("roses", 0.9, True)
@@ -135,9 +136,23 @@ def test_a_problem_is_published_before_the_program_is_online(broker: Broker, pro
         assert json.loads(found.latest[f"{TOPIC}/diagnostics"]) == program.diagnostics
 
 
-def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
-    broker: Broker, program: Program, make_answer: MakeAnswer
+def test_the_end_of_a_problem_follows_the_answer_that_ends_it(
+    broker: Broker, program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(mqtt, "DIAGNOSTICS_INTERVAL", 1000.0)
+    program.diagnostics["problem"] = "waiting"
+    with program.publisher(url(broker)) as publisher, broker.subscriber() as found:
+        found.wait(f"{TOPIC}/availability", b"online")
+        program.diagnostics = {"model": "flowers", "problem": ""}
+        publisher.publish(make_answer("roses"))
+        found.wait(f"{TOPIC}/diagnostics", json.dumps(program.diagnostics).encode())
+        assert [topic for topic, _ in found.order[-2:]] == [f"{TOPIC}/state", f"{TOPIC}/diagnostics"]
+
+
+def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
+    broker: Broker, program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "RETRY_DELAY", 1.0)  # the subscriber below is connected before
     with program.publisher(url(broker)) as publisher:
         publisher.publish(make_answer("roses"))
         with broker.subscriber() as found:
@@ -154,7 +169,9 @@ def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
             assert found.wait(f"{TOPIC}/availability") == b"online"
             assert any(topic.startswith("homeassistant/sensor/") for topic in found.latest)
             labels = [json.loads(data)["label"] for topic, data in found.order if topic == f"{TOPIC}/state"]
-            assert set(labels) <= {"roses", "label 499"}  # stale answers are dropped
+            assert set(labels) == {"label 499"}  # stale answers are dropped
+            parts = [topic.rpartition("/")[2] for topic, _ in found.order]
+            assert parts.index("picture") < parts.index("state") < parts.index("availability")
     assert "connected again" in program.messages[-1] and len(program.messages) < 6
     assert all(message.startswith("mqtt://127.0.0.1:") for message in program.messages)
 

@@ -7,7 +7,8 @@ import json
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from runtime.camera import stream
 from runtime.camera.crop import Crop
 from runtime.camera.options import SaveOptions
+from runtime.camera.stream import WAITING
 from runtime.classify import main
 from runtime.common.errors import UserError
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -113,6 +115,43 @@ def test_the_service_publishes_its_camera(broker: Broker, knowing: Path) -> None
 
 def problem_of(found: Subscriber) -> str:
     return str(json.loads(found.latest.get("cam/diagnostics", b'{"problem": ""}'))["problem"])
+
+
+@contextmanager
+def service_with_camera(source: str, broker: Broker, model: Path) -> Iterator[None]:
+    with serve_in_thread(model, camera=source, publishing=options(broker)):
+        yield
+
+
+@contextmanager
+def camera_command(source: str, broker: Broker, model: Path) -> Iterator[None]:
+    arguments = ("--camera", source, "--model", model, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
+    process = start_python("-m", "runtime.classify", *arguments)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [service_with_camera, camera_command])
+def test_until_the_first_answer_there_is_a_problem(
+    start: Callable[[str, Broker, Path], AbstractContextManager[None]], broker: Broker, knowing: Path
+) -> None:
+    """Else the retained answer of an earlier process counts as current."""
+    red, starts = jpeg(plain(RED)), threading.Event()
+
+    def send(number: int) -> bytes:
+        starts.wait(8)
+        return red
+
+    with broker.subscriber() as found, mjpeg_server(send) as server, start(server.address, broker, knowing):
+        found.wait("cam/availability", b"online")
+        assert problem_of(found) == WAITING and "cam/state" not in found.latest
+        starts.set()
+        wait_for(lambda: problem_of(found) == "")
+        assert "cam/state" in found.latest
 
 
 STRIP = Crop(0.0, 0.0, 1.0, 0.02)  # 2 pixels high in the frames below

@@ -31,6 +31,7 @@ class Receiver:
     got: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     port: int = 0
+    body_seconds: float = 0.0  # the time that a reply takes
 
     def address(self, path: str = "/api/webhook/geheim?key=geheim") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
@@ -48,6 +49,8 @@ class Receiver:
                     outer.got.append(json.loads(body))
                 self.send_response(status)
                 self.end_headers()
+                self.wfile.write(b"O")
+                time.sleep(outer.body_seconds)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -90,6 +93,18 @@ def test_a_failed_request_is_repeated_and_reported_once_without_the_path(
     assert [one["label"] for one in receiver.got] == ["roses"] and len(receiver.paths) == 4
     assert "503" in messages[0] and "429" in messages[1] and "works again" in messages[2]
     assert all("geheim" not in line and f"127.0.0.1:{receiver.port}" in line for line in messages)
+
+
+def test_a_reply_that_never_ends_counts_by_its_status(
+    open_publisher: Open, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.3)
+    receiver, messages = Receiver(body_seconds=1), list[str]()
+    with receiver.serve(), open_publisher(receiver.address(), messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        publisher.publish(make_answer("tulips"))
+        wait_for(lambda: len(receiver.got) == 2)
+    assert [one["label"] for one in receiver.got] == ["roses", "tulips"] and messages == []
 
 
 def test_a_request_that_another_try_would_not_help_is_dropped(

@@ -253,6 +253,25 @@ def test_photos_of_an_empty_folder_are_not_forgotten(watch: Watch, photos: Path,
     assert [source for source, _ in watch.results()] == ["1.jpg", "2.jpg"]
 
 
+def test_photos_of_an_empty_folder_below_are_not_forgotten(
+    watch: Watch, photos: Path, tmp_path: Path
+) -> None:
+    """Such as the mount point of a card or of a share, whose photos are in folders."""
+    for name in ("1.jpg", "card/day/2.jpg", "kept/3.jpg"):
+        (watch.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(photos / "red.jpg", watch.folder / name)
+    with watch.open() as scan:
+        scan()
+        (watch.folder / "card" / "day").rename(tmp_path / "day")
+        (watch.folder / "kept").rename(tmp_path / "kept")  # the folder itself: its photos are deleted
+        scan()
+        (tmp_path / "day").rename(watch.folder / "card" / "day")
+        (tmp_path / "kept").rename(watch.folder / "kept")
+        scan()
+    found = [source for source, _ in watch.results()]
+    assert sorted(found) == ["1.jpg", "card/day/2.jpg", "kept/3.jpg", "kept/3.jpg"]
+
+
 def test_photos_of_an_unreadable_folder_are_not_forgotten(
     watch: Watch, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,16 @@ def test_an_emptied_csv_file_gets_its_columns_again(tmp_path: Path) -> None:
     assert path.read_text().startswith(",".join(COLUMNS)) and sources(path) == ["b.jpg"]
 
 
+def test_rows_stay_apart_if_an_editor_drops_the_last_line_ending(tmp_path: Path) -> None:
+    """Such as an editor that writes into the open file."""
+    path = tmp_path / "results.csv"
+    with opened(path) as (sink, messages):
+        sink.add(row("a.jpg", label="rose"))
+        path.write_text(path.read_text().replace("rose", "roses").removesuffix("\n"))  # of the same size
+        sink.add(row("b.jpg"))
+    assert sources(path) == ["a.jpg", "b.jpg"] and messages == [f"{path}: {WAS_MOVED}"]
+
+
 def test_a_table_that_another_one_replaced_is_refused_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     with opened(path) as (sink, _):
