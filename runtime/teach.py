@@ -28,7 +28,7 @@ from runtime.inference.learned_state import (
     read_state,
 )
 from runtime.inference.learning import Learned, nothing_learned, pending_photos, reset, undo
-from runtime.inference.model_options import add_model_options, classifier_options
+from runtime.inference.model_options import add_model_options, add_reject_option, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photos
 from runtime.preprocess.stored_photo import added_at, is_id
@@ -117,7 +117,7 @@ def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
         return 0
     lines = [f"{folder}: {state}", *_table(state)] if state else [f"{folder}: nothing learned"]
     if problem:
-        lines = [problem]
+        lines = [*lines, problem] if state else [problem]
     if pending:
         counts = ", ".join(f"{label} {count}" for label, count in store.labels().items())
         lines.append(f"kept photos: {counts}; {pending} not learned yet: --again learns them")
@@ -239,6 +239,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")
+    add_reject_option(parser)
     add_model_options(parser)
     arguments = parser.parse_args(argv)
     has_task = any((arguments.list, arguments.again, arguments.undo, arguments.reset, arguments.export))

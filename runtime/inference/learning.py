@@ -54,19 +54,20 @@ def learn(
     folder: Path,
     correction: Correction | None = None,
     *,
+    threshold: float | None = None,
     max_mb: float | None = None,
 ) -> Learned:
     """Fits the state to all kept photos of a learned state's folder, and writes it.
 
-    For a model that is new to the folder, this learns the photos again. With a `correction`, new classes are
-    known in spite of it. Raises UserError without a readable photo, or when another program learns, and
-    ModelError.
+    For a model that is new to the folder, this learns the photos again. With a `correction` or a `threshold`
+    of `known` for --reject, new classes are known in spite of it. Raises UserError without a readable photo,
+    or when another program learns, and ModelError.
     """
     check_teachable(model)
     store = TaughtPhotos(folder, max_mb)
     problems: dict[str, str] = {}
     with _locked(folder):
-        teaching = _learn(model, infer, store, correction, problems)
+        teaching = _learn(model, infer, store, correction, threshold, problems)
         return Learned(_trim(store, teaching), problems)
 
 
@@ -95,6 +96,7 @@ def teach(
     labels: Sequence[str],
     correction: Correction | None = None,
     *,
+    threshold: float | None = None,
     max_mb: float | None = None,
 ) -> Learned:
     """Keeps photos under a label, and learns as `learn` does.
@@ -110,7 +112,7 @@ def teach(
         before = {photo.id: photo.label for photo in store.photos()}
         try:
             problems = _keep_photos(store, label, photos, kept)
-            teaching = _learn(model, infer, store, correction, problems)
+            teaching = _learn(model, infer, store, correction, threshold, problems)
         except BaseException:  # Ctrl-C too
             _restore_photos(store, before, kept)
             raise
@@ -122,6 +124,7 @@ def _learn(
     infer: Infer,
     store: TaughtPhotos,
     correction: Correction | None,
+    threshold: float | None,
     problems: dict[str, str],
 ) -> Teaching:
     """Fits the state to all kept photos, and writes it. `problems` gets the photos that cannot be read."""
@@ -131,7 +134,7 @@ def _learn(
         known = correction.apply(statistics.positive_known, statistics.positive_features)
         statistics = replace(statistics, positive_known=known.astype(np.float32))
         taught = replace(taught, known=correction.apply(taught.known, taught.features))
-    teaching = fit_learned(model.contract, statistics, taught)
+    teaching = fit_learned(model.contract, statistics, taught, threshold)
     write_state(store.folder.parent, teaching.state)
     return teaching
 

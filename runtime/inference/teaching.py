@@ -125,18 +125,21 @@ class _Knowledge:
         return float(self.distances.mean())
 
 
-def fit_learned(contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs) -> Teaching:
+def fit_learned(
+    contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs, threshold: float | None = None
+) -> Teaching:
     """Returns the state that lets the model name the taught photos, with its measurements.
 
-    Labels that are not in the contract become new classes. Raises UserError without photos, and with those of
-    over MAX_FITTED labels.
+    Labels that are not in the contract become new classes. `threshold` is the one of `known` (default: that
+    of the contract). Raises UserError without photos, and with those of over MAX_FITTED labels.
     """
     if not taught.ids:
         raise UserError("no photos to learn from: teach some")
     if len(set(taught.labels)) > MAX_FITTED:  # else a fit would use no photo of any label
         raise UserError(f"photos of over {MAX_FITTED} labels cannot be learned: remove those of some labels")
     new = sorted(set(taught.labels) - {NONE_LABEL, *contract.labels})
-    knowledge = _prepare(contract, statistics, (*contract.labels, *new))
+    threshold = contract.thresholds.get("known", 0.0) if threshold is None else threshold
+    knowledge = _prepare(contract, statistics, (*contract.labels, *new), threshold)
     positions = {label: at for at, label in enumerate(knowledge.labels)} | {NONE_LABEL: -1}
     photos = _Samples(
         np.asarray(taught.features, np.float64),
@@ -150,11 +153,14 @@ def fit_learned(contract: Contract, statistics: ModelStatistics, taught: TaughtO
         state,
         photos=dict(zip(taught.ids, taught.labels, strict=True)),
         measured=_measure(knowledge, state, photos, folds),
+        threshold=threshold,
     )
     return Teaching(state, tuple(_warnings(state)))
 
 
-def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str, ...]) -> _Knowledge:
+def _prepare(
+    contract: Contract, statistics: ModelStatistics, labels: tuple[str, ...], threshold: float
+) -> _Knowledge:
     factors, means = statistics.factors.astype(np.float64), statistics.means.astype(np.float64)
     variances = statistics.residual_variances + SHRINKAGE * float(statistics.variances.mean(dtype=np.float64))
     scaled = factors / np.maximum(variances, 1e-9)
@@ -163,7 +169,6 @@ def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str,
     random = np.random.default_rng(SEED)
     drawn, classes = statistics.draw(DRAWN, random)
     known = None if "known" not in contract.thresholds else statistics.positive_known.astype(np.float64)
-    threshold = 0.0 if known is None else logit(np.array(contract.thresholds["known"])).item()
 
     def samples(features: Array, truth: Integers, known: Array | None) -> _Samples:
         return _Samples(features, _discriminant(metric, means, features), known, truth)
@@ -178,7 +183,7 @@ def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str,
         center=means.mean(0),
         examples=samples(positives, truth, known),
         drawn=samples(drawn, classes, None if known is None else random.choice(known, DRAWN)),
-        threshold=threshold,
+        threshold=logit(np.array(threshold)).item(),
         distances=metric.distances(positives, means)[np.arange(len(truth)), truth],
     )
 

@@ -275,6 +275,7 @@ class Learner:
             classifier.infer_uncorrected,
             self._folder(),
             classifier.correction,
+            threshold=classifier.threshold,
         )
         state, seconds = learned.teaching.state, time.perf_counter() - started
         text = f"learned {count_photos(len(state.photos))} in {seconds:.1f} s: {describe_learning(state)}"
