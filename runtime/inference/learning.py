@@ -21,7 +21,13 @@ from runtime.inference.learned_state import (
     write_state,
 )
 from runtime.inference.prefetch import DECODERS
-from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label, find_label
+from runtime.inference.taught_photos import (
+    FEATURES_SUFFIX,
+    TaughtPhoto,
+    TaughtPhotos,
+    check_label,
+    find_label,
+)
 from runtime.inference.teaching import TaughtOutputs, Teaching, fit_learned
 from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE
@@ -110,6 +116,8 @@ def teach(
     kept: dict[str, str] = {}
     with _locked(folder):
         before = {photo.id: photo.label for photo in store.photos()}
+        with _reported(folder):
+            store.start_step()
         try:
             problems = _keep_photos(store, label, photos, kept)
             teaching = _learn(model, infer, store, correction, threshold, problems)
@@ -127,7 +135,7 @@ def _learn(
     threshold: float | None,
     problems: dict[str, str],
 ) -> Teaching:
-    """Fits the state to all kept photos, and writes it. `problems` gets the photos that cannot be read."""
+    """Fits the state to all photos that stay, and writes it. `problems` gets those that cannot be read."""
     taught = _read_outputs(model, infer, store, problems)
     statistics = model.read_statistics()
     if correction and taught.known is not None:
@@ -226,15 +234,18 @@ def _restore_photos(store: TaughtPhotos, before: Mapping[str, str], now: Mapping
 def _read_outputs(
     model: ModelFile, infer: Infer, store: TaughtPhotos, problems: dict[str, str]
 ) -> TaughtOutputs:
-    """Returns the model's outputs for all photos, computed once for each photo and model file."""
+    """Returns the model's outputs for the photos that stay, computed once for each photo and model file."""
     cache = store.features / model.sha256[:16]
     store.clear_features(kept=cache.name)
     with _reported(cache):
         cache.mkdir(parents=True, exist_ok=True)
     labels, outputs, ids = [], [], []
+    excess = {photo.id for photo in store.excess()}
     for photo in store.photos():
+        if photo.id in excess:
+            continue
         try:
-            outputs.append(_read_output(model, infer, photo, cache / f"{photo.id}.f32"))
+            outputs.append(_read_output(model, infer, photo, cache / f"{photo.id}{FEATURES_SUFFIX}"))
         except PictureError as error:
             problems[photo.id] = str(error).removeprefix(f"{photo.path}: ")
             continue

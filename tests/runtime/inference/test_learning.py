@@ -146,6 +146,37 @@ def test_photos_that_make_room_are_reported(model: Path, learned: Path) -> None:
     assert f"deleted {13 - kept} of the oldest photos" in warning and "no photo of none is left" in warning
 
 
+def test_photos_make_room_after_the_state_is_written(
+    model: Path, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier(model)
+    classifier.teach("none", list(scene_pictures(5, seed=2)))
+    before = TaughtPhotos(learned).photos()
+    present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("runtime.inference.learning.fit_learned", interrupt)
+        classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
+    assert TaughtPhotos(learned).photos() == before
+    classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
+    assert classifier.learned and not {photo.id for photo in before} & classifier.learned.photos.keys()
+
+
+def test_an_old_photo_that_is_taught_again_stays(model: Path, learned: Path) -> None:
+    classifier, pictures = Classifier(model), list(scene_pictures(12, seed=1))
+    classifier.teach("scene", pictures[:8])
+    first = TaughtPhotos(learned).photos()[0]
+    present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
+    limit = present + (learned / STATE_NAME).stat().st_size  # which is kept for --undo
+    result = classifier.teach("none", [pictures[0], *pictures[8:]], max_mb=limit / 1e6)
+    assert any("make room" in line for line in result.teaching.warnings)
+    assert TaughtPhotos(learned).find(first.id).label == "none"
+    assert result.teaching.state.photos[first.id] == "none"
+
+
 def test_other_folders_beside_the_features_stay(model: Path, learned: Path) -> None:
     own = learned / "features" / "plans"
     own.mkdir(parents=True)
