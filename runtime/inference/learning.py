@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME = ".lock"
 SIZE = (MAX_SIDE, MAX_SIDE)
+MAX_KEPT_BYTES = 2**20  # of a kept photo: random pixels of MAX_SIDE x MAX_SIDE have 0.8 MB
 
 
 @dataclass(frozen=True)
@@ -173,10 +174,18 @@ def _keep_photos(
             problems[name] = str(error).removeprefix(f"{name}: ")
             continue
         with _reported(store.folder):
-            kept[store.add(label, pixels).id] = label
+            kept[store.add(label, pixels, _read_encoded(photo)).id] = label
     if not kept:
         raise nothing_learned(problems)
     return problems
+
+
+def _read_encoded(photo: Any) -> bytes:
+    """Returns the bytes of a file that may be a copy of a kept photo, such as of --export."""
+    with suppress(OSError):
+        if isinstance(photo, (str, Path)) and (path := Path(photo)).is_file():
+            return path.read_bytes() if path.stat().st_size <= MAX_KEPT_BYTES else b""
+    return photo if isinstance(photo, bytes) else b""
 
 
 def nothing_learned(problems: Mapping[str, str]) -> UserError:

@@ -96,17 +96,19 @@ class TaughtPhotos:
                     return photo
         raise KeyError(id)
 
-    def add(self, label: str, pixels: Pixels) -> TaughtPhoto:
+    def add(self, label: str, pixels: Pixels, encoded: bytes = b"") -> TaughtPhoto:
         """Stores a picture, uint8 [H, W, 3], RGB, as a JPEG under a label that `check_label` accepted.
 
-        A picture that is stored already keeps its id, and moves when it has another label. Raises OSError,
+        A picture that is stored already keeps its id, and moves when it has another label. This includes a
+        copy of a stored file, whose bytes are `encoded`: encoding it again would change them. Raises OSError,
         and UserError when the photo alone is larger than the bound.
         """
         data = encode_photo(pixels)
         ending, newest = id_ending(data), ""
+        endings = (ending, id_ending(encoded))
         with self._lock:
             for id, present_label, folder in self._scan():
-                if id.endswith(ending):
+                if id.endswith(endings):
                     photo = self._move(TaughtPhoto(id, present_label, folder / id), label)
                     break
                 newest = max(newest, id)

@@ -240,7 +240,7 @@ class Learner:
         pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
         try:
             with refused_writes(store.folder, "--learned FOLDER"):
-                return store.add(label, pixels).id
+                return store.add(label, pixels, data).id
         except UserError as error:  # no room
             raise RequestRejected(409, str(error)) from None
 

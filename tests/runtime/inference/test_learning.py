@@ -63,6 +63,18 @@ def test_sources_of_every_kind_are_taught(model: Path, learned: Path, tmp_path: 
     assert classifier.learned is not None and len(classifier.learned.photos) == 5
 
 
+def test_a_kept_file_that_is_taught_again_moves(model: Path, learned: Path, tmp_path: Path) -> None:
+    """The page lists wrong photos, and --export copies them: their files are JPEG, encoded once."""
+    classifier, store = Classifier(model), TaughtPhotos(learned)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    classifier.teach("scene", list(noise))
+    photos = store.photos()
+    copy = shutil.copy(photos[1].path, tmp_path / "copy.jpg")
+    classifier.teach("none", [photos[0].path, copy, photos[2].path.read_bytes()])
+    assert store.labels() == {"none": 3, "scene": 1}
+    assert [photo.id for photo in store.photos()] == [photo.id for photo in photos]
+
+
 def test_unreadable_photos_are_reported_and_the_others_learned(model: Path, tmp_path: Path) -> None:
     folder = save_pictures(scene_pictures(6, seed=1), tmp_path / "photos")
     (folder / "002.png").write_bytes(b"no picture")
