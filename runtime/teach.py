@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from runtime.inference.learning import Learned, nothing_learned, pending_photos,
 from runtime.inference.model_options import add_model_options, add_reject_option, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photos
-from runtime.preprocess.stored_photo import added_at, is_id
+from runtime.preprocess.stored_photo import is_id
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,11 +144,11 @@ def _undo(folder: Path, as_json: bool) -> int:
 
 def _photos_after_the_state(folder: Path) -> int:
     """The number of photos that were kept after the last step and are not learned."""
-    with suppress(ModelError, ValueError):  # a damaged state can be undone
+    with suppress(ModelError):  # a damaged state can be undone
         if state := read_state(folder):
-            created = datetime.fromisoformat(state.created.replace("Z", "+00:00"))
+            newest = max(state.photos, default="")  # a new id is larger, also after the clock was set back
             pending = pending_photos(state, TaughtPhotos(folder).photos())
-            return sum(added_at(photo.id) > created for photo in pending)
+            return sum(photo.id > newest for photo in pending)
     return 0
 
 
