@@ -26,7 +26,7 @@ from runtime.inference.learned_state import (
     describe_learning,
     read_state,
 )
-from runtime.inference.learning import Learned, nothing_learned, pending_photos, reset, undo
+from runtime.inference.learning import Learned, count_removed, nothing_learned, pending_photos, reset, undo
 from runtime.inference.model_options import add_model_options, add_reject_option, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photos
@@ -107,16 +107,19 @@ def _table(state: LearnedState) -> list[str]:
 
 def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
     store, state = TaughtPhotos(folder), classifier.learned
-    pending = len(pending_photos(state, store.photos()))
+    photos = store.photos()
+    pending, removed = len(pending_photos(state, photos)), count_removed(state, photos) if state else 0
     problem = classifier.learned_problem if (folder / STATE_NAME).exists() else ""
     if as_json:
         fields: dict[str, Any] = _state_fields(state) if state else {}
-        fields |= {"kept": store.labels(), "pending": pending, "problem": problem}
+        fields |= {"kept": store.labels(), "pending": pending, "removed": removed, "problem": problem}
         print(json.dumps({"model": str(classifier.model.path), "learned": str(folder), **fields}))
         return 0
     lines = [f"{folder}: {state}", *_table(state)] if state else [f"{folder}: nothing learned"]
     if problem:
         lines = [*lines, problem] if state else [problem]
+    if removed:
+        lines.append(_removed_line(removed))
     if pending:
         counts = ", ".join(f"{label} {count}" for label, count in store.labels().items())
         lines.append(f"kept photos: {counts}; {pending} not learned yet: --again learns them")
@@ -133,13 +136,19 @@ def _undo(folder: Path, as_json: bool) -> int:
             "deletes them"
         )
     state = undo(folder)
+    removed = count_removed(state, TaughtPhotos(folder).photos()) if state else 0
     if as_json:
-        print(json.dumps({"learned": str(folder), **(_state_fields(state) if state else {})}))
-    elif state:
-        print(printable(f"{folder}: restored what was {state}"))
-    else:
-        print(printable(f"{folder}: restored: nothing is learned"))
+        fields = {**_state_fields(state), "removed": removed} if state else {}
+        print(json.dumps({"learned": str(folder), **fields}))
+        return 0
+    print(printable(f"{folder}: restored{f' what was {state}' if state else ': nothing is learned'}"))
+    if removed:
+        print(_removed_line(removed))
     return 0
+
+
+def _removed_line(removed: int) -> str:
+    return f"{removed} of these photos are no longer kept: the next step learns without them"
 
 
 def _photos_after_the_state(folder: Path) -> int:

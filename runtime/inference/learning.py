@@ -144,8 +144,19 @@ def _learn(
         statistics = replace(statistics, positive_known=known.astype(np.float32))
         taught = replace(taught, known=correction.apply(taught.known, taught.features))
     teaching = fit_learned(model.contract, statistics, taught, threshold)
+    lost = _lost_labels(store.folder.parent, teaching.state)
     write_state(store.folder.parent, teaching.state)
-    return teaching
+    return replace(teaching, warnings=(*teaching.warnings, *lost))
+
+
+def _lost_labels(folder: Path, state: LearnedState) -> list[str]:
+    """Returns a line if the state that `state` replaces had learned labels of which no photo is left."""
+    before = None
+    with suppress(ModelError):  # a damaged state is replaced
+        before = read_state(folder)
+    labels, left = set(before.photos.values() if before else ()), set(state.photos.values())
+    lost = sorted(label for label in labels if find_label(label, left) is None)
+    return [f"no photo of {', '.join(lost)} is left: what it taught is gone"] if lost else []
 
 
 def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:
@@ -197,9 +208,7 @@ def nothing_learned(problems: Mapping[str, str]) -> UserError:
 def _deleted(store: TaughtPhotos) -> Iterator[str]:
     """Yields a line if photos were deleted to make room."""
     if store.deleted:
-        gone = sorted({photo.label for photo in store.deleted} - store.labels().keys())
-        more = f"; no photo of {', '.join(gone)} is left" if gone else ""
-        yield f"deleted {len(store.deleted)} of the oldest photos to make room (--max-mb){more}"
+        yield f"deleted {len(store.deleted)} of the oldest photos to make room (--max-mb)"
 
 
 def undo(folder: Path) -> LearnedState | None:
@@ -229,6 +238,11 @@ def pending_photos(state: LearnedState | None, photos: Iterable[TaughtPhoto]) ->
     """Returns the photos that the state has not learned with their present label."""
     learned = state.photos if state else {}
     return [photo for photo in photos if learned.get(photo.id) != photo.label]
+
+
+def count_removed(state: LearnedState, photos: Iterable[TaughtPhoto]) -> int:
+    """Returns the number of photos that the state has learned, and that are no longer kept."""
+    return len(state.photos.keys() - {photo.id for photo in photos})
 
 
 def _restore_photos(store: TaughtPhotos, before: Mapping[str, str], now: Mapping[str, str]) -> None:

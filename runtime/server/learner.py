@@ -21,7 +21,7 @@ from runtime.inference.learned_state import (
     learned_folder,
     read_previous,
 )
-from runtime.inference.learning import check_teachable, learn, pending_photos, reset, undo
+from runtime.inference.learning import check_teachable, count_removed, learn, pending_photos, reset, undo
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label
@@ -174,7 +174,7 @@ class Learner:
                 }
                 for photo in photos
             ],
-            "removed": len(set(state.photos) - {photo.id for photo in photos}) if state else 0,
+            "removed": count_removed(state, photos) if state else 0,
             "labels": labels,
             "new_labels": labels[len(classifier.model.contract.labels) :],
             "folder": printable(str(store.folder)),

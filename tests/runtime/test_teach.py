@@ -143,6 +143,28 @@ def test_undo_waits_for_such_photos_after_the_clock_was_set_back(
     assert "1 kept photos are not learned yet: --again" in capsys.readouterr().err
 
 
+def test_undo_and_list_count_photos_that_are_no_longer_kept(
+    model: Path, learned: Path, scene: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The next step then forgets their class."""
+    teach(model, "scene", scene)
+    others = save_pictures(class_pictures(3, seed=1)[0], tmp_path / "others")
+    teach(model, "blau", others)
+    store = TaughtPhotos(learned)
+    for photo in store.photos():
+        if photo.label == "scene":
+            store.remove(photo.id)  # as another photo makes room for itself
+    capsys.readouterr()
+    assert teach(model, "--undo") == 0
+    assert "12 of these photos are no longer kept" in capsys.readouterr().out
+    assert teach(model, "--list") == 0
+    assert "12 of these photos are no longer kept" in capsys.readouterr().out
+    assert teach(model, "--list", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 12
+    assert teach(model, "blau", others) == 0
+    assert "warning: no photo of scene is left" in capsys.readouterr().err
+
+
 def test_a_photo_in_place_of_the_label_is_refused(model: Path, scene: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         teach(model, scene / "000.png", scene / "001.png")
