@@ -37,6 +37,7 @@ from runtime.server.scene_adapter import count_photos
 from runtime.server.writes import refused_writes
 
 POLL_SECONDS = 2.0
+RETRY_SECONDS = 20.0
 FLAG = "start it with --allow-learning"
 
 
@@ -142,18 +143,24 @@ class Learner:
         await self._change(lambda: reset(self._folder()))
 
     async def follow_model(self) -> None:
-        """Learns the named pictures again for each new model, forever."""
-        tried = ""
+        """Learns the named pictures again for each new model, forever.
+
+        An error is reported once, and the attempt is repeated: another program may be learning for a while.
+        """
+        retry_at, reported = 0.0, ""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            sha256 = self._model.current().model.sha256
-            if sha256 == tried or self.unavailable() or not await asyncio.to_thread(self._is_of_other_model):
+            if time.monotonic() < retry_at or self.unavailable():
                 continue
-            tried = sha256
+            if not await asyncio.to_thread(self._is_of_other_model):
+                continue
             try:
                 await self._change(self._learn)
             except (RequestRejected, UserError) as error:
-                print_error(f"the named pictures are not learned for the new model: {printable(str(error))}")
+                retry_at, reason = time.monotonic() + RETRY_SECONDS, printable(str(error))
+                if reason != reported:
+                    print_error(f"the named pictures are not learned for the new model yet: {reason}")
+                reported = reason
 
     def close(self) -> None:
         self._worker.close()
