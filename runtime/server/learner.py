@@ -61,6 +61,7 @@ class Learner:
         self._model, self._named = model, learned
         self._allow_learning, self._is_reachable = allow_learning, is_reachable
         self._store: tuple[Path, TaughtPhotos] | None = None
+        self._reviewed = model.current()  # the classifier of the answers in the review
         self._checked = "", ""  # the sha256 of a model, and why it cannot learn
         self._worker = ExclusiveWorker("learn", "the service is learning already")
 
@@ -143,13 +144,15 @@ class Learner:
         await self._change(lambda: reset(self._folder()))
 
     async def follow_model(self) -> None:
-        """Learns the named pictures again for each new model, forever.
+        """Learns the named pictures again for each new model, and classifies the review again, forever.
 
         An error is reported once, and the attempt is repeated: another program may be learning for a while.
         """
         retry_at, reported = 0.0, ""
         while True:
             await asyncio.sleep(POLL_SECONDS)
+            if self._model.current() is not self._reviewed:  # such as taught by another program
+                await asyncio.to_thread(self._refresh_review)
             if time.monotonic() < retry_at or self.unavailable():
                 continue
             if not await asyncio.to_thread(self._is_of_other_model):
@@ -300,8 +303,9 @@ class Learner:
         return {"text": f"restored: {describe_learning(state)}" if state else "restored: nothing is learned"}
 
     def _refresh_review(self) -> None:
+        self._reviewed = self._model.current()
         try:
-            self.review.refresh(self._model.current())
+            self.review.refresh(self._reviewed)
         except UserError as error:
             print_error(f"the pictures in the review keep their answers: {error}")
 

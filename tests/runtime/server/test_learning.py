@@ -384,6 +384,17 @@ def test_uncertain_uploads_are_named_or_skipped(scene_service: Client) -> None:
     assert photo["label"] == "night"
 
 
+def test_another_program_teaches_pictures_of_the_review(
+    scene_service: Client, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "POLL_SECONDS", 0.05)
+    dark = class_pictures(12, seed=9)[0] // 6
+    assert scene_service.classify(encode_png(dark[0]))[1]["known"] is False
+    assert uncertain(scene_service)
+    Classifier(model).teach("night", list(dark))
+    wait_for(lambda: not uncertain(scene_service))
+
+
 def test_uncertain_frames_are_collected_without_near_duplicates(
     model: Path, make_clip: Callable[..., Path], tmp_path: Path
 ) -> None:
