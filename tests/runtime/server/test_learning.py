@@ -281,6 +281,14 @@ def test_a_new_model_waits_for_another_program_that_learns(
     assert "another program is learning" in error
 
 
+def test_the_page_learns_for_the_threshold_of_the_service(model: Path) -> None:
+    with serve_in_thread(model, classifier_options={"reject": 0.5}) as service:
+        teach(service, "sky", scene_pictures(TAUGHT, seed=1) // 3)
+        learn(service)
+        assert answers(service, scene_pictures(10, seed=5) // 3).count("sky") > 7
+    assert Classifier(model, reject=0.5).learned_problem == ""
+
+
 def test_other_sites_cannot_teach(scene_service: Client) -> None:
     requests = (
         ("POST", "/taught?label=sky"),
