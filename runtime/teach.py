@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,11 @@ from runtime.inference.learned_state import (
     describe_learning,
     read_state,
 )
-from runtime.inference.learning import Learned, nothing_learned, pending_photos, reset, undo
-from runtime.inference.model_options import add_model_options, classifier_options
+from runtime.inference.learning import Learned, count_removed, nothing_learned, pending_photos, reset, undo
+from runtime.inference.model_options import add_model_options, add_reject_option, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
 from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photos
-from runtime.preprocess.stored_photo import added_at, is_id
+from runtime.preprocess.stored_photo import is_id
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,16 +107,19 @@ def _table(state: LearnedState) -> list[str]:
 
 def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
     store, state = TaughtPhotos(folder), classifier.learned
-    pending = len(pending_photos(state, store.photos()))
+    photos = store.photos()
+    pending, removed = len(pending_photos(state, photos)), count_removed(state, photos) if state else 0
     problem = classifier.learned_problem if (folder / STATE_NAME).exists() else ""
     if as_json:
         fields: dict[str, Any] = _state_fields(state) if state else {}
-        fields |= {"kept": store.labels(), "pending": pending, "problem": problem}
+        fields |= {"kept": store.labels(), "pending": pending, "removed": removed, "problem": problem}
         print(json.dumps({"model": str(classifier.model.path), "learned": str(folder), **fields}))
         return 0
     lines = [f"{folder}: {state}", *_table(state)] if state else [f"{folder}: nothing learned"]
     if problem:
-        lines = [problem]
+        lines = [*lines, problem] if state else [problem]
+    if removed:
+        lines.append(_removed_line(removed))
     if pending:
         counts = ", ".join(f"{label} {count}" for label, count in store.labels().items())
         lines.append(f"kept photos: {counts}; {pending} not learned yet: --again learns them")
@@ -134,22 +136,28 @@ def _undo(folder: Path, as_json: bool) -> int:
             "deletes them"
         )
     state = undo(folder)
+    removed = count_removed(state, TaughtPhotos(folder).photos()) if state else 0
     if as_json:
-        print(json.dumps({"learned": str(folder), **(_state_fields(state) if state else {})}))
-    elif state:
-        print(printable(f"{folder}: restored what was {state}"))
-    else:
-        print(printable(f"{folder}: restored: nothing is learned"))
+        fields = {**_state_fields(state), "removed": removed} if state else {}
+        print(json.dumps({"learned": str(folder), **fields}))
+        return 0
+    print(printable(f"{folder}: restored{f' what was {state}' if state else ': nothing is learned'}"))
+    if removed:
+        print(_removed_line(removed))
     return 0
+
+
+def _removed_line(removed: int) -> str:
+    return f"{removed} of these photos are no longer kept: the next step learns without them"
 
 
 def _photos_after_the_state(folder: Path) -> int:
     """The number of photos that were kept after the last step and are not learned."""
-    with suppress(ModelError, ValueError):  # a damaged state can be undone
+    with suppress(ModelError):  # a damaged state can be undone
         if state := read_state(folder):
-            created = datetime.fromisoformat(state.created.replace("Z", "+00:00"))
+            newest = max(state.photos, default="")  # a new id is larger, also after the clock was set back
             pending = pending_photos(state, TaughtPhotos(folder).photos())
-            return sum(added_at(photo.id) > created for photo in pending)
+            return sum(photo.id > newest for photo in pending)
     return 0
 
 
@@ -239,6 +247,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("-v", "--verbose", action="store_true", help="print the engine's own log")
+    add_reject_option(parser)
     add_model_options(parser)
     arguments = parser.parse_args(argv)
     has_task = any((arguments.list, arguments.again, arguments.undo, arguments.reset, arguments.export))

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from runtime.inference.learning import Learned
     from runtime.preprocess.picture import Pixels, Source
 
+SAME_THRESHOLD = 1e-6  # a correction may give another machine another last digit
+
 
 class Classifier:
     """Classifies pictures with one model in one engine.
@@ -63,7 +65,8 @@ class Classifier:
 
     `learned` names the folder of `python -m runtime.teach` to use, or "none"; without it the folder next to
     the model is used. A model that must be signed learns, and uses what it learned, with `allow_learning`
-    only. `learned_problem` says why a learned state is not used.
+    only. `learned_problem` says why a learned state is not used, or that it was learned for
+    another threshold.
 
     `reject` is the share (0 to 1) of photos of the classes that may get the answer "unknown", such as 0.1:
     the model then names fewer pictures of other things. Default: the share that it was trained with.
@@ -141,6 +144,12 @@ class Classifier:
     def _set_learned(self, opened: OpenedLearned) -> None:
         self.learned, self.learned_problem = opened.state, opened.problem
         self.learned_folder = opened.folder
+        learned_with = self.learned.threshold if self.learned else None
+        if learned_with is not None and abs(learned_with - self.threshold) > SAME_THRESHOLD:
+            self.learned_problem = (
+                f"{self.learned_folder}: was learned for another threshold of `known`: run `python -m "
+                "runtime.teach --again` with the --reject of this command"
+            )
 
     def record_release(self) -> None:
         """Records that a signed model has run, so that no older one runs after it. Raises ModelError."""
@@ -210,6 +219,7 @@ class Classifier:
             photos,
             self.labels,
             self.correction,
+            threshold=self.threshold,
             max_mb=max_mb,
         )
         self._set_learned(OpenedLearned(folder, learned.teaching.state))
@@ -223,7 +233,14 @@ class Classifier:
         from runtime.inference.learning import learn  # late: classifying does not need it
 
         folder = self.learning_folder()
-        learned = learn(self.model, self.infer_uncorrected, folder, self.correction, max_mb=max_mb)
+        learned = learn(
+            self.model,
+            self.infer_uncorrected,
+            folder,
+            self.correction,
+            threshold=self.threshold,
+            max_mb=max_mb,
+        )
         self._set_learned(OpenedLearned(folder, learned.teaching.state))
         return learned
 

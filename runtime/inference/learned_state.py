@@ -115,6 +115,7 @@ class LearnedState:
     reject_bias: float
     photos: Mapping[str, str]  # the label of each photo that was learned, by its id
     measured: Measured
+    threshold: float | None = None  # of `known` that the photos were fitted to; None if the file has none
 
     def __str__(self) -> str:
         return f"learned on {self.created[:10]}: {describe_learning(self)}"
@@ -175,6 +176,7 @@ class LearnedState:
             "groups": self.groups,
             "nearness": self.nearness,
             "reject_bias": self.reject_bias,
+            **({} if self.threshold is None else {"threshold": self.threshold}),
             "measured": {
                 **vars(measured),
                 "labels": {label: vars(result) for label, result in measured.labels.items()},
@@ -216,6 +218,7 @@ class LearnedState:
             reject_bias=_parse_number(fields, "reject_bias"),
             photos=_parse_photos(require_field(fields, "photos", dict)),
             measured=_parse_measured(require_field(fields, "measured", dict)),
+            threshold=_parse_number(fields, "threshold", 0.0) if "threshold" in fields else None,
             **{name: _decode(encoded, name, axes, sizes) for name, axes in _ARRAYS.items()},
         )
 

@@ -22,7 +22,13 @@ from runtime.inference.learned_state import (
     write_state,
 )
 from runtime.inference.prefetch import DECODERS
-from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label, find_label
+from runtime.inference.taught_photos import (
+    FEATURES_SUFFIX,
+    TaughtPhoto,
+    TaughtPhotos,
+    check_label,
+    find_label,
+)
 from runtime.inference.teaching import TaughtOutputs, Teaching, fit_learned
 from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE
@@ -39,6 +45,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME = ".lock"
 SIZE = (MAX_SIDE, MAX_SIDE)
+MAX_KEPT_BYTES = 2**20  # of a kept photo: random pixels of MAX_SIDE x MAX_SIDE have 0.8 MB
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,20 @@ def learn(
     folder: Path,
     correction: Correction | None = None,
     *,
+    threshold: float | None = None,
     max_mb: float | None = None,
 ) -> Learned:
     """Fits the state to all kept photos of a learned state's folder, and writes it.
 
-    For a model that is new to the folder, this learns the photos again. With a `correction`, new classes are
-    known in spite of it. Raises UserError without a readable photo, or when another program learns, and
-    ModelError.
+    For a model that is new to the folder, this learns the photos again. With a `correction` or a `threshold`
+    of `known` for --reject, new classes are known in spite of it. Raises UserError without a readable photo,
+    or when another program learns, and ModelError.
     """
     check_teachable(model)
     store = TaughtPhotos(folder, max_mb)
     problems: dict[str, str] = {}
     with _locked(folder):
-        teaching = _learn(model, infer, store, correction, problems)
+        teaching = _learn(model, infer, store, correction, threshold, problems)
         return Learned(_trim(store, teaching), problems)
 
 
@@ -96,6 +104,7 @@ def teach(
     labels: Sequence[str],
     correction: Correction | None = None,
     *,
+    threshold: float | None = None,
     max_mb: float | None = None,
 ) -> Learned:
     """Keeps photos under a label, and learns as `learn` does.
@@ -109,9 +118,11 @@ def teach(
     kept: dict[str, str] = {}
     with _locked(folder):
         before = {photo.id: photo.label for photo in store.photos()}
+        with _reported(folder):
+            store.start_step()
         try:
             problems = _keep_photos(store, label, photos, kept)
-            teaching = _learn(model, infer, store, correction, problems)
+            teaching = _learn(model, infer, store, correction, threshold, problems)
         except BaseException:  # Ctrl-C too
             _restore_photos(store, before, kept)
             raise
@@ -123,18 +134,30 @@ def _learn(
     infer: Infer,
     store: TaughtPhotos,
     correction: Correction | None,
+    threshold: float | None,
     problems: dict[str, str],
 ) -> Teaching:
-    """Fits the state to all kept photos, and writes it. `problems` gets the photos that cannot be read."""
+    """Fits the state to all photos that stay, and writes it. `problems` gets those that cannot be read."""
     taught = _read_outputs(model, infer, store, problems)
     statistics = model.read_statistics()
     if correction and taught.known is not None:
         known = correction.apply(statistics.positive_known, statistics.positive_features)
         statistics = replace(statistics, positive_known=known.astype(np.float32))
         taught = replace(taught, known=correction.apply(taught.known, taught.features))
-    teaching = fit_learned(model.contract, statistics, taught)
+    teaching = fit_learned(model.contract, statistics, taught, threshold)
+    lost = _lost_labels(store.folder.parent, teaching.state)
     write_state(store.folder.parent, teaching.state)
-    return teaching
+    return replace(teaching, warnings=(*teaching.warnings, *lost))
+
+
+def _lost_labels(folder: Path, state: LearnedState) -> list[str]:
+    """Returns a line if the state that `state` replaces had learned labels of which no photo is left."""
+    before = None
+    with suppress(ModelError):  # a damaged state is replaced
+        before = read_state(folder)
+    labels, left = set(before.photos.values() if before else ()), set(state.photos.values())
+    lost = sorted(label for label in labels if find_label(label, left) is None)
+    return [f"no photo of {', '.join(lost)} is left: what it taught is gone"] if lost else []
 
 
 def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:
@@ -163,10 +186,18 @@ def _keep_photos(
             problems[name] = str(error).removeprefix(f"{name}: ")
             continue
         with reported_writes(store.folder, LEARNED_FLAG):
-            kept[store.add(label, pixels).id] = label
+            kept[store.add(label, pixels, _read_encoded(photo)).id] = label
     if not kept:
         raise nothing_learned(problems)
     return problems
+
+
+def _read_encoded(photo: Any) -> bytes:
+    """Returns the bytes of a file that may be a copy of a kept photo, such as of --export."""
+    with suppress(OSError):
+        if isinstance(photo, (str, Path)) and (path := Path(photo)).is_file():
+            return path.read_bytes() if path.stat().st_size <= MAX_KEPT_BYTES else b""
+    return photo if isinstance(photo, bytes) else b""
 
 
 def nothing_learned(problems: Mapping[str, str]) -> UserError:
@@ -178,9 +209,7 @@ def nothing_learned(problems: Mapping[str, str]) -> UserError:
 def _deleted(store: TaughtPhotos) -> Iterator[str]:
     """Yields a line if photos were deleted to make room."""
     if store.deleted:
-        gone = sorted({photo.label for photo in store.deleted} - store.labels().keys())
-        more = f"; no photo of {', '.join(gone)} is left" if gone else ""
-        yield f"deleted {len(store.deleted)} of the oldest photos to make room (--max-mb){more}"
+        yield f"deleted {len(store.deleted)} of the oldest photos to make room (--max-mb)"
 
 
 def undo(folder: Path) -> LearnedState | None:
@@ -212,6 +241,11 @@ def pending_photos(state: LearnedState | None, photos: Iterable[TaughtPhoto]) ->
     return [photo for photo in photos if learned.get(photo.id) != photo.label]
 
 
+def count_removed(state: LearnedState, photos: Iterable[TaughtPhoto]) -> int:
+    """Returns the number of photos that the state has learned, and that are no longer kept."""
+    return len(state.photos.keys() - {photo.id for photo in photos})
+
+
 def _restore_photos(store: TaughtPhotos, before: Mapping[str, str], now: Mapping[str, str]) -> None:
     for id, label in now.items():
         with suppress(KeyError), reported_writes(store.folder, LEARNED_FLAG):
@@ -224,15 +258,18 @@ def _restore_photos(store: TaughtPhotos, before: Mapping[str, str], now: Mapping
 def _read_outputs(
     model: ModelFile, infer: Infer, store: TaughtPhotos, problems: dict[str, str]
 ) -> TaughtOutputs:
-    """Returns the model's outputs for all photos, computed once for each photo and model file."""
+    """Returns the model's outputs for the photos that stay, computed once for each photo and model file."""
     cache = store.features / model.sha256[:16]
     store.clear_features(kept=cache.name)
     with reported_writes(cache, LEARNED_FLAG):
         cache.mkdir(parents=True, exist_ok=True)
     labels, outputs, ids = [], [], []
+    excess = {photo.id for photo in store.excess()}
     for photo in store.photos():
+        if photo.id in excess:
+            continue
         try:
-            outputs.append(_read_output(model, infer, photo, cache / f"{photo.id}.f32"))
+            outputs.append(_read_output(model, infer, photo, cache / f"{photo.id}{FEATURES_SUFFIX}"))
         except PictureError as error:
             problems[photo.id] = str(error).removeprefix(f"{photo.path}: ")
             continue

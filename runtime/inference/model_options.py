@@ -71,6 +71,11 @@ def add_answer_options(parser: argparse.ArgumentParser) -> None:
         default=3,
         help="classes in an answer (default: %(default)s)",
     )
+    add_reject_option(parser)
+
+
+def add_reject_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of the threshold of `known`: of a command that gives answers, or fits them."""
     parser.add_argument(
         "--reject",
         type=percentage,

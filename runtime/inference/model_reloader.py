@@ -160,12 +160,16 @@ class ReloadingClassifier:
             elif new.correction_problem:
                 self._report(f"warning: {new.correction_problem}")
         if _learned_bytes(new) != _learned_bytes(old):
-            if new.learned:
-                self._report(f"learned state loaded: {new.learned_folder}: {new.learned}")
-            elif old.learned and not _exists(new.learned_folder, STATE_NAME):
-                self._report(_no_longer_used("learned state", old.learned_folder, new.learned_folder))
-            elif new.learned_problem:
-                self._report(f"warning: {new.learned_problem}")
+            self._report_learned(old, new)
+
+    def _report_learned(self, old: Classifier, new: Classifier) -> None:
+        if new.learned:
+            self._report(f"learned state loaded: {new.learned_folder}: {new.learned}")
+        elif old.learned and not _exists(new.learned_folder, STATE_NAME):
+            self._report(_no_longer_used("learned state", old.learned_folder, new.learned_folder))
+            return
+        if new.learned_problem:
+            self._report(f"warning: {new.learned_problem}")
 
     def _open_additions(self, classifier: Classifier) -> Classifier:
         """Returns the classifier with the correction and the learned state on the disk."""

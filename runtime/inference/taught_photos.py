@@ -12,7 +12,7 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels
 
 PHOTOS_NAME, FEATURES_NAME = "photos", "features"
+FEATURES_SUFFIX = ".f32"  # after the id of the photo
 MAX_PHOTOS = 3000  # listing them takes 10 ms for a thousand
 MAX_NEW_LABELS = 50  # classes; the time of a fit grows with their square
 MAX_NEW_LABEL = 60  # characters
@@ -49,6 +50,17 @@ class TaughtPhoto:
     path: Path
 
 
+@dataclass
+class _Step:
+    """Photos that are taught together, and their limits."""
+
+    bound: int  # bytes of all files
+    room: int  # bytes of the new photos
+    most: int  # photos
+    added: dict[str, int] = field(default_factory=dict)  # bytes by id
+    taught: set[str] = field(default_factory=set)  # ids, also of photos that were there before
+
+
 class TaughtPhotos:
     """The photos of a learned state's folder, in class folders below `photos`. Any thread may use it.
 
@@ -62,16 +74,11 @@ class TaughtPhotos:
         self.features = folder / FEATURES_NAME  # of the photos, in a file each
         self.deleted: list[TaughtPhoto] = []  # to make room
         self._lock = Lock()
+        self._step: _Step | None = None
 
     def photos(self) -> list[TaughtPhoto]:
         """Returns all photos, oldest first; none if the folder cannot be read."""
-        found: list[TaughtPhoto] = []
-        for folder in _folders(self.folder):
-            if (label := folder_label(folder.name)) is None:
-                continue
-            with suppress(OSError):
-                names = (entry.name for entry in os.scandir(folder) if is_id(entry.name))
-                found += [TaughtPhoto(name, label, folder / name) for name in names]
+        found = (TaughtPhoto(id, label, folder / id) for id, label, folder in self._scan())
         return sorted(found, key=lambda photo: photo.id)
 
     def labels(self) -> dict[str, int]:
@@ -89,27 +96,57 @@ class TaughtPhotos:
                     return photo
         raise KeyError(id)
 
-    def add(self, label: str, pixels: Pixels) -> TaughtPhoto:
+    def add(self, label: str, pixels: Pixels, encoded: bytes = b"") -> TaughtPhoto:
         """Stores a picture, uint8 [H, W, 3], RGB, as a JPEG under a label that `check_label` accepted.
 
-        A picture that is stored already keeps its id, and moves when it has another label. Raises OSError,
+        A picture that is stored already keeps its id, and moves when it has another label. This includes a
+        copy of a stored file, whose bytes are `encoded`: encoding it again would change them. Raises OSError,
         and UserError when the photo alone is larger than the bound.
         """
         data = encode_photo(pixels)
-        ending = id_ending(data)
+        ending, newest = id_ending(data), ""
+        endings = (ending, id_ending(encoded))
         with self._lock:
-            photos = self.photos()
-            for photo in photos:
-                if photo.id.endswith(ending):
-                    return self._move(photo, label)
-            if not self._make_room(photos, len(data)):
-                raise UserError(f"{self.folder}: no room for a photo of {len(data):,} bytes: raise --max-mb")
-            return self._create(label, ending, data, newest=photos[-1].id if photos else "")
+            for id, present_label, folder in self._scan():
+                if id.endswith(endings):
+                    photo = self._move(TaughtPhoto(id, present_label, folder / id), label)
+                    break
+                newest = max(newest, id)
+            else:
+                if not self._make_room(len(data)):
+                    size = f"{len(data):,} bytes"
+                    raise UserError(f"{self.folder}: no room for a photo of {size}: raise --max-mb")
+                photo = self._create(label, ending, data, newest)
+                if self._step:
+                    self._step.added[photo.id] = len(data)
+            if self._step:
+                self._step.taught.add(photo.id)
+            return photo
+
+    def start_step(self) -> None:
+        """Keeps the present photos until `trim`: a step that fails must not lose them. Raises OSError.
+
+        Until then, all files may have up to twice the bound.
+        """
+        with self._lock:
+            remove_unfinished(self.folder, "*/.*.jpg.*")
+            present, state = self._count_bytes()
+            bound, most = self._bound(present), max(MAX_PHOTOS, len(self.photos()))
+            self._step = _Step(bound, bound - state, most)
+
+    def excess(self) -> list[TaughtPhoto]:
+        """Returns the photos that `trim` would delete now."""
+        return self._choose_excess(0) or []
 
     def trim(self) -> None:
-        """Deletes the oldest photos until all files are within the bound. Raises OSError."""
+        """Deletes the oldest photos until all files are within the bound, and ends a step. Raises OSError.
+
+        Photos that were taught in the step are deleted last, however old they are.
+        """
         with self._lock:
-            self._make_room(self.photos(), 0)
+            for photo in self._choose_excess(0) or []:
+                self._delete_for_room(photo)
+            self._step = None
 
     def move(self, id: str, label: str) -> TaughtPhoto:
         """Gives a photo another label. Raises KeyError if there is no such photo, and OSError."""
@@ -153,34 +190,59 @@ class TaughtPhotos:
         _remove_empty(photo.path.parent)
         return TaughtPhoto(photo.id, label, path)
 
-    def _make_room(self, photos: list[TaughtPhoto], byte_count: int) -> bool:
+    def _make_room(self, byte_count: int) -> bool:
         """Deletes the oldest photos until one more of `byte_count` bytes fits. Returns whether it does.
 
-        With 0 bytes, there is no further photo.
+        In a step, only photos of this step are deleted.
         """
-        remove_unfinished(self.folder, "*/.*.jpg.*")
-        present, state = self._count_bytes()
-        used, bound = byte_count + present, self._bound(present)
-        if byte_count + state > bound:  # deleting all photos would not be enough
+        if not (step := self._step):
+            remove_unfinished(self.folder, "*/.*.jpg.*")
+            excess = self._choose_excess(byte_count)
+            for photo in excess or []:
+                self._delete_for_room(photo)
+            return excess is not None
+        if byte_count > step.room:
             return False
-        # One makes room for one: a folder with more photos keeps them, and does not grow.
-        too_many = int(byte_count > 0 and len(photos) >= MAX_PHOTOS)
-        for at, photo in enumerate(photos):
-            if used <= bound and at >= too_many:
-                break
-            used -= _size(photo.path) + sum(map(_size, self._features_of(photo.id)))
-            self._delete(photo)
-            self.deleted.append(photo)
+        used = byte_count + sum(step.added.values())
+        while used > step.room or len(step.added) >= step.most:
+            oldest = min(step.added)
+            with suppress(KeyError):  # deleted by another process
+                self._delete_for_room(self.find(oldest))
+            used -= step.added.pop(oldest)
         return True
+
+    def _choose_excess(self, byte_count: int) -> list[TaughtPhoto] | None:
+        """Returns the photos to delete so that one more of `byte_count` bytes fits; with 0, there is none.
+
+        None if deleting all photos would not be enough.
+        """
+        step, count = self._step, sum(1 for _ in self._scan())
+        present, state = self._count_bytes()
+        bound = step.bound if step else self._bound(present)
+        if byte_count + state > bound:
+            return None
+        # A folder with more photos keeps them, and does not grow.
+        too_many = count + (byte_count > 0) - (step.most if step else max(MAX_PHOTOS, count))
+        used, excess = byte_count + present, list[TaughtPhoto]()
+        if used <= bound and too_many <= 0:
+            return excess
+        taught = step.taught if step else set()
+        for photo in sorted(self.photos(), key=lambda photo: (photo.id in taught, photo.id)):
+            if used <= bound and len(excess) >= too_many:
+                break
+            used -= sum(map(_size, (photo.path, *self._features_of(photo.id))))
+            excess.append(photo)
+        return excess
 
     def _count_bytes(self) -> tuple[int, int]:
         """The bytes of all files, and of those that are neither photos nor their features."""
-        folder, total, own = self.folder.parent, 0, 0
-        for path in folder.rglob("*"):
-            size = _size(path)
-            total += size
-            own += size * (path.parts[len(folder.parts)] in (PHOTOS_NAME, FEATURES_NAME))
-        return total, total - own
+        total = state = 0
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.folder.parent):
+                size = _tree_size(entry)
+                total += size
+                state += size * (entry.name not in (PHOTOS_NAME, FEATURES_NAME))
+        return total, state
 
     def _bound(self, present: int) -> int:
         """The most bytes of all files, of which `present` are there."""
@@ -188,13 +250,25 @@ class TaughtPhotos:
             return int(self._max_mb * 1e6)
         return max(int(MAX_MB * 1e6), present)
 
+    def _scan(self) -> Iterator[tuple[str, str, Path]]:
+        """Yields the id, the label and the folder of each photo, in any order."""
+        for folder in _folders(self.folder):
+            if (label := folder_label(folder.name)) is not None:
+                with suppress(OSError):
+                    names = (entry.name for entry in os.scandir(folder))
+                    yield from ((name, label, folder) for name in names if is_id(name))
+
+    def _delete_for_room(self, photo: TaughtPhoto) -> None:
+        self._delete(photo)
+        self.deleted.append(photo)
+
     def _delete(self, photo: TaughtPhoto) -> None:
         for path in (photo.path, *self._features_of(photo.id)):
             path.unlink(missing_ok=True)
         _remove_empty(photo.path.parent)
 
     def _features_of(self, id: str) -> list[Path]:
-        return [*self.features.glob(f"*/{id}.*")]
+        return [folder / f"{id}{FEATURES_SUFFIX}" for folder in _folders(self.features)]
 
 
 def check_label(label: str, labels: Iterable[str], classes: Iterable[str] | None = None) -> str:
@@ -256,7 +330,16 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _size(path: Path) -> int:
+def _tree_size(entry: os.DirEntry[str]) -> int:
+    """Returns the bytes of a file, or of all files in a folder."""
+    if not entry.is_dir(follow_symlinks=False):
+        return _size(entry)
+    with suppress(OSError):  # deleted by another process
+        return sum(map(_tree_size, os.scandir(entry)))
+    return 0
+
+
+def _size(path: Path | os.DirEntry[str]) -> int:
     with suppress(OSError):  # deleted by another process
         status = path.stat()
         return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.common.errors import UserError
 from runtime.inference.correction import bias_to_add, logit, sigmoid
+from runtime.inference.fitted_photos import FOLDS, MAX_FITTED, fold_numbers
 from runtime.inference.learned_state import (
     SMALLEST_PROBABILITY,
     LabelResult,
@@ -55,9 +56,7 @@ SENSITIVITIES = (2.0, 20.0)  # smallest and largest, per distance as large as th
 MAX_MORE_REJECTED = 0.01  # of the examples and of the taught photos of classes
 MAX_LOST = 0.015  # of the examples, without a warning
 DRAWN = 300  # features of the classes
-MAX_FITTED = 600  # photos; the time of a fit grows with the square of their number
 SEED = 0
-FOLDS = 5
 FEW_PHOTOS = 5  # of a new class; with fewer, the result is not reliable
 
 
@@ -65,7 +64,7 @@ FEW_PHOTOS = 5  # of a new class; with fewer, the result is not reliable
 class TaughtOutputs:
     """The model's outputs for the photos that a device was taught, and the ids of the photos."""
 
-    ids: Sequence[str]  # [N]
+    ids: Sequence[str]  # [N], oldest first
     labels: Sequence[str]  # [N], NONE_LABEL for photos of none of the classes
     probabilities: NDArray[Any]  # [N, C]
     known: NDArray[Any] | None  # [N]; None when the model has no such output
@@ -125,18 +124,21 @@ class _Knowledge:
         return float(self.distances.mean())
 
 
-def fit_learned(contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs) -> Teaching:
+def fit_learned(
+    contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs, threshold: float | None = None
+) -> Teaching:
     """Returns the state that lets the model name the taught photos, with its measurements.
 
-    Labels that are not in the contract become new classes. Raises UserError without photos, and with those of
-    over MAX_FITTED labels.
+    Labels that are not in the contract become new classes. `threshold` is the one of `known` (default: that
+    of the contract). Raises UserError without photos, and with those of over MAX_FITTED labels.
     """
     if not taught.ids:
         raise UserError("no photos to learn from: teach some")
     if len(set(taught.labels)) > MAX_FITTED:  # else a fit would use no photo of any label
         raise UserError(f"photos of over {MAX_FITTED} labels cannot be learned: remove those of some labels")
     new = sorted(set(taught.labels) - {NONE_LABEL, *contract.labels})
-    knowledge = _prepare(contract, statistics, (*contract.labels, *new))
+    threshold = contract.thresholds.get("known", 0.0) if threshold is None else threshold
+    knowledge = _prepare(contract, statistics, (*contract.labels, *new), threshold)
     positions = {label: at for at, label in enumerate(knowledge.labels)} | {NONE_LABEL: -1}
     photos = _Samples(
         np.asarray(taught.features, np.float64),
@@ -144,17 +146,20 @@ def fit_learned(contract: Contract, statistics: ModelStatistics, taught: TaughtO
         None if taught.known is None else np.asarray(taught.known, np.float64),
         np.array([positions[label] for label in taught.labels]),
     )
-    folds = _fold_numbers(photos.truth)
+    folds = fold_numbers(photos.truth, _right(knowledge, None, photos))
     state = _fit(knowledge, knowledge.examples, photos.take(folds >= 0))
     state = replace(
         state,
         photos=dict(zip(taught.ids, taught.labels, strict=True)),
         measured=_measure(knowledge, state, photos, folds),
+        threshold=threshold,
     )
     return Teaching(state, tuple(_warnings(state)))
 
 
-def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str, ...]) -> _Knowledge:
+def _prepare(
+    contract: Contract, statistics: ModelStatistics, labels: tuple[str, ...], threshold: float
+) -> _Knowledge:
     factors, means = statistics.factors.astype(np.float64), statistics.means.astype(np.float64)
     variances = statistics.residual_variances + SHRINKAGE * float(statistics.variances.mean(dtype=np.float64))
     scaled = factors / np.maximum(variances, 1e-9)
@@ -163,7 +168,6 @@ def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str,
     random = np.random.default_rng(SEED)
     drawn, classes = statistics.draw(DRAWN, random)
     known = None if "known" not in contract.thresholds else statistics.positive_known.astype(np.float64)
-    threshold = 0.0 if known is None else logit(np.array(contract.thresholds["known"])).item()
 
     def samples(features: Array, truth: Integers, known: Array | None) -> _Samples:
         return _Samples(features, _discriminant(metric, means, features), known, truth)
@@ -178,7 +182,7 @@ def _prepare(contract: Contract, statistics: ModelStatistics, labels: tuple[str,
         center=means.mean(0),
         examples=samples(positives, truth, known),
         drawn=samples(drawn, classes, None if known is None else random.choice(known, DRAWN)),
-        threshold=threshold,
+        threshold=logit(np.array(threshold)).item(),
         distances=metric.distances(positives, means)[np.arange(len(truth)), truth],
     )
 
@@ -407,23 +411,6 @@ def _right(knowledge: _Knowledge, state: LearnedState | None, samples: _Samples)
     named = np.ones(len(samples.truth), bool) if known is None else logit(known) >= knowledge.threshold
     right = named & (probabilities.argmax(1) == samples.truth)
     return np.asarray(np.where(samples.truth < 0, ~named, right), bool)
-
-
-def _fold_numbers(truth: Integers) -> Integers:
-    """Returns each photo's fold; -1 for photos beyond MAX_FITTED, evenly spaced, which no fit uses.
-
-    Photos of one series resemble their neighbours: a fold has photos in a row.
-    """
-    labels, counts = np.unique(truth, return_counts=True)
-    most = MAX_FITTED
-    while np.minimum(counts, most).sum() > MAX_FITTED:
-        most -= 1
-    folds = np.full(len(truth), -1)
-    for label in labels:
-        photos = np.flatnonzero(truth == label)
-        used = photos[np.unique(np.linspace(0, len(photos) - 1, min(most, len(photos))).astype(int))]
-        folds[used] = np.arange(len(used)) * FOLDS // len(used)
-    return folds
 
 
 def _warnings(state: LearnedState) -> Iterator[str]:

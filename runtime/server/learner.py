@@ -23,7 +23,7 @@ from runtime.inference.learned_state import (
     learned_folder,
     read_previous,
 )
-from runtime.inference.learning import check_teachable, learn, pending_photos, reset, undo
+from runtime.inference.learning import check_teachable, count_removed, learn, pending_photos, reset, undo
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prefetch import DECODERS
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_label
@@ -38,6 +38,7 @@ from runtime.server.review_tray import ReviewPicture, ReviewTray
 from runtime.server.scene_adapter import count_photos
 
 POLL_SECONDS = 2.0
+RETRY_SECONDS = 20.0
 FLAG = "start it with --allow-learning"
 
 
@@ -61,6 +62,7 @@ class Learner:
         self._model, self._named = model, learned
         self._allow_learning, self._is_reachable = allow_learning, is_reachable
         self._store: tuple[Path, TaughtPhotos] | None = None
+        self._reviewed = model.current()  # the classifier of the answers in the review
         self._checked = "", ""  # the sha256 of a model, and why it cannot learn
         self._worker = ExclusiveWorker("learn", "the service is learning already")
 
@@ -143,18 +145,26 @@ class Learner:
         await self._change(lambda: reset(self._folder()))
 
     async def follow_model(self) -> None:
-        """Learns the named pictures again for each new model, forever."""
-        tried = ""
+        """Learns the named pictures again for each new model, and classifies the review again, forever.
+
+        An error is reported once, and the attempt is repeated: another program may be learning for a while.
+        """
+        retry_at, reported = 0.0, ""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            sha256 = self._model.current().model.sha256
-            if sha256 == tried or self.unavailable() or not await asyncio.to_thread(self._is_of_other_model):
+            if self._model.current() is not self._reviewed:  # such as taught by another program
+                await asyncio.to_thread(self._refresh_review)
+            if time.monotonic() < retry_at or self.unavailable():
                 continue
-            tried = sha256
+            if not await asyncio.to_thread(self._is_of_other_model):
+                continue
             try:
                 await self._change(self._learn)
             except (RequestRejected, UserError) as error:
-                print_error(f"the named pictures are not learned for the new model: {printable(str(error))}")
+                retry_at, reason = time.monotonic() + RETRY_SECONDS, printable(str(error))
+                if reason != reported:
+                    print_error(f"the named pictures are not learned for the new model yet: {reason}")
+                reported = reason
 
     def close(self) -> None:
         self._worker.close()
@@ -175,7 +185,7 @@ class Learner:
                 }
                 for photo in photos
             ],
-            "removed": len(set(state.photos) - {photo.id for photo in photos}) if state else 0,
+            "removed": count_removed(state, photos) if state else 0,
             "labels": labels,
             "new_labels": labels[len(classifier.model.contract.labels) :],
             "folder": printable(str(store.folder)),
@@ -241,7 +251,7 @@ class Learner:
         pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
         try:
             with reported_writes(store.folder, LEARNED_FLAG):
-                return store.add(label, pixels).id
+                return store.add(label, pixels, data).id
         except WriteError:
             raise
         except UserError as error:  # no room
@@ -278,6 +288,7 @@ class Learner:
             classifier.infer_uncorrected,
             self._folder(),
             classifier.correction,
+            threshold=classifier.threshold,
         )
         state, seconds = learned.teaching.state, time.perf_counter() - started
         text = f"learned {count_photos(len(state.photos))} in {seconds:.1f} s: {describe_learning(state)}"
@@ -295,8 +306,9 @@ class Learner:
         return {"text": f"restored: {describe_learning(state)}" if state else "restored: nothing is learned"}
 
     def _refresh_review(self) -> None:
+        self._reviewed = self._model.current()
         try:
-            self.review.refresh(self._model.current())
+            self.review.refresh(self._reviewed)
         except UserError as error:
             print_error(f"the pictures in the review keep their answers: {error}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,51 @@ def test_undo_waits_for_photos_that_are_not_learned(
     assert "1 kept photos are not learned yet: --again" in capsys.readouterr().err
     assert teach(model, "--again") == 0 and teach(model, "--undo") == 0
     assert TaughtPhotos(learned).labels() == {"scene": 12}
+
+
+def test_undo_waits_for_such_photos_after_the_clock_was_set_back(
+    model: Path, learned: Path, scene: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    class Future(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Future:
+            return cls(2101, 1, 1, tzinfo=tz)
+
+    class Later(Future):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Later:
+            return cls(2101, 1, 2, tzinfo=tz)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("runtime.preprocess.stored_photo.datetime", Future)
+        patch.setattr("runtime.inference.teaching.datetime", Later)
+        teach(model, "scene", scene)
+    TaughtPhotos(learned).add("none", class_pictures(1, seed=1)[0][0])
+    capsys.readouterr()
+    assert teach(model, "--undo") == 2
+    assert "1 kept photos are not learned yet: --again" in capsys.readouterr().err
+
+
+def test_undo_and_list_count_photos_that_are_no_longer_kept(
+    model: Path, learned: Path, scene: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """The next step then forgets their class."""
+    teach(model, "scene", scene)
+    others = save_pictures(class_pictures(3, seed=1)[0], tmp_path / "others")
+    teach(model, "blau", others)
+    store = TaughtPhotos(learned)
+    for photo in store.photos():
+        if photo.label == "scene":
+            store.remove(photo.id)  # as another photo makes room for itself
+    capsys.readouterr()
+    assert teach(model, "--undo") == 0
+    assert "12 of these photos are no longer kept" in capsys.readouterr().out
+    assert teach(model, "--list") == 0
+    assert "12 of these photos are no longer kept" in capsys.readouterr().out
+    assert teach(model, "--list", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["removed"] == 12
+    assert teach(model, "blau", others) == 0
+    assert "warning: no photo of scene is left" in capsys.readouterr().err
 
 
 def test_a_photo_in_place_of_the_label_is_refused(model: Path, scene: Path, capsys: Capture) -> None:

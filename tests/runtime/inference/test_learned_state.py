@@ -89,7 +89,8 @@ def test_every_damaged_field_is_refused(folder: Path) -> None:
         return "\n" not in str(caught.value)
 
     for name in fields:
-        assert refused(lambda changed, name=name: changed.pop(name))
+        # The first version of this file had no threshold.
+        assert name == "threshold" or refused(lambda changed, name=name: changed.pop(name))
         for value in (None, True, "x", -1, [], {}, 1e300):
             if (name, value) in (("photos", {}), ("reject_bias", -1)):
                 continue

@@ -63,6 +63,18 @@ def test_sources_of_every_kind_are_taught(model: Path, learned: Path, tmp_path: 
     assert classifier.learned is not None and len(classifier.learned.photos) == 5
 
 
+def test_a_kept_file_that_is_taught_again_moves(model: Path, learned: Path, tmp_path: Path) -> None:
+    """The page lists wrong photos, and --export copies them: their files are JPEG, encoded once."""
+    classifier, store = Classifier(model), TaughtPhotos(learned)
+    noise = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+    classifier.teach("scene", list(noise))
+    photos = store.photos()
+    copy = shutil.copy(photos[1].path, tmp_path / "copy.jpg")
+    classifier.teach("none", [photos[0].path, copy, photos[2].path.read_bytes()])
+    assert store.labels() == {"none": 3, "scene": 1}
+    assert [photo.id for photo in store.photos()] == [photo.id for photo in photos]
+
+
 def test_unreadable_photos_are_reported_and_the_others_learned(model: Path, tmp_path: Path) -> None:
     folder = save_pictures(scene_pictures(6, seed=1), tmp_path / "photos")
     (folder / "002.png").write_bytes(b"no picture")
@@ -142,8 +154,39 @@ def test_photos_that_make_room_are_reported(model: Path, learned: Path) -> None:
     present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
     result = classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
     kept = len(TaughtPhotos(learned).photos())
-    (warning,) = (line for line in result.teaching.warnings if "make room" in line)
-    assert f"deleted {13 - kept} of the oldest photos" in warning and "no photo of none is left" in warning
+    lost, deleted = result.teaching.warnings[-2:]
+    assert f"deleted {13 - kept} of the oldest photos" in deleted and "no photo of none is left" in lost
+
+
+def test_photos_make_room_after_the_state_is_written(
+    model: Path, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier(model)
+    classifier.teach("none", list(scene_pictures(5, seed=2)))
+    before = TaughtPhotos(learned).photos()
+    present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("runtime.inference.learning.fit_learned", interrupt)
+        classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
+    assert TaughtPhotos(learned).photos() == before
+    classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
+    assert classifier.learned and not {photo.id for photo in before} & classifier.learned.photos.keys()
+
+
+def test_an_old_photo_that_is_taught_again_stays(model: Path, learned: Path) -> None:
+    classifier, pictures = Classifier(model), list(scene_pictures(12, seed=1))
+    classifier.teach("scene", pictures[:8])
+    first = TaughtPhotos(learned).photos()[0]
+    present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
+    limit = present + (learned / STATE_NAME).stat().st_size  # which is kept for --undo
+    result = classifier.teach("none", [pictures[0], *pictures[8:]], max_mb=limit / 1e6)
+    assert any("make room" in line for line in result.teaching.warnings)
+    assert TaughtPhotos(learned).find(first.id).label == "none"
+    assert result.teaching.state.photos[first.id] == "none"
 
 
 def test_other_folders_beside_the_features_stay(model: Path, learned: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from runtime import Classifier
 from runtime.adapt import main as adapt
 from runtime.classify import main as classify
 from runtime.common.errors import ModelError
+from runtime.inference.learned_state import STATE_NAME
 from runtime.inference.strictness import strict_threshold
+from runtime.teach import main as teach
 from tests.runtime.scene import EXAMPLES, class_pictures, save_pictures, scene_pictures
 
 
@@ -83,3 +86,36 @@ def test_the_command_rejects_more_and_says_why(
         counts.append(out.count("unknown (nearest"))
     assert counts[0] <= 1 and 8 <= counts[1] <= 22
     assert "rejects about 50.0% of the photos of the classes" in err
+
+
+def test_taught_photos_are_known_at_the_threshold_of_the_answers(model: Path) -> None:
+    strict = Classifier(model, reject=0.5)
+    seen, unseen = (scene_pictures(count, count) // 3 for count in (20, 30))  # dark: far below the threshold
+    strict.teach("scene", list(seen))
+    assert np.mean([strict(pixels).answer == "scene" for pixels in unseen]) > 0.8
+    assert strict.learned and strict.learned.measured.labels["scene"].right_after >= 19
+    assert Classifier(model, reject=0.5).learned_problem == ""
+
+
+def test_a_state_for_another_threshold_is_used_with_a_warning(model: Path, tmp_path: Path) -> None:
+    Classifier(model).teach("scene", list(scene_pictures(8, seed=1)))
+    strict = Classifier(model, reject=0.2)
+    assert strict.learned and "--again" in strict.learned_problem
+    strict.learn()
+    assert strict.learned_problem == Classifier(model, reject=0.2).learned_problem == ""
+    assert "--again" in Classifier(model).learned_problem
+    path = Classifier(model).learning_folder() / STATE_NAME
+    fields = json.loads(path.read_text())
+    del fields["threshold"]  # as an earlier version wrote it
+    path.write_text(json.dumps(fields))
+    assert Classifier(model).learned_problem == ""
+
+
+def test_teach_learns_for_the_flag(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = save_pictures(scene_pictures(8, seed=1), tmp_path / "photos")
+    assert teach(["--model", str(model), "scene", str(photos), "--reject", "20%"]) == 0
+    assert Classifier(model, reject=0.2).learned_problem == ""
+    capsys.readouterr()
+    assert teach(["--model", str(model), "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert "new class scene (8)" in listed and "another threshold" in listed

@@ -150,6 +150,47 @@ def test_a_folder_with_more_photos_keeps_them(tmp_path: Path, monkeypatch: pytes
     assert len(store.photos()) == 8
 
 
+def test_a_step_keeps_the_photos_before_it_until_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.inference.taught_photos.MAX_PHOTOS", 5)
+    store = TaughtPhotos(tmp_path)
+    old = [store.add("rose", picture(at)).id for at in range(3)]
+    store.start_step()
+    new = [store.add("rose", picture(at)).id for at in range(3, 11)]
+    assert [photo.id for photo in store.photos()] == [*old, *new[-5:]]
+    assert [photo.id for photo in store.excess()] == old
+    store.trim()
+    assert [photo.id for photo in store.photos()] == new[-5:] and store.excess() == []
+
+
+def test_the_bytes_of_a_step_are_bounded(tmp_path: Path) -> None:
+    store = TaughtPhotos(tmp_path, max_mb=0.02)
+    for at in range(12):
+        store.add("rose", picture(at))
+    kept = [photo.id for photo in store.photos()]
+    store.start_step()
+    for at in range(12, 40):
+        store.add("rose", picture(at))
+        assert size(tmp_path) <= 40_000
+    assert [photo.id for photo in store.photos()][: len(kept)] == kept
+    store.trim()
+    assert size(tmp_path) <= 20_000
+
+
+def test_the_files_are_counted_once_in_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each photo takes longer than the one before."""
+    store, counts, count_bytes = TaughtPhotos(tmp_path), list[int](), TaughtPhotos._count_bytes
+    monkeypatch.setattr(TaughtPhotos, "_count_bytes", lambda store: counts.append(1) or count_bytes(store))
+    store.start_step()
+    for at in range(5):
+        store.add("rose", picture(at))
+    other = TaughtPhotos(tmp_path)  # as of another process
+    other.remove(store.photos()[0].id)
+    assert store.add("tulip", picture(1)).id == other.photos()[0].id
+    assert store.add("rose", picture(0)) == other.photos()[-1] and len(counts) == 1
+
+
 @pytest.mark.slow
 def test_ten_thousand_photos_stay_within_the_bound(tmp_path: Path) -> None:
     store, largest = TaughtPhotos(tmp_path, max_mb=0.03), 0

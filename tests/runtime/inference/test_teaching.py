@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
-from runtime.inference import teaching
+from runtime.inference import fitted_photos, teaching
 from runtime.inference.learned_state import LearnedState
 from runtime.inference.softmax_regression import softmax
 from runtime.inference.teaching import TaughtOutputs, fit_learned
@@ -231,15 +231,16 @@ def test_equal_photos_are_accepted() -> None:
     assert answers(result.state, features) == ["scene"]
 
 
-def test_many_photos_are_thinned_out_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teaching, "MAX_FITTED", 30)
-    folds = teaching._fold_numbers(np.array([0] * 100 + [3] * 12 + [-1] * 9))
-    used = {
-        label: (folds[at] >= 0).sum()
-        for label, at in ((0, slice(0, 100)), (3, slice(100, 112)), (-1, slice(112, 121)))
-    }
-    assert sum(used.values()) <= 30 and min(used.values()) == 9 and set(folds) == set(range(-1, 5))
-    assert np.diff(np.flatnonzero(folds[:100] >= 0)).max() <= 14
+def test_a_correction_among_many_photos_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that keeps every confirmed picture has more photos than a fit uses."""
+    monkeypatch.setattr(fitted_photos, "MAX_FITTED", 60)
+    pictures, truth = class_pictures(300, seed=9)
+    confirmed = [LABELS[at] for at in truth[:150]], compute_features(pictures[:150])
+    more = [LABELS[at] for at in truth[150:]], compute_features(pictures[150:])
+    labels, features = scene(1, 2, "grün")
+    result = fit_learned(CONTRACT, STATISTICS, taught(confirmed, (labels, features), more))
+    assert result.state.measured.labels["grün"].photos == 101
+    assert answers(None, features) != labels and answers(result.state, features) == labels
 
 
 def test_photos_of_too_many_labels_are_an_error() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -18,8 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.sign import sign_folder
+from runtime import Classifier
+from runtime.common.file_lock import exclusive_lock
 from runtime.inference.learned_state import STATE_NAME
+from runtime.inference.learning import LOCK_NAME
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
+from runtime.server import learner
 from tests.helpers import wait_for
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import borderline_pictures, class_pictures, encode_png, scene_pictures
@@ -267,6 +272,34 @@ def test_a_new_model_learns_the_named_pictures_again(
         assert answers(service, scene_pictures(10, seed=5)).count("sky") > 7
 
 
+def test_a_new_model_waits_for_another_program_that_learns(
+    make_scene_model: MakeFolder, model: Path, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = list[str]()
+    monkeypatch.setattr(learner, "print_error", errors.append)
+    monkeypatch.setattr(learner, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(learner, "RETRY_SECONDS", 0.1)
+    Classifier(model).teach("sky", list(scene_pictures(TAUGHT, seed=1)))
+    model.rename(model.with_name("old"))
+    make_scene_model(model, seed=1, release=2)
+    with exclusive_lock(learned / LOCK_NAME), ExitStack() as stack:
+        service = stack.enter_context(serve_in_thread(model))
+        wait_for(lambda: bool(errors))
+        served = stack.pop_all()
+    with served:
+        wait_for(lambda: service.status()["learning"]["learned"] is not None)
+    (error,) = errors
+    assert "another program is learning" in error
+
+
+def test_the_page_learns_for_the_threshold_of_the_service(model: Path) -> None:
+    with serve_in_thread(model, classifier_options={"reject": 0.5}) as service:
+        teach(service, "sky", scene_pictures(TAUGHT, seed=1) // 3)
+        learn(service)
+        assert answers(service, scene_pictures(10, seed=5) // 3).count("sky") > 7
+    assert Classifier(model, reject=0.5).learned_problem == ""
+
+
 def test_other_sites_cannot_teach(scene_service: Client) -> None:
     requests = (
         ("POST", "/taught?label=sky"),
@@ -368,6 +401,17 @@ def test_uncertain_uploads_are_named_or_skipped(scene_service: Client) -> None:
     assert uncertain(scene_service) == []
     (photo,) = scene_service.call("GET", "/taught")[1]["photos"]
     assert photo["label"] == "night"
+
+
+def test_another_program_teaches_pictures_of_the_review(
+    scene_service: Client, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner, "POLL_SECONDS", 0.05)
+    dark = class_pictures(12, seed=9)[0] // 6
+    assert scene_service.classify(encode_png(dark[0]))[1]["known"] is False
+    assert uncertain(scene_service)
+    Classifier(model).teach("night", list(dark))
+    wait_for(lambda: not uncertain(scene_service))
 
 
 def test_uncertain_frames_are_collected_without_near_duplicates(
