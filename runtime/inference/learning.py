@@ -118,7 +118,7 @@ def teach(
     kept: dict[str, str] = {}
     with _locked(folder):
         before = {photo.id: photo.label for photo in store.photos()}
-        with _reported(folder):
+        with reported_writes(folder, LEARNED_FLAG):
             store.start_step()
         try:
             problems = _keep_photos(store, label, photos, kept)
