@@ -91,6 +91,7 @@ def lock_output(out: Path) -> Iterator[None]:
     _check_name(out)
     with ExitStack() as stack:
         try:
+            out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(out.with_name(f".{out.name}.lock")))
         except BlockingIOError:
             raise RunError(

@@ -20,7 +20,7 @@ from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
 from train.run import RunError, newest_run, open_run
-from train.run_writer import new_run_dir, write_record, write_uncompressed
+from train.run_writer import lock_output, new_run_dir, write_record, write_uncompressed
 
 # The record of a run that trained nothing.
 RECORD: dict[str, Any] = {
@@ -247,6 +247,12 @@ def test_leftovers_of_a_killed_process_do_not_block_a_new_run(tmp_path: Path) ->
         (folder / "file").write_text("new")
     assert (tmp_path / "run" / "file").read_text() == "new"
     assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
+
+
+def test_the_first_run_in_a_new_folder_is_locked(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    with lock_output(out), pytest.raises(RunError, match="another command is writing it"), lock_output(out):
+        pass
 
 
 def test_a_run_folder_may_have_the_longest_possible_name(tmp_path: Path) -> None:
