@@ -62,6 +62,7 @@ def find_photos(
     root = Path(root)
     _check_is_folder(root, "give a folder with one folder of photos per class")
     split_folders, left_out = _split_folders(root)
+    _check_train_has_classes(root, split_folders)
     folders = {split: _class_folders(folder, none) for split, folder in split_folders.items()}
     _check_splits_have_classes(split_folders, folders)
     beside = _none_beside_splits(root, split_folders) if none is None else None
@@ -126,6 +127,19 @@ def read_class_folders(folder: Path, split: str, remedy: str) -> tuple[list[Phot
     return _read_split(folder, folder, class_folders, split)
 
 
+def _check_train_has_classes(root: Path, split_folders: Mapping[str, Path]) -> None:
+    """Raise PhotosError if test/ or val/ holds class folders and train/ does not, or has another name."""
+    if split_folders["train"] != root:
+        return
+    for folder in _subfolders(root):
+        split = SPLIT_NAMES.get(folder.name.lower(), "train")
+        if split != "train" and any(_holds_pictures(inside) for inside in _subfolders(folder)):
+            raise PhotosError(
+                f"{root}: {folder.name}/ holds class folders, but no folder train/ does; name the folder of "
+                f"the training photos train/, or rename {folder.name}/ if it is a class"
+            )
+
+
 def _check_splits_have_classes(
     split_folders: Mapping[str, Path], folders: Mapping[str, ClassFolders]
 ) -> None:
@@ -181,7 +195,8 @@ def _check_is_folder(root: Path, remedy: str) -> None:
 def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
     """The folders of the splits in `root`. Without split folders, `root` itself is the training split.
 
-    A class may be called "train" too: train/ is a split only if it holds folders and no picture.
+    A class may be called "train" too: train/ is a split only if it holds folders, and no picture unless val/
+    or test/ is beside it.
     """
     by_split: dict[str, list[Path]] = defaultdict(list)
     others: list[Path] = []
@@ -192,7 +207,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
         elif folder.name.casefold() != NONE_LABEL:
             others.append(folder)
     train = by_split["train"][0] if "train" in by_split else None
-    if train is None or not _subfolders(train) or _holds_pictures(train):
+    if train is None or not _subfolders(train) or (len(by_split) == 1 and _holds_pictures(train)):
         return {"train": root}, []
     for folders in by_split.values():
         if len(folders) > 1:
@@ -251,9 +266,10 @@ def _class_folders(folder: Path, none: Path | None) -> ClassFolders:
 def _read_split(
     root: Path, folder: Path, class_folders: Sequence[tuple[Path, str]], split: str
 ) -> tuple[list[Photo], list[LeftOut]]:
-    """The hashed pictures in the class folders of `folder`, and the files that are not pictures."""
+    """The hashed pictures in the class folders of `folder`, and the files that are not used."""
     pictures: list[tuple[Path, str]] = []
-    left_out: list[LeftOut] = []
+    loose = [path for path in _visible(folder) if folder != root and _is_picture(path)]
+    left_out = [LeftOut(path.relative_to(root).as_posix(), "is not in a class folder") for path in loose]
     for class_folder, label in class_folders:
         before = len(pictures)
         for path in _files(class_folder, (root, folder)):

@@ -109,6 +109,15 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     )
 
 
+def test_pictures_beside_the_class_folders_of_a_split_are_left_out(tmp_path: Path) -> None:
+    many(tmp_path / "train")
+    put(tmp_path, "train/loose.jpg", "test/a/1.jpg", "test/b/2.jpg", "test/loose.png")
+    dataset = find_photos(tmp_path)
+    assert dataset.classes == ("a", "b") and paths(dataset, "test") == {"test/a/1.jpg", "test/b/2.jpg"}
+    reason = "is not in a class folder"
+    assert dataset.left_out == (LeftOut("test/loose.png", reason), LeftOut("train/loose.jpg", reason))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_few_photos_leave_one_to_train_on(tmp_path: Path, count: int) -> None:
     dataset = find_photos(many(tmp_path, count=count))
@@ -225,6 +234,11 @@ def test_a_folder_none_beside_one_in_a_split_is_reported(tmp_path: Path) -> None
         (
             ("train/a/1.jpg", "train/b/2.jpg", "test/3.jpg"),
             "test: holds no class folders; move .* test/CLASS",
+        ),
+        (("images/a/1.jpg", "images/b/2.jpg", "test/a/3.jpg"), "test/ holds class folders, but no folder tr"),
+        (
+            ("train/1.jpg", "valid/a/2.jpg", "valid/b/3.jpg"),
+            "valid/ holds class folders, but no folder train",
         ),
     ],
 )
