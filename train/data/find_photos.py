@@ -33,8 +33,9 @@ from train.data.dataset import (
 from train.data.splits import limit_per_class, split_train
 from train.data.synthetic import SYNTHETIC_MARKER
 
-# Files that operating systems create. Names that start with a dot are ignored as well.
-SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
+# Files and folders of operating systems and network drives. Names that start with a dot are ignored as well.
+SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information"}
+SYSTEM_NAMES |= {"lost+found", "@eadir", "#recycle"}
 
 ClassFolders = list[tuple[Path, str]]  # folders and their labels
 
@@ -394,7 +395,7 @@ def _visible(folder: Path) -> list[Path]:
     except OSError as error:
         raise _unreadable(folder, error) from None
     return [
-        path for path in entries if not path.name.startswith(".") and path.name.lower() not in SYSTEM_FILES
+        path for path in entries if not path.name.startswith(".") and path.name.lower() not in SYSTEM_NAMES
     ]
 
 

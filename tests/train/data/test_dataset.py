@@ -139,6 +139,8 @@ def test_limit_is_per_class_and_split_folder(tmp_path: Path) -> None:
 def test_system_files_are_ignored_and_other_files_are_listed(tmp_path: Path) -> None:
     many(tmp_path, count=3)
     put(tmp_path, "a/.DS_Store", "a/._1.jpg", "a/Thumbs.db", ".git/x.jpg", "a/film.mov", "readme.jpg")
+    put(tmp_path, "a/@eaDir/1.jpg", "$RECYCLE.BIN/2.jpg", "lost+found/3.jpg", "#recycle/4.jpg")
+    (tmp_path / "System Volume Information").mkdir()
     dataset = find_photos(tmp_path)
     assert len(dataset.photos) == 6
     assert dataset.left_out == (LeftOut("a/film.mov", "is not a picture by its file name"),)
