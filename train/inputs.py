@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from runtime.common.text import printable
-from train.cache import cache_folder
+from train.cache import cache_folder, features_in_use
 from train.config import TrainConfig
 from train.data.added_photos import add_photos
 from train.data.class_weights import print_class_balance
@@ -43,7 +43,7 @@ class Inputs:
 def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     """Check `config.out` and `config.ray`, find and split the photos, and print their counts.
 
-    Until `stack` is closed, no other command writes to the output folder.
+    Until `stack` is closed, no other command writes to the output folder or evicts features of this run.
     Raises RunError for the output folder, ClusterError for the cluster and PhotosError for the photos.
     """
     started = datetime.now(timezone.utc)
@@ -57,6 +57,8 @@ def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
     if config.ray:
         check_ray_address(config.ray)
+    if not config.dry_run:
+        stack.enter_context(features_in_use(config.cache))
     dataset = _find_dataset(config)
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"

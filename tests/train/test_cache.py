@@ -7,7 +7,7 @@ import pytest
 
 from runtime.common.errors import UserError
 from train import cache
-from train.cache import CacheError, cache_folder, make_room
+from train.cache import IN_USE, CacheError, cache_folder, features_in_use, make_room
 
 LAYER = f"{16 * 'a'}-picture1-224x224-block5_pool-float32-tensorflow"
 
@@ -84,3 +84,20 @@ def test_features_over_the_limit_raise_user_error_and_evict_nothing(tmp_path: Pa
     with pytest.raises(UserError, match="are free on the disk"):
         make_room(tmp_path, files, needed=10**18, limit=10**19)
     assert all(file.exists() for file in files)
+
+
+def test_features_that_a_running_command_uses_are_not_evicted(tmp_path: Path) -> None:
+    files = aged(tmp_path / LAYER, 4)
+    with features_in_use(str(tmp_path)):
+        for file in files[2:]:
+            os.utime(file)
+        (tmp_path / f"{IN_USE}killed").touch()
+        os.utime(tmp_path / f"{IN_USE}killed", (0, 0))
+        make_room(tmp_path, [], needed=200, limit=400)
+        assert [file for file in files if file.exists()] == files[2:]
+        with pytest.raises(UserError, match="other commands use features"):
+            make_room(tmp_path, [], needed=300, limit=400)
+        assert [file for file in files if file.exists()] == files[2:]
+    make_room(tmp_path, [], needed=300, limit=400)
+    assert [file for file in files if file.exists()] == files[3:]
+    assert not list(tmp_path.glob(f"{IN_USE}*"))

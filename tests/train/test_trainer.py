@@ -16,6 +16,7 @@ from runtime.common.errors import UserError
 from tests.helpers import ROOT
 from tests.interrupt import press_ctrl_c_after_epoch
 from train.data.class_weights import NEGATIVE
+from train.features.store import FeatureLayout, FeatureStore, write_feature
 from train.train_head import make_deterministic
 from train.trainer import (
     Batches,
@@ -137,6 +138,22 @@ def test_a_run_killed_within_an_epoch_repeats_that_epoch(
         train_small(tmp_path)
     assert_same(train_small(tmp_path), uninterrupted)
     assert epochs_run == [0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("missing", [0, -1])  # a photo of train, one of val
+def test_features_that_another_command_deleted_are_one_error(tmp_path: Path, missing: int) -> None:
+    files = tuple(tmp_path / f"{number}.npy" for number in range(len(ROWS)))
+    for file, row in zip(files, ROWS, strict=True):
+        write_feature(file, row.astype(np.float16))
+    layout = FeatureLayout((1, 1, 6), ())
+    train, val = (
+        Batches(FeatureStore(files[half], layout), LABELS[half], 2) for half in (slice(12), slice(12, None))
+    )
+    files[missing].unlink()
+    model = keras.Sequential([keras.Input((1, 1, 6)), keras.layers.Flatten(), *small_model().layers])
+    model.compile(keras.optimizers.AdamW(1e-2), "categorical_crossentropy")
+    with pytest.raises(UserError, match=r"\.npy: was deleted during this run; .*--resume"):
+        train_epochs(model, train, val, Stage("block5", 1))
 
 
 def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_ignored(
