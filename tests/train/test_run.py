@@ -213,6 +213,14 @@ def test_a_damaged_record_raises_run_error(bare: Path, name: str, text: str) -> 
     assert str(error.value).isprintable()
 
 
+def test_moved_folders_may_be_relative_paths(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bare.parent)
+    dataset = open_run(bare, Path("photos"), Path("frames"), Path("taught")).dataset
+    assert (dataset.root, dataset.negatives_root, dataset.added_root) == (
+        *(bare.parent / name for name in ("photos", "frames", "taught")),
+    )
+
+
 def test_a_run_without_a_name_is_named_after_its_folder(bare: Path) -> None:
     record = json.loads((bare / "run.json").read_text())
     (bare / "run.json").write_text(json.dumps(record | {"name": ""}))
