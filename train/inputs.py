@@ -47,11 +47,7 @@ def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     Raises RunError for the output folder, ClusterError for the cluster and PhotosError for the photos.
     """
     started = datetime.now(timezone.utc)
-    if config.photos and config.out.resolve().is_relative_to(Path(config.photos).resolve()):
-        raise RunError(
-            f"{config.out}: is inside the folder of photos, where it would become a class; give an --out "
-            "outside it"
-        )
+    _check_written_folders(config)
     if config.writes_run:
         stack.enter_context(lock_output(config.out))
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
@@ -69,6 +65,17 @@ def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     print_left_out(dataset.left_out)
     print_class_balance(dataset, config.settings.class_weight)
     return Inputs(dataset, started, overwrite)
+
+
+def _check_written_folders(config: TrainConfig) -> None:
+    """Raise RunError for a folder to write inside a folder of photos, where its files would become photos."""
+    cache = Path(config.cache) if config.cache and config.cache != "none" else None
+    for flag, written in (("--out", config.out), ("--logs", config.logs), ("--cache", cache)):
+        for photos in (config.photos, config.none, config.add):
+            if written and photos and written.resolve().is_relative_to(photos.resolve()):
+                raise RunError(
+                    f"{flag} {written}: is inside the folder of photos {photos}; give a folder outside it"
+                )
 
 
 def _find_dataset(config: TrainConfig) -> Dataset:

@@ -287,7 +287,15 @@ def test_ctrl_c_in_extraction_keeps_the_features(
         (["file.jpg"], "file.jpg is a file"),
         (["empty"], "empty: "),
         (["photos", "--out", "taken"], "taken: exists and is not a run"),
-        (["photos", "--out", "photos/runs/a"], "photos/runs/a: is inside the folder of photos"),
+        *(
+            (["photos", flag, f"{folder}/a", *more], f"{folder}/a: is inside the folder of photos {folder};")
+            for flag in ("--out", "--logs", "--cache")
+            for folder, more in (
+                ("photos", ()),
+                ("empty", ("--none", "empty")),
+                ("empty", ("--add", "empty")),
+            )
+        ),
         (
             ["photos", "--out", "taken", "--overwrite"],
             "taken: exists and is not a run, so it is not replaced",
