@@ -88,6 +88,7 @@ def _find_dataset(config: TrainConfig) -> Dataset:
         limit=settings.limit,
         none=config.none,
         negatives=settings.negatives,
+        validate=not config.add,  # the added photos may be the only training photos of a class
     )
 
 

@@ -49,13 +49,14 @@ def find_photos(
     limit: int | None = None,
     none: Path | None = None,
     negatives: bool = True,
+    validate: bool = True,
 ) -> Dataset:
     """Read the folder `root` into a Dataset.
 
     `limit` is the number of photos per class, and of negatives, in each split that has a folder.
     train/data/splits.py describes how photos are assigned to splits. Negatives are in the class folders named
     "none" in any case, or else in the folder `none` and its subfolders (without it: a folder "none" beside
-    train/); `negatives=False` leaves them out.
+    train/); `negatives=False` leaves them out. `validate=False` accepts classes without training photos.
     Raises PhotosError if the folder cannot be trained on: a wrong path, fewer than two classes, an empty
     class, a class name that a model file cannot hold, the same photo in two split folders; or if a folder of
     negatives has no photo.
@@ -89,17 +90,16 @@ def find_photos(
         candidates = limit_per_class(candidates, limit, split_seed)
     photos = split_train(photos, missing, split_seed)
     candidates = split_train(candidates, shares if none else missing, split_seed)
-    return validated(
-        Dataset(
-            root.resolve(),
-            tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE_LABEL})),
-            tuple(sorted(photos, key=lambda photo: photo.path)),
-            tuple(sorted(left_out, key=lambda item: item.path)),
-            os.path.exists(root / SYNTHETIC_MARKER),
-            tuple(sorted(candidates, key=lambda photo: photo.path)),
-            none.resolve() if none else None,
-        )
+    dataset = Dataset(
+        root.resolve(),
+        tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE_LABEL})),
+        tuple(sorted(photos, key=lambda photo: photo.path)),
+        tuple(sorted(left_out, key=lambda item: item.path)),
+        os.path.exists(root / SYNTHETIC_MARKER),
+        tuple(sorted(candidates, key=lambda photo: photo.path)),
+        none.resolve() if none else None,
     )
+    return validated(dataset) if validate else dataset
 
 
 def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float], seed: int) -> Dataset:
