@@ -95,7 +95,7 @@ def lock_output(out: Path) -> Iterator[None]:
             stack.enter_context(exclusive_lock(out.with_name(f".{out.name}.lock")))
         except BlockingIOError:
             raise RunError(
-                f"{out}: another command is writing it; wait for it, or choose another --out"
+                f"{out}: another command is writing it; wait for it, or choose another folder"
             ) from None
         except OSError:  # check_output_dir says why nothing can be written there
             pass
