@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, run_cli
 from runtime.common.errors import UserError
 from runtime.common.file_lock import exclusive_lock
 from runtime.common.user_cache import cache_home
@@ -45,8 +45,8 @@ class CacheError(UserError):
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` in the cache, created if missing. XDG_CACHE_HOME moves it. Raises CacheError."""
-    folder = cache_home() / name
+    """The folder `name` in the cache, created if missing. XDG_CACHE_HOME moves it. Raises UserError."""
+    folder = _home() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -56,7 +56,7 @@ def cache_folder(name: str) -> Path:
 
 def features_folder(cache: str | None) -> Path:
     """The folder of stored features that --cache names: the user's cache for None, and for "none" a folder
-    that is removed when Python ends. Raises CacheError.
+    that is removed when Python ends. Raises UserError.
     """
     if cache is None:
         return cache_folder("features")
@@ -87,7 +87,7 @@ def add_cache_flags(group: argparse._ArgumentGroup) -> None:
 def features_in_use(cache: str | None) -> Iterator[None]:
     """Keeps other commands from evicting features that this command uses. --cache names the folder of them.
 
-    Raises CacheError.
+    Raises UserError.
     """
     with ExitStack() as stack:
         if cache != "none":
@@ -206,19 +206,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--clear", action="store_true", help="delete the cache; later commands create it again if needed"
     )
     arguments = parser.parse_args(argv)
-    home = cache_home()
+    return run_cli(lambda: _show_or_clear(arguments.clear))
+
+
+def _show_or_clear(clear: bool) -> int:
+    home = _home()
     total = _print_sizes(home)
-    if not arguments.clear:
+    if not clear:
         print("next: python -m train.cache --clear deletes the cache" if total else "The cache is empty.")
         return 0
     try:
         if home.exists():
             shutil.rmtree(home)
     except OSError as error:
-        print(f"error: {CacheError(home, error)}", file=sys.stderr)
-        return 2
+        raise CacheError(home, error) from None
     print(f"deleted {_size(total)}")
     return 0
+
+
+def _home() -> Path:
+    """The cache of this user. Raises UserError for a user without a home folder."""
+    try:
+        return cache_home()
+    except RuntimeError:
+        raise UserError(
+            "the cache: this user has no home folder; set XDG_CACHE_HOME, or give --cache"
+        ) from None
 
 
 def _print_sizes(home: Path) -> int:
