@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ def train_epochs(model: keras.Model, train: Batches, val: Batches, stage: Stage)
     The best epoch has the lowest loss on `val`, or on `train` when `val` is empty. `val` holds photos of the
     classes alone: negatives would choose an epoch by how flat its probabilities are, but the detector of
     unknown pictures is fitted after training and has its own threshold. Raises UserError when the checkpoint
-    cannot be written, or features cannot be read.
+    cannot be written, features cannot be read, or the loss of the first epoch is not finite.
     """
     model.optimizer.build(model.trainable_variables)
     path = stage.checkpoint_dir / f"{stage.name}.npz" if stage.checkpoint_dir else None
@@ -233,6 +234,9 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: EpochMetrics | None = None) -> None:
         metrics = {name: float(value) for name, value in (logs or {}).items()}
+        if not epoch and not math.isfinite(metrics.get("val_loss", metrics["loss"])):
+            flag = f"--{'fine-tune-' if self.stage.name.startswith('block') else ''}learning-rate"
+            raise UserError(f"{self.stage.name}: the loss is not a number; lower {flag}")
         self.checkpoint.save({"epoch": epoch + 1.0, **metrics})
         self.stage.on_epoch(self.stage.name, self.checkpoint.history[-1])
         values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

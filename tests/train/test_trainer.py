@@ -186,6 +186,18 @@ def test_the_weights_of_the_epoch_with_the_lowest_loss_stay() -> None:
     assert model.evaluate(wrong, verbose=0, return_dict=True)["loss"] == pytest.approx(losses[0], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("stage", "flag"), [("head", "--learning-rate"), ("block5", "--fine-tune-learning-rate")]
+)
+@pytest.mark.parametrize("val_rows", [0, 24])
+def test_a_loss_that_is_not_a_number_is_an_error(stage: str, flag: str, val_rows: int) -> None:
+    model = small_model()
+    model.compile(keras.optimizers.SGD(1e38), "categorical_crossentropy")
+    val = Batches(ROWS[:val_rows], LABELS[:val_rows], 2)
+    with pytest.raises(UserError, match=f"{stage}: the loss is not a number; lower {flag}"):
+        train_epochs(model, shuffled_batches(), val, Stage(stage, 2))
+
+
 def test_without_validation_rows_the_training_loss_decides() -> None:
     model = small_model()
     trained = train_epochs(model, shuffled_batches(), Batches(ROWS[:0], LABELS[:0], 2), Stage("head", 2))
