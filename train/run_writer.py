@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.common.file_lock import exclusive_lock
 from runtime.common.text import printable
+from runtime.inference.prediction import UNKNOWN
 from train.data.dataset import Dataset
 from train.data.manifest import write_csv, write_manifest
 from train.run import STATISTICS, UNCOMPRESSED_CSV, RunError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from train.learning_curve import LearningCurve
     from train.metrics import AddedAnswer, SplitMetrics
 
-UNKNOWN = "unknown"  # the answer for a picture that is rejected
 History = Sequence[Mapping[str, object]]  # a row per epoch: its stage, its number, its metrics
 
 
