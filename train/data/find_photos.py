@@ -272,7 +272,7 @@ def _read_split(
     loose = [path for path in _visible(folder) if folder != root and _is_picture(path)]
     left_out = [LeftOut(path.relative_to(root).as_posix(), "is not in a class folder") for path in loose]
     for class_folder, label in class_folders:
-        before = len(pictures)
+        before, left_out_before = len(pictures), len(left_out)
         for path in _files(class_folder, (root, folder)):
             if _is_picture(path):
                 pictures.append((path, label))
@@ -280,7 +280,9 @@ def _read_split(
                 left_out.append(LeftOut(path.relative_to(root).as_posix(), _not_a_picture(path)))
         if len(pictures) == before:
             kind = "class folder" if label != NONE_LABEL else "folder of photos of none of the classes"
-            raise PhotosError(f"{class_folder}: no photo in this {kind}; add some or remove the folder")
+            others = left_out[left_out_before:]
+            why = f", and {others[0].path} {others[0].reason}" if others else ""
+            raise PhotosError(f"{class_folder}: no photo in this {kind}{why}; add some or remove the folder")
     photos, unreadable_files = _hash_pictures(
         [(path, path.relative_to(root).as_posix(), label) for path, label in pictures], split
     )

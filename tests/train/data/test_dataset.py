@@ -231,7 +231,10 @@ def test_a_folder_none_beside_one_in_a_split_is_reported(tmp_path: Path) -> None
         (("1.jpg", "2.jpg"), "no class.*at least 2"),
         (("a/1.jpg",), "found a, .*at least 2"),
         (("a/1.jpg", "b/.hidden.jpg"), "b: no photo in this class folder"),
-        (("a/1.jpg", "b/notes.txt"), "b: no photo in this class folder"),
+        (
+            ("a/1.jpg", "b/1.CR2", "b/2.NEF"),
+            r"b: no photo in this class folder, and b/1\.CR2 is not a picture by its file name; add some",
+        ),
         (("train/a/1.jpg", "train/b/2.jpg", "test/c/3.jpg"), "class c is in test/ but not in train/"),
         (
             ("train/a/1.jpg", "train/b/2.jpg", "test/3.jpg"),
