@@ -98,21 +98,21 @@ release: photos setup  ## export models/flowers and models/flowers_small again f
 
 retrain: photos setup  ## train models/flowers_run again (about an hour on 2 cores)
 	$(PY) -m train "$$VGG_EDGE_PHOTOS" --fine-tune block5 --out runs/flowers --overwrite --resume
-	$(PY) -m train.pack_run runs/flowers models/flowers_run
+	$(PY) -m train.pack_run runs/flowers models/flowers_run --overwrite
 
 compress: photos setup  ## compress models/flowers_run into models/flowers_compressed again (about an hour on 2 cores)
 	$(PY) -m train.compress models/flowers_run --views 8 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_compressed --overwrite --resume
-	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed
+	$(PY) -m train.pack_run runs/flowers_compressed models/flowers_compressed --overwrite
 
 compress-small: photos setup  ## compress models/flowers_compressed into models/flowers_small_run again (about 80 minutes on 2 cores)
 	$(PY) -m train.compress models/flowers_compressed --reduce 30 --max-mb 1 --views 8 --epochs 80 --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small --overwrite --resume
-	$(PY) -m train.pack_run runs/flowers_small models/flowers_small_run
+	$(PY) -m train.pack_run runs/flowers_small models/flowers_small_run --overwrite
 
 refit: photos setup  ## fit the detectors of both released runs again (8 minutes on 2 cores)
 	$(PY) -m train.refit models/flowers_compressed --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_refitted --overwrite
-	$(PY) -m train.pack_run runs/flowers_refitted models/flowers_compressed
+	$(PY) -m train.pack_run runs/flowers_refitted models/flowers_compressed --overwrite
 	$(PY) -m train.refit models/flowers_small_run --photos-root "$$VGG_EDGE_PHOTOS" --out runs/flowers_small_refitted --overwrite
-	$(PY) -m train.pack_run runs/flowers_small_refitted models/flowers_small_run
+	$(PY) -m train.pack_run runs/flowers_small_refitted models/flowers_small_run --overwrite
 
 photos:
 	@test -n "$$VGG_EDGE_PHOTOS" || { echo 'error: VGG_EDGE_PHOTOS is not set; set it to a folder with train/ and test/ of real photos' >&2; exit 1; }

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 from train.pipeline import train
             return train(config, inputs)
 
-    return run_cli(run, lambda: _after_ctrl_c(out))
+    return run_cli(run, lambda: _after_ctrl_c(out, arguments.cache))
 
 
 def _config(arguments: argparse.Namespace) -> TrainConfig:
@@ -153,9 +153,11 @@ def _add_machine_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _after_ctrl_c(out: Path | None) -> str:
+def _after_ctrl_c(out: Path | None, cache: str | None) -> str:
     if out and checkpoint_dir(out).is_dir():
         return f"no run was written; the same command with --out {shlex.quote(str(out))} --resume continues"
+    if cache == "none":
+        return "no run was written"
     return "no run was written; the same command continues with the stored features"
 
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import atexit
 import os
+import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, run_cli
 from runtime.common.errors import UserError
+from runtime.common.file_lock import exclusive_lock
 from runtime.common.user_cache import cache_home
 
 CACHE_LIMIT = 20_000_000_000  # bytes: 19,000 photos with the 5 views of --fine-tune block5
@@ -27,6 +29,8 @@ _FEATURE = f"{16 * _HEX}-picture*/{2 * _HEX}/%s{64 * _HEX}*.npy%s"
 # The files of train/features and train/data/hash_store.py, with the partial files of killed runs. Other files
 # are never removed, because --cache may name any folder.
 CACHE_FILES = (_FEATURE % ("", ""), _FEATURE % (".", ".*"), "hashes*-picture*/hashes.sqlite")
+
+IN_USE = ".in-use-"  # how the name of a lock file begins, which a running command holds in the cache
 
 
 class CacheError(UserError):
@@ -41,8 +45,8 @@ class CacheError(UserError):
 
 
 def cache_folder(name: str) -> Path:
-    """The folder `name` in the cache, created if missing. XDG_CACHE_HOME moves it. Raises CacheError."""
-    folder = cache_home() / name
+    """The folder `name` in the cache, created if missing. XDG_CACHE_HOME moves it. Raises UserError."""
+    folder = _home() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -52,7 +56,7 @@ def cache_folder(name: str) -> Path:
 
 def features_folder(cache: str | None) -> Path:
     """The folder of stored features that --cache names: the user's cache for None, and for "none" a folder
-    that is removed when Python ends. Raises CacheError.
+    that is removed when Python ends. Raises UserError.
     """
     if cache is None:
         return cache_folder("features")
@@ -79,46 +83,103 @@ def add_cache_flags(group: argparse._ArgumentGroup) -> None:
     )
 
 
+@contextmanager
+def features_in_use(cache: str | None) -> Iterator[None]:
+    """Keeps other commands from evicting features that this command uses. --cache names the folder of them.
+
+    Raises UserError.
+    """
+    with ExitStack() as stack:
+        if cache != "none":
+            folder = features_folder(cache)
+            with suppress(OSError):  # write_feature reports a folder that cannot be written
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive_lock(folder / f"{IN_USE}{secrets.token_hex(8)}"))
+        yield
+
+
 def make_room(cache: Path, used: Collection[Path], needed: int, limit: int) -> None:
     """Evict the least recently used files under `cache` until `needed` more bytes fit into `limit`.
 
-    `used` are the files of this run: they stay, and their time of use becomes now. Raises UserError if they
-    alone exceed the limit, or if the disk is full.
+    `used` are the files of this run: they stay, and their time of use becomes now. Raises UserError as
+    `files_to_evict`, and then evicts nothing.
     """
-    used_bytes = 0
     for file in used:
         with suppress(OSError):  # not computed yet
-            used_bytes += file.stat().st_size
             os.utime(file)
+    removed = 0
+    for size, file in files_to_evict(cache, used, needed, limit):
+        with suppress(OSError):
+            file.unlink()
+            removed += size
+    if removed:
+        print(f"cache: evicted {_size(removed)} of least recently used files to stay within {_size(limit)}")
+
+
+def files_to_evict(
+    cache: Path, used: Collection[Path], needed: int, limit: int
+) -> Sequence[tuple[int, Path]]:
+    """The sizes and paths of the files under `cache` that make room for `needed` bytes within `limit`.
+
+    Raises UserError if the files in use exceed the limit: `used`, which are those of this run, and those of
+    other commands that run now; or if too little of the disk is free.
+    """
+    used_bytes = sum(_size_of(file) for file in used)
     if used_bytes + needed > limit:
         raise UserError(
             f"cache {cache}: this run's features need {_size(used_bytes + needed)} and the limit is "
             f"{_size(limit)}; give a higher --cache-limit, or fewer --views or --fine-tune-views"
         )
     if not needed:
-        return
-    evictable = []
+        return []
+    others = []
     for file in (file for pattern in CACHE_FILES for file in cache.glob(pattern)):
         with suppress(OSError):  # another run removed it
             if file.is_file() and file not in used:
-                evictable.append((file.stat().st_mtime, file.stat().st_size, file))
-    total = used_bytes + sum(size for _, size, _ in evictable)
-    removed = 0
-    for _, size, file in sorted(evictable):
-        if total + needed <= limit:
+                others.append((file.stat().st_mtime, file.stat().st_size, file))
+    excess = used_bytes + sum(size for _, size, _ in others) + needed - limit
+    first_use = _first_use(cache)
+    evicted: list[tuple[int, Path]] = []
+    for last_use, size, file in sorted(others):
+        if excess <= 0:
             break
-        with suppress(OSError):
-            file.unlink()
-            total, removed = total - size, removed + size
-    if removed:
-        print(f"cache: evicted {_size(removed)} of least recently used files to stay within {_size(limit)}")
+        if last_use >= first_use:
+            raise UserError(
+                f"cache {cache}: other commands use features in it now, so this run's {_size(needed)} do not "
+                f"fit into the limit of {_size(limit)}; wait for them, or give a higher --cache-limit"
+            )
+        evicted.append((size, file))
+        excess -= size
     place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free + sum(size for size, _ in evicted)
     if free < needed:
         raise UserError(
             f"cache {cache}: the features need {_size(needed)} and {_size(free)} are free on the disk; "
             "free disk space, or set another folder with --cache"
         )
+    return evicted
+
+
+def _first_use(cache: Path) -> float:
+    """The start of the oldest command that uses the cache now, or infinity. All files that these commands
+    use were used after it.
+    """
+    starts = [float("inf")]
+    for lock in cache.glob(f"{IN_USE}*"):
+        with suppress(OSError):  # its command ended
+            try:
+                with exclusive_lock(lock):
+                    pass  # a killed command left it
+            except BlockingIOError:
+                starts.append(lock.stat().st_mtime)
+    return min(starts)
+
+
+def _size_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # not computed yet
+        return 0
 
 
 def _size(count: int) -> str:
@@ -145,19 +206,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--clear", action="store_true", help="delete the cache; later commands create it again if needed"
     )
     arguments = parser.parse_args(argv)
-    home = cache_home()
+    return run_cli(lambda: _show_or_clear(arguments.clear))
+
+
+def _show_or_clear(clear: bool) -> int:
+    home = _home()
     total = _print_sizes(home)
-    if not arguments.clear:
+    if not clear:
         print("next: python -m train.cache --clear deletes the cache" if total else "The cache is empty.")
         return 0
     try:
         if home.exists():
             shutil.rmtree(home)
     except OSError as error:
-        print(f"error: {CacheError(home, error)}", file=sys.stderr)
-        return 2
+        raise CacheError(home, error) from None
     print(f"deleted {_size(total)}")
     return 0
+
+
+def _home() -> Path:
+    """The cache of this user. Raises UserError for a user without a home folder."""
+    try:
+        return cache_home()
+    except RuntimeError:
+        raise UserError(
+            "the cache: this user has no home folder; set XDG_CACHE_HOME, or give --cache"
+        ) from None
 
 
 def _print_sizes(home: Path) -> int:

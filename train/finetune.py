@@ -27,6 +27,7 @@ from train.trainer import (
     Split,
     Stage,
     ignore_epoch,
+    read_errors,
     train_epochs,
     training_fingerprint,
     with_negatives,
@@ -164,4 +165,5 @@ def _compile(model: keras.Model, settings: Settings, steps: int) -> None:
 
 
 def _loss(model: keras.Model, batches: Batches) -> float:
-    return model.evaluate(batches, verbose=0, return_dict=True)["loss"] if len(batches) else math.inf
+    with read_errors(batches):
+        return model.evaluate(batches, verbose=0, return_dict=True)["loss"] if len(batches) else math.inf

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from runtime.common.text import printable
-from train.cache import cache_folder
+from train.cache import cache_folder, features_in_use
 from train.config import TrainConfig
 from train.data.added_photos import add_photos
 from train.data.class_weights import print_class_balance
@@ -43,20 +43,18 @@ class Inputs:
 def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     """Check `config.out` and `config.ray`, find and split the photos, and print their counts.
 
-    Until `stack` is closed, no other command writes to the output folder.
+    Until `stack` is closed, no other command writes to the output folder or evicts features of this run.
     Raises RunError for the output folder, ClusterError for the cluster and PhotosError for the photos.
     """
     started = datetime.now(timezone.utc)
-    if config.photos and config.out.resolve().is_relative_to(Path(config.photos).resolve()):
-        raise RunError(
-            f"{config.out}: is inside the folder of photos, where it would become a class; give an --out "
-            "outside it"
-        )
+    _check_written_folders(config)
     if config.writes_run:
         stack.enter_context(lock_output(config.out))
     overwrite = check_output_dir(config.out, config.overwrite, config.resume, config.dry_run)
     if config.ray:
         check_ray_address(config.ray)
+    if not config.dry_run:
+        stack.enter_context(features_in_use(config.cache))
     dataset = _find_dataset(config)
     counts = ", ".join(f"{len(dataset.split(split)):,} {split}" for split in SPLITS)
     classes = f"{len(dataset.classes)} classes: {', '.join(dataset.classes)}"
@@ -69,6 +67,17 @@ def find_inputs(config: TrainConfig, stack: ExitStack) -> Inputs:
     return Inputs(dataset, started, overwrite)
 
 
+def _check_written_folders(config: TrainConfig) -> None:
+    """Raise RunError for a folder to write inside a folder of photos, where its files would become photos."""
+    cache = Path(config.cache) if config.cache and config.cache != "none" else None
+    for flag, written in (("--out", config.out), ("--logs", config.logs), ("--cache", cache)):
+        for photos in (config.photos, config.none, config.add):
+            if written and photos and written.resolve().is_relative_to(photos.resolve()):
+                raise RunError(
+                    f"{flag} {written}: is inside the folder of photos {photos}; give a folder outside it"
+                )
+
+
 def _find_dataset(config: TrainConfig) -> Dataset:
     settings = config.settings
     return find_photos(
@@ -79,6 +88,7 @@ def _find_dataset(config: TrainConfig) -> Dataset:
         limit=settings.limit,
         none=config.none,
         negatives=settings.negatives,
+        validate=not config.add,  # the added photos may be the only training photos of a class
     )
 
 

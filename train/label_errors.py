@@ -52,7 +52,7 @@ def suspect_labels(
     probabilities[:, ~is_judged] = 0
     rows = np.arange(len(labels))
     own = probabilities[rows, labels]
-    confident = _confident_class(probabilities, labels) != labels
+    confident = _confident_class(probabilities, labels, is_judged) != labels
     rest = probabilities.copy()
     rest[rows, labels] = -1
     other = rest.argmax(1)
@@ -94,12 +94,14 @@ def write_suspects(suspects: Sequence[SuspectLabel], folder: Path) -> None:
     write_csv(folder / "suspect_labels.csv", columns, rows)
 
 
-def _confident_class(probabilities: NDArray[np.float64], labels: NDArray[np.intp]) -> NDArray[np.intp]:
+def _confident_class(
+    probabilities: NDArray[np.float64], labels: NDArray[np.intp], is_judged: NDArray[np.bool_]
+) -> NDArray[np.intp]:
     """The class [N] with the highest probability among those that reach their threshold, or the label."""
     thresholds = np.array(
         [
-            probabilities[labels == index, index].mean() if (labels == index).any() else np.inf
-            for index in range(probabilities.shape[1])
+            probabilities[labels == index, index].mean() if judged else np.inf
+            for index, judged in enumerate(is_judged)
         ]
     )
     reached = np.where(probabilities >= thresholds, probabilities, -1)

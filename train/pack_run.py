@@ -19,7 +19,7 @@ from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from train.cli import run_cli
 from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, STATISTICS, UNCOMPRESSED_CSV, RunError, open_run
-from train.run_writer import new_run_dir, write_record
+from train.run_writer import lock_output, new_run_dir, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,11 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 success, 2 error."""
     parser = ArgumentParser(prog="python -m train.pack_run", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, metavar="RUN", help="run folder to read")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write; replaces a run folder")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in FOLDER if it exists")
     arguments = parser.parse_args(argv)
 
     def run() -> int:
-        pack_run(arguments.run, arguments.folder)
+        with lock_output(arguments.folder):
+            pack_run(arguments.run, arguments.folder, arguments.overwrite)
         size = sum(file.stat().st_size for file in arguments.folder.iterdir())
         print(f"packed run: {arguments.folder}, {size / 1e6:.1f} MB")
         return 0
@@ -44,11 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_cli(run, lambda: "no folder was written")
 
 
-def pack_run(run_folder: Path, folder: Path) -> None:
-    """Write a packed copy of a run to `folder`.
+def pack_run(run_folder: Path, folder: Path, overwrite: bool = False) -> None:
+    """Write a packed copy of a run to `folder`; `overwrite` replaces the run that is there.
 
-    Raises RunError when the run was not trained on the bundled weights, or `folder` exists and is not a run.
+    Raises RunError when the run was not trained on the bundled weights, or `folder` must not be replaced.
     """
+    _check_folder(run_folder, folder, overwrite)
     with suppress_native_stderr():
         import keras  # noqa: F401
     from safetensors.numpy import save
@@ -59,8 +62,6 @@ def pack_run(run_folder: Path, folder: Path) -> None:
     base = read_weights()
     if run.base_sha256 != base.sha256:
         raise RunError(f"run {run_folder}: not trained on the bundled weights; keep its model.keras instead")
-    if folder.exists() and not (folder / "run.json").exists():
-        raise RunError(f"{folder} is not a run, so it is not replaced; choose another folder")
     model = run.load_model()
     packed: dict[str, NDArray[Any]] = {}
     for variable in model.variables:
@@ -69,7 +70,7 @@ def pack_run(run_folder: Path, folder: Path) -> None:
             packed[variable.path] = value.astype(np.float16) if value.size >= FLOAT16_FROM else value
     record = json.loads((run_folder / "run.json").read_text(encoding="utf-8"))
     record["name"] = folder.name
-    with new_run_dir(folder, overwrite=True) as partial:
+    with new_run_dir(folder, overwrite) as partial:
         (partial / PACKED_ARCHITECTURE).write_text(model.to_json(indent=1), encoding="utf-8")
         (partial / PACKED_WEIGHTS).write_bytes(save(packed))
         write_record(partial, record, run.dataset, private=True)
@@ -78,6 +79,16 @@ def pack_run(run_folder: Path, folder: Path) -> None:
                 (partial / name).write_bytes((run_folder / name).read_bytes())
         if (folder / "README.md").is_file():  # a description that someone added stays
             (partial / "README.md").write_bytes((folder / "README.md").read_bytes())
+
+
+def _check_folder(run_folder: Path, folder: Path, overwrite: bool) -> None:
+    """Raise RunError for a folder that is not to be replaced."""
+    if folder.resolve() == run_folder.resolve():
+        raise RunError(f"{folder}: is the run to pack; choose another folder")
+    if folder.exists() and not (folder / "run.json").exists():
+        raise RunError(f"{folder}: exists and is not a run, so it is not replaced; choose another folder")
+    if folder.exists() and not overwrite:
+        raise RunError(f"{folder}: exists; use --overwrite to replace it, or choose another folder")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from runtime.common.cli import EXIT_INTERRUPTED
 from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.preprocess.picture import PICTURE_VERSION
-from train.cache import features_folder
+from train.cache import features_folder, files_to_evict
 from train.config import TrainConfig
 from train.data.dataset import SPLITS, Dataset
 from train.data.near_duplicates import Pair, check_near_duplicates
@@ -143,15 +143,20 @@ def open_compute(config: TrainConfig) -> Iterator[Compute]:
 
 
 def print_dry_run(config: TrainConfig, dataset: Dataset, base: Weights, compute: Compute) -> int:
-    """Print what `train` would do and an estimate of its time. Returns exit code 0."""
+    """Print what `train` would do and an estimate of its time. Returns exit code 0.
+
+    Raises UserError if the features would not fit into the cache.
+    """
+    cache = features_folder(config.cache)
     work = plan_extraction(
         dataset,
         base,
-        features_folder(config.cache),
+        cache,
         views=config.views,
         layer=last_frozen_layer(config.settings.fine_tune),
         devices=compute.devices,
     )
+    files_to_evict(cache, work.files, work.size * work.pictures, config.cache_limit)  # raises without room
     print_plan(dataset, work, base, compute.devices, config.settings)
     print(printable(f"would write: {config.out}"))
     return 0

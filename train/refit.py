@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,22 +24,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.common.cli import ArgumentParser
+from runtime.common.errors import PictureError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
 from runtime.preprocess.photo_files import NONE_LABEL
+from runtime.preprocess.picture import read_picture
 from train.cache import cache_folder
 from train.cli import add_run_flags, run_cli
 from train.data.augment import negative_view_count, read_view, view_count
 from train.data.class_weights import NEGATIVE
-from train.data.dataset import SPLITS, Dataset, Photo
+from train.data.dataset import SPLITS, Dataset, LeftOut, Photo, PhotosError, read_verified
 from train.data.find_photos import with_negatives_of
-from train.data.near_duplicates import check_near_duplicates
+from train.data.near_duplicates import without_near_duplicate_negatives
 from train.data.negatives import (
     add_default_negatives,
     default_rows,
     print_negatives,
     restore_default_negatives,
 )
+from train.inputs import print_left_out
 from train.progress import Progress
 from train.run import Run, RunError, open_run
 from train.run_writer import (
@@ -56,6 +60,9 @@ if TYPE_CHECKING:
     from train.evaluation import SplitFeatures
     from train.network.vgg import Weights
     from train.train_head import TrainedHead
+
+# TensorFlow warns about models that are built more than once, as here.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 VIEWS = 2  # of each training photo: the photo and its mirror image
 
@@ -150,8 +157,10 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
     seed = int(settings.get("split_seed", 0))
     if none:
         dataset = with_negatives_of(dataset, none, shares, seed)
-        action = settings.get("near_duplicates", "report")
-        dataset, _ = check_near_duplicates(dataset, cache_folder("features"), action)
+        dataset = _without_unreadable(dataset, none)
+        if settings.get("near_duplicates") != "ignore":
+            dataset = without_near_duplicate_negatives(dataset, cache_folder("features"))
+        print_left_out(dataset.left_out, run.dataset.left_out)
     if none or not dataset.negatives:
         val, test = shares["val"], shares["test"]
         dataset = add_default_negatives(dataset, split_seed=seed, val_share=val, test_share=test)
@@ -159,6 +168,23 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
         restore_default_negatives(dataset)
     print_negatives(dataset)
     return dataset
+
+
+def _without_unreadable(dataset: Dataset, none: Path) -> Dataset:
+    """The data set without negatives that cannot be decoded. Raises PhotosError if none is left."""
+
+    def unreadable(photo: Photo) -> LeftOut | None:
+        try:
+            read_picture(read_verified(dataset, photo))
+        except PictureError as error:
+            return LeftOut(photo.path, printable(str(error)))
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        left_out = [item for item in pool.map(unreadable, dataset.negatives) if item]
+    if len(left_out) == len(dataset.negatives):
+        raise PhotosError(f"--none {none}: no readable photo in this folder; add some, or leave out --none")
+    return dataset.without(left_out)
 
 
 def take_apart(run: Run, model: keras.Model) -> tuple[Weights, TrainedHead]:

@@ -194,6 +194,8 @@ def open_run(
     --add named, if they have moved since training.
     """
     path = Path(path)
+    # Paths are compared with absolute ones, and the run that a command makes of this one stores them.
+    photos_root, none, added = (folder and folder.resolve() for folder in (photos_root, none, added))
     try:
         if not path.is_dir():
             raise RunError(f"run {path}: no such folder; train one with: python -m train PHOTOS --out {path}")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.common.file_lock import exclusive_lock
 from runtime.common.text import printable
+from runtime.inference.prediction import UNKNOWN
 from train.data.dataset import Dataset
 from train.data.manifest import write_csv, write_manifest
 from train.run import STATISTICS, UNCOMPRESSED_CSV, RunError
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from train.learning_curve import LearningCurve
     from train.metrics import AddedAnswer, SplitMetrics
 
-UNKNOWN = "unknown"  # the answer for a picture that is rejected
 History = Sequence[Mapping[str, object]]  # a row per epoch: its stage, its number, its metrics
 
 
@@ -91,10 +91,11 @@ def lock_output(out: Path) -> Iterator[None]:
     _check_name(out)
     with ExitStack() as stack:
         try:
+            out.parent.mkdir(parents=True, exist_ok=True)
             stack.enter_context(exclusive_lock(out.with_name(f".{out.name}.lock")))
         except BlockingIOError:
             raise RunError(
-                f"{out}: another command is writing it; wait for it, or choose another --out"
+                f"{out}: another command is writing it; wait for it, or choose another folder"
             ) from None
         except OSError:  # check_output_dir says why nothing can be written there
             pass

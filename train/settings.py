@@ -200,12 +200,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad writes a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise SettingsError(f"--settings {path}: {reason}; give a TOML file") from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"--settings {path}: not valid TOML: {error}") from None
+        raise SettingsError(f"--settings {path}: not valid TOML: {error}; fix the file") from None
     except (ValueError, RecursionError):  # Python's limits on digits and nesting
         raise SettingsError(
             f"--settings {path}: a number is too long, or the nesting is too deep; fix the file"

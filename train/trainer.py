@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +76,7 @@ def train_epochs(model: keras.Model, train: Batches, val: Batches, stage: Stage)
     The best epoch has the lowest loss on `val`, or on `train` when `val` is empty. `val` holds photos of the
     classes alone: negatives would choose an epoch by how flat its probabilities are, but the detector of
     unknown pictures is fitted after training and has its own threshold. Raises UserError when the checkpoint
-    cannot be written.
+    cannot be written, features cannot be read, or the loss of the first epoch is not finite.
     """
     model.optimizer.build(model.trainable_variables)
     path = stage.checkpoint_dir / f"{stage.name}.npz" if stage.checkpoint_dir else None
@@ -88,20 +90,32 @@ def train_epochs(model: keras.Model, train: Batches, val: Batches, stage: Stage)
         progress.step(done * len(train))
         try:
             if done < stage.epochs:
-                model.fit(
-                    train,
-                    validation_data=val if len(val) else None,
-                    initial_epoch=done,
-                    epochs=stage.epochs,
-                    shuffle=False,  # Batches shuffles
-                    callbacks=[CheckpointCallback(checkpoint, train, progress, stage)],
-                    verbose=0,
-                )
+                with read_errors(train, val):
+                    model.fit(
+                        train,
+                        validation_data=val if len(val) else None,
+                        initial_epoch=done,
+                        epochs=stage.epochs,
+                        shuffle=False,  # Batches shuffles
+                        callbacks=[CheckpointCallback(checkpoint, train, progress, stage)],
+                        verbose=0,
+                    )
         except KeyboardInterrupt:
             interrupted = True
     if checkpoint.best_weights:
         model.set_weights(checkpoint.best_weights)
     return TrainingHistory(checkpoint.history, interrupted)
+
+
+@contextmanager
+def read_errors(*batches: Batches) -> Iterator[None]:
+    """Raises the UserError of features that cannot be read, of which TensorFlow makes an error of its own."""
+    try:
+        yield
+    except Exception:
+        for error in filter(None, (each.error for each in batches)):
+            raise error from None
+        raise
 
 
 def training_fingerprint(settings: Settings, train: Split, val: Split) -> str:
@@ -122,8 +136,10 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     `epoch_order` returns the rows of an epoch; without it, all rows in their order. With a `shard`, a batch
     holds the rows of this process, and rows that do not divide evenly among all devices are left out.
     `class_weight` maps class indices to the weight of their photos in the loss; a batch then has a third
-    part, the weights [batch_size].
+    part, the weights [batch_size]. `error` is set when features cannot be read.
     """
+
+    error: UserError | None = None
 
     def __init__(
         self,
@@ -159,7 +175,11 @@ class Batches(keras.utils.PyDataset):  # type: ignore[misc]
         rows = self.rows[step * self.batch_size : (step + 1) * self.batch_size]
         rows = rows[self.shard.process :: self.shard.processes]
         labels = self.labels[rows]
-        batch = self.features[rows].astype(np.float32), self.targets[labels]
+        try:
+            batch = self.features[rows].astype(np.float32), self.targets[labels]
+        except UserError as error:
+            self.error = error
+            raise
         return batch if self.weights is None else (*batch, self.weights[labels])
 
 
@@ -214,6 +234,9 @@ class CheckpointCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: EpochMetrics | None = None) -> None:
         metrics = {name: float(value) for name, value in (logs or {}).items()}
+        if not epoch and not math.isfinite(metrics.get("val_loss", metrics["loss"])):
+            flag = f"--{'fine-tune-' if self.stage.name.startswith('block') else ''}learning-rate"
+            raise UserError(f"{self.stage.name}: the loss is not a number; lower {flag}")
         self.checkpoint.save({"epoch": epoch + 1.0, **metrics})
         self.stage.on_epoch(self.stage.name, self.checkpoint.history[-1])
         values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from runtime.common.cli import EXIT_BROKEN_PIPE
 from runtime.common.errors import UserError
+from tests.helpers import ROOT
 from train import cache
-from train.cache import CacheError, cache_folder, make_room
+from train.cache import IN_USE, CacheError, cache_folder, features_in_use, make_room
 
 LAYER = f"{16 * 'a'}-picture1-224x224-block5_pool-float32-tensorflow"
 
@@ -37,6 +41,28 @@ def test_the_command_prints_sizes_and_clears_the_cache(
 def test_a_folder_that_cannot_be_created_raises_cache_error(home: Path) -> None:
     home.write_text("a file")
     with pytest.raises(CacheError, match="--cache or XDG_CACHE_HOME"):
+        cache_folder("features")
+
+
+def test_a_closed_pipe_ends_the_command_without_a_traceback(home: Path) -> None:
+    command = [sys.executable, "-m", "train.cache"]
+    cache_folder("features")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()  # as `| head -0` does
+        assert process.stderr.read() == b""
+    assert process.returncode == EXIT_BROKEN_PIPE
+
+
+def test_a_user_without_a_home_folder_gets_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    assert cache.main([]) == 2
+    assert "set XDG_CACHE_HOME" in capsys.readouterr().err
+    with pytest.raises(UserError, match="give --cache"):
         cache_folder("features")
 
 
@@ -84,3 +110,20 @@ def test_features_over_the_limit_raise_user_error_and_evict_nothing(tmp_path: Pa
     with pytest.raises(UserError, match="are free on the disk"):
         make_room(tmp_path, files, needed=10**18, limit=10**19)
     assert all(file.exists() for file in files)
+
+
+def test_features_that_a_running_command_uses_are_not_evicted(tmp_path: Path) -> None:
+    files = aged(tmp_path / LAYER, 4)
+    with features_in_use(str(tmp_path)):
+        for file in files[2:]:
+            os.utime(file)
+        (tmp_path / f"{IN_USE}killed").touch()
+        os.utime(tmp_path / f"{IN_USE}killed", (0, 0))
+        make_room(tmp_path, [], needed=200, limit=400)
+        assert [file for file in files if file.exists()] == files[2:]
+        with pytest.raises(UserError, match="other commands use features"):
+            make_room(tmp_path, [], needed=300, limit=400)
+        assert [file for file in files if file.exists()] == files[2:]
+    make_room(tmp_path, [], needed=300, limit=400)
+    assert [file for file in files if file.exists()] == files[3:]
+    assert not list(tmp_path.glob(f"{IN_USE}*"))

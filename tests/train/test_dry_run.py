@@ -43,6 +43,9 @@ def test_a_dry_run_prints_an_estimate_and_writes_nothing(
     assert lines[-1] == f"would write: {out}"
     assert "head" not in printed.err and "WARNING" not in printed.err
     assert not out.parent.exists() and not list(cache.rglob("*.npy"))
+    small = [*flags, "--cache", str(cache), "--cache-limit", "1e-6"]
+    assert main([str(synthetic_photos), "--out", str(out), *small]) == 2
+    assert "give a higher --cache-limit" in capsys.readouterr().err
 
 
 def test_the_sample_of_a_dry_run_is_a_small_part_of_the_work(

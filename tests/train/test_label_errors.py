@@ -56,6 +56,13 @@ def test_classes_with_few_photos_are_not_judged() -> None:
     assert suspects and not {"c"} & {name for of in suspects for name in (of.photo.label, of.other)}
 
 
+def test_a_class_with_few_photos_makes_no_photo_of_another_class_suspect() -> None:
+    features, labels = pooled_features(300, 0.4)
+    few = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[: FEWEST - 1]])
+    suspects = suspect_labels(photos_of(labels[few]), features[few], CLASSES)
+    assert 0 < sum(of.confident for of in suspects) < len(suspects) / 2
+
+
 def test_the_table_has_the_order_of_the_list(
     planted: tuple[list[Photo], NDArray[Any]], tmp_path: Path
 ) -> None:

@@ -256,7 +256,9 @@ def test_resume_needs_the_name_of_the_run(capsys: pytest.CaptureFixture[str]) ->
     assert "--out" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_ctrl_c_in_extraction_keeps_the_features(
+@pytest.mark.parametrize("kept", [True, False])
+def test_ctrl_c_in_extraction_keeps_the_features_except_of_a_temporary_cache(
+    kept: bool,
     small: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -274,10 +276,12 @@ def test_ctrl_c_in_extraction_keeps_the_features(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(features, "write_feature", then_stop)
-    assert main([*small, "--out", str(tmp_path / "run")]) == 130
-    assert "the same command" in capsys.readouterr().err
+    cache = [] if kept else ["--cache", "none"]
+    assert main([*small, *cache, "--out", str(tmp_path / "run")]) == 130
+    assert ("the same command" in capsys.readouterr().err) == kept
     assert not (tmp_path / "run").exists()
-    assert len(list((tmp_path / "cache").rglob("*.npy"))) == len(stored) >= 4
+    assert len(stored) >= 4
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == kept * len(stored)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +291,15 @@ def test_ctrl_c_in_extraction_keeps_the_features(
         (["file.jpg"], "file.jpg is a file"),
         (["empty"], "empty: "),
         (["photos", "--out", "taken"], "taken: exists and is not a run"),
-        (["photos", "--out", "photos/runs/a"], "photos/runs/a: is inside the folder of photos"),
+        *(
+            (["photos", flag, f"{folder}/a", *more], f"{folder}/a: is inside the folder of photos {folder};")
+            for flag in ("--out", "--logs", "--cache")
+            for folder, more in (
+                ("photos", ()),
+                ("empty", ("--none", "empty")),
+                ("empty", ("--add", "empty")),
+            )
+        ),
         (
             ["photos", "--out", "taken", "--overwrite"],
             "taken: exists and is not a run, so it is not replaced",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from runtime.common.file_lock import exclusive_lock
 from train.compress.__main__ import main as compress
 from train.data.dataset import read_verified
 from train.data.find_photos import find_photos
@@ -94,8 +95,23 @@ def test_a_folder_that_is_not_a_run_is_not_replaced(
     (tmp_path / "notes.txt").write_text("mine")
     assert main([str(synthetic_run), str(tmp_path)]) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path} is not a run") and error.count("\n") == 1
+    assert error.startswith(f"error: {tmp_path}: exists and is not a run") and error.count("\n") == 1
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_is_replaced_only_with_overwrite_and_never_by_itself(
+    packed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, folder = (Path(shutil.copytree(packed_run, tmp_path / name)) for name in ("run", "folder"))
+    before = (folder / "run.json").read_bytes()
+    with exclusive_lock(tmp_path / ".folder.lock"):
+        locked = main([str(run), str(folder), "--overwrite"])
+    assert (locked, main([str(run), str(folder)]), main([str(run), str(run), "--overwrite"])) == (2, 2, 2)
+    errors = capsys.readouterr().err.splitlines()
+    facts = ("another command is writing it", "use --overwrite to replace it", "is the run to pack")
+    assert [fact in error for fact, error in zip(facts, errors, strict=True)] == [True] * 3
+    assert (folder / "run.json").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "run"]
 
 
 def test_a_packed_compressed_run_keeps_the_uncompressed_labels_and_its_readme(
@@ -104,7 +120,7 @@ def test_a_packed_compressed_run_keeps_the_uncompressed_labels_and_its_readme(
     folder = tmp_path / "packed"
     assert main([str(compressed_run), str(folder)]) == 0
     (folder / "README.md").write_text("of it")
-    assert main([str(compressed_run), str(folder)]) == 0
+    assert main([str(compressed_run), str(folder), "--overwrite"]) == 0
     assert (folder / "README.md").read_text() == "of it"
     run, whole = open_run(folder), open_run(compressed_run)
     assert run.compressed == whole.compressed and run.uncompressed_labels() == whole.uncompressed_labels()

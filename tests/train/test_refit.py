@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from PIL import Image
 from runtime.common.file_lock import exclusive_lock
 from runtime.preprocess.picture import read_picture
 from train.data import negatives
+from train.data.dataset import PhotosError
 from train.network.vgg import tensors_of
-from train.refit import main
+from train.refit import choose_negatives, main
 from train.run import UNCOMPRESSED_CSV, Run, open_run
 
 
@@ -45,6 +47,31 @@ def outputs(run: Run, photos: Sequence[Path] = ()) -> dict[str, np.ndarray]:
     pictures = np.stack([read_picture(path, size) for path in paths])
     values = keras.tree.flatten(model.predict_on_batch(pictures))
     return dict(zip(model.output_names, map(np.asarray, values), strict=True))
+
+
+def test_unusable_photos_of_none_are_left_out_and_listed(
+    synthetic_run: Path,
+    stripes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(negatives, "FEWEST", 20)
+    monkeypatch.setattr(negatives, "MOST", 20)
+    run = open_run(synthetic_run)
+    frames = Path(shutil.copytree(stripes, tmp_path / "frames"))
+    (frames / "bad.png").write_bytes((frames / "0.png").read_bytes()[:100])
+    Image.open(run.dataset.root / run.dataset.photos[0].path).save(frames / "copy.png")
+    dataset = choose_negatives(run, frames)
+    assert {item.path for item in dataset.left_out} == {str(frames / "bad.png"), str(frames / "copy.png")}
+    assert len(negatives.own_negatives(dataset)) == 40
+    printed = capsys.readouterr().out
+    assert f"left out: {frames / 'bad.png'}: " in printed and "--near-duplicates" not in printed
+    for photo in negatives.own_negatives(dataset):
+        Path(photo.path).write_bytes((frames / "bad.png").read_bytes() + photo.path.encode())
+    (frames / "copy.png").unlink()
+    with pytest.raises(PhotosError, match="no readable photo"):
+        choose_negatives(run, frames)
 
 
 def test_the_network_and_its_classes_stay(compressed_run: Path, refitted: Run) -> None:

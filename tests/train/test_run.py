@@ -20,7 +20,7 @@ from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
 from train.run import RunError, newest_run, open_run
-from train.run_writer import new_run_dir, write_record, write_uncompressed
+from train.run_writer import lock_output, new_run_dir, write_record, write_uncompressed
 
 # The record of a run that trained nothing.
 RECORD: dict[str, Any] = {
@@ -213,6 +213,14 @@ def test_a_damaged_record_raises_run_error(bare: Path, name: str, text: str) -> 
     assert str(error.value).isprintable()
 
 
+def test_moved_folders_may_be_relative_paths(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bare.parent)
+    dataset = open_run(bare, Path("photos"), Path("frames"), Path("taught")).dataset
+    assert (dataset.root, dataset.negatives_root, dataset.added_root) == (
+        *(bare.parent / name for name in ("photos", "frames", "taught")),
+    )
+
+
 def test_a_run_without_a_name_is_named_after_its_folder(bare: Path) -> None:
     record = json.loads((bare / "run.json").read_text())
     (bare / "run.json").write_text(json.dumps(record | {"name": ""}))
@@ -247,6 +255,12 @@ def test_leftovers_of_a_killed_process_do_not_block_a_new_run(tmp_path: Path) ->
         (folder / "file").write_text("new")
     assert (tmp_path / "run" / "file").read_text() == "new"
     assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
+
+
+def test_the_first_run_in_a_new_folder_is_locked(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "first"
+    with lock_output(out), pytest.raises(RunError, match="another command is writing it"), lock_output(out):
+        pass
 
 
 def test_a_run_folder_may_have_the_longest_possible_name(tmp_path: Path) -> None:

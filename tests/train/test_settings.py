@@ -85,13 +85,18 @@ def test_every_setting_has_a_flag_that_accepts_its_defaults() -> None:
         ('fine_tune = "block3"', "fine_tune is 'block3'; it must be one of none, block5, block4"),
         ("recipe = [1]", "recipe is [1]; it must be one of"),
         ("[pooled]\nepochs = 3", "no setting is called pooled"),
-        ("epochs 3", "not valid TOML"),
+        ("epochs 3", "; fix the file"),
     ],
 )
 def test_a_mistake_in_the_settings_file_is_named(text: str, fact: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         parsed(toml(tmp_path, text))
     assert fact in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_settings_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbfepochs = 3\n")
+    assert read_settings(tmp_path / "bom.toml") == {"epochs": 3}
 
 
 def test_a_flag_must_be_finite(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from runtime.common.errors import UserError
 from tests.helpers import ROOT
 from tests.interrupt import press_ctrl_c_after_epoch
 from train.data.class_weights import NEGATIVE
+from train.features.store import FeatureLayout, FeatureStore, write_feature
 from train.train_head import make_deterministic
 from train.trainer import (
     Batches,
@@ -139,6 +140,22 @@ def test_a_run_killed_within_an_epoch_repeats_that_epoch(
     assert epochs_run == [0, 1, 2, 2, 3]
 
 
+@pytest.mark.parametrize("missing", [0, -1])  # a photo of train, one of val
+def test_features_that_another_command_deleted_are_one_error(tmp_path: Path, missing: int) -> None:
+    files = tuple(tmp_path / f"{number}.npy" for number in range(len(ROWS)))
+    for file, row in zip(files, ROWS, strict=True):
+        write_feature(file, row.astype(np.float16))
+    layout = FeatureLayout((1, 1, 6), ())
+    train, val = (
+        Batches(FeatureStore(files[half], layout), LABELS[half], 2) for half in (slice(12), slice(12, None))
+    )
+    files[missing].unlink()
+    model = keras.Sequential([keras.Input((1, 1, 6)), keras.layers.Flatten(), *small_model().layers])
+    model.compile(keras.optimizers.AdamW(1e-2), "categorical_crossentropy")
+    with pytest.raises(UserError, match=r"\.npy: was deleted during this run; .*--resume"):
+        train_epochs(model, train, val, Stage("block5", 1))
+
+
 def test_a_checkpoint_of_other_settings_or_a_damaged_one_is_ignored(
     tmp_path: Path, epochs_run: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,6 +184,18 @@ def test_the_weights_of_the_epoch_with_the_lowest_loss_stay() -> None:
     losses = [epoch["val_loss"] for epoch in trained.epochs]
     assert losses == sorted(losses) and losses[-1] > losses[0]
     assert model.evaluate(wrong, verbose=0, return_dict=True)["loss"] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "flag"), [("head", "--learning-rate"), ("block5", "--fine-tune-learning-rate")]
+)
+@pytest.mark.parametrize("val_rows", [0, 24])
+def test_a_loss_that_is_not_a_number_is_an_error(stage: str, flag: str, val_rows: int) -> None:
+    model = small_model()
+    model.compile(keras.optimizers.SGD(1e38), "categorical_crossentropy")
+    val = Batches(ROWS[:val_rows], LABELS[:val_rows], 2)
+    with pytest.raises(UserError, match=f"{stage}: the loss is not a number; lower {flag}"):
+        train_epochs(model, shuffled_batches(), val, Stage(stage, 2))
 
 
 def test_without_validation_rows_the_training_loss_decides() -> None:

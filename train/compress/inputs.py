@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from runtime.inference.engines import require_engine
+from train.cache import features_in_use
 from train.compress.config import CompressConfig
 from train.compress.latency_table import LatencyTable, estimated_latency_table, read_latency_table
 from train.data.dataset import read_verified
@@ -34,7 +35,7 @@ class Inputs:
 def find_inputs(config: CompressConfig, stack: ExitStack) -> Inputs:
     """Read the run and the latency table, and compare each photo with its hash.
 
-    Until `stack` is closed, no other command writes to the output folder.
+    Until `stack` is closed, no other command writes to the output folder or evicts features of this run.
     Raises RunError for the run and the output folder, PhotosError for a missing or changed photo, UserError
     for the table or a missing engine.
     """
@@ -55,6 +56,7 @@ def find_inputs(config: CompressConfig, stack: ExitStack) -> Inputs:
     elif settings.target_ms is not None:
         require_engine(settings.engine)
     out = config.out or Path("runs") / f"{run.name}-compressed"
+    stack.enter_context(features_in_use(config.cache))
     stack.enter_context(lock_output(out))  # what another command has written is not an interrupted run
     overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():

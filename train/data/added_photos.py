@@ -113,10 +113,12 @@ def _print_added(
         skipped += f", {measured:,} of them in val or test already, which measure the model"
     text = f"added: {folder}: {len(added):,} photo{'' if len(added) == 1 else 's'} to train"
     print(printable(f"{text}: {', '.join(numbers)}{skipped}" if numbers else f"{text}{skipped}"))
-    if new:
+    measured_labels = {photo.label for photo in dataset.photos if photo.split != "train"}
+    if unmeasured := [label for label in new if label not in measured_labels]:
+        which = "this class" if len(unmeasured) == 1 else "these classes"
         print(
-            f"added: {', '.join(new)}: no val and test photos, so the accuracy of "
-            f"{'this class' if len(new) == 1 else 'these classes'} is not measured; put some into PHOTOS"
+            f"added: {', '.join(unmeasured)}: no val and test photos, so the accuracy of {which} is not "
+            "measured; put some into PHOTOS"
         )
 
 

@@ -85,11 +85,13 @@ class Dataset:
         return tuple(photo for photo in (*self.photos, *self.negatives) if self.is_added(photo))
 
     def is_added(self, photo: Photo) -> bool:
-        """Whether the photo or negative comes from --add."""
+        """Whether the photo or negative comes from --add, and not from a folder of --none inside it."""
+        path = Path(photo.path)
         return (
             self.added_root is not None
             and photo.split == "train"
-            and Path(photo.path).is_relative_to(self.added_root)
+            and path.is_relative_to(self.added_root)
+            and not (self.negatives_root and path.is_relative_to(self.negatives_root))
         )
 
     @property

@@ -33,8 +33,9 @@ from train.data.dataset import (
 from train.data.splits import limit_per_class, split_train
 from train.data.synthetic import SYNTHETIC_MARKER
 
-# Files that operating systems create. Names that start with a dot are ignored as well.
-SYSTEM_FILES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx"}
+# Files and folders of operating systems and network drives. Names that start with a dot are ignored as well.
+SYSTEM_NAMES = {"thumbs.db", "desktop.ini", "icon\r", "__macosx", "$recycle.bin", "system volume information"}
+SYSTEM_NAMES |= {"lost+found", "@eadir", "#recycle"}
 
 ClassFolders = list[tuple[Path, str]]  # folders and their labels
 
@@ -48,13 +49,14 @@ def find_photos(
     limit: int | None = None,
     none: Path | None = None,
     negatives: bool = True,
+    validate: bool = True,
 ) -> Dataset:
     """Read the folder `root` into a Dataset.
 
     `limit` is the number of photos per class, and of negatives, in each split that has a folder.
     train/data/splits.py describes how photos are assigned to splits. Negatives are in the class folders named
     "none" in any case, or else in the folder `none` and its subfolders (without it: a folder "none" beside
-    train/); `negatives=False` leaves them out.
+    train/); `negatives=False` leaves them out. `validate=False` accepts classes without training photos.
     Raises PhotosError if the folder cannot be trained on: a wrong path, fewer than two classes, an empty
     class, a class name that a model file cannot hold, the same photo in two split folders; or if a folder of
     negatives has no photo.
@@ -62,6 +64,7 @@ def find_photos(
     root = Path(root)
     _check_is_folder(root, "give a folder with one folder of photos per class")
     split_folders, left_out = _split_folders(root)
+    _check_train_has_classes(root, split_folders)
     folders = {split: _class_folders(folder, none) for split, folder in split_folders.items()}
     _check_splits_have_classes(split_folders, folders)
     beside = _none_beside_splits(root, split_folders) if none is None else None
@@ -87,17 +90,16 @@ def find_photos(
         candidates = limit_per_class(candidates, limit, split_seed)
     photos = split_train(photos, missing, split_seed)
     candidates = split_train(candidates, shares if none else missing, split_seed)
-    return validated(
-        Dataset(
-            root.resolve(),
-            tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE_LABEL})),
-            tuple(sorted(photos, key=lambda photo: photo.path)),
-            tuple(sorted(left_out, key=lambda item: item.path)),
-            os.path.exists(root / SYNTHETIC_MARKER),
-            tuple(sorted(candidates, key=lambda photo: photo.path)),
-            none.resolve() if none else None,
-        )
+    dataset = Dataset(
+        root.resolve(),
+        tuple(sorted({photo.label for photo in found if photo.split == "train"} - {NONE_LABEL})),
+        tuple(sorted(photos, key=lambda photo: photo.path)),
+        tuple(sorted(left_out, key=lambda item: item.path)),
+        os.path.exists(root / SYNTHETIC_MARKER),
+        tuple(sorted(candidates, key=lambda photo: photo.path)),
+        none.resolve() if none else None,
     )
+    return validated(dataset) if validate else dataset
 
 
 def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float], seed: int) -> Dataset:
@@ -124,6 +126,19 @@ def read_class_folders(folder: Path, split: str, remedy: str) -> tuple[list[Phot
     if not class_folders or _split_folders(folder)[0]["train"] != folder:
         raise PhotosError(f"{folder}: does not hold class folders; {remedy}")
     return _read_split(folder, folder, class_folders, split)
+
+
+def _check_train_has_classes(root: Path, split_folders: Mapping[str, Path]) -> None:
+    """Raise PhotosError if test/ or val/ holds class folders and train/ does not, or has another name."""
+    if split_folders["train"] != root:
+        return
+    for folder in _subfolders(root):
+        split = SPLIT_NAMES.get(folder.name.lower(), "train")
+        if split != "train" and any(_holds_pictures(inside) for inside in _subfolders(folder)):
+            raise PhotosError(
+                f"{root}: {folder.name}/ holds class folders, but no folder train/ does; name the folder of "
+                f"the training photos train/, or rename {folder.name}/ if it is a class"
+            )
 
 
 def _check_splits_have_classes(
@@ -181,7 +196,8 @@ def _check_is_folder(root: Path, remedy: str) -> None:
 def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
     """The folders of the splits in `root`. Without split folders, `root` itself is the training split.
 
-    A class may be called "train" too: train/ is a split only if it holds folders and no picture.
+    A class may be called "train" too: train/ is a split only if it holds folders, and no picture unless val/
+    or test/ is beside it.
     """
     by_split: dict[str, list[Path]] = defaultdict(list)
     others: list[Path] = []
@@ -192,7 +208,7 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[LeftOut]]:
         elif folder.name.casefold() != NONE_LABEL:
             others.append(folder)
     train = by_split["train"][0] if "train" in by_split else None
-    if train is None or not _subfolders(train) or _holds_pictures(train):
+    if train is None or not _subfolders(train) or (len(by_split) == 1 and _holds_pictures(train)):
         return {"train": root}, []
     for folders in by_split.values():
         if len(folders) > 1:
@@ -251,11 +267,12 @@ def _class_folders(folder: Path, none: Path | None) -> ClassFolders:
 def _read_split(
     root: Path, folder: Path, class_folders: Sequence[tuple[Path, str]], split: str
 ) -> tuple[list[Photo], list[LeftOut]]:
-    """The hashed pictures in the class folders of `folder`, and the files that are not pictures."""
+    """The hashed pictures in the class folders of `folder`, and the files that are not used."""
     pictures: list[tuple[Path, str]] = []
-    left_out: list[LeftOut] = []
+    loose = [path for path in _visible(folder) if folder != root and _is_picture(path)]
+    left_out = [LeftOut(path.relative_to(root).as_posix(), "is not in a class folder") for path in loose]
     for class_folder, label in class_folders:
-        before = len(pictures)
+        before, left_out_before = len(pictures), len(left_out)
         for path in _files(class_folder, (root, folder)):
             if _is_picture(path):
                 pictures.append((path, label))
@@ -263,7 +280,9 @@ def _read_split(
                 left_out.append(LeftOut(path.relative_to(root).as_posix(), _not_a_picture(path)))
         if len(pictures) == before:
             kind = "class folder" if label != NONE_LABEL else "folder of photos of none of the classes"
-            raise PhotosError(f"{class_folder}: no photo in this {kind}; add some or remove the folder")
+            others = left_out[left_out_before:]
+            why = f", and {others[0].path} {others[0].reason}" if others else ""
+            raise PhotosError(f"{class_folder}: no photo in this {kind}{why}; add some or remove the folder")
     photos, unreadable_files = _hash_pictures(
         [(path, path.relative_to(root).as_posix(), label) for path, label in pictures], split
     )
@@ -378,7 +397,7 @@ def _visible(folder: Path) -> list[Path]:
     except OSError as error:
         raise _unreadable(folder, error) from None
     return [
-        path for path in entries if not path.name.startswith(".") and path.name.lower() not in SYSTEM_FILES
+        path for path in entries if not path.name.startswith(".") and path.name.lower() not in SYSTEM_NAMES
     ]
 
 

@@ -31,9 +31,9 @@ def write_manifest(dataset: Dataset, folder: Path) -> None:
     on the machine.
     """
     folders = {
+        OUTSIDE_PREFIX: dataset.negatives_root,  # may be inside the folder of --add
         ADDED_PREFIX: dataset.added_root,
         DEFAULT_PREFIX: default_negatives_folder(),
-        OUTSIDE_PREFIX: dataset.negatives_root,
     }
     photos = (
         (_portable_path(photo.path, folders), photo.label, photo.split, photo.sha256)

@@ -67,8 +67,8 @@ class Pair:
 
 
 def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[Dataset, list[Pair]]:
-    """The data set and its pairs that stand out, which are printed too; `action` is a choice of
-    --near-duplicates.
+    """The data set and its pairs of photos of classes that stand out, which are printed too; `action` is a
+    choice of --near-duplicates.
 
     "drop" removes one photo of each pair in different splits, "report" removes none, "ignore" skips the
     search. "drop" and "report" remove negatives that are near-duplicates of a photo of a class. Raises
@@ -78,16 +78,24 @@ def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[D
         return dataset, []
     alike = near_duplicates(dataset, cache)
     pairs = [pair for pair in alike if pair.stands_out]
-    dataset = _without_negatives(dataset, [pair for pair in pairs if _is_negative(pair)])
+    dataset = _without_negatives(dataset, pairs, "--near-duplicates ignore")
     between_classes = [pair for pair in pairs if not _is_negative(pair)]
     _print_pairs(dataset, between_classes, action)
     _print_usual(len(alike) - len(pairs))
     if action == "report":
-        return dataset, pairs
+        return dataset, between_classes
     try:
-        return dataset.without(_dropped(between_classes)), pairs
+        return dataset.without(_dropped(between_classes)), between_classes
     except PhotosError as error:
         raise PhotosError(f"{error}, or use --near-duplicates report, which keeps both photos") from None
+
+
+def without_near_duplicate_negatives(dataset: Dataset, cache: Path) -> Dataset:
+    """The data set without the negatives that are near-duplicates of a photo of a class, which are printed.
+
+    Raises UserError as `check_near_duplicates`.
+    """
+    return _without_negatives(dataset, [pair for pair in near_duplicates(dataset, cache) if pair.stands_out])
 
 
 def near_duplicates(dataset: Dataset, cache: Path, max_distance: int = MAX_DISTANCE) -> list[Pair]:
@@ -277,27 +285,30 @@ def _is_negative(pair: Pair) -> bool:
     return NONE_LABEL in (pair.photo.label, pair.other.label)
 
 
-def _without_negatives(dataset: Dataset, pairs: Sequence[Pair]) -> Dataset:
-    """The data set without the negatives in `pairs` with photos of classes; prints them."""
-    if not pairs:
-        return dataset
+def _without_negatives(dataset: Dataset, pairs: Iterable[Pair], keeping: str = "") -> Dataset:
+    """The data set without the negatives in `pairs`, which are printed; the flag `keeping` keeps them."""
     reasons: dict[str, str] = {}
-    for pair in pairs:
+    found = [pair for pair in pairs if _is_negative(pair)]
+    for pair in found:
         negative, other = (
             (pair.photo, pair.other) if pair.photo.label == NONE_LABEL else (pair.other, pair.photo)
         )
         text = f"is a near-duplicate of {printable(other.path)}, so it does not show none of the classes"
         reasons.setdefault(negative.path, text)
+    if not found:
+        return dataset
+    keeps = f"; {keeping} keeps it" if keeping else ""
     print(
-        f"near-duplicates: {_count(pairs)} of a photo of a class and one of none of the classes, which is "
-        "left out; --near-duplicates ignore keeps it"
+        f"near-duplicates: {_count(found)} of a photo of a class and one of none of the classes, which is "
+        f"left out{keeps}"
     )
-    _print_first(pairs)
+    _print_first(found, "left_out.csv")
     fewer = dataset.without(LeftOut(path, reason) for path, reason in reasons.items())
     if not fewer.negatives:
+        or_keep = f", or use {keeping}, which keeps them" if keeping else ""
         raise PhotosError(
-            "every photo of none of the classes is a near-duplicate of a photo of a class; replace them, or "
-            "use --near-duplicates ignore, which keeps them"
+            "every photo of none of the classes is a near-duplicate of a photo of a class; replace them"
+            f"{or_keep}"
         )
     return fewer
 
@@ -350,11 +361,11 @@ def _print_usual(count: int) -> None:
         )
 
 
-def _print_first(pairs: Sequence[Pair]) -> None:
+def _print_first(pairs: Sequence[Pair], table: str = "near_duplicates.csv") -> None:
     for pair in pairs[:SHOWN]:
         print(printable(f"near-duplicates: {pair.photo.path} and {pair.other.path}"))
     if len(pairs) > SHOWN:
-        print(f"near-duplicates: {len(pairs) - SHOWN:,} more; near_duplicates.csv lists all")
+        print(f"near-duplicates: {len(pairs) - SHOWN:,} more; {table} lists all")
 
 
 def _count(pairs: Sequence[Pair]) -> str:

@@ -95,10 +95,16 @@ class FeatureStore:
         try:
             for row, file in enumerate(files):
                 read[row] = np.load(file, mmap_mode="r")[columns]
+        except FileNotFoundError:
+            raise UserError(
+                f"cache {file}: was deleted during this run; the same command with --resume continues"
+            ) from None
         except OSError as error:
             raise CacheError(file, error) from None
         except ValueError:  # the file has the right size but other content
-            raise UserError(f"cache {file.parents[1]}: {file.name} is damaged; delete the folder") from None
+            raise UserError(
+                f"cache {file}: is damaged; delete this file, then the same command with --resume continues"
+            ) from None
         return read
 
 

@@ -52,6 +52,33 @@ def test_added_photos_go_to_train_only(
     )
 
 
+def test_added_photos_may_be_the_only_training_photos_of_a_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = put(
+        tmp_path / "photos",
+        *(f"{split}/{label}/{split}.jpg" for split in ("train", "test") for label in "ab"),
+    )
+    put(root, "test/c/test c.jpg")
+    with pytest.raises(PhotosError, match="class c is in test/ but not in train/"):
+        find_photos(root)
+    added = add_photos(find_photos(root, validate=False), put(tmp_path / "taught", "c/new.jpg"))
+    assert [photo.split for photo in added.photos if photo.label == "c"] == ["train", "test"]
+    assert "is not measured" not in capsys.readouterr().out
+    with pytest.raises(PhotosError, match="class c is in test/ but not in train/"):
+        add_photos(find_photos(root, validate=False), put(tmp_path / "other", "a/new.jpg"))
+
+
+def test_negatives_in_a_folder_inside_the_added_one_are_not_added(tmp_path: Path) -> None:
+    root = put(tmp_path / "photos", *(f"{label}/{number}.jpg" for label in "ab" for number in range(20)))
+    taught = put(tmp_path / "taught", "a/new.jpg", *(f"none/none {number}.jpg" for number in range(20)))
+    added = add_photos(find_photos(root, none=taught / "none"), taught)
+    assert [Path(photo.path) for photo in added.added] == [taught / "a/new.jpg"]
+    write_manifest(added, tmp_path)
+    read = read_manifest(tmp_path, root, added.classes, False, added.negatives_root, added.added_root)
+    assert read == added
+
+
 def test_an_encoded_folder_name_is_decoded(dataset: Dataset, tmp_path: Path) -> None:
     added = add_photos(dataset, put(tmp_path / "taught", "cat%2Fdog/new.jpg"))
     assert added.classes == ("a", "b", "cat/dog")

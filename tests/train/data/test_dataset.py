@@ -109,6 +109,15 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     )
 
 
+def test_pictures_beside_the_class_folders_of_a_split_are_left_out(tmp_path: Path) -> None:
+    many(tmp_path / "train")
+    put(tmp_path, "train/loose.jpg", "test/a/1.jpg", "test/b/2.jpg", "test/loose.png")
+    dataset = find_photos(tmp_path)
+    assert dataset.classes == ("a", "b") and paths(dataset, "test") == {"test/a/1.jpg", "test/b/2.jpg"}
+    reason = "is not in a class folder"
+    assert dataset.left_out == (LeftOut("test/loose.png", reason), LeftOut("train/loose.jpg", reason))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_few_photos_leave_one_to_train_on(tmp_path: Path, count: int) -> None:
     dataset = find_photos(many(tmp_path, count=count))
@@ -130,6 +139,8 @@ def test_limit_is_per_class_and_split_folder(tmp_path: Path) -> None:
 def test_system_files_are_ignored_and_other_files_are_listed(tmp_path: Path) -> None:
     many(tmp_path, count=3)
     put(tmp_path, "a/.DS_Store", "a/._1.jpg", "a/Thumbs.db", ".git/x.jpg", "a/film.mov", "readme.jpg")
+    put(tmp_path, "a/@eaDir/1.jpg", "$RECYCLE.BIN/2.jpg", "lost+found/3.jpg", "#recycle/4.jpg")
+    (tmp_path / "System Volume Information").mkdir()
     dataset = find_photos(tmp_path)
     assert len(dataset.photos) == 6
     assert dataset.left_out == (LeftOut("a/film.mov", "is not a picture by its file name"),)
@@ -220,11 +231,19 @@ def test_a_folder_none_beside_one_in_a_split_is_reported(tmp_path: Path) -> None
         (("1.jpg", "2.jpg"), "no class.*at least 2"),
         (("a/1.jpg",), "found a, .*at least 2"),
         (("a/1.jpg", "b/.hidden.jpg"), "b: no photo in this class folder"),
-        (("a/1.jpg", "b/notes.txt"), "b: no photo in this class folder"),
+        (
+            ("a/1.jpg", "b/1.CR2", "b/2.NEF"),
+            r"b: no photo in this class folder, and b/1\.CR2 is not a picture by its file name; add some",
+        ),
         (("train/a/1.jpg", "train/b/2.jpg", "test/c/3.jpg"), "class c is in test/ but not in train/"),
         (
             ("train/a/1.jpg", "train/b/2.jpg", "test/3.jpg"),
             "test: holds no class folders; move .* test/CLASS",
+        ),
+        (("images/a/1.jpg", "images/b/2.jpg", "test/a/3.jpg"), "test/ holds class folders, but no folder tr"),
+        (
+            ("train/1.jpg", "valid/a/2.jpg", "valid/b/3.jpg"),
+            "valid/ holds class folders, but no folder train",
         ),
     ],
 )

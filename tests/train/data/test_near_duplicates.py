@@ -193,8 +193,8 @@ def test_negatives_near_a_photo_of_a_class_are_left_out(
         Image.fromarray(noise).save(root / "none" / f"{name}.jpg", quality=90 if name == "frame" else 80)
     dataset = find_photos(root, val_share=0.3, test_share=0)
     for action in ("report", "drop"):
-        kept, _ = check_near_duplicates(dataset, tmp_path / "cache", action)
-        assert kept.photos == dataset.photos
+        kept, pairs = check_near_duplicates(dataset, tmp_path / "cache", action)
+        assert kept.photos == dataset.photos and pairs == [], "the report asks nothing about these pairs"
         # The two frames are near-duplicates of each other, as frames of one scene are.
         assert [photo.path for photo in kept.negatives] == ["none/composited.jpg", "none/frame.jpg"]
         assert all(item.path.startswith("none/copy") for item in kept.left_out)

@@ -360,6 +360,17 @@ def test_unbalanced_classes_and_synthetic_photos_are_mentioned(tmp_path: Path) -
     assert "--class-weight balanced helps" in page.text
 
 
+def test_the_photos_of_each_split_and_of_a_limit_are_described(tmp_path: Path) -> None:
+    whole, part = made_up("ab", 9, 3, 3), made_up("ab", 9, 0, 0)
+    text = report(tmp_path / "a.html", whole, all_right(whole)).text
+    assert "its best epoch is chosen on val. test measures its accuracy." in text
+    assert "No file: all files in the class folders were used." in text
+    none = {"val": np.zeros((0, 2)), "test": np.zeros((0, 2))}
+    text = report(tmp_path / "b.html", part, none, limit=9).text
+    assert "its best epoch is chosen on train. There are no test photos." in text
+    assert "can be used, and --limit 9 took a part of them." in text
+
+
 @pytest.mark.parametrize(
     ("choice", "advice"),
     [("report", "drop removes one of each pair"), ("drop", "the photo in test was kept")],
