@@ -41,7 +41,7 @@ setup: .venv/installed  ## install everything into .venv (3.4 GB)
 
 # "compat" keeps the editable install a plain path: the default finder loses to any folder named train/ in the working directory.
 .venv/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 10) <= v < (3, 14) or sys.exit("error: Python %d.%d found, but TensorFlow needs 3.10 to 3.13; install python3.11 or run make PYTHON=/path/to/python3.11" % v[:2])'
+	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("error: Python %d.%d found, but training needs 3.11 to 3.13; install python3.11 or run make PYTHON=/path/to/python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --config-settings editable_mode=compat -e '.[train,export,tflite,heic,test]'
 	@touch $@

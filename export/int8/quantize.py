@@ -134,7 +134,7 @@ def with_weights(model: keras.Model, quantized: Quantized) -> keras.Model:
         output = layer(*args, **kwargs)
         if isinstance(layer, keras.layers.GlobalAveragePooling2D):
             source = args[0]._keras_history.operation.name
-            if (factor := factors.get(source, np.ones(1))).ptp():  # factors of 1 change nothing
+            if np.ptp(factor := factors.get(source, np.ones(1))):  # factors of 1 change nothing
                 return keras.layers.Rescaling(factor.tolist(), name=f"{layer.name}_factors")(output)
         return output
 
