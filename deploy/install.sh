@@ -123,11 +123,12 @@ unsupported_reason() {
 check_source() {
     local extra
     [ -f "$from" ] || [ -f "$from/pyproject.toml" ] || fail "$from is neither a wheel nor a clone of vgg-edge: see --from"
+    extras=${extras//[[:space:]]/}
     [ -n "$extras" ] || fail "--extras is empty: see --help"
     for extra in ${extras//,/ }; do
         case $extra in
             litert | onnx | camera | mqtt | web | heic | verify) ;;
-            *) fail "--extras: $extra is none of litert, onnx, camera, mqtt, web, heic and verify" ;;
+            *) fail "--extras: $extra is none of litert, onnx, camera, mqtt, web, heic and verify, with commas between" ;;
         esac
     done
 }

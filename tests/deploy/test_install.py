@@ -120,7 +120,7 @@ def test_a_wheel_replaces_an_installed_wheel_of_the_same_version(tmp_path: Path)
     [
         ((), {"numpy", "pillow", "setuptools", "ai-edge-litert", "av", "uvicorn"}),
         (("--extras", "onnx,verify"), {"numpy", "pillow", "setuptools", "onnxruntime", "cryptography"}),
-        (("--extras", "onnx,mqtt"), {"numpy", "pillow", "setuptools", "onnxruntime", "paho-mqtt"}),
+        (("--extras", "onnx, mqtt"), {"numpy", "pillow", "setuptools", "onnxruntime", "paho-mqtt"}),
         (("--picamera2",), {"pillow", "setuptools", "ai-edge-litert", "av", "uvicorn"}),
     ],
 )
@@ -180,6 +180,7 @@ def test_a_second_run_keeps_picamera2_and_replaces_an_empty_token(machine: Machi
         (BOOKWORM, "arm64", ("--extras",), "--extras"),
         (BOOKWORM, "arm64", ("--extras", "litert,train"), "train"),
         (BOOKWORM, "arm64", ("--extras", "(.*)"), "(.*)"),
+        (BOOKWORM, "arm64", ("--extras", "litert web"), "with commas between"),
         (BOOKWORM, "arm64", ("--frobnicate",), "--frobnicate"),
     ],
 )

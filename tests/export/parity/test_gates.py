@@ -41,6 +41,8 @@ from tests.export.parity.results import RESULT
         ("int8", {"n": 40, "known_disagreements": 1}, {"n": 40, "known_disagreements": 2}, "limit 1"),
         ("full_int8", {"disagreements": 5}, {"disagreements": 6}, "98.8% is under 99.0%"),
         ("full_int8", {"p99_dp": 0.06}, {"p99_dp": 0.061}, "99th percentile"),
+        ("full_int8", {"max_dp": 0.25}, {"max_dp": 0.251}, "max"),
+        ("full_int8", {"top1": 0.89}, {"top1": 0.888}, "top-1"),
         ("full_int8", {"known_disagreements": 5}, {"known_disagreements": 6}, "6 of 500 .*limit 5"),
         ("full_int8", {"max_dfeatures": 0.2}, {"max_dfeatures": 0.21}, "features differ"),
         ("float16 arithmetic", {"max_dp": 0.05}, {"max_dp": 0.051}, r"max \|Δp\|"),

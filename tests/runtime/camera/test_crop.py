@@ -36,7 +36,7 @@ def test_a_region_of_any_frame_has_pixels_and_is_inside(size: tuple[int, int], t
     "text",
     [
         *("", "0,0,1", "0,0,1,1,1", "a,b,c,d", "0.5,0,0.6,1", "0,0,0.01,1", "0,0,0,0", "-0.1,0,1,1"),
-        *("nan,0,1,1", "inf,0,1,1", "100,100,640,480", "0,0,1e999,1"),
+        *("0,0.5,1,0.6", "nan,0,1,1", "inf,0,1,1", "100,100,640,480", "0,0,1e999,1"),
     ],
 )
 def test_a_text_that_is_no_region_is_one_line(text: str) -> None:

@@ -146,13 +146,21 @@ def test_pages_of_other_sites_cannot_post(service: Client, red_jpeg: bytes) -> N
     assert service.classify(red_jpeg, Origin="http://evil.example")[0] == 403
     assert service.classify(red_jpeg, Origin="null")[0] == 403
     assert service.classify(red_jpeg, Origin=service.url)[0] == 200
+    assert service.classify(red_jpeg, **{"Sec-Fetch-Site": "cross-site"})[0] == 403
+    assert service.classify(red_jpeg, **{"Sec-Fetch-Site": "same-origin"})[0] == 200
 
 
 def test_every_answer_carries_the_security_headers(service: Client) -> None:
     for path in ("/", "/page.js", "/status", "/nowhere"):
         headers = service.request("GET", path)[1]
-        assert "default-src 'none'" in headers["content-security-policy"]
+        policy = headers["content-security-policy"]
+        for directive in ("default-src", "form-action", "base-uri", "frame-ancestors"):
+            assert f"{directive} 'self'" in policy or f"{directive} 'none'" in policy
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        for name in ("cross-origin-resource-policy", "cross-origin-opener-policy"):
+            assert headers[name] == "same-origin"
+        assert headers["permissions-policy"] == "camera=(), microphone=(), geolocation=()"
         assert "server" not in headers
 
 
