@@ -128,7 +128,7 @@ check_source() {
     for extra in ${extras//,/ }; do
         case $extra in
             litert | onnx | camera | mqtt | web | heic | verify) ;;
-            *) fail "--extras: $extra is none of litert, onnx, camera, mqtt, web, heic and verify, with commas between" ;;
+            *) fail "--extras: $extra is unknown: choose from litert, onnx, camera, mqtt, web, heic and verify, separated by commas" ;;
         esac
     done
 }

@@ -157,7 +157,7 @@ def _lost_labels(folder: Path, state: LearnedState) -> list[str]:
         before = read_state(folder)
     labels, left = set(before.photos.values() if before else ()), set(state.photos.values())
     lost = sorted(label for label in labels if find_label(label, left) is None)
-    return [f"no photo of {', '.join(lost)} is left: what it taught is gone"] if lost else []
+    return [f"no photo of {', '.join(lost)} is left, so it is no longer learned"] if lost else []
 
 
 def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:

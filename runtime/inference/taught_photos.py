@@ -212,7 +212,7 @@ class TaughtPhotos:
         return True
 
     def _choose_excess(self, byte_count: int) -> list[TaughtPhoto] | None:
-        """Returns the photos to delete so that one more of `byte_count` bytes fits; with 0, there is none.
+        """Returns the photos to delete so that a new photo of `byte_count` bytes fits; 0 means no new photo.
 
         None if deleting all photos would not be enough.
         """

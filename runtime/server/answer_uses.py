@@ -49,7 +49,7 @@ def open_answer_uses(
 
     Frames and photos are saved. Published are the answers of the camera, or of the photos if there is none.
     `every` is the value of --every in seconds. `camera_problem` returns one line while the camera's last
-    answer is not current, else ""; it is None if there is no camera.
+    answer is not current, and "" otherwise. It is None without a camera.
     """
 
     def diagnostics() -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Learner:
         return dict(await self._change(self._undo))
 
     async def forget(self) -> None:
-        """Removes what was learned and the named pictures. Raises as `learn`."""
+        """Deletes the learned state and the named pictures. Raises what `learn` raises."""
         await self._change(lambda: reset(self._folder()))
 
     async def follow_model(self) -> None:

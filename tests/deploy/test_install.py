@@ -180,7 +180,7 @@ def test_a_second_run_keeps_picamera2_and_replaces_an_empty_token(machine: Machi
         (BOOKWORM, "arm64", ("--extras",), "--extras"),
         (BOOKWORM, "arm64", ("--extras", "litert,train"), "train"),
         (BOOKWORM, "arm64", ("--extras", "(.*)"), "(.*)"),
-        (BOOKWORM, "arm64", ("--extras", "litert web"), "with commas between"),
+        (BOOKWORM, "arm64", ("--extras", "litert web"), "separated by commas"),
         (BOOKWORM, "arm64", ("--frobnicate",), "--frobnicate"),
     ],
 )
