@@ -42,7 +42,14 @@ from train.learning_curve import learning_curve
 from train.logs import TrainingLogger
 from train.network.heads import build_classifier
 from train.network.vgg import Weights, read_weights
-from train.run_writer import RunContents, checkpoint_dir, package_versions, print_run, write_run
+from train.run_writer import (
+    RunContents,
+    checkpoint_dir,
+    keeps_existing_run,
+    package_versions,
+    print_run,
+    write_run,
+)
 from train.train_head import TrainedHead, train_head
 
 # TensorFlow warns about models that are built more than once, which every stage here does.
@@ -111,8 +118,7 @@ def train(config: TrainConfig, inputs: Inputs) -> int:
     code = EXIT_INTERRUPTED if trained.interrupted else 0
     if shard.process:  # process 0 alone writes the run
         return code
-    if trained.interrupted and config.out.exists():
-        print(printable(f"stopped: {config.out} is unchanged; the same command with --resume continues"))
+    if trained.interrupted and keeps_existing_run(config.out):
         return code
     evaluation = evaluate(config, extracted, trained)
     contents = run_contents(config, inputs, extracted, trained, evaluation, compute)

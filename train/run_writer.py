@@ -85,6 +85,13 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
     return replaces
 
 
+def keeps_existing_run(out: Path) -> bool:
+    """Whether a run exists at `out`, which a command that Ctrl-C stopped must not replace; prints this."""
+    if out.exists():
+        print(printable(f"stopped: {out} is unchanged; the same command with --resume continues"))
+    return out.exists()
+
+
 @contextmanager
 def lock_output(out: Path) -> Iterator[None]:
     """Keeps other commands from writing to `out`. Raises RunError when one does, or `out` has no name."""

@@ -48,7 +48,7 @@ from train.network.heads import build_classifier
 from train.network.vgg import CONVOLUTIONS, POOLS, Weights
 from train.progress import Progress
 from train.run import Run
-from train.run_writer import RunContents, package_versions, print_run, write_run
+from train.run_writer import RunContents, keeps_existing_run, package_versions, print_run, write_run
 from train.settings import RECIPES, Settings
 from train.train_head import TrainedHead, train_head
 from train.trainer import Stage, with_negatives
@@ -97,8 +97,7 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     student = train_student_head(inputs.run, weights, outputs, settings, cache, logger)
     if settings.epochs and not student.interrupted:
         student = distill_student(inputs.run, student, outputs, settings, cache, logger)
-    if student.interrupted and inputs.out.exists():
-        print(printable(f"stopped: {inputs.out} is unchanged; the same command with --resume continues"))
+    if student.interrupted and keeps_existing_run(inputs.out):
         return EXIT_INTERRUPTED
     evaluation = evaluate_student(inputs.run, student, outputs, settings)
     contents = run_contents(inputs, teacher, shape, student, outputs, settings, evaluation)
