@@ -242,6 +242,34 @@ def test_photos_leave_the_tray(chrome: Chrome, make_scene_model: MakeFolder, tmp
         chrome.get("about:blank")
 
 
+DELAY_DELETE = """
+    const { fetch } = window;
+    window.fetch = async (address, options) => {
+      const answer = await fetch(address, options);
+      if (options?.method === "DELETE") await new Promise((resolve) => { window.release = resolve; });
+      return answer;
+    };
+"""
+
+
+def test_the_focus_moves_to_the_neighbour_of_a_photo_that_a_list_has_removed(
+    chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path
+) -> None:
+    """The page lists the tray for /status, before it has the answer to the removal."""
+    scene = sorted(save_pictures(scene_pictures(3, seed=1), tmp_path / "scene").iterdir())
+    with serve_in_thread(make_scene_model(tmp_path / "quarters"), classifier_options=ADAPTING) as service:
+        for photo in scene:
+            service.request("POST", "/none", photo.read_bytes())
+        chrome.get(service.url)
+        wait_for(lambda: text(chrome, "#tray-count") == "3 photos")
+        chrome.execute_script(DELAY_DELETE)
+        press(chrome, "#tray-photos li:nth-child(2) button")
+        wait_for(lambda: text(chrome, "#tray-count") == "2 photos")
+        chrome.execute_script("release()")
+        wait_for(lambda: focused_label(chrome).startswith("Remove the photo"))
+        chrome.get("about:blank")
+
+
 def test_a_refused_adaptation_is_explained(
     chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
