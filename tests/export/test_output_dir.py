@@ -37,7 +37,7 @@ def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
 
     def read() -> None:
         while not done.is_set():
-            for place in (folder, old, folder):
+            for place in (folder, old) * 10:  # each swap may come between two of them
                 try:
                     descriptor = os.open(place, os.O_RDONLY)
                 except FileNotFoundError:
@@ -51,15 +51,18 @@ def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    for _ in range(60):
-        replace_dir(NEW, folder)
-        replace_dir(OLD, folder)
-    done.set()
-    reader.join()
+    swaps = 0
+    try:
+        while swaps < 60 or not {frozenset(OLD), frozenset(NEW)} <= seen:
+            replace_dir(NEW, folder)
+            replace_dir(OLD, folder)
+            swaps += 1
+    finally:
+        done.set()
+        reader.join()
     assert wrong == []
     # A folder that is being removed can look emptier, which runtime/model_file detects with its index.
     assert all(names <= frozenset(OLD) or names <= frozenset(NEW) for names in seen)
-    assert {frozenset(OLD), frozenset(NEW)} <= seen
 
 
 @pytest.mark.parametrize("step", ["write", "first rename", "second rename"])

@@ -64,7 +64,7 @@ contract.parse_json = with_endless_loop
 @pytest.mark.parametrize("name", PLANTED)
 def test_a_planted_failure_is_found(name: str, tmp_path: Path) -> None:
     planted, report = PLANTED[name]
-    result = run_target(name, tmp_path, 60, [sys.executable, "-c", SETUP + planted + RUN, name])
+    result = run_target(name, tmp_path, 300, [sys.executable, "-c", SETUP + planted + RUN, name])
     assert report in result.failure, result.log.read_text(errors="replace")[-3000:]
     assert list((tmp_path / "found").glob(f"{name}-*-*")), "the failing input is not kept"
 

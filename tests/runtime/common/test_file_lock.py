@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime.common.file_lock import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     Path(sys.argv[2]).touch()
-    time.sleep(60)
+    time.sleep(1000)
 """
 
 
