@@ -6,9 +6,9 @@
 2,624 electroluminescence pictures of 300x300 pixels (CC BY-NC-SA 4.0, for measuring only; they stay in WORK).
 As in Deitsch et al., "Automatic classification of defective photovoltaic module cells in electroluminescence
 images", 2019, a cell with a probability of a defect over 0.5 is defective, and a quarter of the cells of each
-type and probability is for testing. Their choice of cells is not published, so this one is random. WORK
-keeps the runs: the same command continues after an interruption. This takes about 2 hours on 2 cores, by an
-estimate.
+type and probability is for testing. Their choice of cells is not published, so this one is random. The
+compression has the short budget of benchmarks/leave_one_out.py. WORK keeps the runs: the same command
+continues after an interruption. This takes about an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.complete_folder import complete_folder, complete_run
-from benchmarks.leave_one_out import export_int8
+from benchmarks.leave_one_out import COMPRESS_FLAGS, export_int8
 from benchmarks.machine import describe_machine
 from runtime.model_file.index import read_index
 from train.__main__ import main as train
@@ -85,7 +85,7 @@ def make_runs(photos: Path, work: Path) -> dict[str, Path]:
     """The run folders by the name of the network; trains those that are not there."""
     default = complete_run(work / "run", train, str(photos))
     block5 = complete_run(work / "block5", train, str(photos), "--fine-tune", "block5")
-    compressed = complete_run(work / "compressed", compress, str(block5))
+    compressed = complete_run(work / "compressed", compress, str(block5), *COMPRESS_FLAGS)
     return {"default": default, "--fine-tune block5": block5, COMPRESSED: compressed}
 
 
