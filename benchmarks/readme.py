@@ -110,7 +110,6 @@ def results_table() -> str:
         ("distilled", 10): ("**vgg-edge**: VGG16, fine-tuned, compressed 10 times", RELEASED),
         ("distilled", 30): ("**vgg-edge, small**: the same, compressed 30 times", SMALL),
         ("EfficientNet-Lite0, fine-tuned", None): ("EfficientNet-Lite0, fine-tuned", None),
-        ("MobileNetV2, fine-tuned", None): ("MobileNetV2, fine-tuned", None),
         ("uncompressed", 1): ("VGG16, fine-tuned, not compressed", None),
     }
     lines = ["| model | top-1 | GMAC | MB | LiteRT | ONNX Runtime |", "|---|---|---|---|---|---|"]
