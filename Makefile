@@ -72,7 +72,7 @@ test-arm64: setup  ## the runtime on emulated 64-bit Arm, as on Raspberry Pi 3, 
 
 debian:  ## install the Debian packages that the tests need (as root)
 	apt-get update -qq
-	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck chromium chromium-driver mosquitto openssl
+	apt-get install -y -qq --no-install-recommends python3-venv systemd systemd-container qemu-user-static shellcheck chromium chromium-driver mosquitto openssl g++
 	@command -v npm >/dev/null || apt-get install -y -qq --no-install-recommends npm
 
 accuracy: photos setup  ## the accuracy and parity tests on real photos (VGG_EDGE_PHOTOS; 20 minutes)

@@ -16,7 +16,7 @@ from threading import Thread
 from typing import IO, Any
 
 from runtime.server.routes import STATIC
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT
 
 OPENAPI = json.loads((STATIC / "openapi.json").read_text(encoding="utf-8"))
 OWN_VARIABLES = ("VGG_EDGE_TOKEN", "VGG_EDGE_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC")
@@ -36,7 +36,7 @@ class Client:
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
         """Status, headers and body of the answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request(method, path, body, headers or {}, encode_chunked=True)
             answer = connection.getresponse()
@@ -62,6 +62,11 @@ class Client:
     def status(self) -> dict[str, Any]:
         fields: dict[str, Any] = json.loads(self.request("GET", "/status")[2])
         return fields
+
+    def live(self) -> dict[str, Any]:
+        """The prediction of the camera's newest frame; {} if there is none."""
+        text = self.request("GET", "/live.jpg")[1]["prediction"]
+        return json.loads(text) if text else {}
 
     def metric(self, name: str) -> float:
         """The value of the metric vgg_edge_NAME; 0 if it is not listed."""
@@ -133,7 +138,7 @@ def serve_in_thread(model: Path, **config: Any) -> Iterator[Client]:
             yield client
         finally:
             server.stop()
-            thread.join(10)
+            thread.join(PATIENCE)
             assert not thread.is_alive()
 
 

@@ -35,7 +35,6 @@ from train.data.augment import negative_view_count, read_view, view_count
 from train.data.class_weights import NEGATIVE
 from train.data.dataset import SPLITS, Dataset, LeftOut, Photo, PhotosError, read_verified
 from train.data.find_photos import with_negatives_of
-from train.data.near_duplicates import without_near_duplicate_negatives
 from train.data.negatives import (
     add_default_negatives,
     default_rows,
@@ -159,6 +158,8 @@ def choose_negatives(run: Run, none: Path | None) -> Dataset:
         dataset = with_negatives_of(dataset, none, shares, seed)
         dataset = _without_unreadable(dataset, none)
         if settings.get("near_duplicates") != "ignore":
+            from train.data.near_duplicates import without_near_duplicate_negatives  # late: imagehash
+
             dataset = without_near_duplicate_negatives(dataset, cache_folder("features"))
         print_left_out(dataset.left_out, run.dataset.left_out)
     if none or not dataset.negatives:

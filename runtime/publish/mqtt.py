@@ -142,10 +142,13 @@ class MqttPublisher:
                 is_offline_queued = True
             self._send_next()
             if is_offline_queued and not self._messages and self._is_confirmed():
-                break
+                self._client.disconnect()
+                return
             if self._client.loop(LOOP_TIMEOUT / 10):
                 return
-        self._client.disconnect()
+        # A connection that ends without a farewell has a last will: the broker publishes "offline" itself.
+        if (connection := self._client.socket()) is not None:
+            connection.close()
 
     def _on_connect(self, client: "Client", userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:

@@ -21,8 +21,8 @@ import pytest
 
 from runtime.inference.engines import ENGINES
 from tests.arm64.emulator import CPUINFO, make_root, python_on
-from tests.deploy.conftest import require_program
 from tests.helpers import RELEASED, ROOT
+from tests.programs import require_program
 from train.data.synthetic import draw_flower
 
 # The integer arithmetic is identical. The first layer and the head are float: another order of summation can

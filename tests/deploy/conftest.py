@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
+from tests.programs import require_program, skip_or_fail
 
 MACHINE = Path(__file__).with_name("machine.sh")
 INSTALL = ROOT / "deploy" / "install.sh"
@@ -19,20 +19,6 @@ BOOKWORM, TRIXIE = (
     f'PRETTY_NAME="Debian GNU/Linux {number} ({name})"\nID=debian\nVERSION_CODENAME={name}\n'
     for number, name in (("12", "bookworm"), ("13", "trixie"))
 )
-
-
-def require_program(program: str, package: str) -> str:
-    """The path of a program. If it is missing, the test is skipped; in continuous integration it fails."""
-    path = shutil.which(program)
-    if path is None:
-        _skip_or_fail(f"{program} is not installed: apt-get install {package}")
-    return str(path)
-
-
-def _skip_or_fail(reason: str) -> None:
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 class Machine:
@@ -63,7 +49,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """A machine with the files of this one."""
     require_program("systemd-nspawn", "systemd-container")
     if os.geteuid() != 0:
-        _skip_or_fail("the container needs root: run the tests as root")
+        skip_or_fail("the container needs root: run the tests as root")
     folder = tmp_path_factory.mktemp("machine")
     hold = f"mount -t tmpfs tmpfs {folder} && echo mounted && exec cat"
     with subprocess.Popen(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.conftest import BOOKWORM, INSTALL, TRIXIE, Machine, install_command, require_program
+from tests.deploy.conftest import BOOKWORM, INSTALL, TRIXIE, Machine, install_command
+from tests.programs import require_program
 
 RASPBIAN = 'PRETTY_NAME="Raspbian GNU/Linux 12 (bookworm)"\nID=raspbian\nVERSION_CODENAME=bookworm\n'
 BULLSEYE = BOOKWORM.replace("bookworm", "bullseye").replace("12", "11")

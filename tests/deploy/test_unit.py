@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.deploy.conftest import require_program
 from tests.helpers import ROOT
+from tests.programs import require_program
 
 UNIT = (ROOT / "deploy" / "vgg-edge.service").read_text()
 

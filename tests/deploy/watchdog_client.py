@@ -17,7 +17,7 @@ def classify(token: str | None) -> dict[str, str]:
     headers = {"Content-Type": "image/png"} | ({"Authorization": f"Bearer {token}"} if token else {})
     photo = Path("/photo.png").read_bytes()
     request = urllib.request.Request("http://127.0.0.1:8080/classify", data=photo, headers=headers)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=200) as answer:
         return json.load(answer)
 
 
@@ -37,12 +37,11 @@ def unit_property(name: str) -> str:
 results: dict[str, object] = {"label before": classify(TOKEN)["label"], "status without token": status(None)}
 results["arguments"] = Path("/proc", unit_property("MainPID"), "cmdline").read_text().split("\0")
 subprocess.run(["kill", "-STOP", unit_property("MainPID")], check=True)
-for _ in range(300):
+for _ in range(3000):
     if unit_property("NRestarts") == "1" and unit_property("ActiveState") == "active":
         break
     time.sleep(0.1)
 results |= {"label after": classify(TOKEN)["label"], "restarts": unit_property("NRestarts")}
-started = time.monotonic()
 subprocess.run(["systemctl", "stop", "vgg-edge.service"], check=True)
-results |= {"result": unit_property("Result"), "seconds to stop": round(time.monotonic() - started, 2)}
+results["result"] = unit_property("Result")  # "timeout" if systemd had to kill it
 Path("/results/client.json").write_text(json.dumps(results))

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from runtime import Classifier
-from tests.deploy.conftest import require_program
 from tests.helpers import ROOT, wait_for
+from tests.programs import require_program
 
 pytestmark = pytest.mark.timeout(1500)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -15,11 +16,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from runtime.inference import engines
+from runtime.inference import engines, model_proof
+from runtime.inference.engines import ENGINES
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile
-from tests.helpers import make_contract
+from tests.helpers import PATIENCE, make_contract
 from tests.runtime.make_models import FORMATS, FORMATS_WITH_KNOWN, MODELS, SIDE, model_path
 from tests.runtime.scene import add_statistics, make_scene_contract, make_scene_statistics
 
@@ -29,6 +31,10 @@ CONTRACT = make_contract("colours", LABELS, SIDE)
 
 
 MakeFolder = Callable[..., Path]
+
+HAS_TFLITE = sys.version_info < (3, 12)  # in every environment of `make setup`, as in continuous integration
+needs_tflite = pytest.mark.skipif(not HAS_TFLITE, reason="tflite-runtime has no wheel for this Python")
+EACH_ENGINE = [pytest.param(each, marks=needs_tflite if each == "tflite" else ()) for each in ENGINES]
 
 
 def rewrite_index(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -69,6 +75,12 @@ def write_folder(
 def same_engine_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """`--engine auto` chooses by the same rule on every processor that runs the tests."""
     monkeypatch.setattr(engines, "is_x86_without_vnni", lambda: False)
+
+
+@pytest.fixture(autouse=True)
+def patient_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loaded machine starts the process that tests a new model slowly: that is no fault of the model."""
+    monkeypatch.setattr(model_proof, "PROOF_TIMEOUT", PATIENCE)
 
 
 @pytest.fixture(scope="session")

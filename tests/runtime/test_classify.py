@@ -23,16 +23,16 @@ from PIL import Image
 from runtime import Classifier, Prediction
 from runtime.classify import main
 from runtime.common.errors import EngineError, PictureError
-from runtime.inference.engines import ENGINES
 from runtime.inference.prefetch import QUEUE_SIZE
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT
+from tests.runtime.conftest import EACH_ENGINE
 from tests.runtime.preprocess.hostile import HOSTILE
 
 Capture = pytest.CaptureFixture[str]
 
 
 def command(*arguments: str | bytes | Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    options = {"capture_output": True, "timeout": 60, **options}
+    options = {"capture_output": True, "timeout": PATIENCE, **options}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **options.pop("env", {})}
     return subprocess.run([sys.executable, "-m", "runtime.classify", *arguments], env=environment, **options)
 
@@ -249,10 +249,10 @@ def test_a_missing_engine_names_the_install_command(colours: Path, photos: Path)
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_stderr_is_empty_without_errors(colours: Path, photos: Path) -> None:
-    for engine in ENGINES:
-        done = command(photos / "red.jpg", "--model", colours, "--engine", engine)
-        assert (done.returncode, done.stderr) == (0, b"")
+@pytest.mark.parametrize("engine", EACH_ENGINE)
+def test_stderr_is_empty_without_errors(engine: str, colours: Path, photos: Path) -> None:
+    done = command(photos / "red.jpg", "--model", colours, "--engine", engine)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals and pipes of POSIX")
@@ -264,12 +264,12 @@ def test_a_closed_pipe_and_ctrl_c_print_nothing(colours: Path, photos: Path) -> 
         head.stdout.readline()
         head.stdout.close()
         assert head.stderr.read() == b""
-        assert head.wait(timeout=60) == 141
+        assert head.wait(timeout=PATIENCE) == 141
     with subprocess.Popen(run, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as stopped:
         assert stopped.stdout
         stopped.stdout.readline()
         stopped.send_signal(signal.SIGINT)
-        _, errors = stopped.communicate(timeout=60)
+        _, errors = stopped.communicate(timeout=PATIENCE)
         assert (errors, stopped.returncode) == (b"", 130)
 
 

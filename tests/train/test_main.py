@@ -243,9 +243,9 @@ def test_ctrl_c_in_evaluation_names_the_resume_flag(
 
 def test_left_out_photos_are_printed_once_and_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     before = [LeftOut(f"{number}.jpg", "is empty") for number in range(10_000)]
-    started = time.perf_counter()
+    started = time.thread_time()
     inputs.print_left_out([*before, LeftOut("a\x1b[2J.jpg", "is\nempty"), LeftOut("\udce9.jpg", "x")], before)
-    assert time.perf_counter() - started < 1, "the time must not grow with the square of the list"
+    assert time.thread_time() - started < 1, "the time must not grow with the square of the list"
     assert capsys.readouterr().out == ("left out: a\\x1b[2J.jpg: is\\nempty\nleft out: \\udce9.jpg: x\n")
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from runtime.common.file_lock import exclusive_lock
 from runtime.preprocess.picture import read_picture
+from tests.helpers import PATIENCE, start_python
 from train.data import negatives
 from train.data.dataset import PhotosError
 from train.network.vgg import tensors_of
@@ -37,6 +38,21 @@ def refitted(compressed_run: Path, stripes: Path, tmp_path_factory: pytest.TempP
         patch.setattr(negatives, "MOST", 20)
         assert main([str(compressed_run), "--none", str(stripes), "--out", str(out)]) == 0
     return open_run(out)
+
+
+@pytest.mark.parametrize("missing", ["imagehash", "keras"])
+def test_a_missing_package_is_one_line(
+    missing: str, synthetic_run: Path, stripes: Path, tmp_path: Path
+) -> None:
+    code = (
+        f"import sys; sys.modules['{missing}'] = None; "
+        "from train.refit import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = (synthetic_run, "--none", stripes, "--out", tmp_path / "run")
+    process = start_python("-c", code, *arguments)
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 2 and "Traceback" not in errors
+    assert errors.splitlines()[-1].startswith(f"error: {missing} is not installed: ")
 
 
 def outputs(run: Run, photos: Sequence[Path] = ()) -> dict[str, np.ndarray]:

@@ -222,10 +222,10 @@ function makeThumbnail({ id, label, time }) {
   remove.setAttribute("aria-label", `Remove the picture of ${nameOf(label)}, named on ${when}`);
   const item = element("li", { photoId: id, title: `${nameOf(label)}, named on ${when}` }, image, remove);
   remove.onclick = async () => {
+    const all = [...byId("teach-groups").querySelectorAll("li")], position = all.indexOf(item);
+    const neighbour = all[position + 1] ?? all[position - 1]; // before a list removes the item
     const answer = await call(() => request(`/taught/${id}`, { method: "DELETE" }));
     if (answer.error) return showMessage(answer.error, true);
-    const all = [...byId("teach-groups").querySelectorAll("li")], position = all.indexOf(item);
-    const neighbour = all[position + 1] ?? all[position - 1];
     await listTaught();
     if (neighbour?.isConnected) neighbour.lastChild.focus();
     else moveFocus();

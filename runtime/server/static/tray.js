@@ -87,11 +87,11 @@ function makeThumbnail({ id, time }) {
   remove.setAttribute("aria-label", `Remove the photo added on ${when}`);
   const item = element("li", { photoId: id, title: `Added on ${when}` }, image, remove);
   remove.onclick = async () => {
+    const neighbour = item.nextElementSibling ?? item.previousElementSibling; // before a list removes the item
     const answer = await call(() => request(`/none/${id}`, { method: "DELETE" }));
     if (answer.error) return showMessage(answer.error, true);
-    const neighbour = item.nextElementSibling ?? item.previousElementSibling;
     await listPhotos();
-    if (neighbour) neighbour.lastChild.focus();
+    if (neighbour?.isConnected) neighbour.lastChild.focus();
     else moveFocus();
   };
   return item;

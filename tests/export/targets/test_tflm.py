@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from export.targets.tflm_sources import example, header, model_source
 from tests.export.targets.conftest import Build, require
 from tests.export.targets.damage import damaged_tflite
 from tests.helpers import RELEASED, make_contract
+from tests.programs import require_program
 
 LABELS = ("daisy", 'dent "de" lion\\', "バラ")
 
@@ -51,7 +51,11 @@ INCLUDED = (
     "tensorflow/lite/micro/micro_mutable_op_resolver.h",
     "tensorflow/lite/schema/schema_generated.h",
 )
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture
+def compiler() -> str:
+    return require_program("g++", "g++")
 
 
 @pytest.mark.slow
@@ -86,8 +90,7 @@ def test_the_zip_archive_is_left_out() -> None:
     assert data[len(model) :].startswith(b"PK\x03\x04") and data.startswith(model)
 
 
-@needs_compiler
-def test_a_program_reads_the_model_and_the_labels(tmp_path: Path) -> None:
+def test_a_program_reads_the_model_and_the_labels(compiler: str, tmp_path: Path) -> None:
     data = bytes(range(256))
     contract = make_contract("small", LABELS, 32)
     (tmp_path / "small.h").write_text(header(contract, len(data), 2048))
@@ -98,17 +101,14 @@ def test_a_program_reads_the_model_and_the_labels(tmp_path: Path) -> None:
         "std::fwrite(vgg_edge::kModel, 1, sizeof(vgg_edge::kModel), stdout); }\n"
     )
     program = tmp_path / "program"
-    subprocess.run(
-        ["g++", "-std=c++17", "-Wall", "-Werror", "-o", program, tmp_path / "main.cc", tmp_path / "small.cc"],
-        check=True,
-    )
+    command = [compiler, "-std=c++17", "-Wall", "-Werror", "-o", program]
+    subprocess.run([*command, tmp_path / "main.cc", tmp_path / "small.cc"], check=True)
     printed = subprocess.run([program], capture_output=True, check=True).stdout
     assert printed == "".join(f"{label}\n" for label in LABELS).encode() + data
 
 
-@needs_compiler
 @pytest.mark.parametrize("has_known", [True, False])
-def test_the_example_is_valid_cpp(has_known: bool, tmp_path: Path) -> None:
+def test_the_example_is_valid_cpp(has_known: bool, compiler: str, tmp_path: Path) -> None:
     contract = make_contract("small", LABELS, 32)
     if has_known:
         contract.thresholds["known"] = 0.5  # type: ignore[index]
@@ -119,5 +119,5 @@ def test_the_example_is_valid_cpp(has_known: bool, tmp_path: Path) -> None:
     for name in INCLUDED:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f'#include "{tmp_path}/stubs.h"\n')
-    command = ["g++", "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-I", tmp_path]
+    command = [compiler, "-std=c++17", "-Wall", "-Werror", "-fsyntax-only", "-I", tmp_path]
     subprocess.run([*command, tmp_path / "example.cc"], check=True)

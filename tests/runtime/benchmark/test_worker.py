@@ -14,9 +14,10 @@ from runtime.benchmark.worker import run_worker
 from runtime.common.errors import EngineError
 from runtime.inference.engines import ENGINES, engine_version
 from runtime.model_file.index import read_index
+from tests.runtime.conftest import EACH_ENGINE
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_a_worker_reports_its_engine_file_times_and_memory(engine: str, colours: Path) -> None:
     path = colours / f"colours_float32.{ENGINES[engine].format}"
     command = [sys.executable, "-m", "runtime.benchmark.worker", str(path), engine, "1", "7", "10"]

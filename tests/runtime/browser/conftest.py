@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,18 +15,19 @@ import pytest
 
 from runtime.browser.engine_package import PACKAGE, EnginePackage, load_engine_package
 from runtime.common.errors import UserError
+from tests.programs import require_program
 
 
 @pytest.fixture(scope="session")
 def engine() -> EnginePackage:
-    """ONNX Runtime Web from npm. Where npm is missing or reaches no registry, the test is skipped."""
+    """ONNX Runtime Web from npm. Where npm reaches no registry, the test is skipped."""
+    npm = require_program("npm", "npm")
     try:
         return load_engine_package()
     except UserError:
-        npm = shutil.which("npm")
-        if npm and subprocess.run([npm, "view", PACKAGE, "version"], capture_output=True).returncode == 0:
+        if subprocess.run([npm, "view", PACKAGE, "version"], capture_output=True).returncode == 0:
             raise  # the package is there, and is not the expected one
-        pytest.skip(f"npm is missing, or finds no {PACKAGE}")
+        pytest.skip(f"npm finds no {PACKAGE}")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,14 @@ from runtime.browser.engine_package import EnginePackage
 from runtime.browser.page import make_page
 from runtime.model_file.contract import GoldenAnswer
 from runtime.model_file.loader import open_model
-from tests.helpers import RELEASED, ROOT, wait_for
+from tests.helpers import PATIENCE, RELEASED, ROOT, wait_for
 from tests.runtime.browser.conftest import StaticServer
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.server.browser import DESKTOP, PHONE, browser, browser_errors, choose, focused, press, text
 
 pytestmark = pytest.mark.slow
 
-START_SECONDS = 60
+START_SECONDS = 2 * PATIENCE
 CAMERA_SIDE = 64
 FAKE_CAMERA = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
 NEWEST = "#results > li:first-child"
@@ -62,7 +63,7 @@ def colours_url(write_page: Write, static_server: StaticServer, knowing: Path) -
 @contextmanager
 def open_browser(size: tuple[int, int], clip: Path) -> Iterator[Chrome]:
     with browser(size, *FAKE_CAMERA, f"use-file-for-fake-video-capture={clip}") as started:
-        started.set_script_timeout(30)
+        started.set_script_timeout(PATIENCE)
         yield started
 
 
@@ -98,7 +99,8 @@ def test_it_classifies_photos_and_the_camera_and_requests_nothing_else(
         assert labels == [["Not", "classified"], ["blau", "100.0", "%"], ["红", "100.0", "%"]]
         assert "no.jpg: this browser cannot read it" in text(chrome, NEWEST)
         assert "red.jpg · decoding" in text(chrome, "#results > li:last-child")
-        assert " ms" in text(chrome, "#speed") and "median of the newest 2" in text(chrome, "#speed-note")
+        wait_for(lambda: "median of the newest 2" in text(chrome, "#speed-note"))
+        assert " ms" in text(chrome, "#speed")
         check_camera(chrome)
         width, inner = chrome.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert width <= inner
@@ -109,11 +111,12 @@ def check_camera(chrome: Chrome) -> None:
     """Starts and stops the red camera with the keyboard; the focus stays on the button."""
     press(chrome, "#start-camera", Keys.ENTER)
     wait_for(lambda: text(chrome, "#camera-label").startswith("红"))
-    assert text(chrome, "#state") == "live" and "pictures/s" in text(chrome, "#camera-rate")
-    assert focused(chrome) == "stop-camera"
+    wait_for(lambda: text(chrome, "#state") == "live" and "pictures/s" in text(chrome, "#camera-rate"))
+    wait_for(lambda: focused(chrome) == "stop-camera")
     press(chrome, "#stop-camera", Keys.SPACE)
     wait_for(lambda: text(chrome, "#state") == "ready")
-    assert not chrome.find_element("id", "camera").is_displayed() and focused(chrome) == "start-camera"
+    wait_for(lambda: focused(chrome) == "start-camera")
+    assert not chrome.find_element("id", "camera").is_displayed()
     press(chrome, "#start-camera", Keys.SPACE)
     wait_for(lambda: text(chrome, "#state") == "live" and text(chrome, "#camera-label").startswith("红"))
 
@@ -126,7 +129,7 @@ def test_it_works_as_a_file_with_the_released_model(
     assert "passed: probabilities differ by 0.0" in text(chrome, "#model")
     choose(chrome, ROOT / "docs/sunflower.jpg")
     wait_for(lambda: text(chrome, f"{NEWEST} .label").startswith("sunflowers"))
-    assert "99.5 %" in text(chrome, f"{NEWEST} .label")
+    assert re.search(r"\b99\.\d %", text(chrome, f"{NEWEST} .label"))
     press(chrome, "#start-camera")
     wait_for(lambda: "nearest" in text(chrome, "#camera-label"), START_SECONDS)  # a red picture is no flower
     assert browser_errors(chrome) == []

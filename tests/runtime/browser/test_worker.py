@@ -18,7 +18,7 @@ from runtime.browser.engine_package import EnginePackage
 from runtime.browser.page import STATIC
 from runtime.model_file.golden import golden_picture
 from runtime.preprocess.picture import read_picture
-from tests.helpers import RELEASED, ROOT
+from tests.helpers import PATIENCE, RELEASED, ROOT
 from tests.runtime.browser.conftest import StaticServer
 from tests.runtime.server.browser import DESKTOP, browser
 
@@ -63,7 +63,7 @@ def chrome(engine: EnginePackage, static_server: StaticServer) -> Iterator[Chrom
     for name, data in files.items():
         (static_server.folder / name).write_bytes(data)
     with browser(DESKTOP) as started:
-        started.set_script_timeout(60)
+        started.set_script_timeout(PATIENCE)
         started.get(static_server.url)
         answer = started.execute_async_script(START, list(SIZE))
         assert "error" not in answer, answer

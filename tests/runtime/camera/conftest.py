@@ -42,8 +42,9 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pictures], str]:
 
 
 def _frames(pictures: Pictures) -> Iterator[RawFrame]:
-    """Sends each picture again and again until it is decoded."""
-    for pixels in pictures:
+    """Sends each picture again and again until it is decoded; they were captured 10 ms apart."""
+    started = time.monotonic()
+    for number, pixels in enumerate(pictures):
         is_decoded = Event()
 
         def decode(pixels: NDArray[np.uint8] = pixels, is_decoded: Event = is_decoded) -> NDArray[np.uint8]:
@@ -53,5 +54,5 @@ def _frames(pictures: Pictures) -> Iterator[RawFrame]:
             return pixels
 
         while not is_decoded.is_set():
-            yield RawFrame(time.monotonic(), decode)
+            yield RawFrame(started + 0.01 * (number - len(pictures)), decode)
             is_decoded.wait(0.01)

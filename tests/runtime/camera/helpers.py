@@ -45,6 +45,8 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    perf_counter = monotonic
+
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.now += seconds

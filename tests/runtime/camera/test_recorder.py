@@ -19,6 +19,7 @@ from PIL import Image
 from runtime.camera.recorder import PhotoRecorder
 from runtime.common.atomic import atomic_create
 from runtime.common.errors import CameraError, PictureError, UserError
+from tests.helpers import PATIENCE
 from tests.runtime.camera.helpers import RED, plain
 
 
@@ -222,14 +223,14 @@ def test_a_photo_that_is_slow_to_decode_delays_no_other(tmp_path: Path) -> None:
 
     def decode_slowly() -> NDArray[np.uint8]:
         is_decoding.set()
-        waited.append(other_is_saved.wait(5))
+        waited.append(other_is_saved.wait(PATIENCE))
         return plain(RED)
 
     with PhotoRecorder(tmp_path, 0.0, 1000, lambda line: None, sample=True) as recorder:
         slow = Thread(target=recorder.save, args=(decode_slowly, 1))
         slow.start()
-        assert is_decoding.wait(5)
+        assert is_decoding.wait(PATIENCE)
         recorder.save(lambda: plain(RED), 2)
         other_is_saved.set()
-        slow.join(5)
+        slow.join(PATIENCE)
     assert waited == [True] and len(list(tmp_path.iterdir())) == 2

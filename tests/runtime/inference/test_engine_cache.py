@@ -19,6 +19,7 @@ from runtime.inference.engine_cache import EngineSelection, load_selection, save
 from runtime.inference.engines import ENGINES
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.selection import choose_model
+from tests.runtime.conftest import needs_tflite
 
 FILES = (("tflite", "float32"), ("onnx", "float32"))
 
@@ -120,6 +121,7 @@ def test_another_engine_version_invalidates_the_measurement(
     assert reason.endswith(", is 99.1")
 
 
+@needs_tflite
 def test_installing_or_removing_an_engine_invalidates_the_measurement(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +221,7 @@ def test_a_single_file_has_its_own_measurement(folder: Path) -> None:
     assert "without its model.json" in Classifier(file).engine_reason
 
 
+@needs_tflite
 def test_only_the_measured_engine_is_imported(folder: Path) -> None:
     """tflite-runtime breaks beside others: the import ahead must be of the engine that was measured."""
     files = choose_model(folder).candidates

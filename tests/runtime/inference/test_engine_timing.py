@@ -28,13 +28,13 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.contract import GoldenAnswer
 from runtime.model_file.golden import golden_picture
 from runtime.model_file.index import INDEX_NAME
-from tests.helpers import wait_for
+from tests.helpers import PATIENCE, wait_for
 from tests.runtime.conftest import MakeFolder, rewrite_index
 from tests.runtime.scene import scene_pictures
 
 TIMED = {"litert", "onnx"}
 FILES = (("tflite", "float32"), ("onnx", "float32"))
-SECONDS = 120.0  # each engine starts in a process of its own
+SECONDS = 2 * PATIENCE  # each engine starts in a process of its own
 
 X86 = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx2 {}\n"
 PI_5 = "processor\t: 0\nFeatures\t: fp asimd asimdhp asimddp\nCPU part\t: 0xd0b\n"
@@ -296,7 +296,7 @@ def test_the_engines_run_at_the_lowest_priority_and_end_with_their_parent(
     program = engine_timing.START.partition("from runtime")[0] + (
         "import json; print(json.dumps({'nice': os.nice(0), 'error': ''}))"
     )
-    assert run_proof(program, folder, {}, 30)["nice"] == 19
+    assert run_proof(program, folder, {}, PATIENCE)["nice"] == 19
     parents = iter([1, 1, 2])
     monkeypatch.setattr(os, "getppid", lambda: next(parents))
     with pytest.raises(SystemExit):

@@ -35,7 +35,7 @@ from runtime.inference.engines import (
 )
 from runtime.model_file.files import CONTRACT_NAME
 from runtime.model_file.loader import open_model
-from tests.runtime.conftest import LABELS, MakeFolder
+from tests.runtime.conftest import EACH_ENGINE, LABELS, MakeFolder, needs_tflite
 from tests.runtime.make_models import SIDE
 from tests.runtime.scene import compute_known
 
@@ -75,7 +75,7 @@ def file_for(engine: str, folder: Path) -> Path:
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_outputs_are_returned_by_name(engine: str, colours: Path) -> None:
     result = in_process(engine, file_for(engine, colours), {}, RED, GREEN, BLUE)
     assert result["engine"].startswith(f"{engine} ") and result["dtypes"] == ["float32"]
@@ -86,14 +86,14 @@ def test_outputs_are_returned_by_name(engine: str, colours: Path) -> None:
         assert probabilities[LABELS.index(label)] > 0.99
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_known_is_returned_when_the_file_has_it(engine: str, knowing: Path) -> None:
     white, black, red = in_process(engine, file_for(engine, knowing), {}, WHITE, BLACK, RED)["outputs"]
     assert white["known"][0][0] > 0.9 and black["known"][0][0] < 0.1
     assert red["probabilities"][0][LABELS.index("红")] > 0.99
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_features_are_returned_and_checked_against_the_contract(
     engine: str, make_scene_model: MakeFolder, tmp_path: Path
 ) -> None:
@@ -107,7 +107,7 @@ def test_features_are_returned_and_checked_against_the_contract(
     assert result.startswith("ModelError") and "12] as features, its contract says float32 [1, 13]" in result
 
 
-@pytest.mark.parametrize("engine", ["litert", "tflite"])
+@pytest.mark.parametrize("engine", ["litert", pytest.param("tflite", marks=needs_tflite)])
 def test_without_a_tflite_signature_the_tensor_names_are_used(
     engine: str, knowing: Path, tmp_path: Path
 ) -> None:
@@ -152,7 +152,7 @@ def test_a_tflite_file_that_declares_a_large_tensor_is_refused_before_memory_is_
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_a_file_that_differs_from_its_contract_raises_model_error(
     engine: str, colours: Path, knowing: Path
 ) -> None:
@@ -241,7 +241,7 @@ def test_a_wrong_shape_at_inference_raises_engine_error_in_one_line(
         assert "\n" not in str(caught.value) and capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 @pytest.mark.parametrize("data", [b"", b"TFL3", b"\x18\0\0\0TFL3" + bytes(200), bytes(1000)])
 def test_bytes_that_are_not_a_model_raise_engine_error_in_one_line(
     engine: str, data: bytes, colours: Path
@@ -252,7 +252,7 @@ def test_bytes_that_are_not_a_model_raise_engine_error_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_a_signal_is_handled_after_another_thread_freed_a_model(engine: str, colours: Path) -> None:
     """As when a service takes up a new model, and systemd stops it later."""
     code = """
@@ -298,7 +298,7 @@ def test_without_litert_auto_prefers_onnx_to_tflite(colours: Path, monkeypatch: 
     assert classifier.engine_reason.startswith("auto: onnx, by rule: the first installed of litert, onnx")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_an_engines_version_is_read_without_importing_it(
     engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +365,7 @@ def test_the_install_hint_fits_the_machine(
     assert answer in result
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_the_same_picture_gets_the_same_answer_bit_for_bit(
     engine: str, make_scene_model: MakeFolder, tmp_path: Path
 ) -> None:
@@ -375,7 +375,7 @@ def test_the_same_picture_gets_the_same_answer_bit_for_bit(
     assert results[0] == results[1] and results[0][0] == results[0][2] != results[0][1]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_an_engine_sends_no_reports(engine: str, colours: Path, tmp_path: Path) -> None:
     """OpenVINO and ONNX Runtime do by default: they store an identifier in the home folder, and send it."""
     code = """
@@ -403,7 +403,7 @@ print(found)
     assert done.stdout.strip() == "[]" and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_only_one_engine_and_no_training_library_is_imported(engine: str, colours: Path) -> None:
     """And nothing that trains or exports, at any depth."""
     code = (

@@ -295,7 +295,9 @@ def test_a_running_classifier_follows_the_state(
     wait_for(lambda: reloader.current().learned is not None)
     wait_for(lambda: len(events) == 1)
     assert "learned state loaded" in events[0] and "new class scene (8)" in events[0]
-    (learned / STATE_NAME).write_text("{")
+    damaged = learned.with_name("damaged")
+    damaged.write_text("{")
+    damaged.replace(learned / STATE_NAME)
     wait_for(lambda: len(events) == 2)
     assert events[1].startswith("warning: ") and "answers without it" in events[1]
     reset(learned)

@@ -14,7 +14,7 @@ from runtime.inference import classifier as classifier_module
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import InferenceSession
 from runtime.inference.parallel_sessions import ParallelSessions
-from tests.helpers import RELEASED, wait_for
+from tests.helpers import PATIENCE, RELEASED, wait_for
 
 Held = tuple[list[InferenceSession], Callable[[], None]]
 
@@ -27,14 +27,14 @@ def hold(sessions: ParallelSessions, fastest: InferenceSession) -> Held:
     def work() -> None:
         with sessions.take(fastest) as session:
             taken.append(session)
-            done.wait(20)
+            done.wait(PATIENCE)
 
     thread = Thread(target=work, daemon=True)
     thread.start()
 
     def release() -> None:
         done.set()
-        thread.join(20)
+        thread.join(PATIENCE)
 
     return taken, release
 
@@ -67,7 +67,7 @@ def test_pictures_of_several_threads_get_the_answers_of_one(engine: str) -> None
     together = Barrier(3)
 
     def infer(picture: np.ndarray) -> np.ndarray:
-        together.wait(60)
+        together.wait(PATIENCE)
         return parallel.infer(picture).probabilities
 
     with ThreadPoolExecutor(3) as pool:

@@ -282,10 +282,10 @@ def test_labels_are_checked() -> None:
 
 def test_a_label_of_thousands_of_accents_is_refused_at_once() -> None:
     """Composing them would take a service 8 s, in which it answers nobody."""
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(UserError, match="is not a label"):
         check_label("a" + "\u0301\u0316" * 50_000, ("daisy",))
-    assert time.perf_counter() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_the_number_of_new_classes_is_bounded() -> None:

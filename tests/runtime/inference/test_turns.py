@@ -8,7 +8,7 @@ import pytest
 
 from runtime.inference import turns
 from runtime.inference.turns import LastTurns, TurnSemaphore, working_for
-from tests.helpers import wait_for
+from tests.helpers import PATIENCE, wait_for
 
 
 def start_waiting(semaphore: TurnSemaphore, client: str, order: list[str]) -> Thread:
@@ -32,7 +32,7 @@ def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
             start_waiting(semaphore, client, order) for client in ("flood", "flood", "flood", "a", "b", "a")
         ]
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert order == ["a", "b", "flood", "a", "flood", "flood"]
     with semaphore:  # free again, also for a thread that works for no client
         assert not semaphore._waiting
@@ -57,7 +57,7 @@ def test_as_many_threads_as_places_are_in_the_block(places: int) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert (inside, most) == (0, places) and not semaphore._waiting and semaphore._free == places
 
 

@@ -15,7 +15,7 @@ from runtime.model_file import default_model
 from runtime.model_file.files import INDEX_NAME, read_bytes
 from runtime.model_file.loader import open_model
 from runtime.model_file.selection import choose_model
-from tests.helpers import RELEASED, start_python
+from tests.helpers import PATIENCE, RELEASED, start_python
 from tests.runtime.conftest import MakeFolder
 
 ONE_FILE = ("tflite", "float32")
@@ -131,7 +131,7 @@ print(choose_model().reason)
 def test_a_file_larger_than_the_memory_is_named(models: Path) -> None:
     with (models / "large.onnx").open("wb") as file:
         file.truncate(2**30)
-    printed, errors = start_python("-c", CHOOSE_IN_LITTLE_MEMORY).communicate(timeout=20)
+    printed, errors = start_python("-c", CHOOSE_IN_LITTLE_MEMORY).communicate(timeout=PATIENCE)
     assert "skipped models/large.onnx: is larger than the memory that is free" in printed, errors
 
 

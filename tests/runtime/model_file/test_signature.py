@@ -34,7 +34,8 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
 from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.model_file.signature import MISSING, NOT_SIGNED, VALID, read_key, signed_files
-from tests.helpers import ROOT
+from tests.helpers import PATIENCE, ROOT
+from tests.runtime.conftest import EACH_ENGINE
 
 TFLITE, ONNX = "colours_float32.tflite", "colours_float32.onnx"
 
@@ -276,7 +277,7 @@ def test_a_running_model_is_replaced_by_signed_models_only(
     first = running.current()
 
     def wait_for(line: str) -> None:
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
         while not (events and line in events[-1]):
             assert time.monotonic() < until, events
             time.sleep(0.02)
@@ -398,11 +399,10 @@ for case in cases:
 """
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", EACH_ENGINE)
 def test_bytes_that_fail_a_check_never_reach_an_engine(
     engine: str, signed: Path, colours: Path, photos: Path, key: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip(ENGINES[engine].module)
     name = ONNX if ENGINES[engine].format == "onnx" else TFLITE
 
     def damaged(label: str, source: Path, *files: str) -> Path:

@@ -153,6 +153,18 @@ def test_damaged_statistics_are_rejected_with_the_array(data: bytes, reason: str
     assert "\n" not in str(caught.value)
 
 
+def test_the_header_has_a_limit() -> None:
+    """A parser of JSON takes many times the memory of its text."""
+    length = int.from_bytes(DATA[:8], "little")
+
+    def padded(size: int) -> bytes:
+        return size.to_bytes(8, "little") + DATA[8 : 8 + length].ljust(size) + DATA[8 + length :]
+
+    assert equal(ModelStatistics.from_bytes(padded(2**14)), STATISTICS)
+    with pytest.raises(ModelError, match="the header"):
+        ModelStatistics.from_bytes(padded(2**14 + 1))
+
+
 def test_mutated_statistics_are_rejected_or_valid() -> None:
     generator, rejected = random.Random(0), 0
     header = int.from_bytes(DATA[:8], "little") + 8

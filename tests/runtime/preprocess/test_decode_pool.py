@@ -24,7 +24,7 @@ from runtime.preprocess.decode_pool import DecodePool
 from runtime.preprocess.memory import DecodeMemory
 from runtime.preprocess.picture import read_picture
 from tests.fuzz.targets import picture_seeds
-from tests.helpers import wait_for
+from tests.helpers import PATIENCE, wait_for
 from tests.runtime.preprocess.hostile import GOOD, HOSTILE, exif_jpeg_of_large_segments
 from tests.runtime.preprocess.pictures import SIZE, encode
 
@@ -342,7 +342,7 @@ def test_pictures_that_wait_for_memory_keep_no_place_from_others(
         wait_for(lambda: sum(worker.waits_for_memory for worker in pool._active) == 2)
         good = threading.Thread(target=pool.decode, args=(GOOD, SIZE))
         good.start()
-        good.join(5)
+        good.join(PATIENCE)
         assert not good.is_alive() and all(thread.is_alive() for thread in waiting)
     for thread in (*waiting, good):
         thread.join()
@@ -385,7 +385,7 @@ def test_a_file_of_100_gigabytes_is_refused_unread(pool: DecodePool, tmp_path: P
     path = tmp_path / "x.jpg"
     path.touch()
     os.truncate(path, 100 * 2**30)
-    started = time.process_time()
+    started = time.thread_time()
     for read in (pool.decode, read_picture):
         with pytest.raises(PictureError, match=r"x\.jpg: has 102,400 MiB, and a picture may have \d+"):
             read(path, SIZE)
@@ -393,4 +393,4 @@ def test_a_file_of_100_gigabytes_is_refused_unread(pool: DecodePool, tmp_path: P
     for read in (pool.decode, read_picture):
         with pytest.raises(PictureError, match=r"x\.jpg: is not a picture of a supported format"):
             read(path, SIZE)
-    assert time.process_time() - started < 0.5
+    assert time.thread_time() - started < 0.5

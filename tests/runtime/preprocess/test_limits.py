@@ -176,10 +176,10 @@ def test_the_tiles_of_a_tiff_have_the_limit_of_a_picture(
     ids=["Exif", "empty", "text", "private", "strips", "progressive"],
 )
 def test_metadata_that_take_minutes_to_read_are_refused(data: bytes, reason: str) -> None:
-    started = time.process_time()
+    started = time.thread_time()
     with pytest.raises(PictureError, match=reason):
         read_picture(data)
-    assert time.process_time() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")

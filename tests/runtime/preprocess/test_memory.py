@@ -14,6 +14,7 @@ import pytest
 
 from runtime.preprocess import memory
 from runtime.preprocess.memory import DecodeMemory, total_memory
+from tests.helpers import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +72,9 @@ def test_small_pictures_do_not_wait_for_large_ones() -> None:
         large.start()
         small = Thread(target=reserve, args=(half // 40, got_small))
         small.start()
-        assert got_small.wait(5) and not got_large.wait(0.1)
-    large.join(5)
-    small.join(5)
+        assert got_small.wait(PATIENCE) and not got_large.wait(0.1)
+    large.join(PATIENCE)
+    small.join(PATIENCE)
     assert got_large.is_set()
 
 

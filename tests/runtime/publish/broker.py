@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
-from tests.helpers import wait_for
+from tests.helpers import PATIENCE, wait_for
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 USER, PASSWORD = "camera", "geheim-päss"
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A free port below those of connections: none of them takes it while the broker is away."""
+    while True:
+        port = random.SystemRandom().randrange(15_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @dataclass
@@ -55,15 +60,18 @@ class Broker:
 
     @contextmanager
     def subscriber(self, **login: Any) -> Iterator[Subscriber]:
+        """A client that is subscribed to all topics: it gets each message from now on."""
         client = Client(CallbackAPIVersion.VERSION2)
         if login:
             client.username_pw_set(USER, PASSWORD)
-        found = Subscriber()
+        found, is_subscribed = Subscriber(), Event()
         client.on_message = found.add
+        client.on_subscribe = lambda *_: is_subscribed.set()
         client.on_connect = lambda connected, *_: connected.subscribe("#", qos=1)
         client.connect("127.0.0.1", self.port)
         client.loop_start()
         try:
+            assert is_subscribed.wait(PATIENCE)
             yield found
         finally:
             client.disconnect()
@@ -72,17 +80,20 @@ class Broker:
 
 @dataclass
 class Subscriber:
-    """All messages so far: the last one of each topic, and all in their order."""
+    """All messages so far: the last one of each topic, and all in their order.
+
+    A thread adds them. `latest` is another dict after each message, the last thing that `add` changes.
+    """
 
     latest: dict[str, bytes] = field(default_factory=dict)
     retained: set[str] = field(default_factory=set)  # topics whose message was there before the subscription
     order: list[tuple[str, bytes]] = field(default_factory=list)
 
     def add(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
-        self.latest[message.topic] = message.payload
         self.order.append((message.topic, message.payload))
         if message.retain:
-            self.retained.add(message.topic)
+            self.retained = self.retained | {message.topic}
+        self.latest = {**self.latest, message.topic: message.payload}
 
     def wait(self, topic: str, payload: bytes | None = None) -> bytes:
         """Returns the last payload of a topic, once there is one, or once it is `payload`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -12,6 +11,7 @@ import pytest
 
 from runtime.inference.prediction import ClassScore, Prediction
 from runtime.publish.answer import Answer
+from tests.programs import skip_or_fail
 from tests.runtime.camera.helpers import RED, plain
 from tests.runtime.publish.broker import MOSQUITTO, PASSWORD, USER, Broker
 
@@ -20,8 +20,8 @@ MakeAnswer = Callable[..., Answer]
 
 @pytest.fixture
 def broker(tmp_path: Path) -> Iterator[Broker]:
-    if MOSQUITTO is None and not os.environ.get("CI"):
-        pytest.skip("needs Mosquitto: apt-get install mosquitto")
+    if MOSQUITTO is None:
+        skip_or_fail("mosquitto is not installed: apt-get install mosquitto")
     (tmp_path / "broker").mkdir()
     broker = Broker(tmp_path / "broker")
     broker.start()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,8 +23,10 @@ from PIL import Image
 from runtime.common.errors import PictureError
 from runtime.publish import mqtt
 from runtime.publish.address import parse_mqtt_address
+from runtime.publish.answer import Answer
 from runtime.publish.mqtt import MqttConnection, MqttPublisher
-from tests.helpers import start_python, wait_for
+from tests.helpers import PATIENCE, start_python, wait_for
+from tests.programs import require_program
 from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.runtime.publish.broker import PASSWORD, USER, Broker
 from tests.runtime.publish.conftest import MakeAnswer
@@ -51,6 +53,7 @@ class Program:
 @pytest.fixture
 def program(monkeypatch: pytest.MonkeyPatch) -> Program:
     monkeypatch.setattr(mqtt, "RETRY_DELAY", 0.05)
+    monkeypatch.setattr(mqtt, "MAX_RETRY_DELAY", 0.2)
     return Program()
 
 
@@ -72,15 +75,24 @@ def test_everything_is_retained_and_the_end_is_announced(
             picture = Image.open(io.BytesIO(late.wait(f"{TOPIC}/picture")))
             assert picture.format == "JPEG" and picture.size == (960, 480)
             assert json.loads(late.wait(f"{TOPIC}/diagnostics")) == program.diagnostics
-            assert late.wait(f"{TOPIC}/availability") == b"online"
-            assert late.retained == set(late.latest) and any(
-                t.startswith("homeassistant/") for t in late.latest
-            )
+            late.wait(f"{TOPIC}/availability", b"online")
+            wait_for(lambda: any(topic.startswith("homeassistant/") for topic in late.latest))
+            wait_for(lambda: late.retained == set(late.latest))
             program.diagnostics = {"model": "flowers", "problem": "the camera is lost"}
             wait_for(lambda: json.loads(late.latest[f"{TOPIC}/diagnostics"])["problem"] != "")
     with broker.subscriber() as after:
-        assert after.wait(f"{TOPIC}/availability") == b"offline"
+        after.wait(f"{TOPIC}/availability", b"offline")
     assert program.messages == [f"mqtt://127.0.0.1:{broker.port}: publishing below {TOPIC}"]
+
+
+def test_an_end_without_time_for_the_last_message_is_announced_by_the_broker(
+    broker: Broker, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt, "CLOSE_TIMEOUT", 0.0)
+    with broker.subscriber() as found:
+        with program.publisher(url(broker)):
+            found.wait(f"{TOPIC}/availability", b"online")
+        found.wait(f"{TOPIC}/availability", b"offline")
 
 
 def test_the_picture_of_a_change_comes_before_its_state(
@@ -149,25 +161,35 @@ def test_the_end_of_a_problem_follows_the_answer_that_ends_it(
         assert [topic for topic, _ in found.order[-2:]] == [f"{TOPIC}/state", f"{TOPIC}/diagnostics"]
 
 
+def refuse(*_: object) -> NoReturn:
+    raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+
+def seconds_of(act: Callable[[Answer], None], answer: Answer) -> float:
+    started = time.perf_counter()
+    act(answer)
+    return time.perf_counter() - started
+
+
 def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
     broker: Broker, program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "RETRY_DELAY", 1.0)  # the subscriber below is connected before
     with program.publisher(url(broker)) as publisher:
         publisher.publish(make_answer("roses"))
         with broker.subscriber() as found:
             found.wait(f"{TOPIC}/state")
+        connect = publisher._client.connect
+        monkeypatch.setattr(publisher._client, "connect", refuse)
         broker.kill()
         wait_for(lambda: len(program.messages) >= 2)
-        for number in range(500):
-            started = time.perf_counter()
-            publisher.publish(make_answer(f"label {number}"))
-            assert time.perf_counter() - started < 0.1
+        seconds = [seconds_of(publisher.publish, make_answer(f"label {number}")) for number in range(500)]
+        assert sorted(seconds)[250] < 0.1  # not one of them: another program may have the processor
         broker.start()
         with broker.subscriber() as found:
+            monkeypatch.setattr(publisher._client, "connect", connect)
             wait_for(lambda: json.loads(found.wait(f"{TOPIC}/state"))["label"] == "label 499")
-            assert found.wait(f"{TOPIC}/availability") == b"online"
-            assert any(topic.startswith("homeassistant/sensor/") for topic in found.latest)
+            found.wait(f"{TOPIC}/availability", b"online")
+            wait_for(lambda: any(topic.startswith("homeassistant/sensor/") for topic in found.latest))
             labels = [json.loads(data)["label"] for topic, data in found.order if topic == f"{TOPIC}/state"]
             assert set(labels) == {"label 499"}  # stale answers are dropped
             parts = [topic.rpartition("/")[2] for topic, _ in found.order]
@@ -229,21 +251,20 @@ def test_a_server_that_never_replies_does_not_hold_up_the_camera(
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"mqtt://127.0.0.1:{silent.getsockname()[1]}"
         with program.publisher(address) as publisher:
-            started = time.perf_counter()
             for _ in range(1000):
                 publisher.publish(make_answer("roses"))
-            assert time.perf_counter() - started < 1
             wait_for(lambda: program.messages)
+            monkeypatch.setattr(mqtt, "CONNECT_TIMEOUT", 2 * PATIENCE)  # nothing waits for it from now on
+            publisher.publish(make_answer("roses"))
             started = time.perf_counter()
-        assert time.perf_counter() - started < 1
+        assert time.perf_counter() - started < PATIENCE
     assert "no reply" in program.messages[0]
 
 
 @pytest.fixture
 def encrypted(broker: Broker) -> Broker:
     """The broker, which now speaks TLS with a certificate of its own authority, broker.folder/ca.pem."""
-    if shutil.which("openssl") is None and not os.environ.get("CI"):
-        pytest.skip("needs openssl: apt-get install openssl")
+    require_program("openssl", "openssl")
     ca, key = broker.folder / "ca.pem", broker.folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     command += ["-keyout", key, "-out", ca, "-days", "2", "-subj", "/CN=broker"]
@@ -303,7 +324,7 @@ from runtime.publish.address import parse_mqtt_address
 from runtime.publish.mqtt import MqttConnection, MqttPublisher
 
 with MqttPublisher(MqttConnection(parse_mqtt_address(sys.argv[1])), dict, print, 1):
-    time.sleep(60)
+    time.sleep(1000)
 """
 
 
@@ -322,7 +343,7 @@ def test_the_last_will_of_an_earlier_process_is_corrected(
                 wait_for(lambda: (f"{TOPIC}/availability", b"offline") in found.order)
                 found.wait(f"{TOPIC}/availability", b"online")
             with broker.subscriber() as late:
-                assert late.wait(f"{TOPIC}/availability") == b"offline"
+                late.wait(f"{TOPIC}/availability", b"offline")
     finally:
         earlier.kill()
         earlier.communicate()

@@ -6,6 +6,7 @@ import threading
 import time
 
 from runtime.publish.outbox import Outbox
+from tests.helpers import PATIENCE
 
 
 def test_a_full_outbox_drops_its_oldest_items() -> None:
@@ -20,4 +21,4 @@ def test_an_item_wakes_a_waiting_thread() -> None:
     outbox = Outbox[str](1)
     threading.Timer(0.05, outbox.put, ["now"]).start()
     started = time.perf_counter()
-    assert outbox.get(timeout=20) == "now" and time.perf_counter() - started < 10
+    assert outbox.get(timeout=2 * PATIENCE) == "now" and time.perf_counter() - started < PATIENCE

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runtime.camera import stream
+from runtime.camera import camera, pyav_backend, stream
 from runtime.camera.crop import Crop
 from runtime.camera.options import SaveOptions
 from runtime.camera.stream import WAITING
@@ -27,7 +27,7 @@ from runtime.publish.flags import PASSWORD_VARIABLE
 from runtime.publish.publishers import PublishOptions, open_publishers
 from runtime.server.answer_uses import open_answer_uses
 from runtime.watch.folder_watcher import IS_MISSING
-from tests.helpers import start_python, wait_for
+from tests.helpers import PATIENCE, start_python, wait_for
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
 from tests.runtime.publish.broker import PASSWORD, USER, Broker, Subscriber
 from tests.serving import serve_in_process, serve_in_thread
@@ -64,7 +64,7 @@ def test_watch_publishes_each_photo_with_its_picture(
         assert (state["label"], state["source"]) == ("红", "red.jpg")
         assert Image.open(io.BytesIO(found.latest["cam/picture"])).format == "JPEG"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(PATIENCE) == 0
         found.wait("cam/availability", b"offline")
 
 
@@ -102,7 +102,7 @@ def test_the_service_publishes_its_camera(broker: Broker, knowing: Path) -> None
     red, blue = jpeg(plain(RED)), jpeg(plain(BLUE))
     with (
         broker.subscriber() as found,
-        mjpeg_server(lambda number: red if number < 50 else blue) as server,
+        mjpeg_server(lambda number: blue if "红" in labels(found) else red) as server,
         serve_in_thread(knowing, camera=server.address, publishing=options(broker)) as service,
     ):
         while "blau" not in labels(found):
@@ -126,7 +126,11 @@ def service_with_camera(source: str, broker: Broker, model: Path) -> Iterator[No
 @contextmanager
 def camera_command(source: str, broker: Broker, model: Path) -> Iterator[None]:
     arguments = ("--camera", source, "--model", model, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
-    process = start_python("-m", "runtime.classify", *arguments)
+    code = (
+        "import sys; from runtime.camera import camera, pyav_backend; from runtime.classify import main; "
+        f"camera.FRAME_TIMEOUT = pyav_backend.FRAME_TIMEOUT = {2 * PATIENCE}; sys.exit(main())"
+    )
+    process = start_python("-c", code, *arguments)
     try:
         yield
     finally:
@@ -137,13 +141,18 @@ def camera_command(source: str, broker: Broker, model: Path) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.parametrize("start", [service_with_camera, camera_command])
 def test_until_the_first_answer_there_is_a_problem(
-    start: Callable[[str, Broker, Path], AbstractContextManager[None]], broker: Broker, knowing: Path
+    start: Callable[[str, Broker, Path], AbstractContextManager[None]],
+    broker: Broker,
+    knowing: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Else the retained answer of an earlier process counts as current."""
+    for module in (camera, pyav_backend):
+        monkeypatch.setattr(module, "FRAME_TIMEOUT", 2 * PATIENCE)
     red, starts = jpeg(plain(RED)), threading.Event()
 
     def send(number: int) -> bytes:
-        starts.wait(8)
+        starts.wait(PATIENCE)
         return red
 
     with broker.subscriber() as found, mjpeg_server(send) as server, start(server.address, broker, knowing):
@@ -240,7 +249,7 @@ def test_the_service_takes_options_and_password_from_the_environment(
         arguments = Path(f"/proc/{service.process.pid}/cmdline").read_bytes()
         assert PASSWORD.encode() not in arguments and b"mqtt://" not in arguments
         service.process.send_signal(signal.SIGTERM)
-        out, err = service.process.communicate(timeout=20)
+        out, err = service.process.communicate(timeout=PATIENCE)
         assert "publishing below cam" in err and PASSWORD not in out + err
         found.wait("cam/availability", b"offline")
 

@@ -6,15 +6,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from selenium.common.exceptions import NoAlertPresentException, StaleElementReferenceException
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+
+from tests.helpers import wait_for
 
 DESKTOP, PHONE = (1280, 800), (390, 844)
 
@@ -43,8 +47,20 @@ def browser(size: tuple[int, int], *flags: str) -> Iterator[Chrome]:
 
 def text(chrome: Chrome, selector: str) -> str:
     """The visible text of the first matching element; "" if there is none."""
-    found = chrome.find_elements(By.CSS_SELECTOR, selector)
-    return found[0].text if found else ""
+    for found in chrome.find_elements(By.CSS_SELECTOR, selector):
+        with suppress(StaleElementReferenceException):  # the page has just replaced it
+            return found.text
+    return ""
+
+
+def shown(chrome: Chrome, selector: str) -> list[WebElement]:
+    """The visible elements that match."""
+    visible = []
+    for found in chrome.find_elements(By.CSS_SELECTOR, selector):
+        with suppress(StaleElementReferenceException):
+            if found.is_displayed():
+                visible.append(found)
+    return visible
 
 
 def browser_errors(chrome: Chrome) -> list[str]:
@@ -65,8 +81,39 @@ def choose(chrome: Chrome, *photos: Path) -> None:
 
 
 def press(chrome: Chrome, selector: str, key: str = Keys.ENTER) -> None:
-    """Presses a button with the keyboard."""
-    chrome.find_element(By.CSS_SELECTOR, selector).send_keys(key)
+    """Presses a button with the keyboard, once the page shows it."""
+    wait_for(lambda: shown(chrome, selector))
+    shown(chrome, selector)[0].send_keys(key)
+
+
+def accept_alert(chrome: Chrome) -> None:
+    """Answers the question of the page, once it has asked."""
+
+    def accepted() -> bool:
+        with suppress(NoAlertPresentException):
+            chrome.switch_to.alert.accept()
+            return True
+        return False
+
+    wait_for(accepted)
+
+
+def record_texts(chrome: Chrome, button: WebElement) -> None:
+    """Records the texts of a button from now on: some stay for a second only."""
+    chrome.execute_script(  # type: ignore[no-untyped-call]
+        """
+        const [button] = arguments;
+        window.recordedTexts = [];
+        const observer = new MutationObserver(() => recordedTexts.push(button.textContent));
+        observer.observe(button, { childList: true });
+        """,
+        button,
+    )
+
+
+def had_text(chrome: Chrome, text: str) -> bool:
+    """Whether the button of `record_texts` had this text since."""
+    return text in chrome.execute_script("return recordedTexts")  # type: ignore[no-untyped-call]
 
 
 def focused(chrome: Chrome) -> str:

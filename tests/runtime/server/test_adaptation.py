@@ -20,6 +20,7 @@ from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import NoneTray
 from runtime.server.scene_adapter import SceneAdapter
+from tests.helpers import PATIENCE
 from tests.runtime.scene import class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
@@ -307,14 +308,14 @@ def test_a_slow_folder_holds_up_no_other_request(
 
     def wait(tray: NoneTray, *_: object) -> list[str]:
         waits.set()
-        waited.append(is_over.wait(3))  # False if the other request waits for the folder
+        waited.append(is_over.wait(PATIENCE / 2))  # False if the other request waits for the folder
         return []
 
     for name in ("ids", "read", "remove"):
         monkeypatch.setattr(NoneTray, name, wait)
     slow = Thread(target=scene_service.request, args=(method, path))
     slow.start()
-    assert waits.wait(10)
+    assert waits.wait(PATIENCE)
     assert scene_service.get_status("/healthz") == 200
     is_over.set()
     slow.join()

@@ -12,17 +12,22 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Event
 
 import jsonschema
 import pytest
 from openapi_spec_validator import validate
 
 from runtime.classify import main as classify_main
+from runtime.inference.classifier import Classifier
 from runtime.inference.engines import ENGINES, engine_name
-from runtime.server import run
+from runtime.inference.prediction import Prediction
+from runtime.server import request_body, run
+from runtime.server.inference_queue import InferenceQueue
+from runtime.server.multipart import Upload
 from runtime.server.request_body import BodyBuffer
 from runtime.server.routes import MAX_LOGIN_BYTES
-from tests.helpers import wait_for
+from tests.helpers import PATIENCE, wait_for
 from tests.serving import OPENAPI, Client, multipart_form, openapi_schema, serve_in_thread
 
 
@@ -108,7 +113,7 @@ def test_a_body_over_the_limit_is_rejected_with_or_without_content_length(servic
     status, answer = service.classify(b"", Content_Length=str(limit + 1))
     assert status == 413 and "1 MB" in answer["error"]
     sent = 0
-    with socket.create_connection(("127.0.0.1", service.port), 20) as connection:
+    with socket.create_connection(("127.0.0.1", service.port), PATIENCE) as connection:
         connection.sendall(
             b"POST /classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
@@ -120,7 +125,7 @@ def test_a_body_over_the_limit_is_rejected_with_or_without_content_length(servic
         with suppress(ConnectionError):
             assert b" 413 " in connection.recv(100)
     assert limit <= sent < 20 * limit  # includes the sockets' buffers
-    assert service.metric("held_bytes") == 0
+    wait_for(lambda: service.metric("held_bytes") == 0)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +191,7 @@ def test_a_request_that_the_end_of_the_service_cuts_off_gets_503(
 ) -> None:
     monkeypatch.setattr(run, "SHUTDOWN_TIMEOUT", 0)
     with socket.socket() as connection:
-        connection.settimeout(20)
+        connection.settimeout(PATIENCE)
         with serve_in_thread(knowing) as stopping:
             connection.connect(("127.0.0.1", stopping.port))
             connection.sendall(b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
@@ -220,14 +225,17 @@ def test_metrics_count_requests_by_status(service: Client, red_jpeg: bytes) -> N
     assert [now - then for now, then in zip(after, before, strict=True)] == [1, 1, 1]
 
 
-def test_stalled_uploads_take_no_slots(service: Client, red_jpeg: bytes) -> None:
+def test_stalled_uploads_take_no_slots(
+    service: Client, red_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Six stalled uploads leave the four slots free, and get their predictions when they are complete."""
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT", 2 * PATIENCE)
     head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(red_jpeg)}\r\n\r\n".encode()
-    uploads = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(6)]
+    uploads = [socket.create_connection(("127.0.0.1", service.port), PATIENCE) for _ in range(6)]
     for connection in uploads:
         connection.sendall(head + red_jpeg[:100])
-    wait_for(lambda: service.metric("receiving") == 6)
-    assert service.metric("held_bytes") == 600 and service.metric("in_flight") == 0
+    wait_for(lambda: service.metric("held_bytes") == 600)
+    assert service.metric("receiving") == 6 and service.metric("in_flight") == 0
     assert service.classify(red_jpeg)[0] == 200
     uploads.pop().close()
     wait_for(lambda: service.metric("receiving") == 5)
@@ -235,20 +243,23 @@ def test_stalled_uploads_take_no_slots(service: Client, red_jpeg: bytes) -> None
         connection.sendall(red_jpeg[100:])
         assert b" 200 " in connection.recv(100)
         connection.close()
-    wait_for(lambda: service.metric("receiving") == 0)
-    assert service.metric("held_bytes") == 0
+    wait_for(lambda: service.metric("held_bytes") == 0)
+    assert service.metric("receiving") == 0
 
 
-def test_stalled_uploads_give_their_memory_to_a_photo(service: Client, red_jpeg: bytes) -> None:
+def test_stalled_uploads_give_their_memory_to_a_photo(
+    service: Client, red_jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two bodies that were sent but for their last byte fill the memory for bodies, 2 MB."""
+    monkeypatch.setattr(request_body, "BODY_TIMEOUT", 2 * PATIENCE)  # the photo does not wait for their end
     size = 1_000_000
     head = f"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
-    uploads = [socket.create_connection(("127.0.0.1", service.port), 20) for _ in range(2)]
+    uploads = [socket.create_connection(("127.0.0.1", service.port), PATIENCE) for _ in range(2)]
     for connection in uploads:
         connection.sendall(head + bytes(size - 1))
     wait_for(lambda: service.metric("held_bytes") == 2 * (size - 1))
     photo = red_jpeg + bytes(size // 2)
-    wait_for(lambda: service.classify(photo)[0] == 200, seconds=5)
+    wait_for(lambda: service.classify(photo)[0] == 200)
     uploads[0].sendall(b"1")  # one of both was rejected, the other still has its place
     uploads[1].sendall(b"1")
     answers = [connection.recv(100).split(b" ")[1] for connection in uploads]
@@ -257,11 +268,19 @@ def test_stalled_uploads_give_their_memory_to_a_photo(service: Client, red_jpeg:
         connection.close()
 
 
-def test_concurrent_clients_each_get_their_own_prediction(service: Client, photos: Path) -> None:
+def test_concurrent_clients_each_get_their_own_prediction(
+    service: Client, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Sixteen clients share four slots; every third upload is damaged and affects no other."""
+    is_full, classify = Event(), InferenceQueue._classify
+
+    def classify_when_full(queue: InferenceQueue, classifier: Classifier, upload: Upload) -> Prediction:
+        assert is_full.wait(PATIENCE)
+        return classify(queue, classifier, upload)
+
+    monkeypatch.setattr(InferenceQueue, "_classify", classify_when_full)
     labels = {"red.jpg": "红", "green.jpg": "grün", "blue.png": "blau"}
     data = {name: (photos / name).read_bytes() for name in labels}
-    retries = []
 
     def run_client(number: int) -> None:
         for turn in range(12):
@@ -273,13 +292,13 @@ def test_concurrent_clients_each_get_their_own_prediction(service: Client, photo
                 status, answer = service.classify(body, Content_Type=content_type)
                 if status != 503:
                     break
-                retries.append(number)
+                is_full.set()
                 time.sleep(0.05)
             assert (status, answer["label"], answer["source"]) == (200, labels[name], f"{number}-{turn}.jpg")
 
     with ThreadPoolExecutor(16) as clients:
         list(clients.map(run_client, range(16)))
-    assert retries and service.metric("in_flight") == 0
+    assert is_full.is_set() and service.metric("in_flight") == 0
 
 
 @pytest.mark.parametrize("step", ["add", "take"])

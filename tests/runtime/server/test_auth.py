@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hmac
+import socket
 from contextlib import nullcontext
 
 import pytest
@@ -126,6 +127,19 @@ def test_a_networked_service_accepts_every_ip_address_and_its_own_names() -> Non
         assert policy.accepts_host(host)
     assert not make_access_policy("127.0.0.1", 8080, [], "").accepts_host("192.0.2.7:8080")
     assert TOKEN not in repr(policy)
+
+
+@pytest.mark.parametrize("hostname", ["pi", "PI"])
+def test_a_networked_service_accepts_the_name_of_its_machine_alone_and_with_local(
+    hostname: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: hostname)
+    policy = make_access_policy("0.0.0.0", 8080, [], TOKEN)
+    for host in ("pi", "pi.local", "PI.local:8080", "pi.local."):
+        assert policy.accepts_host(host)
+    for host in ("pi.localhost", "pi.local.example", "other.local", "local"):
+        assert not policy.accepts_host(host)
+    assert not make_access_policy("127.0.0.1", 8080, [], "").accepts_host("pi.local")
 
 
 def test_a_networked_service_requires_a_token() -> None:

@@ -45,22 +45,18 @@ def test_a_saved_region_is_classified_at_once_and_after_a_restart(knowing: Path,
     picture[24:, 32:] = BLUE
     data = jpeg(picture)
     with mjpeg_server(lambda number: data) as server:
-
-        def label(service: Client) -> str:
-            return str(json.loads(service.request("GET", "/live.jpg")[1]["prediction"])["label"])
-
         with serve_in_thread(knowing, camera=server.address) as service:
-            wait_for(lambda: label(service) == "红")
+            wait_for(lambda: service.live().get("label") == "红")
             assert get_crop(service) is None and frame_size(service, "/live.jpg") == (64, 48)
             assert put_crop(service, LOWER_RIGHT) == 200
-            wait_for(lambda: label(service) == "blau")
+            wait_for(lambda: service.live().get("label") == "blau")
             assert frame_size(service, "/live.jpg") == (32, 24)
             assert frame_size(service, "/live.jpg?whole=1") == (64, 48)
         with serve_in_thread(knowing, camera=server.address) as service:
             assert get_crop(service) == LOWER_RIGHT
-            wait_for(lambda: label(service) == "blau")
+            wait_for(lambda: service.live().get("label") == "blau")
             assert put_crop(service, None) == 200 and list(states.iterdir()) == []
-            wait_for(lambda: label(service) == "红")
+            wait_for(lambda: service.live().get("label") == "红")
 
 
 def test_a_region_of_the_command_line_cannot_be_replaced(knowing: Path, states: Path) -> None:

@@ -10,9 +10,8 @@ import pytest
 
 from runtime.common.errors import EngineError
 from runtime.server import health
-from runtime.server.health import HealthMonitor
-
-INTERVAL, UNHEALTHY_AFTER = 0.01, 0.1  # seconds
+from runtime.server.health import CHECK_INTERVAL, UNHEALTHY_AFTER, HealthMonitor
+from tests.runtime.camera.helpers import Clock
 
 
 @dataclass
@@ -45,15 +44,18 @@ class Outcome:
 
 
 def run_checks(queue: FakeQueue, view: FakeLiveView | None, monkeypatch: pytest.MonkeyPatch) -> Outcome:
-    """Runs the checks for a bit longer than UNHEALTHY_AFTER."""
-    monkeypatch.setattr(health, "UNHEALTHY_AFTER", UNHEALTHY_AFTER)
-    outcome = Outcome()
+    """Runs the checks for twice UNHEALTHY_AFTER, by a clock that the test moves."""
+    clock, outcome = Clock(), Outcome()
+    monkeypatch.setattr(health, "time", clock)
     arguments: Any = (queue, view)
-    monitor = HealthMonitor(*arguments, interval=INTERVAL, on_pass=lambda: outcome.passes.append(None))
+    monitor = HealthMonitor(*arguments, interval=0.0, on_pass=lambda: outcome.passes.append(None))
 
     async def run() -> None:
         checks = asyncio.create_task(monitor.run())
-        await asyncio.sleep(2 * UNHEALTHY_AFTER)
+        for _ in range(round(2 * UNHEALTHY_AFTER / CHECK_INTERVAL)):
+            clock.sleep(CHECK_INTERVAL)
+            for _ in range(5):  # one check, and what it awaits
+                await asyncio.sleep(0)
         outcome.is_healthy = monitor.is_healthy()
         checks.cancel()
 

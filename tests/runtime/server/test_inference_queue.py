@@ -22,6 +22,8 @@ from runtime.server import inference_queue, request_body
 from runtime.server.errors import RequestRejected
 from runtime.server.fair_executor import FairExecutor
 from runtime.server.inference_queue import InferenceQueue
+from tests.helpers import PATIENCE
+from tests.runtime.camera.helpers import Clock
 
 SIDE = 2500  # pixels
 ESTIMATED_BYTES = 16 * SIDE**2  # of decoding one RGBA PNG
@@ -67,7 +69,7 @@ class WaitingEngine:
         return self.answer
 
     def answer(self, data: bytes) -> Prediction:
-        assert self.may_answer.wait(20)
+        assert self.may_answer.wait(PATIENCE)
         if data.startswith(b"damaged"):
             raise PictureError("is damaged")
         self.seen.append(data.decode())
@@ -94,9 +96,11 @@ class Clients:
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 
     async def send(self, address: str, data: str, *, is_complete: bool = True) -> None:
+        """Starts a request; returns when it waits for its body or its answer, or has ended."""
         body = body_of(data.encode(), is_complete=is_complete)
         self.tasks.append(asyncio.create_task(self.queue.classify("", None, body, address)))
-        await asyncio.sleep(0.02)
+        for _ in range(40):  # more steps than the request has until then
+            await asyncio.sleep(0)
 
     async def results(self) -> list[str]:
         """Per request the answer, or the status of its error."""
@@ -154,7 +158,7 @@ def test_a_full_queue_rejects_a_photo_before_its_body_is_sent(monkeypatch: pytes
         await clients.send("a", "a1")
         await clients.send("a", "a2", is_complete=False)
         with pytest.raises(RequestRejected, match=r"retry in \d+ s") as raised:
-            await asyncio.wait_for(clients.tasks[1], 5)
+            await asyncio.wait_for(clients.tasks[1], PATIENCE)
         assert raised.value.status == 503 and raised.value.retry_after and raised.value.retry_after >= 1
         engine.may_answer.set()
         assert await clients.results() == ["a1", "503"]
@@ -193,7 +197,8 @@ def test_a_client_that_holds_little_has_room_beside_bodies_in_work(monkeypatch: 
 
 
 def test_memory_is_taken_from_a_stalled_body(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference_queue, "SLOW_AFTER", 0.1)
+    clock = Clock()
+    monkeypatch.setattr(request_body, "time", clock)
     monkeypatch.setattr(request_body, "BODY_TIMEOUT", 1.0)
 
     async def run(clients: Clients, engine: WaitingEngine) -> None:
@@ -201,8 +206,9 @@ def test_memory_is_taken_from_a_stalled_body(monkeypatch: pytest.MonkeyPatch) ->
         for data in ("a1", "a2"):
             await clients.send("a", data * 5, is_complete=False)
         await clients.send("a", "a3")  # none of both is stalled yet
-        await asyncio.sleep(0.2)
+        clock.sleep(inference_queue.SLOW_AFTER + 0.1)
         await clients.send("a", "a4")
+        await asyncio.wait_for(clients.tasks[3], PATIENCE)
         assert clients.queue.buffered_bytes == 10
         assert await clients.results() == ["503", "408", "503", "a4"]
 
@@ -252,6 +258,6 @@ def test_a_fast_start_does_not_pay_for_a_stall(monkeypatch: pytest.MonkeyPatch) 
 
     async def run(clients: Clients, engine: WaitingEngine) -> None:
         await clients.send("a", "a" * 30_000_000, is_complete=False)
-        assert await asyncio.wait_for(clients.results(), 5) == ["408"]
+        assert await asyncio.wait_for(clients.results(), PATIENCE) == ["408"]
 
     run_clients(monkeypatch, run)

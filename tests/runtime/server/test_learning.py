@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
@@ -24,8 +23,9 @@ from runtime.common.file_lock import exclusive_lock
 from runtime.inference.learned_state import STATE_NAME
 from runtime.inference.learning import LOCK_NAME
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
-from runtime.server import learner
-from tests.helpers import wait_for
+from runtime.server import learner, review_collector
+from tests.helpers import PATIENCE, wait_for
+from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import borderline_pictures, class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
@@ -174,14 +174,14 @@ def test_listing_many_pictures_holds_up_no_other_request(
 
     def list_slowly(store: TaughtPhotos) -> list[TaughtPhoto]:
         lists.set()
-        waited.append(is_over.wait(3))  # False if the other request waits for the list
+        waited.append(is_over.wait(PATIENCE / 2))  # False if the other request waits for the list
         return []
 
     monkeypatch.setattr(TaughtPhotos, "photos", list_slowly)
     picture = encode_png(scene_pictures(1, seed=1)[0]) if "label" in path else None
     slow = Thread(target=scene_service.request, args=("POST" if picture else "GET", path, picture))
     slow.start()
-    assert lists.wait(10)
+    assert lists.wait(PATIENCE)
     assert scene_service.get_status("/healthz") == 200
     is_over.set()
     slow.join()
@@ -197,13 +197,13 @@ def test_an_address_has_a_limited_number_of_requests_for_lists(
 
     def list_slowly(store: TaughtPhotos) -> list[TaughtPhoto]:
         lists.set()
-        is_over.wait(10)
+        is_over.wait(PATIENCE)
         return []
 
     monkeypatch.setattr(TaughtPhotos, "photos", list_slowly)
     slow = Thread(target=scene_service.request, args=("GET", "/taught"))
     slow.start()
-    assert lists.wait(10)
+    assert lists.wait(PATIENCE)
     assert scene_service.get_status("/taught") == 503
     is_over.set()
     slow.join()
@@ -416,13 +416,25 @@ def test_another_program_teaches_pictures_of_the_review(
 
 
 def test_uncertain_frames_are_collected_without_near_duplicates(
-    model: Path, make_clip: Callable[..., Path], tmp_path: Path
+    model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = make_clip(tmp_path / "clip.mp4", [("black", 60), ("red", 60)])
-    with serve_in_thread(model, camera=str(clip)) as service:
-        wait_for(lambda: "ended" in service.status()["camera"]["problem"])
-        found = uncertain(service)
-        assert [(picture["source"], picture["reason"]) for picture in found] == [("camera", "unknown")] * 2
+    monkeypatch.setattr(review_collector, "FRAME_INTERVAL", 0.0)
+    black, red, is_red = jpeg(plain((0, 0, 0))), jpeg(plain(RED)), Event()
+    with (
+        mjpeg_server(lambda number: red if is_red.is_set() else black) as server,
+        serve_in_thread(model, camera=server.address) as service,
+    ):
+
+        def pictures() -> list[tuple[str, str]]:
+            photos = service.call("GET", "/review")[1]["photos"]
+            return [(picture["source"], picture["reason"]) for picture in photos]
+
+        for count in (1, 2):
+            wait_for(lambda count=count: len(pictures()) == count)
+            frame = service.live()["frame"]
+            wait_for(lambda frame=frame: service.live()["frame"] > frame + 20)
+            assert pictures() == [("camera", "unknown")] * count
+            is_red.set()
 
 
 def test_nothing_is_collected_while_learning_is_off(model: Path) -> None:

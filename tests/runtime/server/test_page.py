@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 from PIL import Image
@@ -16,9 +16,22 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from runtime.server.routes import STATIC
 from tests.helpers import wait_for
+from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.scene import save_pictures, scene_pictures
-from tests.runtime.server.browser import PHONE, browser_errors, choose, focused, press, requested_hosts, text
+from tests.runtime.server.browser import (
+    PHONE,
+    accept_alert,
+    browser_errors,
+    choose,
+    focused,
+    had_text,
+    press,
+    record_texts,
+    requested_hosts,
+    shown,
+    text,
+)
 from tests.serving import Client, serve_in_thread
 
 TOKEN = "a-token-of-the-test"
@@ -170,8 +183,7 @@ def test_the_token_signs_in(chrome: Chrome, knowing: Path, monkeypatch: pytest.M
 
 def marks(chrome: Chrome, within: str) -> list[WebElement]:
     """The visible buttons "None of these"."""
-    found = chrome.find_elements(By.CSS_SELECTOR, f"{within} .mark")
-    return [button for button in found if button.is_displayed()]
+    return shown(chrome, f"{within} .mark")
 
 
 @pytest.mark.slow
@@ -189,7 +201,7 @@ def test_the_answers_change_after_adapting_and_after_a_reset(
         for button in marks(chrome, "#results"):
             button.send_keys(Keys.ENTER)
         wait_for(lambda: text(chrome, "#tray-count") == "12 photos")
-        assert len(chrome.find_elements(By.CSS_SELECTOR, "#tray-photos img")) == 12
+        wait_for(lambda: len(chrome.find_elements(By.CSS_SELECTOR, "#tray-photos img")) == 12)
         assert text(chrome, "#tray-folder") == str(tmp_path / "quarters.none")
         press(chrome, "#adapt")
         wait_for(lambda: "12 photos" in text(chrome, "#tray-message"))
@@ -204,6 +216,10 @@ def test_the_answers_change_after_adapting_and_after_a_reset(
         chrome.get("about:blank")
 
 
+def focused_label(chrome: Chrome) -> str:
+    return str(chrome.execute_script("return document.activeElement.getAttribute('aria-label') ?? ''"))
+
+
 def test_photos_leave_the_tray(chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path) -> None:
     scene = sorted(save_pictures(scene_pictures(3, seed=1), tmp_path / "scene").iterdir())
     with serve_in_thread(make_scene_model(tmp_path / "quarters"), classifier_options=ADAPTING) as service:
@@ -215,10 +231,10 @@ def test_photos_leave_the_tray(chrome: Chrome, make_scene_model: MakeFolder, tmp
         wait_for(lambda: text(chrome, "#tray-count") == "3 photos")
         press(chrome, "#tray-photos li:nth-child(2) button")
         wait_for(lambda: text(chrome, "#tray-count") == "2 photos")
-        label = chrome.switch_to.active_element.get_attribute("aria-label")
-        assert label and label.startswith("Remove the photo") and service.status()["tray"]["photos"] == 2
+        wait_for(lambda: focused_label(chrome).startswith("Remove the photo"))
+        assert service.status()["tray"]["photos"] == 2
         press(chrome, "#empty-tray")
-        chrome.switch_to.alert.accept()
+        accept_alert(chrome)
         wait_for(lambda: service.status()["tray"]["photos"] == 0)
         wait_for(lambda: focused(chrome) == "adapt" and text(chrome, "#tray-message") == "The tray is empty.")
         press(chrome, "#adapt")  # does nothing
@@ -271,11 +287,12 @@ COUNT_CHANGES = """
 
 
 @pytest.mark.slow
-def test_the_camera_shows_live_labels(
-    chrome: Chrome, knowing: Path, make_clip: Callable[..., Path], photos: Path, tmp_path: Path
-) -> None:
-    clip = make_clip(tmp_path / "clip.mp4", [("red", 150)])
-    with serve_in_thread(knowing, camera=str(clip)) as service:
+def test_the_camera_shows_live_labels(chrome: Chrome, knowing: Path, photos: Path) -> None:
+    red, ends = jpeg(plain(RED)), Event()
+    with (
+        mjpeg_server(lambda number: None if ends.is_set() else red) as server,
+        serve_in_thread(knowing, camera=server.address) as service,
+    ):
         chrome.get(service.url)
         chrome.execute_script(COUNT_CHANGES)
         wait_for(
@@ -285,7 +302,7 @@ def test_the_camera_shows_live_labels(
         wait_for(
             lambda: chrome.execute_script("return document.getElementById('camera-frame').naturalWidth") == 64
         )
-        assert "frames/s" in text(chrome, "#camera-rate")
+        wait_for(lambda: "frames/s" in text(chrome, "#camera-rate"))
         wait_for(lambda: "红" in text(chrome, "#history-list"))
         choose(chrome, photos / "blue.png")
         wait_for(lambda: text(chrome, f"{NEWEST} .label").startswith("blau"))
@@ -299,25 +316,26 @@ def test_the_camera_shows_live_labels(
             chrome.execute_script("return document.getElementById('camera-announcement').textContent") == "红"
         )
         assert browser_errors(chrome) == []
-        wait_for(lambda: text(chrome, "#connection") == "camera offline")  # the clip has ended
-        assert "has ended" in text(chrome, "#camera-problem")
+        ends.set()
+        wait_for(lambda: text(chrome, "#connection") == "camera offline")
+        assert server.address in text(chrome, "#camera-problem")
         chrome.get("about:blank")  # else the page polls the stopped service during the next test
 
 
-def test_the_live_picture_can_be_marked(
-    chrome: Chrome, make_scene_model: MakeFolder, make_clip: Callable[..., Path], tmp_path: Path
-) -> None:
-    clip = make_clip(tmp_path / "clip.mp4", [("red", 250)])
-    with serve_in_thread(
-        make_scene_model(tmp_path / "quarters"), camera=str(clip), classifier_options=ADAPTING
-    ) as service:
+def test_the_live_picture_can_be_marked(chrome: Chrome, make_scene_model: MakeFolder, tmp_path: Path) -> None:
+    red, model = jpeg(plain(RED)), make_scene_model(tmp_path / "quarters")
+    with (
+        mjpeg_server(lambda number: red) as server,
+        serve_in_thread(model, camera=server.address, classifier_options=ADAPTING) as service,
+    ):
         browser_errors(chrome)  # of earlier tests, whose services stopped
         chrome.get(service.url)
         wait_for(lambda: text(chrome, "#connection") == "live" and len(marks(chrome, "#camera")) == 1)
         wait_for(lambda: text(chrome, "#camera-label") != "")
         (button,) = marks(chrome, "#camera")
+        record_texts(chrome, button)
         button.click()
-        wait_for(lambda: button.text == "Added")
+        wait_for(lambda: had_text(chrome, "Added"))
         (photo,) = json.loads(service.request("GET", "/none")[2])["photos"]
         stored = Image.open(tmp_path / "quarters.none" / photo["id"])
         red, green, _ = stored.getpixel((32, 24))  # type: ignore[misc]
@@ -325,7 +343,8 @@ def test_the_live_picture_can_be_marked(
         wait_for(lambda: button.text == "None of these")
         assert browser_errors(chrome) == []
     wait_for(lambda: text(chrome, "#connection") == "service offline")
-    assert "this picture is old" in text(chrome, "#camera-problem") and text(chrome, "#camera-rate") == ""
+    wait_for(lambda: "this picture is old" in text(chrome, "#camera-problem"))
+    wait_for(lambda: text(chrome, "#camera-rate") == "")
     chrome.get("about:blank")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from runtime.server.systemd import notify, watchdog_interval
+from tests.helpers import PATIENCE
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Unix sockets")
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="needs Un
 def systemd(address: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(address)
-        receiver.settimeout(5)
+        receiver.settimeout(PATIENCE)
         yield receiver
 
 

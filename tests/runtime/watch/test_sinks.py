@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import sqlite3
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -110,16 +108,16 @@ def test_a_database_that_is_locked_at_the_start_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sinks, "LOCK_TIMEOUT", 0.01)
-    path = tmp_path / "results.db"
-    with closing(sqlite3.connect(path, check_same_thread=False)) as other:
+    path, messages = tmp_path / "results.db", list[str]()
+    with closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN EXCLUSIVE")
-        release = threading.Timer(0.3, other.rollback)
-        release.start()
-        started = time.monotonic()
-        with opened(path) as (sink, messages):
-            assert time.monotonic() - started > 0.2
+
+        def release(message: str) -> None:
+            messages.append(message)
+            other.rollback()
+
+        with open_sink(path, release) as sink:
             assert sink.add(row("a.jpg"))
-        release.join()
     assert messages == [f"{path}: {IS_LOCKED}"] and sources(path) == ["a.jpg"]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import start_python, wait_for
+from tests.helpers import PATIENCE, start_python, wait_for
 from tests.runtime.preprocess.hostile import HOSTILE
 from tests.runtime.watch.test_folder_watcher import NAMES, rows_of
 
@@ -67,15 +67,15 @@ def test_a_killed_command_continues_without_gap_or_duplicate(
     for number in range(40):
         shutil.copy(photos / "red.jpg", folder / f"{number}.jpg")
     with started("--watch", folder, "--out", out, "--model", colours) as process:
-        wait_for(has_rows(out, 5), 30)
+        wait_for(has_rows(out, 5))
         process.kill()
         heading, first, *_ = process.communicate()[0].splitlines()
     assert heading.startswith(f"{folder}, ") and re.match(r"\d+\.jpg  红 +[\d.]+%", first)
     with started("--watch", folder, "--out", out, "--model", colours) as process:
         assert process.stdout and process.stdout.readline()  # SIGTERM is handled from now on
-        wait_for(has_rows(out, 40), 30)
+        wait_for(has_rows(out, 40))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     assert sorted(row["source"] for row in rows_of(out)) == sorted(f"{number}.jpg" for number in range(40))
     assert {row["label"] for row in rows_of(out)} == {"红"}
 
@@ -88,31 +88,40 @@ def test_the_command_prints_each_result_as_json_and_each_error(
     shutil.copy(photos / "red.jpg", folder / "whole.jpg")
     with started("--watch", folder, "--out", out, "--model", knowing, "--json") as process:
         assert process.stdout and process.stderr
-        whole, cut = (json.loads(process.stdout.readline()) for _ in range(2))
+        lines = (json.loads(process.stdout.readline()) for _ in range(2))
+        whole, cut = sorted(lines, key=lambda line: line["source"], reverse=True)
         error = process.stderr.readline()
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
+        assert process.communicate(timeout=PATIENCE) == ("", "") and process.returncode == 0
     assert (whole["source"], whole["label"], whole["known"]) == ("whole.jpg", "红", True)
     assert cut["source"] == "cut\\n=1.jpg" and "damaged" in cut["error"]
     assert error.startswith("error: cut\\n=1.jpg: ") and "damaged" in error
-    assert [row["known"] for row in rows_of(out)] == ["true", ""]
+    assert {row["known"] for row in rows_of(out)} == {"true", ""}
 
 
 @pytest.mark.slow
 def test_a_good_photo_beside_a_hostile_one_has_its_answer_promptly(
     colours: Path, photos: Path, folder: Path, tmp_path: Path
 ) -> None:
-    """One hostile photo delayed it by 25 s."""
+    """One hostile photo delayed it by 25 s, on a machine where a good photo alone takes less than one."""
+
+    def seconds_until_answered(name: str) -> float:
+        begun = time.monotonic()
+        shutil.copy(photos / "red.jpg", folder / f"{name}.jpg")
+        wait_for(lambda: (f"{name}.jpg", "红") in answers_of(out))
+        return time.monotonic() - begun
+
     names = ("JPEG of Exif segments", "PPM of comments", "TIFF of 14 million strips", "PNG of 80 megapixels")
     out = tmp_path / "results.csv"
     with started("--watch", folder, "--out", out, "--model", colours) as process:
+        wait_for(out.exists)  # the command has started
+        alone = seconds_until_answered("alone")
         for number, name in enumerate(names):
             (folder / f"hostile{number}.jpg").write_bytes(HOSTILE[name]())
-            shutil.copy(photos / "red.jpg", folder / f"good{number}.jpg")
-            wait_for(lambda: (f"good{number}.jpg", "红") in answers_of(out), 10)  # noqa: B023
-        wait_for(has_rows(out, 2 * len(names)), 60)
+            assert seconds_until_answered(f"good{number}") < 10 * max(1.0, alone)
+        wait_for(has_rows(out, 1 + 2 * len(names)))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     errors = {row["source"]: row["error"] for row in rows_of(out)}
     facts = ("4,096 segments", "PPM", "1,048,576 values", "too much memory")
     assert all(fact in errors[f"hostile{number}.jpg"] for number, fact in enumerate(facts))
@@ -131,9 +140,9 @@ def test_photos_that_are_slow_to_decode_do_not_hold_up_a_good_one(
         assert process.stdout and process.stdout.readline()
         begun = time.monotonic()
         shutil.copy(photos / "red.jpg", folder / "good.jpg")
-        wait_for(has_rows(out, 1), 60)
+        wait_for(has_rows(out, 1))
         answered = time.monotonic()
-        wait_for(has_rows(out, 2), 120)  # an error, after each slow photo was read once
+        wait_for(has_rows(out, 2))  # an error, after each slow photo was read once
         assert answers_of(out)[0] == ("good.jpg", "红")
         assert answered - begun < (time.monotonic() - begun) / 2
 
@@ -146,6 +155,6 @@ def test_a_closed_standard_output_ends_the_command_with_141(
         process.stdout.readline()
         process.stdout.close()
         shutil.copy(photos / "red.jpg", folder / "a.jpg")
-        assert process.wait(timeout=30) == 141
+        assert process.wait(timeout=PATIENCE) == 141
         assert process.stderr.read() == ""
         process.stdout = None

@@ -4,7 +4,10 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from runtime.preprocess.photo_files import NONE_LABEL
 from train.data.dataset import Dataset, LeftOut, PhotosError
 from train.data.find_photos import find_photos
 from train.data.manifest import read_manifest, write_manifest
+
+NOBODY = 65534  # the number of a user without any rights, on Linux
 
 
 def put(root: Path, *names: str, **content: str) -> Path:
@@ -189,11 +194,31 @@ def test_a_photo_in_two_classes_is_left_out_of_both(tmp_path: Path) -> None:
     assert dataset.left_out == (LeftOut("a/1.jpg", reason), LeftOut("b/copy.jpg", reason))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_without_permission_is_left_out(tmp_path: Path) -> None:
-    many(tmp_path, count=4)
-    (tmp_path / "a/1.jpg").chmod(0)
-    assert find_photos(tmp_path).left_out == (LeftOut("a/1.jpg", "Permission denied"),)
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike `tmp_path`."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@contextmanager
+def without_root() -> Iterator[None]:
+    """Within the block, this process has the rights of another user: root reads and enters everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_file_without_permission_is_left_out(open_folder: Path) -> None:
+    many(open_folder, count=4)
+    (open_folder / "a/1.jpg").chmod(0)
+    with without_root():
+        assert find_photos(open_folder).left_out == (LeftOut("a/1.jpg", "Permission denied"),)
 
 
 def test_a_dangling_link_is_left_out(tmp_path: Path) -> None:
@@ -386,28 +411,29 @@ def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     assert str(error.value).isprintable()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root enters everything")
-def test_folders_without_permission_are_left_out_or_raise(tmp_path: Path) -> None:
-    root = put(many(tmp_path / "photos", count=4), "c/5.jpg")
-    put(tmp_path / "closed", "6.jpg")
-    (root / "a" / "linked.jpg").symlink_to(tmp_path / "closed" / "6.jpg")
-    (root / "a" / "more").symlink_to(tmp_path / "closed" / "inside")
-    for path, mode in ((tmp_path / "closed", 0o000), (root / "c", 0o444)):
-        path.chmod(mode)
+def test_folders_without_permission_are_left_out_or_raise(open_folder: Path) -> None:
+    root, closed = put(many(open_folder / "photos", count=4), "c/5.jpg"), open_folder / "closed"
+    put(closed, "6.jpg")
+    (root / "a" / "linked.jpg").symlink_to(closed / "6.jpg")
+    (root / "a" / "more").symlink_to(closed / "inside")
+    closed.chmod(0o000)
+    (root / "c").chmod(0o444)
     try:
-        with pytest.raises(PhotosError, match="class c has no readable photo"):
-            find_photos(root)
-        with pytest.raises(PhotosError, match="closed: Permission denied"):
-            find_photos(tmp_path / "closed")
-        with pytest.raises(PhotosError, match="inside: Permission denied"):
-            find_photos(tmp_path / "closed" / "inside")
+        with without_root():
+            with pytest.raises(PhotosError, match="class c has no readable photo"):
+                find_photos(root)
+            with pytest.raises(PhotosError, match="closed: Permission denied"):
+                find_photos(closed)
+            with pytest.raises(PhotosError, match="inside: Permission denied"):
+                find_photos(closed / "inside")
         (root / "c").chmod(0o755)
-        assert find_photos(root).left_out == (
-            LeftOut("a/linked.jpg", "Permission denied"),
-            LeftOut("a/more", "Permission denied"),
-        )
+        with without_root():
+            assert find_photos(root).left_out == (
+                LeftOut("a/linked.jpg", "Permission denied"),
+                LeftOut("a/more", "Permission denied"),
+            )
     finally:
-        for path in (tmp_path / "closed", root / "c"):
+        for path in (closed, root / "c"):
             path.chmod(0o755)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from runtime.common.errors import UserError
+from tests.helpers import PATIENCE, wait_for
 from train.__main__ import main
 from train.data.dataset import Dataset
 from train.data.find_photos import find_photos
@@ -157,7 +158,7 @@ def test_a_killed_node_costs_only_its_running_shard(
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     found = extract(find_photos(photos), weights, tmp_path, views=1, cluster=two_nodes.driver)
-    killer.join(60)
+    killer.join(PATIENCE)
     assert 6 <= len(at_kill) <= 24, "it was killed midway"
 
     computed, alone = features(tmp_path), features(single[0])
@@ -171,8 +172,9 @@ def test_a_killed_node_costs_only_its_running_shard(
     assert found.dataset.left_out == single[1].left_out
     # The shard at hand was run again, and what was done before stood as it was.
     assert at_kill.items() <= {name: file.stat().st_mtime_ns for name, file in computed.items()}.items()
+    wait_for(lambda: len(set(finished(started))) == 8)  # Ray notes runs late
     runs = Counter(finished(started))
-    assert len(runs) == 8 and runs.total() <= 9, "at most one was done whose result was on the node still"
+    assert runs.total() <= 9, "at most one was done whose result was on the node still"
     printed = capfd.readouterr().err
     assert printed.count("a node died;") == 1
     assert printed.count("a worker died;") <= 2
@@ -198,13 +200,14 @@ def assert_same(found: Path, expected: Path) -> None:
 
 
 def test_a_closed_port_ends_train_with_exit_code_2(
-    photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 2 * PATIENCE)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     started = time.monotonic()
     assert main([str(photos), "--out", str(tmp_path / "run"), "--ray", f"127.0.0.1:{port}"]) == 2
-    assert time.monotonic() - started < ray_address.ANSWER_SECONDS
+    assert time.monotonic() - started < PATIENCE
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith(f"error: --ray 127.0.0.1:{port}: ") and err.count("\n") == 1
