@@ -27,6 +27,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.known import unrelated_pictures
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from export.__main__ import main as export
 from runtime import Classifier
 from runtime.preprocess.picture import read_picture
@@ -66,9 +67,9 @@ def main() -> int:
         writer.writerows([COLUMNS, *rows])
     print(f"Measured on {describe_machine()}.")
     print(f"Training: {' '.join(TRAIN_FLAGS)}. Compression: {' '.join(COMPRESS_FLAGS)}.\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print(table_head(*COLUMNS))
     for name, *values in rows:
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+        print(table_row(name, *(f"{value:.3f}" for value in values)))
     return 0
 
 
