@@ -46,7 +46,7 @@ class RunContents:
     model: keras.Model
     history: History
     evaluation: Evaluation
-    near_duplicates: Sequence[Pair] = ()
+    near_duplicates: Sequence[Pair] | None = None  # None: not searched
     uncompressed: Mapping[str, NDArray[Any]] | None = None  # by split, class indices; compressed runs only
     suspects: Sequence[SuspectLabel] | None = None  # None: not searched
     learning_curve: LearningCurve | None = None
@@ -131,9 +131,9 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
         write_record(folder, record, dataset)
         if evaluation.statistics:
             (folder / STATISTICS).write_bytes(evaluation.statistics.to_bytes())
-        if contents.uncompressed is None:
-            write_pairs([*contents.near_duplicates], folder)
-        else:
+        if contents.near_duplicates is not None:
+            write_pairs(contents.near_duplicates, folder)
+        if contents.uncompressed is not None:
             write_uncompressed(folder, dataset, contents.uncompressed)
         if added := contents.added:
             write_added(folder, added)
@@ -149,7 +149,7 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             evaluation.metrics,
             evaluation.probabilities,
             evaluation.negatives,
-            contents.near_duplicates,
+            contents.near_duplicates or (),
             added,
             contents.suspects,
             contents.learning_curve,
