@@ -70,10 +70,7 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
         if not (overwrite or resume or dry_run) and checkpoint_dir(out).is_dir():
             raise RunError(f"{out}: was interrupted; add --resume to continue, or --overwrite to start again")
         replaces = overwrite or (resume and checkpoint_dir(out).is_dir())
-        if out.exists() and not (out / "run.json").exists():
-            raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another --out")
-        if out.exists() and not replaces:
-            raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another --out")
+        check_replaceable(out, replaces)
         if not dry_run:
             out.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # temporary folders beside `out` have longer names than `out`
@@ -83,6 +80,17 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
     if not dry_run and not os.access(out.parent, os.W_OK):
         raise RunError(f"{out}: the folder {out.parent} is not writable; choose another --out")
     return replaces
+
+
+def check_replaceable(out: Path, overwrite: bool, argument: str = "--out") -> None:
+    """Raise RunError if something exists at `out`, unless it is a run and `overwrite` replaces it.
+
+    `argument` is the command's name for `out`.
+    """
+    if out.exists() and not (out / "run.json").exists():
+        raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another {argument}")
+    if out.exists() and not overwrite:
+        raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another {argument}")
 
 
 def keeps_existing_run(out: Path) -> bool:
@@ -111,7 +119,7 @@ def lock_output(out: Path) -> Iterator[None]:
 
 def _check_name(out: Path) -> None:
     if out.name in ("", ".."):
-        raise RunError(f"{out}: --out needs the name of a folder, such as runs/flowers")
+        raise RunError(f"{out}: is not the name of a folder; give one, such as runs/flowers")
 
 
 def checkpoint_dir(out: Path) -> Path:
