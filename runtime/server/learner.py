@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -249,25 +249,16 @@ class Learner:
         """Stores an encoded picture and returns its id. Raises as `add`."""
         store = self.store()
         pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
-        try:
-            with reported_writes(store.folder, LEARNED_FLAG):
-                return store.add(label, pixels, data).id
-        except WriteError:
-            raise
-        except UserError as error:  # no room
-            raise RequestRejected(409, str(error)) from None
+        with _user_errors_rejected(), reported_writes(store.folder, LEARNED_FLAG):
+            return store.add(label, pixels, data).id
 
     async def _change(self, work: Callable[[], Any]) -> Any:
         """Runs a job that changes the state, and uses the state for the next picture."""
         self.require_available()
 
         def change() -> Any:
-            try:
+            with _user_errors_rejected():
                 fields = work()
-            except (EngineError, WriteError):
-                raise
-            except UserError as error:
-                raise RequestRejected(409, str(error)) from None
             self._model.reload_additions()
             return fields
 
@@ -318,6 +309,17 @@ def learned_fields(state: LearnedState | None) -> dict[str, Any] | None:
     if state is None:
         return None
     return {"created": state.created, "photos": len(state.photos), "new_labels": list(state.new_labels)}
+
+
+@contextmanager
+def _user_errors_rejected() -> Iterator[None]:
+    """Turns an error that the client can fix, such as no room, into RequestRejected 409."""
+    try:
+        yield
+    except (EngineError, WriteError):  # these are the service's
+        raise
+    except UserError as error:
+        raise RequestRejected(409, str(error)) from None
 
 
 def _teaching_problem(model: ModelFile) -> str:
