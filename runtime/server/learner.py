@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from runtime.camera.stream import to_iso
 from runtime.common.atomic import reported_writes
-from runtime.common.errors import EngineError, ModelError, UserError, WriteError
+from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error, print_info
 from runtime.common.text import printable
 from runtime.inference.classifier import Classifier
@@ -31,7 +31,7 @@ from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE, added_at
-from runtime.server.errors import RequestRejected
+from runtime.server.errors import RequestRejected, reject_user_errors
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.review_tray import ReviewPicture, ReviewTray
@@ -249,7 +249,7 @@ class Learner:
         """Stores an encoded picture and returns its id. Raises as `add`."""
         store = self.store()
         pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
-        with _user_errors_rejected(), reported_writes(store.folder, LEARNED_FLAG):
+        with reject_user_errors(), reported_writes(store.folder, LEARNED_FLAG):
             return store.add(label, pixels, data).id
 
     async def _change(self, work: Callable[[], Any]) -> Any:
@@ -257,7 +257,7 @@ class Learner:
         self.require_available()
 
         def change() -> Any:
-            with _user_errors_rejected():
+            with reject_user_errors():
                 fields = work()
             self._model.reload_additions()
             return fields
@@ -309,17 +309,6 @@ def learned_fields(state: LearnedState | None) -> dict[str, Any] | None:
     if state is None:
         return None
     return {"created": state.created, "photos": len(state.photos), "new_labels": list(state.new_labels)}
-
-
-@contextmanager
-def _user_errors_rejected() -> Iterator[None]:
-    """Turns an error that the client can fix, such as no room, into RequestRejected 409."""
-    try:
-        yield
-    except (EngineError, WriteError):  # these are the service's
-        raise
-    except UserError as error:
-        raise RequestRejected(409, str(error)) from None
 
 
 def _teaching_problem(model: ModelFile) -> str:

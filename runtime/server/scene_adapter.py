@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from runtime.common.atomic import reported_writes
-from runtime.common.errors import ModelError, PictureError, UserError
+from runtime.common.errors import ModelError, PictureError
 from runtime.common.terminal import print_info
 from runtime.inference.adaptation import (
     FEW_PHOTOS,
@@ -30,7 +30,7 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import ModelOutput
 from runtime.inference.prefetch import DECODERS
 from runtime.preprocess.stored_photo import MAX_SIDE
-from runtime.server.errors import RequestRejected
+from runtime.server.errors import RequestRejected, reject_user_errors
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import NoneTray
@@ -115,12 +115,10 @@ class SceneAdapter:
         if not scene.names:
             raise RequestRejected(409, "the tray is empty: press “None of these”, or POST a photo to /none")
         model = classifier.model
-        try:
+        with reject_user_errors():
             adaptation = fit_correction(model.contract, model.read_statistics(), scene)
             path = correction_path(model, self._named)
             check_replaceable(path, self._named)
-        except UserError as error:
-            raise RequestRejected(409, str(error)) from None
         write_correction(path, adaptation.correction)
         self._model.reload_additions()
         print_info(describe(adaptation))
@@ -132,10 +130,8 @@ class SceneAdapter:
     def _reset(self) -> None:
         self.tray()  # raises if the model cannot be adapted
         path = self._correction_path()
-        try:
+        with reject_user_errors():
             check_replaceable(path, self._named)
-        except UserError as error:
-            raise RequestRejected(409, str(error)) from None
         with reported_writes(path, CORRECTION_FLAG):
             path.unlink(missing_ok=True)
         self._model.reload_additions()
