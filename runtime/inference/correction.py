@@ -17,6 +17,7 @@ import numpy as np
 
 from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError, UserError
+from runtime.common.text import pluralize
 from runtime.model_file.contract import MAX_FEATURES, Contract, parse_json, parse_origin, require_field
 from runtime.model_file.files import MAX_JSON_BYTES, is_file, read_bytes
 
@@ -51,9 +52,8 @@ class Correction:
     weights: NDArray[np.float32]  # [D]
 
     def __str__(self) -> str:
-        photos = f"{self.photos} photo{'s' * (self.photos != 1)}"
         return (
-            f"corrected on {self.created[:10]} with {photos} of a scene: "
+            f"corrected on {self.created[:10]} with {pluralize(self.photos, 'photo')} of a scene: "
             f"named {self.named_after:.1%} of such photos (was {self.named_before:.1%}), "
             f"rejected {self.rejected_after:.1%} of photos of the classes (was {self.rejected_before:.1%})"
         )

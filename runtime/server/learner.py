@@ -11,7 +11,7 @@ from runtime.camera.stream import to_iso
 from runtime.common.atomic import reported_writes
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error, print_info
-from runtime.common.text import printable
+from runtime.common.text import pluralize, printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.learned_state import (
@@ -35,7 +35,6 @@ from runtime.server.errors import RequestRejected, reject_user_errors
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.review_tray import ReviewPicture, ReviewTray
-from runtime.server.scene_adapter import count_photos
 
 POLL_SECONDS = 2.0
 RETRY_SECONDS = 20.0
@@ -282,9 +281,10 @@ class Learner:
             threshold=classifier.threshold,
         )
         state, seconds = learned.teaching.state, time.perf_counter() - started
-        text = f"learned {count_photos(len(state.photos))} in {seconds:.1f} s: {describe_learning(state)}"
+        photos = pluralize(len(state.photos), "photo")
+        text = f"learned {photos} in {seconds:.1f} s: {describe_learning(state)}"
         print_info(printable(text))
-        unread = [f"{count_photos(len(learned.problems))} cannot be read."] if learned.problems else []
+        unread = [f"{pluralize(len(learned.problems), 'photo')} cannot be read."] if learned.problems else []
         return {
             "text": text,
             "learned": learned_fields(state),
