@@ -36,14 +36,8 @@ from train.compress.__main__ import main as compress
 
 Row = tuple[str, float, float, float, float, float]
 TRAIN_FLAGS = ("--fine-tune", "block5", "--fine-tune-epochs", "2")  # the released model: 6 epochs
-COMPRESS_FLAGS = (
-    "--epochs",
-    "3",
-    "--views",
-    "3",
-    "--reconstruction-photos",
-    "200",
-)  # the released model: 40, 8, 600
+# The released model: 40, 8, 600.
+COMPRESS_FLAGS = ("--epochs", "3", "--views", "3", "--reconstruction-photos", "200")
 COLUMNS = ("left out", "top-1 of the others", "near AUROC", "far AUROC", "left out named", "others rejected")
 
 
