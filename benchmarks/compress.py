@@ -29,6 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.common.terminal import suppress_native_stderr
 from train.run import Run, open_run
 
@@ -361,7 +362,7 @@ def print_table(points: Sequence[Point]) -> None:
     engines = sorted({point.engine for point in points if point.engine})
     for engine in engines:
         head += [f"int8 in {engine}", "MB", "ms"]
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    print(table_head(*head))
     networks = list(dict.fromkeys((point.way, point.reduce) for point in points))
     for network in networks:
         by_engine = {point.engine: point for point in points if (point.way, point.reduce) == network}
@@ -376,7 +377,7 @@ def print_table(points: Sequence[Point]) -> None:
                 cells += [f"{point.int8_top1:.1%}", f"{point.mb:.1f}", f"{point.ms:.1f}" if point.ms else ""]
             else:
                 cells += [""] * 3
-        print(f"| {' | '.join(cells)} |")
+        print(table_row(*cells))
 
 
 if __name__ == "__main__":

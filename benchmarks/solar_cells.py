@@ -26,6 +26,7 @@ import numpy as np
 from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.leave_one_out import COMPRESS_FLAGS, export_int8
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from runtime.model_file.index import read_index
 from train.__main__ import main as train
 from train.compress.__main__ import main as compress
@@ -48,19 +49,19 @@ def main() -> int:
     with redirect_stdout(sys.stderr):
         runs = make_runs(photos, work)
     print(f"Measured on {describe_machine()}.\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print(table_head(*COLUMNS))
     for name, run in runs.items():
         classes = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["per_class"]
         metrics = open_run(run).metrics
         shares = [metrics[split]["top1"] for split in ("val", "test")]
         shares += [classes[label]["recall"] for label in ("defective", "functional")]
         shares.append(metrics["test"]["unknown"])
-        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+        print(table_row(name, *(f"{share:.1%}" for share in shares)))
     with redirect_stdout(sys.stderr):
         model = export_int8(runs[COMPRESSED], work / "model")
-    print(f"| the same as int8 file |  | {int8_accuracy(model):.1%} |  |  |  |")
+    print(table_row("the same as int8 file", "", f"{int8_accuracy(model):.1%}", "", "", ""))
     for name, accuracy in PUBLISHED:
-        print(f"| published: {name} |  | {accuracy:.1%} |  |  |  |")
+        print(table_row(f"published: {name}", "", f"{accuracy:.1%}", "", "", ""))
     return 0
 
 
