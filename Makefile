@@ -5,6 +5,8 @@ PY := $(BIN)/python
 # A test file stays in one process, so its fixtures are made once. (The xdist_group marks of pytest-xdist 3.8
 # have no effect under pytest 9.2.) A process that crashes ends the tests: with another in its place, they never end.
 PYTEST := $(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile --max-worker-restart 0
+# A test may fail because the machine was busy. It is repeated alone, and must pass then. Its first failure stays in the output.
+REPEAT_FAILED := || { [ $$? = 1 ] && echo 'Repeating the tests that failed. One that passes now depends on the time: correct it.' && $(PY) -m pytest --last-failed --last-failed-no-failures none; }
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 define FIRST_TEST_PHOTOS
@@ -63,7 +65,7 @@ test: setup lint  ## lint, types and the quick tests (9 minutes on 2 cores); PRO
 test-all: lint test-suite fuzz test-arm64 $(if $(VGG_EDGE_PHOTOS),accuracy,no-photos)  ## everything that CI runs (at most 90 minutes)
 
 test-suite: setup  ## the quick and the slow tests
-	$(PYTEST) --durations=10
+	$(PYTEST) --durations=10 $(REPEAT_FAILED)
 
 test-arm64: setup  ## the runtime on emulated 64-bit Arm, as on Raspberry Pi 3, 4 and 5 (4 minutes)
 	$(PYTEST) --dist load tests/arm64 -rP

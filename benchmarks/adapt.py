@@ -19,6 +19,7 @@ import numpy as np
 
 from benchmarks.known import folder_pictures, unrelated_pictures
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from benchmarks.teach import Outputs, compute, stack
 from runtime import Classifier
 from runtime.inference.adaptation import SceneFeatures, fit_correction
@@ -46,10 +47,10 @@ def main() -> int:
     flowers = compute(classifier, (arguments.photos / "test").glob("*/*"))
     rows = [(name, *measure(classifier, name, scenes, flowers, arguments.draws)) for name in scenes]
     print(f"Measured on {describe_machine()}.\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print(table_head(*COLUMNS))
     for name, *shares in [*rows, ("mean", *np.mean([row[1:] for row in rows], axis=0).tolist())]:
         count = str(len(scenes[name].known)) if name in scenes else ""
-        print(f"| {name} | {count} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+        print(table_row(name, count, *(f"{share:.1%}" for share in shares)))
     return 0
 
 

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from benchmarks.instructions import InstructionCount, read_counts
+from benchmarks.markdown_table import table_head, table_row
 from runtime.inference.engines import engine_name
 from train.compress.latency_table import BOARDS
 
@@ -163,13 +164,15 @@ def table(estimates: list[Estimate]) -> str:
     lines = [
         "**Estimate, not measured.** The released models, int8, on 1 and on 4 threads:",
         "",
-        "| board | model | engine | instructions per cycle | 1 thread, ms | 4 threads, ms | 4 threads, 1/s |",
-        "|---|---|---|---|---|---|---|",
+        table_head(
+            *("board", "model", "engine", "instructions per cycle"),
+            *("1 thread, ms", "4 threads, ms", "4 threads, 1/s"),
+        ),
     ]
     for item in estimates:
         board = HARDWARE[item.board]
         processor = board.cpu.replace("cortex-a", "Cortex-A")
-        cells = [
+        row = table_row(
             f"{BOARDS[item.board].name}, {processor}, {span(*board.ghz, digits=1)} GHz",
             item.release,
             item.engine,
@@ -177,8 +180,8 @@ def table(estimates: list[Estimate]) -> str:
             span(item.one_thread_ms, item.one_thread_ms_at_most),
             span(item.four_threads_ms, item.four_threads_ms_at_most),
             span(1000 / item.four_threads_ms_at_most, 1000 / item.four_threads_ms),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        lines.append(row)
     return "\n".join(lines) + "\n"
 
 

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from runtime import Classifier
 from runtime.inference.engine_cache import EngineSelection, save_selection
 from runtime.model_file.selection import choose_model
@@ -261,13 +262,12 @@ def write_csv(rows: Sequence[Measurement], machine: str) -> None:
 
 def print_table(rows: Sequence[Measurement], machine: str) -> None:
     print(f"{machine}\n")
-    print("| measurement | value | reference | ratio | limit | passed | detail |")
-    print("|---|---|---|---|---|---|---|")
+    print(table_head("measurement", "value", "reference", "ratio", "limit", "passed", "detail"))
     for row in rows:
         ratio = f"{row.value / row.reference:.2f}" if row.reference else ""
         reference = f"{row.reference:.4g} {row.unit}" if ratio else ""
-        cells = [row.name, f"{row.value:.4g} {row.unit}".strip(), reference, ratio, row.limit]
-        print(f"| {' | '.join([*cells, 'yes' if row.passed else 'no', row.detail])} |")
+        value, passed = f"{row.value:.4g} {row.unit}".strip(), "yes" if row.passed else "no"
+        print(table_row(row.name, value, reference, ratio, row.limit, passed, row.detail))
 
 
 if __name__ == "__main__":

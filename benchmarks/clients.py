@@ -38,6 +38,7 @@ from benchmarks.client_environments import (
     run_promtool,
     run_python,
 )
+from benchmarks.markdown_table import table_head, table_row
 from export.operators import file_operators, read_table, write_table
 from runtime import Classifier
 from runtime.model_file.formats import FORMATS
@@ -245,8 +246,8 @@ def write_rows(rows: list[ClientRow]) -> None:
         writer = csv.DictWriter(file, list(ClientRow.__annotations__), lineterminator="\n")
         writer.writeheader()
         writer.writerows(map(asdict, rows))
-    lines = ["| client | version | file | same label as the runtime | largest Δp |", "|---|---|---|---|---|"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in rows]
+    lines = [table_head("client", "version", "file", "same label as the runtime", "largest Δp")]
+    lines += [table_row(*cells(row)) for row in rows]
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

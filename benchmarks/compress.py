@@ -1,13 +1,19 @@
 """What compression costs: accuracy, size and latency with 2 to 32 times fewer multiplications.
 
-    python -m benchmarks.compress RUN PHOTOS COMPRESSED_RUN... [--efficientnet PTH] > benchmarks/compress.md
+    python -m benchmarks.compress RUN PHOTOS COMPRESSED_RUN... [--efficientnet PTH] [--mobilenet H5]
+        > benchmarks/compress.md
 
 All networks but the COMPRESSED_RUNs get the same short training: layers are reconstructed on 200 photos, and
 a new head is trained without distillation. For comparison, channels are removed from every layer in the same
 proportion, with the same training of the head: those with the smallest weights (Li et al., "Pruning Filters
 for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled. PTH is EfficientNet-Lite0
-with a head of the same kind, frozen and fine-tuned. Also writes compress.csv, which `python -m train.compress
---latency-table` reads, and compress.png.
+and H5 is MobileNetV2 (benchmarks/mobile_networks.py), with a head of the same kind, frozen and fine-tuned.
+
+"others named" is the share of the unrelated pictures of benchmarks/known.py that the float32 network gives a
+label: by its detector, or, without one, by the probability. The threshold rejects 1.75 % of the validation
+photos.
+
+Also writes compress.csv, which `python -m train.compress --latency-table` reads, and compress.png.
 """
 
 from __future__ import annotations
@@ -23,6 +29,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.common.terminal import suppress_native_stderr
 from train.run import Run, open_run
 
@@ -33,10 +40,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.compress_chart import draw, read_rows
-from benchmarks.efficientnet_finetune import fine_tune
-from benchmarks.efficientnet_lite import efficientnet_lite
 from benchmarks.int8 import library_defaults
+from benchmarks.known import unrelated_pictures
 from benchmarks.machine import describe_machine
+from benchmarks.mobile_finetune import fine_tune
+from benchmarks.mobile_networks import efficientnet_lite, mobilenet_v2
 from export.formats import INT8_CONVERTERS
 from export.int8.quantize import quantize
 from export.int8.search import CALIBRATION_PHOTOS, RECIPES
@@ -56,6 +64,7 @@ from train.compress.teacher import SIZES
 from train.data.dataset import SPLITS
 from train.network.descriptor import channel_means
 from train.network.heads import build_classifier
+from train.network.novelty import UNKNOWN_RATE
 from train.network.vgg import CONVOLUTIONS, POOLS, Weights, tensors_of
 from train.settings import Settings
 from train.train_head import TrainedHead, predict_in_batches, train_head
@@ -85,6 +94,7 @@ class Point:
     mb: float | None = None
     int8_top1: float | None = None
     ms: float | None = None
+    others_named: float | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,7 @@ def main() -> int:
     parser.add_argument("photos", type=Path)
     parser.add_argument("compressed", type=Path, nargs="+", help="runs of python -m train.compress")
     parser.add_argument("--efficientnet", type=Path, metavar="PTH")
+    parser.add_argument("--mobilenet", type=Path, metavar="H5")
     parser.add_argument(
         "--only-deployed",
         action="store_true",
@@ -124,7 +135,9 @@ def main() -> int:
         reduction, val_top1 = small.compressed["reduce"], small.metrics["val"]["top1"]
         files += deploy(data, "distilled", reduction, small.load_model(), val_top1)
     if arguments.efficientnet:
-        files += deploy_efficientnet(data, efficientnet_lite(arguments.efficientnet))
+        files += deploy_mobile(data, "EfficientNet-Lite0", efficientnet_lite(arguments.efficientnet))
+    if arguments.mobilenet:
+        files += deploy_mobile(data, "MobileNetV2", mobilenet_v2(arguments.mobilenet))
     points += [file.point for file in files if file.point not in points]
     latencies = time_files(files)
     points = [replace(point, ms=latencies.get(point, point.ms)) for point in points]
@@ -246,9 +259,9 @@ def train_new_head(
     return head, top1
 
 
-def deploy_efficientnet(data: BenchmarkData, base: keras.Model) -> list[DeployedFile]:
-    """EfficientNet-Lite0 with a new head, converted with the libraries' default options: first frozen, then
-    with all layers fine-tuned.
+def deploy_mobile(data: BenchmarkData, name: str, base: keras.Model) -> list[DeployedFile]:
+    """A network with a new head, converted with the libraries' default options: first frozen, then with all
+    layers fine-tuned.
     """
     size = base.inputs[0].shape[1]
     pooled = {split: base.predict(data.pictures(split, size), batch_size=32, verbose=0) for split in SPLITS}
@@ -261,9 +274,9 @@ def deploy_efficientnet(data: BenchmarkData, base: keras.Model) -> list[Deployed
     def convert(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
         return library_defaults(model, calibration, reduce_range=False)
 
-    frozen = deploy(data, "EfficientNet-Lite0, frozen", None, model, top1["val"], convert)
+    frozen = deploy(data, f"{name}, frozen", None, model, top1["val"], convert)
     best = fine_tune(model, data.run)
-    return [*frozen, *deploy(data, "EfficientNet-Lite0, fine-tuned", None, model, best, convert)]
+    return [*frozen, *deploy(data, f"{name}, fine-tuned", None, model, best, convert)]
 
 
 def convert_with_first_recipe(model: keras.Model, calibration: NDArray[np.uint8]) -> Files:
@@ -281,8 +294,9 @@ def deploy(
     convert: Callable[[keras.Model, NDArray[np.uint8]], Files] = convert_with_first_recipe,
 ) -> list[DeployedFile]:
     """The model's int8 files, measured on all test photos; latency is measured later."""
-    model = keras.Model(model.inputs[0], named_outputs(model)["probabilities"])
     size = model.inputs[0].shape[1:3]
+    others_named = share_named(model, data.pictures("val", size[0]), unrelated_pictures(size))
+    model = keras.Model(model.inputs[0], named_outputs(model)["probabilities"])
     calibration = read_photos(data.run.dataset, "train", size, CALIBRATION_PHOTOS).pixels
     photos = read_photos(data.run.dataset, "test", size)
     files = convert(model, calibration)
@@ -294,9 +308,22 @@ def deploy(
         file, row = files[FileKey(format, "int8")], rows[format]
         gmacs, mb = count_macs(file, format) / 1e9, len(file) / 1e6
         top1 = row.reference_top1
-        point = Point(way, reduction, size[0], gmacs, val_top1, top1, row.engine, mb, row.top1)
+        point = Point(
+            *(way, reduction, size[0], gmacs, val_top1, top1, row.engine, mb, row.top1),
+            others_named=others_named,
+        )
         deployed.append(DeployedFile(point, engine, file, photos.pixels[: WARMUP + TIMED]))
     return deployed
+
+
+def share_named(model: keras.Model, photos: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
+    """The share of `others` that get a label, where a threshold rejects UNKNOWN_RATE of the photos."""
+    scores = []
+    for pictures in (photos, others):
+        outputs = predict(model, pictures, lambda done: None)
+        scores.append(outputs["known"][:, 0] if "known" in outputs else outputs["probabilities"].max(1))
+    lowest = np.sort(scores[0])[int(UNKNOWN_RATE * len(photos))]
+    return float((scores[1] >= lowest).mean())
 
 
 def time_files(files: Sequence[DeployedFile]) -> dict[Point, float]:
@@ -331,11 +358,11 @@ def print_table(points: Sequence[Point]) -> None:
     older = any(point.engine and point.ms is None for point in points)
     note = " The rows without ms are of an earlier day, or another machine." if older else ""
     print(f"Measured on {describe_machine()}.{note}\n")
-    head = ["way", "times fewer", "input", "GMAC", "top-1, val", "top-1, test"]
+    head = ["way", "times fewer", "input", "GMAC", "top-1, val", "top-1, test", "others named"]
     engines = sorted({point.engine for point in points if point.engine})
     for engine in engines:
         head += [f"int8 in {engine}", "MB", "ms"]
-    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    print(table_head(*head))
     networks = list(dict.fromkeys((point.way, point.reduce) for point in points))
     for network in networks:
         by_engine = {point.engine: point for point in points if (point.way, point.reduce) == network}
@@ -343,13 +370,14 @@ def print_table(points: Sequence[Point]) -> None:
         times_fewer = VGG16.macs / 1e9 / first.gmacs
         cells = [first.way, f"{times_fewer:.1f}", str(first.size), f"{first.gmacs:.2f}"]
         cells += [f"{first.val_top1:.1%}", f"{first.top1:.1%}"]
+        cells.append("" if first.others_named is None else f"{first.others_named:.1%}")
         for engine in engines:
             point = by_engine.get(engine)
             if point and point.int8_top1 is not None:
                 cells += [f"{point.int8_top1:.1%}", f"{point.mb:.1f}", f"{point.ms:.1f}" if point.ms else ""]
             else:
                 cells += [""] * 3
-        print(f"| {' | '.join(cells)} |")
+        print(table_row(*cells))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from runtime.preprocess.decode_pool import DecodePool
 from runtime.preprocess.picture import read_picture
 from tests.helpers import ROOT
@@ -46,8 +47,7 @@ def measure_good_pictures() -> int:
     pool = DecodePool(1)
     pool.decode(GOOD, SIZE)  # starts the worker
     failed = 0
-    print("| picture | in the process, ms | in a worker, ms | added, ms | limit | passed |")
-    print("|---|---|---|---|---|---|")
+    print(table_head("picture", "in the process, ms", "in a worker, ms", "added, ms", "limit", "passed"))
     pictures = {
         "331 x 243, 20 kB": ((ROOT / "docs" / "sunflower.jpg").read_bytes(), 200),
         "12 megapixels, 5 MB": (large_photo(), 20),
@@ -61,8 +61,8 @@ def measure_good_pictures() -> int:
         is_small = name == next(iter(pictures))
         passed = not is_small or other - one <= MAX_ADDED_MS
         failed += not passed
-        limit = f"≤ {MAX_ADDED_MS:.0f} | {'yes' if passed else '**no**'}" if is_small else " | "
-        print(f"| {name} | {one:.2f} | {other:.2f} | {other - one:.2f} | {limit} |", flush=True)
+        limit = [f"≤ {MAX_ADDED_MS:.0f}", "yes" if passed else "**no**"] if is_small else ["", ""]
+        print(table_row(name, f"{one:.2f}", f"{other:.2f}", f"{other - one:.2f}", *limit), flush=True)
     pool.close()
     return failed
 
@@ -70,8 +70,7 @@ def measure_good_pictures() -> int:
 def measure_hostile_pictures() -> int:
     """Prints the table; returns how many limits were exceeded."""
     failed = 0
-    print("| hostile picture | MB | processor, s | peak, MB | passed | result |")
-    print("|---|---|---|---|---|---|")
+    print(table_head("hostile picture", "MB", "processor, s", "peak, MB", "passed", "result"))
     with tempfile.TemporaryDirectory() as folder:
         hostile, good = Path(folder, "hostile"), Path(folder, "good")
         good.write_bytes(GOOD)
@@ -85,11 +84,15 @@ def measure_hostile_pictures() -> int:
             passed = seconds <= MAX_SECONDS and megabytes <= MAX_MB
             failed += not passed
             result = "decoded" if result.startswith("(") else result.removeprefix(f"{hostile}: ")
-            print(
-                f"| {name} | {len(data) / 1e6:.2f} | {seconds:.2f} | {megabytes:.0f} | "
-                f"{'yes' if passed else '**no**'} | {result} |",
-                flush=True,
+            row = table_row(
+                name,
+                f"{len(data) / 1e6:.2f}",
+                f"{seconds:.2f}",
+                f"{megabytes:.0f}",
+                "yes" if passed else "**no**",
+                result,
             )
+            print(row, flush=True)
     return failed
 
 

@@ -19,6 +19,7 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.common.terminal import suppress_native_stderr
 
 with suppress_native_stderr():
@@ -39,10 +40,11 @@ LARGE = (4000, 3000)
 def main(photos: str) -> int:
     print(f"Measured on {describe_machine()}.\n")
     print(
-        "| photos | from memory, s | from files, s | ratio | decode only, s of one core "
-        "| from files, pictures/s | compute only, pictures/s | TFLOP/s |"
+        table_head(
+            *("photos", "from memory, s", "from files, s", "ratio", "decode only, s of one core"),
+            *("from files, pictures/s", "compute only, pictures/s", "TFLOP/s"),
+        )
     )
-    print("|" + "---|" * 8)
     with tempfile.TemporaryDirectory() as folder:
         print_row("original size", Path(photos) / "train")
         print_row("12 megapixels", enlarge(Path(photos) / "train", Path(folder) / "large"))
@@ -88,11 +90,17 @@ def print_row(name: str, photos: Path) -> None:
     ratio = median(from_files) / median(from_memory)
     file_rate, compute_rate = len(pixels) / median(from_files), len(pixels) / median(compute_only)
     tflops = 2 * MACS * compute_rate / 1e12
-    print(
-        f"| {name} | {median(from_memory):.1f} | {median(from_files):.1f} | {ratio:.2f} "
-        f"| {decode_seconds:.1f} | {file_rate:.1f} | {compute_rate:.1f} | {tflops:.2f} |",
-        flush=True,
+    row = table_row(
+        name,
+        f"{median(from_memory):.1f}",
+        f"{median(from_files):.1f}",
+        f"{ratio:.2f}",
+        f"{decode_seconds:.1f}",
+        f"{file_rate:.1f}",
+        f"{compute_rate:.1f}",
+        f"{tflops:.2f}",
     )
+    print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
 from train.run import Run, open_run
 
 VARIED = ("fine_tune", "fine_tune_learning_rate", "label_smoothing")
@@ -39,15 +40,14 @@ def main(*folders: str) -> int:
         blocks: max(val_rank(group) for (other, *_), group in groups.items() if other == blocks)
         for blocks, *_ in groups
     }
-    print(f"| {' | '.join(HEAD)} |")
-    print("|---" * len(HEAD) + "|")
+    print(table_head(*HEAD))
     for (blocks, rate, smoothing), group in groups.items():
         chosen = val_rank(group) == best[blocks]
         values = ["", ""] if blocks == "none" else [f"{rate:g}", f"{smoothing:g}"]
         for run in group:
-            print(table_row([blocks, *values, str(run.settings["seed"])], [run], chosen))
+            print(run_row([blocks, *values, str(run.settings["seed"])], [run], chosen))
         if len(group) > 1:
-            print(table_row([f"**{blocks}**", *values, f"mean of {len(group)}"], group, chosen))
+            print(run_row([f"**{blocks}**", *values, f"mean of {len(group)}"], group, chosen))
     metrics = runs[0].metrics
     print(
         f"\n{metrics['val']['n']} photos in val, {metrics['test']['n']} in test; "
@@ -61,7 +61,7 @@ def val_rank(runs: list[Run]) -> tuple[float, float]:
     return mean_of(runs, "val", "top1"), -mean_of(runs, "val", "loss")
 
 
-def table_row(first_cells: list[str], runs: list[Run], chosen: bool) -> str:
+def run_row(first_cells: list[str], runs: list[Run], chosen: bool) -> str:
     cells = [*first_cells, f"{mean_of(runs, 'val', 'top1'):.1%}", f"{mean_of(runs, 'val', 'loss'):.3f}"]
     if chosen:
         cells += [
@@ -72,7 +72,7 @@ def table_row(first_cells: list[str], runs: list[Run], chosen: bool) -> str:
         ]
     else:
         cells += [""] * 4
-    return f"| {' | '.join(cells)} |"
+    return table_row(*cells)
 
 
 def mean_of(runs: list[Run], split: str, name: str) -> float:

@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
+
 ROOT = Path(__file__).resolve().parents[1]
 GPU, CPU = "gpu", "cpu"
 # Each backend has its own environment, because the packages may require different CUDA libraries.
@@ -249,14 +251,15 @@ def print_report(
     place = card or "no GPU: a trial on the CPU, whose figures say nothing about a GPU"
     print(f"Measured on {place}; {machine}. {seconds / 60:.1f} minutes in all.\n")
     print(
-        "| step | backend | photos | photos/s | of the bf16 peak | limited by | GPU GB | host GB "
-        "| CPU photos/s | times the CPU | equals the CPU |"
+        table_head(
+            *("step", "backend", "photos", "photos/s", "of the bf16 peak", "limited by", "GPU GB", "host GB"),
+            *("CPU photos/s", "times the CPU", "equals the CPU"),
+        )
     )
-    print("|" + "---|" * 11)
     for backend in backends:
         for name in MEASURED:
             step, on_cpu = Step(name, backend), Step(name, backend, CPU)
-            print(table_row(step, found.get(step), found.get(on_cpu), peak))
+            print(step_row(step, found.get(step), found.get(on_cpu), peak))
     print("\nphotos/s of features: after the first batch. Of fine-tuning: of the last epoch.\n")
     for outcome in outcomes:
         if outcome.error:
@@ -270,13 +273,13 @@ def print_report(
     sys.stdout.flush()
 
 
-def table_row(step: Step, gpu: Outcome | None, cpu: Outcome | None, peak: float | None) -> str:
+def step_row(step: Step, gpu: Outcome | None, cpu: Outcome | None, peak: float | None) -> str:
     values: Mapping[str, Any] = gpu.values if gpu else {}
     cpu_values: Mapping[str, Any] = cpu.values if cpu else {}
     rate, cpu_rate = values.get("photos_per_s"), cpu_values.get("photos_per_s")
     flops = values.get("flops_per_s")
     share = flops / (peak * 1e12 * values["devices"]) if flops and peak else None
-    cells = [
+    return table_row(
         step.name,
         step.backend,
         format_number(values.get("photos"), ",d"),
@@ -288,8 +291,7 @@ def table_row(step: Step, gpu: Outcome | None, cpu: Outcome | None, peak: float 
         format_number(cpu_rate, ",.1f"),
         format_number(rate / cpu_rate if rate and cpu_rate else None, ".1f"),
         equality(values, cpu_values),
-    ]
-    return f"| {' | '.join(cells)} |"
+    )
 
 
 def slower_part(rates: Mapping[str, float]) -> str:

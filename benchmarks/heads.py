@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import cache_folder
 from train.data.dataset import Dataset, Photo
@@ -105,7 +106,7 @@ def main() -> None:
     rounded = rounded_features(dataset)
     names = sys.argv[1:] or list(CANDIDATES)
     print(f"{len(labels) // 2:,} photos in train, {len(val[1]):,} in val, mean of seeds {SEEDS}\n")
-    print("| head | top-1 % | loss | 8 bits: agree % | p99 Δp | max Δp |\n|---|---|---|---|---|---|")
+    print(table_head("head", "top-1 %", "loss", "8 bits: agree %", "p99 Δp", "max Δp"))
     for name in names:
         HEADS["candidate"], settings = CANDIDATES[name]
         count = len(labels) if settings.views > 1 else len(labels) // 2
@@ -120,9 +121,8 @@ def main() -> None:
         ]
         top1, loss, agree, p99, worst = np.mean(rows, axis=0)
         accuracy = f"{100 * top1:.1f} ± {100 * np.std(rows, axis=0)[0]:.1f}"
-        print(
-            f"| {name} | {accuracy} | {loss:.3f} | {100 * agree:.1f} | {p99:.3f} | {worst:.3f} |", flush=True
-        )
+        row = table_row(name, accuracy, f"{loss:.3f}", f"{100 * agree:.1f}", f"{p99:.3f}", f"{worst:.3f}")
+        print(row, flush=True)
 
 
 def evaluate(train: Split, val: Split, rounded: NDArray[Any], settings: Settings) -> tuple[float, ...]:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import cache_folder
 from train.data.find_photos import find_photos
@@ -56,8 +57,10 @@ def main() -> None:
     )
     print(f"{describe_machine()}\n")
     print(
-        "| small class keeps | --class-weight | its recall | mean recall | top-1, even | ECE "
-        "| top-1, uneven | ECE |\n|---|---|---|---|---|---|---|---|"
+        table_head(
+            *("small class keeps", "--class-weight", "its recall", "mean recall"),
+            *("top-1, even", "ECE", "top-1, uneven", "ECE"),
+        )
     )
     for share in SHARES:
         for class_weight in ("none", "balanced"):
@@ -77,11 +80,17 @@ def main() -> None:
                 for seed in SEEDS
             ]
             recall, mean, top1, error, top1_natural, error_natural = np.mean(rows, axis=0)
-            print(
-                f"| {share:.0%} | {class_weight} | {recall:.1%} | {mean:.1%} | {top1:.1%} | {error:.3f} | "
-                f"{top1_natural:.1%} | {error_natural:.3f} |",
-                flush=True,
+            row = table_row(
+                f"{share:.0%}",
+                class_weight,
+                f"{recall:.1%}",
+                f"{mean:.1%}",
+                f"{top1:.1%}",
+                f"{error:.3f}",
+                f"{top1_natural:.1%}",
+                f"{error_natural:.3f}",
             )
+            print(row, flush=True)
 
 
 def shrink_class(features: NDArray[Any], labels: NDArray[Any], small: int, share: float, views: int) -> Split:

@@ -28,6 +28,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from pathlib import Path
 
+from benchmarks.markdown_table import table_row
 from export.macs import count_macs
 from tests.arm64.emulator import CPUINFO, make_root, python_on
 from tests.helpers import ROOT
@@ -159,18 +160,22 @@ def table(counts: list[InstructionCount]) -> str:
     lines = [
         "Millions of instructions of one inference on one thread, counted in QEMU 7.2:",
         "",
-        "| model | processor | engine | all "
-        f"| {' | '.join(KIND_TITLES.values())} | for 1,000 MAC | int8 loops |",
+        table_row(
+            "model", "processor", "engine", "all", *KIND_TITLES.values(), "for 1,000 MAC", "int8 loops"
+        ),
         f"|---|---|---|{'---:|' * (len(KIND_TITLES) + 3)}",
     ]
     for item in counts:
-        kinds = " | ".join(f"{getattr(item, kind) / 1e6:.1f}" for kind in KIND_TITLES)
-        name = item.cpu.replace("cortex-a", "Cortex-A")
-        per_thousand = item.total / item.gmacs / 1e6
-        lines.append(
-            f"| {item.release} | {name} | {item.engine} | {item.total / 1e6:.0f} "
-            f"| {kinds} | {per_thousand:.0f} | {item.integer_loops / item.total:.0%} |"
+        row = table_row(
+            item.release,
+            item.cpu.replace("cortex-a", "Cortex-A"),
+            item.engine,
+            f"{item.total / 1e6:.0f}",
+            *(f"{getattr(item, kind) / 1e6:.1f}" for kind in KIND_TITLES),
+            f"{item.total / item.gmacs / 1e6:.0f}",
+            f"{item.integer_loops / item.total:.0%}",
         )
+        lines.append(row)
     return "\n".join(lines) + "\n"
 
 

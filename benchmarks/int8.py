@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import activation_ranges
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_row
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
@@ -162,7 +163,7 @@ def write(measurements: list[Measurement]) -> None:
         csv.writer(file, lineterminator="\n").writerows([HEAD, *lines])
     print(f"Measured on {describe_machine()}.\n")
     for line in [HEAD, ["---"] * len(HEAD), *lines]:
-        print("| " + " | ".join(line) + " |")
+        print(table_row(*line))
 
 
 if __name__ == "__main__":

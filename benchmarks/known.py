@@ -40,6 +40,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.common.errors import PictureError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.preprocess.picture import read_picture
@@ -265,9 +266,9 @@ def write_table(rows: Sequence[Mapping[str, str]], file: Path) -> None:
         writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
+    print(table_head(*rows[0]))
     for row in rows:
-        print("| " + " | ".join(row.values()) + " |")
+        print(table_row(*row.values()))
 
 
 def measure(

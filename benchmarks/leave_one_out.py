@@ -27,6 +27,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.known import unrelated_pictures
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from export.__main__ import main as export
 from runtime import Classifier
 from runtime.preprocess.picture import read_picture
@@ -35,14 +36,8 @@ from train.compress.__main__ import main as compress
 
 Row = tuple[str, float, float, float, float, float]
 TRAIN_FLAGS = ("--fine-tune", "block5", "--fine-tune-epochs", "2")  # the released model: 6 epochs
-COMPRESS_FLAGS = (
-    "--epochs",
-    "3",
-    "--views",
-    "3",
-    "--reconstruction-photos",
-    "200",
-)  # the released model: 40, 8, 600
+# The released model: 40, 8, 600.
+COMPRESS_FLAGS = ("--epochs", "3", "--views", "3", "--reconstruction-photos", "200")
 COLUMNS = ("left out", "top-1 of the others", "near AUROC", "far AUROC", "left out named", "others rejected")
 
 
@@ -66,9 +61,9 @@ def main() -> int:
         writer.writerows([COLUMNS, *rows])
     print(f"Measured on {describe_machine()}.")
     print(f"Training: {' '.join(TRAIN_FLAGS)}. Compression: {' '.join(COMPRESS_FLAGS)}.\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print(table_head(*COLUMNS))
     for name, *values in rows:
-        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
+        print(table_row(name, *(f"{value:.3f}" for value in values)))
     return 0
 
 

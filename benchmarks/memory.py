@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import describe_machine, kilobytes_to_mb
+from benchmarks.markdown_table import table_head, table_row
 from tests.helpers import RELEASED
 from train.data.synthetic import FLOWERS, draw_flower
 
@@ -39,8 +40,7 @@ sys.exit(main(sys.argv[1:]))
 
 def main(seconds: str = "60") -> int:
     print(f"Measured on {describe_machine()}.\n")
-    print("| engine | source | pictures | peak MB | limit | passed |")
-    print("|---|---|---|---|---|---|")
+    print(table_head("engine", "source", "pictures", "peak MB", "limit", "passed"))
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         photos = draw_photos(Path(folder), 20)
@@ -54,9 +54,8 @@ def main(seconds: str = "60") -> int:
                 peak, pictures = peak_mb(engine, *arguments)
                 passed = "yes" if peak <= MAX_MB else "**no**"
                 failed += peak > MAX_MB
-                print(
-                    f"| {engine} | {source} | {pictures} | {peak:.0f} | ≤ {MAX_MB} | {passed} |", flush=True
-                )
+                row = table_row(engine, source, str(pictures), f"{peak:.0f}", f"≤ {MAX_MB}", passed)
+                print(row, flush=True)
     return 1 if failed else 0
 
 

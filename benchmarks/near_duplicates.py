@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from train.data.dataset import Dataset, Photo
 from train.data.find_photos import find_photos
 from train.data.near_duplicates import MAX_CANDIDATE_DISTANCE, MAX_DISTANCE, near_duplicates
@@ -119,10 +120,10 @@ def main() -> None:
             name: plant(dataset, chosen, name, Path(scratch) / str(i)) for i, name in enumerate(CHANGES)
         }
         methods = {
-            "pHash": single_hash(imagehash.phash, dataset, chosen, planted),
-            "dHash": single_hash(imagehash.dhash, dataset, chosen, planted),
+            "pHash": single_hash(imagehash.phash, dataset, planted),
+            "dHash": single_hash(imagehash.dhash, dataset, planted),
             "crop-resistant": crop_resistant(dataset, chosen, planted),
-            **grid_of_crops(dataset, chosen, planted, Path(scratch)),
+            **grid_of_crops(dataset, planted, Path(scratch)),
         }
     rows = [
         ["copies found, %", *methods],
@@ -134,10 +135,9 @@ def main() -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
     print(f"{len(chosen)} copies planted, one change at a time, among {len(dataset.photos):,} photos.")
     print(f"{describe_machine()}\n")
-    for number, row in enumerate(rows):
-        print(f"| {' | '.join(row)} |")
-        if number == 0:
-            print("|---" * len(row) + "|")
+    print(table_head(*rows[0]))
+    for row in rows[1:]:
+        print(table_row(*row))
 
 
 def one_class_each(dataset: Dataset) -> Dataset:
@@ -167,7 +167,6 @@ Result = tuple[dict[str, float], str, str]
 def single_hash(
     method: Callable[[Image.Image], imagehash.ImageHash],
     dataset: Dataset,
-    chosen: Sequence[Photo],
     planted: dict[str, list[Path]],
 ) -> Result:
     """The result of one hash of the whole photo."""
@@ -218,9 +217,7 @@ def crop_resistant(dataset: Dataset, chosen: Sequence[Photo], planted: dict[str,
     return found, "25 % of a segment", f"{false} in {len(real)}"
 
 
-def grid_of_crops(
-    dataset: Dataset, chosen: Sequence[Photo], planted: dict[str, list[Path]], scratch: Path
-) -> dict[str, Result]:
+def grid_of_crops(dataset: Dataset, planted: dict[str, list[Path]], scratch: Path) -> dict[str, Result]:
     """The results of train/data/near_duplicates.py at its own threshold and at two others."""
     started = time.perf_counter()
     false = sorted(

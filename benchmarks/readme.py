@@ -23,6 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.markdown_table import table_head, table_row
 from runtime.benchmark.report import BenchRow, format_report
 from runtime.inference.engines import engine_name
 from runtime.model_file.index import read_index
@@ -82,12 +83,10 @@ def table_sources() -> dict[str, Callable[[], str]]:
 def parity_table() -> str:
     """models/flowers/parity.csv as Markdown."""
     rows = read_csv(RELEASED / "parity.csv")
-    lines = [
-        "| file | engine | MB | top-1 | agree | mean Δp | p99 | max | uncompressed | ms |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("file", "engine", "MB", "top-1", "agree", "mean Δp", "p99", "max", "uncompressed", "ms")
+    lines = [table_head(*columns)]
     for row in rows:
-        cells = [
+        cells = (
             f"{row['format']} {row['precision']}",
             row["engine"],
             f"{int(row['bytes']) / 1e6:.1f}",
@@ -96,8 +95,8 @@ def parity_table() -> str:
             *(f"{float(row[name]):.4f}" for name in ("mean_dp", "p99_dp", "max_dp")),
             f"{100 * float(row['uncompressed_agreement']):.1f} %",
             f"{float(row['ms']):.1f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        lines.append(table_row(*cells))
     top1 = f"{100 * float(rows[0]['reference_top1']):.1f} %"
     return "\n".join(
         [*lines, "", f"n = {rows[0]['n']} photos; the float32 Keras model has a top-1 of {top1}."]
@@ -112,7 +111,7 @@ def results_table() -> str:
         ("EfficientNet-Lite0, fine-tuned", None): ("EfficientNet-Lite0, fine-tuned", None),
         ("uncompressed", 1): ("VGG16, fine-tuned, not compressed", None),
     }
-    lines = ["| model | top-1 | GMAC | MB | LiteRT | ONNX Runtime |", "|---|---|---|---|---|---|"]
+    lines = [table_head("model", "top-1", "GMAC", "MB", "LiteRT", "ONNX Runtime")]
     rows = read_csv(RECORDS / "compress.csv")
     for key, (name, folder) in names.items():
         of_key = [row for row in rows if (row["way"], float(row["reduce"] or 0) or None) == key]
@@ -121,14 +120,14 @@ def results_table() -> str:
         megabytes = float(litert["mb"])
         if folder:
             megabytes = next(file.bytes for file in read_index(folder).files if file.format == "tflite") / 1e6
-        cells = [
+        cells = (
             name,
             f"{100 * float(litert['int8_top1']):.1f} %",
             f"{float(litert['gmacs']):.2f}",
             f"{megabytes:.1f}",
             *(f"{float(row['ms']):.1f} ms" for row in (litert, onnx)),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        lines.append(table_row(*cells))
     return "\n".join(lines)
 
 

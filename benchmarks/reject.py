@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.known import unrelated_pictures
+from benchmarks.markdown_table import table_head, table_row
 from runtime import Classifier
 from runtime.preprocess.picture import read_picture
 
@@ -25,8 +26,7 @@ SHARES = (None, 0.05, 0.1, 0.2)
 def main() -> int:
     """Prints the Markdown table."""
     test = sorted(Path(os.environ["VGG_EDGE_PHOTOS"], "test").glob("*/*"))
-    print("| model | --reject | flowers unknown | named flowers right | others named |")
-    print("|---|---|---|---|---|")
+    print(table_head("model", "--reject", "flowers unknown", "named flowers right", "others named"))
     for name in ("flowers", "flowers_small"):
         print_rows(name, test)
     return 0
@@ -46,10 +46,14 @@ def print_rows(name: str, test: list[Path]) -> None:
     others = np.array([classifier.infer(picture).known for picture in unrelated_pictures(size)], np.float64)
     for share, strict in zip(SHARES, classifiers, strict=True):
         named = known >= strict.threshold
-        print(
-            f"| {name}, int8 | {f'{share:.0%}' if share else 'not given'} | {(~named).mean():.1%} | "
-            f"{right[named].mean():.1%} | {(others >= strict.threshold).mean():.1%} of {len(others)} |"
+        row = table_row(
+            f"{name}, int8",
+            f"{share:.0%}" if share else "not given",
+            f"{(~named).mean():.1%}",
+            f"{right[named].mean():.1%}",
+            f"{(others >= strict.threshold).mean():.1%} of {len(others)}",
         )
+        print(row)
 
 
 if __name__ == "__main__":

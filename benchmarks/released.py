@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.known import unrelated_pictures
+from benchmarks.markdown_table import table_head
 from export.photos import read_photos
 from export.serving_model import named_outputs
 from runtime import Classifier
@@ -36,8 +37,12 @@ def main() -> int:
     dataset = open_run(MODELS / "flowers_run", root).dataset
     duplicates = near_duplicates_of_training(dataset)
     distinct = np.array([photo.path not in duplicates for photo in dataset.split("test")])
-    print("| model | top-1 | without near-duplicates | n | far AUROC | others named | flowers unknown |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        table_head(
+            *("model", "top-1", "without near-duplicates", "n"),
+            *("far AUROC", "others named", "flowers unknown"),
+        )
+    )
     for name in ("flowers_run", "flowers_compressed", "flowers_small_run"):
         print(float32_row(name, root, distinct))
     for name in ("flowers", "flowers_small"):
@@ -84,7 +89,7 @@ def near_duplicates_of_training(dataset: Dataset) -> set[str]:
     """The paths of test photos that are near-duplicates of train or val photos."""
     with tempfile.TemporaryDirectory() as cache, redirect_stdout(sys.stderr):
         _, pairs = check_near_duplicates(dataset, Path(cache), "report")
-    both = [(pair.photo, pair.other) for pair in pairs]
+    both = [(pair.photo, pair.other) for pair in pairs or ()]
     both += [(other, photo) for photo, other in both]
     return {photo.path for photo, other in both if photo.split == "test" and other.split != "test"}
 

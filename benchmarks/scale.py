@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from train.data.dataset import Dataset
 from train.data.find_photos import find_photos
 from train.features.devices import find_devices
@@ -58,18 +59,21 @@ def main(photos: str) -> int:
     rate(dataset, weights, layer="block4_pool")
     block4_seconds = (time.process_time() - started) / len(dataset.photos)
 
-    print("| measurement | value |\n|---|---|")
-    print(f"| one process, block5_pool, photos/s | {median(one_process):.1f} ({value_range(one_process)}) |")
-    print(f"| Ray, block5_pool, photos/s | {median(by_ray):.1f} ({value_range(by_ray)}) |")
     ratios = [ray / alone for ray, alone in zip(by_ray, one_process, strict=True)]
-    print(f"| Ray / one process | {median(ratios):.2f} ({value_range(ratios, 2)}) |")
-    print(f"| Ray with the start of the worker, photos/s | {first_rate:.1f} |")
-    print(f"| one process, block5_pool, CPU seconds per photo | {block5_seconds:.3f} |")
-    print(f"| one process, block4_pool, CPU seconds per photo | {block4_seconds:.3f} |")
-    print(f"| photos found and hashed per second, from the page cache | {hash_rate:,.0f} |")
-    print(f"| features stored per second, block5_pool | {store_rate(weights):,.0f} |")
-    print(f"| memory per photo of the data set, bytes | {bytes_per_photo:,.0f} |")
-    print(f"| memory per planned cache file, bytes | {bytes_per_file(whole, weights):,.0f} |", flush=True)
+    print(table_head("measurement", "value"))
+    for name, value in {
+        "one process, block5_pool, photos/s": f"{median(one_process):.1f} ({value_range(one_process)})",
+        "Ray, block5_pool, photos/s": f"{median(by_ray):.1f} ({value_range(by_ray)})",
+        "Ray / one process": f"{median(ratios):.2f} ({value_range(ratios, 2)})",
+        "Ray with the start of the worker, photos/s": f"{first_rate:.1f}",
+        "one process, block5_pool, CPU seconds per photo": f"{block5_seconds:.3f}",
+        "one process, block4_pool, CPU seconds per photo": f"{block4_seconds:.3f}",
+        "photos found and hashed per second, from the page cache": f"{hash_rate:,.0f}",
+        "features stored per second, block5_pool": f"{store_rate(weights):,.0f}",
+        "memory per photo of the data set, bytes": f"{bytes_per_photo:,.0f}",
+        "memory per planned cache file, bytes": f"{bytes_per_file(whole, weights):,.0f}",
+    }.items():
+        print(table_row(name, value))
     return 0
 
 

@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 
 from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_load_generator, start_sink
 from benchmarks.machine import describe_machine, process_mb
+from benchmarks.markdown_table import table_head, table_row
 from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb, process_tree
 from runtime.inference.classifier import Classifier
 from runtime.inference.engines import default_threads
@@ -347,12 +348,12 @@ def write_report(rows: Sequence[Measurement], used: str) -> None:
 
 
 def table(rows: Sequence[Measurement]) -> list[str]:
-    lines = ["| measurement | value | limit | passed | detail |", "|---|---|---|---|---|"]
+    lines = [table_head("measurement", "value", "limit", "passed", "detail")]
     for row in rows:
         is_whole = row.value == int(row.value) or row.value >= 1000
         value = f"{row.value:,.0f}" if is_whole else f"{row.value:.3g}"
         passed = "" if row.passed is None else "yes" if row.passed else "no"
-        lines.append(f"| {row.name} | {value} {row.unit} | {row.limit} | {passed} | {row.detail} |")
+        lines.append(table_row(row.name, f"{value} {row.unit}", row.limit, passed, row.detail))
     return lines
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.machine import describe_machine, process_mb
+from benchmarks.markdown_table import table_head, table_row
 
 ROOT = Path(__file__).parents[1]
 WIDTH, HEIGHT, FPS = 1920, 1080, 30
@@ -168,14 +169,16 @@ def format_table(results: Sequence[SoakResult], minutes: float) -> str:
     lines = [
         f"{minutes:g} minutes each of 1080p H.264 at {FPS} frames per second, {describe_machine()}",
         "",
-        "| engine | answers | frames dropped | age at the start of the inference: median | p99 | max "
-        "| older than a frame interval | age of the answer: p99 | peak MB of the first half | second half "
-        "| whole run | cores used | load of the machine | passed |",
-        "|---" * 14 + "|",
+        table_head(
+            *("engine", "answers", "frames dropped"),
+            *("age at the start of the inference: median", "p99", "max", "older than a frame interval"),
+            *("age of the answer: p99", "peak MB of the first half", "second half", "whole run"),
+            *("cores used", "load of the machine", "passed"),
+        ),
     ]
     for result in results:
         older = sum(age > MAX_START_AGE for age in result.start_ages) / len(result.start_ages)
-        cells = [
+        row = table_row(
             result.engine,
             f"{result.answers:,}",
             f"{result.dropped:,}",
@@ -186,8 +189,8 @@ def format_table(results: Sequence[SoakResult], minutes: float) -> str:
             f"{result.cores:.2f}",
             f"{result.load:.1f}",
             "yes" if result.passed else "no",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        )
+        lines.append(row)
     lines += [
         "",
         f"Limits: p99 of the age at the start ≤ {MAX_START_AGE:.1f} ms, growth ≤ {MAX_GROWTH_MB:g} MB, "

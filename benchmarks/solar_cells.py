@@ -6,9 +6,9 @@
 2,624 electroluminescence pictures of 300x300 pixels (CC BY-NC-SA 4.0, for measuring only; they stay in WORK).
 As in Deitsch et al., "Automatic classification of defective photovoltaic module cells in electroluminescence
 images", 2019, a cell with a probability of a defect over 0.5 is defective, and a quarter of the cells of each
-type and probability is for testing. Their choice of cells is not published, so this one is random. WORK
-keeps the runs: the same command continues after an interruption. This takes about 2 hours on 2 cores, by an
-estimate.
+type and probability is for testing. Their choice of cells is not published, so this one is random. The
+compression has the short budget of benchmarks/leave_one_out.py. WORK keeps the runs: the same command
+continues after an interruption. This takes about an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.complete_folder import complete_folder, complete_run
-from benchmarks.leave_one_out import export_int8
+from benchmarks.leave_one_out import COMPRESS_FLAGS, export_int8
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from runtime.model_file.index import read_index
 from train.__main__ import main as train
 from train.compress.__main__ import main as compress
@@ -48,19 +49,19 @@ def main() -> int:
     with redirect_stdout(sys.stderr):
         runs = make_runs(photos, work)
     print(f"Measured on {describe_machine()}.\n")
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print(table_head(*COLUMNS))
     for name, run in runs.items():
         classes = json.loads((run / "metrics.json").read_text(encoding="utf-8"))["test"]["per_class"]
         metrics = open_run(run).metrics
         shares = [metrics[split]["top1"] for split in ("val", "test")]
         shares += [classes[label]["recall"] for label in ("defective", "functional")]
         shares.append(metrics["test"]["unknown"])
-        print(f"| {name} | " + " | ".join(f"{share:.1%}" for share in shares) + " |")
+        print(table_row(name, *(f"{share:.1%}" for share in shares)))
     with redirect_stdout(sys.stderr):
         model = export_int8(runs[COMPRESSED], work / "model")
-    print(f"| the same as int8 file |  | {int8_accuracy(model):.1%} |  |  |  |")
+    print(table_row("the same as int8 file", "", f"{int8_accuracy(model):.1%}", "", "", ""))
     for name, accuracy in PUBLISHED:
-        print(f"| published: {name} |  | {accuracy:.1%} |  |  |  |")
+        print(table_row(f"published: {name}", "", f"{accuracy:.1%}", "", "", ""))
     return 0
 
 
@@ -85,7 +86,7 @@ def make_runs(photos: Path, work: Path) -> dict[str, Path]:
     """The run folders by the name of the network; trains those that are not there."""
     default = complete_run(work / "run", train, str(photos))
     block5 = complete_run(work / "block5", train, str(photos), "--fine-tune", "block5")
-    compressed = complete_run(work / "compressed", compress, str(block5))
+    compressed = complete_run(work / "compressed", compress, str(block5), *COMPRESS_FLAGS)
     return {"default": default, "--fine-tune block5": block5, COMPRESSED: compressed}
 
 

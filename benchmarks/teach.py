@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.machine import describe_machine
+from benchmarks.markdown_table import table_head, table_row
 from runtime import Classifier
 from runtime.inference.learned_state import LearnedState
 from runtime.inference.teaching import TaughtOutputs, fit_learned
@@ -103,9 +104,9 @@ def print_new(photos: Path, work: Path, draws: int) -> None:
             rows.append((label, count, *np.mean(draw, axis=0).tolist()))
     for count in COUNTS:
         rows.append(("mean", count, *np.mean([row[2:] for row in rows if row[1] == count], axis=0).tolist()))
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS))
+    print(table_head(*COLUMNS))
     for name, count, *values in rows:
-        print(f"| {name} | {count} | " + " | ".join(f"{value:.1%}" for value in values) + " |")
+        print(table_row(name, str(count), *(f"{value:.1%}" for value in values)))
 
 
 def measure(
@@ -142,9 +143,9 @@ def print_retrained(photos: Path, work: Path) -> None:
             rows.append((label, count, classes[label]["recall"], float(np.mean(others))))
     for count in COUNTS:
         rows.append(("mean", count, *np.mean([row[2:] for row in rows if row[1] == count], axis=0).tolist()))
-    print("| new class | photos | recall | others right |\n|---|---|---|---|")
+    print(table_head("new class", "photos", "recall", "others right"))
     for name, count, recall, right in rows:
-        print(f"| {name} | {count} | {recall:.1%} | {right:.1%} |")
+        print(table_row(name, str(count), f"{recall:.1%}", f"{right:.1%}"))
 
 
 def train_with(photos: Path, work: Path, label: str, count: int) -> Path:
@@ -182,13 +183,13 @@ def print_corrections(photos: Path, model: Path, run: Path) -> None:
     wrong = np.flatnonzero((names != val.labels) | ~known)[:MAX_CORRECTIONS]
     state = fit(classifier, val.take(wrong))
     rows = (("corrected", val.take(wrong)), ("test", test))
-    print("| photos | n | right before | right after |\n|---|---|---|---|")
+    print(table_head("photos", "n", "right before", "right after"))
     for name, outputs in rows:
         shares = []
         for learned in (None, state):
             names, known = answer(classifier, learned, outputs)
             shares.append(f"{((names == outputs.labels) & known).mean():.1%}")
-        print(f"| {name} | {len(outputs.labels)} | " + " | ".join(shares) + " |")
+        print(table_row(name, str(len(outputs.labels)), *shares))
 
 
 def key_of(path: Path) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, kilobytes_to_mb
+from benchmarks.markdown_table import table_head, table_row
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (250, 500, 1000, 2000)
@@ -235,18 +236,29 @@ def write_csv(costs: list[TrainingCost]) -> None:
 
 def print_table(costs: list[TrainingCost]) -> None:
     print(f"Measured on {describe_machine()}.\n")
-    head = ("photos", "method", "epochs run", "s to 10 epochs", "photos/s", "peak GB")
-    print(f"| {' | '.join((*head, 'val top-1', 'test top-1', 'times faster'))} |")
-    print("|" + "---|" * 9)
+    print(
+        table_head(
+            *("photos", "method", "epochs run", "s to 10 epochs", "photos/s", "peak GB"),
+            *("val top-1", "test top-1", "times faster"),
+        )
+    )
     names = {VGG_EDGE: "`python -m train --recipe article`", TUTORIAL: "tutorial loop"}
     for cost in costs:
         tutorial = next(one for one in costs if one.photos == cost.photos and one.method == TUTORIAL)
         test = "" if cost.test_top1 is None else f"{cost.test_top1:.1%}"
         faster = f"{tutorial.seconds / cost.seconds:.1f}" if cost.method == VGG_EDGE else ""
-        print(
-            f"| {cost.photos:,} | {names[cost.method]} | {cost.epochs_run} | {cost.seconds:,.0f} | "
-            f"{cost.photos_per_second:.1f} | {cost.peak_gb:.1f} | {cost.val_top1:.1%} | {test} | {faster} |"
+        row = table_row(
+            f"{cost.photos:,}",
+            names[cost.method],
+            str(cost.epochs_run),
+            f"{cost.seconds:,.0f}",
+            f"{cost.photos_per_second:.1f}",
+            f"{cost.peak_gb:.1f}",
+            f"{cost.val_top1:.1%}",
+            test,
+            faster,
         )
+        print(row)
 
 
 def draw_chart(costs: list[TrainingCost]) -> None:

@@ -173,12 +173,13 @@ def _prepare(config: ExportConfig) -> _Job:
     stage.check_targets(config.targets, config.target_python)
     path = config.run or newest_run()
     run = open_run(path, config.photos_root, added=config.add)
+    out = config.out or Path("models") / run.name
     job = _Job(
         config=config,
         run=run,
-        out=config.out or Path("models") / run.name,
+        out=out,
         files=file_keys(config.precisions, config.engines),
-        release=next_release(config.out or Path("models") / run.name),
+        release=next_release(out),
         sign=open_key(config.signing_key) if config.signing_key else None,
     )
     check_output_dir(job.out)
@@ -415,11 +416,7 @@ def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:
     return np.array([by_photo[photo] for photo in select_photos(photos, job.config.photos)])
 
 
-def _reject(
-    job: _Job,
-    contents: Mapping[str, bytes],
-    failed: Sequence[str],
-) -> int:
+def _reject(job: _Job, contents: Mapping[str, bytes], failed: Sequence[str]) -> int:
     """Writes the files to NAME.rejected and prints an error for each broken bound."""
     replace_dir(contents, job.rejected)
     for line in failed:

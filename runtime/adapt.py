@@ -20,7 +20,7 @@ from runtime.camera.flags import add_source_flag
 from runtime.common.cli import EXIT_SOME_FAILED, ArgumentParser, duration, exit_process, run_cli
 from runtime.common.errors import PictureError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
-from runtime.common.text import printable
+from runtime.common.text import align_columns, pluralize, printable
 from runtime.inference.adaptation import (
     FEW_PHOTOS,
     Adaptation,
@@ -168,7 +168,7 @@ def _warnings(adaptation: Adaptation) -> Iterator[str]:
         )
     if adaptation.photos < FEW_PHOTOS:
         yield (
-            f"the result of {adaptation.photos} photo{'s' * (adaptation.photos != 1)} is not reliable: give "
+            f"the result of {pluralize(adaptation.photos, 'photo')} is not reliable: give "
             f"{FEW_PHOTOS} or more, better 50, in daylight and in the evening"
         )
     if 2 * adaptation.named_after > adaptation.photos:
@@ -189,10 +189,8 @@ def _report(adaptation: Adaptation) -> list[str]:
             f"{adaptation.rejected_after} of {adaptation.examples}",
         ),
     )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    lines.append('"after" counts photos that the fit did not use (5-fold cross-validation)')
-    return [line.rstrip() for line in lines]
+    note = '"after" counts photos that the fit did not use (5-fold cross-validation)'
+    return [*align_columns(rows), note]
 
 
 def _next_step(path: Path, arguments: argparse.Namespace) -> str:

@@ -21,9 +21,9 @@ from runtime.common.atomic import atomic_write
 from runtime.common.cli import EXIT_INTERRUPTED, EXIT_SOME_FAILED, ArgumentParser, positive_int, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error
-from runtime.common.text import printable
+from runtime.common.text import pluralize, printable
 from runtime.inference.engine_cache import EngineSelection, save_selection
-from runtime.inference.engines import ENGINES, choose_engine, count_threads, engine_name, is_installed
+from runtime.inference.engines import ENGINES, choose_engine, engine_name, is_installed
 from runtime.model_file.index import IndexedFile
 from runtime.model_file.loader import KEY_VARIABLE, ModelFile, open_model
 from runtime.model_file.selection import choose_model
@@ -148,7 +148,7 @@ def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[Index
             raise UserError(f"{options.csv}: {error.strerror or error}: choose another --csv") from None
     if options.save:
         saved = _save(rows, files)
-        combination = f"{saved.file} in {saved.engine} on {count_threads(saved.threads)}"
+        combination = f"{saved.file} in {saved.engine} on {pluralize(saved.threads, 'thread')}"
         less_exact = f"; {rows[0].file} is faster, but can be less exact" if saved is not rows[0] else ""
         print(printable(f"saved: --engine auto uses {combination}{less_exact}"))
     elif files:

@@ -17,7 +17,7 @@ from typing import Any
 from runtime.common.cli import EXIT_SOME_FAILED, ArgumentParser, exit_process, megabytes, path_name, run_cli
 from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error, print_info, suppress_native_stderr
-from runtime.common.text import display_width, pad, printable
+from runtime.common.text import align_columns, pluralize, printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.learned_state import (
     MAX_MB,
@@ -85,14 +85,13 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
 
 def _report(learned: Learned, folder: Path, seconds: float) -> list[str]:
     state = learned.teaching.state
-    count = len(state.photos)
-    lines = [
-        f"learned {count} photo{'s' * (count != 1)} in {seconds:.1f} s: {describe_learning(state)}",
+    photos = pluralize(len(state.photos), "photo")
+    return [
+        f"learned {photos} in {seconds:.1f} s: {describe_learning(state)}",
         *_table(state),
         '"unseen" counts the right answers of fits that did not use the photo (5-fold cross-validation)',
         f"wrote {folder}: classify and serve use it from now on; --undo restores the state before",
     ]
-    return [line.rstrip() for line in lines]
 
 
 def _table(state: LearnedState) -> list[str]:
@@ -101,8 +100,7 @@ def _table(state: LearnedState) -> list[str]:
     for label, result in state.measured.labels.items():
         counts = (result.photos, result.right_before, result.right_after, result.right_unseen)
         rows.append((f"{label} (new)" if label in state.new_labels else label, *map(str, counts)))
-    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return align_columns(rows)
 
 
 def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
@@ -124,7 +122,7 @@ def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
         counts = ", ".join(f"{label} {count}" for label, count in store.labels().items())
         lines.append(f"kept photos: {counts}; {pending} not learned yet: --again learns them")
     for line in lines:
-        print(printable(line.rstrip()))
+        print(printable(line))
     return 0
 
 
@@ -167,8 +165,7 @@ def _reset(folder: Path, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"learned": str(folder), "removed": count}))
     else:
-        photos = f"{count} photo{'s' * (count != 1)}"
-        print(printable(f"{folder}: removed {photos}: nothing is learned"))
+        print(printable(f"{folder}: removed {pluralize(count, 'photo')}: nothing is learned"))
     return 0
 
 
@@ -191,7 +188,7 @@ def _export(folder: Path, target: Path, as_json: bool) -> int:
         print(json.dumps({"folder": str(target), "photos": counts}))
         return 0
     text = ", ".join(f"{label} {count}" for label, count in counts.items())
-    print(printable(f"copied {len(photos)} photos to {target}: {text}"))
+    print(printable(f"copied {pluralize(len(photos), 'photo')} to {target}: {text}"))
     if moved:
         print_info(f"{len(moved)} of them were in another class folder there, and were removed from it")
     if gone := len({path.name for path in exported} - folders.keys()):

@@ -5,14 +5,28 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 # The flags of `compressed_run`.
 QUICK = ("--reconstruction-photos", "12", "--views", "2", "--epochs", "2", "--reduce", "2")
+CRASHED = pytest.StashKey[bool]()
 
 # A shell starts background jobs with SIGINT ignored; the Ctrl-C tests need Python's own handler.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there are no workers
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A crash of a test process ends the tests early; pytest alone would report it as a failed test."""
+    if error:
+        node.config.stash[CRASHED] = True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.stash.get(CRASHED, False):
+        session.exitstatus = pytest.ExitCode.INTERRUPTED
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from runtime.common.cli import ArgumentParser
 from runtime.common.terminal import suppress_native_stderr
 from train.cli import run_cli
 from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, STATISTICS, UNCOMPRESSED_CSV, RunError, open_run
-from train.run_writer import lock_output, new_run_dir, write_record
+from train.run_writer import check_replaceable, lock_output, new_run_dir, write_record
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,9 @@ def pack_run(run_folder: Path, folder: Path, overwrite: bool = False) -> None:
 
     Raises RunError when the run was not trained on the bundled weights, or `folder` must not be replaced.
     """
-    _check_folder(run_folder, folder, overwrite)
+    if folder.resolve() == run_folder.resolve():
+        raise RunError(f"{folder}: is the run to pack; choose another FOLDER")
+    check_replaceable(folder, overwrite, "FOLDER")
     with suppress_native_stderr():
         import keras  # noqa: F401
     from safetensors.numpy import save
@@ -79,16 +81,6 @@ def pack_run(run_folder: Path, folder: Path, overwrite: bool = False) -> None:
                 (partial / name).write_bytes((run_folder / name).read_bytes())
         if (folder / "README.md").is_file():  # a description that someone added stays
             (partial / "README.md").write_bytes((folder / "README.md").read_bytes())
-
-
-def _check_folder(run_folder: Path, folder: Path, overwrite: bool) -> None:
-    """Raise RunError for a folder that is not to be replaced."""
-    if folder.resolve() == run_folder.resolve():
-        raise RunError(f"{folder}: is the run to pack; choose another folder")
-    if folder.exists() and not (folder / "run.json").exists():
-        raise RunError(f"{folder}: exists and is not a run, so it is not replaced; choose another folder")
-    if folder.exists() and not overwrite:
-        raise RunError(f"{folder}: exists; use --overwrite to replace it, or choose another folder")
 
 
 if __name__ == "__main__":

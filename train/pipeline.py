@@ -71,10 +71,10 @@ class Compute:
 
 @dataclass(frozen=True)
 class Extracted:
-    """Features of the readable photos, and the near-duplicates among all photos."""
+    """Features of the readable photos, and the near-duplicates among all photos (None: not searched)."""
 
     features: Features
-    near_duplicates: Sequence[Pair]
+    near_duplicates: Sequence[Pair] | None
 
     @property
     def dataset(self) -> Dataset:

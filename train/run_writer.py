@@ -46,7 +46,7 @@ class RunContents:
     model: keras.Model
     history: History
     evaluation: Evaluation
-    near_duplicates: Sequence[Pair] = ()
+    near_duplicates: Sequence[Pair] | None = None  # None: not searched
     uncompressed: Mapping[str, NDArray[Any]] | None = None  # by split, class indices; compressed runs only
     suspects: Sequence[SuspectLabel] | None = None  # None: not searched
     learning_curve: LearningCurve | None = None
@@ -70,10 +70,7 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
         if not (overwrite or resume or dry_run) and checkpoint_dir(out).is_dir():
             raise RunError(f"{out}: was interrupted; add --resume to continue, or --overwrite to start again")
         replaces = overwrite or (resume and checkpoint_dir(out).is_dir())
-        if out.exists() and not (out / "run.json").exists():
-            raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another --out")
-        if out.exists() and not replaces:
-            raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another --out")
+        check_replaceable(out, replaces)
         if not dry_run:
             out.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # temporary folders beside `out` have longer names than `out`
@@ -83,6 +80,17 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
     if not dry_run and not os.access(out.parent, os.W_OK):
         raise RunError(f"{out}: the folder {out.parent} is not writable; choose another --out")
     return replaces
+
+
+def check_replaceable(out: Path, overwrite: bool, argument: str = "--out") -> None:
+    """Raise RunError if something exists at `out`, unless it is a run and `overwrite` replaces it.
+
+    `argument` is the command's name for `out`.
+    """
+    if out.exists() and not (out / "run.json").exists():
+        raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another {argument}")
+    if out.exists() and not overwrite:
+        raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another {argument}")
 
 
 def keeps_existing_run(out: Path) -> bool:
@@ -111,7 +119,7 @@ def lock_output(out: Path) -> Iterator[None]:
 
 def _check_name(out: Path) -> None:
     if out.name in ("", ".."):
-        raise RunError(f"{out}: --out needs the name of a folder, such as runs/flowers")
+        raise RunError(f"{out}: is not the name of a folder; give one, such as runs/flowers")
 
 
 def checkpoint_dir(out: Path) -> Path:
@@ -131,9 +139,9 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
         write_record(folder, record, dataset)
         if evaluation.statistics:
             (folder / STATISTICS).write_bytes(evaluation.statistics.to_bytes())
-        if contents.uncompressed is None:
-            write_pairs([*contents.near_duplicates], folder)
-        else:
+        if contents.near_duplicates is not None:
+            write_pairs(contents.near_duplicates, folder)
+        if contents.uncompressed is not None:
             write_uncompressed(folder, dataset, contents.uncompressed)
         if added := contents.added:
             write_added(folder, added)
@@ -149,7 +157,7 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             evaluation.metrics,
             evaluation.probabilities,
             evaluation.negatives,
-            contents.near_duplicates,
+            contents.near_duplicates or (),
             added,
             contents.suspects,
             contents.learning_curve,

@@ -44,9 +44,8 @@ with tempfile.TemporaryDirectory() as folder:
 answers = []
 for picture in pictures:
     extractor = net.create_extractor()
-    values = picture.reshape(height, -1).astype(
-        np.float32
-    )  # named, because ncnn keeps a reference to it only
+    # Named, because ncnn keeps a reference to it only.
+    values = picture.reshape(height, -1).astype(np.float32)
     extractor.input("in0", ncnn.Mat(values))
     answers.append(np.array(extractor.extract("out0")[1]))
 np.save(out, np.array(answers, np.float32))

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 
 from export.parity.gates import FAILED, MIN_PHOTOS, broken_bounds, verdict
 from export.parity.result import FileKey, ParityResult
+from runtime.common.text import align_columns, pluralize
 from runtime.model_file.formats import FORMATS, PRECISIONS
 
 CONFIDENCE = 0.95
@@ -32,12 +33,8 @@ def parity_report(results: Sequence[ParityResult], names: Mapping[FileKey, str],
 def table(results: Sequence[ParityResult]) -> str:
     """One line per file and engine."""
     columns = parity_columns(results) | {"verdict": [verdict(result) for result in results]}
-    padded = []
-    for name, cells in columns.items():
-        width = max(map(len, (name, *cells)))
-        align = str.ljust if name in _LEFT_ALIGNED else str.rjust
-        padded.append([align(cell, width) for cell in (name, *cells)])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*padded, strict=True))
+    rows = list(zip(*([name, *cells] for name, cells in columns.items()), strict=True))
+    return "\n".join(align_columns(rows, left=_LEFT_ALIGNED))
 
 
 def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
@@ -76,7 +73,7 @@ def column_explanations(results: Sequence[ParityResult], threads: int) -> list[t
         "same unknown": "share of the photos with the same decision between known and unknown",
         "|Δfeatures|": "how far the features of a photo move, as a share of their length, at most",
         "same as uncompressed": "share of the photos with the same label as the uncompressed model",
-        "ms": f"median time of one photo on {threads} thread{'s' if threads > 1 else ''} of this computer",
+        "ms": f"median time of one photo on {pluralize(threads, 'thread')} of this computer",
         "verdict": f"passed, failed, or too few photos: some limits apply from {MIN_PHOTOS} photos on",
     }
     return [(name, text) for name, text in explanations.items() if name in columns or name == "verdict"]

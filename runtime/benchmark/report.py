@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
-from runtime.common.text import display_width, pad, printable
+from runtime.common.text import align_columns, printable
 
 LEFT_ALIGNED = {"file", "engine", ""}  # columns
 
@@ -62,15 +62,7 @@ def _format_table(rows: Sequence[BenchRow]) -> str:
         for row in cells:
             del row["mJ"]
     lines = [list(cells[0]), *(list(row.values()) for row in cells)]
-    widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
-    columns = list(zip(cells[0], widths, strict=True))
-    return "\n".join(
-        "  ".join(
-            pad(cell, size) if name in LEFT_ALIGNED else cell.rjust(size)
-            for cell, (name, size) in zip(line, columns, strict=True)
-        ).rstrip()
-        for line in lines
-    )
+    return "\n".join(align_columns(lines, left=LEFT_ALIGNED))
 
 
 def _cells(row: BenchRow, is_fastest: bool) -> dict[str, str]:

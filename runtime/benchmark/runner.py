@@ -19,8 +19,8 @@ from runtime.benchmark.report import BenchRow
 from runtime.benchmark.worker import BenchResult
 from runtime.common.cpu_info import board_name, cpu_name
 from runtime.common.errors import EngineError
-from runtime.common.text import printable
-from runtime.inference.engines import ENGINES, count_threads, default_threads, is_installed
+from runtime.common.text import pluralize, printable
+from runtime.inference.engines import ENGINES, default_threads, is_installed
 from runtime.model_file.loader import ModelFile
 
 ROUNDS = 5
@@ -37,7 +37,7 @@ class Job:
     threads: int
 
     def __str__(self) -> str:
-        return f"{printable(self.path.name)} in {self.engine} on {count_threads(self.threads)}"
+        return f"{printable(self.path.name)} in {self.engine} on {pluralize(self.threads, 'thread')}"
 
 
 @dataclass(frozen=True)

@@ -209,9 +209,8 @@ def _open_stream(source: _Source) -> Any:
     import av
 
     if not source.is_address:
-        return av.open(
-            f"file:{source.url}", options=LIMITS
-        )  # without the prefix, 12:30.mp4 would name the protocol 12
+        # Without the prefix, 12:30.mp4 would name the protocol 12.
+        return av.open(f"file:{source.url}", options=LIMITS)
     # RTSP over TCP: UDP loses packets, and routers block it. FFmpeg's own timeout, in microseconds: PyAV's
     # timeout calls back into Python, which crashes a process that is exiting.
     timeout = "timeout" if source.url.startswith(("rtsp", "http")) else "rw_timeout"

@@ -17,6 +17,7 @@ from PIL import Image
 
 from runtime.common.atomic import atomic_create
 from runtime.common.errors import UserError
+from runtime.common.text import pluralize
 
 JPEG_QUALITY = 95
 MAX_NAMES = 10  # names to try for one photo
@@ -84,8 +85,8 @@ class PhotoRecorder:
 
     def _summary(self) -> str:
         if self._sample is None:
-            return f"saved {_photos(self._saved)} in {self._folder}"
-        return f"saved a sample of {_photos(len(self._sample))} in {self._folder}"
+            return f"saved {pluralize(self._saved, 'photo')} in {self._folder}"
+        return f"saved a sample of {pluralize(len(self._sample), 'photo')} in {self._folder}"
 
     def save(self, get_pixels: GetPixels, number: int, captured_at: float | None = None) -> bool:
         """Saves a picture if it is due and the folder has room for it. `number` becomes part of its name.
@@ -185,10 +186,6 @@ class PhotoRecorder:
     def _stop(self, reason: str) -> None:
         self._stopped = True
         self._on_message(f"{self._folder}: {reason}: no more photos are saved")
-
-
-def _photos(count: int) -> str:
-    return f"{count} photo{'s' * (count != 1)}"
 
 
 def _encode(pixels: NDArray[np.uint8]) -> memoryview:

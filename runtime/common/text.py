@@ -1,8 +1,9 @@
-"""Text from outside the program: which of it is safe to print, and its width on a terminal."""
+"""Text for one line of output: counts, and text from outside the program, made safe to print and to align."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container, Sequence
 
 # Zero-width (non-)joiners are invisible, but part of words in Persian and many Indian scripts.
 JOINERS = dict.fromkeys((0x200C, 0x200D))
@@ -30,6 +31,11 @@ def printable_name(name: str) -> str:
     return printable(name.replace("\\", "\\\\"))
 
 
+def pluralize(count: int, noun: str) -> str:
+    """Returns such as "1 photo" or "2 photos"."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def display_width(text: str) -> int:
     """The columns a text takes on a terminal: East Asian wide characters take two, combining ones none."""
     if text.isascii():
@@ -45,6 +51,22 @@ def display_width(text: str) -> int:
 def pad(text: str, columns: int) -> str:
     """Returns the text with spaces after it, so that it takes `columns` columns on a terminal."""
     return text + " " * (columns - display_width(text))
+
+
+def align_columns(rows: Sequence[Sequence[str]], left: Container[str] | None = None) -> list[str]:
+    """Returns the lines of a table, whose first row has the titles of the columns.
+
+    The columns with the titles in `left` (None: all) align to the left, the others to the right.
+    """
+    widths = [max(map(display_width, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            pad(cell, width) if left is None or title in left else pad("", width - display_width(cell)) + cell
+            for title, cell, width in zip(rows[0], row, widths, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def truncate(text: str, columns: int) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime.common.errors import EngineError, PictureError, UserError
+from runtime.common.text import pluralize
 from runtime.inference.correction import OpenedCorrection, open_correction
 from runtime.inference.engine_cache import EngineSelection, load_selection
 from runtime.inference.engines import (
@@ -24,7 +25,6 @@ from runtime.inference.engines import (
     OUTPUTS,
     InferenceSession,
     choose_engine,
-    count_threads,
     default_threads,
     engine_order,
     is_installed,
@@ -126,7 +126,7 @@ class Classifier:
         reason = f" ({self.model.reason})" if self.model.reason else ""
         correction = f", corrected by {self.correction_path}" if self.correction else ""
         learned = f", with {self.learned_folder}" if self.learned else ""
-        threads = count_threads(self.threads)
+        threads = pluralize(self.threads, "thread")
         return f"{self.model.path} on {self.session.engine}, {threads}{correction}{learned}{reason}"
 
     @property

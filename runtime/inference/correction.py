@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -18,7 +17,8 @@ import numpy as np
 
 from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError, UserError
-from runtime.model_file.contract import MAX_FEATURES, Contract, parse_json, require_field
+from runtime.common.text import pluralize
+from runtime.model_file.contract import MAX_FEATURES, Contract, parse_json, parse_origin, require_field
 from runtime.model_file.files import MAX_JSON_BYTES, is_file, read_bytes
 
 if TYPE_CHECKING:
@@ -52,9 +52,8 @@ class Correction:
     weights: NDArray[np.float32]  # [D]
 
     def __str__(self) -> str:
-        photos = f"{self.photos} photo{'s' * (self.photos != 1)}"
         return (
-            f"corrected on {self.created[:10]} with {photos} of a scene: "
+            f"corrected on {self.created[:10]} with {pluralize(self.photos, 'photo')} of a scene: "
             f"named {self.named_after:.1%} of such photos (was {self.named_before:.1%}), "
             f"rejected {self.rejected_after:.1%} of photos of the classes (was {self.rejected_before:.1%})"
         )
@@ -191,11 +190,7 @@ def parse_correction(data: bytes) -> Correction:
     fields = parse_json(data)
     if (version := require_field(fields, "version", int)) != VERSION:
         raise ModelError(f"has version {str(version)[:12]}, this runtime reads version {VERSION}")
-    model_id, created = (require_field(fields, name, str) for name in ("model_id", "created"))
-    if not re.fullmatch("[0-9a-f]{64}", model_id):
-        raise ModelError("has no model_id of 64 hexadecimal digits")
-    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", created):
-        raise ModelError("was not created at a UTC time such as 2025-01-31T12:00:00Z")
+    model_id, created = parse_origin(fields)
     if not 1 <= (photos := require_field(fields, "photos", int)) <= 10**9:
         raise ModelError("has no number of photos")
     weights = require_field(fields, "weights", list)

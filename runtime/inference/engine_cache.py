@@ -16,8 +16,9 @@ from typing import Any
 
 from runtime.common.atomic import atomic_write
 from runtime.common.cpu_info import cpu_name
+from runtime.common.text import pluralize
 from runtime.common.user_cache import cache_home
-from runtime.inference.engines import ENGINES, count_threads, default_threads, engine_version, is_installed
+from runtime.inference.engines import ENGINES, default_threads, engine_version, is_installed
 from runtime.model_file.index import IndexedFile
 
 MAX_BYTES = 2**16
@@ -49,7 +50,7 @@ class EngineSelection:
             others = ", ".join(f"{engine} {ms:.1f} ms" for engine, ms in self.others.items())
             times = f"{self.median_ms:.1f} ms of processor time per picture on 1 thread, {others}"
             return f"{self.engine}, timed {self.measured[:10]}: {times}"
-        latency = f"{self.median_ms:.1f} ms on {count_threads(self.threads)}"
+        latency = f"{self.median_ms:.1f} ms on {pluralize(self.threads, 'thread')}"
         return f"{self.engine}, measured {self.measured[:10]}: {latency}"
 
 

@@ -209,11 +209,6 @@ def default_threads() -> int:
         return os.cpu_count() or 1
 
 
-def count_threads(threads: int) -> str:
-    """Returns "1 thread" or "N threads"."""
-    return f"{threads} thread{'s' * (threads != 1)}"
-
-
 def _load_litert(data: bytes, threads: int) -> InferenceSession:
     import ai_edge_litert
     from ai_edge_litert.interpreter import Interpreter

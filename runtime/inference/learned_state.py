@@ -31,7 +31,14 @@ from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError
 from runtime.common.text import is_name
 from runtime.inference.correction import NONE, logit, path_beside, sigmoid
-from runtime.model_file.contract import MAX_FEATURES, MAX_LABELS, Contract, parse_json, require_field
+from runtime.model_file.contract import (
+    MAX_FEATURES,
+    MAX_LABELS,
+    Contract,
+    parse_json,
+    parse_origin,
+    require_field,
+)
 from runtime.model_file.files import is_file, read_bytes
 
 if TYPE_CHECKING:
@@ -195,11 +202,7 @@ class LearnedState:
             raise ModelError(
                 f"has version {str(version)[:12]}, this runtime reads version {VERSION}{next_step}"
             )
-        model_id, created = (require_field(fields, name, str) for name in ("model_id", "created"))
-        if not re.fullmatch("[0-9a-f]{64}", model_id):
-            raise ModelError("has no model_id of 64 hexadecimal digits")
-        if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", created):
-            raise ModelError("was not created at a UTC time such as 2025-01-31T12:00:00Z")
+        model_id, created = parse_origin(fields)
         labels = _parse_labels(require_field(fields, "labels", list))
         classes = _parse_count(fields, "classes")
         rows, groups = (_parse_positions(fields, name, len(labels)) for name in ("rows", "groups"))

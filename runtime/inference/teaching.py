@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from runtime.common.errors import UserError
+from runtime.common.text import pluralize
 from runtime.inference.correction import bias_to_add, logit, sigmoid
 from runtime.inference.fitted_photos import FOLDS, MAX_FITTED, fold_numbers
 from runtime.inference.learned_state import (
@@ -417,8 +418,8 @@ def _warnings(state: LearnedState) -> Iterator[str]:
     measured = state.measured
     for label, result in measured.labels.items():
         if label in state.new_labels and result.photos < FEW_PHOTOS:
-            count = "1 photo" if result.photos == 1 else f"{result.photos} photos"
-            yield f"{label}: the result of {count} is not reliable: teach {FEW_PHOTOS} or more, better 20"
+            photos = pluralize(result.photos, "photo")
+            yield f"{label}: the result of {photos} is not reliable: teach {FEW_PHOTOS} or more, better 20"
         elif 10 * result.right_unseen < 7 * result.photos and label in state.new_labels:
             yield (
                 f"{label}: photos that a fit did not use were right {result.right_unseen} times of "

@@ -190,3 +190,13 @@ def require_field(fields: dict[str, Any], name: str, kind: type) -> Any:
     if type(fields[name]) is not kind:
         raise ModelError(f"the field {name!r} is not of type {kind.__name__}")
     return fields[name]
+
+
+def parse_origin(fields: dict[str, Any]) -> tuple[str, str]:
+    """Returns the model_id and the creation time of a file that was fitted to a model. Raises ModelError."""
+    model_id, created = (require_field(fields, name, str) for name in ("model_id", "created"))
+    if not re.fullmatch("[0-9a-f]{64}", model_id):
+        raise ModelError("has no model_id of 64 hexadecimal digits")
+    if not re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", created):
+        raise ModelError("was not created at a UTC time such as 2025-01-31T12:00:00Z")
+    return model_id, created

@@ -92,9 +92,8 @@ class MqttPublisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing.set()
-        self._thread.join(
-            CLOSE_TIMEOUT + LOOP_TIMEOUT
-        )  # one that hangs in connect() stays, as a daemon thread
+        # A thread that hangs in connect() stays, as a daemon thread.
+        self._thread.join(CLOSE_TIMEOUT + LOOP_TIMEOUT)
 
     def publish(self, answer: Answer) -> None:
         """Publishes an answer soon. An answer that is no change is left out while others wait."""

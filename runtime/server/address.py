@@ -10,7 +10,6 @@ from typing import Any
 from runtime.common.errors import UserError
 
 _UNAVAILABLE = (errno.EADDRNOTAVAIL, errno.EINVAL)
-BACKLOG = 128  # connections that the kernel accepts ahead
 
 SocketAddress = tuple[Any, ...]  # (host, port), or (host, port, flow, scope) for IPv6
 
@@ -33,9 +32,7 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, SocketAddress]:
 def listen(family: socket.AddressFamily, address: SocketAddress) -> socket.socket:
     """A listening socket; for "::" it accepts IPv4 too. Raises AddressError."""
     try:
-        return socket.create_server(
-            address, family=family, backlog=BACKLOG, dualstack_ipv6=_is_dual_stack(address[0])
-        )
+        return socket.create_server(address, family=family, dualstack_ipv6=_is_dual_stack(address[0]))
     except OSError as error:
         place = f"{address[0]} port {address[1]}: {os.strerror(error.errno or 0).lower()}"
         if error.errno == errno.EINVAL and ip_address(address[0]).is_link_local:

@@ -1,5 +1,10 @@
 """Exceptions that end a request before it has an answer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from runtime.common.errors import EngineError, UserError, WriteError
+
 
 class RequestRejected(Exception):
     """A request that is refused: its HTTP status and a one-line reason for the client."""
@@ -16,3 +21,14 @@ class RequestRejected(Exception):
 
 class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete."""
+
+
+@contextmanager
+def reject_user_errors() -> Iterator[None]:
+    """Turns a UserError into RequestRejected 409, except for errors of the engine and of the disk."""
+    try:
+        yield
+    except (EngineError, WriteError):  # the client cannot fix them: app.py answers 500
+        raise
+    except UserError as error:
+        raise RequestRejected(409, str(error)) from None

@@ -9,9 +9,9 @@ from typing import Any
 
 from runtime.camera.stream import to_iso
 from runtime.common.atomic import reported_writes
-from runtime.common.errors import EngineError, ModelError, UserError, WriteError
+from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import print_error, print_info
-from runtime.common.text import printable
+from runtime.common.text import pluralize, printable
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE
 from runtime.inference.learned_state import (
@@ -31,11 +31,10 @@ from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE, added_at
-from runtime.server.errors import RequestRejected
+from runtime.server.errors import RequestRejected, reject_user_errors
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.review_tray import ReviewPicture, ReviewTray
-from runtime.server.scene_adapter import count_photos
 
 POLL_SECONDS = 2.0
 RETRY_SECONDS = 20.0
@@ -249,25 +248,16 @@ class Learner:
         """Stores an encoded picture and returns its id. Raises as `add`."""
         store = self.store()
         pixels = DECODERS.decode(data, (MAX_SIDE, MAX_SIDE), fit=True)
-        try:
-            with reported_writes(store.folder, LEARNED_FLAG):
-                return store.add(label, pixels, data).id
-        except WriteError:
-            raise
-        except UserError as error:  # no room
-            raise RequestRejected(409, str(error)) from None
+        with reject_user_errors(), reported_writes(store.folder, LEARNED_FLAG):
+            return store.add(label, pixels, data).id
 
     async def _change(self, work: Callable[[], Any]) -> Any:
         """Runs a job that changes the state, and uses the state for the next picture."""
         self.require_available()
 
         def change() -> Any:
-            try:
+            with reject_user_errors():
                 fields = work()
-            except (EngineError, WriteError):
-                raise
-            except UserError as error:
-                raise RequestRejected(409, str(error)) from None
             self._model.reload_additions()
             return fields
 
@@ -291,9 +281,10 @@ class Learner:
             threshold=classifier.threshold,
         )
         state, seconds = learned.teaching.state, time.perf_counter() - started
-        text = f"learned {count_photos(len(state.photos))} in {seconds:.1f} s: {describe_learning(state)}"
+        photos = pluralize(len(state.photos), "photo")
+        text = f"learned {photos} in {seconds:.1f} s: {describe_learning(state)}"
         print_info(printable(text))
-        unread = [f"{count_photos(len(learned.problems))} cannot be read."] if learned.problems else []
+        unread = [f"{pluralize(len(learned.problems), 'photo')} cannot be read."] if learned.problems else []
         return {
             "text": text,
             "learned": learned_fields(state),

@@ -48,9 +48,8 @@ class LiveView:
     ) -> None:
         self.camera, self.crop = camera, crop
         self.latest: FramePrediction | None = None
-        self.history: deque[dict[str, Any]] = deque(
-            maxlen=HISTORY_LENGTH
-        )  # one entry per change of the answer
+        # One entry per change of the answer.
+        self.history: deque[dict[str, Any]] = deque(maxlen=HISTORY_LENGTH)
         self._model = model
         self._every = every  # seconds between predictions
         self._confirm = confirm  # agreeing frames after which a new answer counts

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from runtime.common.atomic import reported_writes
-from runtime.common.errors import ModelError, PictureError, UserError
+from runtime.common.errors import ModelError, PictureError
 from runtime.common.terminal import print_info
+from runtime.common.text import pluralize
 from runtime.inference.adaptation import (
     FEW_PHOTOS,
     Adaptation,
@@ -30,7 +31,7 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import ModelOutput
 from runtime.inference.prefetch import DECODERS
 from runtime.preprocess.stored_photo import MAX_SIDE
-from runtime.server.errors import RequestRejected
+from runtime.server.errors import RequestRejected, reject_user_errors
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import NoneTray
@@ -115,12 +116,10 @@ class SceneAdapter:
         if not scene.names:
             raise RequestRejected(409, "the tray is empty: press “None of these”, or POST a photo to /none")
         model = classifier.model
-        try:
+        with reject_user_errors():
             adaptation = fit_correction(model.contract, model.read_statistics(), scene)
             path = correction_path(model, self._named)
             check_replaceable(path, self._named)
-        except UserError as error:
-            raise RequestRejected(409, str(error)) from None
         write_correction(path, adaptation.correction)
         self._model.reload_additions()
         print_info(describe(adaptation))
@@ -132,10 +131,8 @@ class SceneAdapter:
     def _reset(self) -> None:
         self.tray()  # raises if the model cannot be adapted
         path = self._correction_path()
-        try:
+        with reject_user_errors():
             check_replaceable(path, self._named)
-        except UserError as error:
-            raise RequestRejected(409, str(error)) from None
         with reported_writes(path, CORRECTION_FLAG):
             path.unlink(missing_ok=True)
         self._model.reload_additions()
@@ -175,8 +172,9 @@ def adaptation_fields(adaptation: Adaptation) -> dict[str, Any]:
 def describe(adaptation: Adaptation) -> str:
     """One line with the effect of a correction, for the page."""
     correction, named = adaptation.correction, adaptation.named_before
+    photos, were = pluralize(adaptation.photos, "photo"), "was" if named == 1 else "were"
     return (
-        f"{count_photos(adaptation.photos)}: {named} {'was' if named == 1 else 'were'} named as a class, "
+        f"{photos}: {named} {were} named as a class, "
         f"now {adaptation.named_after}; photos of the classes rejected: {correction.rejected_before:.1%} → "
         f"{correction.rejected_after:.1%}"
     )
@@ -186,16 +184,12 @@ def warnings(adaptation: Adaptation) -> str:
     """What may be wrong with the photos in the tray; "" if nothing."""
     texts = []
     if left_out := len(adaptation.left_out):
-        texts.append(f"Left out, because they seem to show a class: {count_photos(left_out)}.")
+        texts.append(f"Left out, because they seem to show a class: {pluralize(left_out, 'photo')}.")
     if adaptation.photos < FEW_PHOTOS:
         texts.append(f"The result of few photos is not reliable: add more, at least {FEW_PHOTOS}, better 50.")
     elif 2 * adaptation.named_after > adaptation.photos:
         texts.append("Most of the photos are still named: add more, or train again with them.")
     return " ".join(texts)
-
-
-def count_photos(count: int) -> str:
-    return "1 photo" if count == 1 else f"{count} photos"
 
 
 def correction_fields(correction: Correction) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from runtime.common.errors import ModelError
 from runtime.inference.classifier import Classifier
+from runtime.inference.engines import engine_name
 from runtime.model_file.index import read_index
 from runtime.server.inference_queue import InferenceQueue
 from runtime.server.live_view import LiveView
@@ -121,7 +122,7 @@ def _parity(classifier: Classifier) -> dict[str, Any] | None:
     )
     if not isinstance(by_engine, dict):
         return None
-    same_engine = (name for name in by_engine if _without_version(name) == _without_version(engine))
+    same_engine = (name for name in by_engine if engine_name(name) == engine_name(engine))
     measured = engine if engine in by_engine else next(same_engine, None)
     metrics = by_engine.get(measured)
     if not isinstance(metrics, dict):
@@ -129,10 +130,6 @@ def _parity(classifier: Classifier) -> dict[str, Any] | None:
     return {"engine": measured} | {
         name: metrics[name] for name in PARITY_METRICS if _is_number(metrics.get(name))
     }
-
-
-def _without_version(engine: str) -> str:
-    return engine.partition(" ")[0]
 
 
 def _is_number(value: object) -> bool:

@@ -311,7 +311,7 @@ def test_ctrl_c_in_extraction_keeps_the_features_except_of_a_temporary_cache(
             "x: cannot be created (File name too long)",
         ),
         (["photos", "--out", "x" * 250, "--dry-run"], "x: cannot be created (File name too long)"),
-        (["photos", "--out", "."], ".: --out needs the name of a folder"),
+        (["photos", "--out", "."], ".: is not the name of a folder"),
         (
             ["photos", "--no-negatives", "--weights", "nowhere.safetensors"],
             "base weights nowhere.safetensors: No such file",

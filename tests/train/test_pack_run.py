@@ -96,6 +96,7 @@ def test_a_folder_that_is_not_a_run_is_not_replaced(
     assert main([str(synthetic_run), str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: {tmp_path}: exists and is not a run") and error.count("\n") == 1
+    assert "FOLDER" in error and "--out" not in error
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

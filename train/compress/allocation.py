@@ -158,14 +158,22 @@ def channel_step(filters: int) -> int:
 
 
 def min_channels(filters: int) -> int:
-    """The fewest channels for a convolution that has `filters` channels originally."""
-    return max(int(filters * MIN_SHARE), channel_step(filters))
+    """The fewest channels that whole steps leave of a convolution that has `filters` channels originally."""
+    step = channel_step(filters)
+    lowest = max(int(filters * MIN_SHARE), step)
+    return filters - (filters - lowest) // step * step
+
+
+def narrowest_shape(original: NetworkShape, size: int) -> NetworkShape:
+    """The shape with the fewest channels that `allocate_channels` can choose for an input of `size`."""
+    widths = {name: min_channels(filters) for name, filters in original.widths.items()}
+    widths[LAST] = min(original.widths[LAST], widths[BEFORE_LAST])
+    return NetworkShape(size, widths)
 
 
 def max_reduction(original: NetworkShape, size: int) -> float:
     """The original's MACs over the fewest MACs that are possible with an input of `size`."""
-    fewest = {name: min_channels(filters) for name, filters in original.widths.items()}
-    return original.macs / NetworkShape(size, fewest).macs
+    return original.macs / narrowest_shape(original, size).macs
 
 
 def too_large_reduction(original: NetworkShape, size: int, reduction: float = 1.0) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from runtime.common.errors import UserError
+from runtime.inference.engines import engine_name
 
 MAX_FALL = 1.1  # of the latency of a smaller model over that of a larger one: timings vary
 MAX_GMACS = 16.0  # VGG16 with 224 x 224 pixels has 15.35
@@ -80,7 +81,7 @@ def read_latency_table(path: Path, engine: str) -> LatencyTable:
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.DictReader(file) if row["engine"].split(" ")[0] == engine]
+            rows = [row for row in csv.DictReader(file) if engine_name(row["engine"]) == engine]
         points = sorted((float(row["gmacs"]), float(row["ms"])) for row in rows if row["ms"])
     except (OSError, ValueError, TypeError, AttributeError, KeyError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or f"{error!r}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from runtime.common.errors import UserError
 from runtime.model_file.statistics import MAX_FACTORS, MAX_POSITIVES
-from train.compress.allocation import NetworkShape, PruningCosts, choose_shape, min_channels
+from train.compress.allocation import NetworkShape, PruningCosts, choose_shape, narrowest_shape
 from train.network.novelty import RANK
 from train.network.vgg import BLOCKS
 
@@ -53,8 +53,14 @@ def int8_bytes(shape: NetworkShape, classes: int) -> int:
 
 def check_size(max_mb: float | None, original: NetworkShape, classes: int) -> None:
     """Raises UserError if the network with the fewest channels has a larger int8 file than `max_mb`."""
-    if max_mb is not None and int8_bytes(_fewest_channels(original), classes) > 1e6 * max_mb:
-        raise _too_low(max_mb, original, classes)
+    if max_mb is None:
+        return
+    smallest = int8_bytes(narrowest_shape(original, original.size), classes)
+    if smallest > 1e6 * max_mb:
+        raise UserError(
+            f"--max-mb {max_mb:g}: the smallest network has an int8 file of {smallest / 1e6:.2f} MB; "
+            "raise the limit"
+        )
 
 
 def choose_shape_within(
@@ -64,34 +70,18 @@ def choose_shape_within(
 
     Raises UserError when no shape has so few MACs or so small a file.
     """
+    check_size(max_mb, original, classes)
     shape = choose_shape(costs, original, reduction)
     if max_mb is None or int8_bytes(shape, classes) <= 1e6 * max_mb:
         return shape
-    fewest = _fewest_channels(original)
-    best, low, high = None, float(fewest.parameters), float(shape.parameters)
+    fewest = narrowest_shape(original, original.size).parameters
+    best = choose_shape(costs, original, reduction, fewest)
+    low, high = float(fewest), float(shape.parameters)
     for _ in range(SEARCH_STEPS):
         middle = (low + high) / 2
-        try:
-            shape = choose_shape(costs, original, reduction, middle)
-        except UserError:  # channels are removed in groups, which may end above the fewest
-            low = middle
-            continue
+        shape = choose_shape(costs, original, reduction, middle)
         if int8_bytes(shape, classes) <= 1e6 * max_mb:
             best, low = shape, middle
         else:
             high = middle
-    if best is None:
-        raise _too_low(max_mb, original, classes)
     return best
-
-
-def _fewest_channels(original: NetworkShape) -> NetworkShape:
-    widths = {name: min_channels(width) for name, width in original.widths.items()}
-    return NetworkShape(original.size, widths)
-
-
-def _too_low(max_mb: float, original: NetworkShape, classes: int) -> UserError:
-    smallest = int8_bytes(_fewest_channels(original), classes) / 1e6
-    return UserError(
-        f"--max-mb {max_mb:g}: the smallest network has an int8 file of {smallest:.2f} MB; raise the limit"
-    )

@@ -66,16 +66,16 @@ class Pair:
         return self.distance <= max(SAME_PICTURE, MAX_SHARE * self.usual_distance)
 
 
-def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[Dataset, list[Pair]]:
-    """The data set and its pairs of photos of classes that stand out, which are printed too; `action` is a
-    choice of --near-duplicates.
+def check_near_duplicates(dataset: Dataset, cache: Path, action: str) -> tuple[Dataset, list[Pair] | None]:
+    """The data set and its pairs of photos of classes that stand out, which are printed too; None for the
+    pairs if they are not searched. `action` is a choice of --near-duplicates.
 
     "drop" removes one photo of each pair in different splits, "report" removes none, "ignore" skips the
     search. "drop" and "report" remove negatives that are near-duplicates of a photo of a class. Raises
     UserError if the cache cannot be used, or if no negative or no training photo of a class would be left.
     """
     if action == "ignore":
-        return dataset, []
+        return dataset, None
     alike = near_duplicates(dataset, cache)
     pairs = [pair for pair in alike if pair.stands_out]
     dataset = _without_negatives(dataset, pairs, "--near-duplicates ignore")

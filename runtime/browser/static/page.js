@@ -231,12 +231,11 @@ function showCameraAnswer(answer, rate, shown) {
 function showModel(pixelError, answerError) {
   const differs = answerError === null ? "no expected answer in this model" : `probabilities differ by ${answerError.toFixed(3)} from the trained model`;
   const [height, width] = contract.input_size;
-  const created = new Date(contract.created).toLocaleString("en", { dateStyle: "long" });
   byId("labels").replaceChildren(...contract.labels.map((label) => element("li", { textContent: label })));
   showPairs(byId("model"), [
     ["file", `${page.file.name}, ${(page.file.bytes / 1e6).toFixed(1)} MB`],
     ["input", `${width} × ${height} pixels`],
-    ["created", `${created}${contract.synthetic ? ", from drawn pictures" : ""}`],
+    ["created", `${longDate(contract.created)}${contract.synthetic ? ", from drawn pictures" : ""}`],
     ["sha256", `${page.file.sha256.slice(0, 16)}…`],
     ["test picture", `passed: ${differs}; pixels differ by ${pixelError.toFixed(1)} of 255 from the runtime`],
   ]);

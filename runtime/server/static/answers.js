@@ -9,7 +9,7 @@ const MAX_CARDS = 12; // photos kept on the page
 export const milliseconds = (ms) => `${ms < 100 ? ms.toFixed(1) : Math.round(ms)} ms`;
 export const isUnknown = (prediction) => prediction.known === false; // null: the model has no detector
 
-export function showLabel(target, prediction) {
+function showLabel(target, prediction) {
   const unknown = isUnknown(prediction);
   const { label, probability } = prediction.top[0];
   target.classList.toggle("unknown", unknown);

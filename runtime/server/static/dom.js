@@ -17,7 +17,8 @@ export function element(name, properties = {}, ...children) {
 export const setDisabled = (button, disabled) => button.setAttribute("aria-disabled", disabled);
 export const isDisabled = (button) => button.getAttribute("aria-disabled") === "true";
 
-export const countPhotos = (count) => (count === 1 ? "1 photo" : `${count} photos`);
+export const longDate = (time) => new Date(time).toLocaleDateString("en", { dateStyle: "long" });
+export const pluralize = (count, noun) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`;
 
 // Calls addPhotos with the files that are dropped on the page or pasted.
 export function addDropListeners(addPhotos) {

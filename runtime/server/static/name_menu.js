@@ -2,7 +2,7 @@
 
 import { element, isDisabled, setDisabled } from "./dom.js";
 
-export const NONE = "none"; // the label of pictures that show none of the classes
+const NONE = "none"; // the label of pictures that show none of the classes
 const NUMBERED = 9; // classes with a digit as their key
 const MAX_NAME_LENGTH = 60; // the service refuses longer new names
 

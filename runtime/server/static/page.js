@@ -2,7 +2,7 @@
 
 import { addCards, isUnknown, milliseconds, showBars, showCameraLabel, showPairs, showResult } from "./answers.js";
 import { makeCropButton } from "./crop.js";
-import { addDropListeners, byId, countPhotos, element, percent, sleep, untilVisible } from "./dom.js";
+import { addDropListeners, byId, element, longDate, percent, pluralize, sleep, untilVisible } from "./dom.js";
 import { request, requestWhenFree, retryDelay } from "./request.js";
 import { showReview } from "./review.js";
 import { addTeachListeners, makeWrongButton, showTeaching } from "./teach.js";
@@ -195,8 +195,7 @@ function showSpeed({ speed, camera, engine, threads }) {
   const tiles = [["photo, median", ms(speed.p50_ms)], ["photo, 95th percentile", ms(speed.p95_ms)], ["decoding", ms(speed.decode_ms)], ["inference", ms(speed.infer_ms)]];
   if (camera && camera.fps !== null) tiles.unshift(["frames/s", camera.fps.toFixed(1)], ["frame delay", `${Math.round(camera.age_ms)} ms`]);
   showPairs(byId("speed"), tiles);
-  const photos = speed.photos === 1 ? "1 photo" : `${speed.photos.toLocaleString("en")} photos`;
-  byId("speed-note").textContent = `${engine} on ${threads} ${threads === 1 ? "thread" : "threads"}; ${photos} classified since the start`;
+  byId("speed-note").textContent = `${engine} on ${pluralize(threads, "thread")}; ${pluralize(speed.photos, "photo")} classified since the start`;
 }
 
 function showModel({ model, news, correction, reject, learning }) {
@@ -205,7 +204,7 @@ function showModel({ model, news, correction, reject, learning }) {
   const facts = [
     ["file", `${model.file}, ${(model.bytes / 1e6).toFixed(1)} MB`],
     ["input", `${model.input[1]} × ${model.input[0]} pixels`],
-    ["created", `${new Date(model.created).toLocaleString("en", { dateStyle: "long" })}${model.synthetic ? ", from drawn pictures" : ""}`],
+    ["created", `${longDate(model.created)}${model.synthetic ? ", from drawn pictures" : ""}`],
     ["sha256", `${model.sha256.slice(0, 16)}…`],
   ];
   if (model.precision) facts.splice(1, 0, ["precision", model.precision]);
@@ -225,14 +224,12 @@ function showModel({ model, news, correction, reject, learning }) {
 function describeLearning({ unavailable, learned }) {
   const off = unavailable ? `off: ${unavailable}` : "press “Wrong?” below an answer";
   if (!learned) return off;
-  const day = new Date(learned.created).toLocaleDateString("en", { dateStyle: "long" });
   const names = learned.new_labels.length ? `; new: ${learned.new_labels.join(", ")}` : "";
-  return `${countPhotos(learned.photos)} on ${day}${names}${unavailable ? `; ${off}` : ""}`;
+  return `${pluralize(learned.photos, "photo")} on ${longDate(learned.created)}${names}${unavailable ? `; ${off}` : ""}`;
 }
 
 function describeCorrection({ created, photos, rejected_after }) {
-  const day = new Date(created).toLocaleDateString("en", { dateStyle: "long" });
-  return `fitted to ${countPhotos(photos)} on ${day}; rejects ${percent(rejected_after)} of the photos of the classes`;
+  return `fitted to ${pluralize(photos, "photo")} on ${longDate(created)}; rejects ${percent(rejected_after)} of the photos of the classes`;
 }
 
 function historyEntry(prediction) {

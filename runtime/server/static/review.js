@@ -1,6 +1,6 @@
 // The review: pictures with uncertain answers, one at a time, most useful first.
 
-import { byId, element } from "./dom.js";
+import { byId, element, pluralize } from "./dom.js";
 import { makeNameMenu, makeOption, nameOf } from "./name_menu.js";
 import { call, request } from "./request.js";
 import { listTaught } from "./teach.js";
@@ -16,7 +16,6 @@ let current = null;
 let listed = "";
 let menu = null;
 
-const countPictures = (count) => (count === 1 ? "1 picture" : `${count} pictures`);
 const percent = (share) => `${(100 * share).toFixed(0)} %`;
 
 // Shows the state of /status.
@@ -37,7 +36,7 @@ async function listPictures(version) {
 function showPanel() {
   menu ??= addMenu();
   byId("review").hidden = !pictures.length;
-  byId("review-count").textContent = countPictures(pictures.length);
+  byId("review-count").textContent = pluralize(pictures.length, "picture");
   // The picture does not change under the finger of a person who is about to name it.
   const next = pictures.find(({ id }) => id === current?.id) ?? pictures[0] ?? null;
   if (next) showPicture(next);
@@ -95,7 +94,7 @@ async function showNext(id, text) {
   const left = pictures.filter((picture) => picture.id !== id).length;
   const hadFocus = byId("review").contains(document.activeElement);
   await listPictures();
-  byId("review-announcement").textContent = `${text} ${left ? `${countPictures(left)} left.` : "No pictures left."}`;
+  byId("review-announcement").textContent = `${text} ${left ? `${pluralize(left, "picture")} left.` : "No pictures left."}`;
   if (!hadFocus) return;
   if (byId("review").hidden) byId(byId("teach").hidden ? "choose-photos" : "learn").focus();
   else if (!byId("review").contains(document.activeElement)) menu.querySelector(".name-option").focus();

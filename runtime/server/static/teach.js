@@ -1,6 +1,6 @@
 // Teaching: pictures that a person names, "Learn", which makes the model answer with the names, and "Undo".
 
-import { byId, countPhotos, element, isDisabled, setDisabled } from "./dom.js";
+import { byId, element, isDisabled, pluralize, setDisabled } from "./dom.js";
 import { closeMenu, makeNameMenu, nameOf, setClasses } from "./name_menu.js";
 import { call, request, requestWhenFree } from "./request.js";
 
@@ -79,7 +79,7 @@ async function nameAnswer(answer, photo, label) {
   if (answer.menu) closeAnswer(answer); // "Wrong?" may have closed it
   showNamed(answer, taught.label);
   await listTaught();
-  announce(`${answer.source} is named ${nameOf(label)}. ${countPhotos(waiting)} to learn.`);
+  announce(`${answer.source} is named ${nameOf(label)}. ${pluralize(waiting, "photo")} to learn.`);
   return "";
 }
 
@@ -193,8 +193,8 @@ export async function listTaught() {
 }
 
 function countText(count) {
-  if (waiting) return `${waiting} of ${countPhotos(count)} not learned yet`;
-  return removed ? `${countPhotos(count)}, ${removed} removed` : countPhotos(count);
+  if (waiting) return `${waiting} of ${pluralize(count, "photo")} not learned yet`;
+  return removed ? `${pluralize(count, "photo")}, ${removed} removed` : pluralize(count, "photo");
 }
 
 function showGroups(photos, newLabels) {
@@ -212,7 +212,7 @@ function showGroups(photos, newLabels) {
 function groupText(label, group, newLabels) {
   const hidden = group.length - MAX_SHOWN;
   const more = hidden > 0 ? `, the newest ${MAX_SHOWN} are shown` : "";
-  return `${newLabels.has(label) ? "new class, " : ""}${countPhotos(group.length)}${more}`;
+  return `${newLabels.has(label) ? "new class, " : ""}${pluralize(group.length, "photo")}${more}`;
 }
 
 function makeThumbnail({ id, label, time }) {

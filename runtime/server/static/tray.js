@@ -1,6 +1,6 @@
 // The tray: photos that show none of the classes, and the correction that is fitted to them.
 
-import { byId, countPhotos, element, isDisabled, setDisabled } from "./dom.js";
+import { byId, element, isDisabled, pluralize, setDisabled } from "./dom.js";
 import { call, request, requestWhenFree } from "./request.js";
 
 const ADDED_TIME = 1500; // ms that a button says "Added"
@@ -39,7 +39,7 @@ async function addPhoto(source, photo) {
   if (answer.error) showMessage(`${source}: ${answer.error}`, true);
   else {
     await listPhotos();
-    showMessage(`Added: ${countPhotos(answer.photos)} in the tray.`);
+    showMessage(`Added: ${pluralize(answer.photos, "photo")} in the tray.`);
   }
   return answer.error ?? "";
 }
@@ -73,7 +73,7 @@ async function listPhotos() {
   const { photos, folder } = answer;
   photoCount = photos.length;
   listed = keyOf(photoCount, photos.at(-1)?.id ?? null);
-  byId("tray-count").textContent = countPhotos(photoCount);
+  byId("tray-count").textContent = pluralize(photoCount, "photo");
   byId("tray-folder").textContent = folder;
   const kept = new Map([...byId("tray-photos").children].map((item) => [item.photoId, item]));
   byId("tray-photos").replaceChildren(...photos.reverse().map((photo) => kept.get(photo.id) ?? makeThumbnail(photo)));

@@ -411,7 +411,8 @@ def test_another_program_teaches_pictures_of_the_review(
     assert scene_service.classify(encode_png(dark[0]))[1]["known"] is False
     assert uncertain(scene_service)
     Classifier(model).teach("night", list(dark))
-    wait_for(lambda: not uncertain(scene_service))
+    wait_for(lambda: not scene_service.call("GET", "/review")[1]["photos"])
+    assert uncertain(scene_service) == []
 
 
 def test_uncertain_frames_are_collected_without_near_duplicates(

@@ -14,16 +14,23 @@ from train.compress.allocation import (
     allocate_channels,
     channel_step,
     choose_shape,
+    max_reduction,
     min_channels,
+    narrowest_shape,
 )
 from train.network.vgg import CONVOLUTIONS
 
-# Every channel of every layer explains the same share of the next layer.
-EQUAL = {
-    name: Sensitivity(1 - np.arange(filters + 1) / filters, 1.0)
-    for name, filters in CONVOLUTIONS.items()
-    if name != LAST
-}
+
+def equal_sensitivities(shape: NetworkShape) -> dict[str, Sensitivity]:
+    """Those of a network in which every channel of a layer explains the same share of the next layer."""
+    return {
+        name: Sensitivity(1 - np.arange(filters + 1) / filters, 1.0)
+        for name, filters in shape.widths.items()
+        if name != LAST
+    }
+
+
+EQUAL = equal_sensitivities(VGG16)
 
 
 def test_macs_and_parameters_equal_values_computed_by_hand() -> None:
@@ -78,13 +85,14 @@ def test_the_input_shrinks_only_if_that_costs_less_than_channels(cost_of_160: fl
 
 def test_a_narrow_network_has_smaller_steps() -> None:
     narrow = NetworkShape(64, {name: filters // 16 for name, filters in CONVOLUTIONS.items()})
-    sensitivities = {
-        name: Sensitivity(1 - np.arange(filters + 1) / filters, 1.0)
-        for name, filters in narrow.widths.items()
-        if name != LAST
-    }
-    shape = choose_shape(PruningCosts(sensitivities, {64: 0.0}), narrow, 6)
+    shape = choose_shape(PruningCosts(equal_sensitivities(narrow), {64: 0.0}), narrow, 6)
     assert shape.macs <= narrow.macs / 6 and min(shape.widths.values()) >= 1
+
+
+def test_the_highest_reduction_is_reached_in_whole_steps() -> None:
+    odd = NetworkShape(64, {name: filters // 9 for name, filters in CONVOLUTIONS.items()})
+    shape, _ = allocate_channels(equal_sensitivities(odd), odd, 64, Budget(odd.macs / max_reduction(odd, 64)))
+    assert shape == narrowest_shape(odd, 64)
 
 
 def test_a_last_convolution_that_is_narrower_than_the_one_before_gets_no_new_channels() -> None:

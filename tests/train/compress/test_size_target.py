@@ -8,18 +8,22 @@ import pytest
 
 from runtime.common.errors import UserError
 from tests.helpers import RELEASED, ROOT
-from tests.train.compress.test_allocation import EQUAL
+from tests.train.compress.test_allocation import EQUAL, equal_sensitivities
 from train.compress.__main__ import parse_arguments
-from train.compress.allocation import VGG16, NetworkShape, PruningCosts
+from train.compress.allocation import VGG16, NetworkShape, PruningCosts, narrowest_shape
 from train.compress.size_target import check_size, choose_shape_within, int8_bytes
 
 COSTS = PruningCosts(EQUAL, {224: 0.0, 160: 0.1})
 CLASSES = 5
 
 
+def shape_of(run: str) -> NetworkShape:
+    record = json.loads((ROOT / "models" / run / "run.json").read_text())["compressed"]
+    return NetworkShape(record["size"], record["widths"])
+
+
 def test_the_prediction_is_the_size_of_the_released_files() -> None:
-    record = json.loads((ROOT / "models" / "flowers_compressed" / "run.json").read_text())["compressed"]
-    shape = NetworkShape(record["size"], record["widths"])
+    shape = shape_of("flowers_compressed")
     sizes = [(RELEASED / f"flowers_int8.{format}").stat().st_size for format in ("tflite", "onnx")]
     assert max(sizes) <= int8_bytes(shape, CLASSES) <= 1.01 * max(sizes)
 
@@ -51,6 +55,16 @@ def test_a_size_that_no_network_reaches_raises_an_error_with_the_smallest_size()
         check_size(0.05, VGG16, CLASSES)  # before anything is measured
     for possible in (1.0, None):
         check_size(possible, VGG16, CLASSES)
+
+
+@pytest.mark.parametrize("original", [VGG16, shape_of("flowers_small_run")], ids=["vgg16", "small"])
+def test_the_smallest_possible_network_is_found(original: NetworkShape) -> None:
+    narrowest = narrowest_shape(original, original.size)
+    costs = PruningCosts(equal_sensitivities(original), {original.size: 0.0})
+    smallest = int8_bytes(narrowest, CLASSES)
+    assert choose_shape_within(smallest / 1e6, costs, original, 1.0, CLASSES) == narrowest
+    with pytest.raises(UserError, match=f"file of {smallest / 1e6:.2f} MB"):
+        check_size((smallest - 1) / 1e6, original, CLASSES)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_negatives_near_a_photo_of_a_class_are_left_out(
         assert all(item.path.startswith("none/copy") for item in kept.left_out)
         assert kept.left_out[0].reason.startswith("is a near-duplicate of a/") and len(kept.left_out) == 2
         assert "2 pairs of a photo of a class and one of none of the classes" in capsys.readouterr().out
-    assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, [])
+    assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, None)
     for name in ("composited", "frame"):
         (root / "none" / f"{name}.jpg").unlink()
     with pytest.raises(UserError, match="every photo of none of the classes is a near-duplicate"):
@@ -214,7 +214,7 @@ def test_dropping_a_whole_class_raises_user_error(planted: Path, tmp_path: Path)
 
 def test_ignore_reads_no_photo(planted: Path, tmp_path: Path) -> None:
     dataset = find_photos(planted, val_share=0)
-    assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, [])
+    assert check_near_duplicates(dataset, tmp_path / "cache", "ignore") == (dataset, None)
     assert not (tmp_path / "cache").exists()
 
 

@@ -1,4 +1,4 @@
-"""Fine-tunes all layers of EfficientNet-Lite0, with the augmentation of train/finetune.py.
+"""Fine-tunes all layers of a network of benchmarks/mobile_networks.py, augmented as in train/finetune.py.
 
 The batch normalizations are folded into the convolutions, so they keep the statistics of ImageNet.
 """
@@ -26,7 +26,8 @@ def fine_tune(model: keras.Model, run: Run) -> float:
 
     The model keeps the weights of the epoch with that top-1.
     """
-    train, val = (pictures_of(run, split, views) for split, views in (("train", VIEWS), ("val", 1)))
+    size = model.inputs[0].shape[1:3]
+    train, val = (pictures_of(run, split, views, size) for split, views in (("train", VIEWS), ("val", 1)))
     labels = {
         split: np.array([run.classes.index(photo.label) for photo in run.dataset.split(split)], np.int32)
         for split in ("train", "val")
@@ -59,10 +60,10 @@ def fine_tune(model: keras.Model, run: Run) -> float:
     return best
 
 
-def pictures_of(run: Run, split: str, views: int) -> NDArray[np.uint8]:
-    """The first view of all photos of a split, then the second view of all, uint8 [n, 224, 224, 3]."""
+def pictures_of(run: Run, split: str, views: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The first view of all photos of a split, then the second view of all, uint8 [n, H, W, 3]."""
     photos = run.dataset.split(split)
     by_photo = [
-        augment(read_verified(run.dataset, photo), photo.sha256, range(views), (224, 224)) for photo in photos
+        augment(read_verified(run.dataset, photo), photo.sha256, range(views), size) for photo in photos
     ]
     return np.stack([pictures[view] for view in range(views) for pictures in by_photo])
