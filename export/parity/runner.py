@@ -20,7 +20,8 @@ from export.parity.engine_worker import EngineOutputs, join_outputs, run_in_engi
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError, ModelError
-from runtime.inference.engines import ENGINES, count_threads, default_threads, is_installed
+from runtime.common.text import pluralize
+from runtime.inference.engines import ENGINES, default_threads, is_installed
 from runtime.inference.model_proof import check_outputs
 from runtime.model_file.contract import Contract
 from runtime.model_file.golden import golden_picture
@@ -136,14 +137,14 @@ def _run_as_a_device(
     try:
         outputs = run_in_engine(data, engine, pictures, n, threads, lambda: next(steps)())
     except EngineError as error:
-        return replace(result, error=f"on {count_threads(threads)}: {error}")
+        return replace(result, error=f"on {pluralize(threads, 'thread')}: {error}")
     first = compare_outputs(
         result.file, data, engine, [_select(outputs, slice(golden, n))], _select(reference, slice(n - golden))
     )
     result = replace(
         result,
         ms=float(np.median(outputs.ms[golden:])),
-        error=first.error and f"on {count_threads(threads)}: {first.error}",
+        error=first.error and f"on {pluralize(threads, 'thread')}: {first.error}",
         max_dp=max(result.max_dp, first.max_dp),
         max_dknown=_largest(result.max_dknown, first.max_dknown),
         max_dfeatures=_largest(result.max_dfeatures, first.max_dfeatures),
