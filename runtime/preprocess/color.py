@@ -5,6 +5,8 @@ from typing import Any
 
 from PIL import Image
 
+from runtime.common.errors import UnsupportedPictureError
+
 MAX_ICC_BYTES = 4 * 2**20  # CMYK profiles of printers reach 3 MB
 
 
@@ -18,8 +20,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "La":  # Pillow converts La to LA, and to nothing else
         image = image.convert("LA")
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "PA"):
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
+        colors = image.convert("RGBA")
+        alpha = colors.getchannel("A")
+        is_grey = image.mode in ("L", "LA") and icc is not None and icc[16:20] == b"GRAY"
+        image = image.getchannel("L") if is_grey else colors  # a profile of grey applies to one channel
+        del colors
     if image.mode not in ("L", "CMYK", "RGB"):  # RGB to RGB would copy 8 MB of a camera's frame
         image = image.convert("RGB")
     image = _to_srgb(image, icc) if icc else image
@@ -42,23 +47,33 @@ def _opacity(image: Image.Image) -> Image.Image | None:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scales deep greys, which Pillow's own conversion clips to white.
-
-    I;16 spans 0 to 65535; so does I, unless it needs more bits; F is 0 to 1, or 0 to 255, or deeper.
-    """
+    """Scales deep greys, which Pillow's own conversion clips to white."""
     import numpy as np  # late: few pictures need it
 
     values = np.asarray(image).astype(np.float32)
     np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-    highest = float(values.max())
-    if image.mode == "F" and highest <= 255:
-        full = 1.0 if highest <= 1 else 255.0
-    else:
-        full = float(max(65535, (1 << int(highest).bit_length()) - 1))
-    values.clip(0, full, out=values)  # in place: a large picture takes many bytes
-    values *= 255 / full
+    white = 65535
+    if image.mode == "F":
+        white = _white(float(values.min()), float(values.max()))
+    values.clip(0, white, out=values)  # in place: a large picture takes many bytes
+    values *= 255 / white
     values += 0.5
     return Image.fromarray(values.astype(np.uint8))
+
+
+def _white(lowest: float, highest: float) -> int:
+    """Returns which number is white in a picture of floats: 1, 255 or 65535.
+
+    Sharpening may exceed black and white, here by up to a quarter. Raises UnsupportedPictureError for other
+    ranges, such as -1 to 1, or 0 to 10.
+    """
+    white = next((white for white in (1, 255, 65535) if highest <= 1.25 * white), 0)
+    if not white or lowest < -0.25 * white or (white > 1 and highest < white / 8):
+        raise UnsupportedPictureError(
+            f"has floating-point pixels from {lowest:g} to {highest:g}, of which white is unknown: "
+            "save it as JPEG or PNG"
+        )
+    return white
 
 
 def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:

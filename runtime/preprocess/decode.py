@@ -14,6 +14,7 @@ from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.common.packages import install_command
 from runtime.preprocess.formats import HEAD_BYTES, format_of
 from runtime.preprocess.memory import total_memory
+from runtime.preprocess.tiff_pixels import check_tiff_pixels
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,8 +40,13 @@ TRANSPARENCY_SCALE: dict[str, Callable[[int], int]] = {
 # In what PngImagePlugin raises for a profile or a compressed text of over 1 MB, or 64 MB of texts.
 PNG_METADATA_LIMITS = "MAX_TEXT_"
 
-# What TiffImagePlugin raises for pixels that Pillow has no mode for, such as three channels of floats.
-TIFF_PIXELS_NOT_SUPPORTED = "unknown pixel mode"
+# What WebPImagePlugin raises for damaged data, and also when there is no memory for the pixels.
+WEBP_NOT_OPENED = "could not create decoder object"
+
+# In what Pillow raises for pixels of a TIFF that it has no mode or no decoder for: three channels of floats,
+# additional channels in planes, or bits in reversed order.
+NO_TIFF_MODE, NO_TIFF_PLANE, NO_TIFF_DECODER = "unknown pixel mode", "string index", "unknown raw mode"
+TIFF_PIXELS_NOT_SUPPORTED = "is a TIFF whose pixel type is not supported: save it as JPEG or PNG"
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -141,23 +147,32 @@ def describe_error(error: Exception) -> str:
     detail = " ".join(str(error).split())[:200]
     if PNG_METADATA_LIMITS in detail:
         return "has a color profile or a text of over 1 MB: save it again without metadata"
+    if WEBP_NOT_OPENED in detail:
+        return "is damaged or needs too much memory to decode: save a smaller copy in a photo editor"
+    if NO_TIFF_DECODER in detail:
+        return TIFF_PIXELS_NOT_SUPPORTED
     return f"is damaged ({detail or type(error).__name__})"
 
 
-def _plugin(module: str, name: str) -> Callable[[BinaryIO], Image.Image]:
+def _plugin(name: str) -> Callable[[BinaryIO], Image.Image]:
     def opener(file: BinaryIO) -> Image.Image:
         try:
-            plugin = import_module(f"PIL.{module}")
-        except ImportError:
-            raise UnsupportedPictureError(f"needs a newer Pillow ({name})") from None
-        image: Image.Image = getattr(plugin, name)(file)
+            plugin = import_module(f"PIL.{name}ImagePlugin")
+        except ImportError:  # AVIF came with Pillow 11.3
+            plugin = None
+        if not getattr(plugin, "SUPPORTED", plugin is not None):  # Pillow can be built without AVIF and WebP
+            raise UnsupportedPictureError(
+                f"is {name.upper()}, which the installed Pillow cannot decode: "
+                "run `pip install --upgrade Pillow`, or save it as JPEG or PNG"
+            )
+        image: Image.Image = getattr(plugin, f"{name}ImageFile")(file)
         return image
 
     return opener
 
 
 def _open_png(file: BinaryIO) -> Image.Image:
-    image = _plugin("PngImagePlugin", "PngImageFile")(file)
+    image = _plugin("Png")(file)
     scale = TRANSPARENCY_SCALE.get(str(image.tile[0][3])) if image.tile else None  # type: ignore[attr-defined]
     clear = image.info.get("transparency")
     if scale and clear is not None:
@@ -167,13 +182,13 @@ def _open_png(file: BinaryIO) -> Image.Image:
 
 def _open_tiff(file: BinaryIO) -> Image.Image:
     try:
-        return _plugin("TiffImagePlugin", "TiffImageFile")(file)
-    except SyntaxError as error:
-        if TIFF_PIXELS_NOT_SUPPORTED in str(error):
-            raise UnsupportedPictureError(
-                "is a TIFF whose pixel type is not supported: save it with 8 or 16 bits per channel"
-            ) from None
+        image = _plugin("Tiff")(file)
+    except (SyntaxError, IndexError) as error:
+        if NO_TIFF_MODE in str(error) or NO_TIFF_PLANE in str(error):
+            raise UnsupportedPictureError(TIFF_PIXELS_NOT_SUPPORTED) from None
         raise
+    check_tiff_pixels(image)  # type: ignore[arg-type]
+    return image
 
 
 def _open_heif(file: BinaryIO) -> Image.Image:
@@ -188,12 +203,12 @@ def _open_heif(file: BinaryIO) -> Image.Image:
 
 
 _OPENERS: dict[str, Callable[[BinaryIO], Image.Image]] = {
-    "JPEG": _plugin("JpegImagePlugin", "JpegImageFile"),
+    "JPEG": _plugin("Jpeg"),
     "PNG": _open_png,
-    "WEBP": _plugin("WebPImagePlugin", "WebPImageFile"),
-    "AVIF": _plugin("AvifImagePlugin", "AvifImageFile"),
+    "WEBP": _plugin("WebP"),
+    "AVIF": _plugin("Avif"),
     "HEIF": _open_heif,
     "TIFF": _open_tiff,
-    "GIF": _plugin("GifImagePlugin", "GifImageFile"),
-    "BMP": _plugin("BmpImagePlugin", "BmpImageFile"),
+    "GIF": _plugin("Gif"),
+    "BMP": _plugin("Bmp"),
 }

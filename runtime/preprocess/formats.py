@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from runtime.common.errors import UnsupportedPictureError
 
-HEAD_BYTES = 16  # of a file that tell its format
+HEAD_BYTES = 64  # of a file that tell its format
 
 # Formats are named as Pillow names them. An MPO is a JPEG with more of them behind it: its first is read.
 READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF"
@@ -33,12 +33,24 @@ def _brand(*brands: bytes) -> Callable[[bytes], bool]:
     return lambda head: head[4:8] == b"ftyp" and head[8:12] in brands
 
 
+def _is_avif(head: bytes) -> bool:
+    """Whether the major brand is AVIF's, or any HEIF's with AVIF, and not HEIC, as a compatible brand."""
+    if not _brand(*_ANY_HEIF)(head):
+        return _brand(*_AVIF)(head)
+    size = int.from_bytes(head[:4], "big")
+    compatible = {head[at : at + 4] for at in range(16, min(size, len(head)), 4)}
+    return not compatible.isdisjoint(_AVIF) and compatible.isdisjoint(_HEIC)
+
+
+_AVIF = (b"avif", b"avis")
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
+_ANY_HEIF = (b"mif1", b"msf1")
 _FORMATS: dict[str, Callable[[bytes], bool]] = {
     "JPEG": _starts(b"\xff\xd8\xff"),
     "PNG": _starts(b"\x89PNG\r\n\x1a\n"),
     "WEBP": _is_webp,
-    "AVIF": _brand(b"avif", b"avis"),
-    "HEIF": _brand(b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"),
+    "AVIF": _is_avif,
+    "HEIF": _brand(*_HEIC, *_ANY_HEIF),
     "TIFF": _starts(b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "GIF": _starts(b"GIF87a", b"GIF89a"),
     "BMP": _starts(b"BM"),

@@ -1,4 +1,4 @@
-"""Facts in the headers of JPEG, PNG and TIFF files that decide how much memory and time decoding takes."""
+"""Facts in the headers of JPEG, PNG, TIFF and WebP files that bound the memory and time of decoding."""
 
 import re
 import struct
@@ -71,6 +71,22 @@ def jpeg_keeps_coefficients(data: bytes) -> bool:
         elif marker == SCAN:
             return data[at] < components
     return False
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Returns width and height of a WebP, or of its canvas. Raises PictureError if its header holds none."""
+    head = data[:30].ljust(30, b"\0")
+    kind, width, height = head[12:16], 0, 0
+    if kind == b"VP8X":
+        width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+    elif kind == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif kind == b"VP8 ":
+        width, height = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+    if not width * height:
+        raise PictureError("is damaged (its header holds no size)")
+    return width, height
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:

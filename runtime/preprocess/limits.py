@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from runtime.common.errors import PictureError
-from runtime.preprocess.headers import jpeg_keeps_coefficients, jpeg_scans, tiff_tile_pixels
+from runtime.preprocess.headers import jpeg_keeps_coefficients, jpeg_scans, tiff_tile_pixels, webp_size
 from runtime.preprocess.memory import total_memory
 
 if TYPE_CHECKING:
@@ -42,9 +42,26 @@ def check_limits(image: Image.Image, full_size: tuple[int, int], data: bytes) ->
     """
     width, height = full_size
     pixels = check_shape(width, height)
-    bytes_per_pixel = BYTES_PER_PIXEL.get(image.format or "", BYTES_PER_PIXEL_OF_OTHERS)
-    decoded = _decoded_pixels(image, pixels, data)
-    format_limit = MAX_JPEG_PIXELS if image.format == "JPEG" else MAX_PIXELS
+    cost = _cost(image.format, full_size, _decoded_pixels(image, pixels, data))
+    if image.format == "JPEG":
+        _check_scans(data, MAX_SCANNED_PIXELS // pixels)
+        if pixels > MAX_JPEG_PIXELS_PER_BYTE * len(data):
+            raise PictureError(f"is damaged ({len(data):,} bytes cannot hold {width} x {height} pixels)")
+    return cost
+
+
+def check_webp_limits(data: bytes) -> DecodeCost:
+    """As check_limits, before the file is opened: Pillow's plugin allocates the pixels when it does that."""
+    width, height = webp_size(data)
+    return _cost("WEBP", (width, height), width * height)
+
+
+def _cost(format: str | None, size: tuple[int, int], decoded: int) -> DecodeCost:
+    """Returns the cost of a picture of `size` (width, height) whose decoder holds `decoded` pixels."""
+    width, height = size
+    pixels = width * height
+    bytes_per_pixel = BYTES_PER_PIXEL.get(format or "", BYTES_PER_PIXEL_OF_OTHERS)
+    format_limit = MAX_JPEG_PIXELS if format == "JPEG" else MAX_PIXELS
     # A board with 512 MB takes 13 megapixels of PNG, and 26 of progressive JPEG.
     memory_limit = min(format_limit, total_memory() // 2 // bytes_per_pixel)
     if pixels > format_limit or decoded > memory_limit:
@@ -52,15 +69,11 @@ def check_limits(image: Image.Image, full_size: tuple[int, int], data: bytes) ->
         tile = "in a tile " if decoded > pixels else ""
         raise PictureError(
             f"has {max(pixels, decoded) / 1e6:,.0f} megapixels {tile}({width} x {height}), "
-            f"and a {image.format or 'frame'} may have {limit // 10**6}"
+            f"and a {format or 'frame'} may have {limit // 10**6}: reduce its size"
         )
     check_aspect_ratio(width, height)
-    if image.format == "JPEG":
-        _check_scans(data, MAX_SCANNED_PIXELS // pixels)
-        if pixels > MAX_JPEG_PIXELS_PER_BYTE * len(data):
-            raise PictureError(f"is damaged ({len(data):,} bytes cannot hold {width} x {height} pixels)")
     # A frame of a camera is decoded already.
-    return DecodeCost(decoded * bytes_per_pixel if image.format else 0, pixels)
+    return DecodeCost(decoded * bytes_per_pixel if format else 0, pixels)
 
 
 def check_shape(width: int, height: int) -> int:

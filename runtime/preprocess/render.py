@@ -15,7 +15,7 @@ from runtime.preprocess.color import to_rgb
 from runtime.preprocess.decode import open_image
 from runtime.preprocess.formats import HEAD_BYTES, format_of
 from runtime.preprocess.headers import check_metadata
-from runtime.preprocess.limits import DecodeCost, check_limits
+from runtime.preprocess.limits import DecodeCost, check_limits, check_webp_limits
 
 # libjpeg decodes at 1/2, 1/4 or 1/8 for a fraction of the cost. The smallest scale is taken that still gives
 # this many times the size of the model's input; docs/decisions.md has the measurements.
@@ -45,15 +45,23 @@ def render(
     With `fit`, the image keeps its shape, and `size` is the largest. Raises PictureError, and whatever Pillow
     raises for damaged data.
     """
-    check_metadata(format_of(data[:HEAD_BYTES]), data)
+    format = format_of(data[:HEAD_BYTES])
+    check_metadata(format, data)
+    if format == "WEBP":
+        with reserve(check_webp_limits(data)):
+            return _load(open_image(data), size, fit)
     image = open_image(data)
     full_size = image.size
     if image.format == "JPEG":  # the draft of a HEIC would be its thumbnail
         side = (1 if fit else DRAFT_SCALE) * max(size)  # for both sides: photos are often stored sideways
         image.draft(None, (side, side))
     with reserve(check_limits(image, full_size, data)):
-        image.load()
-        return resize(to_rgb(_upright(image)), size, fit=fit)
+        return _load(image, size, fit)
+
+
+def _load(image: Image.Image, size: tuple[int, int], fit: bool) -> Image.Image:
+    image.load()
+    return resize(to_rgb(_upright(image)), size, fit=fit)
 
 
 def resize(image: Image.Image, size: tuple[int, int], *, fit: bool = False) -> Image.Image:

@@ -19,7 +19,7 @@ from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.inference.prefetch import DECODERS
 from runtime.preprocess import decode
 from runtime.preprocess.picture import read_picture
-from tests.runtime.preprocess.pictures import PICTURE, SIZE, bomb, encode, furthest, resized, tiff_of
+from tests.runtime.preprocess.pictures import PICTURE, SIZE, bomb, encode, furthest, resized
 
 
 def test_heic_is_decoded() -> None:
@@ -151,7 +151,24 @@ def test_the_path_of_an_open_file_is_read(path: str) -> None:
     assert done.stdout.split() == [b"(224,", b"224,", b"3)"]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint32])
-def test_a_tiff_with_an_unusual_pixel_type_is_not_supported_instead_of_damaged(dtype: type) -> None:
-    with pytest.raises(UnsupportedPictureError, match=r"TIFF.*not supported.*8 or 16 bits"):
-        read_picture(tiff_of(np.zeros((4, 4, 3), dtype)))
+@pytest.mark.parametrize("name", ["AVIF", "WebP"])
+def test_a_pillow_without_a_format_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is built without its library, or too old to have the plugin."""
+    data = encode(PICTURE, name.upper())
+    plugin = f"PIL.{'Avif' if name == 'AVIF' else name}ImagePlugin"
+    monkeypatch.setattr(f"{plugin}.SUPPORTED", False)
+    for _ in range(2):
+        with pytest.raises(
+            UnsupportedPictureError, match=f"^is {name.upper()}, .*`pip install --upgrade Pillow`"
+        ):
+            read_picture(data, SIZE)
+        monkeypatch.setitem(sys.modules, plugin, None)
+
+
+def test_avif_and_heic_of_the_brand_of_all_heif_are_decoded() -> None:
+    for format, tolerance in (("AVIF", 6), ("HEIF", 12)):
+        if format == "HEIF":
+            pytest.importorskip("pillow_heif").register_heif_opener()
+        data = encode(PICTURE, format, quality=100)
+        assert data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"heic")
+        assert furthest(read_picture(data[:8] + b"mif1" + data[12:], SIZE), resized(PICTURE)) <= tolerance

@@ -60,6 +60,13 @@ def test_a_worker_gives_the_pixels_of_read_picture(seed: int, shared: DecodePool
         assert pixels.dtype == np.uint8 and np.array_equal(pixels, expected)
 
 
+def test_a_webp_of_a_phone_is_read(pool: DecodePool) -> None:
+    """Pillow allocates its pixels as soon as it opens the file."""
+    image = Image.new("RGB", (4000, 3000), (200, 100, 50))
+    pixels = pool.decode(encode(image, "WEBP", method=0, quality=50), SIZE)
+    assert np.abs(pixels.astype(int) - (200, 100, 50)).max() <= 6
+
+
 def test_sources_of_all_kinds_are_read(pool: DecodePool, tmp_path: Path) -> None:
     path = tmp_path / "фото.jpg"
     path.write_bytes(GOOD)

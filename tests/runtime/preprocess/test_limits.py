@@ -16,6 +16,7 @@ from PIL import Image
 
 from runtime.common.errors import PictureError
 from runtime.preprocess import limits, memory
+from runtime.preprocess.headers import webp_size
 from runtime.preprocess.picture import read_picture
 from tests.helpers import wait_for
 from tests.runtime.preprocess.hostile import (
@@ -26,6 +27,7 @@ from tests.runtime.preprocess.hostile import (
     tiff_of_strips,
 )
 from tests.runtime.preprocess.pictures import (
+    GREY,
     PICTURE,
     bomb,
     encode,
@@ -180,6 +182,16 @@ def test_metadata_that_take_minutes_to_read_are_refused(data: bytes, reason: str
     with pytest.raises(PictureError, match=reason):
         read_picture(data)
     assert time.thread_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lossless": True}, {"exif": Image.Exif()}, {"save_all": True, "append_images": [GREY]}],
+    ids=["lossy", "lossless", "metadata", "animated"],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_the_size_of_a_webp_is_read_from_its_header(mode: str, options: dict[str, Any]) -> None:
+    assert webp_size(encode(PICTURE.convert(mode), "WEBP", **options)) == PICTURE.size
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory as Linux reports it")
