@@ -121,11 +121,9 @@ def _tflite_metadata(contract: Contract, outputs: Sequence[str]) -> bytes:
 
 
 def _output(name: str) -> Table:
-    tensor: Table = {
-        0: name,
-        3: {0: _FEATURE_PROPERTIES, 1: {}},  # content
-        5: {0: [1.0], 1: [0.0]},  # stats: max, min
-    }
+    tensor: Table = {0: name, 3: {0: _FEATURE_PROPERTIES, 1: {}}}  # content
+    if name != "features":  # which have no fixed range
+        tensor[5] = {0: [1.0], 1: [0.0]}  # stats: max, min
     if name == "probabilities":
         tensor[6] = [{0: LABELS_NAME, 2: _TENSOR_AXIS_LABELS}]  # associated_files
     return tensor

@@ -33,6 +33,9 @@ _BIBTEX = """\
   year      = {2015}
 }"""
 
+# Of models/vgg16, the base without `python -m train --weights`.
+_BUNDLED_SHA256 = "ad23db746ccf8c6e4763c18ce5f1889a05ac553f47f2fdac68bdf7b5dfd04494"
+
 _FULL_INT8 = """
 `{}` computes in int8 from the picture to the last pooling layer, for microcontrollers (TensorFlow Lite
 Micro) and neural processors. Its input and outputs are those of the other files."""
@@ -65,12 +68,8 @@ def model_card(
         "## Files\n\n" + _files(index, recipes),
         "## Parity with the trained model\n\n" + _parity(results, kept) + f"\n\n{_escaped(float16)}.",
         *([_targets(targets)] if targets else []),
-        "## Licences\n\n"
-        "The convolution weights come from the ImageNet VGG16 of the Visual Geometry Group, University of "
-        "Oxford, https://www.robots.ox.ac.uk/~vgg/research/very_deep/, under the licence CC BY 4.0 "
-        f"(https://creativecommons.org/licenses/by/4.0/). Changes: they are {_changes(run)}, rounded or "
-        "quantized, and followed by a new head. The software that made the files is under the licence "
-        "Apache 2.0.",
+        f"## Licences\n\n{_origin(index.contract)} Changes: they are {_changes(run)}, rounded or quantized, "
+        "and followed by a new head. The software that made the files is under the licence Apache 2.0.",
         f"## Citation\n\n```bibtex\n{_BIBTEX}\n```",
         f"Release {index.contract.release} of this folder, exported {index.contract.created} with "
         + ", ".join(f"{name} {version}" for name, version in index.contract.versions.items())
@@ -84,7 +83,8 @@ def _summary(contract: Contract, run: Run) -> str:
     text = (
         f"# {contract.name}\n\n"
         f"A VGG16 image classifier with {len(contract.labels)} classes for small computers. Its convolution "
-        f"layers come from ImageNet and are {_changes(run)}. Its head is {head}."
+        f"layers come from {'ImageNet' if _is_bundled(contract) else 'the file of `--weights`'} "
+        f"and are {_changes(run)}. Its head is {head}."
     )
     if run.compressed:
         text += _compression(run)
@@ -93,6 +93,26 @@ def _summary(contract: Contract, run: Run) -> str:
             "\n\n**Trained on generated pictures: it shows that the pipeline works. It cannot label photos.**"
         )
     return text + "\n\n## Classes\n\n" + ", ".join(_escaped(label) for label in contract.labels)
+
+
+def _is_bundled(contract: Contract) -> bool:
+    return contract.base_sha256 == _BUNDLED_SHA256
+
+
+def _origin(contract: Contract) -> str:
+    """Where the convolution weights come from, and their licence."""
+    imagenet = (
+        "the ImageNet VGG16 of the Visual Geometry Group, University of Oxford, "
+        "https://www.robots.ox.ac.uk/~vgg/research/very_deep/, under the licence CC BY 4.0 "
+        "(https://creativecommons.org/licenses/by/4.0/)"
+    )
+    if _is_bundled(contract):
+        return f"The convolution weights come from {imagenet}."
+    return (
+        "The convolution weights come from the base weights with the sha256 above, which `--weights` gave to "
+        "training, and their licence also applies to this model. The weights of `--weights imagenet` are "
+        f"{imagenet}."
+    )
 
 
 def _changes(run: Run) -> str:
@@ -214,8 +234,8 @@ def _front_matter(index: Index, results: Sequence[ParityResult]) -> str:
     formats = sorted({file.format for file in index.files})
     lines = [
         "---",
-        "license: cc-by-4.0",
-        "library_name: litert",
+        f"license: {'cc-by-4.0' if _is_bundled(index.contract) else 'other'}",
+        f"library_name: {'litert' if 'tflite' in formats else 'onnx'}",
         "pipeline_tag: image-classification",
         f"tags: {_json(['vgg16', *formats, 'edge', 'raspberry-pi'])}",
         "metrics: [accuracy]",
@@ -263,8 +283,8 @@ def _parity(results: Sequence[ParityResult], kept: Sequence[ParityResult]) -> st
         for name, text in column_explanations(results, default_threads())
     ]
     text = (
-        "Every file was run in every engine on the same test photos and compared with the trained float32 "
-        "Keras model."
+        "Every file was run in the engines of this table on the same test photos and compared with the "
+        "trained float32 Keras model."
     )
     if len(kept) < len(results):
         text += " The folder holds only the files that are listed under Files; the other files were not kept."

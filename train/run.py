@@ -17,7 +17,7 @@ from runtime.common.errors import ModelError, UserError
 from runtime.common.text import printable
 from runtime.model_file.statistics import ModelStatistics
 from train.data.dataset import Dataset
-from train.data.manifest import FILE_NAME_ERRORS, read_manifest
+from train.data.manifest import FILE_NAME_ERRORS, PHOTOS_NAME, read_manifest
 
 if TYPE_CHECKING:
     import keras
@@ -211,6 +211,8 @@ def open_run(
         negatives_root = none or (Path(record["negatives_root"]) if record["negatives_root"] else None)
         added_root = added or (Path(record["added_root"]) if record["added_root"] else None)
         dataset = read_manifest(path, root, classes, record["synthetic"], negatives_root, added_root)
+        if dataset.sha256 != record["data_sha256"]:
+            raise ValueError(f"{PHOTOS_NAME} lists other photos than those of run.json")
         return Run(
             path=path,
             name=record["name"] or path.resolve().name,  # the name is empty for a run written to "."

@@ -131,11 +131,14 @@ def _validate(
 
 
 def _missed_aim(result: ParityResult) -> str:
-    """How a result misses the aim, which is stricter than the gates; empty if it does not."""
-    if result.error:
-        return f"{result.engine}: {result.error}"
-    misses = [f"max |Δp| over {AIM_MAX_DP:g}"] if result.max_dp > AIM_MAX_DP else []
-    misses += [f"agreement under {AIM_AGREEMENT:.1%}"] if result.agreement < AIM_AGREEMENT else []
+    """How a result misses the aim; empty if it does not.
+
+    The aim is stricter than the gates on labels and probabilities. `known` and features have their gates.
+    """
+    misses = broken_bounds(result)
+    if not result.error:
+        misses += [f"max |Δp| over {AIM_MAX_DP:g}"] if result.max_dp > AIM_MAX_DP else []
+        misses += [f"agreement under {AIM_AGREEMENT:.1%}"] if result.agreement < AIM_AGREEMENT else []
     return f"{result.engine}: {', '.join(misses)}" if misses else ""
 
 

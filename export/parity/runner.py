@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, pairwise, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from export.parity.engine_worker import EngineOutputs, join_outputs, run_in_engi
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError, ModelError
+from runtime.common.text import pluralize
 from runtime.inference.engines import ENGINES, default_threads, is_installed
 from runtime.inference.model_proof import check_outputs
 from runtime.model_file.contract import Contract
@@ -29,6 +30,7 @@ TIMED = 11  # photos whose median is the latency
 # Starting an engine for fewer photos costs more than it saves.
 MIN_PART = 25
 
+_Arrays = TypeVar("_Arrays", "ParityReference", EngineOutputs)
 Step = Callable[[FileKey, str], None]  # called with the file and the engine after each inference
 
 
@@ -54,10 +56,11 @@ def run_parity(
 ) -> list[ParityResult]:
     """Runs each file in each of `engines` (None: all that are installed) that supports its format.
 
-    Calls `step` after each inference: of every photo, then of the first TIMED photos for the latency. With
-    the contract, each file also classifies the golden picture, and its answer is checked as a service does. A
-    file that an engine cannot run, or that breaks the contract, gets a result with an error. Raises UserError
-    when there is no room for temporary files.
+    Calls `step` after each inference: of every photo on one thread, then of the first TIMED photos on all
+    cores, for the latency and for the largest differences. With the contract, each file also classifies the
+    golden picture, and its answer is checked as a service does. A file that an engine cannot run, or that
+    breaks the contract, gets a result with an error. Raises UserError when there is no room for temporary
+    files.
     """
     lock, stop = threading.Lock(), threading.Event()
 
@@ -123,15 +126,29 @@ def _run_as_a_device(
     reference: ParityReference,
     step: Callable[[], None],
 ) -> ParityResult:
-    """The result with the latency, and with the verdict of a service about the golden answer.
+    """The result with the latency, the largest differences on all cores too, and the verdict of a service
+    about the golden answer.
 
     As on a device, one inference at a time uses all cores.
     """
-    golden = int(reference.contract is not None)
+    golden, threads = int(reference.contract is not None), default_threads()
     steps = chain([lambda: None] * golden, repeat(step))  # the golden picture is no photo
     n = golden + min(TIMED, len(reference.photos))
-    outputs = run_in_engine(data, engine, pictures, n, default_threads(), lambda: next(steps)())
-    result = replace(result, ms=float(np.median(outputs.ms[golden:])))
+    try:
+        outputs = run_in_engine(data, engine, pictures, n, threads, lambda: next(steps)())
+    except EngineError as error:
+        return replace(result, error=f"on {pluralize(threads, 'thread')}: {error}")
+    first = compare_outputs(
+        result.file, data, engine, [_select(outputs, slice(golden, n))], _select(reference, slice(n - golden))
+    )
+    result = replace(
+        result,
+        ms=float(np.median(outputs.ms[golden:])),
+        error=first.error and f"on {pluralize(threads, 'thread')}: {first.error}",
+        max_dp=max(result.max_dp, first.max_dp),
+        max_dknown=_largest(result.max_dknown, first.max_dknown),
+        max_dfeatures=_largest(result.max_dfeatures, first.max_dfeatures),
+    )
     if reference.contract is None:
         return result
     found = {"probabilities": outputs.probabilities[:1]}
@@ -142,6 +159,20 @@ def _run_as_a_device(
     except ModelError as error:
         return replace(result, refusal=str(error))
     return result
+
+
+def _select(arrays: _Arrays, photos: slice | list[int]) -> _Arrays:
+    """The same with these photos alone."""
+    selected: dict[str, Any] = {
+        field.name: value[photos]
+        for field in fields(arrays)
+        if isinstance(value := getattr(arrays, field.name), np.ndarray)
+    }
+    return replace(arrays, **selected)
+
+
+def _largest(first: float | None, second: float | None) -> float | None:
+    return max(first, second) if first is not None and second is not None else first
 
 
 def file_engine_pairs(
@@ -161,13 +192,7 @@ def limit_photos(reference: ParityReference, count: int) -> ParityReference:
     for i, label in enumerate(reference.truth.tolist()):
         ranked.append((seen[label], label, i))
         seen[label] += 1
-    chosen = [i for _, _, i in sorted(ranked)[:count]]
-    arrays: dict[str, Any] = {
-        field.name: value[chosen]
-        for field in fields(reference)
-        if isinstance(value := getattr(reference, field.name), np.ndarray)
-    }
-    return replace(reference, **arrays)
+    return _select(reference, [i for _, _, i in sorted(ranked)[:count]])
 
 
 def photo_parts(photos: int, workers: int) -> list[range]:

@@ -104,11 +104,13 @@ def confidence_note(results: Sequence[ParityResult]) -> str:
     return note if n >= MIN_PHOTOS else f"{note} All limits apply from {MIN_PHOTOS} photos on."
 
 
-def upper_bound(n: int, k: int, confidence: float = CONFIDENCE) -> float:
-    """The one-sided upper bound on a share of which k in n were seen (Clopper and Pearson, 1934)."""
+def upper_bound(n: int, k: int) -> float:
+    """The one-sided upper bound on a share of which k in n were seen (Clopper and Pearson, 1934), at
+    CONFIDENCE.
+    """
     from scipy.stats import binomtest  # slow to import
 
-    return float(binomtest(k, n, alternative="less").proportion_ci(confidence).high)
+    return float(binomtest(k, n, alternative="less").proportion_ci(CONFIDENCE).high)
 
 
 def parity_csv(results: Iterable[ParityResult]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from export.metadata import embed_contract
@@ -97,6 +98,10 @@ def test_tflite_metadata_describes_the_tensors(embedded: Files, contract: Contra
     assert unit.scalar(0, "B") == 1  # NormalizationOptions
     assert (unit.table(1).floats(0), unit.table(1).floats(1)) == ([0.0], [1.0])
     assert (probabilities.text(0), features.text(0)) == ("probabilities", "features")
+    stats = probabilities.table(5)
+    assert (stats.floats(0), stats.floats(1)) == ([1.0], [0.0])
+    with pytest.raises(AssertionError, match="missing"):  # features have no fixed range
+        features.table(5)
     (labels,) = probabilities.tables(6)
     assert (labels.text(0), labels.scalar(2, "b")) == ("labels.txt", 2)  # TENSOR_AXIS_LABELS
 

@@ -12,6 +12,7 @@ from export.parity.result import ParityResult
 from runtime.model_file.contract import Contract
 from runtime.model_file.index import Index, IndexedFile
 from tests.export.parity.results import RESULT
+from tests.helpers import RELEASED
 from train.data.dataset import Dataset, Photo
 from train.run import Run
 
@@ -23,6 +24,7 @@ def card(
     compressed: dict[str, object] | None = None,
     results: Sequence[ParityResult] = (RESULT,),
     discarded: bool = False,
+    format: str = "tflite",
 ) -> str:
     photos = tuple(
         Photo(f"{i}.jpg", "daisy", split, "0") for i, split in enumerate(["train"] * 3 + ["test"] * 2)
@@ -47,11 +49,15 @@ def card(
         compressed=compressed or {},
     )
     counted = {"macs": 1_530_000_000}
-    file = IndexedFile("small_int8.tflite", "tflite", "int8", 1_000_000, "c" * 64, counted)
+    file = IndexedFile(f"small_int8.{format}", format, "int8", 1_000_000, "c" * 64, counted)
     index = Index(contract, (file,))
-    return model_card(
-        index, run, results, {"small_int8.tflite": "per-channel, float head"}, "float16: no overflow"
-    )
+    results = [replace(result, format=format) for result in results]
+    recipes = {file.file: "per-channel, float head"}
+    return model_card(index, run, results, recipes, "float16: no overflow")
+
+
+def read_run(name: str) -> dict[str, str]:
+    return dict(json.loads((RELEASED.parent / name / "run.json").read_text()))
 
 
 def test_figures_are_the_recorded_figures(contract: Contract) -> None:
@@ -84,6 +90,19 @@ def test_a_file_that_was_not_kept_is_in_the_parity_table_alone(contract: Contrac
     assert "top-1 of tflite int8" in text and "top-1 of tflite full_int8" not in text
     assert "None of 500 photos got another label" in text
     assert "were not kept" not in card(contract, {})
+
+
+def test_the_licence_is_that_of_the_base_weights(contract: Contract) -> None:
+    bundled = replace(contract, base_sha256=read_run("flowers_run")["base_sha256"])
+    text = card(bundled, {})
+    assert "license: cc-by-4.0" in text and "come from the ImageNet VGG16" in text
+    other = card(contract, {})
+    assert "license: other" in other and "come from the ImageNet" not in other and "`--weights`" in other
+
+
+def test_a_folder_of_onnx_files_is_of_the_library_onnx(contract: Contract) -> None:
+    assert "library_name: litert" in card(contract, {})
+    assert "library_name: onnx" in card(contract, {}, format="onnx")
 
 
 def test_markup_in_labels_is_escaped(contract: Contract) -> None:

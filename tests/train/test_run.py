@@ -196,6 +196,18 @@ def test_a_record_with_wrong_types_raises_run_error(bare: Path, change: dict[str
         newest_run(bare.parent)
 
 
+@pytest.mark.parametrize("change", [(",b,", ",c,"), (",train,", ",tset,"), ("b/1.jpg", "c/1.jpg")])
+def test_photos_of_another_run_raise_run_error(bare: Path, change: tuple[str, str]) -> None:
+    """Of the changes to photos.csv, only a new path is allowed: a photo may have moved."""
+    file = bare / "photos.csv"
+    file.write_text(file.read_text().replace(*change))
+    if "1.jpg" in change[0]:
+        assert open_run(bare).dataset.photos[-1].path == change[1]
+        return
+    with pytest.raises(RunError, match=r"photos\.csv lists other photos than those of run\.json"):
+        open_run(bare)
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [
@@ -203,6 +215,7 @@ def test_a_record_with_wrong_types_raises_run_error(bare: Path, change: dict[str
         ("run.json", "[]"),
         ("photos.csv", f"path,label,split,sha256\n{200_000 * 'x'},a,train,0\n"),
         ("photos.csv", "path,label,split,sha256\na/1.jpg,a\n"),
+        ("photos.csv", "path,label,split,sha256\n"),
         ("left_out.csv", "path,why\x1b\na/1.jpg,none\n"),
     ],
 )

@@ -22,7 +22,7 @@ from train.data.negative_pictures import VERSION, drawings, make_picture, withou
 from train.data.splits import split_train
 from train.progress import Progress
 
-DEFAULT_KIND = "composited"
+DEFAULT_KIND = "composited"  # of negative_pictures.py
 # As many as photos within these bounds: each costs the features of a photo.
 FEWEST, MOST = 300, 1200
 SHORTEST_WORD = 3  # letters of a class name that is searched in the names of drawings
@@ -62,10 +62,8 @@ def add_default_negatives(
     val_share: float = 0.15,
     test_share: float = 0.15,
     limit: int | None = None,
-    kind: str = DEFAULT_KIND,
 ) -> Dataset:
-    """The data set with its own negatives, and with default ones of a kind of negative_pictures.py: about as
-    many as photos, or `limit`.
+    """The data set with its own negatives, and with default ones: about as many as photos, or `limit`.
 
     A drawing whose name contains the name of a class is not used. Raises PhotosError if the drawings are
     missing, or the cache cannot be written.
@@ -77,7 +75,7 @@ def add_default_negatives(
             "of none of the classes, or use --no-negatives"
         )
     count = min(max(FEWEST, len(dataset.photos)), MOST, limit or MOST)
-    files = write_pictures([(kind, name) for name in names[:count]])
+    files = write_pictures([(DEFAULT_KIND, name) for name in names[:count]])
     photos = [Photo(file.as_posix(), NONE_LABEL, "train", file_sha256(file)) for file in files]
     negatives = split_train(photos, {"val": val_share, "test": test_share}, split_seed)
     ordered = sorted(negatives, key=lambda photo: photo.path)
@@ -92,7 +90,7 @@ def restore_default_negatives(dataset: Dataset) -> None:
     folder = default_negatives_folder()
     wanted: list[tuple[str, str]] = []
     for photo in dataset.negatives:
-        if Path(photo.path).is_relative_to(folder) and not Path(photo.path).exists():
+        if is_default(photo) and not Path(photo.path).exists():
             of_kind, _, name = Path(photo.path).relative_to(folder).as_posix().partition("/")
             kind, name = of_kind.removesuffix(f"-{VERSION}"), name.removesuffix(".bmp") + ".webp"
             if of_kind == kind or name not in drawings():

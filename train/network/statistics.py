@@ -29,10 +29,10 @@ def build_statistics(
     return fit_statistics(train, labels, chosen, example_labels[rows], detector(chosen))
 
 
-def choose_positives(labels: NDArray[Any], count: int = MAX_POSITIVES) -> NDArray[np.intp]:
-    """Up to `count` rows, as many of each class as possible, drawn from class indices [N]."""
+def choose_positives(labels: NDArray[Any]) -> NDArray[np.intp]:
+    """Up to MAX_POSITIVES rows, as many of each class as possible, drawn from class indices [N]."""
     order = np.random.default_rng(0).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)
     rank = np.concatenate([np.arange(size) for size in sizes])  # within its class
-    return np.sort(by_class[np.argsort(rank, kind="stable")[:count]])
+    return np.sort(by_class[np.argsort(rank, kind="stable")[:MAX_POSITIVES]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from export.int8.search import Int8File, find_int8
 from export.int8.weight_codes import WeightCodes
 from export.parity.runner import ParityReference
 from export.time_left import ExportClock, Workload
+from tests.export.parity.results import RESULT
 
 if TYPE_CHECKING:
     import keras
@@ -58,3 +60,23 @@ def test_without_an_accepted_recipe_the_best_one_goes_to_the_gates(
     printed = capsys.readouterr().out
     assert "onnx, recipe bad" in printed and "max |Δp| over 0" in printed
     assert f"no recipe reaches the aim; the gates now check the best one, {BEST.name}" in printed
+
+
+def test_a_recipe_that_breaks_a_bound_of_known_is_not_accepted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The aim has no bound of its own for `known` and features."""
+    second = search.RECIPES[1]
+    results = {BEST.name: replace(RESULT, known_disagreements=0, max_dknown=0.6), second.name: RESULT}
+    monkeypatch.setattr(search, "quantize", lambda model, photos, recipe, step: recipe.name)
+    monkeypatch.setattr(
+        search, "run_parity", lambda files, *_: [results[data.decode()] for data in files.values()]
+    )
+    clock = ExportClock(Workload(0.001, 1000, 4, BEST.name, 8, 8, 8, ("onnx",), 2), {})
+    photos = np.zeros((1, 8, 8, 3), np.uint8)
+    reference = ParityReference(photos, np.zeros(1, np.int64), np.ones((1, 2), np.float32))
+    converters = {"onnx": lambda model, quantized: str(quantized).encode()}
+    found = find_int8(None, converters, photos, reference, ("onnx",), clock)
+    assert found["onnx"].recipe == second.name
+    assert f"recipe {BEST.name}: " in (printed := capsys.readouterr().out)
+    assert "max |Δ known| 0.6 is over 0.25" in printed and "no recipe" not in printed

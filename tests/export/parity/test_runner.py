@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,35 @@ def test_outputs_that_break_the_contract_fail(
     (result,) = run_parity({FileKey("onnx", "int8"): b""}, reference, ["onnx"])
     assert re.search(fact, result.error)
     assert failures([result]) and verdict(result) == FAILED
+
+
+@pytest.mark.parametrize(
+    ("answer", "fact"),
+    [
+        (lambda p: np.roll(p, 1, axis=1), r"max \|Δp\| 0\.7 is over 0\.25"),
+        (lambda p: p * np.float32(0.5), "on 2 threads: .* sum to 0.500"),
+        (None, "on 2 threads: onnx stopped with status -11"),
+    ],
+)
+def test_an_answer_on_all_cores_must_be_right_too(
+    answer: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None,
+    fact: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], np.float32)
+
+    def run(data: bytes, engine: str, photos: Path, n: int, threads: int, *_: object) -> EngineOutputs:
+        if threads > 1 and answer is None:
+            raise EngineError("onnx stopped with status -11: no message")
+        found = answer(expected) if threads > 1 and answer else expected
+        return EngineOutputs("engine 1", found, np.ones(2, np.float32))
+
+    monkeypatch.setattr(runner, "default_threads", lambda: 2)
+    monkeypatch.setattr(runner, "run_in_engine", run)
+    reference = ParityReference(np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), expected)
+    (result,) = run_parity({FileKey("onnx", "int8"): b""}, reference, ["onnx"])
+    assert verdict(result) == FAILED
+    assert re.search(fact, failures([result])[0])
 
 
 def test_a_file_that_a_service_would_refuse_fails(
