@@ -21,6 +21,7 @@ from export.serving_model import predict
 from runtime import Classifier
 from tests.accuracy.parity_rows import parity_of_all_pairs
 from tests.helpers import RELEASED, ROOT
+from tests.runtime.conftest import needs_tflite
 from train.network.calibration import expected_calibration_error
 from train.network.novelty import unknown_rate
 from train.run import open_run
@@ -66,7 +67,10 @@ def test_the_fine_tuned_run_reaches_93_percent(flower_photos: Path) -> None:
 
 
 @pytest.mark.parametrize("release", RELEASES)
-@pytest.mark.parametrize(("engine", "format"), [("litert", "tflite"), ("tflite", "tflite"), ("onnx", "onnx")])
+@pytest.mark.parametrize(
+    ("engine", "format"),
+    [("litert", "tflite"), pytest.param("tflite", "tflite", marks=needs_tflite), ("onnx", "onnx")],
+)
 def test_the_released_files_lose_few_right_answers(
     engine: str, format: str, release: Bounds, flower_photos: Path
 ) -> None:
