@@ -10,6 +10,10 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from export.output_dir import replaced_dir
 from export.parity.result import FileKey
 from export.tempdir import temporary_dir
 from runtime.common.errors import ModelError, UserError
@@ -18,6 +22,9 @@ from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import Index, IndexedFile, read_index
 from runtime.model_file.statistics import ModelStatistics
 from train.run import STATISTICS, Run
+
+# How far the accuracy may be from that of run.json: other processors and data types round otherwise.
+MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE = 2, 0.02
 
 
 @dataclass(frozen=True)
@@ -75,16 +82,36 @@ def run_statistics(run: Run) -> bytes:
 def next_release(out: Path) -> int:
     """The release after that of the model folder which an export to `out` replaces; 1 without one.
 
-    Raises UserError when the folder's release cannot be read.
+    A crash in the moment of the replacement leaves the folder as NAME.old. Raises UserError when the folder's
+    release cannot be read.
     """
-    if not (out / INDEX_NAME).exists():
+    current = out if out.exists() else replaced_dir(out)
+    if not (current / INDEX_NAME).exists():
         return 1
     try:
-        return read_index(out).contract.release + 1
+        return read_index(current).contract.release + 1
     except ModelError as error:
         raise UserError(
             f"{error}; its release number cannot be counted on: remove the folder, or give another --out"
         ) from None
+
+
+def check_recorded_top1(run: Run, probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
+    """Raises UserError when the trained model [n, C] labels the test photos otherwise than run.json records.
+
+    Parity cannot show that a model or the order of the classes is of another run: it compares the files with
+    this model. With `--photos`, nothing is checked.
+    """
+    recorded, n = run.metrics.get("test") or {}, len(truth)
+    if recorded.get("n") != n or "top1" not in recorded:
+        return
+    correct, expected = int((probabilities.argmax(axis=1) == truth).sum()), recorded["top1"] * n
+    if abs(correct - expected) > max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * n):
+        raise UserError(
+            f"run {run.path}: its model labels {correct / n:.1%} of the {n:,} test photos correctly, but "
+            f"run.json records {recorded['top1']:.1%}: a file of the run was replaced; restore it, or train "
+            "again"
+        )
 
 
 def check_contract(contract: Contract, files: Sequence[FileKey], run: Path, out: Path) -> None:

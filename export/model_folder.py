@@ -10,6 +10,7 @@ from typing import Any
 
 from export.contract import check_index, file_name
 from export.model_card import model_card
+from export.output_dir import CARD_NAME, PARITY_NAME
 from export.parity.result import FileKey, ParityResult
 from export.parity.table import parity_csv
 from export.targets.stage import targets_files
@@ -76,8 +77,8 @@ def model_folder(
     return {
         **{file.name: file.data for file in files},
         INDEX_NAME: index.to_json().encode(),
-        "parity.csv": parity_csv(results).encode(),
-        "README.md": card.encode(),
+        PARITY_NAME: parity_csv(results).encode(),
+        CARD_NAME: card.encode(),
         **targets_files(targets),
     }
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from runtime.preprocess.picture import read_picture
 from train.data.dataset import Dataset, Photo, PhotosError, read_verified
+from train.run import Run
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,17 @@ def read_photos(
             pool.shutdown(cancel_futures=True)
             raise
     return Photos(pixels, np.array([dataset.classes.index(photo.label) for photo in photos], np.int64))
+
+
+def uncompressed_top1(run: Run, limit: int | None) -> NDArray[np.int64] | None:
+    """The top-1 [n] of the uncompressed model on the test photos that `read_photos` chooses; None if the run
+    is not compressed.
+    """
+    classes, photos = run.uncompressed_classes(), run.dataset.split("test")
+    if classes is None:
+        return None
+    by_photo = dict(zip(photos, classes["test"], strict=True))
+    return np.array([by_photo[photo] for photo in select_photos(photos, limit)])
 
 
 def _photos_in_dataset(dataset: Dataset, split: str) -> tuple[Photo, ...]:

@@ -8,22 +8,28 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.contract import ModelFacts, build_contract, check_contract, next_release, run_statistics
+from export.contract import (
+    ModelFacts,
+    build_contract,
+    check_contract,
+    check_recorded_top1,
+    next_release,
+    run_statistics,
+)
 from export.model_folder import ExportedFile, model_folder
 from export.operators import operators_report
-from export.output_dir import check_output_dir, replace_dir
+from export.output_dir import check_output_dir, lock_output_dir, replace_dir
 from export.parity.gates import FLOAT16_ARITHMETIC, failures
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.parity.table import parity_report
-from export.photos import Photos, read_photos, select_photos
+from export.photos import Photos, read_photos, uncompressed_top1
 from export.sign import Sign, open_key
 from export.targets import stage
 from export.targets.rk3588 import DEFAULT_PYTHON
@@ -31,19 +37,21 @@ from export.time_left import (
     ExportClock,
     Task,
     Workload,
+    compression_hint,
     format_estimate,
     parity_key,
     quantize_key,
     total_seconds,
 )
 from runtime.common.errors import UserError
-from runtime.common.packages import install_command
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
 from runtime.inference.engines import ENGINES, choose_engine, default_threads, require_engine
 from runtime.model_file.contract import Contract
 from runtime.model_file.files import SIGNATURE_NAME
 from runtime.model_file.formats import FORMATS
+from runtime.preprocess.picture import PICTURE_VERSION
+from train.cli import require_packages
 from train.progress import Progress
 from train.run import Run, newest_run, open_run
 
@@ -128,21 +136,31 @@ def export(config: ExportConfig) -> int:
 
     After a failure the model folder stays as it was, and the files are in NAME.rejected. Raises UserError.
     """
-    job = _prepare(config)
+    run = _open_run(config)
+    out = config.out or Path("models") / run.name
+    with lock_output_dir(out):
+        return _export(_prepare(config, run, out))
+
+
+def _export(job: _Job) -> int:
+    config = job.config
     trained = _load(job)
     from export.parity.float16 import float16_failures  # loads onnx
 
     clock = _estimate(job, trained)
-    files = _convert(job, trained, clock)
     reference = replace(
         _reference(job, trained, trained.photos, "test", clock),
-        uncompressed=_uncompressed_top1(job),
+        uncompressed=uncompressed_top1(job.run, config.photos),
         contract=trained.contract,
     )
+    check_recorded_top1(job.run, reference.probabilities, reference.truth)
+    files = _convert(job, trained, clock)
     results = _check_parity(job, reference, files, clock)
     float16 = _check_float16(trained, reference, files, clock)
     targets = _build_targets(job, trained, reference, results, files)
-    names = {file.key: file.name for file in files if file.is_kept(config.keep)}
+    failed = [*failures(results), *float16_failures(float16), *stage.targets_failures(targets)]
+    written = [] if failed else [file for file in files if file.is_kept(config.keep)]
+    names = {file.key: file.name for file in written}
     print(f"\n{parity_report(results, names, default_threads())}\n\n{float16.summary}\n")
     print(operators_report({file.key: file.data for file in files}), end="\n\n")
     if targets:
@@ -150,9 +168,9 @@ def export(config: ExportConfig) -> int:
     contents = partial(
         model_folder, trained.contract, job.run, results=results, float16=float16.summary, targets=targets
     )
-    if failed := [*failures(results), *float16_failures(float16), *stage.targets_failures(targets)]:
+    if failed:
         return _reject(job, contents(files), failed)
-    _write(job, contents([file for file in files if file.is_kept(config.keep)]), files)
+    _write(job, contents(written), files)
     return SUCCESS
 
 
@@ -167,13 +185,22 @@ def file_keys(precisions: Sequence[str], engines: Sequence[str] | None) -> tuple
     )
 
 
-def _prepare(config: ExportConfig) -> _Job:
-    """Checks all that can be checked before TensorFlow is loaded, which takes seconds."""
-    _check_packages()
+def _open_run(config: ExportConfig) -> Run:
+    """The run to export. Raises UserError for a missing package and for a run that cannot be exported."""
+    require_packages(_PACKAGES, "train,export")
     stage.check_targets(config.targets, config.target_python)
-    path = config.run or newest_run()
-    run = open_run(path, config.photos_root, added=config.add)
-    out = config.out or Path("models") / run.name
+    run = open_run(config.run or newest_run(), config.photos_root, added=config.add)
+    if run.picture_version != PICTURE_VERSION:
+        raise UserError(
+            f"run {run.path}: was trained on pictures of version {run.picture_version}, and devices now make "
+            f"pictures of version {PICTURE_VERSION}; train it again"
+        )
+    return run
+
+
+def _prepare(config: ExportConfig, run: Run, out: Path) -> _Job:
+    """Checks all that can be checked before TensorFlow is loaded, which takes seconds."""
+    check_output_dir(out)  # first: the next lines read the folder
     job = _Job(
         config=config,
         run=run,
@@ -182,7 +209,6 @@ def _prepare(config: ExportConfig) -> _Job:
         release=next_release(out),
         sign=open_key(config.signing_key) if config.signing_key else None,
     )
-    check_output_dir(job.out)
     check_output_dir(job.rejected)
     _check_engines(job)
     if "int8" in config.precisions and not run.dataset.split("val"):
@@ -195,14 +221,6 @@ def _prepare(config: ExportConfig) -> _Job:
     if run.synthetic:
         print("note: this run was trained on generated pictures, not on photos")
     return job
-
-
-def _check_packages() -> None:
-    """Names all missing packages at once. Raises UserError."""
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        are = "is" if len(missing) == 1 else "are"
-        raise UserError(f"{', '.join(missing)} {are} not installed: {install_command('train,export')}")
 
 
 def _check_engines(job: _Job) -> None:
@@ -407,20 +425,11 @@ def _build_targets(
     return stage.build_targets(job.config.targets, model)
 
 
-def _uncompressed_top1(job: _Job) -> NDArray[np.int64] | None:
-    """The top-1 [n] of the uncompressed model on the test photos; None if the run is not compressed."""
-    classes, photos = job.run.uncompressed_classes(), job.run.dataset.split("test")
-    if classes is None:
-        return None
-    by_photo = dict(zip(photos, classes["test"], strict=True))
-    return np.array([by_photo[photo] for photo in select_photos(photos, job.config.photos)])
-
-
 def _reject(job: _Job, contents: Mapping[str, bytes], failed: Sequence[str]) -> int:
     """Writes the files to NAME.rejected and prints an error for each broken bound."""
-    replace_dir(contents, job.rejected)
-    for line in failed:
+    for line in failed:  # before the files: the disk may be full
         print_error(line)
+    replace_dir(contents, job.rejected)
     state = f"{job.out} is unchanged" if job.out.exists() else f"{job.out} was not written"
     print_error(f"parity failed, so {state}; the rejected files are in {job.rejected}")
     return PARITY_FAILED
@@ -435,12 +444,3 @@ def _write(job: _Job, contents: dict[str, bytes], files: Sequence[ExportedFile])
     if not job.run.compressed and set(CALIBRATED) & set(job.config.precisions):
         print(printable(compression_hint(job.run.path, max(file.macs for file in files))))
     print(printable(f"next: python -m runtime.classify PHOTO --model {shlex.quote(str(job.out))}"))
-
-
-def compression_hint(run: Path, macs: int) -> str:
-    """The line that says how slow an uncompressed model is, and which command compresses it."""
-    return (
-        f"speed: this model computes {macs / 1e9:.2f} GMAC per photo and runs about 8 times slower than a "
-        f"compressed model of {macs / 1e10:.2f} GMAC; to compress it: "
-        f"python -m train.compress {shlex.quote(str(run))} --reduce 10"
-    )

@@ -47,9 +47,10 @@ def serving_model(run: Run) -> keras.Model:
             f"{path}: the outputs are {', '.join(outputs)}, not probabilities, known and features; "
             "train it again"
         )
-    if "known" in outputs and "known" not in run.thresholds:
+    if ("known" in outputs) != ("known" in run.thresholds):
+        model_has, run_has = ("has the", "no") if "known" in outputs else ("has no", "a")
         raise ServingModelError(
-            f"{path}: has the output known, but run.json has no threshold for it; train it again"
+            f"{path}: {model_has} output known, but run.json has {run_has} threshold for it; train it again"
         )
     probabilities = outputs["probabilities"]
     if probabilities.dtype != "float32" or probabilities.shape[-1] != len(run.classes):
@@ -61,9 +62,16 @@ def serving_model(run: Run) -> keras.Model:
 
 
 def golden_answer(model: keras.Model) -> GoldenAnswer:
-    """The model's outputs for the golden picture, rounded to GOLDEN_DIGITS."""
+    """The model's outputs for the golden picture, rounded to GOLDEN_DIGITS.
+
+    Raises ServingModelError when one is not a finite number.
+    """
     _, height, width, _ = model.inputs[0].shape
     outputs = predict(model, golden_picture(height, width)[np.newaxis], lambda done: None)
+    if not all(np.isfinite(output).all() for output in outputs.values()):
+        raise ServingModelError(
+            "the trained model computes a number that is not finite: its weights are damaged; train it again"
+        )
     probabilities = tuple(round(float(value), GOLDEN_DIGITS) for value in outputs["probabilities"][0])
     known = round(float(outputs["known"][0, 0]), GOLDEN_DIGITS) if "known" in outputs else None
     return GoldenAnswer(probabilities, known)

@@ -16,9 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from export.output_dir import check_output_dir, replace_dir
+from export.output_dir import (
+    CARD_NAME,
+    PARITY_NAME,
+    TARGETS_NAME,
+    check_output_dir,
+    listed_files,
+    replace_dir,
+)
 from export.parity.gates import PASSED, TOO_FEW_PHOTOS
-from export.targets.stage import TARGETS_NAME, listed_files
 from export.tempdir import temporary_dir
 from runtime.common.cli import ArgumentParser
 from runtime.common.errors import UserError
@@ -60,9 +66,9 @@ def sign_folder(folder: Path, key: Path) -> int:
     """
     sign = open_key(key)  # first: it may wait for the passphrase, while another export replaces the folder
     index = read_index(folder)
-    check_output_dir(folder)
     contents = _read_contents(folder)
-    _check_parity(folder, index, contents.get("parity.csv"))
+    check_output_dir(folder, contents)
+    _check_parity(folder, index, contents.get(PARITY_NAME))
     listed = {file.file: file.sha256 for file in index.files}
     listed |= listed_files(folder / TARGETS_NAME, contents.get(TARGETS_NAME))
     for name, sha256 in listed.items():
@@ -70,7 +76,7 @@ def sign_folder(folder: Path, key: Path) -> int:
             raise UserError(
                 f"{folder / name}: differs from the exported file, so the folder is not signed; export again"
             )
-    exported = {*listed, INDEX_NAME, "README.md", "parity.csv", TARGETS_NAME}
+    exported = {*listed, INDEX_NAME, CARD_NAME, PARITY_NAME, TARGETS_NAME}
     signed = {name: data for name, data in contents.items() if name in exported}
     signature = sign(folder.name, signed)
     if _read_contents(folder) != contents:
@@ -90,15 +96,20 @@ def _read_contents(folder: Path) -> dict[str, bytes]:
 
 
 def _check_parity(folder: Path, index: Index, parity: bytes | None) -> None:
-    """Raises UserError for a rejected export, or when parity.csv reports that a listed file failed."""
+    """Raises UserError for a rejected export, or unless parity.csv reports that no listed file failed."""
     if folder.name.endswith(".rejected"):
         raise UserError(f"{folder}: is a rejected export, so it is not signed; export again")
-    path = folder / "parity.csv"
+    path = folder / PARITY_NAME
     try:
         rows = list(csv.DictReader(io.StringIO((parity or b"").decode())))
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}), so it is not signed; export again") from None
     listed = {(file.format, file.precision) for file in index.files}
+    compared = {(row.get("format"), row.get("precision")) for row in rows}
+    if missing := sorted(listed - compared):
+        raise UserError(
+            f"{path}: has no comparison of {' '.join(missing[0])}, so the folder is not signed; export again"
+        )
     for row in rows:
         if (row.get("format"), row.get("precision")) in listed and row.get("verdict") not in _SIGNED_VERDICTS:
             pair = f"{row['format']} {row['precision']} in {row.get('engine')}"

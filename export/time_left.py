@@ -7,10 +7,12 @@ runs. Tasks that have not started use the cost that `Workload` expects, correcte
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from export.parity.result import FileKey
 from export.parity.runner import TIMED, file_engine_pairs, photo_parts
@@ -202,3 +204,12 @@ def format_estimate(seconds: float) -> str:
     if seconds < 55:
         return f"about {max(5 * round(seconds / 5), 5)} s"
     return f"about {format_duration(60 * round(seconds / 60))}"
+
+
+def compression_hint(run: Path, macs: int) -> str:
+    """The line that says how slow an uncompressed model is, and which command compresses it."""
+    return (
+        f"speed: this model computes {macs / 1e9:.2f} GMAC per photo and runs about 8 times slower than a "
+        f"compressed model of {macs / 1e10:.2f} GMAC; to compress it: "
+        f"python -m train.compress {shlex.quote(str(run))} --reduce 10"
+    )

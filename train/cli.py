@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from runtime.common import cli, terminal
@@ -27,6 +28,14 @@ def add_run_flags(group: argparse._ArgumentGroup, default_out: str, resume: bool
             action="store_true",
             help="continue an interrupted run: the same command with the same --out",
         )
+
+
+def require_packages(names: Sequence[str], extras: str) -> None:
+    """Raises UserError that names all missing packages at once, and the extras that install them."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {are} not installed: {install_command(extras)}")
 
 
 def run_cli(run: Callable[[], int], on_interrupt: Callable[[], str], extras: str = "train,export") -> int:

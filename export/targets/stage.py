@@ -12,16 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from export.output_dir import TARGETS_NAME
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, limit_photos
 from export.targets.registry import TARGETS
 from export.targets.target import CompiledTarget, TargetInput
-from runtime.common.errors import UserError
 from runtime.common.text import printable
 from runtime.model_file.contract import Contract
 from train.progress import Progress
-
-TARGETS_NAME = "targets.json"
 
 
 @dataclass(frozen=True)
@@ -87,19 +85,6 @@ def targets_files(compiled: Sequence[CompiledTarget]) -> dict[str, bytes]:
         return {}
     files = {name: data for result in compiled for name, data in result.files.items()}
     return files | {TARGETS_NAME: json.dumps([_fields(result) for result in compiled], indent=1).encode()}
-
-
-def listed_files(path: Path, data: bytes | None) -> dict[str, str]:
-    """The sha256 of each compiled file, by name, in the bytes of the targets.json at `path`; nothing without
-    one.
-
-    Raises UserError when it is damaged.
-    """
-    try:
-        lists = [target["files"] for target in json.loads(data or b"[]")]
-        return {str(name): str(sha256) for files in lists for name, sha256 in files.items()}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{path}: is damaged; export again") from None
 
 
 def _paragraph(result: CompiledTarget) -> str:

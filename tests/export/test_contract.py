@@ -6,9 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from export.contract import ModelFacts, build_contract, check_contract, next_release, run_statistics
+from export.contract import (
+    ModelFacts,
+    build_contract,
+    check_contract,
+    check_recorded_top1,
+    next_release,
+    run_statistics,
+)
 from export.model_folder import ExportedFile, model_folder
 from export.parity.result import FileKey
 from runtime.common.errors import UserError
@@ -58,9 +66,27 @@ def test_each_export_to_a_folder_counts_its_release(tmp_path: Path, contract: Co
         assert next_release(out) == release + 1
     (out / INDEX_NAME).write_text(Index(contract, ()).to_json(), encoding="utf-8")
     assert contract.version == 1 and next_release(out) == 1
+    old = out.rename(tmp_path / "m.old")  # what a crash in the moment of the replacement leaves
+    (old / INDEX_NAME).write_text(Index(new, ()).to_json(), encoding="utf-8")
+    assert next_release(out) == 42
+    old.rename(out)
     (out / INDEX_NAME).write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match=r"release number.*--out"):
         next_release(out)
+
+
+@pytest.mark.parametrize("correct", [0, 2, 3, 8])
+def test_a_model_that_is_not_the_runs_own_is_refused(synthetic_run: Path, correct: int) -> None:
+    run = replace(open_run(synthetic_run), metrics={"test": {"n": 10, "top1": 0.5}, "val": None})
+    truth = np.array([0] * 10)
+    probabilities = np.eye(5, dtype=np.float32)[[0] * correct + [1] * (10 - correct)]
+    check_recorded_top1(run, probabilities[:9], truth[:9])  # --photos 9
+    check_recorded_top1(replace(run, metrics={"test": None}), probabilities, truth)
+    if correct == 3:
+        check_recorded_top1(run, probabilities, truth)
+        return
+    with pytest.raises(UserError, match=rf"labels {10 * correct}\.0% of the 10 .* records 50\.0%.*again"):
+        check_recorded_top1(run, probabilities, truth)
 
 
 def test_a_run_with_a_detector_but_without_statistics_is_trained_again(

@@ -11,16 +11,19 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from export import pipeline
 from export.__main__ import main
+from export.output_dir import OutputDirError, lock_output_dir
 from export.parity.gates import PASSED, TOO_FEW_PHOTOS
 from export.parity.result import FileKey
 from export.parity.runner import file_engine_pairs
+from export.time_left import compression_hint
 from runtime import Classifier
 from runtime.classify import main as classify
 from runtime.inference.engines import engine_name
@@ -28,7 +31,9 @@ from runtime.inference.model_proof import check_answer
 from runtime.model_file.files import INDEX_NAME
 from runtime.model_file.index import read_index
 from runtime.model_file.loader import open_model
+from runtime.preprocess.picture import PICTURE_VERSION
 from train.run import open_run
+from train.run_writer import write_record
 
 MADE = [
     FileKey("tflite", "float32"),
@@ -174,7 +179,7 @@ def test_a_corrupted_weight_exits_with_3_and_replaces_nothing(
     rejected = exported.with_name("small.rejected")
     files = {"small_float32.tflite", "small_float32.onnx", INDEX_NAME, "parity.csv", "README.md"}
     assert set(contents(rejected)) == files
-    assert "failed" in printed.out and "Use small_float32.onnx" in printed.out
+    assert "failed" in printed.out and "Use small" not in printed.out  # no file of this export is for use
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert errors[0].startswith("error: tflite float32 in litert")
     assert "is over 0.0001" in errors[0]
@@ -225,7 +230,7 @@ def test_the_newest_run_is_printed_when_none_is_given(
 
 
 def test_the_speed_of_an_uncompressed_model_is_printed_with_the_command_that_compresses_it() -> None:
-    hint = pipeline.compression_hint(Path("runs/my flowers"), 15_346_630_656)
+    hint = compression_hint(Path("runs/my flowers"), 15_346_630_656)
     assert "15.35 GMAC" in hint and "1.53 GMAC" in hint and "8 times slower" in hint
     assert "python -m train.compress 'runs/my flowers' --reduce 10" in hint
 
@@ -252,7 +257,7 @@ def test_all_missing_packages_are_named_with_one_install_line(
     empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     missing = {"tensorflow", "onnx", "litert_quantizer"}
-    monkeypatch.setattr(pipeline, "find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr("train.cli.find_spec", lambda name: None if name in missing else name)
     line = refusal([], capsys)
     assert all(name in line for name in missing)
     assert "pip install '.[train,export]'" in line
@@ -299,10 +304,43 @@ def test_int8_without_val_photos_is_refused(
     synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = shutil.copytree(synthetic_run, empty / "copy")
-    photos = (copy / "photos.csv").read_text().splitlines(keepends=True)
-    (copy / "photos.csv").write_text("".join(line for line in photos if ",val," not in line))
+    dataset = open_run(synthetic_run).dataset
+    dataset = replace(dataset, photos=tuple(photo for photo in dataset.photos if photo.split != "val"))
+    write_record(copy, json.loads((copy / "run.json").read_text()), dataset)
     line = refusal([str(copy), "--int8"], capsys)
     assert "val photos" in line and "without --int8" in line
+
+
+def test_a_run_of_other_pixels_is_refused(
+    synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Parity compares files and model on the same pixels: it cannot show that training saw others."""
+    copy = shutil.copytree(synthetic_run, empty / "copy")
+    record = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps(record | {"picture_version": PICTURE_VERSION - 1}))
+    line = refusal([str(copy)], capsys)
+    assert f"pictures of version {PICTURE_VERSION - 1}" in line and "train it again" in line
+
+
+def test_a_second_export_to_the_same_folder_is_refused(
+    synthetic_run: Path, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (empty / "models").mkdir()
+    with lock_output_dir(Path("models/mine")):
+        assert "another export" in refusal([str(synthetic_run), "--out", "models/mine"], capsys)
+
+
+def test_the_broken_bounds_are_printed_also_where_the_rejected_files_have_no_room(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OutputDirError("no space left")
+
+    monkeypatch.setattr(pipeline, "replace_dir", full)
+    job = SimpleNamespace(out=empty / "mine", rejected=empty / "mine.rejected")
+    with pytest.raises(OutputDirError):
+        pipeline._reject(job, {}, ["tflite int8 in litert: max |Δp| 0.3 is over 0.25"])
+    assert "max |Δp| 0.3 is over 0.25" in capsys.readouterr().err
 
 
 def test_ctrl_c_replaces_nothing(

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from export.output_dir import OutputDirError, check_output_dir, replace_dir
-from runtime.model_file.files import INDEX_NAME
+from export.output_dir import TARGETS_NAME, OutputDirError, check_output_dir, lock_output_dir, replace_dir
+from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
+from runtime.model_file.index import Index, IndexedFile
+from tests.helpers import make_contract
 
-OLD = {INDEX_NAME: b"old", "a": b"old"}
-NEW = {INDEX_NAME: b"new", "b": b"new"}
+
+def index(name: str) -> bytes:
+    """The bytes of a model.json that lists one file."""
+    contract = make_contract("flowers", ("daisy", "rose"), 32)
+    return Index(contract, (IndexedFile(name, "tflite", "int8", 3, "0" * 64, {}),)).to_json().encode()
+
+
+OLD = {INDEX_NAME: index("a"), "a": b"old"}
+NEW = {INDEX_NAME: index("b"), "b": b"new"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -65,6 +75,25 @@ def test_a_reader_never_sees_a_mixture(tmp_path: Path) -> None:
     assert all(names <= frozenset(OLD) or names <= frozenset(NEW) for names in seen)
 
 
+def test_ctrl_c_between_the_renames_leaves_the_old_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "flowers"
+    replace_dir(OLD, folder)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            replace_dir(NEW, folder)
+    assert contents(folder) == OLD and list(tmp_path.iterdir()) == [folder]
+
+
 @pytest.mark.parametrize("step", ["write", "first rename", "second rename"])
 def test_a_failure_leaves_the_old_files(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "flowers"
@@ -115,10 +144,92 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "flowers.old" / "chapter.txt").read_text() == "years of work"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", ".git", "flowers_int8.tflite.bak"])
+def test_files_that_no_export_wrote_are_not_deleted(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "flowers"
+    replace_dir({**OLD, "README.md": b"", "parity.csv": b"", SIGNATURE_NAME: b""}, folder)
+    (folder / ".DS_Store").write_bytes(b"")
+    check_output_dir(folder)
+    (folder / name).mkdir()
+    (folder / "other").write_text("mine")
+    with pytest.raises(OutputDirError, match=rf"flowers: holds {name} and 1 more, which .*delete.*--out"):
+        replace_dir(NEW, folder)
+    (folder / "other").unlink()
+    with pytest.raises(OutputDirError, match=rf"flowers: holds {name}, which"):
+        check_output_dir(folder)
+    (folder / name).rmdir()
+    (folder / "mine").write_text("mine")
+    replace_dir({**NEW, "mine": b"mine"}, folder)  # a signature is added to such a folder
+    assert (folder / "mine").read_text() == "mine"
+
+
+def test_the_files_of_targets_are_an_exports(tmp_path: Path) -> None:
+    folder = tmp_path / "flowers"
+    replace_dir({**OLD, "a.cc": b"", TARGETS_NAME: b'[{"files": {"a.cc": "0"}}]'}, folder)
+    replace_dir(NEW, folder)
+    assert contents(folder) == NEW
+    (folder / TARGETS_NAME).write_text("{")
+    with pytest.raises(OutputDirError, match=r"targets\.json: is damaged.*--out"):
+        check_output_dir(folder)
+
+
+def test_a_backup_named_old_is_not_deleted(tmp_path: Path) -> None:
+    folder, backup = tmp_path / "flowers", tmp_path / "flowers.old"
+    replace_dir(OLD, folder)
+    replace_dir(NEW, backup)
+    with pytest.raises(OutputDirError, match=r"flowers\.old: an export to .*flowers would delete it"):
+        replace_dir(NEW, folder)
+    assert (contents(folder), contents(backup)) == (OLD, NEW)
+
+
+def test_ctrl_c_after_the_swap_comes_too_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command reports the new files, and half of the old ones do not stop the next export."""
+    folder = tmp_path / "flowers"
+    replace_dir(OLD, folder)
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupt)
+        replace_dir(NEW, folder)
+    assert contents(folder) == NEW
+    assert not folder.with_name("flowers.old").exists()
+    replace_dir(OLD, folder)
+
+
+def test_a_link_and_a_mounted_file_system_are_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OutputDirError, match=r"link: is a symbolic link; .*--out"):
+        check_output_dir(tmp_path / "link")
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(OutputDirError, match=r"disk: is a mounted file system; .*--out"):
+        check_output_dir(tmp_path / "disk")
+
+
+def test_two_exports_to_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "flowers"
+    with (
+        lock_output_dir(folder),
+        lock_output_dir(tmp_path / "trees"),
+        pytest.raises(OutputDirError, match=r"flowers: another export"),
+        lock_output_dir(folder),
+    ):
+        pass
+    with lock_output_dir(folder), lock_output_dir(tmp_path / "no" / "such" / "folder"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 def test_leftovers_of_a_killed_export_do_not_block_the_next_export(tmp_path: Path) -> None:
     folder = tmp_path / "flowers"
-    (tmp_path / f".flowers.{os.getpid()}").mkdir()
+    for name, age in ((".export-young", 60), (".export-old", 3600)):
+        (tmp_path / name / "new").mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     replace_dir(NEW, folder)
+    assert {path.name for path in tmp_path.iterdir()} == {"flowers", ".export-young"}
     assert contents(folder) == NEW
     usual = tmp_path / "usual"
     usual.mkdir()

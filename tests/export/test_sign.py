@@ -129,6 +129,9 @@ def test_an_export_that_failed_parity_is_not_signed(
     parity.write_bytes(b"format,precision\n\xff")
     assert main([str(folder), str(key)]) == 2
     assert f"error: {parity}: " in capsys.readouterr().err
+    parity.write_text("\n".join(",".join(row) for row in rows if row[:2] != ["onnx", "int8"]))
+    assert main([str(folder), str(key)]) == 2
+    assert f"error: {parity}: has no comparison of onnx int8, " in capsys.readouterr().err
     rows[at][1] = "float16"  # the failed file was not kept
     parity.write_text("\n".join(",".join(row) for row in rows))
     assert main([str(folder), str(key)]) == 0

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from export.__main__ import main
+from export.output_dir import TARGETS_NAME, listed_files
 from export.parity.gates import FAILED
 from export.parity.result import ParityResult
 from export.targets.registry import TARGETS
-from export.targets.stage import TARGETS_NAME, listed_files, targets_failures, targets_files, targets_report
+from export.targets.stage import targets_failures, targets_files, targets_report
 from export.targets.target import CompiledTarget
 from runtime.common.errors import UserError
 from runtime.model_file.index import read_index
