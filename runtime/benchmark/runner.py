@@ -19,12 +19,14 @@ from runtime.benchmark.report import BenchRow
 from runtime.benchmark.worker import BenchResult
 from runtime.common.cpu_info import board_name, cpu_name
 from runtime.common.errors import EngineError
+from runtime.common.isolated_python import isolated_python
 from runtime.common.text import pluralize, printable
 from runtime.inference.engines import ENGINES, default_threads, is_installed
 from runtime.model_file.loader import ModelFile
 
 ROUNDS = 5
 DEFAULT_RUNS, DEFAULT_SECONDS = 200, 20.0  # per job: inferences, and the limit of their time
+START_WORKER = "from runtime.benchmark.worker import main; main()"
 LOG_INTERVAL = 10.0  # seconds between progress lines that are not on a terminal
 
 
@@ -93,9 +95,10 @@ def _list_jobs(models: Sequence[ModelFile]) -> list[Job]:
 
 def _run_worker(job: Job, runs: int, seconds: float) -> BenchResult:
     """Measures a job in a process. Raises EngineError with the last line that the process printed."""
-    command = [sys.executable, "-m", "runtime.benchmark.worker", str(job.path), job.engine]
+    arguments = (str(job.path), job.engine, str(job.threads), str(runs), str(seconds))
     done = subprocess.run(
-        [*command, str(job.threads), str(runs), str(seconds)],
+        isolated_python(START_WORKER, *arguments),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",

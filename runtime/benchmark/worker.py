@@ -63,6 +63,17 @@ def run_worker(path: Path, engine: str, threads: int, runs: int, seconds: float)
     return BenchResult(session.engine, model.sha256, load_ms, tuple(ms), peak_mb(), energy)
 
 
+def main() -> None:
+    """Measures as the arguments of the command line say, and prints the result, or an error of one line."""
+    try:
+        path, engine, threads, runs, seconds = sys.argv[1:]
+        print(json.dumps(asdict(run_worker(Path(path), engine, int(threads), int(runs), float(seconds)))))
+    except UserError as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:  # Ctrl-C reaches the whole process group; the parent reports it
+        sys.exit(130)
+
+
 def peak_mb() -> float | None:
     """Returns the highest physical memory of this process in MB; None if the system does not report it."""
     with suppress(OSError, StopIteration):  # Linux: getrusage would count the parent process too
@@ -112,10 +123,4 @@ def _ms_since(started: float) -> float:
 
 
 if __name__ == "__main__":
-    try:
-        path, engine, threads, runs, seconds = sys.argv[1:]
-        print(json.dumps(asdict(run_worker(Path(path), engine, int(threads), int(runs), float(seconds)))))
-    except UserError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:  # Ctrl-C reaches the whole process group; the parent reports it
-        sys.exit(130)
+    main()

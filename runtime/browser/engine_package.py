@@ -104,7 +104,12 @@ def _download() -> EnginePackage:
         command = [npm, "pack", PACKAGE, "--silent", "--ignore-scripts", "--pack-destination", folder]
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=DOWNLOAD_TIMEOUT,
             )
         except subprocess.TimeoutExpired:
             raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from runtime.inference.learning import Learned
     from runtime.preprocess.picture import Pixels, Source
 
+_LOADING_AGAIN = Lock()  # in a forked process
+_OF_PARENT = list[object]()  # the engines that a forked process inherited: freeing one waits for its threads
 SAME_THRESHOLD = 1e-6  # a correction may give another machine another last digit
 
 
@@ -72,7 +74,8 @@ class Classifier:
     the model then names fewer pictures of other things. Default: the share that it was trained with.
 
     With `parallel`, several threads classify pictures at the same time, each in a session of one thread, if
-    the model file has at most 8 MB (MAX_PARALLEL_MODEL_BYTES). Raises ModelError or EngineError.
+    the model file has at most 8 MB (MAX_PARALLEL_MODEL_BYTES). A forked process loads the model into the
+    engine again for its first picture. Raises ModelError or EngineError.
     """
 
     def __init__(
@@ -115,7 +118,9 @@ class Classifier:
         self.threads = threads or default_threads()
         self.session = load_session(self.model, engine, self.threads)
         parallel = parallel and len(self.model.data) <= MAX_PARALLEL_MODEL_BYTES
-        self._sessions = ParallelSessions(self._load_single, cores if parallel else 1)
+        self._parallel_count = cores if parallel else 1
+        self._sessions = ParallelSessions(self._load_single, self._parallel_count)
+        self._process = os.getpid()
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
@@ -267,7 +272,12 @@ class Classifier:
         return self._predict(picture, picture.pixels)
 
     def predict_many(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Prediction | PictureError]]:
-        """Yields each source with its prediction, or with its error, and decodes the next ones meanwhile."""
+        """Yields each source with its prediction, or with its error, and decodes the next ones meanwhile.
+
+        Raises TypeError for a single source, whose characters, bytes or rows would be taken for sources.
+        """
+        if isinstance(sources, (str, bytes)) or (isinstance(sources, np.ndarray) and sources.ndim < 4):
+            raise TypeError("predict_many takes several sources: put a single one in a list")
         return predict_many(lambda: self, sources)
 
     def infer(self, pixels: Pixels) -> ModelOutput:
@@ -289,10 +299,13 @@ class Classifier:
             return output
         known = None if output.known is None else np.array(output.known)
         probabilities, known = state.apply(output.probabilities, known, features)
-        return replace(output, probabilities=probabilities, known=None if known is None else known.item())
+        changed = None if known is None else known.item()
+        return replace(output, probabilities=probabilities, known=changed, labels=state.labels)
 
     def infer_uncorrected(self, pixels: Pixels) -> ModelOutput:
         """Returns the outputs that the model file computes, to learn from them. Raises as `infer` does."""
+        if self._process != os.getpid():
+            self._load_again()
         with self._sessions.take(self.session) as session:
             started = time.perf_counter()
             outputs = session(pixels[np.newaxis])
@@ -307,12 +320,13 @@ class Classifier:
             known=outputs["known"].item() if "known" in outputs else None,
             ms=ms,
             features=outputs["features"][0] if self.model.contract.features else None,
+            labels=self.model.contract.labels,
         )
 
     def to_prediction(self, source: str, output: ModelOutput, decode_ms: float) -> Prediction:
         """Returns the output with labels instead of positions, and with `known` decided by the threshold."""
         best = np.argsort(-output.probabilities, kind="stable")[: max(1, self.top)]
-        labels = self.labels
+        labels = output.labels or self.labels
         scores = tuple(ClassScore(labels[i], round(float(output.probabilities[i]), 6)) for i in best)
         known = None if output.known is None else bool(output.known >= self.threshold)
         return Prediction(
@@ -323,6 +337,18 @@ class Classifier:
             top=scores,
             ms={"decode": round(decode_ms, 1), "infer": round(output.ms, 1)},
         )
+
+    def _load_again(self) -> None:
+        """Loads the model into the engine again, in a forked process.
+
+        The threads of the engine, and those that hold its locks, are in the parent: it would wait for ever.
+        """
+        with _LOADING_AGAIN:
+            if self._process != os.getpid():
+                _OF_PARENT.append((self.session, self._sessions))
+                self.session = load_session(self.model, self.session.name, self.threads)
+                self._sessions = ParallelSessions(self._load_single, self._parallel_count)
+                self._process = os.getpid()
 
     def _load_single(self) -> InferenceSession:
         return load_session(self.model, self.session.name, threads=1)
@@ -381,4 +407,4 @@ def _source_name(source: Source) -> str:
     if isinstance(source, (str, Path)):
         return str(source)
     name = getattr(source, "name", None)  # of an open file; encoded bytes have none
-    return name if isinstance(name, str) and source is not sys.stdin.buffer else "-"
+    return name if isinstance(name, str) and name != "<stdin>" else "-"

@@ -34,10 +34,9 @@ MIN_GAIN = 1.1  # a smaller ratio of two times may be chance
 NOT_TIMED = frozenset({"tflite"})
 
 START = (
-    "import os, sys\n"
+    "import os\n"
     "from contextlib import suppress\n"
     "with suppress(AttributeError, OSError): os.nice(19)\n"  # before the imports, which take most of the time
-    "sys.path[:] = sys.argv.pop().split(chr(0x1f))\n"
     "from runtime.inference.engine_timing import main; main()"
 )
 

@@ -33,6 +33,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime, from 1.29 o
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # OpenVINO skips what is missing
 
 OUTPUTS = frozenset({"probabilities", "known", "features"})  # the outputs that a contract describes
+MAX_THREADS = 1024  # far more end the process, where the system starts no more
 MAX_REASON_LENGTH = 300  # characters of an engine's own error message
 OPENVINO_SETTINGS = {
     "PERFORMANCE_HINT": "LATENCY",  # one picture at a time
@@ -89,17 +90,25 @@ class Engine:
 def load_session(model: ModelFile, engine: str = "auto", threads: int | None = None) -> InferenceSession:
     """Loads a model's bytes into an engine, and checks that its inputs and outputs fit its contract.
 
-    Raises EngineError when the engine is missing or cannot load the file, ModelError when the file differs
-    from its contract.
+    Raises EngineError when the engine is missing or cannot load the file, or for a number of threads that no
+    engine can have, ModelError when the file differs from its contract.
     """
+    threads = threads or default_threads()
+    if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise EngineError(f"{threads} threads: give a whole number from 1 to {MAX_THREADS:,}")
     engine = choose_engine(model.format) if engine == "auto" else engine
     if ENGINES[engine].format != model.format:
         raise EngineError(f"{model.path}: {engine} runs {ENGINES[engine].format} files, not {model.format}")
     require_engine(engine)
     try:
-        session = ENGINES[engine].load(model.data, threads or default_threads())
+        session = ENGINES[engine].load(model.data, threads)
     except EngineError:
         raise
+    except ImportError as error:
+        raise EngineError(
+            f"{engine} is installed, but cannot be imported ({_one_line(error)}): install it again, or "
+            "choose another --engine"
+        ) from None
     except Exception as error:  # each engine has its own exception types
         raise EngineError(f"{model.path}: {engine} cannot load it: {_one_line(error)}") from None
     _check_signature(model, session)
@@ -115,9 +124,9 @@ def _check_signature(model: ModelFile, session: InferenceSession) -> None:
             f"{model.path}: takes {dtype} {list(shape)}, its contract says uint8 [1, {height}, {width}, 3]"
         )
     _check_output(model.path, session, "probabilities", len(contract.labels))
-    if "known" in session.outputs:
-        if "known" not in contract.thresholds:
-            raise ModelError(f"{model.path}: has an output `known`, but its contract has no threshold for it")
+    if "known" in session.outputs and "known" not in contract.thresholds:
+        raise ModelError(f"{model.path}: has an output `known`, but its contract has no threshold for it")
+    if "known" in contract.thresholds:  # without this output, every picture would get a name
         _check_output(model.path, session, "known", 1)
     if contract.features is not None:
         _check_output(model.path, session, "features", contract.features)
@@ -142,7 +151,9 @@ def engine_name(engine: str) -> str:
 
 
 def is_installed(engine: str) -> bool:
-    return find_spec(ENGINES[engine].module) is not None
+    spec = find_spec(ENGINES[engine].module)
+    # Python takes any folder of that name for a package, such as a clone of the engine's source code.
+    return spec is not None and spec.origin is not None
 
 
 def engine_version(engine: str) -> str:
@@ -302,7 +313,7 @@ def _fixed_shape(shape: list[int | str | None]) -> tuple[int, ...]:
 def _load_openvino(data: bytes, threads: int) -> InferenceSession:
     import openvino
 
-    core = _openvino_core()
+    core = _openvino_core(os.getpid())
     model = core.read_model(data)
     if len(model.inputs) != 1:  # it drops an input that no output depends on
         raise ValueError(f"its outputs depend on {len(model.inputs)} inputs instead of 1")
@@ -326,8 +337,8 @@ def _load_openvino(data: bytes, threads: int) -> InferenceSession:
 
 
 @cache
-def _openvino_core() -> Any:
-    """Returns the process's one core, which is never freed.
+def _openvino_core(process: int) -> Any:
+    """Returns the one core of the process with this number, which is never freed.
 
     OpenVINO 2026.4 gives the thread that compiles first a signal stack of its own, and frees that memory with
     the core. A core freed by another thread leaves a stack that does not exist: the next signal, for example

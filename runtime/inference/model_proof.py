@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.common.errors import ModelError, UserError
+from runtime.common.isolated_python import isolated_python
 from runtime.inference.classifier import Classifier
 from runtime.model_file.contract import Contract
 from runtime.model_file.golden import golden_picture
@@ -30,12 +31,7 @@ MAX_SUM_ERROR = 0.05  # of the probabilities; int8 outputs are rounded one by on
 MAX_PROBABILITY_ERROR = 0.25
 MAX_KNOWN_ERROR = 0.5
 
-WORKER = (sys.executable, "-I", "-c")
-# Imports from the same folders as this process, and never from the current folder.
-START = (
-    "import sys; sys.path[:] = sys.argv.pop().split(chr(0x1f)); "
-    "from runtime.inference.model_proof import main; main()"
-)
+START = "from runtime.inference.model_proof import main; main()"
 
 
 def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
@@ -56,7 +52,7 @@ def run_proof(
     arguments = json.dumps([path, dict(options), timeout], default=str)
     try:
         done = subprocess.run(
-            [*WORKER, start, arguments, "\x1f".join(str(Path(path).absolute()) for path in sys.path)],
+            isolated_python(start, arguments),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout,

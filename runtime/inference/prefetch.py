@@ -10,8 +10,9 @@ from queue import Empty, Queue
 from threading import Event, Thread
 from typing import TYPE_CHECKING
 
-from runtime.common.errors import PictureError
+from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.inference.engines import default_threads
+from runtime.preprocess.decode import SOURCES
 from runtime.preprocess.decode_pool import DecodePool
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ def _read(source: Source, size: tuple[int, int]) -> Pixels:
 
     if not isinstance(source, np.ndarray):
         return DECODERS.decode(source, size)
+    # Pillow would take the values 0 to 255 of a wider type for nearly black, and two channels for grey.
+    if source.dtype != np.uint8 or source.shape[2:] == (2,):
+        raise UnsupportedPictureError(f"is an array {source.dtype} {list(source.shape)}: {SOURCES}")
     from runtime.preprocess.picture import read_picture  # late: it loads Pillow, which only the workers need
 
     return read_picture(source, size)

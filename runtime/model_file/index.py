@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.common.errors import ModelError
 from runtime.common.text import is_name
 from runtime.model_file.contract import Contract, parse_contract, parse_json, require_field
-from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, is_file, read_bytes
+from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, MAX_MODEL_BYTES, is_file, read_bytes
 from runtime.model_file.formats import FORMATS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -71,12 +71,16 @@ def _parse_file(fields: Any) -> IndexedFile:
         raise ModelError(
             f"{file}: this runtime does not know the format {format[:40]!r} with precision {precision[:40]!r}"
         )
+    if not 0 <= (size := require_field(fields, "bytes", int)) <= MAX_MODEL_BYTES:
+        raise ModelError(f"{file}: its number of bytes must be 0 to {MAX_MODEL_BYTES:,}")
+    if not re.fullmatch("[0-9a-f]{64}", sha256 := require_field(fields, "sha256", str)):
+        raise ModelError(f"{file}: its sha256 is not one of 64 hexadecimal digits")
     return IndexedFile(
         file=file,
         format=format,
         precision=precision,
-        bytes=require_field(fields, "bytes", int),
-        sha256=require_field(fields, "sha256", str),
+        bytes=size,
+        sha256=sha256,
         metrics=require_field(fields, "metrics", dict),
     )
 

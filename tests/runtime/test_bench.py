@@ -189,6 +189,16 @@ def test_the_csv_file_is_written_also_when_the_cache_cannot_be(
     assert "XDG_CACHE_HOME" in capsys.readouterr().err and len(board.read_text().splitlines()) > 1
 
 
+def test_the_workers_import_nothing_from_the_current_folder(
+    folder: Path, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The console script does not import from there either."""
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "__init__.py").write_text("raise SystemExit('another program')")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", str(folder), "--runs", "1"]) == 0
+
+
 def test_a_file_replaced_during_the_benchmark_is_not_counted(
     folder: Path, make_folder: Callable[..., Path], one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

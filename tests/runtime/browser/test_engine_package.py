@@ -114,6 +114,7 @@ def test_a_missing_npm_and_a_failing_one_give_the_next_step(
     assert main(["--model", str(RELEASED), "--out", str(tmp_path / "page.html")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "npm is not installed" in line and "--engine-package" in line
-    install_npm(tmp_path / "bin", "echo no network >&2; exit 1", monkeypatch)
+    # The last byte is no UTF-8, such as in a message of Windows.
+    install_npm(tmp_path / "bin", "printf 'no network \\377\\n' >&2; exit 1", monkeypatch)
     assert main(["--model", str(RELEASED), "--out", str(tmp_path / "page.html")]) == 2
     assert "no network" in capsys.readouterr().err.splitlines()[-1]

@@ -203,6 +203,7 @@ FLOAT = TensorProto.FLOAT
         ([constant(TensorProto.INT64, [1, 3])], "returns int64 [1, 3] as probabilities"),
         ([constant(TensorProto.FLOAT16, [1, 3])], "returns float16 [1, 3] as probabilities"),
         ([constant(FLOAT, [1, 3], name="other")], "returns nothing as probabilities"),
+        ([constant(FLOAT, [1, 3])], "returns nothing as known"),  # which its contract has a threshold for
         ([constant(FLOAT, [1, 3]), constant(FLOAT, [1, 2], name="known")], "returns float32 [1, 2] as known"),
     ],
 )
@@ -270,6 +271,24 @@ os.kill(os.getpid(), signal.SIGTERM)
     command = [sys.executable, "-c", code, engine, str(colours), ENGINES[engine].format]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
+
+
+def test_an_engine_that_cannot_start_names_the_next_step(
+    colours: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = open_model(colours, ["onnx"])
+    for threads in (-1, 10**5, 1.5):
+        with pytest.raises(EngineError, match="from 1 to 1,024"):
+            load_session(model, "onnx", threads)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # its import fails
+    monkeypatch.setattr(engines, "require_engine", lambda engine: None)
+    with pytest.raises(EngineError, match=r"cannot be imported .*install it again"):
+        load_session(model, "onnx")
+    # A clone of an engine's source code in the current folder is no engine.
+    (tmp_path / "engine_source").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(ENGINES, "onnx", replace(ENGINES["onnx"], module="engine_source"))
+    assert find_spec("engine_source") and not engines.is_installed("onnx")
 
 
 def test_an_engine_for_another_format_raises_engine_error(colours: Path) -> None:

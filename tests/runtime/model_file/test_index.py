@@ -30,10 +30,12 @@ def test_an_index_cannot_name_files_outside_its_folder(
         ({"file": "\ud800"}, "not a bare file name"),
         ({"format": "\u2028"}, r"'\\u2028' with precision 'float32'"),
         ({"precision": "x" * 5000}, "format 'tflite' with precision 'x{40}'"),
+        ({"sha256": "\ud800"}, "64 hexadecimal digits"),  # a name in the cache is computed from it
+        ({"bytes": 10**4000}, "number of bytes must be 0 to 1,073,741,824$"),
     ],
 )
 def test_long_or_unprintable_names_in_an_index_give_one_short_line(
-    tmp_path: Path, make_folder: MakeFolder, fields: dict[str, str], reason: str
+    tmp_path: Path, make_folder: MakeFolder, fields: dict[str, object], reason: str
 ) -> None:
     """Found by tests/fuzz."""
     folder = make_folder(tmp_path / "m")

@@ -1,0 +1,88 @@
+"""Classifier in other programs: in forked processes and threads, and with sources that are no pictures."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from runtime import Classifier
+from runtime.common.errors import PictureError
+from tests.helpers import ROOT
+from tests.runtime.scene import scene_pictures
+
+FORKING = """
+import os, sys
+from runtime import Classifier
+classifier = Classifier(sys.argv[1], engine=sys.argv[2], threads=2)
+label = classifier(sys.argv[3]).label
+if os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+os._exit(classifier(sys.argv[3]).label != label)
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+@pytest.mark.parametrize("engine", ["litert", "tflite"])
+def test_a_forked_process_classifies(engine: str, photos: Path) -> None:
+    """tflite-runtime waited for its threads, which are in the parent."""
+    model = ROOT / "models" / "flowers_small"  # the tiny model uses one thread
+    run = [sys.executable, "-c", FORKING, str(model), engine, str(photos / "red.jpg")]
+    assert subprocess.run(run, cwd=ROOT, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_forked_process_does_not_wait_for_threads_of_its_parent(
+    colours: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = Classifier(colours)
+    with classifier._sessions.take(classifier.session):  # another thread classifies
+        process = os.getpid()
+        monkeypatch.setattr(os, "getpid", lambda: process + 1)
+        assert classifier(photos / "red.jpg").label == "红"
+
+
+def test_an_answer_has_its_own_labels_while_another_thread_teaches(model: Path) -> None:
+    """The label of a later class may come before those of earlier classes."""
+    classifier, pixels = Classifier(model), scene_pictures(1, seed=3)[0]
+    classifier.teach("scene", list(scene_pictures(20, seed=1)))
+    output = classifier.infer(pixels)
+    classifier.teach("a class", list(scene_pictures(3, seed=2)[:, ::-1]))
+    assert classifier.labels[3:] == ("a class", "scene")
+    assert classifier.to_prediction("", output, 0.0).label == "scene"
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.full((48, 64), 255, np.int32),
+        np.full((48, 64), np.nan, np.float32),
+        np.full((48, 64), 200, np.uint16),
+        np.full((48, 64, 2), 255, np.uint8),
+    ],
+)
+def test_an_array_of_another_kind_is_refused_and_not_taken_for_black(
+    pixels: np.ndarray[tuple[int, ...], np.dtype[np.generic]], colours: Path
+) -> None:
+    with pytest.raises(PictureError, match=r"is an array .*: give .* an array uint8 \[H, W, 3\]"):
+        Classifier(colours)(pixels)  # type: ignore[arg-type]
+
+
+def test_a_single_source_is_not_taken_for_several(colours: Path, photos: Path) -> None:
+    classifier, pixels = Classifier(colours), np.zeros((48, 64, 3), np.uint8)
+    for source in (str(photos / "red.jpg"), (photos / "red.jpg").read_bytes(), pixels):
+        with pytest.raises(TypeError, match="in a list"):
+            classifier.predict_many(source)  # type: ignore[arg-type]
+    assert len(list(classifier.predict_many(np.stack([pixels, pixels])))) == 2
+
+
+def test_an_open_file_is_named_in_a_program_without_standard_input(
+    colours: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)  # as in pythonw.exe
+    with (photos / "red.jpg").open("rb") as file:
+        assert Classifier(colours)(file).source == str(photos / "red.jpg")
