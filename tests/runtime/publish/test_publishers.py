@@ -60,12 +60,16 @@ def test_watch_publishes_each_photo_with_its_picture(
     arguments = ("--watch", folder, "--model", colours, "--mqtt", f"mqtt://127.0.0.1:{broker.port}/cam")
     with broker.subscriber() as found:
         process = start_python("-m", "runtime.classify", *arguments)
-        state = json.loads(found.wait("cam/state"))
-        assert (state["label"], state["source"]) == ("红", "red.jpg")
-        assert Image.open(io.BytesIO(found.latest["cam/picture"])).format == "JPEG"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
-        found.wait("cam/availability", b"offline")
+        try:
+            state = json.loads(found.wait("cam/state"))
+            assert (state["label"], state["source"]) == ("红", "red.jpg")
+            assert Image.open(io.BytesIO(found.latest["cam/picture"])).format == "JPEG"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+            found.wait("cam/availability", b"offline")
+        finally:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.slow
