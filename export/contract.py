@@ -121,7 +121,8 @@ def check_contract(contract: Contract, files: Sequence[FileKey], run: Path, out:
     """
     check_index(Index(replace(contract, name="model"), ()), run)  # the contract under a valid name
     names = (
-        IndexedFile(file_name(contract.name, file), *file, bytes=0, sha256="", metrics={}) for file in files
+        IndexedFile(file_name(contract.name, file), *file, bytes=0, sha256="0" * 64, metrics={})
+        for file in files
     )
     if reason := _refusal(Index(contract, tuple(names))):
         raise UserError(f"{out}: the folder's name is part of its file names: {reason}; give another --out")

@@ -33,9 +33,10 @@ def equalize(
     All convolutions together compute the same network with more equal channel ranges. Each channel is divided
     by (its maximum / the layer's maximum) ** strength, and the next layer multiplies by the same factor. ReLU
     and max pooling preserve positive factors, so the outputs stay the same. The channels of the last layer
-    feed the head and stay as they are, except with `include_last`. `inputs` [n, H, W, in] are the inputs of
-    the first layer on calibration photos. After Nagel et al., "Data-Free Quantization Through Weight
-    Equalization and Bias Correction", 2019, which equalizes weights; here the activations are equalized.
+    stay as they are, except with `include_last`: their means must then be multiplied by their factors.
+    `inputs` [n, H, W, in] are the inputs of the first layer on calibration photos. After Nagel et al.,
+    "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, which equalizes weights;
+    here the activations are equalized.
     """
     weights = conv_weights(layers)
     last = list(weights)[-1]

@@ -47,7 +47,6 @@ class Recipe:
     bias_correction: bool = False
     equalization: float = 0.0  # 0: channels stay as they are; 1: every channel gets the largest range
     float_first: bool = True  # block1_conv1 stays in float32, so that pixels are not rounded to 256 steps
-    equalize_last: bool = False  # if the head takes channel means, which then get the factors back
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def quantize(
     params = QuantParams(scale, round(-lower / scale))
     coded = exact if recipe.float_first else round_to_codes(exact.copy(), params)
     quantized: dict[str, QuantizedConv] = {}
-    include_last = recipe.equalize_last and bool(_means_layers(model))
+    include_last = _only_means_follow(model, layers[-1])
     for layer, conv in equalize(layers, exact, recipe.equalization, include_last=include_last):
         if conv is None:
             coded = run_layer(layer, coded)
@@ -145,8 +144,14 @@ def with_weights(model: keras.Model, quantized: Quantized) -> keras.Model:
     return copy
 
 
-def _means_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    return [layer for layer in model.layers if isinstance(layer, keras.layers.GlobalAveragePooling2D)]
+def _only_means_follow(model: keras.Model, last: keras.layers.Layer) -> bool:
+    """Whether all layers that take the outputs of `last` are channel means, which can get factors back."""
+    following = [
+        layer
+        for layer in model.layers
+        if layer is not last and any(tensor is last.output for tensor in keras.tree.flatten(layer.input))
+    ]
+    return all(isinstance(layer, keras.layers.GlobalAveragePooling2D) for layer in following)
 
 
 def pool_factors(model: keras.Model, quantized: Quantized) -> dict[str, Floats]:

@@ -32,14 +32,12 @@ RECIPES = (
     Recipe("nearest", bias_correction=True),
 )
 
-# Of the full-int8 file. Its last layer is coded too, and its largest channel mean is many times most others.
 FULL_INT8_RECIPE = Recipe(
     "gptq-equalized, all layers",
     rounding=gptq,
     bias_correction=True,
     equalization=0.5,
     float_first=False,
-    equalize_last=True,
 )
 
 Int8Converter = Callable[[keras.Model, Quantized], bytes]
