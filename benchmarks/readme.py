@@ -37,7 +37,7 @@ REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
 RECORDED_TABLES = (
     *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),
     *("soak", "memory", "serve", "heads", "imbalance", "near_duplicates", "scale", "clients"),
-    *("instructions", "boards", "leave_one_out", "teach", "reject"),
+    *("instructions", "boards", "leave_one_out", "teach", "reject", "solar_cells"),
 )
 BLOCK = re.compile(r"(?<=<!-- )((?:table|output): [^>\n]+)( -->\n).*?(?=<!-- end -->)", re.DOTALL)
 

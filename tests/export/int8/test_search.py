@@ -79,4 +79,4 @@ def test_a_recipe_that_breaks_a_bound_of_known_is_not_accepted(
     found = find_int8(None, converters, photos, reference, ("onnx",), clock)
     assert found["onnx"].recipe == second.name
     assert f"recipe {BEST.name}: " in (printed := capsys.readouterr().out)
-    assert "max |Δ known| 0.6 is over 0.25" in printed and "no recipe" not in printed
+    assert "max |Δ known| 0.6 is over 0.5" in printed and "no recipe" not in printed

@@ -17,7 +17,7 @@ from tests.export.parity.results import RESULT
     [
         ("float32", {"max_dp": 1e-4}, {"max_dp": 1.1e-4}, r"max \|Δp\|"),
         ("float16", {"max_dp": 5e-3}, {"max_dp": 5.1e-3}, r"max \|Δp\|"),
-        ("dynamic", {"max_dp": 0.25}, {"max_dp": 0.251}, r"max \|Δp\|"),
+        ("dynamic", {"max_dp": 0.5}, {"max_dp": 0.501}, r"max \|Δp\|"),
         ("dynamic", {"disagreements": 10}, {"disagreements": 11}, "97.8%"),
         ("int8", {"disagreements": 10}, {"disagreements": 11}, "97.8%"),
         ("int8", {"p99_dp": 0.12}, {"p99_dp": 0.121}, "99th percentile"),
@@ -103,8 +103,8 @@ def test_known_of_a_quantized_file_may_not_move_far_even_where_no_decision_chang
     """Nearly all test photos are known, so `known` could be 1 for every picture."""
     constant = replace(RESULT, precision=precision, known_disagreements=0, max_dknown=0.6)
     (bound,) = broken_bounds(constant)
-    assert "max |Δ known| 0.6 is over 0.25" in bound
-    assert broken_bounds(replace(constant, max_dknown=0.25)) == []
+    assert "max |Δ known| 0.6 is over 0.5" in bound
+    assert broken_bounds(replace(constant, max_dknown=0.5)) == []
 
 
 def test_known_of_a_float_file_has_the_bound_of_its_probabilities() -> None:
