@@ -27,6 +27,7 @@ from runtime.inference.correction import (
     write_correction,
 )
 from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.model_file.index import read_index
 from runtime.model_file.loader import open_model
 from tests.helpers import wait_for
 from tests.runtime.conftest import MakeFolder
@@ -35,7 +36,9 @@ from tests.runtime.scene import class_pictures, scene_pictures
 
 
 def sign(folder: Path, keys: Path) -> Path:
-    """Signs the folder with a new key. Returns the public key's file."""
+    """Signs the folder with a new key, as if an export had compared its files. Returns the public key."""
+    rows = [f"{file.format},{file.precision},passed" for file in read_index(folder).files]
+    (folder / "parity.csv").write_text("\n".join(["format,precision,verdict", *rows]))
     private = ec.generate_private_key(ec.SECP256R1())
     (keys / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key = keys / "key.pub"

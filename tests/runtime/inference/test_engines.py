@@ -218,7 +218,7 @@ def test_outputs_that_differ_from_the_contract_raise_model_error(
 
 
 def test_a_wrong_shape_at_inference_raises_engine_error_in_one_line(
-    knowing: Path, capfd: pytest.CaptureFixture[str]
+    colours: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Six numbers in as many rows as the picture is bright, where the file says three a row."""
     nodes = [
@@ -231,7 +231,7 @@ def test_a_wrong_shape_at_inference_raises_engine_error_in_one_line(
     ]
     info = helper.make_tensor_value_info("probabilities", FLOAT, [-1, 3])
     output = helper.make_node("Reshape", ["six", "shape"], ["probabilities"]), info
-    run = load_session(replace(open_model(knowing, ["onnx"]), data=onnx_of(output, nodes=nodes)), "onnx")
+    run = load_session(replace(open_model(colours, ["onnx"]), data=onnx_of(output, nodes=nodes)), "onnx")
     for bright, reason in (
         (2, r"returned probabilities of shape \[2, 3\], but .* \[-1, 3\]"),
         (1, r"returned probabilities of shape \[1, 6\]"),

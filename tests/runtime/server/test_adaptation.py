@@ -9,18 +9,16 @@ from threading import Event, Thread
 import jsonschema
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.sign import sign_folder
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos
 from runtime.server.multipart import Upload
 from runtime.server.none_tray import NoneTray
 from runtime.server.scene_adapter import SceneAdapter
 from tests.helpers import PATIENCE
+from tests.runtime.inference.test_correction import sign
 from tests.runtime.scene import class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
@@ -249,11 +247,7 @@ def test_a_model_of_contract_version_1_cannot_be_adapted(knowing: Path) -> None:
 
 
 def test_a_service_that_requires_signatures_asks_for_a_flag(model: Path, tmp_path: Path) -> None:
-    private = ec.generate_private_key(ec.SECP256R1())
-    (tmp_path / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key = tmp_path / "key.pub"
-    key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    sign_folder(model, tmp_path / "key")
+    key = sign(model, tmp_path)
     photo = encode_png(scene_pictures(1, seed=1)[0])
     with serve_in_thread(model, classifier_options={"key": key}) as service:
         status, answer = service.call("POST", "/none", photo)

@@ -12,12 +12,9 @@ from urllib.parse import quote
 import jsonschema
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.sign import sign_folder
 from runtime import Classifier
 from runtime.common.file_lock import exclusive_lock
 from runtime.inference.learned_state import STATE_NAME
@@ -27,6 +24,7 @@ from runtime.server import learner, review_collector
 from tests.helpers import PATIENCE, wait_for
 from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
 from tests.runtime.conftest import MakeFolder
+from tests.runtime.inference.test_correction import sign
 from tests.runtime.scene import borderline_pictures, class_pictures, encode_png, scene_pictures
 from tests.serving import Client, multipart_form, openapi_schema, serve_in_thread
 
@@ -344,11 +342,7 @@ def test_a_model_of_contract_version_1_cannot_learn(knowing: Path) -> None:
 
 
 def test_a_service_that_requires_signatures_asks_for_a_flag(model: Path, tmp_path: Path) -> None:
-    private = ec.generate_private_key(ec.SECP256R1())
-    (tmp_path / "key").write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key = tmp_path / "key.pub"
-    key.write_bytes(private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-    sign_folder(model, tmp_path / "key")
+    key = sign(model, tmp_path)
     pictures = scene_pictures(TAUGHT, seed=1)
     with serve_in_thread(model, classifier_options={"key": key}) as service:
         status, answer = service.call("POST", "/taught?label=sky", encode_png(pictures[0]))
