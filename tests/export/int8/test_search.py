@@ -14,6 +14,7 @@ from export.int8 import search
 from export.int8.quantize import Recipe
 from export.int8.search import Int8File, find_int8
 from export.int8.weight_codes import WeightCodes
+from export.parity.result import ParityResult
 from export.parity.runner import ParityReference
 from export.time_left import ExportClock, Workload
 from tests.export.parity.results import RESULT
@@ -66,8 +67,24 @@ def test_a_recipe_that_breaks_a_bound_of_known_is_not_accepted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The aim has no bound of its own for `known` and features."""
+    first = replace(RESULT, known_disagreements=0, max_dknown=0.6)
+    assert chosen_recipe(first, monkeypatch) == search.RECIPES[1].name
+    assert f"recipe {BEST.name}: " in (printed := capsys.readouterr().out)
+    assert "max |Δ known| 0.6 is over 0.5" in printed and "no recipe" not in printed
+
+
+@pytest.mark.parametrize(("n", "disagreements", "accepted"), [(30, 1, True), (30, 2, False), (200, 1, True)])
+def test_one_of_few_validation_photos_may_get_another_label(
+    n: int, disagreements: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(RESULT, n=n, disagreements=disagreements, max_dp=0.02)
+    assert (chosen_recipe(first, monkeypatch) == BEST.name) == accepted
+
+
+def chosen_recipe(first: ParityResult, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The recipe that is chosen if the first one has this result and the second one a good one."""
     second = search.RECIPES[1]
-    results = {BEST.name: replace(RESULT, known_disagreements=0, max_dknown=0.6), second.name: RESULT}
+    results = {BEST.name: first, second.name: RESULT}
     monkeypatch.setattr(search, "quantize", lambda model, photos, recipe, step: recipe.name)
     monkeypatch.setattr(
         search, "run_parity", lambda files, *_: [results[data.decode()] for data in files.values()]
@@ -76,7 +93,4 @@ def test_a_recipe_that_breaks_a_bound_of_known_is_not_accepted(
     photos = np.zeros((1, 8, 8, 3), np.uint8)
     reference = ParityReference(photos, np.zeros(1, np.int64), np.ones((1, 2), np.float32))
     converters = {"onnx": lambda model, quantized: str(quantized).encode()}
-    found = find_int8(None, converters, photos, reference, ("onnx",), clock)
-    assert found["onnx"].recipe == second.name
-    assert f"recipe {BEST.name}: " in (printed := capsys.readouterr().out)
-    assert "max |Δ known| 0.6 is over 0.5" in printed and "no recipe" not in printed
+    return find_int8(None, converters, photos, reference, ("onnx",), clock)["onnx"].recipe
