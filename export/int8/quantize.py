@@ -47,6 +47,7 @@ class Recipe:
     bias_correction: bool = False
     equalization: float = 0.0  # 0: channels stay as they are; 1: every channel gets the largest range
     float_first: bool = True  # block1_conv1 stays in float32, so that pixels are not rounded to 256 steps
+    equalize_last: bool = False  # where only channel means follow the last layer: they get the factors back
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def quantize(
     params = QuantParams(scale, round(-lower / scale))
     coded = exact if recipe.float_first else round_to_codes(exact.copy(), params)
     quantized: dict[str, QuantizedConv] = {}
-    include_last = _only_means_follow(model, layers[-1])
+    include_last = recipe.equalize_last and _only_means_follow(model, layers[-1])
     for layer, conv in equalize(layers, exact, recipe.equalization, include_last=include_last):
         if conv is None:
             coded = run_layer(layer, coded)

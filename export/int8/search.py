@@ -29,6 +29,14 @@ AIM_MAX_DP = 0.05
 
 RECIPES = (
     Recipe("gptq-equalized", rounding=gptq, bias_correction=True, equalization=0.5),
+    # For pictures that activate the last layer less than others do, such as grey ones.
+    Recipe(
+        "gptq-equalized, last layer too",
+        rounding=gptq,
+        bias_correction=True,
+        equalization=0.5,
+        equalize_last=True,
+    ),
     Recipe("gptq", rounding=gptq, bias_correction=True),
     Recipe("nearest", bias_correction=True),
 )
@@ -39,6 +47,7 @@ FULL_INT8_RECIPE = Recipe(
     bias_correction=True,
     equalization=0.5,
     float_first=False,
+    equalize_last=True,
 )
 
 Int8Converter = Callable[[keras.Model, Quantized], bytes]

@@ -170,7 +170,8 @@ def test_a_large_dense_layer_has_int8_weights(
     x = keras.layers.Softmax(name="probabilities")(keras.layers.Dense(3, name="logits")(x))
     model = keras.Model(image, x)
     quantized = quantize(model, pictures, BEST)
-    assert (list(quantized.values())[-1].factors == 1).all()  # a Dense layer does not give factors back
+    last = list(quantize(model, pictures, replace(BEST, equalize_last=True)).values())[-1]
+    assert (last.factors == 1).all()  # a Dense layer does not give factors back
     expected = predict(model, pictures, lambda done: None)["probabilities"]
     assert 4 * 8 * 16 * 16 * 16 > 120_000  # bytes of the Dense layer's weights in float32
     for format, engine in (("tflite", "litert"), ("onnx", "onnx")):
@@ -208,4 +209,5 @@ def test_features_keep_the_factors_that_equalization_takes_from_channels() -> No
     without = {name: replace(conv, factors=one) for name, conv in exact.items()}
     features = predict(with_weights(model, without), photos, lambda done: None)["features"]
     assert np.abs(features - expected["features"]).max() > 0.05
-    assert list(quantize(model, photos, BEST).values())[-1].factors.min() < 0.9  # the last layer's too
+    for recipe, equalized_last in ((BEST, False), (replace(BEST, equalize_last=True), True)):
+        assert (list(quantize(model, photos, recipe).values())[-1].factors.min() < 0.9) == equalized_last
