@@ -39,12 +39,13 @@ from export.serving_model import predict, save_serving_model, serving_model
 
 PHOTOS = 100  # of val
 ENGINES = ("litert", "onnx")
-BEST, GPTQ, NEAREST = RECIPES
+BEST, LAST_TOO, GPTQ, NEAREST = RECIPES
 COMPARED = [
     Recipe("nearest, no correction"),
     NEAREST,
     GPTQ,
     BEST,
+    LAST_TOO,
     replace(BEST, name="gptq-equalized, 8 bits unpaired", weight_codes=WeightCodes()),
     replace(BEST, name="gptq-equalized, 7 bits", weight_codes=WeightCodes(63)),  # ONNX Runtime's reduce_range
     replace(BEST, name="gptq-equalized fully", equalization=1.0),
