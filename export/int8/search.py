@@ -6,7 +6,6 @@ benchmarks/int8.csv has the figures of these recipes and of others.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.int8.gptq import gptq
 from export.int8.quantize import Quantized, Recipe, quantize
-from export.parity.gates import broken_bounds
+from export.parity.gates import allowed_disagreements, broken_bounds
 from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference, file_engine_pairs, run_parity
 from export.time_left import ExportClock, quantize_key, validate_key
@@ -146,7 +145,7 @@ def _missed_aim(result: ParityResult) -> str:
     misses = broken_bounds(result)
     if not result.error:
         misses += [f"max |Δp| over {AIM_MAX_DP:g}"] if result.max_dp > AIM_MAX_DP else []
-        allowed = math.ceil((1 - AIM_AGREEMENT) * result.n - 1e-9)  # one of few photos may be at a tie
+        allowed = allowed_disagreements(result, AIM_AGREEMENT)  # one of few photos may be at a tie
         misses += [f"agreement under {AIM_AGREEMENT:.1%}"] if result.disagreements > allowed else []
     return f"{result.engine}: {', '.join(misses)}" if misses else ""
 

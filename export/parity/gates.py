@@ -132,7 +132,7 @@ def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
     moved, limit = result.max_dknown, gate.max_dknown
     if limit is not None and moved is not None and not moved <= limit:
         broken.append(f"max |Δ known| {moved:.2g} is over {limit:g}")
-    allowed = _allowed(result, gate.known_agreement)
+    allowed = allowed_disagreements(result, gate.known_agreement)
     if gate.known_agreement is not None and result.n >= MIN_PHOTOS:
         allowed = int((1 - gate.known_agreement) * result.n + 1e-9)
     if result.known_disagreements is not None and result.known_disagreements > allowed:
@@ -144,7 +144,7 @@ def _broken_known(result: ParityResult, gate: Gate) -> list[str]:
 
 
 def _broken_count(result: ParityResult, gate: Gate) -> list[str]:
-    allowed = _allowed(result, gate.agreement)
+    allowed = allowed_disagreements(result, gate.agreement)
     if result.disagreements <= allowed:
         return []
     return [f"{result.disagreements} of {result.n} photos have another top-1 (limit {allowed})"]
@@ -163,7 +163,7 @@ def _broken_rates(result: ParityResult, gate: Gate) -> list[str]:
     return broken
 
 
-def _allowed(result: ParityResult, agreement: float | None) -> int:
+def allowed_disagreements(result: ParityResult, agreement: float | None) -> int:
     """How many photos of a small number may have another answer."""
     share = ALLOWED_SHARE if agreement is None else 1 - agreement
     return math.ceil(share * result.n - 1e-9)

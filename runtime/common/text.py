@@ -62,7 +62,7 @@ def align_columns(rows: Sequence[Sequence[str]], left: Container[str] | None = N
     lines = []
     for row in rows:
         cells = [
-            pad(cell, width) if left is None or title in left else pad("", width - display_width(cell)) + cell
+            pad(cell, width) if left is None or title in left else " " * (width - display_width(cell)) + cell
             for title, cell, width in zip(rows[0], row, widths, strict=True)
         ]
         lines.append("  ".join(cells).rstrip())

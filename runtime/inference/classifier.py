@@ -272,7 +272,7 @@ class Classifier:
         return self._predict(picture, picture.pixels)
 
     def predict_many(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Prediction | PictureError]]:
-        """Yields each source with its prediction, or with its error, and decodes the next ones meanwhile.
+        """Yields each source with its prediction or its error. Decodes the next sources meanwhile.
 
         Raises TypeError for a single source, whose characters, bytes or rows would be taken for sources.
         """

@@ -51,7 +51,7 @@ class ModelOutput:
     known: float | None  # the output `known`, 0 to 1, corrected; None when the model has none
     ms: float  # the engine's time
     features: NDArray[np.float32] | None = None  # [D]; None when the model does not return them
-    labels: tuple[str, ...] = ()  # of the probabilities: another thread may teach the classifier meanwhile
+    labels: tuple[str, ...] = ()  # of `probabilities`: another thread may teach the classifier new ones
 
 
 def json_line(prediction: Prediction, **more: object) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from runtime.common.errors import UnsupportedPictureError
 
-HEAD_BYTES = 64  # of a file that tell its format
+HEAD_BYTES = 64  # the first bytes of a file, which tell its format
 
 # Formats are named as Pillow names them. An MPO is a JPEG with more of them behind it: its first is read.
 READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF"

@@ -66,7 +66,7 @@ def test_without_an_accepted_recipe_the_best_one_goes_to_the_gates(
 def test_a_recipe_that_breaks_a_bound_of_known_is_not_accepted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The aim has no bound of its own for `known` and features."""
+    """The aim bounds labels and probabilities; the gates also bound `known` and features."""
     first = replace(RESULT, known_disagreements=0, max_dknown=0.6)
     assert chosen_recipe(first, monkeypatch) == search.RECIPES[1].name
     assert f"recipe {BEST.name}: " in (printed := capsys.readouterr().out)
