@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export.parity.gates import MIN_PHOTOS
+from export.parity.photo_counts import EVERY_PHOTO, UNCOMPRESSED_PHOTOS
 from export.pipeline import TFLITE_ONLY, ExportConfig, export, file_keys
 from export.targets.registry import TARGETS
 from export.targets.rk3588 import DEFAULT_PYTHON
@@ -16,7 +17,7 @@ from runtime.inference.engines import ENGINES
 from train.cli import run_cli
 
 _EPILOG = """\
-An uncompressed run with --int8 takes about 10 minutes on 2 cores, and longer with over 100 test photos. A
+An uncompressed run with --int8 takes 3 to 5 minutes on 2 cores, and longer with more than 250 --photos. A
 compressed run takes a fraction of that. Before it converts, the command prints an estimate.
 
 exit codes: 0 success, 2 usage error, 3 a file failed parity (nothing is replaced), 130 stopped with Ctrl-C
@@ -107,8 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         "--photos",
         type=positive_int,
         metavar="N",
-        help="compare on N test photos, spread evenly over the classes (default: all); some limits apply "
-        f"from {MIN_PHOTOS} photos on",
+        help="compare every file on N test photos, spread evenly over the classes (default: all; for an "
+        f"uncompressed run {UNCOMPRESSED_PHOTOS}, and {EVERY_PHOTO} for float32 and float16 files); some "
+        f"limits apply from {MIN_PHOTOS} photos on",
     )
     parser.add_argument(
         "--photos-root", type=Path, metavar="DIR", help="folder of the run's photos, if they were moved"

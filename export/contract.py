@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from train.run import STATISTICS, Run
 
 # How far the accuracy may be from that of run.json: other processors and data types round otherwise.
 MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE = 2, 0.02
+SAMPLE_DEVIATIONS = 5  # and with some of the photos, as many standard deviations of their number
 
 
 @dataclass(frozen=True)
@@ -100,16 +102,18 @@ def check_recorded_top1(run: Run, probabilities: NDArray[np.float32], truth: NDA
     """Raises UserError when the trained model [n, C] labels the test photos otherwise than run.json records.
 
     Parity cannot show that a model or the order of the classes is of another run: it compares the files with
-    this model. With `--photos`, nothing is checked.
+    this model. The photos may be some of those that run.json records: then chance allows more.
     """
     recorded, n = run.metrics.get("test") or {}, len(truth)
-    if recorded.get("n") != n or "top1" not in recorded:
+    if "top1" not in recorded or not (total := recorded.get("n", 0)) >= n:
         return
-    correct, expected = int((probabilities.argmax(axis=1) == truth).sum()), recorded["top1"] * n
-    if abs(correct - expected) > max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * n):
+    share = recorded["top1"]
+    correct, expected = int((probabilities.argmax(axis=1) == truth).sum()), share * n
+    deviation = math.sqrt(n * share * (1 - share) * (total - n) / max(total - 1, 1))  # hypergeometric
+    if abs(correct - expected) > max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * n) + SAMPLE_DEVIATIONS * deviation:
         raise UserError(
             f"run {run.path}: its model labels {correct / n:.1%} of the {n:,} test photos correctly, but "
-            f"run.json records {recorded['top1']:.1%}: a file of the run was replaced; restore it, or train "
+            f"run.json records {share:.1%}: a file of the run was replaced; restore it, or train "
             "again"
         )
 

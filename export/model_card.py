@@ -232,6 +232,7 @@ def _training_data(contract: Contract, run: Run) -> str:
 def _front_matter(index: Index, results: Sequence[ParityResult]) -> str:
     """YAML. Texts are JSON strings, which are valid YAML, so that no name can break it."""
     formats = sorted({file.format for file in index.files})
+    dataset = f"{max(result.n for result in results)} test photos of the run"
     lines = [
         "---",
         f"license: {'cc-by-4.0' if _is_bundled(index.contract) else 'other'}",
@@ -243,7 +244,7 @@ def _front_matter(index: Index, results: Sequence[ParityResult]) -> str:
         f"- name: {_json(index.contract.name)}",
         "  results:",
         "  - task: {type: image-classification}",
-        f"    dataset: {{type: imagefolder, name: {_json(f'{results[0].n} test photos of the run')}}}",
+        f"    dataset: {{type: imagefolder, name: {_json(dataset)}}}",
         "    metrics:",
     ]
     for result in results:
@@ -283,8 +284,8 @@ def _parity(results: Sequence[ParityResult], kept: Sequence[ParityResult]) -> st
         for name, text in column_explanations(results, default_threads())
     ]
     text = (
-        "Every file was run in the engines of this table on the same test photos and compared with the "
-        "trained float32 Keras model."
+        "Every file was run in the engines of this table on test photos and compared with the trained "
+        "float32 Keras model."
     )
     if len(kept) < len(results):
         text += " The folder holds only the files that are listed under Files; the other files were not kept."

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,23 +24,15 @@ from export.model_folder import ExportedFile, model_folder
 from export.operators import operators_report
 from export.output_dir import check_output_dir, lock_output_dir, replace_dir
 from export.parity.gates import FLOAT16_ARITHMETIC, failures
+from export.parity.photo_counts import PhotoCounts, photo_counts
 from export.parity.result import FileKey, ParityResult
-from export.parity.runner import ParityReference, file_engine_pairs, run_parity
+from export.parity.runner import ParityReference, file_engine_pairs, limit_photos, run_parity
 from export.parity.table import parity_report
 from export.photos import Photos, read_photos, uncompressed_top1
 from export.sign import Sign, open_key
 from export.targets import stage
 from export.targets.rk3588 import DEFAULT_PYTHON
-from export.time_left import (
-    ExportClock,
-    Task,
-    Workload,
-    compression_hint,
-    format_estimate,
-    parity_key,
-    quantize_key,
-    total_seconds,
-)
+from export.time_left import CALIBRATED, ExportClock, Task, compression_hint, parity_key, quantize_key
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, suppress_native_stderr
 from runtime.common.text import printable
@@ -63,10 +53,7 @@ if TYPE_CHECKING:
 
 SUCCESS, PARITY_FAILED = 0, 3
 TFLITE_ONLY = ("dynamic", "full_int8")  # precisions without an ONNX file
-CALIBRATED = ("int8", "full_int8")  # precisions that take longest to convert
-QUICK_PHOTOS = 50
 FLOAT16_COST = 3.0  # one photo in float16 arithmetic, relative to the Keras model
-SLOW_EXPORT = 60.0  # seconds from which the quicker options are printed
 
 # The packages of the extra `export`, by import name.
 _PACKAGES = (
@@ -88,7 +75,7 @@ class ExportConfig:
     precisions: tuple[str, ...] = ("float32",)
     out: Path | None = None  # None: models/ and the name of the run
     engines: tuple[str, ...] | None = None  # None: all that are installed
-    photos: int | None = None  # test photos to compare on; None: all
+    photos: int | None = None  # test photos to compare on; None: export/parity/photo_counts.py
     keep: tuple[str, ...] | None = None  # files to write, such as int8.tflite; None: all
     photos_root: Path | None = None  # None: where the photos were during training
     add: Path | None = None  # the same for the photos of --add
@@ -105,6 +92,7 @@ class _Job:
     run: Run
     out: Path
     files: tuple[FileKey, ...]  # to convert
+    counts: PhotoCounts
     release: int  # of the contract
     sign: Sign | None
 
@@ -150,7 +138,7 @@ def _export(job: _Job) -> int:
     clock = _estimate(job, trained)
     reference = replace(
         _reference(job, trained, trained.photos, "test", clock),
-        uncompressed=uncompressed_top1(job.run, config.photos),
+        uncompressed=uncompressed_top1(job.run, job.counts.most),
         contract=trained.contract,
     )
     check_recorded_top1(job.run, reference.probabilities, reference.truth)
@@ -206,6 +194,7 @@ def _prepare(config: ExportConfig, run: Run, out: Path) -> _Job:
         run=run,
         out=out,
         files=file_keys(config.precisions, config.engines),
+        counts=photo_counts(len(run.dataset.split("test")), config.photos, compressed=bool(run.compressed)),
         release=next_release(out),
         sign=open_key(config.signing_key) if config.signing_key else None,
     )
@@ -248,54 +237,20 @@ def _load(job: _Job) -> _Trained:
     )
     contract = build_contract(job.run, job.out.name, facts, job.release)
     check_contract(contract, job.files, job.run.path, job.out)
-    count = min(job.config.photos or sys.maxsize, len(job.run.dataset.split("test")))
-    with Progress("decode", count, "photos") as progress:
-        photos = read_photos(job.run.dataset, "test", size, job.config.photos, progress.step)
+    with Progress("decode", job.counts.most, "photos") as progress:
+        photos = read_photos(job.run.dataset, "test", size, job.counts.most, progress.step)
     return _Trained(model, contract, facts.statistics, photos)
 
 
 def _estimate(job: _Job, trained: _Trained) -> ExportClock:
     """Prints how long the export takes, and how to make it quicker."""
-    workload = _measure(job, trained)
-    tasks = workload.tasks(job.files)
-    seconds = total_seconds(tasks)
-    pairs = len(file_engine_pairs(job.files, job.config.engines))
-    print(f"time: {format_estimate(seconds)} for {len(job.files)} files and {pairs} pairs of file and engine")
-    quicker = []
-    if workload.test > 2 * QUICK_PHOTOS:
-        fewer = replace(workload, test=QUICK_PHOTOS).tasks(job.files)
-        quicker.append(f"--photos {QUICK_PHOTOS} ({format_estimate(total_seconds(fewer))})")
-    if job.config.engines is None:
-        one = replace(workload, engines=("litert",)).tasks(file_keys(job.config.precisions, ("litert",)))
-        quicker.append(f"--engines litert ({format_estimate(total_seconds(one))})")
-    if quicker and seconds > SLOW_EXPORT:
-        print(f"quicker: {' or '.join(quicker)}")
-    return ExportClock(workload, tasks)
+    from export.estimate import measure_workload, print_estimate
 
-
-def _measure(job: _Job, trained: _Trained) -> Workload:
-    """Counts the work, and measures how long one photo takes in the trained model."""
-    from export.int8.layers import conv_chain
-    from export.int8.search import CALIBRATION_PHOTOS, FULL_INT8_RECIPE, RECIPES, VALIDATION_PHOTOS
-    from export.serving_model import BATCH, predict
-
-    pixels = trained.photos.pixels[:BATCH]
-    for _ in range(2):  # the first time includes TensorFlow's own start
-        start = time.monotonic()
-        predict(trained.model, pixels, lambda done: None)
-    dataset = job.run.dataset
-    return Workload(
-        photo_seconds=(time.monotonic() - start) / len(pixels),
-        parameters=trained.model.count_params(),
-        layers=len(conv_chain(trained.model)) if set(CALIBRATED) & set(job.config.precisions) else 0,
-        recipe=RECIPES[0].name,
-        calibration=min(CALIBRATION_PHOTOS, len(dataset.split("train"))),
-        validation=min(VALIDATION_PHOTOS, len(dataset.split("val"))),
-        test=len(trained.photos.pixels),
-        engines=job.config.engines,
-        workers=default_threads(),
-        full_recipe=FULL_INT8_RECIPE.name,
+    workload = measure_workload(
+        job.run, trained.model, trained.photos.pixels, job.files, job.counts, job.config.engines
     )
+    print_estimate(workload, job.files)
+    return ExportClock(workload, workload.tasks(job.files))
 
 
 def _convert(job: _Job, trained: _Trained, clock: ExportClock) -> list[ExportedFile]:
@@ -385,11 +340,20 @@ def _check_parity(
     job: _Job, reference: ParityReference, files: Sequence[ExportedFile], clock: ExportClock
 ) -> list[ParityResult]:
     """Runs each file in its engines on the test photos."""
-    engines = job.config.engines
+    engines, counts = job.config.engines, job.counts
     data = {file.key: file.data for file in files}
     keys = [parity_key(file, engine) for file, engine in file_engine_pairs(data, engines)]
     with clock.stage("parity", "inferences", keys) as step:
-        return run_parity(data, reference, engines, lambda file, engine: step(parity_key(file, engine), 1))
+        return [
+            result
+            for count in sorted({counts.of(file.precision) for file in data})
+            for result in run_parity(
+                {file: data[file] for file in data if counts.of(file.precision) == count},
+                limit_photos(reference, count),
+                engines,
+                lambda file, engine: step(parity_key(file, engine), 1),
+            )
+        ]
 
 
 def _check_float16(

@@ -108,9 +108,12 @@ def predict(
     Calls `step` with the number of photos of each batch.
     """
     found: dict[str, list[NDArray[np.float32]]] = {name: [] for name in model.output_names}
+
+    # A graph, because TensorFlow then computes a convolution, its bias and its ReLU in one pass.
+    run = tf.function(lambda batch: keras.tree.flatten(model(batch, training=False)), reduce_retracing=True)
     with tf.device("/CPU:0"):
         for start in range(0, len(photos), BATCH):
-            outputs = keras.tree.flatten(model(photos[start : start + BATCH], training=False))
+            outputs = run(tf.constant(photos[start : start + BATCH]))
             for name, output in zip(model.output_names, outputs, strict=True):
                 found[name].append(np.asarray(output, np.float32))
             step(len(outputs[0]))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from export.parity.photo_counts import PhotoCounts
 from export.parity.result import FileKey
 from export.parity.runner import TIMED, file_engine_pairs, photo_parts
 from train.progress import Progress, format_duration
@@ -29,6 +30,7 @@ ENGINE_COST = {
     ("onnx", "int8"): 0.6,
     ("openvino", "int8"): 0.5,
 }
+CALIBRATED = ("int8", "full_int8")  # precisions that take longest to convert
 QUANTIZE_COST = 10.0  # one calibration photo through all layers
 CONVERT_SECONDS = 4.0  # one file, and as much again per CONVERT_PARAMETERS
 CONVERT_PARAMETERS = 5_000_000
@@ -55,8 +57,9 @@ class Workload:
     layers: int  # that are quantized
     recipe: str  # the first int8 recipe
     calibration: int  # photos
-    validation: int
-    test: int
+    validation: int  # photos that a recipe is compared on in the first engine of a format
+    validation_others: int  # and in its other engines
+    test: PhotoCounts
     engines: Sequence[str] | None  # None: all that are installed
     workers: int  # inferences that run at the same time
     full_recipe: str = ""  # of the full-int8 file
@@ -70,9 +73,10 @@ class Workload:
         if int8 := [format for format, precision in files if precision == "int8"]:
             tasks["validation reference",] = Task(self.validation, self.photo_seconds)
             tasks |= self.recipe_tasks(self.recipe, int8)
-        tasks["test reference",] = Task(self.test, self.photo_seconds)
+        tasks["test reference",] = Task(self.test.most, self.photo_seconds)
         for file, engine in file_engine_pairs(files, self.engines):
-            tasks[parity_key(file, engine)] = self._inferences(engine, file.precision, self.test)
+            photos = self.test.of(file.precision)
+            tasks[parity_key(file, engine)] = self._inferences(engine, file.precision, photos)
         return tasks
 
     def recipe_tasks(self, recipe: str, formats: Iterable[str]) -> dict[Key, Task]:
@@ -80,9 +84,11 @@ class Workload:
         tasks = self.quantize_tasks(recipe)
         for format in formats:
             tasks[convert_key(FileKey(format, "int8"), recipe)] = self._conversion()
+            photos = self.validation
             for _, engine in file_engine_pairs([FileKey(format, "int8")], self.engines):
-                task = self._inferences(engine, "int8", self.validation)
+                task = self._inferences(engine, "int8", photos)
                 tasks[validate_key(recipe, format, engine)] = task
+                photos = self.validation_others
         return tasks
 
     def quantize_tasks(self, recipe: str) -> dict[Key, Task]:

@@ -39,10 +39,11 @@ def table(results: Sequence[ParityResult]) -> str:
 
 def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
     """The cells of a parity table by column, without the verdict."""
-    columns = {
+    columns: dict[str, list[str]] = {
         "format": [result.format for result in results],
         "precision": [result.precision for result in results],
         "engine": [result.engine for result in results],
+        "photos": [str(result.n) for result in results],
         "MB": [f"{result.bytes / 1e6:.1f}" for result in results],
         "top-1": [f"{result.top1:.1%}" for result in results],
         "same answer": [f"{result.agreement:.1%}" for result in results],
@@ -50,6 +51,8 @@ def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
         "p99 |Δp|": [f"{result.p99_dp:.6f}" for result in results],
         "max |Δp|": [f"{result.max_dp:.6f}" for result in results],
     }
+    if len(set(columns["photos"])) == 1:
+        del columns["photos"]
     if any(result.known_agreement is not None for result in results):
         columns["same unknown"] = [_percent(result.known_agreement) for result in results]
     if any(result.max_dfeatures is not None for result in results):
@@ -63,9 +66,11 @@ def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
 def column_explanations(results: Sequence[ParityResult], threads: int) -> list[tuple[str, str]]:
     """The columns that need an explanation, and their explanations."""
     columns = parity_columns(results)
-    n, top1 = results[0].n, results[0].reference_top1
+    most = max(results, key=lambda result: result.n)
     explanations = {
-        "top-1": f"share of the {n} test photos that the file labels correctly (trained model: {top1:.1%})",
+        "photos": "test photos that the file is compared on; a limit for each photo needs fewer than a share",
+        "top-1": "share of the test photos that the file labels correctly "
+        f"(trained model: {most.reference_top1:.1%} of {most.n})",
         "same answer": "share of the photos with the same label as the trained float32 model",
         "mean |Δp|": "how far a photo's probabilities move, on average (0.01 is 1 point of 100)",
         "p99 |Δp|": "the same for the photo at the 99th percentile",
@@ -86,7 +91,7 @@ def recommendation(results: Sequence[ParityResult], names: Mapping[FileKey, str]
     if not usable:
         return ""
     best = min(usable, key=lambda file: (FORMATS.index(file.format), PRECISIONS.index(file.precision)))
-    n, different = results[0].n, max(row.disagreements for row in results if row.file == best)
+    n, different = max((row.n, row.disagreements) for row in results if row.file == best)
     photos = f"all {n} photos" if not different else f"{n - different} of {n} photos"
     if n == 1 and not different:
         photos = "the 1 photo"
@@ -94,9 +99,9 @@ def recommendation(results: Sequence[ParityResult], names: Mapping[FileKey, str]
 
 
 def confidence_note(results: Sequence[ParityResult]) -> str:
-    """How much n photos prove, by the file that agrees least."""
-    n = results[0].n
-    most = max((result.disagreements for result in results if not result.error), default=n)
+    """How much n photos prove, by the file that agrees least of those that were compared on most photos."""
+    n = max(result.n for result in results)
+    most = max((row.disagreements for row in results if row.n == n and not row.error), default=n)
     note = (
         f"{most or 'None'} of {n} photos got another label; on new photos, up to {upper_bound(n, most):.1%} "
         f"may ({CONFIDENCE:.0%} confidence)."

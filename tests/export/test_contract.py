@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,16 @@ def test_a_model_that_is_not_the_runs_own_is_refused(synthetic_run: Path, correc
         return
     with pytest.raises(UserError, match=rf"labels {10 * correct}\.0% of the 10 .* records 50\.0%.*again"):
         check_recorded_top1(run, probabilities, truth)
+
+
+@pytest.mark.parametrize(("correct", "accepted"), [(212, True), (238, True), (190, False), (50, False)])
+def test_some_of_the_photos_also_show_a_model_that_is_not_the_runs_own(
+    synthetic_run: Path, correct: int, accepted: bool
+) -> None:
+    run = replace(open_run(synthetic_run), metrics={"test": {"n": 500, "top1": 0.9}, "val": None})
+    probabilities = np.eye(5, dtype=np.float32)[[0] * correct + [1] * (250 - correct)]
+    with nullcontext() if accepted else pytest.raises(UserError, match="a file of the run was replaced"):
+        check_recorded_top1(run, probabilities, np.zeros(250, np.int64))
 
 
 def test_a_run_with_a_detector_but_without_statistics_is_trained_again(

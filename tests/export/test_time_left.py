@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from export.parity.photo_counts import PhotoCounts
 from export.parity.result import FileKey
+from export.parity.runner import TIMED
 from export.time_left import ExportClock, Task, TimeLeft, Workload, format_estimate, total_seconds
 from train import progress
 
@@ -82,15 +86,39 @@ def test_a_finished_task_has_no_time_left(clock: Clock) -> None:
 def test_fewer_photos_and_fewer_engines_take_less_time() -> None:
     def seconds(test: int = 500, engines: tuple[str, ...] = ("litert", "onnx")) -> float:
         files = [file for file in FILES if file.format == "tflite" or "onnx" in engines]
-        work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, test, engines, 2)
+        work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, 50, PhotoCounts(test, test), engines, 2)
         return total_seconds(work.tasks(files))
 
     assert seconds(test=50) < 0.7 * seconds()
     assert seconds(engines=("litert",)) < seconds()
 
 
+def test_each_task_has_its_number_of_photos() -> None:
+    work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, 50, PhotoCounts(250, 60), ("litert", "onnx"), 2)
+    tasks = work.tasks(FILES)
+    photos = {key: task.units - TIMED for key, task in tasks.items() if key[0] == "inference"}
+    assert tasks["test reference",].units == 250
+    assert photos["inference", "test", "tflite", "float32", "litert"] == 60
+    assert photos["inference", "test", "onnx", "int8", "onnx"] == 250
+    two = replace(work, engines=("litert", "tflite")).recipe_tasks("gptq", ["tflite"])
+    assert two["inference", "validation", "gptq", "tflite", "litert"].units == 200 + TIMED
+    assert two["inference", "validation", "gptq", "tflite", "tflite"].units == 50 + TIMED
+
+
 def test_a_full_int8_file_takes_the_time_to_quantize_all_layers() -> None:
-    work = Workload(0.1, 15_000_000, 18, "gptq", 60, 200, 500, ("litert",), 2, full_recipe="all layers")
+    work = Workload(
+        0.1,
+        15_000_000,
+        18,
+        "gptq",
+        60,
+        200,
+        50,
+        PhotoCounts(500, 500),
+        ("litert",),
+        2,
+        full_recipe="all layers",
+    )
     float32 = work.tasks([FileKey("tflite", "float32")])
     added = work.tasks([FileKey("tflite", "float32"), FileKey("tflite", "full_int8")]).keys() - float32.keys()
     assert {key[0] for key in added} == {"quantize", "convert", "inference"}
@@ -109,7 +137,7 @@ def test_every_stage_shows_the_time_left_of_the_whole_export(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "PLAIN_LINE_EVERY", 0)
-    work = Workload(0.1, 1_000_000, 18, "gptq", 60, 200, 500, ("litert",), 2)
+    work = Workload(0.1, 1_000_000, 18, "gptq", 60, 200, 50, PhotoCounts(500, 500), ("litert",), 2)
     tasks = {SLOW: Task(2, 1.0), FAST: Task(100, 1.2)}
     with ExportClock(work, tasks).stage("parity", "inferences", [SLOW]) as step:
         step(SLOW, 1)

@@ -14,7 +14,8 @@ from export.int8 import search
 from export.int8.quantize import Recipe
 from export.int8.search import Int8File, find_int8
 from export.int8.weight_codes import WeightCodes
-from export.parity.result import ParityResult
+from export.parity.photo_counts import PhotoCounts
+from export.parity.result import FileKey, ParityResult
 from export.parity.runner import ParityReference
 from export.time_left import ExportClock, Workload
 from tests.export.parity.results import RESULT
@@ -27,7 +28,7 @@ BEST = search.RECIPES[0]
 
 def find(model: keras.Model, reference: ParityReference, *formats: str) -> dict[str, Int8File]:
     converters = {format: INT8_CONVERTERS[format] for format in formats}
-    workload = Workload(0.001, 1000, 4, BEST.name, 8, 8, 8, ("litert", "onnx"), 2)
+    workload = Workload(0.001, 1000, 4, BEST.name, 8, 8, 8, PhotoCounts(8, 8), ("litert", "onnx"), 2)
     clock = ExportClock(workload, {})
     return find_int8(model, converters, reference.photos, reference, ("litert", "onnx"), clock)
 
@@ -89,8 +90,33 @@ def chosen_recipe(first: ParityResult, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(
         search, "run_parity", lambda files, *_: [results[data.decode()] for data in files.values()]
     )
-    clock = ExportClock(Workload(0.001, 1000, 4, BEST.name, 8, 8, 8, ("onnx",), 2), {})
+    clock = ExportClock(Workload(0.001, 1000, 4, BEST.name, 8, 8, 8, PhotoCounts(8, 8), ("onnx",), 2), {})
     photos = np.zeros((1, 8, 8, 3), np.uint8)
     reference = ParityReference(photos, np.zeros(1, np.int64), np.ones((1, 2), np.float32))
     converters = {"onnx": lambda model, quantized: str(quantized).encode()}
     return find_int8(None, converters, photos, reference, ("onnx",), clock)["onnx"].recipe
+
+
+def test_a_recipe_that_fails_in_another_engine_on_some_of_the_photos_is_not_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+
+    def run_parity(
+        files: dict[FileKey, bytes], reference: ParityReference, engines: list[str], *_: object
+    ) -> list[ParityResult]:
+        (data,) = files.values()
+        compared.append((data.decode(), engines, len(reference.photos)))
+        wrong = 10 if data.decode() == BEST.name and engines == ["openvino"] else 0
+        return [replace(RESULT, format="onnx", disagreements=wrong)]
+
+    monkeypatch.setattr(search, "quantize", lambda model, photos, recipe, step: recipe.name)
+    monkeypatch.setattr(search, "run_parity", run_parity)
+    engines = ("onnx", "openvino")
+    clock = ExportClock(Workload(0.001, 1000, 4, BEST.name, 8, 60, 50, PhotoCounts(8, 8), engines, 2), {})
+    photos = np.zeros((60, 8, 8, 3), np.uint8)
+    reference = ParityReference(photos, np.zeros(60, np.int64), np.ones((60, 2), np.float32))
+    converters = {"onnx": lambda model, quantized: str(quantized).encode()}
+    chosen = find_int8(None, converters, photos, reference, engines, clock)["onnx"].recipe
+    assert chosen == search.RECIPES[1].name
+    assert compared[:2] == [(BEST.name, ["onnx"], 60), (BEST.name, ["openvino"], 50)]

@@ -46,6 +46,18 @@ def test_columns_of_known_and_uncompressed_appear_only_with_figures() -> None:
     assert "uncompressed" in shown and "95.0%" in shown
 
 
+def test_files_on_fewer_photos_have_a_column_of_photos_and_prove_less() -> None:
+    few = replace(FLOAT32, n=60, reference_top1=0.8)
+    assert "photos" not in table([RESULT, FLOAT32]).splitlines()[0]
+    header, first, second = table([few, RESULT]).splitlines()
+    column = header.split().index("photos") + 1  # an engine has two words
+    assert [first.split()[column], second.split()[column]] == ["60", "500"]
+    explanations = dict(column_explanations([few, RESULT], 2))
+    assert "photos" in explanations and "90.0% of 500" in explanations["top-1"]
+    assert "of 500 photos" in confidence_note([few, RESULT])
+    assert recommendation([few, RESULT], NAMES).endswith("all 500 photos.")
+
+
 def test_every_shown_figure_has_an_explanation() -> None:
     full = replace(RESULT, known_disagreements=0, uncompressed_disagreements=0)
     explained = {name for name, _ in column_explanations([full], threads=2)}

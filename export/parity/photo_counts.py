@@ -1,0 +1,29 @@
+"""On how many test photos each file of an export is compared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from export.parity.gates import GATES, MIN_PHOTOS
+
+# An uncompressed model takes about 8 times as long per photo as a compressed one.
+UNCOMPRESSED_PHOTOS = MIN_PHOTOS
+EVERY_PHOTO = 60  # for bounds that hold for every photo: a conversion that fails, fails on most photos
+
+
+@dataclass(frozen=True)
+class PhotoCounts:
+    """Numbers of test photos."""
+
+    most: int  # which the trained model runs on
+    every_photo: int  # for precisions whose bounds all hold for every photo, not for a share of the photos
+
+    def of(self, precision: str) -> int:
+        return self.most if GATES[precision].needs_many_photos else self.every_photo
+
+
+def photo_counts(available: int, requested: int | None, *, compressed: bool) -> PhotoCounts:
+    """The photos to compare on, of the `available` ones. With `requested`, all files get this number."""
+    if requested is not None or compressed:
+        return PhotoCounts(*[min(requested or available, available)] * 2)
+    return PhotoCounts(min(UNCOMPRESSED_PHOTOS, available), min(EVERY_PHOTO, available))
