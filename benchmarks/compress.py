@@ -6,7 +6,9 @@
 All networks but the COMPRESSED_RUNs get the same short training: layers are reconstructed on 200 photos, and
 a new head is trained without distillation. For comparison, channels are removed from every layer in the same
 proportion, with the same training of the head: those with the smallest weights (Li et al., "Pruning Filters
-for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled. PTH is EfficientNet-Lite0
+for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled: the two of models/, and for
+the curve one run for each reduction with `python -m train.compress RUN --reduce X --epochs 4 --views 3
+--reconstruction-photos 200`, about 10 minutes each on 2 cores. PTH is EfficientNet-Lite0
 and H5 is MobileNetV2 (benchmarks/mobile_networks.py), with a head of the same kind, frozen and fine-tuned.
 
 "others named" is the share of the unrelated pictures of benchmarks/known.py that the float32 network gives a
@@ -132,8 +134,9 @@ def main() -> int:
         points, files = [*points, *pruned], [*files, *new]
     for path in arguments.compressed:
         small = open_run(path, arguments.photos)
+        way = f"distilled, {small.compressed['epochs']} epochs"
         reduction, val_top1 = small.compressed["reduce"], small.metrics["val"]["top1"]
-        files += deploy(data, "distilled", reduction, small.load_model(), val_top1)
+        files += deploy(data, way, reduction, small.load_model(), val_top1)
     if arguments.efficientnet:
         files += deploy_mobile(data, "EfficientNet-Lite0", efficientnet_lite(arguments.efficientnet))
     if arguments.mobilenet:

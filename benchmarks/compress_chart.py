@@ -14,10 +14,12 @@ Row = Mapping[str, Any]  # of compress.csv
 
 TABLE = Path(__file__).with_name("compress.csv")
 ORIGINAL_GMACS = 15.346630656  # VGG16 at 224x224
+CURVE = "distilled, 4 epochs"  # all reductions with one budget
 COLOURS = {
     "least squares": "#2f6f4f",
     "smallest weights removed": "#b7791f",
     "random channels removed": "#9aa5b1",
+    CURVE: "#7b341e",
 }
 HIGHLIGHT = "#1a365d"
 TICKS = (1, 2, 4, 8, 10, 16, 32)
@@ -50,7 +52,7 @@ def _draw_accuracy_by_reduction(axis: Any, rows: Sequence[Row], original_gmacs: 
         line = [point(row) for row in shown if row["way"] == way]
         axis.plot(*zip(*line, strict=True), marker="o", color=colour, label=way)
     for row in shown:
-        if row["way"] in ("distilled", "uncompressed"):
+        if row["reduce"] and row["way"] not in COLOURS:
             axis.plot(*point(row), "*", ms=13, color=HIGHLIGHT)
             axis.annotate(row["way"], point(row), (6, 5), textcoords="offset points")
     axis.set_xscale("log", base=2)
@@ -66,11 +68,11 @@ def _draw_accuracy_by_latency(axis: Any, rows: Sequence[Row], engines: Sequence[
     for engine, marker in zip(engines, "os", strict=False):
         first = engine == engines[0]
         of_engine = [row for row in rows if row["engine"] == engine and row["ms"]]
-        line = [point(row) for row in of_engine if row["way"] in ("uncompressed", "least squares")]
-        style = {"marker": marker, "color": COLOURS["least squares"], "alpha": 1 if first else 0.5}
+        line = sorted(point(row) for row in of_engine if row["way"] in ("uncompressed", CURVE))
+        style = {"marker": marker, "color": COLOURS[CURVE], "alpha": 1 if first else 0.5}
         axis.plot(*zip(*line, strict=True), label=engine, **style)
         for row in of_engine:
-            if row["way"] in ("uncompressed", "least squares"):
+            if row["way"] in (*COLOURS, "uncompressed"):
                 continue
             axis.plot(*point(row), marker, ms=9, color=HIGHLIGHT)
             if first:
