@@ -6,10 +6,12 @@
 All networks but the COMPRESSED_RUNs get the same short training: layers are reconstructed on 200 photos, and
 a new head is trained without distillation. For comparison, channels are removed from every layer in the same
 proportion, with the same training of the head: those with the smallest weights (Li et al., "Pruning Filters
-for Efficient ConvNets", 2017), and random ones. The COMPRESSED_RUNs are distilled: the two of models/, and for
-the curve one run for each reduction with `python -m train.compress RUN --reduce X --epochs 4 --views 3
---reconstruction-photos 200`, about 10 minutes each on 2 cores. PTH is EfficientNet-Lite0
-and H5 is MobileNetV2 (benchmarks/mobile_networks.py), with a head of the same kind, frozen and fine-tuned.
+for Efficient ConvNets", 2017), and random ones. PTH is EfficientNet-Lite0 and H5 is MobileNetV2
+(benchmarks/mobile_networks.py), with a head of the same kind, frozen and fine-tuned.
+
+The COMPRESSED_RUNs are distilled: the two of models/, and one for each reduction, about 10 minutes each, with
+
+    python -m train.compress RUN --reduce X --epochs 4 --views 3 --reconstruction-photos 200
 
 "others named" is the share of the unrelated pictures of benchmarks/known.py that the float32 network gives a
 label: by its detector, or, without one, by the probability. The threshold rejects 1.75 % of the validation
