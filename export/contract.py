@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Sequence
 from contextlib import suppress
@@ -24,9 +25,9 @@ from runtime.model_file.index import Index, IndexedFile, read_index
 from runtime.model_file.statistics import ModelStatistics
 from train.run import STATISTICS, Run
 
-# How far the accuracy may be from that of run.json: other processors and data types round otherwise.
+# How far the accuracy may be from the recorded one: other processors and data types round otherwise.
 MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE = 2, 0.02
-SAMPLE_DEVIATIONS = 5  # and with some of the photos, as many standard deviations of their number
+SAMPLE_DEVIATIONS = 5  # more, of the number of correct photos in a sample
 
 
 @dataclass(frozen=True)
@@ -99,23 +100,38 @@ def next_release(out: Path) -> int:
 
 
 def check_recorded_top1(run: Run, probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
-    """Raises UserError when the trained model [n, C] labels the test photos otherwise than run.json records.
+    """Raises UserError when the trained model [n, C] labels the test photos otherwise than the run records.
 
     Parity cannot show that a model or the order of the classes is of another run: it compares the files with
-    this model. The photos may be some of those that run.json records: then chance allows more.
+    this model. The photos may be some of those that metrics.json counts: then chance allows more.
     """
-    recorded, n = run.metrics.get("test") or {}, len(truth)
-    if "top1" not in recorded or not (total := recorded.get("n", 0)) >= n:
+    confusion = _recorded_confusion(run, classes=probabilities.shape[1])
+    photos = np.bincount(truth, minlength=len(confusion))
+    recorded = confusion.sum(1)
+    if (photos > recorded).any():
         return
-    share = recorded["top1"]
-    correct, expected = int((probabilities.argmax(axis=1) == truth).sum()), share * n
-    deviation = math.sqrt(n * share * (1 - share) * (total - n) / max(total - 1, 1))  # hypergeometric
-    if abs(correct - expected) > max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * n) + SAMPLE_DEVIATIONS * deviation:
+    recall = confusion.diagonal() / np.maximum(recorded, 1)
+    correct, expected = int((probabilities.argmax(axis=1) == truth).sum()), photos @ recall
+    # Of each class, a sample without replacement: the hypergeometric distribution.
+    variances = photos * recall * (1 - recall) * (recorded - photos) / np.maximum(recorded - 1, 1)
+    chance = SAMPLE_DEVIATIONS * math.sqrt(variances.sum())
+    if abs(correct - expected) > max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * len(truth)) + chance:
         raise UserError(
-            f"run {run.path}: its model labels {correct / n:.1%} of the {n:,} test photos correctly, but "
-            f"run.json records {share:.1%}: a file of the run was replaced; restore it, or train "
-            "again"
+            f"run {run.path}: its model labels {correct} of the {len(truth):,} test photos correctly, but by "
+            f"its metrics.json it would be {expected:.0f}: a file of the run was replaced; restore it, or "
+            "train again"
         )
+
+
+def _recorded_confusion(run: Run, classes: int) -> NDArray[np.int64]:
+    """The test photos [C, C] by class and predicted class; zeros if metrics.json does not count them."""
+    try:
+        record = json.loads((run.path / "metrics.json").read_text(encoding="utf-8"))
+        confusion = np.array(record["test"]["confusion"], np.int64)
+    except (OSError, ValueError, TypeError, KeyError, OverflowError):
+        confusion = np.zeros(0, np.int64)
+    fits = confusion.shape == (classes, classes) and (confusion >= 0).all()
+    return confusion if fits else np.zeros((classes, classes), np.int64)
 
 
 def check_contract(contract: Contract, files: Sequence[FileKey], run: Path, out: Path) -> None:

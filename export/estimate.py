@@ -63,10 +63,12 @@ def print_estimate(workload: Workload, files: Sequence[FileKey]) -> None:
     seconds = total_seconds(workload.tasks(files))
     pairs = len(file_engine_pairs(files, workload.engines))
     print(f"time: {format_estimate(seconds)} for {len(files)} files and {pairs} pairs of file and engine")
-    if (few := workload.test.every_photo) < (most := workload.test.most):
+    if workload.test.every_photo < workload.test.most:
+        numbers = {file.precision: workload.test.of(file.precision) for file in files}
+        compared = " and ".join(f"{precision} files on {count}" for precision, count in numbers.items())
         print(
-            f"photos: files whose limits hold for each photo, such as float32, are compared on {few} test "
-            f"photos, the others on {most}, because an uncompressed model is slow; --photos N changes both"
+            f"photos: an uncompressed model is slow, so the export compares {compared} test photos; "
+            "--photos N compares all files on N"
         )
     quicker = []
     if workload.test.most > 2 * QUICK_PHOTOS:

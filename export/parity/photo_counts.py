@@ -1,4 +1,4 @@
-"""On how many test photos each file of an export is compared."""
+"""The number of test photos on which an export compares each file."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ EVERY_PHOTO = 60  # for bounds that hold for every photo: a conversion that fail
 class PhotoCounts:
     """Numbers of test photos."""
 
-    most: int  # which the trained model runs on
-    every_photo: int  # for precisions whose bounds all hold for every photo, not for a share of the photos
+    most: int  # for precisions with bounds on shares of the photos; the trained model runs on these
+    every_photo: int  # for precisions whose bounds hold for every photo
 
     def of(self, precision: str) -> int:
         return self.most if GATES[precision].needs_many_photos else self.every_photo
 
 
 def photo_counts(available: int, requested: int | None, *, compressed: bool) -> PhotoCounts:
-    """The photos to compare on, of the `available` ones. With `requested`, all files get this number."""
+    """How many of the `available` photos to use. With `requested`, all files get this number."""
     if requested is not None or compressed:
         return PhotoCounts(*[min(requested or available, available)] * 2)
     return PhotoCounts(min(UNCOMPRESSED_PHOTOS, available), min(EVERY_PHOTO, available))

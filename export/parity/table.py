@@ -68,7 +68,7 @@ def column_explanations(results: Sequence[ParityResult], threads: int) -> list[t
     columns = parity_columns(results)
     most = max(results, key=lambda result: result.n)
     explanations = {
-        "photos": "test photos that the file is compared on; a limit for each photo needs fewer than a share",
+        "photos": "number of test photos on which the file is compared",
         "top-1": "share of the test photos that the file labels correctly "
         f"(trained model: {most.reference_top1:.1%} of {most.n})",
         "same answer": "share of the photos with the same label as the trained float32 model",

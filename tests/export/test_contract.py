@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from export.contract import (
     ModelFacts,
@@ -25,7 +28,7 @@ from runtime.model_file.contract import Contract, GoldenAnswer
 from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES
 from runtime.model_file.index import Index
 from tests.export.parity.results import RESULT
-from train.run import open_run
+from train.run import Run, open_run
 
 FILES = (
     FileKey("tflite", "float32"),
@@ -76,28 +79,50 @@ def test_each_export_to_a_folder_counts_its_release(tmp_path: Path, contract: Co
         next_release(out)
 
 
-@pytest.mark.parametrize("correct", [0, 2, 3, 8])
-def test_a_model_that_is_not_the_runs_own_is_refused(synthetic_run: Path, correct: int) -> None:
-    run = replace(open_run(synthetic_run), metrics={"test": {"n": 10, "top1": 0.5}, "val": None})
-    truth = np.array([0] * 10)
-    probabilities = np.eye(5, dtype=np.float32)[[0] * correct + [1] * (10 - correct)]
-    check_recorded_top1(run, probabilities[:9], truth[:9])  # --photos 9
-    check_recorded_top1(replace(run, metrics={"test": None}), probabilities, truth)
-    if correct == 3:
-        check_recorded_top1(run, probabilities, truth)
-        return
-    with pytest.raises(UserError, match=rf"labels {10 * correct}\.0% of the 10 .* records 50\.0%.*again"):
-        check_recorded_top1(run, probabilities, truth)
+def recorded_run(synthetic_run: Path, folder: Path, confusion: object) -> Run:
+    """A run whose metrics.json holds only this confusion matrix of the test photos."""
+    (folder / "metrics.json").write_text(json.dumps({"test": {"confusion": confusion}}), encoding="utf-8")
+    return replace(open_run(synthetic_run), path=folder)
 
 
-@pytest.mark.parametrize(("correct", "accepted"), [(212, True), (238, True), (190, False), (50, False)])
-def test_some_of_the_photos_also_show_a_model_that_is_not_the_runs_own(
-    synthetic_run: Path, correct: int, accepted: bool
+def answers(correct: Sequence[int], photos: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Probabilities and classes of `photos` of each class, of which `correct` get the right label."""
+    truth = np.repeat(np.arange(len(photos)), photos)
+    right = np.concatenate([np.arange(n) < k for k, n in zip(correct, photos, strict=True)])
+    predicted = np.where(right, truth, (truth + 1) % len(photos))
+    return np.eye(len(photos), dtype=np.float32)[predicted], truth
+
+
+@pytest.mark.parametrize("correct", [0, 2, 3, 7, 8])
+def test_a_model_that_is_not_the_runs_own_is_refused(
+    synthetic_run: Path, tmp_path: Path, correct: int
 ) -> None:
-    run = replace(open_run(synthetic_run), metrics={"test": {"n": 500, "top1": 0.9}, "val": None})
-    probabilities = np.eye(5, dtype=np.float32)[[0] * correct + [1] * (250 - correct)]
+    run = recorded_run(synthetic_run, tmp_path, [[5, 5], [0, 0]])
+    refused = pytest.raises(UserError, match=rf"labels {correct} of the 10 test .* would be 5: .*again")
+    with nullcontext() if correct in (3, 7) else refused:
+        check_recorded_top1(run, *answers([correct, 0], [10, 0]))
+
+
+@pytest.mark.parametrize(
+    ("correct", "accepted"), [([98, 25], True), ([99, 32], True), ([80, 25], False), ([1, 1], False)]
+)
+def test_some_of_the_photos_also_show_a_model_that_is_not_the_runs_own(
+    synthetic_run: Path, tmp_path: Path, correct: list[int], accepted: bool
+) -> None:
+    """The photos come from the classes in turn, so a sample has another share of a rare, hard class."""
+    run = recorded_run(synthetic_run, tmp_path, [[441, 9], [25, 25]])
     with nullcontext() if accepted else pytest.raises(UserError, match="a file of the run was replaced"):
-        check_recorded_top1(run, probabilities, np.zeros(250, np.int64))
+        check_recorded_top1(run, *answers(correct, [100, 50]))
+
+
+@pytest.mark.parametrize(
+    "confusion",
+    [None, [], [[1]], [["a", 0], [0, 0]], [[-1, 0], [0, 0]], [[3, 0], [0, 0]], [[0, 10], [0, 1e99]]],
+)
+def test_without_a_record_of_these_photos_nothing_is_refused(
+    synthetic_run: Path, tmp_path: Path, confusion: object
+) -> None:
+    check_recorded_top1(recorded_run(synthetic_run, tmp_path, confusion), *answers([0, 0], [10, 10]))
 
 
 def test_a_run_with_a_detector_but_without_statistics_is_trained_again(
