@@ -34,29 +34,28 @@ def serving_model(run: Run) -> keras.Model:
     Raises ServingModelError when the inputs or outputs do not match the contract.
     """
     model = run.load_model()
-    path = run.path / "model.keras"
+    subject = f"run {run.path}: the model"
     image = model.inputs[0]
     if len(model.inputs) != 1 or image.name != "image" or image.dtype != "uint8" or image.shape[3] != 3:
         raise ServingModelError(
-            f"{path}: the input is {image.name} {image.dtype} {image.shape}, not image uint8 [N, H, W, 3]; "
-            "train it again"
+            f"{subject} takes {image.name} {image.dtype} {image.shape}, not image uint8 [N, H, W, 3]; train "
+            "it again"
         )
     outputs = named_outputs(model)
     if list(outputs) not in ([*OUTPUTS], [name for name in OUTPUTS if name != "known"]):
         raise ServingModelError(
-            f"{path}: the outputs are {', '.join(outputs)}, not probabilities, known and features; "
-            "train it again"
+            f"{subject} returns {', '.join(outputs)}, not probabilities, known and features; train it again"
         )
     if ("known" in outputs) != ("known" in run.thresholds):
         model_has, run_has = ("has the", "no") if "known" in outputs else ("has no", "a")
         raise ServingModelError(
-            f"{path}: {model_has} output known, but run.json has {run_has} threshold for it; train it again"
+            f"{subject} {model_has} output known, but run.json has {run_has} threshold for it; train it again"
         )
     probabilities = outputs["probabilities"]
     if probabilities.dtype != "float32" or probabilities.shape[-1] != len(run.classes):
         raise ServingModelError(
-            f"{path}: probabilities are {probabilities.dtype} {probabilities.shape} for {len(run.classes)} "
-            "classes; train it again"
+            f"{subject} returns probabilities {probabilities.dtype} {probabilities.shape} for "
+            f"{len(run.classes)} classes; train it again"
         )
     return model
 

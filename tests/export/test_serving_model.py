@@ -25,7 +25,7 @@ def test_the_output_known_and_its_threshold_belong_together(
 ) -> None:
     model = small_model(known)
     run = SimpleNamespace(load_model=lambda: model, path=Path("r"), classes=LABELS, thresholds=thresholds)
-    with pytest.raises(ServingModelError, match=rf"^r/model\.keras: {fact}.*train it again"):
+    with pytest.raises(ServingModelError, match=rf"^run r: the model {fact}.*train it again"):
         serving_model(cast("Run", run))
 
 
