@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         "uncompressed model than with a compressed one (python -m train.compress RUN --reduce 10)",
     )
     parser.add_argument("--float16", action="store_true", help="add files with float16 weights")
-    parser.add_argument("--dynamic", action="store_true", help="add a dynamic-range TFLite file")
+    parser.add_argument("--dynamic", action="store_true", help="add a TFLite file with int8 weights only")
     parser.add_argument(
         "--full-int8",
         action="store_true",
@@ -101,8 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=ENGINES,
         metavar="ENGINE",
-        help=f"make and compare only the files of these engines, of {', '.join(ENGINES)} (default: every "
-        "installed engine); --engines litert makes TFLite files only",
+        help=f"make only the files that these engines run, and compare them only there: {', '.join(ENGINES)} "
+        "(default: every installed engine); --engines litert makes TFLite files only",
     )
     parser.add_argument(
         "--photos",
@@ -113,14 +113,14 @@ def _parser() -> argparse.ArgumentParser:
         f"limits apply from {MIN_PHOTOS} photos on",
     )
     parser.add_argument(
-        "--photos-root", type=Path, metavar="DIR", help="folder of the run's photos, if they were moved"
+        "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
     )
-    parser.add_argument("--add", type=Path, metavar="DIR", help="folder of training's --add, if it was moved")
+    parser.add_argument("--add", type=Path, metavar="DIR", help="training's --add folder, if it has moved")
     parser.add_argument(
         "--keep",
         nargs="+",
         metavar="FILE",
-        help="write only these files after comparing all, such as int8.tflite",
+        help="compare all files, but keep only these, such as int8.tflite",
     )
     parser.add_argument(
         "--sign",
@@ -138,8 +138,8 @@ def _add_target_flags(parser: argparse.ArgumentParser) -> None:
         choices=TARGETS,
         default=[],
         metavar="NAME",
-        help=f"also compile for these boards, with the files that they need: {', '.join(TARGETS)} "
-        "(docs/targets.md)",
+        help="also compile for these boards, and add the files that this needs (docs/targets.md): "
+        f"{', '.join(TARGETS)}",
     )
     parser.add_argument(
         "--target-python",

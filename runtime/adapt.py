@@ -237,8 +237,8 @@ def _show(classifier: Classifier, path: Path) -> int:
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(
         prog="python -m runtime.adapt",
-        description="Let a model reject the scene in front of its camera, from photos of none of the "
-        "classes. Each run replaces the correction: give all photos of the scene at once.",
+        description="Let a model answer unknown for the scene in front of its camera. It learns from photos "
+        "of the scene without the classes. Each run replaces the correction: give all photos at once.",
         epilog="Exit codes: 0 success, 1 some photos could not be read, 2 usage error, no model, or a "
         "correction that would reject too many photos of the classes.",
     )

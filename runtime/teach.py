@@ -217,7 +217,10 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "to learn.",
     )
     parser.add_argument(
-        "label", nargs="?", metavar="LABEL", help=f"a class, a new class, or {NONE_LABEL} for photos of none"
+        "label",
+        nargs="?",
+        metavar="LABEL",
+        help=f"a class, a new class, or {NONE_LABEL} for photos of none of the classes",
     )
     parser.add_argument(
         "photos", nargs="*", metavar="PHOTO", help="photos of this label: files, folders or patterns"
@@ -239,7 +242,7 @@ def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--max-mb",
         type=megabytes,
         metavar="MB",
-        help="limit of all kept files; the oldest photos are deleted for new ones, also when there are 3,000 "
+        help="limit of all kept files; at this limit, and at 3,000 photos, new photos replace the oldest "
         f"(default: {MAX_MB:g}, or the present size if it is larger)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")

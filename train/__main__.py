@@ -34,7 +34,7 @@ examples:
 
 PHOTOS holds one folder per class, or train/ and test/ with one folder per class each (val/ is optional).
 A folder named none holds photos of none of the classes, such as the empty scene: the model learns to reject
-them, and none does not become a class.
+them, and none does not become a label.
 Features of photos are stored, so the next run on the same photos needs seconds instead of minutes.
 
 exit codes: 0 success, 2 usage error, 130 stopped with Ctrl-C
@@ -110,15 +110,15 @@ def _parser() -> argparse.ArgumentParser:
         "--none",
         type=Path,
         metavar="DIR",
-        help="folder of photos of none of the classes, which the model learns to reject besides the drawings "
-        "of objects that come with the project (default: PHOTOS/none)",
+        help="folder of photos of none of the classes: the model learns to reject them, and drawings of "
+        "objects that come with the project (default: PHOTOS/none)",
     )
     common.add_argument(
         "--add",
         type=Path,
         metavar="DIR",
-        help="class folders of photos to train on besides PHOTOS, such as those that a device exported with "
-        "python -m runtime.teach --export DIR; val and test stay as they are",
+        help="folder of class folders, such as that of python -m runtime.teach --export DIR: train on these "
+        "photos too; val and test stay as they are",
     )
     add_run_flags(common, "runs/TIME-RECIPE")
     common.add_argument(

@@ -64,7 +64,7 @@ class Settings:
     )
     limit: int | None = _setting(
         None,
-        "use at most N photos per class of each split, and N of none, for a quick try",
+        "for a quick try: use at most N photos of each class, and of none, in each split",
         low=1,
         common=True,
     )
@@ -96,12 +96,12 @@ class Settings:
         choices=("balanced", "none"),
     )
     negatives: bool = _setting(
-        True, "learn from photos of none of the classes, of --none or else of PHOTOS/none, and from drawings"
+        True, "learn to reject photos of none of the classes (--none, or else PHOTOS/none) and drawings"
     )
-    known: bool = _setting(True, "add the output that recognizes pictures of unknown classes")
+    known: bool = _setting(True, "add the output that detects pictures of none of the classes")
     fine_tune: str = _setting(
         "none",
-        "also train the last blocks of VGG16: block5 is more accurate and takes longer",
+        "also train the last block of VGG16 (block5) or the last two (block4): more accurate, takes longer",
         choices=tuple(FIRST_TRAINED_BLOCK),
         common=True,
     )

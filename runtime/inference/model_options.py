@@ -24,7 +24,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--correction",
         metavar="FILE",
-        help="correction that `python -m runtime.adapt` wrote, or none (default: the file next to the model)",
+        help="file that `python -m runtime.adapt` wrote; the word none uses no correction (default: the file "
+        "next to the model)",
     )
     parser.add_argument(
         "--allow-correction",
@@ -34,7 +35,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--learned",
         metavar="FOLDER",
-        help="folder that `python -m runtime.teach` wrote, or none (default: the folder next to the model)",
+        help="folder that `python -m runtime.teach` wrote; the word none uses no learned state (default: the "
+        "folder next to the model)",
     )
     parser.add_argument(
         "--allow-learning",
@@ -45,7 +47,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-rollback",
         action="store_true",
-        help="run a signed model that is older than the newest that ran here; its release counts from now on",
+        help="run a signed model older than the newest that ran here; its release becomes the minimum",
     )
     parser.add_argument(
         "--engine",
@@ -81,7 +83,7 @@ def add_reject_option(parser: argparse.ArgumentParser) -> None:
         type=percentage,
         metavar="PERCENT",
         help="answer unknown for this share of the photos of the classes, such as 10%%, so that fewer "
-        "pictures of other things get a name (default: the share that training chose, under 2%%)",
+        "pictures of other things get a name (default: the threshold of the training, about 2%%)",
     )
 
 

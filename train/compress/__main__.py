@@ -1,4 +1,4 @@
-"""Compress a trained run: prune channels to a tenth of the multiplications, then restore the accuracy."""
+"""Compress a trained run: prune it, by default to a tenth of the multiplications, and restore accuracy."""
 
 from __future__ import annotations
 
@@ -90,13 +90,13 @@ def _add_target_flags(parser: argparse.ArgumentParser, default: CompressSettings
         type=_number_above(1),
         metavar="X",
         help="divide the multiplications of the uncompressed network by X "
-        f"(default: {default.reduce:g}; with --max-mb: no limit)",
+        f"(default: {default.reduce:g}; with --max-mb alone: no limit)",
     )
     goal.add_argument(
         "--target-ms",
         type=_number_above(0),
         metavar="MS",
-        help="instead: the largest network that classifies a photo in MS milliseconds",
+        help="instead of --reduce: make the largest network that classifies a photo in MS milliseconds",
     )
     group.add_argument(
         "--max-mb",
@@ -164,7 +164,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 def _add_advanced_flags(parser: argparse.ArgumentParser, default: CompressSettings) -> None:
     group = parser.add_argument_group("advanced")
     for name, kind, text in (
-        ("reconstruction_photos", _count(10), "training photos that layers are reconstructed on"),
+        ("reconstruction_photos", _count(10), "training photos to which pruned layers are fitted again"),
         ("views", _count(1, 8), "views of each training photo: itself, its mirror image, random crops"),
         ("epochs", _count(0), "epochs of distillation; 0 skips it"),
         ("batch", _count(1), "photos in a training step"),
