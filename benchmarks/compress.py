@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import argparse
 import csv
+import pickle
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -123,10 +124,12 @@ def main() -> int:
         action="store_true",
         help="keep the rows of the networks without distillation, without their times",
     )
+    parser.add_argument("--parts", type=Path, metavar="DIR", help="keep the files, and resume with them")
     arguments = parser.parse_args()
     data = BenchmarkData(open_run(arguments.run, arguments.photos))
-    run = data.run
-    files = deploy(data, "uncompressed", 1, run.load_model(), run.metrics["val"]["top1"])
+    run, parts = data.run, arguments.parts
+    top1 = run.metrics["val"]["top1"]
+    files = resumed(parts, "uncompressed", lambda: deploy(data, "uncompressed", 1, run.load_model(), top1))
     points = [file.point for file in files]
     if arguments.only_deployed:
         # Their times are of another day, or another machine.
@@ -135,14 +138,13 @@ def main() -> int:
         pruned, new = measure_pruned(data)
         points, files = [*points, *pruned], [*files, *new]
     for path in arguments.compressed:
-        small = open_run(path, arguments.photos)
-        way = f"distilled, {small.compressed['epochs']} epochs"
-        reduction, val_top1 = small.compressed["reduce"], small.metrics["val"]["top1"]
-        files += deploy(data, way, reduction, small.load_model(), val_top1)
-    if arguments.efficientnet:
-        files += deploy_mobile(data, "EfficientNet-Lite0", efficientnet_lite(arguments.efficientnet))
-    if arguments.mobilenet:
-        files += deploy_mobile(data, "MobileNetV2", mobilenet_v2(arguments.mobilenet))
+        files += resumed(parts, path.name, partial(deploy_compressed, data, path))
+    for name, load, weights in (
+        ("EfficientNet-Lite0", efficientnet_lite, arguments.efficientnet),
+        ("MobileNetV2", mobilenet_v2, arguments.mobilenet),
+    ):
+        if weights:
+            files += resumed(parts, name, partial(deploy_mobile, data, name, load(weights)))
     points += [file.point for file in files if file.point not in points]
     latencies = time_files(files)
     points = [replace(point, ms=latencies.get(point, point.ms)) for point in points]
@@ -150,6 +152,21 @@ def main() -> int:
     print_table(points)
     draw([asdict(point) for point in points], VGG16.macs / 1e9, TABLE.with_suffix(".png"))
     return 0
+
+
+def resumed(folder: Path | None, name: str, make: Callable[[], list[DeployedFile]]) -> list[DeployedFile]:
+    """The files that `make` returns, from an earlier start of this benchmark with the same folder if it has
+    them.
+    """
+    if folder is None:
+        return make()
+    path = folder / f"{name}.pickle"
+    if not path.exists():
+        files = make()
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pickle.dumps(files))
+    found: list[DeployedFile] = pickle.loads(path.read_bytes())
+    return found
 
 
 def measure_pruned(data: BenchmarkData) -> tuple[list[Point], list[DeployedFile]]:
@@ -262,6 +279,13 @@ def train_new_head(
         probabilities = predict_in_batches(head.classifier, predict_in_batches(head.reducer, features[split]))
         top1[split] = float((probabilities.argmax(1) == data.labels[split]).mean())
     return head, top1
+
+
+def deploy_compressed(data: BenchmarkData, path: Path) -> list[DeployedFile]:
+    """The network of a run of `python -m train.compress`."""
+    run = open_run(path, data.run.dataset.root)
+    way = f"distilled, {run.compressed['epochs']} epochs"
+    return deploy(data, way, run.compressed["reduce"], run.load_model(), run.metrics["val"]["top1"])
 
 
 def deploy_mobile(data: BenchmarkData, name: str, base: keras.Model) -> list[DeployedFile]:
