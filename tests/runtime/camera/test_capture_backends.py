@@ -15,6 +15,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import av
 import numpy as np
@@ -290,6 +291,20 @@ def test_picamera2_frames_come_out_in_rgb(  # noqa: C901 (a fake camera with one
             assert frame.pixels.shape == (48, 64, 3) and tuple(frame.pixels[0, 0]) == RED
             assert time.monotonic() - frame.captured_at >= 0.02
     assert last > 0 and closed == [True] and sorted(released) == list(range(1, 21))
+
+
+def test_a_usb_camera_that_picamera2_finds_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays of YUYV have two channels, which would be classified as a grey picture."""
+    found = MagicMock()
+    found.camera_configuration.return_value = {"main": {"format": "YUYV"}}
+    found.capture_request.return_value.get_metadata.return_value = {}
+    found.capture_request.return_value.make_array.return_value = np.zeros((48, 64, 2), np.uint8)
+    monkeypatch.setitem(
+        sys.modules, "picamera2", SimpleNamespace(Picamera2=lambda: found, __spec__=SimpleNamespace())
+    )
+    with Camera("picamera") as source, pytest.raises(CameraError, match="YUYV"):
+        assert source.newest(timeout=PATIENCE) is None
+    found.close.assert_called_once()
 
 
 @pytest.mark.parametrize(
