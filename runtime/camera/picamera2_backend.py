@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def capture_picamera2(name: str) -> Generator[RawFrame, None, None]:
             yield RawFrame(
                 _sensor_time(request.get_metadata()),
                 lambda request=request: _to_rgb(request.make_array("main"), format),  # type: ignore[misc]
-                request.release,
+                lambda request=request: _release(request),  # type: ignore[misc]
             )
     except TimeoutError:
         raise CameraError(
@@ -54,6 +55,12 @@ def _open_camera(name: str) -> Any:
         ) from None
     except RuntimeError as error:
         raise CameraError(f"{name}: {one_line(error)}: stop any other program that uses the camera") from None
+
+
+def _release(request: Any) -> None:
+    """Gives the buffer back to the camera, which may be gone by now: then no further frame comes."""
+    with suppress(RuntimeError):
+        request.release()
 
 
 def _to_rgb(pixels: NDArray[np.uint8], format: str) -> NDArray[np.uint8]:
