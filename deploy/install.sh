@@ -52,6 +52,7 @@ main() {
         shift
     done
     [ -n "$dry_run" ] || [ "$(id -u)" = 0 ] || fail "root is required: sudo $0, or --dry-run to print the commands"
+    check_program_folder
     if [ -n "$uninstall" ]; then
         remove
         return
@@ -83,6 +84,12 @@ run() {
         if [[ $word =~ ^[a-zA-Z0-9_./:,=-]+$ ]]; then printf ' %s' "$word"; else printf ' %s' "${word@Q}"; fi
     done
     printf '\n'
+}
+
+# The script deletes this folder, which may be a clone.
+check_program_folder() {
+    [ ! -e /opt/vgg-edge ] || [ -e /opt/vgg-edge/pyvenv.cfg ] || [ -z "$(ls -A /opt/vgg-edge)" ] ||
+        fail "/opt/vgg-edge has files that this script did not install: move them to another folder, run this again"
 }
 
 check_system() {

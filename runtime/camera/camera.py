@@ -177,8 +177,7 @@ class Camera:
                 self._unusable_since = now
             if self._is_unusable or now - self._unusable_since < FRAME_TIMEOUT:
                 return
-            self._is_unusable = True
-        self._lose(self._unusable_error())
+        self._lose(self._unusable_error(), is_unusable=True)
 
     def _unusable_error(self) -> CameraError:
         return CameraError(f"{self.name}: its picture {self._rejection}: check its settings")
@@ -240,8 +239,11 @@ class Camera:
             self.ended = True
             self._changed.notify_all()
 
-    def _lose(self, error: CameraError) -> None:
+    def _lose(self, error: CameraError, *, is_unusable: bool = False) -> None:
         with self._changed:
+            self._is_unusable = is_unusable
+            if not is_unusable:
+                self._unusable_since = None  # a first frame after it may be damaged
             reported, self.problem = self.problem, str(error)
             self.first_frame = self.frame_count + 1
             if self._pending is not None:

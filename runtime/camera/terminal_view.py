@@ -4,8 +4,8 @@ import json
 import os
 import sys
 import time
+from contextlib import suppress
 from threading import Lock
-from typing import TextIO
 
 from runtime.camera.stream import FramePrediction
 from runtime.common.terminal import print_error
@@ -47,11 +47,22 @@ class TerminalView:
 
     def heading(self, line: str) -> None:
         """Prints the line with camera and model above the predictions; with JSON, on standard error."""
-        self._print_message(line, sys.stderr if self._json else sys.stdout)
+        if self._json:
+            self.message(line)
+        else:
+            self._print(printable(line))
 
     def message(self, line: str) -> None:
-        """Prints news of the camera or the model: on standard error, or on the terminal between redraws."""
-        self._print_message(line, sys.stdout if sys.stdout.isatty() and not self._json else sys.stderr)
+        """Prints news of the camera or the model: on standard error, or on the terminal between redraws.
+
+        A line that cannot be written, such as on a full disk, is dropped: it must not end the thread that
+        reads the camera.
+        """
+        with self._lock, suppress(OSError, ValueError):
+            if self._redraws and self._drawn_at:
+                print("\r\x1b[K", end="", flush=True)
+            file = sys.stdout if sys.stdout.isatty() and not self._json else sys.stderr
+            print(printable(line), file=file, flush=True)
 
     def error(self, name: str, reason: str) -> None:
         """Prints an error, which starts with the camera's name, and as the last JSON object."""
@@ -79,9 +90,3 @@ class TerminalView:
     def _print(self, text: str, end: str = "\n") -> None:
         with self._lock:
             print(text, end=end, flush=True)
-
-    def _print_message(self, line: str, file: TextIO) -> None:
-        with self._lock:
-            if self._redraws and self._drawn_at:
-                print("\r\x1b[K", end="", flush=True)
-            print(printable(line), file=file, flush=True)

@@ -8,6 +8,7 @@ import json
 import math
 import secrets
 import ssl
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,6 +21,7 @@ from runtime.common.errors import UserError
 from runtime.preprocess.preview import encode_preview
 from runtime.publish.address import MqttAddress
 from runtime.publish.answer import Answer
+from runtime.publish.home_assistant import PREFIX as DISCOVERY_PREFIX
 from runtime.publish.home_assistant import discovery_messages
 from runtime.publish.outbox import REPORT_INTERVAL, Outbox, too_slow
 
@@ -65,9 +67,7 @@ class MqttPublisher:
         on_message: Callable[[str], None],
         capacity: int,
     ) -> None:
-        self._address = connection.address
-        self._client = _make_client(connection)
-        self._client.on_connect = self._on_connect
+        self._connection, self._address = connection, connection.address
         self._diagnostics, self._on_message = diagnostics, on_message
         self._outbox: Outbox[Answer] = Outbox(capacity)
         self._newest_only = capacity == 1
@@ -78,7 +78,8 @@ class MqttPublisher:
         self._accepted = False  # by the broker
         self._refusal = ""
         self._reported: set[str] = set()  # problems since the connection was lost
-        self._was_connected = False
+        self._was_accepted = False  # by the broker, at any time
+        self._is_working = False  # the broker has confirmed the first messages of this connection
         self._checked_diagnostics = self._said_online = 0.0  # time.monotonic() seconds
         self._dropped, self._reported_dropped = 0, -math.inf  # answers, and time.monotonic() seconds
         self._closing = Event()
@@ -103,19 +104,31 @@ class MqttPublisher:
     def _run(self) -> None:
         delay = RETRY_DELAY
         while not self._closing.is_set():
-            self._accepted, self._refusal = False, ""
+            self._accepted, self._is_working, self._refusal = False, False, ""
             try:
-                self._client.connect(self._address.host, self._address.port, KEEPALIVE)
-                self._serve()
-                problem = self._refusal or "the connection was lost"
-            except (OSError, ValueError, MemoryError) as error:
+                problem = self._connect_and_serve()
+            except (OSError, ValueError, MemoryError, struct.error) as error:
                 problem = _reason(error)
             if self._closing.is_set():
                 return
             self._report(problem)
-            delay = RETRY_DELAY if self._accepted else delay
+            delay = RETRY_DELAY if self._is_working else delay
             self._closing.wait(delay)
             delay = min(2 * delay, MAX_RETRY_DELAY)
+
+    def _connect_and_serve(self) -> str:
+        """Runs a connection until it ends. Returns why it ended. Raises what _reason explains."""
+        # A new client: the old one would keep each message that was not confirmed, and send it again.
+        self._client = _make_client(self._connection)
+        self._client.on_connect = self._on_connect
+        self._client.connect(self._address.host, self._address.port, KEEPALIVE)
+        self._serve()
+        if self._accepted and not self._is_working:
+            return (
+                "the connection was lost before the broker confirmed the first messages: check that the user "
+                f"may publish below {self._address.topic} and {DISCOVERY_PREFIX}"
+            )
+        return self._refusal or "the connection was lost"
 
     def _serve(self) -> None:
         """Runs the connection until it ends, or until closing has sent what is left."""
@@ -150,16 +163,18 @@ class MqttPublisher:
             connection.close()
 
     def _on_connect(self, client: "Client", userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+        if self._accepted:  # a second reply to one connection
+            return
         if reason.is_failure:
             self._refusal = (
                 f"the broker refuses the connection: {str(reason).lower()}: check user and password"
             )
             return
         self._accepted = True
-        line = "connected again" if self._was_connected else f"publishing below {self._address.topic}"
-        self._on_message(f"{self._address}: {line}")
-        self._reported.clear()
-        self._was_connected = True
+        if not self._was_accepted:
+            self._on_message(f"{self._address}: publishing below {self._address.topic}")
+            self._reported.clear()
+        self._was_accepted = True
         self._sending = None
         self._checked_diagnostics = self._said_online = time.monotonic()
         self._outbox.take_dropped()  # while the broker was away
@@ -180,6 +195,8 @@ class MqttPublisher:
         """Sends the next message if the broker has confirmed the last one."""
         if not self._is_confirmed():
             return
+        if not self._messages and not self._is_working:
+            self._report_working()
         if not self._messages and not self._closing.is_set():  # "offline" is the last message
             self._messages.extend(self._periodic_messages())
         self._report_dropped()
@@ -196,7 +213,7 @@ class MqttPublisher:
             self._dropped, self._reported_dropped = 0, time.monotonic()
 
     def _is_confirmed(self) -> bool:
-        """Whether the broker has the last message. A message with an error is sent again by the client."""
+        """Whether the broker has the last message. One with an error follows in the next connection."""
         return self._sending is None or self._sending.rc != 0 or self._sending.is_published()
 
     def _answer_messages(self, answer: Answer) -> Iterator[Message]:
@@ -233,6 +250,12 @@ class MqttPublisher:
         self._latest[topic] = payload
         return topic, payload
 
+    def _report_working(self) -> None:
+        self._is_working = True
+        if self._reported:
+            self._on_message(f"{self._address}: connected again")
+        self._reported.clear()
+
     def _report(self, problem: str) -> None:
         if problem not in self._reported:
             self._on_message(f"{self._address}: {problem}; retrying in the background")
@@ -259,6 +282,8 @@ def _reason(error: Exception) -> str:
     """Returns one line for what connecting may raise."""
     if isinstance(error, MemoryError):
         return "not enough memory"
+    if isinstance(error, struct.error):  # from a client before paho-mqtt 2.2
+        return "the reply is not MQTT"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the certificate is not accepted ({error.verify_message}): --mqtt-ca names the broker's"
     if isinstance(error, ssl.SSLError):

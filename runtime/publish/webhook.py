@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import socket
 import ssl
 import time
 from collections.abc import Callable
@@ -14,13 +16,17 @@ from runtime.publish.address import WebhookAddress
 from runtime.publish.answer import Answer
 from runtime.publish.outbox import REPORT_INTERVAL, Outbox, too_slow
 
-TIMEOUT = 5.0  # seconds for connecting, and for each part of the reply
+TIMEOUT = 5.0  # seconds for connecting, and for the status of the reply
+MAX_REPLY = 10_000  # bytes in which the status must be
 RETRY_DELAY = 1.0  # seconds; doubles up to the maximum
 MAX_RETRY_DELAY = 60.0
 STALE_AFTER = timedelta(minutes=5)  # an older answer is not sent: it could open a door for a guest who left
 CAPACITY = 100  # answers
 RETRIED = (408, 425, 429)  # and all from 500 on; other statuses stay the same at the next try
 JOIN_TIMEOUT = 0.3  # seconds that closing waits for a request
+
+# The status of the reply; replies with a status below 200 may come before it.
+_STATUS = re.compile(rb"^HTTP/1\.[01] ([2-9]\d\d)", re.MULTILINE)
 
 
 class WebhookPublisher:
@@ -99,18 +105,15 @@ class WebhookPublisher:
                 "Connection": "close",
             }
             connection.request("POST", address.target, body, headers)
-            reply = connection.getresponse()  # its body is not read: it may never end
+            status = _read_status(connection.sock)
         except (OSError, HTTPException, ValueError) as error:
             reason = getattr(error, "strerror", "") or str(error) or type(error).__name__
             return " ".join(str(reason).split()).lower()[:200], False
         finally:
             connection.close()
-        if reply.status < 300:
+        if status < 300:
             return "", False
-        return (
-            f"the answer has HTTP status {reply.status}",
-            reply.status < 500 and reply.status not in RETRIED,
-        )
+        return f"the answer has HTTP status {status}", status < 500 and status not in RETRIED
 
     def _report(self, problem: str, is_final: bool) -> None:
         if problem not in self._reported:
@@ -130,3 +133,20 @@ class WebhookPublisher:
             return
         self._reported.clear()
         self._dropped = 0
+
+
+def _read_status(connection: socket.socket) -> int:
+    """Returns the HTTP status of the reply, whose rest is not read: it may never end. Raises OSError.
+
+    http.client has no limit for the whole reply: one of single bytes could take days.
+    """
+    deadline, reply = time.monotonic() + TIMEOUT, b""
+    while not (found := _STATUS.search(reply)):
+        if (seconds_left := deadline - time.monotonic()) <= 0:
+            raise TimeoutError("timed out")
+        connection.settimeout(seconds_left)
+        part = connection.recv(MAX_REPLY)
+        reply += part
+        if not part or len(reply) > MAX_REPLY:
+            raise OSError("the reply is not HTTP" if reply else "the connection ended without a reply")
+    return int(found[1])

@@ -30,7 +30,8 @@ SLOW_SECONDS = 0.5
 
 IS_MISSING = "is missing, waiting for it"
 MAX_SHOWN = 200  # characters of a folder in a message
-MAX_SQLITE_INTEGER = 2**63 - 1  # as nanoseconds, a time in the year 2262
+# SQLite's integers: as nanoseconds, times in the years 1677 and 2262. File systems hold other ones.
+MIN_SQLITE_INTEGER, MAX_SQLITE_INTEGER = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ def stat_photo(path: Path, source: str) -> WatchedPhoto | None:
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
-    return WatchedPhoto(source, path, status.st_size, min(status.st_mtime_ns, MAX_SQLITE_INTEGER))
+    modified = max(MIN_SQLITE_INTEGER, min(status.st_mtime_ns, MAX_SQLITE_INTEGER))
+    return WatchedPhoto(source, path, status.st_size, modified)
 
 
 def _classify(classifier: Classifier, photo: WatchedPhoto) -> Prediction | str:

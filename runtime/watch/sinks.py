@@ -185,8 +185,8 @@ def _read_csv(file: FileIO, path: Path, done: set[PhotoVersion]) -> str:
             complete = data
         else:
             file.truncate(len(complete))
-    text = complete.removeprefix(BYTE_ORDER_MARK).decode("utf-8", "replace")
-    for row in csv.DictReader(io.StringIO(text, newline="")):
+    # Decoded in parts: the text of a table of months would take several times the memory of its bytes.
+    for row in csv.DictReader(io.TextIOWrapper(io.BytesIO(complete), "utf-8-sig", "replace", newline="")):
         with suppress(TypeError, ValueError):  # a row edited by hand: its photo is classified again
             source = _ESCAPED_FORMULA_START.sub(r"\1", str(row["source"]))
             done.add((source, int(row["bytes"]), int(row["modified"])))
@@ -281,7 +281,9 @@ def _connect(path: Path, done: set[PhotoVersion]) -> sqlite3.Connection:
             "model TEXT, label TEXT, probability REAL, known INTEGER, error TEXT)"
         )
         database.execute(f"SELECT {', '.join(COLUMNS)} FROM answers LIMIT 0")  # raises if the columns differ
-        done.update(database.execute("SELECT source, bytes, modified FROM answers"))
+        # A row that was added by hand may lack a source.
+        select = "SELECT source, bytes, modified FROM answers WHERE typeof(source) = 'text'"
+        done.update(database.execute(select))
     except BaseException:
         database.close()
         raise

@@ -26,6 +26,18 @@ def dry_run(
     return done.returncode, done.stdout.splitlines(), done.stderr
 
 
+def dry_run_with(folder: Path, place: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A dry run where the folder, which holds the file os-release, is mounted at `place`."""
+    unshare = ["unshare", "--mount", "--map-root-user"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
+        pytest.skip("this system gives no mount namespace")
+    command = (
+        f"mount --bind '{folder}' {place} && '{INSTALL}' --dry-run --architecture arm64 "
+        f"--os-release {place}/os-release {' '.join(arguments)}"
+    )
+    return subprocess.run([*unshare, "bash", "-c", command], capture_output=True, text=True)
+
+
 def test_a_missing_program_fails_only_in_continuous_integration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CI", "true")
@@ -73,16 +85,21 @@ def test_a_link_in_place_of_the_models_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vgg-edge").mkdir()
     (tmp_path / "vgg-edge" / "models").symlink_to("/root")
     (tmp_path / "os-release").write_text(BOOKWORM)
-    command = (
-        f"mount --bind '{tmp_path}' /var/lib && '{INSTALL}' --dry-run --architecture arm64 "
-        f"--os-release /var/lib/os-release"
-    )
-    unshare = ["unshare", "--mount", "--map-root-user"]
-    if not shutil.which("unshare") or subprocess.run([*unshare, "true"], capture_output=True).returncode:
-        pytest.skip("this system gives no mount namespace")
-    done = subprocess.run([*unshare, "bash", "-c", command], capture_output=True, text=True)
+    done = dry_run_with(tmp_path, "/var/lib")
     assert done.returncode == 2 and "error: /var/lib/vgg-edge/models is a link: remove it" in done.stderr
     assert "/var/lib/vgg-edge/models" not in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("--uninstall",)])
+def test_a_clone_in_the_folder_of_the_program_is_not_deleted(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "vgg-edge").mkdir()
+    (tmp_path / "vgg-edge" / "pyproject.toml").touch()
+    (tmp_path / "os-release").write_text(BOOKWORM)
+    done = dry_run_with(tmp_path, "/opt", *arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: /opt/vgg-edge has files") and done.stderr.count("\n") == 1
 
 
 def test_a_dry_run_on_another_system_prints_the_commands_for_a_pi(tmp_path: Path) -> None:

@@ -139,6 +139,23 @@ def test_a_camera_whose_frames_cannot_be_used_is_reported_and_may_recover(
         send(source, None)
 
 
+def test_a_damaged_frame_before_and_after_a_loss_is_no_problem_of_the_settings(
+    backend: ScriptedBackend, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A USB camera often sends one when its cable is pulled, and when it starts."""
+    monkeypatch.setattr(camera, "RETRY_DELAY", 0.001)
+    messages = list[str]()
+    with backend.camera(retry=True, on_message=messages.append) as source:
+        for number in (1, 2):
+            backend.put(None)
+            wait_for(lambda number=number: source.frame_count == number)
+            assert source.newest(timeout=0) is None and not source.problem
+            backend.fail(CameraError("0: was unplugged"))
+            wait_for(lambda number=number: source.first_frame == number + 1)
+            clock.sleep(10 * FRAME_TIMEOUT)
+    assert not any("damaged" in message for message in messages)
+
+
 def test_a_lost_camera_raises_its_error_and_forgets_its_frames(backend: ScriptedBackend) -> None:
     with backend.camera() as source:
         backend.put(plain(RED))

@@ -15,6 +15,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import av
 import numpy as np
@@ -25,7 +26,7 @@ from runtime.camera import capture_backends, pyav_backend
 from runtime.camera.camera import Camera
 from runtime.camera.capture_backends import open_source
 from runtime.common.errors import CameraError
-from tests.helpers import PATIENCE
+from tests.helpers import PATIENCE, wait_for
 from tests.runtime.camera.helpers import BLUE, GREEN, RED, Clock, jpeg, mjpeg_server, plain
 
 COLORS = {RED: "red", GREEN: "green", BLUE: "blue"}
@@ -290,6 +291,35 @@ def test_picamera2_frames_come_out_in_rgb(  # noqa: C901 (a fake camera with one
             assert frame.pixels.shape == (48, 64, 3) and tuple(frame.pixels[0, 0]) == RED
             assert time.monotonic() - frame.captured_at >= 0.02
     assert last > 0 and closed == [True] and sorted(released) == list(range(1, 21))
+
+
+def test_a_usb_camera_that_picamera2_finds_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arrays of YUYV have two channels, which would be classified as a grey picture."""
+    found = MagicMock()
+    found.camera_configuration.return_value = {"main": {"format": "YUYV"}}
+    found.capture_request.return_value.get_metadata.return_value = {}
+    found.capture_request.return_value.make_array.return_value = np.zeros((48, 64, 2), np.uint8)
+    monkeypatch.setitem(
+        sys.modules, "picamera2", SimpleNamespace(Picamera2=lambda: found, __spec__=SimpleNamespace())
+    )
+    with Camera("picamera") as source, pytest.raises(CameraError, match="YUYV"):
+        assert source.newest(timeout=PATIENCE) is None
+    found.close.assert_called_once()
+
+
+def test_a_camera_that_takes_no_buffer_back_is_reported_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """libcamera refuses the buffer when the camera is gone."""
+    request, found = MagicMock(), MagicMock()
+    request.get_metadata.return_value = {}
+    request.release.side_effect = RuntimeError("Failed to queue request")
+    found.camera_configuration.return_value = {"main": {"format": "RGB888"}}
+    found.capture_request.side_effect = [request, request, request, TimeoutError]
+    monkeypatch.setitem(
+        sys.modules, "picamera2", SimpleNamespace(Picamera2=lambda: found, __spec__=SimpleNamespace())
+    )
+    with Camera("picamera") as source, pytest.raises(CameraError, match="ribbon cable"):
+        wait_for(lambda: source.problem)
+        source.newest()
 
 
 @pytest.mark.parametrize(

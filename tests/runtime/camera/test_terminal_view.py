@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -9,12 +10,14 @@ import time
 
 import pytest
 
-from runtime.camera import terminal_view
+from runtime.camera import camera, terminal_view
 from runtime.camera.camera import Frame
 from runtime.camera.stream import FramePrediction
 from runtime.camera.terminal_view import TerminalView
+from runtime.common.errors import CameraError
 from runtime.inference.prediction import ClassScore, Prediction
-from tests.runtime.camera.helpers import RED, plain
+from tests.helpers import PATIENCE
+from tests.runtime.camera.helpers import RED, ScriptedBackend, plain
 
 
 class Terminal(io.StringIO):
@@ -68,3 +71,22 @@ def test_redraws_are_limited_and_nothing_is_closed_twice(monkeypatch: pytest.Mon
     view.close()
     view.close()
     assert "tulips" not in terminal.getvalue() and terminal.getvalue().count("\n") == 1
+
+
+class FullDisk(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_camera_comes_back_while_its_messages_cannot_be_written(
+    backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as while the disk of the log is full."""
+    monkeypatch.setattr(camera, "RETRY_DELAY", 0.001)
+    monkeypatch.setattr(sys, "stderr", FullDisk())
+    view = TerminalView(json=True, on_change=False)
+    view.heading("0, 64 x 48")
+    with backend.camera(retry=True, on_message=view.message) as source:
+        backend.fail(CameraError("0: was unplugged"))
+        backend.put(plain(RED))
+        assert source.newest(timeout=PATIENCE) is not None and not source.problem

@@ -9,15 +9,19 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from paho.mqtt.client import Client
+from paho.mqtt.enums import CallbackAPIVersion
 from PIL import Image
 
 from runtime.common.errors import PictureError
@@ -161,8 +165,13 @@ def test_the_end_of_a_problem_follows_the_answer_that_ends_it(
         assert [topic for topic, _ in found.order[-2:]] == [f"{TOPIC}/state", f"{TOPIC}/diagnostics"]
 
 
-def refuse(*_: object) -> NoReturn:
-    raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+def make_refused_client(_: MqttConnection) -> Client:
+    def refuse(*_: object) -> NoReturn:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.connect = refuse  # type: ignore[method-assign]
+    return client
 
 
 def seconds_of(act: Callable[[Answer], None], answer: Answer) -> float:
@@ -178,15 +187,15 @@ def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
         publisher.publish(make_answer("roses"))
         with broker.subscriber() as found:
             found.wait(f"{TOPIC}/state")
-        connect = publisher._client.connect
-        monkeypatch.setattr(publisher._client, "connect", refuse)
+        make_client = mqtt._make_client
+        monkeypatch.setattr(mqtt, "_make_client", make_refused_client)
         broker.kill()
         wait_for(lambda: len(program.messages) >= 2)
         seconds = [seconds_of(publisher.publish, make_answer(f"label {number}")) for number in range(500)]
         assert sorted(seconds)[250] < 0.1  # not one of them: another program may have the processor
         broker.start()
         with broker.subscriber() as found:
-            monkeypatch.setattr(publisher._client, "connect", connect)
+            monkeypatch.setattr(mqtt, "_make_client", make_client)
             wait_for(lambda: json.loads(found.wait(f"{TOPIC}/state"))["label"] == "label 499")
             found.wait(f"{TOPIC}/availability", b"online")
             wait_for(lambda: any(topic.startswith("homeassistant/sensor/") for topic in found.latest))
@@ -194,7 +203,8 @@ def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
             assert set(labels) == {"label 499"}  # stale answers are dropped
             parts = [topic.rpartition("/")[2] for topic, _ in found.order]
             assert parts.index("picture") < parts.index("state") < parts.index("availability")
-    assert "connected again" in program.messages[-1] and len(program.messages) < 6
+            wait_for(lambda: "connected again" in program.messages[-1])
+    assert len(program.messages) < 6
     assert all(message.startswith("mqtt://127.0.0.1:") for message in program.messages)
 
 
@@ -259,6 +269,79 @@ def test_a_server_that_never_replies_does_not_hold_up_the_camera(
             started = time.perf_counter()
         assert time.perf_counter() - started < PATIENCE
     assert "no reply" in program.messages[0]
+
+
+@dataclass
+class RudeBroker:
+    """A broker that sends `reply` to each connection, reads the first message, and ends the connection."""
+
+    reply: bytes
+    got: list[bytes] = field(default_factory=list)  # the first message of each connection
+
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            threading.Thread(target=self._answer, args=(server,), daemon=True).start()
+            yield f"mqtt://127.0.0.1:{server.getsockname()[1]}/{TOPIC}"
+            server.shutdown(socket.SHUT_RDWR)  # ends accept()
+
+    def _answer(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while connection := server.accept()[0]:
+                with connection, suppress(OSError):
+                    connection.recv(1000)
+                    connection.sendall(self.reply)
+                    connection.settimeout(0.1)
+                    data = b""
+                    with suppress(TimeoutError):
+                        while part := connection.recv(100_000):
+                            data += part
+                    self.got.append(data)
+
+
+ACCEPTED = b"\x20\x02\x00\x00"
+
+
+def test_a_broker_that_ends_each_connection_is_one_line_and_gets_each_message_once(program: Program) -> None:
+    """Such as one that ends the connection of a user who may not publish."""
+    broker = RudeBroker(ACCEPTED)
+    with broker.serve() as address, program.publisher(address):
+        wait_for(lambda: len(broker.got) > 5)
+    assert [data.count(b"/diagnostics") for data in broker.got[:5]] == [1] * 5
+    published, lost = program.messages
+    assert "publishing" in published and "confirmed" in lost and TOPIC in lost
+
+
+def test_a_broker_that_accepts_a_connection_again_and_again_is_one_line(program: Program) -> None:
+    broker = RudeBroker(ACCEPTED * 1000)
+    with broker.serve() as address, program.publisher(address):
+        wait_for(lambda: len(broker.got) > 2)
+    assert len(program.messages) == 2
+
+
+def test_a_reply_that_the_client_cannot_read_does_not_end_the_publisher(
+    broker: Broker,
+    program: Program,
+    make_answer: MakeAnswer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """paho-mqtt before 2.2 raises struct.error for a message that is too short."""
+    make_client = mqtt._make_client
+
+    def make_failing_client(connection: MqttConnection) -> Client:
+        monkeypatch.setattr(mqtt, "_make_client", make_client)
+        client = make_client(connection)
+        monkeypatch.setattr(client, "loop", raise_error)
+        return client
+
+    def raise_error(_: float) -> NoReturn:
+        raise struct.error("bad char in struct format")
+
+    monkeypatch.setattr(mqtt, "_make_client", make_failing_client)
+    with program.publisher(url(broker)) as publisher, broker.subscriber() as found:
+        publisher.publish(make_answer("roses"))
+        found.wait(f"{TOPIC}/state")
+    assert "retrying" in program.messages[0]
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, tzinfo
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count, repeat
 from typing import Any
 
 import pytest
@@ -197,3 +198,74 @@ def test_answers_that_wait_hold_no_pictures(open_publisher: Open, make_answer: M
             publisher.publish(answer)
             del answer
             assert picture() is None
+
+
+@contextmanager
+def replies(make_reply: Callable[[int], Iterator[bytes]]) -> Iterator[str]:
+    """A server that answers request n with the parts of `make_reply(n)`."""
+
+    def answer() -> None:
+        with suppress(OSError):
+            for number in count():
+                connection = server.accept()[0]
+                with connection, suppress(OSError):
+                    connection.recv(10_000)
+                    for part in make_reply(number):
+                        connection.sendall(part)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
+        server.shutdown(socket.SHUT_RDWR)  # ends accept()
+
+
+def slowly(parts: Iterator[bytes]) -> Iterator[bytes]:
+    for part in parts:
+        time.sleep(0.05)
+        yield part
+
+
+@pytest.mark.parametrize("part", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_a_reply_that_comes_in_parts_without_an_end_does_not_hold_up_the_next_answers(
+    part: bytes, open_publisher: Open, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages = list[str]()
+
+    def make_reply(number: int) -> Iterator[bytes]:
+        return slowly(repeat(part)) if number == 0 else iter([b"HTTP/1.1 200 OK\r\n\r\n"])
+
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.5)
+    with replies(make_reply) as address, open_publisher(address, messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: len(messages) == 2)
+    assert "timed out" in messages[0] and "works again" in messages[1]
+
+
+def test_another_kind_of_server_is_one_line(open_publisher: Open, make_answer: MakeAnswer) -> None:
+    """Such as one that greets with the time, or with a key that differs each time."""
+    messages, numbers = list[str](), list[int]()
+
+    def make_reply(number: int) -> Iterator[bytes]:
+        numbers.append(number)
+        yield b"220 at %d\r\n" % number
+
+    with replies(make_reply) as address, open_publisher(address, messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: len(numbers) > 3)
+    assert len(messages) == 1 and "the reply is not http" in messages[0]
+
+
+def test_a_reply_that_says_continue_counts_by_its_last_status(
+    open_publisher: Open, make_answer: MakeAnswer
+) -> None:
+    messages = list[str]()
+
+    def make_reply(number: int) -> Iterator[bytes]:
+        return slowly(
+            iter([b"HTTP/1.1 100 Continue\r\nA: HTTP/1.1 200\r\n", b"\r\nHTTP/1.1 4", b"04 No\r\n"])
+        )
+
+    with replies(make_reply) as address, open_publisher(address, messages) as publisher:
+        publisher.publish(make_answer("roses"))
+        wait_for(lambda: messages)
+    assert "404" in messages[0]

@@ -7,11 +7,13 @@ import errno
 import os
 import shutil
 import sqlite3
+import stat
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +22,7 @@ from runtime.classify import main
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
 from runtime.watch import sinks
-from runtime.watch.folder_watcher import DAMAGED_AFTER, FolderWatcher, WatchedPhoto
+from runtime.watch.folder_watcher import DAMAGED_AFTER, FolderWatcher, WatchedPhoto, stat_photo
 from runtime.watch.sinks import COLUMNS, open_sink
 from tests.helpers import nested_folders
 
@@ -310,6 +312,28 @@ def test_a_pipe_and_a_time_far_ahead_stop_nothing(name: str, watch: Watch, photo
     assert watch.results() == [("b.jpg", "红")]
 
 
+def test_a_time_long_ago_fits_into_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the year 1600 on a memory disk."""
+    status = SimpleNamespace(st_mode=stat.S_IFREG, st_size=1, st_mtime_ns=-(10**19))
+    monkeypatch.setattr(Path, "stat", lambda path: status)
+    photo = stat_photo(Path("a.jpg"), "a.jpg")
+    assert photo is not None
+    with closing(sqlite3.connect(":memory:")) as database:
+        assert database.execute("SELECT ?", (photo.modified,)).fetchone() == (photo.modified,)
+
+
+def test_a_row_that_was_added_by_hand_stops_nothing(watch: Watch, photos: Path) -> None:
+    watch.out = watch.out.with_name("results.db")
+    shutil.copy(photos / "red.jpg", watch.folder / "a.jpg")
+    with watch.open() as scan:
+        scan()
+    with closing(sqlite3.connect(watch.out)) as database, database:
+        database.execute("INSERT INTO answers (label) VALUES ('rose')")
+    with watch.open() as scan:
+        scan()
+    assert len(watch.rows()) == 2
+
+
 def test_a_locked_database_is_waited_for(
     watch: Watch, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,7 +384,8 @@ def test_the_rows_of_earlier_runs_take_no_memory(tmp_path: Path) -> None:
     try:
         with open_sink(out) as sink:
             assert sink.done == {("a.jpg", 1, 2)}
-            assert tracemalloc.get_traced_memory()[0] < out.stat().st_size / 4
+            left, peak = tracemalloc.get_traced_memory()
+            assert left < out.stat().st_size / 4 and peak < 2 * out.stat().st_size
     finally:
         tracemalloc.stop()
 
