@@ -20,7 +20,7 @@ from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
 from train.run import RunError, newest_run, open_run
-from train.run_writer import lock_output, new_run_dir, write_record, write_uncompressed
+from train.run_writer import check_output_dir, lock_output, new_run_dir, write_record, write_uncompressed
 
 # The record of a run that trained nothing.
 RECORD: dict[str, Any] = {
@@ -268,6 +268,14 @@ def test_leftovers_of_a_killed_process_do_not_block_a_new_run(tmp_path: Path) ->
         (folder / "file").write_text("new")
     assert (tmp_path / "run" / "file").read_text() == "new"
     assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
+
+
+def test_a_run_that_holds_a_folder_is_not_replaced(bare: Path) -> None:
+    (bare / "photos").mkdir()
+    with pytest.raises(RunError, match=r"run/photos: would be deleted with the run that is replaced; move"):
+        check_output_dir(bare, overwrite=True, resume=False)
+    (bare / "photos").rmdir()
+    assert check_output_dir(bare, overwrite=True, resume=False)
 
 
 def test_the_first_run_in_a_new_folder_is_locked(tmp_path: Path) -> None:
