@@ -635,6 +635,7 @@ def test_leaving_out_a_negative_keeps_the_photos(tmp_path: Path) -> None:
 def test_the_manifest_reads_back_with_negatives(tmp_path: Path) -> None:
     root = with_none(tmp_path / "photos", "none")
     outside = put(tmp_path / "frames", "1.jpg", "2.jpg", "3.jpg", "notes.txt")
+    put(outside, "copy.jpg", content="1.jpg")
     for none in (None, outside):
         dataset = find_photos(root, none=none)
         write_manifest(dataset, tmp_path)
