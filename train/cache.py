@@ -215,9 +215,16 @@ def _show_or_clear(clear: bool) -> int:
     if not clear:
         print("next: python -m train.cache --clear deletes the cache" if total else "The cache is empty.")
         return 0
+    if _first_use(home / "features") != float("inf"):
+        raise UserError(f"cache {home}: a command uses it now; wait for it, then clear the cache")
     try:
-        if home.exists():
-            shutil.rmtree(home)
+        for path in home.iterdir() if home.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if home.exists() and not home.is_symlink():  # a link leads to a folder on another disk, which stays
+            home.rmdir()
     except OSError as error:
         raise CacheError(home, error) from None
     print(f"deleted {_size(total)}")
