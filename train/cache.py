@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runtime.common.cli import ArgumentParser, run_cli
+from runtime.common.cli import ArgumentParser, path_name, run_cli
 from runtime.common.errors import UserError
 from runtime.common.file_lock import exclusive_lock
 from runtime.common.user_cache import cache_home
@@ -71,6 +71,7 @@ def add_cache_flags(group: argparse._ArgumentGroup) -> None:
     """Add --cache and --cache-limit."""
     group.add_argument(
         "--cache",
+        type=lambda text: str(path_name(text)),
         metavar="DIR|none",
         help="where features are stored (default: ~/.cache/vgg-edge); see `python -m train.cache`",
     )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, path_name
 from runtime.common.errors import PictureError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
@@ -85,19 +85,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("run", type=path_name, metavar="RUN", help="a run folder")
     parser.add_argument(
         "--none",
-        type=Path,
+        type=path_name,
         metavar="DIR",
         help="folder of photos of none of the classes, to use with the drawings that come with the project "
         "(default: the photos and drawings of the run, or else the drawings alone)",
     )
     parser.add_argument(
-        "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
+        "--photos-root", type=path_name, metavar="DIR", help="the folder of the run's photos, if it has moved"
     )
     parser.add_argument(
-        "--add", type=Path, metavar="DIR", help="the folder that --add named in training, if it has moved"
+        "--add",
+        type=path_name,
+        metavar="DIR",
+        help="the folder that --add named in training, if it has moved",
     )
     add_run_flags(parser.add_argument_group("files"), "runs/NAME-refitted", resume=False)
     config = RefitConfig(**vars(parser.parse_args(argv)))
