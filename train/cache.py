@@ -146,8 +146,9 @@ def files_to_evict(
             break
         if last_use >= first_use:
             raise UserError(
-                f"cache {cache}: other commands use features in it now, so this run's {_size(needed)} do not "
-                f"fit into the limit of {_size(limit)}; wait for them, or give a higher --cache-limit"
+                f"cache {cache}: this run's {_size(needed)} do not fit into the limit of {_size(limit)} "
+                "beside the hashes of its photos and files that other commands use now; give a higher "
+                "--cache-limit, or wait for these commands"
             )
         evicted.append((size, file))
         excess -= size

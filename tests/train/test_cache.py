@@ -139,7 +139,7 @@ def test_features_that_a_running_command_uses_are_not_evicted(tmp_path: Path) ->
         os.utime(tmp_path / f"{IN_USE}killed", (0, 0))
         make_room(tmp_path, [], needed=200, limit=400)
         assert [file for file in files if file.exists()] == files[2:]
-        with pytest.raises(UserError, match="other commands use features"):
+        with pytest.raises(UserError, match="files that other commands use now; give"):
             make_room(tmp_path, [], needed=300, limit=400)
         assert [file for file in files if file.exists()] == files[2:]
     make_room(tmp_path, [], needed=300, limit=400)
