@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, path_name
 from runtime.common.errors import UserError
 from runtime.common.terminal import suppress_native_stderr
 from train.cache import add_cache_flags
@@ -102,20 +102,20 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument(
         "photos",
         nargs="?",
-        type=Path,
+        type=path_name,
         metavar="PHOTOS",
         help="folder of class folders (default: download 3,670 flower photos, 229 MB)",
     )
     common.add_argument(
         "--none",
-        type=Path,
+        type=path_name,
         metavar="DIR",
         help="folder of photos of none of the classes: the model learns to reject them, and drawings of "
         "objects that come with the project (default: PHOTOS/none)",
     )
     common.add_argument(
         "--add",
-        type=Path,
+        type=path_name,
         metavar="DIR",
         help="folder of class folders, such as that of python -m runtime.teach --export DIR: train on these "
         "photos too; val and test stay as they are",
@@ -136,7 +136,7 @@ def _add_machine_flags(group: argparse._ArgumentGroup) -> None:
     add_cache_flags(group)
     group.add_argument(
         "--logs",
-        type=Path,
+        type=path_name,
         metavar="DIR",
         help="write history.csv and TensorBoard files to DIR/RUN after every epoch",
     )

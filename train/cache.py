@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from runtime.common.cli import ArgumentParser, run_cli
+from runtime.common.cli import ArgumentParser, path_name, run_cli
 from runtime.common.errors import UserError
 from runtime.common.file_lock import exclusive_lock
 from runtime.common.user_cache import cache_home
@@ -71,6 +71,7 @@ def add_cache_flags(group: argparse._ArgumentGroup) -> None:
     """Add --cache and --cache-limit."""
     group.add_argument(
         "--cache",
+        type=lambda text: str(path_name(text)),
         metavar="DIR|none",
         help="where features are stored (default: ~/.cache/vgg-edge); see `python -m train.cache`",
     )
@@ -145,8 +146,9 @@ def files_to_evict(
             break
         if last_use >= first_use:
             raise UserError(
-                f"cache {cache}: other commands use features in it now, so this run's {_size(needed)} do not "
-                f"fit into the limit of {_size(limit)}; wait for them, or give a higher --cache-limit"
+                f"cache {cache}: this run's {_size(needed)} do not fit into the limit of {_size(limit)} "
+                "beside the hashes of its photos and files that other commands use now; give a higher "
+                "--cache-limit, or wait for these commands"
             )
         evicted.append((size, file))
         excess -= size
@@ -215,9 +217,16 @@ def _show_or_clear(clear: bool) -> int:
     if not clear:
         print("next: python -m train.cache --clear deletes the cache" if total else "The cache is empty.")
         return 0
+    if _first_use(home / "features") != float("inf"):
+        raise UserError(f"cache {home}: a command uses it now; wait for it, then clear the cache")
     try:
-        if home.exists():
-            shutil.rmtree(home)
+        for path in home.iterdir() if home.exists() else ():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if home.exists() and not home.is_symlink():  # a link leads to a folder on another disk, which stays
+            home.rmdir()
     except OSError as error:
         raise CacheError(home, error) from None
     print(f"deleted {_size(total)}")

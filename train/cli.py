@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
-from pathlib import Path
 
 from runtime.common import cli, terminal
 from runtime.common.errors import UserError
@@ -19,7 +18,7 @@ def add_run_flags(group: argparse._ArgumentGroup, default_out: str, resume: bool
     `default_out` describes the default of --out in the help.
     """
     group.add_argument(
-        "--out", type=Path, metavar="RUN", help=f"run folder to write (default: {default_out})"
+        "--out", type=cli.path_name, metavar="RUN", help=f"run folder to write (default: {default_out})"
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run folder if it exists")
     if resume:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, path_name
 from runtime.common.terminal import suppress_native_stderr
 from train.cli import run_cli
 from train.run import PACKED_ARCHITECTURE, PACKED_WEIGHTS, STATISTICS, UNCOMPRESSED_CSV, RunError, open_run
@@ -31,8 +31,8 @@ COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", ST
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 success, 2 error."""
     parser = ArgumentParser(prog="python -m train.pack_run", description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder to read")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder to write")
+    parser.add_argument("run", type=path_name, metavar="RUN", help="run folder to read")
+    parser.add_argument("folder", type=path_name, metavar="FOLDER", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in FOLDER if it exists")
     arguments = parser.parse_args(argv)
 

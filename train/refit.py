@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.common.cli import ArgumentParser
+from runtime.common.cli import ArgumentParser, path_name
 from runtime.common.errors import PictureError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.common.text import printable
@@ -85,19 +85,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("run", type=path_name, metavar="RUN", help="a run folder")
     parser.add_argument(
         "--none",
-        type=Path,
+        type=path_name,
         metavar="DIR",
         help="folder of photos of none of the classes, to use with the drawings that come with the project "
         "(default: the photos and drawings of the run, or else the drawings alone)",
     )
     parser.add_argument(
-        "--photos-root", type=Path, metavar="DIR", help="the folder of the run's photos, if it has moved"
+        "--photos-root", type=path_name, metavar="DIR", help="the folder of the run's photos, if it has moved"
     )
     parser.add_argument(
-        "--add", type=Path, metavar="DIR", help="the folder that --add named in training, if it has moved"
+        "--add",
+        type=path_name,
+        metavar="DIR",
+        help="the folder that --add named in training, if it has moved",
     )
     add_run_flags(parser.add_argument_group("files"), "runs/NAME-refitted", resume=False)
     config = RefitConfig(**vars(parser.parse_args(argv)))
@@ -152,12 +155,11 @@ def fit_detector(run: Run, dataset: Dataset, out: Path) -> RunContents:
 def choose_negatives(run: Run, none: Path | None) -> Dataset:
     """The run's photos with the negatives to fit on. Raises PhotosError."""
     dataset, settings = run.dataset, run.settings
-    shares = {"val": float(settings.get("val_share", 0.15)), "test": float(settings.get("test_share", 0.15))}
-    seed = int(settings.get("split_seed", 0))
+    shares, seed = {"val": settings["val_share"], "test": settings["test_share"]}, settings["split_seed"]
     if none:
         dataset = with_negatives_of(dataset, none, shares, seed)
         dataset = _without_unreadable(dataset, none)
-        if settings.get("near_duplicates") != "ignore":
+        if settings["near_duplicates"] != "ignore":
             from train.data.near_duplicates import without_near_duplicate_negatives  # late: imagehash
 
             dataset = without_near_duplicate_negatives(dataset, cache_folder("features"))
@@ -239,6 +241,7 @@ def record_of(run: Run, out: Path, divisor: float) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
     return record | {
         "name": out.name,
+        "settings": dict(run.settings),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": package_versions(),
         "temperature": record.get("temperature", 1.0) * divisor,
@@ -247,12 +250,19 @@ def record_of(run: Run, out: Path, divisor: float) -> dict[str, Any]:
 
 
 def history_of(run: Run) -> list[dict[str, object]]:
-    """The rows of history.csv, with numbers as floats."""
-    with (run.path / "history.csv").open(newline="", encoding="utf-8") as file:
-        return [
-            {name: value if name == "stage" else float(value) for name, value in row.items() if value}
-            for row in csv.DictReader(file)
-        ]
+    """The rows of history.csv, with numbers as floats. Raises RunError."""
+    try:
+        with (run.path / "history.csv").open(newline="", encoding="utf-8") as file:
+            rows = [
+                {name: value if name == "stage" else float(value) for name, value in row.items() if value}
+                for row in csv.DictReader(file)
+            ]
+        if not all({"stage", "epoch", "loss", "accuracy"} <= row.keys() for row in rows):
+            raise ValueError("a line is incomplete")
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"run {run.path}: history.csv cannot be read ({reason}); restore it") from None
+    return rows
 
 
 def _features(

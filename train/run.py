@@ -16,8 +16,10 @@ import numpy as np
 from runtime.common.errors import ModelError, UserError
 from runtime.common.text import printable
 from runtime.model_file.statistics import ModelStatistics
-from train.data.dataset import Dataset
+from runtime.preprocess.photo_files import NONE_LABEL
+from train.data.dataset import SPLITS, Dataset
 from train.data.manifest import FILE_NAME_ERRORS, PHOTOS_NAME, read_manifest
+from train.settings import recorded_settings
 
 if TYPE_CHECKING:
     import keras
@@ -49,6 +51,7 @@ FIELD_TYPES = {
     "versions": dict,
     "device": str,
     "fine_tuning_discarded": bool,
+    "temperature": float,
     "metrics": dict,
     "thresholds": dict,
     "compressed": dict,
@@ -163,7 +166,6 @@ class Run:
 def _load_packed(path: Path, base_sha256: str) -> keras.Model:
     """The model of a packed run: its own tensors, and the base's for all others."""
     import keras
-    from safetensors import SafetensorError
     from safetensors.numpy import load
 
     from train.network.vgg import read_weights
@@ -179,9 +181,12 @@ def _load_packed(path: Path, base_sha256: str) -> keras.Model:
             if value is None:
                 raise ValueError(f"{variable.path} is missing")
             variable.assign(value.astype(np.float32))
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise RunError(f"run {path}: {PACKED_WEIGHTS} cannot be read ({reason}); restore the file") from None
+    except Exception as error:  # as in `load_model`
+        reason = printable(" ".join(str(error).split()))[:200]
+        raise RunError(
+            f"run {path}: {PACKED_ARCHITECTURE} or {PACKED_WEIGHTS} cannot be read ({reason}); restore both "
+            "files"
+        ) from None
     return model
 
 
@@ -213,6 +218,7 @@ def open_run(
         dataset = read_manifest(path, root, classes, record["synthetic"], negatives_root, added_root)
         if dataset.sha256 != record["data_sha256"]:
             raise ValueError(f"{PHOTOS_NAME} lists other photos than those of run.json")
+        _check_photos(dataset)
         return Run(
             path=path,
             name=record["name"] or path.resolve().name,  # the name is empty for a run written to "."
@@ -246,12 +252,14 @@ def _record(file: Path) -> dict[str, Any]:
         raise ValueError("run.json is not a JSON object")
     # Only compressed runs have the first field, and older runs lack the others.
     roots = {"negatives_root": "", "added_root": ""}
-    record: dict[str, Any] = {"compressed": {}, "fine_tuning_discarded": False, **roots} | found
+    record: dict[str, Any] = {"compressed": {}, "fine_tuning_discarded": False, "temperature": 1.0, **roots}
+    record |= found
     if record["compressed"] and isinstance(record["compressed"], dict):
         record["compressed"] = {"through": "", "of_size": 224} | record["compressed"]
     _check_types(record, FIELD_TYPES)
     if record["compressed"]:
         _check_types(record["compressed"], COMPRESSED_TYPES, "compressed.")
+    record["settings"] = recorded_settings(record["settings"])
     for field, kinds in VALUE_TYPES.items():
         if not all(type(value) in kinds for value in record[field].values()):
             raise ValueError(f"a value of {field} has the wrong type")
@@ -262,6 +270,18 @@ def _record(file: Path) -> dict[str, Any]:
     if name in (".", "..") or Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255:
         raise ValueError("name is not a plain folder name")
     return record
+
+
+def _check_photos(dataset: Dataset) -> None:
+    """Raise ValueError for a photo of an unknown split or class, or a class without training photos."""
+    labels = {*dataset.classes, NONE_LABEL}
+    for photo in (*dataset.photos, *dataset.negatives):
+        if photo.split not in SPLITS or photo.label not in labels:
+            raise ValueError(f"{PHOTOS_NAME} has a photo of the split {photo.split} and label {photo.label}")
+        if "\0" in photo.path:
+            raise ValueError(f"{PHOTOS_NAME} has a path with a null character")
+    if sorted({photo.label for photo in dataset.split("train")}) != list(dataset.classes):
+        raise ValueError(f"the classes are not those of the training photos in {PHOTOS_NAME}")
 
 
 def _check_types(record: Mapping[str, Any], types: Mapping[str, type], prefix: str = "") -> None:

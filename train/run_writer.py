@@ -85,12 +85,18 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
 def check_replaceable(out: Path, overwrite: bool, argument: str = "--out") -> None:
     """Raise RunError if something exists at `out`, unless it is a run and `overwrite` replaces it.
 
+    No command writes a folder into a run, so a run that holds one, such as photos, is not replaced.
     `argument` is the command's name for `out`.
     """
     if out.exists() and not (out / "run.json").exists():
         raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another {argument}")
     if out.exists() and not overwrite:
         raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another {argument}")
+    if folder := next((path for path in sorted(out.glob("*")) if path.is_dir()), None):
+        raise RunError(
+            f"{folder}: would be deleted with the run that is replaced; move this folder, or choose another "
+            f"{argument}"
+        )
 
 
 def keeps_existing_run(out: Path) -> bool:

@@ -7,7 +7,7 @@ import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +21,8 @@ else:
 
 # For each choice of --fine-tune, the first of VGG16's five blocks that is trained. 6: no block.
 FIRST_TRAINED_BLOCK = {"none": 6, "block5": 5, "block4": 4}
+
+MAX_EPOCHS = 1_000_000  # the steps of all epochs must fit into 64 bits
 
 
 class SettingsError(UserError):
@@ -82,7 +84,7 @@ class Settings:
         low=1,
         high=8,
     )
-    epochs: int = _setting(60, "epochs of the head", low=1)
+    epochs: int = _setting(60, "epochs of the head", low=1, high=MAX_EPOCHS)
     batch: int = _setting(64, "batch size of the head", low=1)
     # Features of length 1 have small gradients.
     learning_rate: float = _setting(1e-2, "first learning rate of the head; a cosine lowers it to 0")
@@ -107,7 +109,7 @@ class Settings:
     )
     # Blocks overfit sooner than a head, so they get three more crops per photo.
     fine_tune_views: int = _setting(5, "views per training photo in fine-tuning", low=1, high=8)
-    fine_tune_epochs: int = _setting(6, "epochs of fine-tuning", low=1)
+    fine_tune_epochs: int = _setting(6, "epochs of fine-tuning", low=1, high=MAX_EPOCHS)
     fine_tune_batch: int = _setting(32, "batch size of fine-tuning", low=1)
     # Reached after a tenth of the steps; then a cosine lowers it to 0.
     fine_tune_learning_rate: float = _setting(2e-4, "highest learning rate of fine-tuning")
@@ -196,6 +198,21 @@ def read_settings(path: Path) -> dict[str, Any]:
                 f"--settings {path}: {key} {error}; change it in the file, or remove it and use {_flag(name)}"
             ) from None
     return given
+
+
+def recorded_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run.json. An older run lacks some: they get their defaults.
+
+    Raises ValueError for a value of another type or out of its bounds.
+    """
+    for setting in fields(Settings):
+        value = recorded.get(setting.name, setting.default)
+        if value is not None or setting.default is not None:
+            try:
+                _checked(setting, value)
+            except ValueError as error:
+                raise ValueError(f"settings.{setting.name} {error}") from None
+    return {"weights": "", **asdict(Settings()), **recorded}
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -38,6 +38,24 @@ def test_the_command_prints_sizes_and_clears_the_cache(
     assert cache.main(["--clear"]) == 0, "an empty cache can be cleared"
 
 
+def test_a_cache_that_a_running_command_uses_is_not_cleared(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with features_in_use(None):
+        assert cache.main(["--clear"]) == 2
+    assert f"cache {home}: a command uses it now; wait for it" in capsys.readouterr().err
+    assert (home / "features").is_dir()
+
+
+def test_a_cache_on_another_disk_stays_linked(home: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    (disk / "photos").mkdir(parents=True)
+    home.symlink_to(disk)
+    assert cache.main(["--clear"]) == 0
+    assert home.is_symlink() and not list(disk.iterdir())
+    assert cache_folder("features").is_dir()
+
+
 def test_a_folder_that_cannot_be_created_raises_cache_error(home: Path) -> None:
     home.write_text("a file")
     with pytest.raises(CacheError, match="--cache or XDG_CACHE_HOME"):
@@ -121,7 +139,7 @@ def test_features_that_a_running_command_uses_are_not_evicted(tmp_path: Path) ->
         os.utime(tmp_path / f"{IN_USE}killed", (0, 0))
         make_room(tmp_path, [], needed=200, limit=400)
         assert [file for file in files if file.exists()] == files[2:]
-        with pytest.raises(UserError, match="other commands use features"):
+        with pytest.raises(UserError, match="files that other commands use now; give"):
             make_room(tmp_path, [], needed=300, limit=400)
         assert [file for file in files if file.exists()] == files[2:]
     make_room(tmp_path, [], needed=300, limit=400)

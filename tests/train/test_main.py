@@ -284,6 +284,14 @@ def test_ctrl_c_in_extraction_keeps_the_features_except_of_a_temporary_cache(
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == kept * len(stored)
 
 
+@pytest.mark.parametrize("flag", ["", "--none=", "--add=", "--out=", "--logs=", "--cache="])
+def test_an_empty_path_is_a_usage_error(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shell makes one of a variable that is not set; it must not mean the current folder."""
+    with pytest.raises(SystemExit, match="2"):
+        main([flag])
+    assert "the path is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [

@@ -84,6 +84,10 @@ def test_a_damaged_packed_run_raises_run_error(packed_run: Path, tmp_path: Path)
     (broken / PACKED_WEIGHTS).write_bytes((packed_run / PACKED_WEIGHTS).read_bytes()[:500])
     with pytest.raises(RunError, match=r"changes\.safetensors cannot be read"):
         open_run(broken).load_model()
+    for text in ("[]", 100_000 * "["):
+        (broken / "architecture.json").write_text(text)
+        with pytest.raises(RunError, match=r"architecture\.json or changes\.safetensors cannot be read"):
+            open_run(broken).load_model()
     (broken / "architecture.json").unlink()
     with pytest.raises(RunError, match=r"architecture\.json is missing"):
         open_run(broken)

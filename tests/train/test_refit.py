@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -16,8 +17,8 @@ from tests.helpers import PATIENCE, ROOT, start_python
 from train.data import negatives
 from train.data.dataset import PhotosError
 from train.network.vgg import tensors_of
-from train.refit import choose_negatives, main
-from train.run import UNCOMPRESSED_CSV, Run, open_run
+from train.refit import choose_negatives, history_of, main
+from train.run import UNCOMPRESSED_CSV, Run, RunError, open_run
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,17 @@ def test_a_run_without_detector_is_refused(
     (copy / "run.json").write_text(json.dumps(record))
     assert main([str(copy), "--out", str(tmp_path / "out")]) == 2
     assert "--no-known" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "text", [None, "stage,epoch\nhead,one\n", "epoch,loss\n1,2\n", "stage,epoch\nhead,1,2\n"]
+)
+def test_a_damaged_history_raises_run_error(tmp_path: Path, text: str | None) -> None:
+    if text:
+        (tmp_path / "history.csv").write_text(text)
+    run = replace(open_run(ROOT / "models" / "flowers_compressed"), path=tmp_path)
+    with pytest.raises(RunError, match=r"history\.csv cannot be read"):
+        history_of(run)
 
 
 def test_an_empty_folder_of_negatives_is_refused(

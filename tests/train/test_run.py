@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
 from train.run import RunError, newest_run, open_run
-from train.run_writer import lock_output, new_run_dir, write_record, write_uncompressed
+from train.run_writer import check_output_dir, lock_output, new_run_dir, write_record, write_uncompressed
 
 # The record of a run that trained nothing.
 RECORD: dict[str, Any] = {
@@ -146,8 +147,10 @@ def test_a_photo_folder_whose_name_is_not_utf8_is_read_back(tmp_path: Path) -> N
 
 def test_uncompressed_labels_are_read_back_for_any_file_name(tmp_path: Path) -> None:
     photos = tuple(Photo(f"a/{name}", "a", "val", "0" * 64) for name in ("one\rtwo", "\r\n", 'a,"b"', "薔薇"))
-    write_uncompressed(tmp_path, Dataset(tmp_path, ("a", "b"), photos), {"val": np.array([0, 1, 1, 0])})
-    write_record(tmp_path, RECORD | {"compressed": COMPRESSED}, Dataset(tmp_path, ("a", "b"), photos))
+    train = (Photo("a/1", "a", "train", "1" * 64), Photo("b/1", "b", "train", "2" * 64))
+    dataset = Dataset(tmp_path, ("a", "b"), (*train, *photos))
+    write_uncompressed(tmp_path, dataset, {"val": np.array([0, 1, 1, 0])})
+    write_record(tmp_path, RECORD | {"compressed": COMPRESSED}, dataset)
     (tmp_path / "model.keras").touch()
     assert open_run(tmp_path).uncompressed_labels() == dict(
         zip((photo.path for photo in photos), "abba", strict=True)
@@ -178,6 +181,8 @@ def bare(tmp_path: Path) -> Path:
         ({"compressed": {"from": "a"}}, "compressed.epochs is missing or not of type int"),
         ({"compressed": COMPRESSED | {"macs": "1"}}, "compressed.macs is missing or not of type int"),
         ({"settings": []}, "settings is missing or not of type dict"),
+        ({"settings": {"val_share": "x"}}, "settings.val_share is 'x'; it must be a number"),
+        ({"temperature": "x"}, "temperature is missing or not of type float"),
         ({"versions": None}, "versions is missing or not of type dict"),
         ({"classes": [1, 2]}, "classes"),
         ({"fine_tuning_discarded": 1}, "fine_tuning_discarded is missing or not of type bool"),
@@ -206,6 +211,29 @@ def test_photos_of_another_run_raise_run_error(bare: Path, change: tuple[str, st
         return
     with pytest.raises(RunError, match=r"photos\.csv lists other photos than those of run\.json"):
         open_run(bare)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        ({"label": "c"}, "a photo of the split train and label c"),
+        ({"split": "tset"}, "a photo of the split tset and label b"),
+        ({"path": "a\0b"}, "a path with a null character"),
+        ({"split": "val"}, "the classes are not those of the training photos"),
+    ],
+)
+def test_photos_that_no_training_writes_raise_run_error(
+    bare: Path, change: dict[str, str], fact: str
+) -> None:
+    dataset = open_run(bare).dataset
+    changed = replace(dataset.photos[-1], **change)
+    write_record(bare, RECORD, replace(dataset, photos=(*dataset.photos[:-1], changed)))
+    with pytest.raises(RunError, match=f"its record cannot be read .*{fact}"):
+        open_run(bare)
+
+
+def test_an_older_run_gets_the_defaults_of_the_settings_that_it_lacks(bare: Path) -> None:
+    assert open_run(bare).settings["class_weight"] == "balanced"
 
 
 @pytest.mark.parametrize(
@@ -268,6 +296,14 @@ def test_leftovers_of_a_killed_process_do_not_block_a_new_run(tmp_path: Path) ->
         (folder / "file").write_text("new")
     assert (tmp_path / "run" / "file").read_text() == "new"
     assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
+
+
+def test_a_run_that_holds_a_folder_is_not_replaced(bare: Path) -> None:
+    (bare / "photos").mkdir()
+    with pytest.raises(RunError, match=r"run/photos: would be deleted with the run that is replaced; move"):
+        check_output_dir(bare, overwrite=True, resume=False)
+    (bare / "photos").rmdir()
+    assert check_output_dir(bare, overwrite=True, resume=False)
 
 
 def test_the_first_run_in_a_new_folder_is_locked(tmp_path: Path) -> None:

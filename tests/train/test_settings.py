@@ -69,7 +69,7 @@ def test_every_setting_has_a_flag_that_accepts_its_defaults() -> None:
     [
         ("epoch = 3", "no setting is called epoch; did you mean epochs?"),
         ("xyz = 3", "no setting is called xyz; `python -m train --help`"),
-        ("epochs = 0", "epochs is 0; it must be 1 or more"),
+        ("epochs = 0", "epochs is 0; it must be from 1 to 1000000"),
         ("val-share = 0.9", "val-share is 0.9; it must be from 0 to 0.45"),
         ("epochs = 2.5", "epochs is 2.5; it must be a whole number"),
         ("epochs = true", "epochs is True; it must be a whole number"),

@@ -171,11 +171,14 @@ def read_hashed(root: Path, photo: Photo, data: bytes | None = None) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    """The hex digest of a file's bytes. Raises HashError if the file cannot be read."""
+    """The hex digest of a file's bytes. Raises HashError if the file is empty or cannot be read."""
     digest = hashlib.sha256()
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise HashError("is not a regular file")  # opening a pipe would wait for its writer
+        if not status.st_size:
+            raise HashError("is empty")  # all empty files have the same hash, but are not copies of a photo
         with path.open("rb") as file:
             while block := file.read(HASH_BLOCK):
                 digest.update(block)

@@ -105,12 +105,16 @@ def find_photos(
 def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float], seed: int) -> Dataset:
     """The data set with the photos in the folder `none` as its negatives, in splits of these shares.
 
-    Raises PhotosError if the folder has no photo, or only photos of the classes.
+    A photo that is one of its negatives already stays in its split: the network learned those of train, so
+    they must not measure it. Raises PhotosError if the folder has no photo, or only photos of the classes.
     """
     found, unusable = _read_outside(none)
     negatives, copies = _negatives_without_duplicates(found, dataset.photos, none)
     left_out = (*dataset.left_out, *unusable, *copies)
-    ordered = tuple(sorted(split_train(negatives, shares, seed), key=lambda photo: photo.path))
+    splits = {photo.sha256: photo.split for photo in dataset.negatives}
+    new = split_train([photo for photo in negatives if photo.sha256 not in splits], shares, seed)
+    old = [replace(photo, split=splits[photo.sha256]) for photo in negatives if photo.sha256 in splits]
+    ordered = tuple(sorted([*new, *old], key=lambda photo: photo.path))
     return replace(dataset, negatives=ordered, negatives_root=none.resolve(), left_out=left_out)
 
 
@@ -165,18 +169,22 @@ def _choose_negatives(
 ) -> tuple[dict[str, ClassFolders], Path | None, list[LeftOut]]:
     """The folders to read by split, the folder of negatives outside them, and folders that are not used.
 
-    The folder `none` may be one of the class folders.
+    The folder `none` may be one of the class folders. If its name is "none", it stands for the folders of
+    this name in all splits.
     """
     inside = [path for found in folders.values() for path, label in found if label == NONE_LABEL]
-    if negatives and (none is None or any(_same(path, none) for path in inside)):
+    named = [path for path in inside if none is not None and _same(path, none)]
+    if negatives and (none is None or any(path.name.casefold() == NONE_LABEL for path in named)):
         return folders, None, []
+    used = named if negatives else []
     reason = "--none gives another folder" if negatives else "--no-negatives is set"
-    classes = {
-        split: [(path, label) for path, label in found if label != NONE_LABEL]
+    used_folders = {
+        split: [(path, label) for path, label in found if label != NONE_LABEL or path in used]
         for split, found in folders.items()
     }
-    unused = [LeftOut(f"{path.relative_to(root).as_posix()}/", f"is not used: {reason}") for path in inside]
-    return classes, none if negatives else None, unused
+    unused = [f"{path.relative_to(root).as_posix()}/" for path in inside if path not in used]
+    left_out = [LeftOut(folder, f"is not used: {reason}") for folder in unused]
+    return used_folders, none if negatives and not used else None, left_out
 
 
 def _same(path: Path, other: Path) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
+from runtime.common.text import printable
 from runtime.preprocess.photo_files import NONE_LABEL
 from train.data.dataset import Dataset, LeftOut, Photo
 from train.data.negatives import default_negatives_folder
@@ -40,7 +41,10 @@ def write_manifest(dataset: Dataset, folder: Path) -> None:
         for photo in chain(dataset.photos, dataset.negatives)
     )
     write_csv(folder / PHOTOS_NAME, [column.name for column in fields(Photo)], photos)
-    left_out = ((_portable_path(item.path, folders), item.reason) for item in dataset.left_out)
+    left_out = (
+        (_portable_path(item.path, folders), _portable_reason(item.reason, folders))
+        for item in dataset.left_out
+    )
     write_csv(folder / LEFT_OUT_NAME, [column.name for column in fields(LeftOut)], left_out)
 
 
@@ -80,7 +84,9 @@ def read_manifest(
             for photo in photos
             if photo.label != NONE_LABEL
         ),
-        tuple(LeftOut(_full_path(item.path, folders), item.reason) for item in left_out),
+        tuple(
+            LeftOut(_full_path(item.path, folders), _full_reason(item.reason, folders)) for item in left_out
+        ),
         synthetic,
         tuple(
             replace(photo, path=_full_path(photo.path, folders))
@@ -98,6 +104,20 @@ def _portable_path(path: str, folders: Mapping[str, Path | None]) -> str:
         if folder is not None and Path(path).is_relative_to(folder):
             return prefix + Path(path).relative_to(folder).as_posix()
     return path
+
+
+def _portable_reason(reason: str, folders: Mapping[str, Path | None]) -> str:
+    """A reason, which may name another photo, with the same prefixes."""
+    for prefix, folder in folders.items():
+        if folder is not None:
+            reason = reason.replace(printable(f"{folder.as_posix()}/"), prefix)
+    return reason
+
+
+def _full_reason(reason: str, folders: Mapping[str, Path]) -> str:
+    for prefix, folder in folders.items():
+        reason = reason.replace(prefix, printable(f"{folder.as_posix()}/"))
+    return reason
 
 
 def _full_path(path: str, folders: Mapping[str, Path]) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
 from runtime.preprocess.photo_files import NONE_LABEL
-from train.data.dataset import SPLITS, Dataset, Photo, PhotosError, file_sha256
+from train.data.dataset import SPLITS, Dataset, HashError, Photo, PhotosError, file_sha256
 from train.data.negative_pictures import VERSION, drawings, make_picture, without_words
 from train.data.splits import split_train
 from train.progress import Progress
@@ -76,7 +76,7 @@ def add_default_negatives(
         )
     count = min(max(FEWEST, len(dataset.photos)), MOST, limit or MOST)
     files = write_pictures([(DEFAULT_KIND, name) for name in names[:count]])
-    photos = [Photo(file.as_posix(), NONE_LABEL, "train", file_sha256(file)) for file in files]
+    photos = [Photo(file.as_posix(), NONE_LABEL, "train", _sha256(file)) for file in files]
     negatives = split_train(photos, {"val": val_share, "test": test_share}, split_seed)
     ordered = sorted(negatives, key=lambda photo: photo.path)
     return replace(dataset, negatives=(*dataset.negatives, *ordered))
@@ -136,6 +136,13 @@ def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
                     ) from None
                 progress.step(1)
     return files
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return file_sha256(file)
+    except HashError as error:
+        raise PhotosError(f"{file}: {error}; delete this file, then start the command again") from None
 
 
 def names_without_classes(classes: Sequence[str]) -> list[str]:

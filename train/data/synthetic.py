@@ -39,7 +39,12 @@ def draw_flowers(folder: Path, per_class: int, seed: int = 0) -> Path:
         (partial / SYNTHETIC_MARKER).write_text(
             f"drawn, version {SYNTHETIC_VERSION}, seed {seed}\n", encoding="utf-8"
         )
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+            # Another command drew the same pictures meanwhile.
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

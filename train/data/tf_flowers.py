@@ -17,6 +17,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath
 
 from runtime.common.errors import UserError
+from runtime.common.file_lock import exclusive_lock
 from train.data.dataset import HashError, file_sha256
 from train.progress import Progress
 
@@ -54,11 +55,26 @@ def flower_photos(cache: Path, archive: Archive = TF_FLOWERS, timeout: float = T
     """The folder of class folders, downloaded and unpacked into `cache` unless it exists already.
 
     Raises Unreachable if the server does not answer within `timeout` seconds; DownloadError if the download
-    is interrupted, after which the next call resumes it, or if its hash is wrong.
+    is interrupted, after which the next call resumes it, if its hash is wrong, or if another command
+    downloads it now.
     """
     folder = cache / archive.name
     if folder.is_dir():
         return folder
+    try:
+        with exclusive_lock(cache / f".{archive.name}.lock"):
+            if not folder.is_dir():  # another command may have unpacked it meanwhile
+                _fetch(archive, cache, folder, timeout)
+    except BlockingIOError:
+        raise DownloadError(
+            f"{archive.url}: another command downloads it now; wait until it has printed its photos, then "
+            "start this command again"
+        ) from None
+    return folder
+
+
+def _fetch(archive: Archive, cache: Path, folder: Path, timeout: float) -> None:
+    """Download, verify and unpack the archive."""
     packed = cache / f"{archive.name}.tgz"
     if not packed.exists():
         partial = packed.with_name(f"{packed.name}.part")
@@ -67,7 +83,6 @@ def flower_photos(cache: Path, archive: Archive = TF_FLOWERS, timeout: float = T
         partial.rename(packed)
     _unpack(packed, folder)
     packed.unlink()
-    return folder
 
 
 def _download(archive: Archive, partial: Path, timeout: float) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from runtime.preprocess.photo_files import NONE_LABEL
 from train.data.dataset import Dataset, LeftOut, PhotosError
-from train.data.find_photos import find_photos
+from train.data.find_photos import find_photos, with_negatives_of
 from train.data.manifest import read_manifest, write_manifest
 
 NOBODY = 65534  # the number of a user without any rights, on Linux
@@ -544,6 +544,37 @@ def test_a_class_folder_may_be_named_as_the_folder_of_negatives(tmp_path: Path) 
     assert {photo.path for photo in dataset.negatives} == {"c/1.jpg", "c/2.jpg"}
 
 
+def test_a_class_folder_of_negatives_replaces_the_folder_none(tmp_path: Path) -> None:
+    root = put(with_none(tmp_path, "none"), "c/1.jpg", "c/2.jpg")
+    dataset = find_photos(root, none=root / "c")
+    assert dataset.classes == ("a", "b")
+    assert {photo.path for photo in dataset.negatives} == {"c/1.jpg", "c/2.jpg"}
+    assert dataset.left_out == (LeftOut("none/", "is not used: --none gives another folder"),)
+    assert len(find_photos(root, none=root / "none").negatives) == 20, "the folder none may be named too"
+
+
+def test_more_negatives_keep_the_earlier_ones_in_their_splits(tmp_path: Path) -> None:
+    before = find_photos(with_none(tmp_path, "none"))
+    put(tmp_path, *(f"none/new{number}.jpg" for number in range(100)))
+    after = with_negatives_of(before, tmp_path / "none", {"val": 0.15, "test": 0.15}, 0)
+    splits = {photo.sha256: photo.split for photo in after.negatives}
+    assert {photo.sha256: splits[photo.sha256] for photo in before.negatives} == {
+        photo.sha256: photo.split for photo in before.negatives
+    }
+    assert Counter(splits.values()) == {"train": 84, "val": 18, "test": 18}
+
+
+def test_empty_files_are_not_copies_of_each_other(tmp_path: Path) -> None:
+    many(tmp_path / "train", count=20)
+    put(tmp_path, "test/a/x.jpg", "test/b/y.jpg")
+    put(tmp_path, "train/a/empty.jpg", "test/b/empty.jpg", content="")
+    dataset = find_photos(tmp_path)
+    assert [(item.path, item.reason) for item in dataset.left_out] == [
+        ("test/b/empty.jpg", "is empty"),
+        ("train/a/empty.jpg", "is empty"),
+    ]
+
+
 def test_without_negatives_the_folder_none_is_left_out(tmp_path: Path) -> None:
     dataset = find_photos(with_none(tmp_path, "none"), negatives=False)
     assert dataset.classes == ("a", "b") and not dataset.negatives
@@ -604,6 +635,7 @@ def test_leaving_out_a_negative_keeps_the_photos(tmp_path: Path) -> None:
 def test_the_manifest_reads_back_with_negatives(tmp_path: Path) -> None:
     root = with_none(tmp_path / "photos", "none")
     outside = put(tmp_path / "frames", "1.jpg", "2.jpg", "3.jpg", "notes.txt")
+    put(outside, "copy.jpg", content="1.jpg")
     for none in (None, outside):
         dataset = find_photos(root, none=none)
         write_manifest(dataset, tmp_path)

@@ -92,6 +92,13 @@ def test_as_many_negatives_as_photos_are_added_within_bounds(count: int, negativ
     assert len(add_default_negatives(photos("a", "b", count=count)).negatives) == negatives
 
 
+def test_a_drawing_that_cannot_be_read_raises_photos_error(own_cache: Path) -> None:
+    negative = add_default_negatives(photos("daisy")).negatives[0]
+    Path(negative.path).write_bytes(b"")
+    with pytest.raises(PhotosError, match=r"\.bmp: is empty; delete this file"):
+        add_default_negatives(photos("daisy"))
+
+
 def test_drawings_of_a_class_are_not_used(own_cache: Path) -> None:
     assert any("orange" in name for name in [*drawings()][:60])
     found = add_default_negatives(photos("Blood Oranges", "pears"), limit=60)

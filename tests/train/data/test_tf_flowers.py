@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime.common.file_lock import exclusive_lock
 from train.data.tf_flowers import TF_FLOWERS, Archive, DownloadError, Unreachable, flower_photos
 
 
@@ -70,6 +71,17 @@ def server() -> Iterator[Server]:
     server = Server(packed(PHOTOS))
     yield server
     server.http.shutdown()
+
+
+def test_a_second_command_does_not_download_the_archive_too(tmp_path: Path, server: Server) -> None:
+    with (
+        exclusive_lock(tmp_path / ".flower_photos.lock"),
+        pytest.raises(DownloadError, match="another command downloads it now; wait"),
+    ):
+        flower_photos(tmp_path, server.archive)
+    assert not server.ranges
+    assert flower_photos(tmp_path, server.archive).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["flower_photos"]
 
 
 def test_the_archive_is_downloaded_verified_and_unpacked_once(tmp_path: Path, server: Server) -> None:
