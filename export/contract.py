@@ -103,24 +103,35 @@ def check_recorded_top1(run: Run, probabilities: NDArray[np.float32], truth: NDA
     """Raises UserError when the trained model [n, C] labels the test photos otherwise than the run records.
 
     Parity cannot show that a model or the order of the classes is of another run: it compares the files with
-    this model. The photos may be some of those that metrics.json counts: then chance allows more.
+    this model. run.json records the accuracy on all test photos, and metrics.json also that of each class: on
+    some of the photos, chance allows more.
     """
-    confusion = _recorded_confusion(run, classes=probabilities.shape[1])
-    photos = np.bincount(truth, minlength=len(confusion))
-    recorded = confusion.sum(1)
-    if (photos > recorded).any():
-        return
-    recall = confusion.diagonal() / np.maximum(recorded, 1)
-    correct, expected = int((probabilities.argmax(axis=1) == truth).sum()), photos @ recall
-    # Of each class, a sample without replacement: the hypergeometric distribution.
-    variances = photos * recall * (1 - recall) * (recorded - photos) / np.maximum(recorded - 1, 1)
-    chance = SAMPLE_DEVIATIONS * math.sqrt(variances.sum())
-    if abs(correct - expected) > max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * len(truth)) + chance:
+    n, recorded = len(truth), run.metrics.get("test") or {}
+    correct = int((probabilities.argmax(axis=1) == truth).sum())
+    if recorded.get("n") == n and "top1" in recorded:
+        expected, deviation = recorded["top1"] * n, 0.0
+    else:
+        expected, deviation = _expected_correct(_recorded_confusion(run, probabilities.shape[1]), truth)
+    allowed = max(MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE * n) + SAMPLE_DEVIATIONS * deviation
+    if abs(correct - expected) > allowed:
         raise UserError(
-            f"run {run.path}: its model labels {correct} of the {len(truth):,} test photos correctly, but by "
-            f"its metrics.json it would be {expected:.0f}: a file of the run was replaced; restore it, or "
+            f"run {run.path}: its model labels {correct} of the {n:,} test photos correctly, but by the "
+            f"recorded accuracy it would be {expected:.0f}: a file of the run was replaced; restore it, or "
             "train again"
         )
+
+
+def _expected_correct(confusion: NDArray[np.int64], truth: NDArray[np.int64]) -> tuple[float, float]:
+    """How many photos with these classes [n] get the right label, and the standard deviation; infinite if
+    `confusion` [C, C] counts fewer photos of a class.
+    """
+    photos, recorded = np.bincount(truth, minlength=len(confusion)), confusion.sum(axis=1)
+    if (photos > recorded).any():
+        return 0.0, math.inf
+    recall = confusion.diagonal() / np.maximum(recorded, 1)
+    # Of each class, a sample without replacement: the hypergeometric distribution.
+    variances = photos * recall * (1 - recall) * (recorded - photos) / np.maximum(recorded - 1, 1)
+    return float(photos @ recall), math.sqrt(variances.sum())
 
 
 def _recorded_confusion(run: Run, classes: int) -> NDArray[np.int64]:

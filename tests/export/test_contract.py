@@ -82,7 +82,7 @@ def test_each_export_to_a_folder_counts_its_release(tmp_path: Path, contract: Co
 def recorded_run(synthetic_run: Path, folder: Path, confusion: object) -> Run:
     """A run whose metrics.json holds only this confusion matrix of the test photos."""
     (folder / "metrics.json").write_text(json.dumps({"test": {"confusion": confusion}}), encoding="utf-8")
-    return replace(open_run(synthetic_run), path=folder)
+    return replace(open_run(synthetic_run), path=folder, metrics={"test": None, "val": None})
 
 
 def answers(correct: Sequence[int], photos: Sequence[int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -101,6 +101,17 @@ def test_a_model_that_is_not_the_runs_own_is_refused(
     refused = pytest.raises(UserError, match=rf"labels {correct} of the 10 test .* would be 5: .*again")
     with nullcontext() if correct in (3, 7) else refused:
         check_recorded_top1(run, *answers([correct, 0], [10, 0]))
+
+
+def test_without_metrics_json_run_json_shows_a_model_of_another_run(
+    synthetic_run: Path, tmp_path: Path
+) -> None:
+    summary = {"test": {"n": 10, "top1": 0.5}, "val": None}
+    run = replace(open_run(synthetic_run), path=tmp_path, metrics=summary)
+    check_recorded_top1(run, *answers([5, 0], [10, 0]))
+    check_recorded_top1(run, *answers([0, 0], [9, 0]))  # no record of the accuracy on some of the photos
+    with pytest.raises(UserError, match=r"labels 8 of the 10 test photos correctly, .* would be 5: "):
+        check_recorded_top1(run, *answers([8, 0], [10, 0]))
 
 
 @pytest.mark.parametrize(
