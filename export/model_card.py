@@ -232,7 +232,6 @@ def _training_data(contract: Contract, run: Run) -> str:
 def _front_matter(index: Index, results: Sequence[ParityResult]) -> str:
     """YAML. Texts are JSON strings, which are valid YAML, so that no name can break it."""
     formats = sorted({file.format for file in index.files})
-    dataset = f"{max(result.n for result in results)} test photos of the run"
     lines = [
         "---",
         f"license: {'cc-by-4.0' if _is_bundled(index.contract) else 'other'}",
@@ -243,15 +242,17 @@ def _front_matter(index: Index, results: Sequence[ParityResult]) -> str:
         "model-index:",
         f"- name: {_json(index.contract.name)}",
         "  results:",
-        "  - task: {type: image-classification}",
-        f"    dataset: {{type: imagefolder, name: {_json(dataset)}}}",
-        "    metrics:",
     ]
-    for result in results:
-        if result.error:
-            continue
-        name = f"top-1 of {result.format} {result.precision} in {result.engine}"
-        lines.append(f"    - {{type: accuracy, value: {result.top1:.4f}, name: {_json(name)}}}")
+    for n in sorted({result.n for result in results}):
+        lines += [
+            "  - task: {type: image-classification}",
+            f"    dataset: {{type: imagefolder, name: {_json(f'{n} test photos of the run')}}}",
+            "    metrics:",
+        ]
+        for result in results:
+            if result.n == n and not result.error:
+                name = f"top-1 of {result.format} {result.precision} in {result.engine}"
+                lines.append(f"    - {{type: accuracy, value: {result.top1:.4f}, name: {_json(name)}}}")
     return "\n".join([*lines, "---"])
 
 
@@ -289,7 +290,10 @@ def _parity(results: Sequence[ParityResult], kept: Sequence[ParityResult]) -> st
     )
     if len(kept) < len(results):
         text += " The folder holds only the files that are listed under Files; the other files were not kept."
-    note = "Of the files in the folder, the one that agrees least: " + confidence_note(kept)
+    note = (
+        "Of the files in the folder that were compared on the most photos, the one that agrees least: "
+        + confidence_note(kept)
+    )
     return text + "\n\n" + "\n".join([*lines, "", *explanations, "", note])
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 
-from export.parity.gates import FAILED, MIN_PHOTOS, broken_bounds, verdict
+from export.parity.gates import FAILED, GATES, MIN_PHOTOS, broken_bounds, verdict
 from export.parity.result import FileKey, ParityResult
 from runtime.common.text import align_columns, pluralize
 from runtime.model_file.formats import FORMATS, PRECISIONS
@@ -66,11 +66,11 @@ def parity_columns(results: Sequence[ParityResult]) -> dict[str, list[str]]:
 def column_explanations(results: Sequence[ParityResult], threads: int) -> list[tuple[str, str]]:
     """The columns that need an explanation, and their explanations."""
     columns = parity_columns(results)
-    most = max(results, key=lambda result: result.n)
+    trained = sorted({(result.n, f"{result.reference_top1:.1%}") for result in results})
     explanations = {
         "photos": "number of test photos on which the file is compared",
         "top-1": "share of the test photos that the file labels correctly "
-        f"(trained model: {most.reference_top1:.1%} of {most.n})",
+        f"(trained model: {', '.join(f'{top1} of {n}' for n, top1 in trained)})",
         "same answer": "share of the photos with the same label as the trained float32 model",
         "mean |Δp|": "how far a photo's probabilities move, on average (0.01 is 1 point of 100)",
         "p99 |Δp|": "the same for the photo at the 99th percentile",
@@ -99,14 +99,17 @@ def recommendation(results: Sequence[ParityResult], names: Mapping[FileKey, str]
 
 
 def confidence_note(results: Sequence[ParityResult]) -> str:
-    """How much n photos prove, by the file that agrees least of those that were compared on most photos."""
-    n = max(result.n for result in results)
-    most = max((row.disagreements for row in results if row.n == n and not row.error), default=n)
+    """How much n photos prove, by the file that agrees least of those compared on the most photos."""
+    compared = [result for result in results if not result.error]
+    n = max(result.n for result in compared or results)
+    most = max((result.disagreements for result in compared if result.n == n), default=n)
     note = (
         f"{most or 'None'} of {n} photos got another label; on new photos, up to {upper_bound(n, most):.1%} "
         f"may ({CONFIDENCE:.0%} confidence)."
     )
-    return note if n >= MIN_PHOTOS else f"{note} All limits apply from {MIN_PHOTOS} photos on."
+    if n >= MIN_PHOTOS or not any(GATES[result.precision].needs_many_photos for result in results):
+        return note
+    return f"{note} All limits apply from {MIN_PHOTOS} photos on."
 
 
 def upper_bound(n: int, k: int) -> float:

@@ -83,6 +83,14 @@ def test_front_matter_is_yaml_for_any_name(contract: Contract) -> None:
     assert "    - {type: accuracy, value: 0.9000" in "\n".join(front)
 
 
+def test_a_top1_is_of_the_photos_of_its_file(contract: Contract) -> None:
+    front, text = card(contract, {}, results=(replace(RESULT, engine="onnx", n=60), RESULT)).split("\n---\n")
+    few, most = front.split("60 test photos of the run")[1].split("500 test photos of the run")
+    assert "int8 in onnx" in few and "litert" not in few
+    assert "int8 in litert 2.3.0" in most and "onnx" not in most
+    assert "None of 500 photos got another label" in text
+
+
 def test_a_file_that_was_not_kept_is_in_the_parity_table_alone(contract: Contract) -> None:
     worse = replace(RESULT, precision="full_int8", disagreements=7)
     text = card(contract, {}, results=(RESULT, worse))

@@ -53,8 +53,9 @@ def test_files_on_fewer_photos_have_a_column_of_photos_and_prove_less() -> None:
     column = header.split().index("photos") + 1  # an engine has two words
     assert [first.split()[column], second.split()[column]] == ["60", "500"]
     explanations = dict(column_explanations([few, RESULT], 2))
-    assert "photos" in explanations and "90.0% of 500" in explanations["top-1"]
+    assert "photos" in explanations and "80.0% of 60, 90.0% of 500" in explanations["top-1"]
     assert "of 500 photos" in confidence_note([few, RESULT])
+    assert confidence_note([few, replace(RESULT, error="crash")]).startswith("None of 60 photos")
     assert recommendation([few, RESULT], NAMES).endswith("all 500 photos.")
 
 
@@ -81,6 +82,7 @@ def test_confidence_note_says_how_little_few_photos_prove() -> None:
     few = confidence_note([replace(RESULT, n=40)])
     assert "40" in few and "7.2%" in few and str(MIN_PHOTOS) in few
     assert str(MIN_PHOTOS) not in confidence_note([RESULT])
+    assert str(MIN_PHOTOS) not in confidence_note([replace(FLOAT32, n=60)])  # its limits are for every photo
 
 
 def test_the_report_ends_with_the_file_to_use() -> None:
