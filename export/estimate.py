@@ -64,11 +64,13 @@ def print_estimate(workload: Workload, files: Sequence[FileKey]) -> None:
     pairs = len(file_engine_pairs(files, workload.engines))
     print(f"time: {format_estimate(seconds)} for {len(files)} files and {pairs} pairs of file and engine")
     if workload.test.every_photo < workload.test.most:
-        numbers = {file.precision: workload.test.of(file.precision) for file in files}
-        compared = " and ".join(f"{precision} files on {count}" for precision, count in numbers.items())
+        precisions: dict[int, list[str]] = {}
+        for precision in dict.fromkeys(file.precision for file in files):
+            precisions.setdefault(workload.test.of(precision), []).append(precision)
+        compared = "; ".join(f"{count} for {', '.join(names)}" for count, names in precisions.items())
         print(
-            f"photos: an uncompressed model is slow, so the export compares {compared} test photos; "
-            "--photos N compares all files on N"
+            f"photos: {compared} (an uncompressed model is slow; --photos N compares all files on N test "
+            "photos)"
         )
     quicker = []
     if workload.test.most > 2 * QUICK_PHOTOS:

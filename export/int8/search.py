@@ -160,5 +160,5 @@ def _missed_aim(result: ParityResult) -> str:
 
 
 def _figures(results: Sequence[ParityResult]) -> str:
-    agreement, dp = min(result.agreement for result in results), max(result.max_dp for result in results)
-    return f"agreement {agreement:.1%}, max |Δp| {dp:.3f} on {results[0].n} photos"
+    least, dp = min(results, key=lambda result: result.agreement), max(result.max_dp for result in results)
+    return f"agreement {least.agreement:.1%} of {least.n} photos, max |Δp| {dp:.3f}"

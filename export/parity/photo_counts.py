@@ -24,6 +24,10 @@ class PhotoCounts:
 
 def photo_counts(available: int, requested: int | None, *, compressed: bool) -> PhotoCounts:
     """How many of the `available` photos to use. With `requested`, all files get this number."""
-    if requested is not None or compressed:
-        return PhotoCounts(*[min(requested or available, available)] * 2)
-    return PhotoCounts(min(UNCOMPRESSED_PHOTOS, available), min(EVERY_PHOTO, available))
+    if requested is not None:
+        most = every_photo = requested
+    elif compressed:
+        most = every_photo = available
+    else:
+        most, every_photo = UNCOMPRESSED_PHOTOS, EVERY_PHOTO
+    return PhotoCounts(min(most, available), min(every_photo, available))

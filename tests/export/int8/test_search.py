@@ -98,7 +98,7 @@ def chosen_recipe(first: ParityResult, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_recipe_that_fails_in_another_engine_on_some_of_the_photos_is_not_accepted(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     compared = []
 
@@ -108,7 +108,7 @@ def test_a_recipe_that_fails_in_another_engine_on_some_of_the_photos_is_not_acce
         (data,) = files.values()
         compared.append((data.decode(), engines, len(reference.photos)))
         wrong = 10 if data.decode() == BEST.name and engines == ["openvino"] else 0
-        return [replace(RESULT, format="onnx", disagreements=wrong)]
+        return [replace(RESULT, format="onnx", n=len(reference.photos), disagreements=wrong)]
 
     monkeypatch.setattr(search, "quantize", lambda model, photos, recipe, step: recipe.name)
     monkeypatch.setattr(search, "run_parity", run_parity)
@@ -120,3 +120,6 @@ def test_a_recipe_that_fails_in_another_engine_on_some_of_the_photos_is_not_acce
     chosen = find_int8(None, converters, photos, reference, engines, clock)["onnx"].recipe
     assert chosen == search.RECIPES[1].name
     assert compared[:2] == [(BEST.name, ["onnx"], 60), (BEST.name, ["openvino"], 50)]
+    printed = capsys.readouterr().out
+    assert f"recipe {BEST.name}: agreement 80.0% of 50 photos" in printed
+    assert f"recipe {search.RECIPES[1].name}: agreement 100.0% of 60 photos" in printed
