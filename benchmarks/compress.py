@@ -59,6 +59,7 @@ from export.parity.result import FileKey
 from export.parity.runner import ParityReference, run_parity
 from export.photos import read_photos
 from export.serving_model import named_outputs, predict
+from runtime.common.atomic import atomic_write
 from runtime.inference.engines import default_threads
 from train.compress.allocation import LAST, VGG16, NetworkShape, choose_shape
 from train.compress.features import predict_channel_means
@@ -126,6 +127,8 @@ def main() -> int:
     )
     parser.add_argument("--parts", type=Path, metavar="DIR", help="keep the files, and resume with them")
     arguments = parser.parse_args()
+    if len({path.name for path in arguments.compressed}) < len(arguments.compressed):
+        parser.error("two compressed runs have the same name, so --parts would mix them up; rename one")
     data = BenchmarkData(open_run(arguments.run, arguments.photos))
     run, parts = data.run, arguments.parts
     top1 = run.metrics["val"]["top1"]
@@ -164,7 +167,8 @@ def resumed(folder: Path | None, name: str, make: Callable[[], list[DeployedFile
     if not path.exists():
         files = make()
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(pickle.dumps(files))
+        with atomic_write(path) as file:
+            pickle.dump(files, file)
     found: list[DeployedFile] = pickle.loads(path.read_bytes())
     return found
 
