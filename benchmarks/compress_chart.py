@@ -54,7 +54,7 @@ def _draw_accuracy_by_reduction(axis: Any, rows: Sequence[Row], original_gmacs: 
     for row in shown:
         if row["reduce"] and row["way"] not in COLOURS:
             axis.plot(*point(row), "*", ms=13, color=HIGHLIGHT)
-            axis.annotate(row["way"], point(row), (6, 5), textcoords="offset points")
+            axis.annotate(_short(row["way"]), point(row), (6, 5), textcoords="offset points", fontsize=8)
     axis.set_xscale("log", base=2)
     axis.set(xlabel="times fewer multiplications", ylabel="top-1 on test photos, %", title="float32")
     axis.set_xticks(TICKS, [f"{tick}" for tick in TICKS])
@@ -77,12 +77,17 @@ def _draw_accuracy_by_latency(axis: Any, rows: Sequence[Row], engines: Sequence[
             axis.plot(*point(row), marker, ms=9, color=HIGHLIGHT)
             if first:
                 offset = (7, 4 if row["reduce"] else -14)
-                axis.annotate(row["way"], point(row), offset, textcoords="offset points")
+                axis.annotate(_short(row["way"]), point(row), offset, textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
     axis.set_xticks((1, 2, 5, 10, 20), ("1", "2", "5", "10", "20"))
     axis.minorticks_off()
     axis.set(xlabel="ms a photo, int8, all cores", title="int8 in the engines")
     axis.legend(frameon=False, loc="lower right")
+
+
+def _short(way: str) -> str:
+    """The label of a point. Labels of full length would cover each other."""
+    return way.removeprefix("distilled, ")
 
 
 def read_rows(path: Path) -> list[Row]:
