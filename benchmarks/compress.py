@@ -147,7 +147,7 @@ def main() -> int:
         ("MobileNetV2", mobilenet_v2, arguments.mobilenet),
     ):
         if weights:
-            files += resumed(parts, name, partial(deploy_mobile, data, name, load(weights)))
+            files += resumed(parts, name, partial(deploy_mobile, data, name, load, weights))
     points += [file.point for file in files if file.point not in points]
     latencies = time_files(files)
     points = [replace(point, ms=latencies.get(point, point.ms)) for point in points]
@@ -292,10 +292,13 @@ def deploy_compressed(data: BenchmarkData, path: Path) -> list[DeployedFile]:
     return deploy(data, way, run.compressed["reduce"], run.load_model(), run.metrics["val"]["top1"])
 
 
-def deploy_mobile(data: BenchmarkData, name: str, base: keras.Model) -> list[DeployedFile]:
+def deploy_mobile(
+    data: BenchmarkData, name: str, load: Callable[[Path], keras.Model], weights: Path
+) -> list[DeployedFile]:
     """A network with a new head, converted with the libraries' default options: first frozen, then with all
     layers fine-tuned.
     """
+    base = load(weights)
     size = base.inputs[0].shape[1]
     pooled = {split: base.predict(data.pictures(split, size), batch_size=32, verbose=0) for split in SPLITS}
     head, top1 = train_new_head(data, pooled)

@@ -272,8 +272,9 @@ class Classifier:
         return self._predict(picture, picture.pixels)
 
     def predict_many(self, sources: Iterable[Source]) -> Iterator[tuple[Source, Prediction | PictureError]]:
-        """Yields each source with its prediction or its error. Decodes the next sources meanwhile.
+        """Yields each source with its prediction or its error.
 
+        While it classifies a source, it decodes the next ones.
         Raises TypeError for a single source, whose characters, bytes or rows would be taken for sources.
         """
         if isinstance(sources, (str, bytes)) or (isinstance(sources, np.ndarray) and sources.ndim < 4):

@@ -44,7 +44,7 @@ def draw_flowers(folder: Path, per_class: int, seed: int = 0) -> Path:
         except OSError:
             if not folder.exists():
                 raise
-            # Another command drew the same pictures meanwhile.
+            # Another command drew the same pictures at the same time.
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder

@@ -63,7 +63,7 @@ def flower_photos(cache: Path, archive: Archive = TF_FLOWERS, timeout: float = T
         return folder
     try:
         with exclusive_lock(cache / f".{archive.name}.lock"):
-            if not folder.is_dir():  # another command may have unpacked it meanwhile
+            if not folder.is_dir():  # another command may have unpacked it since the first check
                 _fetch(archive, cache, folder, timeout)
     except BlockingIOError:
         raise DownloadError(
