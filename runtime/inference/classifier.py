@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from runtime.inference.learning import Learned
     from runtime.preprocess.picture import Pixels, Source
 
-_LOADING_AGAIN = Lock()  # in a forked process
-_OF_PARENT = list[object]()  # the engines that a forked process inherited: freeing one waits for its threads
+_FORK_LOCK = Lock()  # of a forked process that loads its engine
+_INHERITED = list[object]()  # engines of the parent of a forked process: freeing one waits for its threads
 SAME_THRESHOLD = 1e-6  # a correction may give another machine another last digit
 
 
@@ -67,8 +67,8 @@ class Classifier:
 
     `learned` names the folder of `python -m runtime.teach` to use, or "none"; without it the folder next to
     the model is used. A model that must be signed learns, and uses what it learned, with `allow_learning`
-    only. `learned_problem` says why a learned state is not used, or that it was learned for
-    another threshold.
+    only. `learned_problem` says why a learned state is not used, or that it was learned for another
+    threshold.
 
     `reject` is the share (0 to 1) of photos of the classes that may get the answer "unknown", such as 0.1:
     the model then names fewer pictures of other things. Default: the share that it was trained with.
@@ -125,7 +125,7 @@ class Classifier:
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
         if engine == "auto":
-            self.engine_reason = _rule(self.session.name, str(measured))
+            self.engine_reason = _explain_rule(self.session.name, str(measured))
 
     def __str__(self) -> str:
         reason = f" ({self.model.reason})" if self.model.reason else ""
@@ -284,8 +284,8 @@ class Classifier:
     def infer(self, pixels: Pixels) -> ModelOutput:
         """Runs the model on pixels, uint8 [H, W, 3], RGB, of its input size.
 
-        Threads run it one at a time, or with `parallel` on a core each, in the turns of turns.py. The time in
-        the result is the engine's alone.
+        Threads run it one at a time, or with `parallel` on a core each, and their clients take turns
+        (fair_semaphore.py). The time in the result is the engine's alone.
         Raises EngineError, and ModelError when the release of a signed model cannot be recorded.
         """
         output = self.infer_uncorrected(pixels)
@@ -306,7 +306,7 @@ class Classifier:
     def infer_uncorrected(self, pixels: Pixels) -> ModelOutput:
         """Returns the outputs that the model file computes, to learn from them. Raises as `infer` does."""
         if self._process != os.getpid():
-            self._load_again()
+            self._load_after_fork()
         with self._sessions.take(self.session) as session:
             started = time.perf_counter()
             outputs = session(pixels[np.newaxis])
@@ -339,14 +339,14 @@ class Classifier:
             ms={"decode": round(decode_ms, 1), "infer": round(output.ms, 1)},
         )
 
-    def _load_again(self) -> None:
+    def _load_after_fork(self) -> None:
         """Loads the model into the engine again, in a forked process.
 
         The threads of the engine, and those that hold its locks, are in the parent: it would wait for ever.
         """
-        with _LOADING_AGAIN:
+        with _FORK_LOCK:
             if self._process != os.getpid():
-                _OF_PARENT.append((self.session, self._sessions))
+                _INHERITED.append((self.session, self._sessions))
                 self.session = load_session(self.model, self.session.name, self.threads)
                 self._sessions = ParallelSessions(self._load_single, self._parallel_count)
                 self._process = os.getpid()
@@ -386,7 +386,7 @@ def _usable_formats(engine: str) -> list[str]:
     return list(dict.fromkeys(formats))
 
 
-def _rule(engine: str, reason: str) -> str:
+def _explain_rule(engine: str, reason: str) -> str:
     """Returns why `auto` takes the engine, where nothing was measured for this reason."""
     order = engine_order()
     processor = "on x86 without VNNI " if order == ORDER_WITHOUT_VNNI else ""

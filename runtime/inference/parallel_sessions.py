@@ -11,7 +11,7 @@ from threading import Lock
 
 from runtime.common.errors import UserError
 from runtime.inference.engines import InferenceSession
-from runtime.inference.turns import TurnSemaphore
+from runtime.inference.fair_semaphore import FairSemaphore
 
 # Each session holds the model's weights once more.
 MAX_PARALLEL_MODEL_BYTES = 8_000_000
@@ -19,28 +19,28 @@ RETRY_SECONDS = 10.0  # after a session could not be loaded, which takes time an
 
 
 class ParallelSessions:
-    """Gives each thread a session that no other thread uses. Clients take turns, as turns.py describes.
+    """Gives each thread a session that no other thread uses. Clients take turns (fair_semaphore.py).
 
     At most `count` pictures run at a time. `load` returns a session of one thread, when it is needed.
     """
 
     def __init__(self, load: Callable[[], InferenceSession], count: int) -> None:
         self._load = load
-        self._semaphore = TurnSemaphore(count)
+        self._semaphore = FairSemaphore(count)
         self._guard = Lock()  # of the attributes below
         self._in_use = 0
         self._idle: list[InferenceSession] = []  # of one thread
         self._retry_at = 0.0  # time.monotonic() seconds before which no session is loaded
-        self._fastest_lock = Lock()  # interpreters are not thread-safe
+        self._all_cores_lock = Lock()  # interpreters are not thread-safe
 
     @contextmanager
-    def take(self, fastest: InferenceSession) -> Iterator[InferenceSession]:
-        """Yields `fastest` if no other picture is being classified, else a session of one thread."""
+    def take(self, all_cores: InferenceSession) -> Iterator[InferenceSession]:
+        """Yields `all_cores` if no other picture is being classified, else a session of one thread."""
         with self._semaphore, self._counted() as others:
             single = self._single() if others else None
             if single is None:
-                with self._fastest_lock:
-                    yield fastest
+                with self._all_cores_lock:
+                    yield all_cores
                 return
             try:
                 yield single

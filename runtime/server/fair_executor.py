@@ -11,7 +11,7 @@ from contextlib import suppress
 from threading import Lock
 from typing import TypeVar
 
-from runtime.inference.turns import LastTurns, working_for
+from runtime.inference.fair_semaphore import LastTurns, working_for
 
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ from threading import Event, Thread
 
 import pytest
 
-from runtime.inference.turns import TurnSemaphore
+from runtime.inference.fair_semaphore import FairSemaphore
 from runtime.server.fair_executor import ACTIVE_TURNS, FairExecutor
 from tests.helpers import PATIENCE, wait_for
 
@@ -75,7 +75,7 @@ def test_jobs_that_fail_or_are_cancelled_free_their_place() -> None:
 
 def test_jobs_work_for_their_client() -> None:
     """Four jobs of a flood wait for the engine, and at most one of them uses it before another client's."""
-    executor, lock, order = FairExecutor(8, 4, "test"), TurnSemaphore(), list[str]()
+    executor, lock, order = FairExecutor(8, 4, "test"), FairSemaphore(), list[str]()
 
     def use_engine(client: str) -> None:
         with lock:

@@ -1,4 +1,4 @@
-"""Turns of clients at something that a limited number of them can use at a time, such as the engine.
+"""A semaphore that threads of several clients get in turns, such as for the engine.
 
 The next turn is that of the client whose last turn is longest ago, as in fair queueing between network flows
 (Nagle, RFC 970, 1985): a client that waits with many threads delays the others as one that waits with one.
@@ -37,7 +37,7 @@ class LastTurns:
         return takewhile(lambda client: self._count - self._last[client] < turns, reversed(self._last))
 
 
-class TurnSemaphore:
+class FairSemaphore:
     """A semaphore that threads get in the turns of the clients that they work for.
 
     Use it in a with statement. `places` threads hold it at a time. Threads of one client get it in the order

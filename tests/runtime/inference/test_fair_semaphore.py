@@ -1,4 +1,4 @@
-"""TurnSemaphore: the order in which threads of several clients get it, and a wait that is interrupted."""
+"""FairSemaphore: the order in which threads of several clients get it, and a wait that is interrupted."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from threading import Event, Lock, Thread
 
 import pytest
 
-from runtime.inference import turns
-from runtime.inference.turns import LastTurns, TurnSemaphore, working_for
+from runtime.inference import fair_semaphore
+from runtime.inference.fair_semaphore import FairSemaphore, LastTurns, working_for
 from tests.helpers import PATIENCE, wait_for
 
 
-def start_waiting(semaphore: TurnSemaphore, client: str, order: list[str]) -> Thread:
+def start_waiting(semaphore: FairSemaphore, client: str, order: list[str]) -> Thread:
     """A thread that waits for the semaphore when this function returns."""
 
     def wait() -> None:
@@ -26,7 +26,7 @@ def start_waiting(semaphore: TurnSemaphore, client: str, order: list[str]) -> Th
 
 
 def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
-    semaphore, order = TurnSemaphore(), list[str]()
+    semaphore, order = FairSemaphore(), list[str]()
     with working_for("flood"), semaphore:
         threads = [
             start_waiting(semaphore, client, order) for client in ("flood", "flood", "flood", "a", "b", "a")
@@ -40,7 +40,7 @@ def test_a_client_with_many_threads_is_only_once_ahead_of_another() -> None:
 
 @pytest.mark.parametrize("places", [1, 2])
 def test_as_many_threads_as_places_are_in_the_block(places: int) -> None:
-    semaphore, inside, most, guard = TurnSemaphore(places), 0, 0, Lock()
+    semaphore, inside, most, guard = FairSemaphore(places), 0, 0, Lock()
 
     def enter(client: str) -> None:
         nonlocal inside, most
@@ -65,7 +65,7 @@ def test_as_many_threads_as_places_are_in_the_block(places: int) -> None:
 def test_ctrl_c_while_waiting_leaves_the_place_to_others(
     monkeypatch: pytest.MonkeyPatch, is_passed_on: bool
 ) -> None:
-    semaphore = TurnSemaphore()
+    semaphore = FairSemaphore()
 
     class InterruptedLock:
         """Its second acquire(), which waits, is interrupted: before or after the place is passed on."""
@@ -85,7 +85,7 @@ def test_ctrl_c_while_waiting_leaves_the_place_to_others(
 
     semaphore.__enter__()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(turns, "Lock", InterruptedLock)
+        patch.setattr(fair_semaphore, "Lock", InterruptedLock)
         semaphore.__enter__()
     if not is_passed_on:
         semaphore.__exit__()
@@ -93,7 +93,7 @@ def test_ctrl_c_while_waiting_leaves_the_place_to_others(
 
 
 def test_a_bounded_number_of_clients_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "TURNS_KEPT", 3)
+    monkeypatch.setattr(fair_semaphore, "TURNS_KEPT", 3)
     last = LastTurns()
     for client in "abcada":
         last.take(client)
@@ -104,8 +104,8 @@ def test_a_bounded_number_of_clients_is_remembered(monkeypatch: pytest.MonkeyPat
 def test_a_thread_works_for_its_client_within_the_block_only() -> None:
     seen = []
     with working_for("a"):
-        seen.append(turns._THREAD.client)
-        thread = Thread(target=lambda: seen.append(getattr(turns._THREAD, "client", "")))
+        seen.append(fair_semaphore._THREAD.client)
+        thread = Thread(target=lambda: seen.append(getattr(fair_semaphore._THREAD, "client", "")))
         thread.start()
         thread.join()
-    assert seen == ["a", ""] and not hasattr(turns._THREAD, "client")
+    assert seen == ["a", ""] and not hasattr(fair_semaphore._THREAD, "client")
