@@ -40,7 +40,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.markdown_table import table_head, table_row
 from runtime import Classifier
 from runtime.inference.learned_state import LearnedState
-from runtime.inference.teaching import TaughtOutputs, fit_learned
+from runtime.inference.learned_fit import TaughtOutputs, fit_learned
 from runtime.preprocess.picture import read_picture
 
 COUNTS = (20, 5)  # photos of the new class

@@ -72,10 +72,10 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
     }
     for name, problem in problems.items():
         print_error(f"{name}: {problem}")
-    for warning in learned.teaching.warnings:
+    for warning in learned.warnings:
         print_info(f"warning: {warning}")
     if arguments.json:
-        fields = {**_state_fields(learned.teaching.state), "seconds": round(seconds, 2), "errors": problems}
+        fields = {**_state_fields(learned.state), "seconds": round(seconds, 2), "errors": problems}
         print(json.dumps({"model": str(classifier.model.path), "learned": str(folder), **fields}))
     else:
         for line in _report(learned, folder, seconds):
@@ -84,7 +84,7 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
 
 
 def _report(learned: Learned, folder: Path, seconds: float) -> list[str]:
-    state = learned.teaching.state
+    state = learned.state
     photos = pluralize(len(state.photos), "photo")
     return [
         f"learned {photos} in {seconds:.1f} s: {describe_learning(state)}",

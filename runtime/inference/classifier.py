@@ -227,7 +227,7 @@ class Classifier:
             threshold=self.threshold,
             max_mb=max_mb,
         )
-        self._set_learned(OpenedLearned(folder, learned.teaching.state))
+        self._set_learned(OpenedLearned(folder, learned.state))
         return learned
 
     def learn(self, *, max_mb: float | None = None) -> Learned:
@@ -246,7 +246,7 @@ class Classifier:
             threshold=self.threshold,
             max_mb=max_mb,
         )
-        self._set_learned(OpenedLearned(folder, learned.teaching.state))
+        self._set_learned(OpenedLearned(folder, learned.state))
         return learned
 
     def details(self) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 from runtime.common.atomic import atomic_write, reported_writes
 from runtime.common.errors import ModelError, PictureError, UserError
 from runtime.common.file_lock import exclusive_lock
+from runtime.inference.learned_fit import TaughtOutputs, fit_learned
 from runtime.inference.learned_state import (
     LEARNED_FLAG,
     LearnedState,
@@ -29,7 +30,6 @@ from runtime.inference.taught_photos import (
     check_label,
     find_label,
 )
-from runtime.inference.teaching import TaughtOutputs, Teaching, fit_learned
 from runtime.preprocess.photo_files import NONE_LABEL
 from runtime.preprocess.stored_photo import MAX_SIDE
 
@@ -50,9 +50,10 @@ MAX_KEPT_BYTES = 2**20  # of a kept photo: random pixels of MAX_SIDE x MAX_SIDE 
 
 @dataclass(frozen=True)
 class Learned:
-    """What was learned, and by id the reason why a kept photo was not."""
+    """The new state, with a line for each warning, and by id the reason why a kept photo was not learned."""
 
-    teaching: Teaching
+    state: LearnedState
+    warnings: tuple[str, ...]
     problems: Mapping[str, str]
 
 
@@ -75,8 +76,7 @@ def learn(
     store = TaughtPhotos(folder, max_mb)
     problems: dict[str, str] = {}
     with _locked(folder):
-        teaching = _learn(model, infer, store, correction, threshold, problems)
-        return Learned(_trim(store, teaching), problems)
+        return _trim(store, _learn(model, infer, store, correction, threshold, problems))
 
 
 def check_teachable(model: ModelFile, label: str = "") -> None:
@@ -122,11 +122,11 @@ def teach(
             store.start_step()
         try:
             problems = _keep_photos(store, label, photos, kept)
-            teaching = _learn(model, infer, store, correction, threshold, problems)
+            learned = _learn(model, infer, store, correction, threshold, problems)
         except BaseException:  # Ctrl-C too
             _restore_photos(store, before, kept)
             raise
-        return Learned(_trim(store, teaching), problems)
+        return _trim(store, learned)
 
 
 def _learn(
@@ -136,7 +136,7 @@ def _learn(
     correction: Correction | None,
     threshold: float | None,
     problems: dict[str, str],
-) -> Teaching:
+) -> Learned:
     """Fits the state to all photos that stay, and writes it. `problems` gets those that cannot be read."""
     taught = _read_outputs(model, infer, store, problems)
     statistics = model.read_statistics()
@@ -144,10 +144,10 @@ def _learn(
         known = correction.apply(statistics.positive_known, statistics.positive_features)
         statistics = replace(statistics, positive_known=known.astype(np.float32))
         taught = replace(taught, known=correction.apply(taught.known, taught.features))
-    teaching = fit_learned(model.contract, statistics, taught, threshold)
-    lost = _lost_labels(store.folder.parent, teaching.state)
-    write_state(store.folder.parent, teaching.state)
-    return replace(teaching, warnings=(*teaching.warnings, *lost))
+    fit = fit_learned(model.contract, statistics, taught, threshold)
+    lost = _lost_labels(store.folder.parent, fit.state)
+    write_state(store.folder.parent, fit.state)
+    return Learned(fit.state, (*fit.warnings, *lost), problems)
 
 
 def _lost_labels(folder: Path, state: LearnedState) -> list[str]:
@@ -160,11 +160,11 @@ def _lost_labels(folder: Path, state: LearnedState) -> list[str]:
     return [f"no photo of {', '.join(lost)} is left, so it is no longer learned"] if lost else []
 
 
-def _trim(store: TaughtPhotos, teaching: Teaching) -> Teaching:
+def _trim(store: TaughtPhotos, learned: Learned) -> Learned:
     """Deletes the oldest photos until the files are within their bound, and adds a warning about them."""
     with reported_writes(store.folder, LEARNED_FLAG):
         store.trim()
-    return replace(teaching, warnings=(*teaching.warnings, *_deleted(store)))
+    return replace(learned, warnings=(*learned.warnings, *_deleted(store)))
 
 
 def _keep_photos(

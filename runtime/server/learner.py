@@ -280,7 +280,7 @@ class Learner:
             classifier.correction,
             threshold=classifier.threshold,
         )
-        state, seconds = learned.teaching.state, time.perf_counter() - started
+        state, seconds = learned.state, time.perf_counter() - started
         photos = pluralize(len(state.photos), "photo")
         text = f"learned {photos} in {seconds:.1f} s: {describe_learning(state)}"
         print_info(printable(text))
@@ -289,7 +289,7 @@ class Learner:
             "text": text,
             "learned": learned_fields(state),
             "seconds": round(seconds, 3),
-            "warning": " ".join([*unread, *(f"{warning}." for warning in learned.teaching.warnings)]),
+            "warning": " ".join([*unread, *(f"{warning}." for warning in learned.warnings)]),
         }
 
     def _undo(self) -> dict[str, Any]:

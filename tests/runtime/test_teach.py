@@ -135,7 +135,7 @@ def test_undo_waits_for_such_photos_after_the_clock_was_set_back(
 
     with monkeypatch.context() as patch:
         patch.setattr("runtime.preprocess.stored_photo.datetime", Future)
-        patch.setattr("runtime.inference.teaching.datetime", Later)
+        patch.setattr("runtime.inference.learned_fit.datetime", Later)
         teach(model, "scene", scene)
     TaughtPhotos(learned).add("none", class_pictures(1, seed=1)[0][0])
     capsys.readouterr()

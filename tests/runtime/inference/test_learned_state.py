@@ -12,6 +12,7 @@ import pytest
 
 from runtime import Classifier
 from runtime.common.errors import ModelError, WriteError
+from runtime.inference.learned_fit import TaughtOutputs, fit_learned
 from runtime.inference.learned_state import (
     STATE_NAME,
     LearnedState,
@@ -23,7 +24,6 @@ from runtime.inference.learned_state import (
     write_state,
 )
 from runtime.inference.model_reloader import ReloadingClassifier
-from runtime.inference.teaching import TaughtOutputs, fit_learned
 from runtime.model_file.loader import open_model
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.inference.test_correction import sign

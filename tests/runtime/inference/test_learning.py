@@ -81,7 +81,7 @@ def test_unreadable_photos_are_reported_and_the_others_learned(model: Path, tmp_
     classifier = Classifier(model)
     result = classifier.teach("scene", [*sorted(folder.iterdir()), b"neither"])
     assert list(result.problems) == [str(folder / "002.png"), "photo 7"]
-    assert result.teaching.state.measured.labels["scene"].photos == 5
+    assert result.state.measured.labels["scene"].photos == 5
     for photos in ([b"neither"], []):
         with pytest.raises(UserError, match="nothing was learned"):
             classifier.teach("scene", photos)
@@ -95,7 +95,7 @@ def test_a_kept_photo_that_was_damaged_is_reported(model: Path, learned: Path) -
     photo.path.write_bytes(b"damaged")
     shutil.rmtree(learned / "features")
     result = classifier.learn()
-    assert list(result.problems) == [photo.id] and len(result.teaching.state.photos) == 4
+    assert list(result.problems) == [photo.id] and len(result.state.photos) == 4
 
 
 def test_features_are_computed_once_and_damaged_ones_again(model: Path, learned: Path) -> None:
@@ -154,7 +154,7 @@ def test_photos_that_make_room_are_reported(model: Path, learned: Path) -> None:
     present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
     result = classifier.teach("scene", list(scene_pictures(8, seed=1)), max_mb=present / 1e6)
     kept = len(TaughtPhotos(learned).photos())
-    lost, deleted = result.teaching.warnings[-2:]
+    lost, deleted = result.warnings[-2:]
     assert f"deleted {13 - kept} of the oldest photos" in deleted and "no photo of none is left" in lost
 
 
@@ -184,9 +184,9 @@ def test_an_old_photo_that_is_taught_again_stays(model: Path, learned: Path) -> 
     present = sum(path.stat().st_size for path in learned.rglob("*") if path.is_file())
     limit = present + (learned / STATE_NAME).stat().st_size  # which is kept for --undo
     result = classifier.teach("none", [pictures[0], *pictures[8:]], max_mb=limit / 1e6)
-    assert any("make room" in line for line in result.teaching.warnings)
+    assert any("make room" in line for line in result.warnings)
     assert TaughtPhotos(learned).find(first.id).label == "none"
-    assert result.teaching.state.photos[first.id] == "none"
+    assert result.state.photos[first.id] == "none"
 
 
 def test_other_folders_beside_the_features_stay(model: Path, learned: Path) -> None:

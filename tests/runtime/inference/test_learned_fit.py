@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from runtime.common.errors import UserError
-from runtime.inference import fitted_photos, teaching
+from runtime.inference import fitted_photos, learned_fit
+from runtime.inference.learned_fit import TaughtOutputs, fit_learned
 from runtime.inference.learned_state import LearnedState
 from runtime.inference.softmax_regression import softmax
-from runtime.inference.teaching import TaughtOutputs, fit_learned
 from runtime.model_file.statistics import fit_statistics
 from tests.helpers import ROOT
 from tests.runtime.scene import (
@@ -112,10 +112,10 @@ class Resembling:
 def test_one_photo_of_a_class_that_resembles_another_counts_more(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Resembling(examples=100)
     state = model.teach()
-    monkeypatch.setattr(teaching, "NEARNESS", 0.0)
-    monkeypatch.setattr(teaching, "TAKEN_SHARE", 1e-3)  # a low share, so that the lead changes the recall
+    monkeypatch.setattr(learned_fit, "NEARNESS", 0.0)
+    monkeypatch.setattr(learned_fit, "TAKEN_SHARE", 1e-3)  # a low share, so that the lead changes the recall
     bias_alone = model.teach()
-    monkeypatch.setattr(teaching, "TAKEN_SHARE", 1e-15)  # the bias does not rise
+    monkeypatch.setattr(learned_fit, "TAKEN_SHARE", 1e-15)  # the bias does not rise
     neither = model.teach()
     usual, bias, none = (model.right(each, np.full(400, 3)) for each in (state, bias_alone, neither))
     assert usual >= 0.5 and usual >= bias + 0.1 and bias >= none + 0.1
@@ -126,7 +126,7 @@ def test_few_examples_do_not_limit_the_bias(monkeypatch: pytest.MonkeyPatch) -> 
     """The spread of the margins of few examples is uncertain: a class then takes too much."""
     model = Resembling(examples=6)
     limited_by_drawn = model.right(model.teach(), model.truth)
-    monkeypatch.setattr(teaching, "MIN_EXAMPLES", 0)
+    monkeypatch.setattr(learned_fit, "MIN_EXAMPLES", 0)
     assert limited_by_drawn >= model.right(model.teach(), model.truth) + 0.03
 
 
@@ -278,7 +278,7 @@ import re, time
 import numpy as np
 from types import SimpleNamespace
 from runtime.inference.softmax_regression import softmax
-from runtime.inference.teaching import TaughtOutputs, fit_learned
+from runtime.inference.learned_fit import TaughtOutputs, fit_learned
 from runtime.model_file.statistics import fit_statistics
 random = np.random.default_rng(0)
 features, labels = random.normal(1, 0.3, (300, 608)), np.arange(300) % 5

@@ -73,7 +73,7 @@ class TaughtOutputs:
 
 
 @dataclass(frozen=True)
-class Teaching:
+class LearnedFit:
     """The fitted state, with its measurements, and a line for each reason to give more or other photos."""
 
     state: LearnedState
@@ -127,7 +127,7 @@ class _Knowledge:
 
 def fit_learned(
     contract: Contract, statistics: ModelStatistics, taught: TaughtOutputs, threshold: float | None = None
-) -> Teaching:
+) -> LearnedFit:
     """Returns the state that lets the model name the taught photos, with its measurements.
 
     Labels that are not in the contract become new classes. `threshold` is the one of `known` (default: that
@@ -155,7 +155,7 @@ def fit_learned(
         measured=_measure(knowledge, state, photos, folds),
         threshold=threshold,
     )
-    return Teaching(state, tuple(_warnings(state)))
+    return LearnedFit(state, tuple(_warnings(state)))
 
 
 def _prepare(
