@@ -53,14 +53,14 @@ def start_timing(
     classifier: Classifier,
     path: str | Path | None,
     options: Mapping[str, Any],
-    use: Callable[[Classifier, dict[str, Any]], None],
+    on_faster: Callable[[Classifier, dict[str, Any]], None],
     on_detail: Callable[[str], None],
 ) -> None:
     """Times the engines of Classifier(path, **options), which is `classifier`, in a thread.
 
-    If another engine is faster, calls `use` with `classifier` and the arguments that open the model in it.
-    `on_detail` gets a line for each result. Does nothing where the engine was named or measured, or is the
-    only one.
+    If another engine is faster, calls `on_faster` with `classifier` and the arguments that open the model in
+    that engine. `on_detail` gets a line for each result. Does nothing where the engine was named or measured,
+    or is the only one.
     """
     if os.environ.get(VARIABLE) == "off" or len(_engines_to_time(classifier)) < 2:
         return
@@ -69,7 +69,7 @@ def start_timing(
         time.sleep(DELAY)
         try:
             if (faster := _find_faster(classifier, path, options, on_detail)) is not None:
-                use(classifier, faster)
+                on_faster(classifier, faster)
         except Exception as error:  # whatever fails, the engine in use stays
             reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             on_detail(f"the engine stays: {reason}")
@@ -92,14 +92,14 @@ class SwitchingClassifier:
     ) -> None:
         self._classifier = classifier
 
-        def use(old: Classifier, faster: dict[str, Any]) -> None:
+        def switch(old: Classifier, faster: dict[str, Any]) -> None:
             new = Classifier(path, **{**faster, "correction": NONE, "learned": NONE})
             check_answer(new)
             if new.model.contract.model_id != old.model.contract.model_id:
                 return  # the model was replaced meanwhile
             self._classifier = new.with_additions_of(old)
 
-        start_timing(classifier, path, options, use, on_detail)
+        start_timing(classifier, path, options, switch, on_detail)
 
     def current(self) -> Classifier:
         """Returns the classifier for the next picture."""
@@ -130,7 +130,7 @@ def _find_faster(
     if timings[current].ms < MIN_GAIN * timings[fastest].ms:
         fastest = current
     selection = _to_selection(timings, fastest)
-    faster = dict(options)
+    faster = dict(options)  # the engine "auto", which takes the saved selection
     stored = load_selection(classifier.unmeasured)
     if isinstance(stored, EngineSelection) and not stored.others:
         # `runtime.bench --save` ran meanwhile: it is more exact, and knows the best number of threads.

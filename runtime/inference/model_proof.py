@@ -1,9 +1,7 @@
 """Proves a model before it serves: it must answer the golden picture as its contract says, and in time.
 
-    python -m runtime.inference.model_proof PATH OPTIONS
-
-The proof runs in a separate process, which is stopped when the model hangs, and which may crash. It prints
-one JSON line.
+The proof runs in a separate process, which is stopped when the model hangs, and which may crash. It gets the
+arguments of `run_proof` as JSON, and prints one JSON line.
 """
 
 import json
@@ -35,7 +33,7 @@ START = "from runtime.inference.model_proof import main; main()"
 
 
 def prove_model(path: str | Path | None, options: Mapping[str, Any]) -> str:
-    """The sha256 of the model that Classifier(path, **options) loads, after it has passed the proof.
+    """Returns the sha256 of the model that Classifier(path, **options) loads, after it has passed the proof.
 
     Raises ModelError if it fails, hangs or crashes, or if it does not load.
     """
@@ -113,7 +111,7 @@ def main() -> None:
 
 
 def print_proof(measure: Callable[[Classifier], Mapping[str, Any]]) -> None:
-    """Prints the result of the proof, with what `measure` returns for the model, as a JSON object."""
+    """Runs the proof, and prints its result and the values of `measure` for the model as a JSON object."""
     path, options, timeout = json.loads(sys.argv[1])
     with suppress(AttributeError, ValueError):  # Windows
         signal.alarm(int(timeout) + 5)  # ends this process even if its parent is gone

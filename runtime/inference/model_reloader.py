@@ -77,7 +77,7 @@ class ReloadingClassifier:
             self._classifier = self._open_additions(classifier)
         self._classifier.record_release()
         self._last_seen = self._loaded
-        self._additions_state: object = None
+        self._last_additions: object = None  # their fingerprint
         for problem in (self._classifier.correction_problem, self._classifier.learned_problem):
             if problem:
                 self._report(f"warning: {problem}")
@@ -90,13 +90,13 @@ class ReloadingClassifier:
 
     def check(self) -> None:
         """Checks the disk, and loads another model that has stopped changing."""
-        found = self._fingerprint(self._classifier)
+        found = self._model_fingerprint(self._classifier)
         # A file that is being copied differs from check to check: it is loaded once two checks are equal.
         if found != self._loaded and found == self._last_seen:
             self._reload(found)
         self._last_seen = found
-        if (state := self._find_additions()) != self._additions_state:
-            self._additions_state = state
+        if (additions := self._additions_fingerprint()) != self._last_additions:
+            self._last_additions = additions
             self.reload_additions()
 
     def reload_additions(self) -> None:
@@ -130,11 +130,11 @@ class ReloadingClassifier:
     def _start_timing(self) -> None:
         reference = ref(self)  # the thread does not keep a reloader that is no longer used
 
-        def use(old: Classifier, faster: dict[str, Any]) -> None:
+        def switch(old: Classifier, faster: dict[str, Any]) -> None:
             if (reloader := reference()) is not None:
                 reloader._switch_engine(old, faster)
 
-        start_timing(self._classifier, self._path, self._options, use, self._on_detail)
+        start_timing(self._classifier, self._path, self._options, switch, self._on_detail)
 
     def _switch_engine(self, old: Classifier, options: Mapping[str, Any]) -> None:
         """Uses the model in another engine from the next picture on, unless it was replaced meanwhile."""
@@ -186,7 +186,7 @@ class ReloadingClassifier:
             self._report(f"warning: {error}")
             return classifier
 
-    def _find_additions(self) -> object:
+    def _additions_fingerprint(self) -> object:
         """Returns a value that is equal as long as the same correction and state would be read."""
         model, paths = self._classifier.model, list[Path]()
         if (named := self._options.get("correction")) != NONE:
@@ -203,13 +203,13 @@ class ReloadingClassifier:
         """Returns the classifier and its fingerprint, taken again if the file changed while it was loaded."""
         while True:
             classifier = Classifier(self._path, **options)
-            found = self._fingerprint(classifier)
+            found = self._model_fingerprint(classifier)
             with suppress(OSError):
                 data = classifier.model.path.read_bytes()
                 if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
                     return classifier, found
 
-    def _fingerprint(self, classifier: Classifier) -> object:
+    def _model_fingerprint(self, classifier: Classifier) -> object:
         """Returns a value that is equal as long as the same model would be opened, without reading it."""
         try:
             selection = choose_model(self._path, classifier.formats, prefer=classifier.preferred_sha256)
