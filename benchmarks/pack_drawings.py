@@ -28,163 +28,55 @@ COLORS = 64
 MIN_SIDE = 60  # pixels; smaller drawings are icons
 MAX_PIXELS = 12_000_000  # a few drawings have 169 million
 FOLDERS = (
-    *("animals", "buildings", "computer/hardware", "computer/connectors", "containers", "education"),
-    *("electronics", "food", "office", "people", "recreation/art", "recreation/games/chess"),
-    *(
-        "recreation/games/dice",
-        "recreation/music",
-        "recreation/party",
-        "recreation/sports",
-        "recreation/toys",
-    ),
-    *("science", "signs_and_symbols/clocks", "signs_and_symbols/money", "tools", "transportation"),
-)
+    "animals", "buildings", "computer/hardware", "computer/connectors", "containers", "education",
+    "electronics", "food", "office", "people", "recreation/art", "recreation/games/chess",
+    "recreation/games/dice", "recreation/music", "recreation/party", "recreation/sports", "recreation/toys",
+    "science", "signs_and_symbols/clocks", "signs_and_symbols/money", "tools", "transportation",
+)  # fmt: skip
 EXCLUDED_FOLDERS = (
-    *("animals/fantasy", "food/beverages/alcohol", "people/smilies", "people/stickmen", "people/bodypart"),
-    *(
-        "people/clothing/pantyhose",
-        "tools/weapons",
-        "transportation/roadsigns",
-        "transportation/aiga-symbols",
-    ),
-    *("transportation/vehicles/hummers", "recreation/religion"),
-)
+    "animals/fantasy", "food/beverages/alcohol", "people/smilies", "people/stickmen", "people/bodypart",
+    "people/clothing/pantyhose", "tools/weapons", "transportation/roadsigns", "transportation/aiga-symbols",
+    "transportation/vehicles/hummers", "recreation/religion",
+)  # fmt: skip
 # Parts of words in names, in English, Italian, French and Spanish.
 PLANTS = (
-    *("flower", "floral", "flor", "fior", "fleur", "blum", "rose", "rosa", "tulip", "daisy", "dandelion"),
-    *("girasol", "petal", "bouquet", "blossom", "bloom", "plant", "piant", "leaf", "leaves", "fogli", "tree"),
-    *("alber", "lotus", "lily", "poppy", "garden", "giardin", "vase", "vaso", "wreath", "ghirland", "clover"),
-    *("iris", "violet", "cactus", "holly", "bush", "grass", "gumnut", "pinwheel", "girandola", "lei_"),
-)
+    "flower", "floral", "flor", "fior", "fleur", "blum", "rose", "rosa", "tulip", "daisy", "dandelion",
+    "girasol", "petal", "bouquet", "blossom", "bloom", "plant", "piant", "leaf", "leaves", "fogli", "tree",
+    "alber", "lotus", "lily", "poppy", "garden", "giardin", "vase", "vaso", "wreath", "ghirland", "clover",
+    "iris", "violet", "cactus", "holly", "bush", "grass", "gumnut", "pinwheel", "girandola", "lei_",
+)  # fmt: skip
 SUN_LIKE = (
-    "sun",
-    "sole_",
-    "firework",
-    "star",
-    "stella",
-    "splat",
-    "cog",
-    "ruota_dentata",
-    "engrenagem",
-    "gear",
-)
+    "sun", "sole_", "firework", "star", "stella", "splat", "cog", "ruota_dentata", "engrenagem", "gear",
+)  # fmt: skip
 CHARACTERS = (
-    *(
-        "tux",
-        "linux",
-        "gnu",
-        "debian",
-        "mozilla",
-        "firefox",
-        "gnome",
-        "kde",
-        "xbill",
-        "chomper",
-        "otto",
-        "cisco",
-    ),
-    *("hp_", "alcatel", "nikon", "sony", "bmw", "toyota", "dodge", "skoda", "hummer", "shelby", "blazer"),
-    *("einstein", "luther", "bach", "beethov", "handel", "coltrane", "beckham", "knievel", "gogh", "munch"),
-    *(
-        "road_runner",
-        "bambi",
-        "pokemon",
-        "mickey",
-        "lego",
-        "coca",
-        "pepsi",
-        "kexi",
-        "zinf",
-        "saku",
-        "maya_head",
-    ),
-)
+    "tux", "linux", "gnu", "debian", "mozilla", "firefox", "gnome", "kde", "xbill", "chomper", "otto",
+    "cisco", "hp_", "alcatel", "nikon", "sony", "bmw", "toyota", "dodge", "skoda", "hummer", "shelby",
+    "blazer", "einstein", "luther", "bach", "beethov", "handel", "coltrane", "beckham", "knievel", "gogh",
+    "munch", "road_runner", "bambi", "pokemon", "mickey", "lego", "coca", "pepsi", "kexi", "zinf", "saku",
+    "maya_head",
+)  # fmt: skip
 OFFENSIVE = (
-    *("gun", "pistol", "weapon", "tank", "war_", "abrams", "gallows", "nunchaku", "skull", "punk", "bad_guy"),
-    *(
-        "sexy",
-        "stripper",
-        "nude",
-        "naked",
-        "bikini",
-        "lingerie",
-        "bra_",
-        "pregnan",
-        "incinta",
-        "smok",
-        "cigar",
-    ),
-    *("beer", "birra", "wine", "vino", "alcohol", "whisk", "martini", "cocktail", "bottle_opener", "drunk"),
-    *(
-        "pace_",
-        "bread_and_wine",
-        "hygieia",
-        "fingerprint",
-        "alien",
-        "tatoo",
-        "devil",
-        "angel",
-        "kaboom",
-        "virus",
-    ),
-)
+    "gun", "pistol", "weapon", "tank", "war_", "abrams", "gallows", "nunchaku", "skull", "punk", "bad_guy",
+    "sexy", "stripper", "nude", "naked", "bikini", "lingerie", "bra_", "pregnan", "incinta", "smok", "cigar",
+    "beer", "birra", "wine", "vino", "alcohol", "whisk", "martini", "cocktail", "bottle_opener", "drunk",
+    "pace_", "bread_and_wine", "hygieia", "fingerprint", "alien", "tatoo", "devil", "angel", "kaboom",
+    "virus",
+)  # fmt: skip
 NOT_OBJECTS = (
-    *(
-        "banner",
-        "border",
-        "pattern",
-        "_symbol",
-        "simbol",
-        "icon",
-        "clef",
-        "note_",
-        "notes",
-        "quaver",
-        "croche",
-    ),
-    *("theory", "logo", "arrow", "sketch", "button", "menu_example", "diagram", "pinout", "silhouette"),
-    *(
-        "no_entry",
-        "no_cycles",
-        "ahead",
-        "crosses",
-        "roundabout",
-        "motorway",
-        "_lane",
-        "lorry_length",
-        "zigzag",
-    ),
-    *("pass_either", "trams_only", "crosswind", "bus_opposite", "two_way", "turn_", "end_daul", "bluepane"),
-)
+    "banner", "border", "pattern", "_symbol", "simbol", "icon", "clef", "note_", "notes", "quaver", "croche",
+    "theory", "logo", "arrow", "sketch", "button", "menu_example", "diagram", "pinout", "silhouette",
+    "no_entry", "no_cycles", "ahead", "crosses", "roundabout", "motorway", "_lane", "lorry_length", "zigzag",
+    "pass_either", "trams_only", "crosswind", "bus_opposite", "two_way", "turn_", "end_daul", "bluepane",
+)  # fmt: skip
 # Found by eye: broken drawings, flags, road signs, sailing rules, texts, portraits, a bird among flowers.
 UNSUITABLE = (
-    *("duck_yellow_ii", "stylized_yoga", "mirjam_meijer", "dead_frogs", "zanzara_cretina", "cymru_flag"),
-    *(
-        "crazy_monkey",
-        "shaezy",
-        "skoynk",
-        "capitol",
-        "bible",
-        "cross_",
-        "braces",
-        "elfish",
-        "female_",
-        "silvia",
-    ),
-    *(
-        "self_portrait",
-        "enthusiast",
-        "evolution",
-        "boating_rules",
-        "sailing_",
-        "military",
-        "ink_ff77",
-        "manga",
-    ),
-    *("certificate", "panel_fudriot", "telephone_lutte", "telephone_sauvetage", "t-shirt", "eris_apple"),
-    *("ampel", "cattle", "drawbridge", "grounded", "tunnel", "tram_", "old_folks", "grenade"),
-    *("saxowoman", "buses_and", "cycles", "parking", "leisler", "moped_sign", "route_"),
-)
+    "duck_yellow_ii", "stylized_yoga", "mirjam_meijer", "dead_frogs", "zanzara_cretina", "cymru_flag",
+    "crazy_monkey", "shaezy", "skoynk", "capitol", "bible", "cross_", "braces", "elfish", "female_", "silvia",
+    "self_portrait", "enthusiast", "evolution", "boating_rules", "sailing_", "military", "ink_ff77", "manga",
+    "certificate", "panel_fudriot", "telephone_lutte", "telephone_sauvetage", "t-shirt", "eris_apple",
+    "ampel", "cattle", "drawbridge", "grounded", "tunnel", "tram_", "old_folks", "grenade", "saxowoman",
+    "buses_and", "cycles", "parking", "leisler", "moped_sign", "route_",
+)  # fmt: skip
 EXCLUDED_WORDS = (*PLANTS, *SUN_LIKE, *CHARACTERS, *OFFENSIVE, *NOT_OBJECTS, *UNSUITABLE)
 
 
