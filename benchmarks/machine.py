@@ -1,4 +1,4 @@
-"""The machine that a benchmark ran on, and the memory of its processes."""
+"""The machine that a benchmark ran on, and the memory and processor time of its processes."""
 
 from __future__ import annotations
 
@@ -44,6 +44,12 @@ def process_mb(process_id: int, field: str) -> float:
     """
     found = re.search(rf"{field}:\s*(\d+)", Path(f"/proc/{process_id}/status").read_text())
     return kilobytes_to_mb(int(found[1])) if found else 0.0
+
+
+def process_cpu_seconds(process_id: int) -> float:
+    """The processor time that a process used so far. Raises OSError for one that does not exist."""
+    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def kilobytes_to_mb(kilobytes: int) -> float:

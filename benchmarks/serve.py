@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.load_generator import CLIENTS, LoadGenerator, LoadResult, start_load_generator, start_sink
-from benchmarks.machine import describe_machine, process_mb
+from benchmarks.machine import describe_machine, process_cpu_seconds, process_mb
 from benchmarks.markdown_table import table_head, table_row
 from benchmarks.serve_attacks import ATTACK_NAMES, GoodClient, attacking, peak_mb, process_tree
 from runtime.inference.classifier import Classifier
@@ -326,11 +326,7 @@ def resident_mb(process_id: int) -> float:
 
 def cpu_seconds(process_id: int) -> float:
     """Processor time that the process and its children used so far."""
-    total = 0
-    for process in process_tree(process_id):
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
+    return sum(map(process_cpu_seconds, process_tree(process_id)))
 
 
 def write_report(rows: Sequence[Measurement], used: str) -> None:

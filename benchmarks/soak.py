@@ -23,7 +23,7 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.machine import describe_machine, process_mb
+from benchmarks.machine import describe_machine, process_cpu_seconds, process_mb
 from benchmarks.markdown_table import table_head, table_row
 
 ROOT = Path(__file__).parents[1]
@@ -155,8 +155,7 @@ def run_soak(clip: Path, engine: str, model: str) -> SoakResult:
 def sample_process(pid: int) -> tuple[float, float, float]:
     """Returns a process's resident memory and its peak in MB, and the CPU seconds that it used so far."""
     resident, peak = process_mb(pid, "VmRSS"), process_mb(pid, "VmHWM")
-    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return resident, peak, (int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK")
+    return resident, peak, process_cpu_seconds(pid)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
