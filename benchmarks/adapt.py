@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.known import folder_pictures, unrelated_pictures
 from benchmarks.machine import describe_machine
 from benchmarks.markdown_table import table_head, table_row
-from benchmarks.teach import Outputs, compute, stack
+from benchmarks.teach import Outputs, photo_outputs, picture_outputs
 from runtime import Classifier
 from runtime.inference.adaptation import SceneFeatures, fit_correction
 
@@ -43,8 +43,8 @@ def main() -> int:
     folders = dict(item.split("=", 1) for item in arguments.scenes)
     pictures = {name: folder_pictures(Path(folder), size) for name, folder in folders.items()}
     pictures["samples"] = unrelated_pictures(size)
-    scenes = {name: stack(classifier, ["none"] * len(x), x) for name, x in pictures.items()}
-    flowers = compute(classifier, (arguments.photos / "test").glob("*/*"))
+    scenes = {name: picture_outputs(classifier, ["none"] * len(x), x) for name, x in pictures.items()}
+    flowers = photo_outputs(classifier, (arguments.photos / "test").glob("*/*"))
     rows = [(name, *measure(classifier, name, scenes, flowers, arguments.draws)) for name in scenes]
     print(f"Measured on {describe_machine()}.\n")
     print(table_head(*COLUMNS))

@@ -135,10 +135,6 @@ def run_promtool(photos: Photos, model: Path) -> Outputs:
     return version, np.empty((0, photos.classes), np.float32)
 
 
-def _curl_version() -> str:
-    return _call(["curl", "--version"], RUN_TIMEOUT).split()[1]
-
-
 def run_netron(photos: Photos, model: Path) -> Outputs:
     """Opens a file in Netron's page in headless Chromium. Netron draws the graph and does not compute.
 
@@ -157,6 +153,10 @@ def run_netron(photos: Photos, model: Path) -> Outputs:
         server.terminate()
         server.wait()
     return version, np.empty((0, photos.classes), np.float32)
+
+
+def _curl_version() -> str:
+    return _call(["curl", "--version"], RUN_TIMEOUT).split()[1]
 
 
 def _open_netron(browser: Any, url: str) -> None:
@@ -216,9 +216,8 @@ def _call(command: list[str], timeout: float, cwd: Path | None = None) -> str:
         raise ClientFailed(f"ended with {signal.Signals(-done.returncode).name}")
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        errors = [
-            line for line in lines if re.match(r"[\w.]+: ", line)
-        ]  # of Python; libraries log later lines
+        # Python's last line names the error, and libraries may log lines after it.
+        errors = [line for line in lines if re.match(r"[\w.]+: ", line)]
         raise ClientFailed(_reason((errors or lines or [f"ended with status {done.returncode}"])[-1]))
     return done.stdout
 

@@ -52,9 +52,9 @@ def measure_good_pictures() -> int:
         "331 x 243, 20 kB": ((ROOT / "docs" / "sunflower.jpg").read_bytes(), 200),
         "12 megapixels, 5 MB": (large_photo(), 20),
     }
-    for name, (data, turns) in pictures.items():
+    for name, (data, repeats) in pictures.items():
         here, there = [], []
-        for _ in range(turns):
+        for _ in range(repeats):
             here.append(milliseconds(lambda data=data: read_picture(data, SIZE)))  # type: ignore[misc]
             there.append(milliseconds(lambda data=data: pool.decode(data, SIZE)))  # type: ignore[misc]
         one, other = statistics.median(here), statistics.median(there)

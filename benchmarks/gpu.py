@@ -11,7 +11,7 @@ steps have no result, 2 usage error, 130 stopped.
 
 The folder for --wheels is filled on a machine with a network and the same Python:
 
-    pip download -d DIR 'setuptools>=68' wheel '.[train]' 'tensorflow[and-cuda]<2.22'
+    pip download -d DIR 'setuptools>=77' wheel '.[train]' 'tensorflow[and-cuda]<2.22'
     pip download -d DIR '.[keras]' 'jax[cuda12]'
 """
 

@@ -9,9 +9,8 @@ that instruction_worker.py sets between two inferences: the difference of two ma
 start-up and warm-up. Each processor has its own features and /proc/cpuinfo, so the engines choose the kernels
 that they choose on the board. The counts are exact; emulated time says nothing about real time.
 
-`--release NAME` counts one release, and keeps the others' rows. `--table` writes instructions.md again from
-instructions.csv. benchmarks/boards.py makes an estimate of the
-frame rates from these counts.
+`--release NAME` counts one release, and keeps the rows of the others. `--table` writes instructions.md again
+from instructions.csv. benchmarks/boards.py estimates frame rates from these counts.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ threshold rejects the share UNKNOWN_RATE of the validation photos. The columns:
   and the sets of --report are only reported; both are folders of pictures without the classes. The sample
   pictures of scikit-image and scikit-learn are always reported. [95 % interval, Clopper & Pearson, 1934]
 - test rejected: the share of test photos that is rejected as unknown.
+- far: AUROC, the probability that a test photo scores higher than an unrelated picture, the mean over the
+  sets.
 - near: AUROC, the probability that a test photo of a class scores higher than a test photo of a class that
   is left out of the fit, the mean over the classes. The network itself has seen the class.
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "benchmarks"
 RELEASED = ROOT / "models" / "flowers"
 SMALL = ROOT / "models" / "flowers_small"
-PHOTO = "docs/sunflower.jpg"  # drawn, as the pages call it
+PHOTO = "docs/sunflower.jpg"  # a drawing; the path as the pages write it
 REFERENCE = RECORDS / "reference" / "intel_xeon_2_cores.csv"
 RECORDED_TABLES = (
     *("int8", "classify", "finetune", "known", "train", "extraction", "compress", "released"),

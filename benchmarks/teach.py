@@ -39,8 +39,8 @@ from benchmarks.complete_folder import complete_folder, complete_run
 from benchmarks.machine import describe_machine
 from benchmarks.markdown_table import table_head, table_row
 from runtime import Classifier
-from runtime.inference.learned_state import LearnedState
 from runtime.inference.learned_fit import TaughtOutputs, fit_learned
+from runtime.inference.learned_state import LearnedState
 from runtime.preprocess.picture import read_picture
 
 COUNTS = (20, 5)  # photos of the new class
@@ -96,9 +96,9 @@ def print_new(photos: Path, work: Path, draws: int) -> None:
     for model in sorted(work.glob("*/model")):
         label = model.parent.name
         classifier = Classifier(model, correction="none", learned="none")
-        train = compute(classifier, (photos / "train" / label).iterdir())
-        test = compute(classifier, (photos / "test").glob("*/*"))
-        unrelated = compute_unrelated(classifier)
+        train = photo_outputs(classifier, (photos / "train" / label).iterdir())
+        test = photo_outputs(classifier, (photos / "test").glob("*/*"))
+        unrelated = unrelated_outputs(classifier)
         for count in COUNTS:
             draw = [measure(classifier, label, train, test, unrelated, count, seed) for seed in range(draws)]
             rows.append((label, count, *np.mean(draw, axis=0).tolist()))
@@ -178,7 +178,7 @@ def print_corrections(photos: Path, model: Path, run: Path) -> None:
         split = {row["path"]: row["split"] for row in csv.DictReader(file)}
     classifier = Classifier(model, correction="none", learned="none")
     paths = sorted(path for path in photos.glob("*/*/*") if split.get(key_of(path)) == "val")
-    val, test = compute(classifier, paths), compute(classifier, (photos / "test").glob("*/*"))
+    val, test = photo_outputs(classifier, paths), photo_outputs(classifier, (photos / "test").glob("*/*"))
     names, known = answer(classifier, None, val)
     wrong = np.flatnonzero((names != val.labels) | ~known)[:MAX_CORRECTIONS]
     state = fit(classifier, val.take(wrong))
@@ -218,23 +218,25 @@ def answer(
     return np.array(labels)[probabilities.argmax(1)], known >= classifier.model.contract.thresholds["known"]
 
 
-def compute(classifier: Classifier, paths: Iterable[Path]) -> Outputs:
+def photo_outputs(classifier: Classifier, paths: Iterable[Path]) -> Outputs:
     """The model's outputs for photos, whose folders are their labels."""
     found = sorted(paths)
     size = classifier.model.contract.input_size
-    return stack(
+    return picture_outputs(
         classifier, [path.parent.name for path in found], (read_picture(path, size) for path in found)
     )
 
 
-def compute_unrelated(classifier: Classifier) -> Outputs:
+def unrelated_outputs(classifier: Classifier) -> Outputs:
     from benchmarks.known import unrelated_pictures
 
     pictures = unrelated_pictures(classifier.model.contract.input_size)
-    return stack(classifier, ["none"] * len(pictures), pictures)
+    return picture_outputs(classifier, ["none"] * len(pictures), pictures)
 
 
-def stack(classifier: Classifier, labels: Sequence[str], pictures: Iterable[NDArray[np.uint8]]) -> Outputs:
+def picture_outputs(
+    classifier: Classifier, labels: Sequence[str], pictures: Iterable[NDArray[np.uint8]]
+) -> Outputs:
     outputs = [classifier.infer_uncorrected(picture) for picture in pictures]
     return Outputs(
         np.array(labels),

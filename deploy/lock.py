@@ -30,10 +30,8 @@ HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = HERE / "requirements.lock"
 EXTRAS = ("litert", "onnx", "camera", "mqtt", "web", "heic", "verify")
-BASE, BUILD = (
-    "base",
-    "build",
-)  # tags of what every installation needs: the dependencies, and what builds a clone
+# Tags of the packages that every installation needs: the dependencies, and the packages that build a clone.
+BASE, BUILD = "base", "build"
 BUILD_REQUIREMENT = "setuptools>=77"  # the first that knows the licence field of pyproject.toml
 
 # pip selects wheels for another platform, but evaluates markers for the Python that it runs on.
