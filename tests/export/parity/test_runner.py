@@ -18,7 +18,7 @@ from export.parity import engine_worker, runner
 from export.parity.engine_worker import EngineOutputs
 from export.parity.gates import FAILED, PASSED, failures, verdict
 from export.parity.result import FileKey
-from export.parity.runner import TIMED, ParityReference, limit_photos, run_parity
+from export.parity.runner import TIMED, ParityReference, file_engine_pairs, limit_photos, run_parity
 from export.serving_model import golden_answer, predict
 from runtime import Classifier
 from runtime.common.errors import EngineError, ModelError, UserError
@@ -227,6 +227,11 @@ def test_an_error_in_one_part_is_the_error_of_the_file(
     monkeypatch.setattr(runner, "run_in_engine", fail_in_the_second_part)
     (result,) = run_parity({FileKey("onnx", "int8"): b""}, reference, ["onnx"])
     assert "status 9" in result.error and verdict(result) == FAILED
+
+
+def test_the_first_engine_of_a_format_does_not_depend_on_the_order_of_the_flag() -> None:
+    pairs = file_engine_pairs([FileKey("tflite", "int8")], ["tflite", "onnx", "litert"])
+    assert [engine for _, engine in pairs] == ["litert", "tflite"]
 
 
 @pytest.mark.parametrize(
