@@ -33,6 +33,7 @@ CONNECT_TIMEOUT = 5.0  # seconds for each of connecting and the broker's reply
 LOOP_TIMEOUT = 0.1  # seconds that an answer may wait for the network's turn
 RETRY_DELAY = 1.0  # seconds; doubles up to the maximum
 MAX_RETRY_DELAY = 60.0
+CONFIRM_TIMEOUT = 30.0  # seconds until a message that the broker has not confirmed is reported
 CLOSE_TIMEOUT = 0.5  # seconds that closing waits for the last messages
 DIAGNOSTICS_INTERVAL = 2.0  # seconds between two checks for a change
 # Seconds between two messages "online": after a power cut, the broker may publish the last will of the
@@ -57,7 +58,7 @@ class MqttPublisher:
 
     A full queue drops its oldest answer. `diagnostics` returns "model", "engine", "problem" and other facts;
     they are published when they change. `on_message` gets a line at the first connection, when the connection
-    is lost or refused, and when it is back.
+    is lost or refused or the broker confirms nothing, and when that is over.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class MqttPublisher:
         self._announced = ""  # the model that the discovery messages name
         self._latest: dict[str, bytes] = {}  # by topic: sent again after a reconnect
         self._sending: MQTTMessageInfo | None = None  # the broker has not confirmed it yet
+        self._sent_at = 0.0  # time.monotonic() seconds
+        self._is_late = False  # a confirmation, and this was reported
         self._accepted = False  # by the broker
         self._refusal = ""
         self._reported: set[str] = set()  # problems since the connection was lost
@@ -193,6 +196,7 @@ class MqttPublisher:
 
     def _send_next(self) -> None:
         """Sends the next message if the broker has confirmed the last one."""
+        self._report_late()
         if not self._is_confirmed():
             return
         if not self._messages and not self._is_working:
@@ -205,6 +209,22 @@ class MqttPublisher:
         if self._messages:
             topic, payload = self._messages.pop(0)
             self._sending = self._client.publish(topic, payload, qos=1, retain=True)
+            self._sent_at = time.monotonic()
+
+    def _report_late(self) -> None:
+        """Reports that the broker, which may answer pings, confirms nothing, and that it confirms again."""
+        if self._sending is None or self._sending.rc != 0:
+            return
+        is_confirmed = self._sending.is_published()
+        if self._is_late and is_confirmed:
+            self._is_late = False
+            self._on_message(f"{self._address}: the broker confirms messages again")
+        elif not self._is_late and not is_confirmed and time.monotonic() - self._sent_at > CONFIRM_TIMEOUT:
+            self._is_late = True
+            self._on_message(
+                f"{self._address}: the broker has not confirmed a message for {CONFIRM_TIMEOUT:.0f} s, and "
+                "the next ones wait: check the broker's log"
+            )
 
     def _report_dropped(self) -> None:
         self._dropped += self._outbox.take_dropped()

@@ -271,6 +271,25 @@ def test_a_server_that_never_replies_does_not_hold_up_the_camera(
     assert "no reply" in program.messages[0]
 
 
+def test_a_broker_that_confirms_nothing_is_one_line_and_so_is_the_end_of_it(
+    broker: Broker, program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert broker.process
+    with program.publisher(url(broker)) as publisher, broker.subscriber() as found:
+        publisher.publish(make_answer("roses"))
+        found.wait(f"{TOPIC}/state")
+        broker.process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(mqtt, "CONFIRM_TIMEOUT", 0.2)
+        publisher.publish(make_answer("tulips"))
+        wait_for(lambda: len(program.messages) > 1)
+        time.sleep(0.5)  # time for a second line
+        monkeypatch.setattr(mqtt, "CONFIRM_TIMEOUT", 2 * PATIENCE)
+        broker.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: len(program.messages) > 2)
+    _, late, again = program.messages
+    assert "has not confirmed" in late and "confirms messages again" in again
+
+
 @dataclass
 class RudeBroker:
     """A broker that sends `reply` to each connection, reads the first message, and ends the connection."""
