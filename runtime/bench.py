@@ -115,7 +115,7 @@ def _bench(options: BenchOptions) -> int:
         print("stopped: nothing was written or saved", file=sys.stderr)
         return EXIT_INTERRUPTED
     if results.rows:
-        _keep(results.rows, options, choice.candidates)
+        _write_results(results.rows, options, choice.candidates)
     return EXIT_SOME_FAILED if results.failed else 0
 
 
@@ -138,7 +138,7 @@ def _require_engine(models: Sequence[ModelFile]) -> None:
         choose_engine(models[0].format)
 
 
-def _keep(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[IndexedFile]) -> None:
+def _write_results(rows: Sequence[BenchRow], options: BenchOptions, files: Sequence[IndexedFile]) -> None:
     """Writes the CSV file and stores the fastest combination, as the options ask for."""
     if options.csv:  # first: the cache may not be writable
         try:

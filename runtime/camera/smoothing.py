@@ -36,7 +36,7 @@ class MovingAverage:
         self._source: object = None
         self._updated = 0.0
 
-    def use(self, source: object) -> None:
+    def reset_if_changed(self, source: object) -> None:
         """Forgets the outputs so far if they come from another source, such as another model."""
         if source != self._source:
             self._source = source

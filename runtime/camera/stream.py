@@ -106,7 +106,7 @@ def predict_stream(
         schedule.start()
         classifier, region = reloader.current(), crop()
         # Another model has other classes, another region shows another picture.
-        average.use((*_model_identity(classifier), region))
+        average.reset_if_changed((*_model_identity(classifier), region))
         try:
             model_input = _prepare_newest(camera, frame, classifier.model.contract.input_size, region)
             output = classifier.infer(model_input.pixels)

@@ -141,10 +141,10 @@ def fit_correction(contract: Contract, statistics: ModelStatistics, scene: Scene
         # They count too: the figures would be too good without the photos that the model is most wrong about.
         corrected = logits + np.minimum(photos.features @ fit.weights + fit.bias, 0)
         corrected[~shows_class] = fit.scene
-    return _measure(contract, fit, examples.logits, logits, corrected, left_out)
+    return _to_adaptation(contract, fit, examples.logits, logits, corrected, left_out)
 
 
-def _measure(
+def _to_adaptation(
     contract: Contract,
     fit: _Fit,
     examples: Array,
@@ -152,7 +152,10 @@ def _measure(
     corrected_scene: Array,
     left_out: tuple[str, ...],
 ) -> Adaptation:
-    """Counts logits below and above 0, without and with the correction."""
+    """Returns the fit with its counts of logits below and above 0, without and with the correction.
+
+    Raises UserError when the correction would reject over MAX_REJECTED of the examples.
+    """
     photos, count = len(scene), len(examples)
     named_before, named_after = int((scene >= 0).sum()), int((corrected_scene >= 0).sum())
     rejected_before, rejected_after = int((examples < 0).sum()), int((fit.examples < 0).sum())
@@ -246,10 +249,10 @@ def _fit_logistic(examples: _Samples, drawn: _Samples, scene: _Samples) -> tuple
     return solution[:-1], float(solution[-1] - center @ solution[:-1])
 
 
-def _solve(x: Array, curvature: Array, penalty: Array, right: Array) -> Array:
-    """Returns about (xᵀ diag(curvature) x + diag(penalty))⁻¹ right, by preconditioned conjugate gradients."""
+def _solve(x: Array, curvature: Array, penalty: Array, rhs: Array) -> Array:
+    """Returns about (xᵀ diag(curvature) x + diag(penalty))⁻¹ rhs, by preconditioned conjugate gradients."""
     inverse_diagonal = 1 / (penalty + curvature @ x**2)
-    solution, residual = np.zeros_like(right), right.copy()
+    solution, residual = np.zeros_like(rhs), rhs.copy()
     direction = inverse_diagonal * residual
     energy = residual @ direction
     for _ in range(_GRADIENT_STEPS):
@@ -257,7 +260,7 @@ def _solve(x: Array, curvature: Array, penalty: Array, right: Array) -> Array:
         length = energy / (direction @ product)
         solution += length * direction
         residual -= length * product
-        if np.linalg.norm(residual) < _GRADIENT_TOLERANCE * np.linalg.norm(right):
+        if np.linalg.norm(residual) < _GRADIENT_TOLERANCE * np.linalg.norm(rhs):
             break
         preconditioned = inverse_diagonal * residual
         next_energy = residual @ preconditioned

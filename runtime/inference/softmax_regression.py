@@ -94,12 +94,12 @@ def fit_softmax(
 
 
 def _solve(
-    kernel: Array, weight: Array, probabilities: Array, right: tuple[Array, Array]
+    kernel: Array, weight: Array, probabilities: Array, gradient: tuple[Array, Array]
 ) -> tuple[Array, Array]:
     """Returns about the Newton step for a gradient (of a [N, R] and of the biases [R])."""
-    step = [np.zeros_like(part) for part in right]
-    residual = [part.copy() for part in right]
-    direction = [part.copy() for part in right]
+    step = [np.zeros_like(part) for part in gradient]
+    residual = [part.copy() for part in gradient]
+    direction = [part.copy() for part in gradient]
     energy = start = _inner(kernel, residual, residual)
     for _ in range(_GRADIENT_STEPS):
         if energy <= 0:
