@@ -12,12 +12,10 @@ from runtime.camera.stream import FramePrediction, describe_refusal, describe_wa
 from runtime.camera.terminal_view import TerminalView
 from runtime.common.errors import CameraError
 from runtime.common.terminal import stop_on_sigterm
-from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.model_reloader import OpenReloader, ReloadingClassifier
 from runtime.publish.publishers import LATEST_ONLY, diagnostics_of, open_publishers
 
 EXIT_CAMERA_LOST = 1
-
-OpenReloader = Callable[[Callable[[str], None]], ReloadingClassifier]  # its argument prints messages
 
 
 def run_camera(options: CameraOptions, open_reloader: OpenReloader) -> int:
@@ -56,9 +54,9 @@ def run_camera(options: CameraOptions, open_reloader: OpenReloader) -> int:
             )
         )
         stack.callback(view.close)  # before the recorders print their counts
-        uses = [set_answered, frame_saver(save), frame_publisher(publish)]
-        return _show_stream(options, camera, reloader, view, on_refused, uses)
-    return 0
+        callbacks = [set_answered, frame_saver(save), frame_publisher(publish)]
+        return _show_stream(options, camera, reloader, view, on_refused, callbacks)
+    return 0  # after SIGTERM
 
 
 def _show_stream(
@@ -67,7 +65,7 @@ def _show_stream(
     reloader: ReloadingClassifier,
     view: TerminalView,
     on_refused: Callable[[str], None],
-    uses: list[Callable[[FramePrediction], None]],
+    callbacks: list[Callable[[FramePrediction], None]],
 ) -> int:
     smoothing = smooth_over_frames if isinstance(options.smooth, int) else smooth_over_seconds
     stream = predict_stream(
@@ -89,8 +87,8 @@ def _show_stream(
                     view.heading(f"{camera.name}, {width} x {height}, classified by {description}")
                     started = True
                 view.show(frame_prediction, reloader.current().labels)
-                for use in uses:
-                    use(frame_prediction)
+                for callback in callbacks:
+                    callback(frame_prediction)
     except CameraError as error:
         if not started:
             raise

@@ -28,6 +28,9 @@ def _ignore(line: str) -> None:
     pass
 
 
+OpenReloader = Callable[[Callable[[str], None]], "ReloadingClassifier"]  # its argument prints messages
+
+
 def open_reloader(arguments: argparse.Namespace, on_event: Callable[[str], None]) -> "ReloadingClassifier":
     """Returns the reloader for a command's flags. With --verbose, it reports engine and correction."""
     reloader = ReloadingClassifier(

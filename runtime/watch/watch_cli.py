@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -11,7 +10,7 @@ from runtime.camera.saving import photo_pixels
 from runtime.common.errors import UserError
 from runtime.common.terminal import print_error, print_info, stop_on_sigterm
 from runtime.common.text import printable
-from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.inference.model_reloader import OpenReloader
 from runtime.inference.prediction import Prediction, answer_columns, json_line
 from runtime.preprocess.stored_photo import encode_photo
 from runtime.publish.answer import Answer
@@ -19,8 +18,6 @@ from runtime.publish.publishers import EACH_PHOTO, diagnostics_of, open_publishe
 from runtime.watch.folder_watcher import FolderWatcher, WatchedPhoto, stat_photo
 from runtime.watch.options import WatchOptions
 from runtime.watch.sinks import open_sink
-
-OpenReloader = Callable[[Callable[[str], None]], ReloadingClassifier]  # its argument prints messages
 
 
 def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
@@ -36,7 +33,7 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
 
         def show(photo: WatchedPhoto, result: Prediction | str) -> None:
             if isinstance(result, Prediction):
-                # For MQTT only, and first: who reads the answer may move the photo away.
+                # For MQTT only, and first: a program that reads the answer may move the photo away.
                 picture = _read_copy(photo) if options.publishing.mqtt else b""
                 publish(Answer(result, datetime.now(timezone.utc), partial(photo_pixels, picture)))
             _show(photo, result, reloader.current().labels, options.json)
@@ -52,7 +49,7 @@ def run_watch(options: WatchOptions, open_reloader: OpenReloader) -> int:
         if not options.json:
             print(printable(f"{options.folder}, classified by {reloader.current()}"), flush=True)
         watcher.run()
-    return 0
+    return 0  # after SIGTERM
 
 
 def _read_copy(photo: WatchedPhoto) -> bytes:
