@@ -16,9 +16,11 @@ from threading import Thread
 from typing import IO, Any
 
 from runtime.server.routes import STATIC
+from runtime.server.token_file import MIN_TOKEN_LENGTH
 from tests.helpers import PATIENCE, ROOT
 
 OPENAPI = json.loads((STATIC / "openapi.json").read_text(encoding="utf-8"))
+TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
 OWN_VARIABLES = ("VGG_EDGE_TOKEN", "VGG_EDGE_KEY", "NOTIFY_SOCKET", "WATCHDOG_USEC")
 
 

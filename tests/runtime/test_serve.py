@@ -24,9 +24,8 @@ from runtime.server.token_file import MIN_TOKEN_LENGTH
 from tests.helpers import PATIENCE, RELEASED, ROOT, wait_for
 from tests.runtime.preprocess.hostile import GOOD
 from tests.runtime.scene import encode_png, scene_pictures
-from tests.serving import OWN_VARIABLES, multipart_form, serve_in_process, serve_in_thread
+from tests.serving import OWN_VARIABLES, TOKEN, multipart_form, serve_in_process, serve_in_thread
 
-TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
 ADDRESS_SPACE = 512 * 2**20  # the service maps 230 MiB before the first attack, and about 400 in one
 ADDRESS_UNAVAILABLE, USAGE = 1, 2  # exit codes
 

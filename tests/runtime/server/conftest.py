@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.serving import OWN_VARIABLES, Client, serve_in_thread
+from tests.serving import OWN_VARIABLES, TOKEN, Client, serve_in_thread
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -27,6 +27,15 @@ def no_service_variables() -> Iterator[None]:
 def service(knowing: Path) -> Iterator[Client]:
     """Four slots, uploads of 1 MB at most."""
     with serve_in_thread(knowing, queue_capacity=4, max_upload_bytes=1_000_000) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def private(knowing: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A service that requires TOKEN."""
+    token_file = tmp_path_factory.mktemp("token") / "token"
+    token_file.write_text(f"{TOKEN}\n")
+    with serve_in_thread(knowing, host="0.0.0.0", token_file=str(token_file)) as client:
         yield client
 
 

@@ -24,16 +24,14 @@ from runtime.server.connection_limits import (
     BoundedHttpProtocol,
     network_of,
 )
-from runtime.server.token_file import MIN_TOKEN_LENGTH
 from tests.helpers import PATIENCE
-from tests.serving import Client, serve_in_thread
+from tests.serving import TOKEN, Client, serve_in_thread
 
 IDLE_TIMEOUT, BODY_TIMEOUT = 1.0, 2.0  # seconds, instead of 10 and 20
 PIPELINED = b"GET /page.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LOGIN_HEAD = b"POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n"
 CHUNKED_HEAD = b"POST /login HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 SOCKET_BUFFERS = 20_000_000  # bytes; more than the kernel accepts for a reader that has stopped
-TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
 
 
 @pytest.fixture(autouse=True)
@@ -55,15 +53,6 @@ def impatient(patient: None, knowing: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(request_body, "BODY_TIMEOUT", BODY_TIMEOUT)
     monkeypatch.setattr(lingering, "LINGER_SILENCE", 0.2)
     with serve_in_thread(knowing) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def private(knowing: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    """A service that requires TOKEN."""
-    token_file = tmp_path_factory.mktemp("token") / "token"
-    token_file.write_text(f"{TOKEN}\n")
-    with serve_in_thread(knowing, host="0.0.0.0", token_file=str(token_file)) as client:
         yield client
 
 

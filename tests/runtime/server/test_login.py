@@ -3,23 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from runtime.server.token_file import MIN_TOKEN_LENGTH
-from tests.serving import Client, serve_in_thread
-
-TOKEN = "t0ken-" + "x" * MIN_TOKEN_LENGTH
-
-
-@pytest.fixture(scope="module")
-def private(knowing: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    token_file = tmp_path_factory.mktemp("token") / "token"
-    token_file.write_text(f"{TOKEN}\n")
-    with serve_in_thread(knowing, host="0.0.0.0", token_file=str(token_file)) as client:
-        yield client
+from tests.serving import TOKEN, Client
 
 
 @pytest.mark.parametrize("path", ["/status", "/metrics", "/live.jpg"])
