@@ -6,7 +6,7 @@ PY := $(BIN)/python
 # have no effect under pytest 9.2.) A process that crashes ends the tests: with another in its place, they never end.
 PYTEST := $(PY) -m pytest -n $(or $(PROCESSES),2) --dist loadfile --max-worker-restart 0
 # A test may fail because the machine was busy. It is repeated alone, and must pass then. Its first failure stays in the output.
-REPEAT_FAILED := || { [ $$? = 1 ] && echo 'Repeating the tests that failed. One that passes now depends on the time: correct it.' && $(PY) -m pytest --last-failed --last-failed-no-failures none; }
+REPEAT_FAILED := || { [ $$? = 1 ] && echo 'Repeating the tests that failed. A test that passes now depends on the time: correct it.' && $(PY) -m pytest --last-failed --last-failed-no-failures none; }
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
 define FIRST_TEST_PHOTOS

@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return _reset(path)
     if classifier.model.signature and not arguments.allow_correction:
         raise UserError(
-            "this device accepts signed models only, and nobody signs corrections: to use one all the same, "
+            "this device accepts signed models only, and nobody signs corrections: to use one anyway, "
             "pass --allow-correction here and to classify and serve"
         )
     return _adapt(classifier, path, arguments)
@@ -112,13 +112,13 @@ def read_scene(
     names: list[str] = []
     known: list[float] = []
     features: list[Any] = []
+    pending: list[str] = []  # the names of the sources that prefetch has taken
 
     def remember(pairs: Iterable[tuple[str, Any]]) -> Iterator[Any]:
         for name, source in pairs:
             pending.append(name)
             yield source
 
-    pending: list[str] = []
     with prefetch(remember(sources), classifier.model.contract.input_size) as pictures:
         for picture in pictures:
             name = pending.pop(0)

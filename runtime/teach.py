@@ -127,10 +127,10 @@ def _list(classifier: Classifier, folder: Path, as_json: bool) -> int:
 
 
 def _undo(folder: Path, as_json: bool) -> int:
-    if waiting := _photos_after_the_state(folder):
+    if pending := _count_photos_after_state(folder):
         # Such as after a power cut: they would stay, and the step before them would be undone.
         raise UserError(
-            f"{folder}: {waiting} kept photos are not learned yet: --again learns them, and --undo then "
+            f"{folder}: {pending} kept photos are not learned yet: --again learns them, and --undo then "
             "deletes them"
         )
     state = undo(folder)
@@ -139,7 +139,7 @@ def _undo(folder: Path, as_json: bool) -> int:
         fields = {**_state_fields(state), "removed": removed} if state else {}
         print(json.dumps({"learned": str(folder), **fields}))
         return 0
-    print(printable(f"{folder}: restored{f' what was {state}' if state else ': nothing is learned'}"))
+    print(printable(f"{folder}: restored{f' the state {state}' if state else ': nothing is learned'}"))
     if removed:
         print(_removed_line(removed))
     return 0
@@ -149,8 +149,8 @@ def _removed_line(removed: int) -> str:
     return f"{removed} of these photos are no longer kept: the next step learns without them"
 
 
-def _photos_after_the_state(folder: Path) -> int:
-    """The number of photos that were kept after the last step and are not learned."""
+def _count_photos_after_state(folder: Path) -> int:
+    """Returns the number of photos that were kept after the last step and are not learned."""
     with suppress(ModelError):  # a damaged state can be undone
         if state := read_state(folder):
             newest = max(state.photos, default="")  # a new id is larger, also after the clock was set back

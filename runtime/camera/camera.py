@@ -154,9 +154,7 @@ class Camera:
             try:
                 pixels = raw.decode()
                 check_frame_size(pixels)
-            except (
-                Exception
-            ) as error:  # USB cameras send damaged frames; each library raises its own exception
+            except Exception as error:  # a damaged frame: each library raises its own exception
                 self._reject(str(error) if isinstance(error, PictureError) else "is damaged")
                 return None
             finally:
@@ -197,7 +195,7 @@ class Camera:
             self._lose(CameraError(f"{self.name}: has been silent for {silence:.0f} s: check its cable"))
 
     def _read(self) -> None:
-        """Puts frame after frame, and reconnects with `retry`; the reader thread's function."""
+        """Reads frame after frame, and reconnects with `retry`; the reader thread's function."""
         delay = RETRY_DELAY
         while not self._closing.is_set():
             self._last_activity = time.monotonic()

@@ -103,7 +103,7 @@ class PhotoRecorder:
             if key >= self._first_rejected:
                 return True
         try:
-            data = _encode(get_pixels())  # without the lock: a large photo takes seconds, and others go on
+            data = _encode(get_pixels())  # without the lock: a large photo takes seconds
         except UserError:  # a photo that is gone or damaged by now
             return True
         with self._lock:
@@ -131,7 +131,7 @@ class PhotoRecorder:
 
         A sample removes others, unless the picture alone is larger than the sample may be.
         """
-        if self._sample and size > self._bytes_left + sum(of for _, of in self._sample.values()):
+        if self._sample and size > self._bytes_left + sum(length for _, length in self._sample.values()):
             return False
         while self._bytes_left < size:
             largest = max(self._sample, default="") if self._sample is not None else ""

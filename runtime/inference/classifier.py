@@ -199,8 +199,8 @@ class Classifier:
             raise UserError("--learned none: a learned state is neither read nor written: leave the flag out")
         if self.model.signature and not self._allow_learning:
             raise UserError(
-                "this device accepts signed models only, and nobody signs what it learns: to learn all the "
-                "same, pass --allow-learning here and to classify and serve"
+                "this device accepts signed models only, and nobody signs a learned state: to learn "
+                "anyway, pass --allow-learning here and to classify and serve"
             )
         return self.learned_folder
 

@@ -9,7 +9,7 @@ group of photos is the distance to the nearest class of the model minus the dist
 Distances are squared Mahalanobis distances with the model's covariance within a class. The photos of a new
 class are a group, and the detector has others: the photos of a class of the model that were unknown. If the
 best class has a group, the logit of `known` rises by sensitivity x lead, provided that this is positive and
-the distance to the mean is within the group's limit. At last, min(f · reject_weights + reject_bias, 0) is
+the distance to the mean is within the group's limit. Finally, min(f · reject_weights + reject_bias, 0) is
 added to that logit.
 """
 

@@ -19,9 +19,9 @@ from runtime.inference.prediction import Prediction
 from runtime.preprocess.photo_files import walk
 from runtime.watch.sinks import IS_LOCKED, PhotoVersion, Sink, WatchRow
 
-# Seconds between two looks through the folder, in which photos are classified.
+# Seconds between two scans of the folder, in which photos are classified.
 SCAN_INTERVAL = 1.0
-MIN_PAUSE = 4  # times the duration of a look: in a large folder, looking costs at most a fifth of a core
+MIN_PAUSE = 4  # times the duration of a scan: in a large folder, scans cost at most a fifth of a core
 # A photo that cannot be read may be a copy in progress: it is read again after this many seconds without a
 # change, and then counts as damaged.
 DAMAGED_AFTER = 10.0
