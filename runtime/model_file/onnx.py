@@ -17,6 +17,7 @@ METADATA_PROPS, KEY, VALUE = 14, 1, 2
 STATISTICS_KEY = "statistics"  # its value is base64
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5  # wire types
 MAX_VARINT_BYTES = 10
+MAX_TAG = 2**32 - 1  # engines drop the bits above it, and would read another field than this module
 MAX_FIELDS = 1000  # of the outermost message; an export writes six
 MAX_GRAPH_FIELDS = 100_000  # of all messages of the graph; the released model has about 2,000
 
@@ -136,6 +137,8 @@ def _fields(data: memoryview, limit: int) -> Iterator[tuple[int, int | memoryvie
             raise ModelError("has more fields than an ONNX file of `python -m export`: export it again")
         limit -= 1
         tag, at = _varint(data, at)
+        if tag > MAX_TAG:
+            raise ModelError(_DAMAGED)
         number, wire_type = tag >> 3, tag & 7
         if wire_type == VARINT:
             value, at = _varint(data, at)

@@ -140,6 +140,17 @@ def test_an_onnx_file_that_needs_another_file_is_refused(place: str, colours: Pa
         open_model(path)
 
 
+@pytest.mark.parametrize("bit", [32, 34])
+def test_a_field_number_that_an_engine_reads_as_another_one_is_refused(bit: int, colours: Path) -> None:
+    """ONNX Runtime and OpenVINO drop the bits above 32, so field 7 + 2^29 is the graph to them alone."""
+    graph = onnx.GraphProto(initializer=[external()]).SerializeToString()
+    tag = (7 << 3 | 2) + (1 << bit)
+    wide_tag = bytes(tag >> 7 * at & 0x7F | (at < 4) << 7 for at in range(5))
+    data = (colours / "colours_float32.onnx").read_bytes() + wide_tag + bytes([len(graph)]) + graph
+    with pytest.raises(ModelError, match="not an ONNX file"):
+        check_content(data, "onnx")
+
+
 def test_a_file_in_the_format_of_onnx_runtime_is_refused() -> None:
     """ONNX Runtime decides by these bytes, which a protobuf message may hold too."""
     with pytest.raises(ModelError, match="own format"):
