@@ -51,7 +51,7 @@ def start_line(tmp_path: Path) -> str:
     script = Path(__file__).with_name("restricted_service.py")
     (tmp_path / script.name).write_text(script.read_text())
     Image.new("RGB", (640, 480), "gold").save(tmp_path / "photo.png")
-    return f"ExecStart=/opt/vgg-edge/bin/python -P /{script.name} /photo.png"
+    return f"ExecStart=/opt/vgg-edge/bin/python -P -s /{script.name} /photo.png"
 
 
 def test_install_prints_the_next_steps(installed: tuple[Machine, str]) -> None:
@@ -125,7 +125,7 @@ def test_the_umask_of_the_caller_changes_no_mode(umask: str, machine: Machine) -
             (cd / && $service find $all -not -readable 2>/dev/null || true)
             stat -c '%a %n' /etc/vgg-edge/* /etc/systemd/system/vgg-edge.service
             cat /etc/vgg-edge/extras
-            (cd /var/lib/vgg-edge && $service /opt/vgg-edge/bin/python -P -c 'import runtime.classify')
+            (cd /var/lib/vgg-edge && $service /opt/vgg-edge/bin/python -P -s -c 'import runtime.classify')
         }}
         {install_command()} --from /tmp/clone --extras onnx >&2
         show_modes
@@ -212,7 +212,7 @@ def test_the_watchdog_restarts_a_process_that_hangs(installed: tuple[Machine, st
         "    time.sleep(60)\n"
     )
     lines = ("Restart=on-failure", "RestartSec=0", "WatchdogSec=1")
-    start = "ExecStart=/opt/vgg-edge/bin/python -P /hang.py"
+    start = "ExecStart=/opt/vgg-edge/bin/python -P -s /hang.py"
     installed[0].boot("installed", add_drop_in(tmp_path, start, *lines, until="test -e second"))
     assert "Watchdog timeout" in (tmp_path / "results/journal").read_text()
     assert (tmp_path / "results/second").read_text() == "0.5"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 from tests.helpers import ROOT
@@ -43,3 +44,18 @@ def test_the_exposure_is_rated_ok(tmp_path: Path) -> None:
     assert rating == "OK" and level < 2
     unprotected = re.sub(r"(?m)^(Protect|Restrict|System|Private|NoNew|Capab|Device).*\n", "", UNIT)
     assert exposure(unprotected, tmp_path)[1] != "OK"
+
+
+def test_the_service_runs_no_code_from_its_state(tmp_path: Path) -> None:
+    """With --picamera2 the environment sees Debian's packages, and then also those below $HOME: the state."""
+    venv.create(tmp_path / "venv", system_site_packages=True, symlinks=True)
+    python, environment = tmp_path / "venv" / "bin" / "python", {"HOME": str(tmp_path)}
+    ask = (str(python), "-c", "import site; print(site.getusersitepackages())")
+    packages = subprocess.run(ask, capture_output=True, text=True, env=environment).stdout.strip()
+    Path(packages).mkdir(parents=True)
+    (Path(packages) / "usercustomize.py").write_text("print('code from the state')")
+    found = re.search(r"(?m)^ExecStart=/opt/vgg-edge/bin/python (.*) -m ", UNIT)
+    assert found
+    start = (str(python), *found[1].split(), "-c", "print('started')")
+    done = subprocess.run(start, capture_output=True, text=True, env=environment)
+    assert done.stdout == "started\n"
