@@ -1,9 +1,11 @@
 """The files of a model folder: their names, their size limits, and how they are read."""
 
+import os
 from pathlib import Path
 from stat import S_ISREG
 
 from runtime.common.errors import ModelError
+from runtime.common.regular_file import open_regular
 
 INDEX_NAME = "model.json"
 CONTRACT_NAME = "contract.json"  # the zip entry in a .tflite, the metadata key in an .onnx
@@ -23,9 +25,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
         mode = file_mode(path)
         if mode and not S_ISREG(mode):
             raise ModelError(f"{path}: is not a file")
-        if path.stat().st_size > limit:
-            raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > limit:
+                raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
+            return file.read(size)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from None
     except MemoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from runtime.common.errors import PictureError, UnsupportedPictureError
 from runtime.common.packages import install_command
+from runtime.common.regular_file import open_regular
 from runtime.preprocess.formats import HEAD_BYTES, format_of
 from runtime.preprocess.memory import total_memory
 from runtime.preprocess.tiff_pixels import check_tiff_pixels
@@ -85,8 +87,8 @@ def open_encoded(source: EncodedSource) -> Iterator[tuple[BinaryIO, int | None]]
         # Opening a pipe in a folder of photos would wait; reading a device would never end.
         if not stat.S_ISREG(mode) and not str(path).startswith(OPEN_FILE_PATHS):
             raise PictureError("is a pipe or a device, not a picture: send its data to standard input")
-        with path.open("rb") as file:
-            size = path.stat().st_size if stat.S_ISREG(mode) else None
+        with open_regular(path) if stat.S_ISREG(mode) else path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size if stat.S_ISREG(mode) else None
             if size is not None:
                 check_size(size)
                 format_of(file.peek(HEAD_BYTES)[:HEAD_BYTES])
