@@ -30,8 +30,9 @@ from runtime.inference.taught_photos import (
     check_label,
     find_label,
 )
+from runtime.model_file.files import read_bytes
 from runtime.preprocess.photo_files import NONE_LABEL
-from runtime.preprocess.stored_photo import MAX_SIDE
+from runtime.preprocess.stored_photo import MAX_PHOTO_BYTES, MAX_SIDE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
 LOCK_NAME = ".lock"
 SIZE = (MAX_SIDE, MAX_SIDE)
-MAX_KEPT_BYTES = 2**20  # of a kept photo: random pixels of MAX_SIDE x MAX_SIDE have 0.8 MB
 
 
 @dataclass(frozen=True)
@@ -194,9 +194,9 @@ def _keep_photos(
 
 def _read_encoded(photo: Any) -> bytes:
     """Returns the bytes of a file that may be a copy of a kept photo, such as of --export."""
-    with suppress(OSError):
-        if isinstance(photo, (str, Path)) and (path := Path(photo)).is_file():
-            return path.read_bytes() if path.stat().st_size <= MAX_KEPT_BYTES else b""
+    if isinstance(photo, (str, Path)):
+        with suppress(ModelError):  # another photo is larger
+            return read_bytes(Path(photo), MAX_PHOTO_BYTES)
     return photo if isinstance(photo, bytes) else b""
 
 
@@ -296,8 +296,8 @@ def _read_output(model: ModelFile, infer: Infer, photo: TaughtPhoto, path: Path)
     """
     contract = model.contract
     count = len(contract.labels) + 1 + (contract.features or 0)
-    with suppress(OSError, ValueError):
-        stored = np.frombuffer(path.read_bytes(), "<f4")
+    with suppress(ModelError, ValueError):
+        stored = np.frombuffer(read_bytes(path, 4 * count), "<f4")
         if stored.shape == (count,) and np.isfinite(stored).all():
             return stored.astype(np.float32)
     output = infer(DECODERS.decode(photo.path, contract.input_size))

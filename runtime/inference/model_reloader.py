@@ -10,7 +10,7 @@ from threading import Lock, Thread
 from typing import Any
 from weakref import ref
 
-from runtime.common.errors import UserError
+from runtime.common.errors import ModelError, UserError
 from runtime.common.terminal import suppress_native_stderr
 from runtime.inference.classifier import Classifier
 from runtime.inference.correction import NONE, correction_path
@@ -18,7 +18,7 @@ from runtime.inference.engine_timing import start_timing
 from runtime.inference.learned_state import STATE_NAME, learned_folder
 from runtime.inference.model_options import classifier_options
 from runtime.inference.model_proof import check_answer, prove_model
-from runtime.model_file.files import SIGNATURE_NAME
+from runtime.model_file.files import MAX_MODEL_BYTES, SIGNATURE_NAME, read_bytes
 from runtime.model_file.selection import choose_model
 
 POLL_SECONDS = 1.0
@@ -207,8 +207,8 @@ class ReloadingClassifier:
         while True:
             classifier = Classifier(self._path, **options)
             found = self._model_fingerprint(classifier)
-            with suppress(OSError):
-                data = classifier.model.path.read_bytes()
+            with suppress(ModelError):
+                data = read_bytes(classifier.model.path, MAX_MODEL_BYTES)
                 if hashlib.sha256(data).hexdigest() == classifier.model.sha256:
                     return classifier, found
 

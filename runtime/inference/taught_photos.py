@@ -255,8 +255,10 @@ class TaughtPhotos:
         for folder in _folders(self.folder):
             if (label := folder_label(folder.name)) is not None:
                 with suppress(OSError):
-                    names = (entry.name for entry in os.scandir(folder))
-                    yield from ((name, label, folder) for name in names if is_id(name))
+                    for entry in os.scandir(folder):
+                        # A link could name any file of this user, and reading a pipe would never end.
+                        if is_id(entry.name) and entry.is_file(follow_symlinks=False):
+                            yield entry.name, label, folder
 
     def _delete_for_room(self, photo: TaughtPhoto) -> None:
         self._delete(photo)
@@ -330,13 +332,17 @@ def _remove_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def _tree_size(entry: os.DirEntry[str]) -> int:
-    """Returns the bytes of a file, or of all files in a folder."""
-    if not entry.is_dir(follow_symlinks=False):
-        return _size(entry)
-    with suppress(OSError):  # deleted by another process
-        return sum(map(_tree_size, os.scandir(entry)))
-    return 0
+def _tree_size(top: os.DirEntry[str]) -> int:
+    """Returns the bytes of a file, or of all files in a folder. Folders may be nested deeply."""
+    total, waiting = 0, [top]
+    while waiting:
+        entry = waiting.pop()
+        if not entry.is_dir(follow_symlinks=False):
+            total += _size(entry)
+            continue
+        with suppress(OSError):  # deleted by another process
+            waiting += os.scandir(entry)
+    return total
 
 
 def _size(path: Path | os.DirEntry[str]) -> int:

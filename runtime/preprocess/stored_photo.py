@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from datetime import datetime, timedelta, timezone
+from contextlib import suppress
+from datetime import date, datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,9 +17,13 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 960  # pixels per side, as of a frame of the page
 JPEG_QUALITY = 90
+MAX_PHOTO_BYTES = 2**20  # random pixels of MAX_SIDE x MAX_SIDE have 0.8 MB
 
 _TIME_FORMAT = "%Y%m%dT%H%M%S%fZ"
-_ID = re.compile(r"\d{8}T\d{12}Z_[0-9a-f]{16}\.jpg", re.ASCII)
+# Not the year 9999: after its last moment there is no time for the next photo.
+_ID = re.compile(
+    r"(?!9999)(\d{4})(\d\d)(\d\d)T(?:[01]\d|2[0-3])(?:[0-5]\d){2}\d{6}Z_[0-9a-f]{16}\.jpg", re.ASCII
+)
 
 
 def encode_photo(pixels: Pixels) -> bytes:
@@ -47,7 +52,12 @@ def new_id(ending: str, newest: str = "") -> str:
 
 
 def is_id(text: str) -> bool:
-    return _ID.fullmatch(text) is not None
+    """Whether a text is an id. Its time exists, so that `added_at` and `new_id` accept it."""
+    if found := _ID.fullmatch(text):
+        with suppress(ValueError):  # a day such as the 30th of February
+            date.fromisoformat("-".join(found.groups()))  # ten times faster than added_at
+            return True
+    return False
 
 
 def added_at(id: str) -> datetime:

@@ -50,7 +50,7 @@ async def show_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
         data = await in_turn(request, partial(tray.read, request.path_params["id"]))
-    except (KeyError, OSError):
+    except KeyError:
         raise _no_photo() from None
     return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
 

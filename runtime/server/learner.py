@@ -30,7 +30,7 @@ from runtime.inference.taught_photos import TaughtPhoto, TaughtPhotos, check_lab
 from runtime.model_file.files import is_file, read_bytes
 from runtime.model_file.loader import ModelFile
 from runtime.preprocess.photo_files import NONE_LABEL
-from runtime.preprocess.stored_photo import MAX_SIDE, added_at
+from runtime.preprocess.stored_photo import MAX_PHOTO_BYTES, MAX_SIDE, added_at
 from runtime.server.errors import RequestRejected, reject_user_errors
 from runtime.server.exclusive_worker import ExclusiveWorker
 from runtime.server.multipart import Upload
@@ -114,8 +114,8 @@ class Learner:
     def read(self, id: str) -> bytes:
         """The JPEG of a named picture. Raises RequestRejected (403, 404, 409)."""
         try:
-            return self.store().find(id).path.read_bytes()
-        except (KeyError, OSError):
+            return read_bytes(self.store().find(id).path, MAX_PHOTO_BYTES)
+        except (KeyError, ModelError):
             raise _no_picture() from None
 
     def remove(self, id: str) -> None:

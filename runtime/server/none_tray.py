@@ -9,7 +9,9 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from runtime.common.atomic import atomic_write, remove_unfinished
-from runtime.preprocess.stored_photo import encode_photo, id_ending, is_id, new_id
+from runtime.common.errors import ModelError
+from runtime.model_file.files import read_bytes
+from runtime.preprocess.stored_photo import MAX_PHOTO_BYTES, encode_photo, id_ending, is_id, new_id
 
 if TYPE_CHECKING:
     from runtime.preprocess.picture import Pixels
@@ -32,7 +34,7 @@ class NoneTray:
     def ids(self) -> list[str]:
         """Returns the ids of all photos, oldest first; none if the folder cannot be read."""
         with suppress(OSError):
-            return sorted(path.name for path in self.folder.iterdir() if is_id(path.name))
+            return sorted(path.name for path in self.folder.iterdir() if is_id(path.name) and _is_file(path))
         return []
 
     def add(self, pixels: "Pixels") -> str:
@@ -58,16 +60,19 @@ class NoneTray:
         """Returns the file of a photo. Raises KeyError if the folder has no such photo."""
         path = self.folder / id
         # The pattern first: a client may send any text as an id, such as "../token".
-        if not is_id(id) or not path.is_file():
+        if not is_id(id) or not _is_file(path):
             raise KeyError(id)
         return path
 
     def read(self, id: str) -> bytes:
-        """Returns the JPEG of a photo. Raises KeyError if the folder has no such photo, and OSError.
+        """Returns the JPEG of a photo. Raises KeyError if the folder has no such photo.
 
         In one step: another client may remove the photo at any time.
         """
-        return self.path(id).read_bytes()
+        try:
+            return read_bytes(self.path(id), MAX_PHOTO_BYTES)
+        except ModelError:
+            raise KeyError(id) from None
 
     def remove(self, id: str) -> None:
         """Deletes a photo. Raises KeyError if the folder has no such photo, and OSError."""
@@ -91,3 +96,8 @@ class NoneTray:
                 return
             (self.folder / id).unlink()
             used -= sizes[id]
+
+
+def _is_file(path: Path) -> bool:
+    """Whether the path is a file, and no link, which could name any file of this user."""
+    return path.is_file() and not path.is_symlink()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from runtime.inference.learning import LOCK_NAME, check_teachable, pending_photo
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.taught_photos import TaughtPhotos
 from runtime.model_file.loader import open_model
-from tests.helpers import ROOT, wait_for
+from tests.helpers import PATIENCE, ROOT, wait_for
 from tests.runtime.conftest import MakeFolder
 from tests.runtime.inference.test_correction import sign
 from tests.runtime.scene import class_pictures, compute_features, compute_known, save_pictures, scene_pictures
@@ -112,6 +113,21 @@ def test_features_are_computed_once_and_damaged_ones_again(model: Path, learned:
     classifier.learn()
     assert len(calls) == 10 and classifier.learned is not None and state is not None
     assert np.array_equal(classifier.learned.weights, state.weights)
+
+
+def test_features_that_are_a_pipe_are_not_read(model: Path, learned: Path) -> None:
+    """Reading it would wait for ever, and the service would be learning until it is restarted."""
+    classifier = Classifier(model)
+    classifier.teach("scene", list(scene_pictures(5, seed=1)))
+    path = next((learned / "features").rglob("*.f32"))
+    path.unlink()
+    os.mkfifo(path)
+    with ThreadPoolExecutor(1) as threads:
+        learning = threads.submit(classifier.learn)
+        try:
+            learning.result(timeout=PATIENCE)
+        finally:
+            os.close(os.open(path, os.O_RDWR))  # ends a thread that waits
 
 
 def test_undo_restores_state_and_photos(model: Path, learned: Path) -> None:

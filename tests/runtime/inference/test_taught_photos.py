@@ -25,7 +25,7 @@ from runtime.inference.taught_photos import (
 )
 from runtime.preprocess.picture import read_picture
 from runtime.preprocess.stored_photo import MAX_SIDE
-from tests.helpers import ROOT, wait_for
+from tests.helpers import ROOT, nested_folders, wait_for
 
 
 def picture(seed: int, side: int = 40) -> NDArray[np.uint8]:
@@ -77,6 +77,30 @@ def test_other_files_are_neither_listed_nor_changed(tmp_path: Path) -> None:
     for id in ("mine.jpg", "../state.json", "", "x" * 300):
         with pytest.raises(KeyError):
             store.find(id)
+
+
+def plant_entries(folder: Path) -> None:
+    """Creates entries with the names of photos that are no files: a link to a secret, a pipe and a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder.parent / "secret").write_bytes(b"secret")
+    (folder / "20250101T000000000000Z_0123456789abcdef.jpg").symlink_to("../secret")
+    os.mkfifo(folder / "20250101T000000000001Z_0123456789abcdef.jpg")
+    (folder / "20250101T000000000002Z_0123456789abcdef.jpg").mkdir()
+
+
+def test_only_files_are_photos(tmp_path: Path) -> None:
+    """A learned state may come from another machine: reading a pipe would never end."""
+    plant_entries(tmp_path / "photos" / "rose")
+    store = TaughtPhotos(tmp_path)
+    added = store.add("rose", picture(1))
+    assert store.photos() == [added]
+    store.clear()
+    assert len(list((tmp_path / "photos" / "rose").iterdir())) == 3
+
+
+def test_a_photo_beside_3000_nested_folders_is_added(tmp_path: Path) -> None:
+    with nested_folders(tmp_path):
+        assert TaughtPhotos(tmp_path).add("rose", picture(1)).label == "rose"
 
 
 def size(folder: Path) -> int:

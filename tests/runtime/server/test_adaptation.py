@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from pathlib import Path
 from threading import Event, Thread
@@ -274,12 +275,16 @@ def test_the_outputs_in_memory_are_those_of_the_photos_in_the_tray(model: Path) 
     assert {id for _, id in adapter._outputs} == set(tray.ids()) and len(tray.ids()) == 3
 
 
-def test_a_tray_that_cannot_be_emptied_is_an_error_line(scene_service: Client, model: Path) -> None:
-    (id,) = mark(scene_service, scene_pictures(1, seed=1))
-    photo = model.with_name("quarters.none") / id
-    photo.unlink()
-    photo.mkdir()
-    status, answer = scene_service.call("DELETE", "/none")
+def test_a_tray_that_cannot_be_emptied_is_an_error_line(
+    scene_service: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    mark(scene_service, scene_pictures(1, seed=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fail)
+        status, answer = scene_service.call("DELETE", "/none")
     assert status == 500 and "--correction FILE chooses another place" in answer["error"]
 
 

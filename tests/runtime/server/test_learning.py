@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event, Thread
@@ -226,6 +227,12 @@ def test_hostile_bodies_get_the_answers_of_classify(scene_service: Client, body:
 @pytest.mark.parametrize("path", ["/taught/..%2f..%2fstate.json", "/taught/state.json", "/review/x"])
 def test_only_pictures_are_served(scene_service: Client, path: str) -> None:
     assert scene_service.request("GET", path)[0] == 404 and scene_service.request("DELETE", path)[0] == 404
+
+
+def test_a_file_that_is_too_large_for_a_picture_is_not_served(scene_service: Client, model: Path) -> None:
+    (id,) = teach(scene_service, "scene", scene_pictures(1, seed=1))
+    os.truncate(next(model.parent.rglob(id)), 10**12)
+    assert scene_service.request("GET", f"/taught/{id}")[0] == 404
 
 
 def test_nothing_to_learn_or_to_undo_is_refused_in_one_line(scene_service: Client) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from runtime.common.atomic import UNFINISHED_AFTER
 from runtime.preprocess.stored_photo import added_at
 from runtime.server.none_tray import NoneTray
+from tests.runtime.inference.test_taught_photos import plant_entries
 
 
 def picture(shade: int) -> NDArray[np.uint8]:
@@ -97,3 +98,22 @@ def test_a_removed_photo_is_gone(tmp_path: Path) -> None:
     first, second = tray.add(picture(10)), tray.add(picture(20))
     tray.remove(first)
     assert tray.ids() == [second] and not (tmp_path / first).exists()
+
+
+def test_only_files_are_photos(tmp_path: Path) -> None:
+    plant_entries(tmp_path / "tray")
+    tray = NoneTray(tmp_path / "tray", max_photos=1)
+    added = [tray.add(picture(shade)) for shade in (10, 20)]
+    assert tray.ids() == added[1:]
+    for planted in (tmp_path / "tray").iterdir():
+        if planted.name not in added:
+            with pytest.raises(KeyError):
+                tray.read(planted.name)
+
+
+def test_a_file_that_is_too_large_for_a_photo_is_not_read(tmp_path: Path) -> None:
+    tray = NoneTray(tmp_path)
+    id = tray.add(picture(10))
+    os.truncate(tmp_path / id, 10**12)
+    with pytest.raises(KeyError):
+        tray.read(id)
