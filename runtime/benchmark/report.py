@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
-from runtime.common.text import align_columns, printable
+from runtime.common.text import align_columns, escape_formulas, printable
 
 LEFT_ALIGNED = {"file", "engine", ""}  # columns
 
@@ -52,7 +52,10 @@ def to_csv(rows: Sequence[BenchRow]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [field.name for field in fields(BenchRow)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(asdict, rows))
+    for row in rows:
+        # Names of a model and its file are the text of its author.
+        names = {"model": row.model, "file": row.file}
+        writer.writerow(asdict(row) | {key: escape_formulas(printable(name)) for key, name in names.items()})
     return text.getvalue()
 
 

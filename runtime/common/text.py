@@ -8,6 +8,9 @@ from collections.abc import Container, Sequence
 # Zero-width (non-)joiners are invisible, but part of words in Persian and many Indian scripts.
 JOINERS = dict.fromkeys((0x200C, 0x200D))
 MAX_NAME_LENGTH = 200
+# Where a spreadsheet may begin to read a formula: at the start of a cell, and behind a semicolon, which
+# separates cells in many countries. https://owasp.org/www-community/attacks/CSV_Injection
+_FORMULA = r"""(?=["'\s]*[=+\-@\uff1d\uff0b\uff0d\uff20])"""
 
 
 def is_name(text: str) -> bool:
@@ -29,6 +32,16 @@ def printable(text: str) -> str:
 def printable_name(name: str) -> str:
     """Returns a file name as `printable` does, with backslashes doubled: different names stay different."""
     return printable(name.replace("\\", "\\\\"))
+
+
+def escape_formulas(text: str) -> str:
+    """Returns the text of a CSV cell with `'` before each place where a spreadsheet would read a formula."""
+    return re.sub(f"(^|;){_FORMULA}", r"\1'", text)
+
+
+def unescape_formulas(text: str) -> str:
+    """Returns the text that `escape_formulas` was given."""
+    return re.sub(f"(^|;)'{_FORMULA}", r"\1", text)
 
 
 def pluralize(count: int, noun: str) -> str:

@@ -4,7 +4,6 @@ import csv
 import errno
 import io
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from runtime.common.errors import UserError
 from runtime.common.file_lock import exclusive_lock
+from runtime.common.text import escape_formulas, unescape_formulas
 
 # Seconds that SQLite waits for another program's lock; SIGTERM is not handled in this time.
 LOCK_TIMEOUT = 0.5
@@ -22,11 +22,6 @@ IS_LOCKED = "is locked by another program, waiting for it"
 WAS_MOVED = "was moved, replaced or edited, opening it again"
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # Excel starts a UTF-8 file with it
-# Where a spreadsheet may begin to read a formula: at the start of a cell, and behind a semicolon, which
-# separates cells in many countries. https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA = r"""(?=["'\s]*[=+\-@\uff1d\uff0b\uff0d\uff20])"""
-_FORMULA_START = re.compile(f"(^|;){_FORMULA}")
-_ESCAPED_FORMULA_START = re.compile(f"(^|;)'{_FORMULA}")
 
 PhotoVersion = tuple[str, int, int]  # source, bytes, modified
 
@@ -188,7 +183,7 @@ def _read_csv(file: FileIO, path: Path, done: set[PhotoVersion]) -> str:
     # Decoded in parts: the text of a table of months would take several times the memory of its bytes.
     for row in csv.DictReader(io.TextIOWrapper(io.BytesIO(complete), "utf-8-sig", "replace", newline="")):
         with suppress(TypeError, ValueError):  # a row edited by hand: its photo is classified again
-            source = _ESCAPED_FORMULA_START.sub(r"\1", str(row["source"]))
+            source = unescape_formulas(str(row["source"]))
             done.add((source, int(row["bytes"]), int(row["modified"])))
     return newline
 
@@ -217,7 +212,7 @@ def _is_row(line: bytes) -> bool:
 def _csv_value(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()  # true and false, as in JSON
-    return _FORMULA_START.sub(r"\1'", value) if isinstance(value, str) else value
+    return escape_formulas(value) if isinstance(value, str) else value
 
 
 def _csv_line(values: Iterable[object], newline: str) -> bytes:

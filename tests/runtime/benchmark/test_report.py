@@ -41,3 +41,10 @@ def test_csv_has_a_column_per_field_and_leaves_unreported_values_empty() -> None
     (row,) = csv.DictReader(io.StringIO(to_csv([a_row(peak_mb=12.5)])))
     assert list(row) == [field.name for field in fields(BenchRow)]
     assert (row["median_ms"], row["peak_mb"], row["energy_mj"]) == ("2.0", "12.5", "")
+
+
+def test_no_name_of_a_model_starts_a_formula_or_breaks_the_csv() -> None:
+    """Both names come from the model's author."""
+    text = to_csv([a_row(model='=HYPERLINK("http://a/")', file="@a\udcff.onnx")])
+    (row,) = csv.DictReader(io.StringIO(text.encode().decode()))
+    assert (row["model"], row["file"]) == ('\'=HYPERLINK("http://a/")', "'@a\\udcff.onnx")
