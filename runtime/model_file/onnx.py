@@ -38,6 +38,7 @@ _NESTED: dict[str, dict[int, str]] = {
 EXTERNAL_DATA, DATA_LOCATION = 13, 14  # fields of a TensorProto
 OUTPUT = 12  # of a GraphProto: a ValueInfoProto
 TYPE, TENSOR_TYPE, SHAPE, DIM, DIM_VALUE = 2, 1, 2, 1, 1  # the way from there to the size of a dimension
+DIM_PARAM = 2  # the name of a dimension, instead of its size
 ORT_FORMAT = b"ORTM"  # bytes 4 to 8 of ONNX Runtime's own format, which it detects by them
 
 _DAMAGED = "is truncated, or not an ONNX file: copy it again, or export it"
@@ -113,10 +114,13 @@ def _check_output_size(value_info: memoryview) -> None:
 
 
 def _dimension(dim: memoryview) -> int | None:
-    """Returns the size of a dimension; None when it has a name instead, or nothing."""
+    """Returns the size of a dimension, 1 or more; None when it has a name, or nothing."""
+    fields = list(_fields(dim, MAX_FIELDS))
+    if any(number == DIM_PARAM for number, _ in fields):
+        return None
     # Repeated, the last value counts for an engine: the largest is on the safe side.
-    values = [value for number, value in _fields(dim, MAX_FIELDS) if number == DIM_VALUE]
-    return max((value for value in values if isinstance(value, int)), default=None)
+    sizes = (size for number, size in fields if number == DIM_VALUE and isinstance(size, int))
+    return max(sizes, default=0) or None
 
 
 def _messages(data: memoryview, number: int) -> Iterator[memoryview]:

@@ -158,7 +158,7 @@ def test_a_file_in_the_format_of_onnx_runtime_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [[1, MAX_OUTPUT_VALUES + 1], [2**20, 2**20], ["N", "M"], ["N", -1], None, []]
+    "shape", [[1, MAX_OUTPUT_VALUES + 1], [2**20, 2**20], [1, 0, 2**30], ["N", "M"], ["N", -1], None, []]
 )
 def test_an_onnx_file_with_a_large_output_is_refused(shape: list[int | str] | None, colours: Path) -> None:
     model = onnx.load(str(colours / "colours_float32.onnx"))
@@ -166,6 +166,21 @@ def test_an_onnx_file_with_a_large_output_is_refused(shape: list[int | str] | No
     model.graph.output.append(helper.make_tensor_value_info("large", TensorProto.FLOAT, shape))
     with pytest.raises(ModelError, match="output of unknown size or of over"):
         check_content(model.SerializeToString(), "onnx")
+
+
+def field(number: int, data: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
+def test_a_size_that_a_name_replaces_is_unknown(colours: Path) -> None:
+    """A dimension has a size or a name: an engine takes the last one."""
+    dimension = b"\x08\x01" + field(2, b"N")
+    tensor = b"\x08\x01" + field(2, field(1, dimension) + field(1, dimension))
+    output = onnx.ValueInfoProto.FromString(field(2, field(1, tensor)))
+    assert [dim.dim_param for dim in output.type.tensor_type.shape.dim] == ["N", "N"]
+    graph = field(7, field(12, field(2, field(1, tensor))))
+    with pytest.raises(ModelError, match="output of unknown size or of over"):
+        check_content((colours / "colours_float32.onnx").read_bytes() + graph, "onnx")
 
 
 def test_a_graph_of_a_million_fields_is_rejected_in_little_memory(colours: Path) -> None:
