@@ -81,9 +81,9 @@ def _model_folders() -> Iterator[_Candidate]:
         folder = index.parent
         try:
             if is_file(index) and not _is_exports_own(folder):
-                contract = read_index(folder).contract
+                facts = _facts(read_index(folder).contract)
                 # Above single files: a folder holds the best format and precision.
-                yield _candidate(folder, contract, (contract.created[:19], 1, 0))
+                yield _candidate(folder, facts, 1, 0)
         except ModelError as error:
             yield _Candidate(folder, UNRANKED, str(error).removeprefix(f"{index}: "))
     for folder in _find("[!.]*"):
@@ -117,12 +117,12 @@ def _single_file(path: Path, format: str, formats: Sequence[str]) -> _Candidate:
     if format not in formats:
         return _Candidate(path, UNRANKED, "another engine runs it")
     status = path.stat()
-    contract = _read_contract(path, status.st_size, status.st_mtime_ns)
-    if isinstance(contract, str):
-        return _Candidate(path, UNRANKED, contract)
+    facts = _read_facts(path, status.st_size, status.st_mtime_ns)
+    if isinstance(facts, str):
+        return _Candidate(path, UNRANKED, facts)
     name = named_precision(path.stem)
     precision = PRECISIONS.index(name) if name else len(PRECISIONS)
-    return _candidate(path, contract, (contract.created[:19], -formats.index(format), -precision))
+    return _candidate(path, facts, -formats.index(format), -precision)
 
 
 def _find(pattern: str) -> list[Path]:
@@ -132,15 +132,28 @@ def _find(pattern: str) -> list[Path]:
     return []
 
 
-def _candidate(path: Path, contract: Contract, rank: tuple[str, int, int]) -> _Candidate:
-    return _Candidate(path, rank, "trained on generated pictures" if contract.synthetic else "")
+@dataclass(frozen=True)
+class _Facts:
+    """The part of a contract that decides about the default: few bytes, of a contract that may have 1 MB."""
+
+    created: str
+    synthetic: bool
 
 
-@lru_cache(maxsize=32)  # a service checks its model once per second, and must not read each file each time
-def _read_contract(path: Path, size: int, mtime_ns: int) -> Contract | str:
-    """Returns the contract, or why the file's content has none. Raises ModelError when it cannot be read."""
+def _facts(contract: Contract) -> _Facts:
+    return _Facts(contract.created[:19], contract.synthetic)
+
+
+def _candidate(path: Path, facts: _Facts, format: int, precision: int) -> _Candidate:
+    problem = "trained on generated pictures" if facts.synthetic else ""
+    return _Candidate(path, (facts.created, format, precision), problem)
+
+
+@lru_cache(maxsize=1000)  # a service checks its model once per second, and must not read each file each time
+def _read_facts(path: Path, size: int, mtime_ns: int) -> _Facts | str:
+    """Returns the facts, or why the file's content has none. Raises ModelError when it cannot be read."""
     data = read_bytes(path, MAX_MODEL_BYTES)
     try:
-        return read_contract(data, detect_format(path, data))
+        return _facts(read_contract(data, detect_format(path, data)))
     except ModelError as error:  # returned, because lru_cache forgets exceptions
         return str(error)

@@ -156,7 +156,9 @@ def test_an_unchanged_file_is_read_once(
     models: Path, make_file: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_file("mine.tflite")
-    (models / "photo.onnx").write_bytes(b"not a model, for the count")
+    others = [models / f"photo{at:02}.onnx" for at in range(50)]
+    for path in others:
+        path.write_bytes(b"not a model, for the count")
     read: list[Path] = []
 
     def count(path: Path, limit: int) -> bytes:
@@ -165,7 +167,7 @@ def test_an_unchanged_file_is_read_once(
 
     monkeypatch.setattr(default_model, "read_bytes", count)
     assert choose_model().reason == choose_model().reason
-    assert read == [Path("models", "mine.tflite"), Path("models", "photo.onnx")]
+    assert read == [Path("models", path.name) for path in (models / "mine.tflite", *others)]
 
 
 def test_a_file_for_another_engine_is_named(models: Path, make_file: Callable[..., Path]) -> None:
