@@ -29,13 +29,19 @@ def class_weights(labels: NDArray[Any], classes: int, method: str) -> dict[int, 
 
 
 def print_class_balance(dataset: Dataset, method: str) -> None:
-    """Print the number of training photos of each class, if the classes are uneven."""
+    """Print the number of training photos of each class, if the classes are uneven; and a warning for classes
+    without test photos, if other classes have some.
+    """
     counts = dict.fromkeys(dataset.classes, 0)
     for photo in dataset.split("train"):
         counts[photo.label] += 1
     if _uneven([*counts.values()]):
         numbers = ", ".join(f"{label} {count:,}" for label, count in counts.items())
         print(f"uneven classes: {numbers} training photos; --class-weight {method}")
+    measured = {photo.label for photo in dataset.split("test")}
+    if measured and (others := [label for label in dataset.classes if label not in measured]):
+        names = ", ".join(others[:3]) + (f" and {len(others) - 3:,} more" if others[3:] else "")
+        print(f"warning: no test photo of {names}, so the accuracy is not measured there; add photos")
 
 
 def _uneven(counts: Sequence[int]) -> bool:

@@ -273,6 +273,7 @@ def _split_values(split: str, metrics: SplitMetrics, dataset: Dataset) -> dict[s
         "interval": confidence_interval(round(metrics["top1"] * metrics["n"]), metrics["n"]),
         "per_class": [(*row, _f1(*row[2:])) for row in rows],
         "hardest": min((row for row in rows if row[3] is not None), key=lambda row: row[3] or 0.0),
+        "unmeasured": [row[0] for row in rows if row[3] is None],
         "confusion": [
             (name, list(zip(row, share, strict=True)))
             for name, row, share in zip(classes, counts.tolist(), shares.tolist(), strict=True)

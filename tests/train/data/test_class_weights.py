@@ -71,3 +71,13 @@ def test_uneven_classes_are_printed(
     printed = capsys.readouterr().out
     facts = ("a 20, b 9", "--class-weight balanced")
     assert all(fact in printed for fact in facts) if is_printed else not printed
+
+
+@pytest.mark.parametrize(("tested", "is_printed"), [("ab", False), ("a", True), ("", False)])
+def test_classes_without_test_photos_are_printed(
+    tested: str, is_printed: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [("a", "train"), ("b", "train"), *((label, "test") for label in tested)]
+    photos = tuple(Photo(f"{at}.jpg", *place, str(at)) for at, place in enumerate(places))
+    print_class_balance(Dataset(tmp_path, ("a", "b"), photos), "balanced")
+    assert ("warning: no test photo of b," in capsys.readouterr().out) == is_printed

@@ -324,6 +324,17 @@ def test_a_run_with_few_or_no_measured_photos_has_a_page(
     assert ("the accuracy of this model is not known" in page.text) == (not measured)
 
 
+def test_classes_without_test_photos_are_not_counted_as_right(tmp_path: Path) -> None:
+    dataset = made_up("ab", 5, 1, 1)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    assert "Every class has a recall of 100 %." in page.text and "no photo of them" not in page.text
+    photos = tuple(photo for photo in dataset.photos if photo.path != "test/a/0.jpg")
+    dataset = replace(dataset, photos=photos)
+    page = report(tmp_path / "report.html", dataset, all_right(dataset))
+    assert "Every measured class has a recall of 100 %." in page.text
+    assert "Not measured, because test has no photo of them: a." in page.text
+
+
 @pytest.mark.parametrize(
     ("epochs", "reason"),
     [
