@@ -140,4 +140,4 @@ def print_left_out(left_out: Sequence[LeftOut], printed: Sequence[LeftOut] = ())
     for item in new[:3]:
         print(printable(f"left out: {item.path}: {item.reason}"))
     if len(new) > 3:
-        print(f"left out: {len(new) - 3:,} more; left_out.csv in the run folder lists all")
+        print(f"left out: {len(new) - 3:,} more; left_out.csv in the run folder will list all")

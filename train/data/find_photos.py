@@ -277,7 +277,8 @@ def _read_split(
 ) -> tuple[list[Photo], list[LeftOut]]:
     """The hashed pictures in the class folders of `folder`, and the files that are not used."""
     pictures: list[tuple[Path, str]] = []
-    loose = [path for path in _visible(folder) if folder != root and _is_picture(path)]
+    beside = {root, folder} if split == "train" else {folder}  # every data set has a folder of this split
+    loose = [path for parent in beside for path in _visible(parent) if _is_picture(path)]
     left_out = [LeftOut(path.relative_to(root).as_posix(), "is not in a class folder") for path in loose]
     for class_folder, label in class_folders:
         before, left_out_before = len(pictures), len(left_out)

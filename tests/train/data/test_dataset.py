@@ -121,6 +121,14 @@ def test_pictures_beside_the_class_folders_of_a_split_are_left_out(tmp_path: Pat
     assert dataset.classes == ("a", "b") and paths(dataset, "test") == {"test/a/1.jpg", "test/b/2.jpg"}
     reason = "is not in a class folder"
     assert dataset.left_out == (LeftOut("test/loose.png", reason), LeftOut("train/loose.jpg", reason))
+    put(tmp_path, "beside.jpg", "notes.txt")
+    assert find_photos(tmp_path).left_out == (LeftOut("beside.jpg", reason), *dataset.left_out)
+
+
+def test_pictures_beside_the_class_folders_are_left_out(tmp_path: Path) -> None:
+    many(tmp_path)
+    put(tmp_path, "loose.jpg", "notes.txt")
+    assert find_photos(tmp_path).left_out == (LeftOut("loose.jpg", "is not in a class folder"),)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
@@ -143,7 +151,7 @@ def test_limit_is_per_class_and_split_folder(tmp_path: Path) -> None:
 
 def test_system_files_are_ignored_and_other_files_are_listed(tmp_path: Path) -> None:
     many(tmp_path, count=3)
-    put(tmp_path, "a/.DS_Store", "a/._1.jpg", "a/Thumbs.db", ".git/x.jpg", "a/film.mov", "readme.jpg")
+    put(tmp_path, "a/.DS_Store", "a/._1.jpg", "a/Thumbs.db", ".git/x.jpg", "a/film.mov", "readme.txt")
     put(tmp_path, "a/@eaDir/1.jpg", "$RECYCLE.BIN/2.jpg", "lost+found/3.jpg", "#recycle/4.jpg")
     (tmp_path / "System Volume Information").mkdir()
     dataset = find_photos(tmp_path)
