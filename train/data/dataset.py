@@ -116,9 +116,12 @@ def validated(dataset: Dataset) -> Dataset:
     """The data set itself, if a classifier can be trained on it; otherwise raises PhotosError."""
     if len(dataset.classes) < 2:
         hint = f" ({NONE_LABEL} is not a class: rename its folder if it is)" if dataset.negatives else ""
+        remedy = "put the photos of each class into a folder with the name of the class"
+        if inside := _only_folder(dataset):
+            remedy = f"if the folders in {inside.name} are the classes, give {inside}"
         raise PhotosError(
             f"{dataset.root}: found {', '.join(dataset.classes) or 'no class'}, but training needs at least "
-            f"2 classes{hint}; put the photos of each class into a folder with the name of the class"
+            f"2 classes{hint}; {remedy}"
         )
     train = Counter(photo.label for photo in dataset.split("train"))
     for label in dataset.classes:
@@ -134,10 +137,21 @@ def validated(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def _only_folder(dataset: Dataset) -> Path | None:
+    """The folder under the root that holds all photos, such as that of an archive, if all are in subfolders
+    and it has several of these.
+    """
+    folders = {Path(photo.path).parts[:-1] for photo in dataset.photos}
+    tops, subfolders = {parts[:1] for parts in folders}, {parts[1:2] for parts in folders}
+    if len(tops) != 1 or len(subfolders) < 2 or () in subfolders:
+        return None
+    return dataset.root.joinpath(*tops.pop())
+
+
 def _why_left_out(dataset: Dataset, label: str) -> str:
     """How many photos of a class are not used, and why one of them is not."""
     found = [item for item in dataset.left_out if label in Path(item.path).parts[:-1]]
-    return f": {len(found):,} are left out, such as {found[0].path}: {found[0].reason}" if found else ""
+    return f": {len(found):,} left out, such as {found[0].path}: {found[0].reason}" if found else ""
 
 
 def read_verified(dataset: Dataset, photo: Photo) -> bytes:

@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_trained_on_raises_photos_error(
 def test_a_class_without_an_unambiguous_photo_raises_photos_error(tmp_path: Path) -> None:
     put(tmp_path, "a/1.jpg", "a/2.jpg", "c/3.jpg")
     put(tmp_path, "b/1.jpg", content="a/1.jpg")
-    reason = r"class b has no readable training photo: 1 are left out, such as b/1\.jpg: the same photo is in"
+    reason = r"class b has no readable training photo: 1 left out, such as b/1\.jpg: the same photo is in"
     with pytest.raises(PhotosError, match=reason):
         find_photos(tmp_path)
 
@@ -653,3 +653,19 @@ def test_the_manifest_reads_back_with_negatives(tmp_path: Path) -> None:
         assert read == dataset
     moved = read_manifest(tmp_path, dataset.root, dataset.classes, negatives_root=tmp_path / "moved")
     assert {photo.path for photo in moved.negatives} == {f"{tmp_path}/moved/{number}.jpg" for number in "123"}
+
+
+@pytest.mark.parametrize(
+    ("names", "is_named"),
+    [
+        (("pets/cat/1.jpg", "pets/dog/2.jpg"), True),
+        (("pets/cat/1.jpg", "pets/2.jpg"), False),
+        (("pets/cat/1.jpg", "pets/cat/2.jpg"), False),
+    ],
+)
+def test_class_folders_one_level_deeper_are_named(
+    names: tuple[str, ...], is_named: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(PhotosError, match="found pets, but training needs at least 2 classes") as error:
+        find_photos(put(tmp_path, *names))
+    assert str(error.value).endswith(f"give {tmp_path / 'pets'}") == is_named
