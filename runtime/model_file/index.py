@@ -48,7 +48,11 @@ def read_index(folder: Path, signature: "Signature | None" = None) -> Index:
     """Reads and checks `folder`/model.json, against the signature if there is one. Raises ModelError."""
     path = folder / INDEX_NAME
     if not is_file(path):
-        raise ModelError(f"{folder}: has no {INDEX_NAME}: choose a folder that `python -m export` wrote")
+        files = sorted(file.name for file in folder.glob("*") if file.suffix.lstrip(".") in FORMATS)
+        one_file = f", or one file, such as {folder / files[0]}" if files else ""
+        raise ModelError(
+            f"{folder}: has no {INDEX_NAME}: choose a folder that `python -m export` wrote{one_file}"
+        )
     try:
         text = read_bytes(path, MAX_JSON_BYTES)
         if signature:

@@ -21,6 +21,18 @@ def test_an_index_cannot_name_files_outside_its_folder(
         open_model(folder)
 
 
+def test_a_folder_without_an_index_names_its_model_file(tmp_path: Path, make_folder: MakeFolder) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "model.json").unlink()
+    first, *others = sorted(path for path in folder.glob("*.*") if path.suffix in (".tflite", ".onnx"))
+    with pytest.raises(ModelError, match=rf"has no model\.json: .*, or one file, such as {first}$"):
+        open_model(folder)
+    for file in (first, *others):
+        file.unlink()
+    with pytest.raises(ModelError, match=r"has no model\.json: [^,]*$"):
+        open_model(folder)
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
