@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     missing = [package for package in command.needs if find_spec(package) is None]
     if missing:
         install = install_command("train,export")
-        print_error(f"vgg-edge {name} needs {', '.join(missing)}, which is not installed: {install}")
+        print_error(f"vgg-edge {name} needs {', '.join(missing)}, not installed yet: {install}")
         return EXIT_USER_ERROR
     code: int = import_module(command.module).main(arguments)
     return code

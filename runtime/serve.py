@@ -71,7 +71,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def _require_web_packages() -> None:
     missing = [name for name in WEB_PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"{', '.join(missing)} is not installed: {install_command('web')}")
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {are} not installed: {install_command('web')}")
 
 
 def _parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

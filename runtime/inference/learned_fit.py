@@ -422,8 +422,8 @@ def _warnings(state: LearnedState) -> Iterator[str]:
             yield f"{label}: the result of {photos} is not reliable: teach {FEW_PHOTOS} or more, better 20"
         elif 10 * result.right_unseen < 7 * result.photos and label in state.new_labels:
             yield (
-                f"{label}: photos that a fit did not use were right {result.right_unseen} times of "
-                f"{result.photos}: teach more photos of it"
+                f"{label}: {result.right_unseen} of {result.photos} photos are right in a fit that did not "
+                "use them: teach more photos of it"
             )
     lost = measured.examples_right_before - measured.examples_right_after
     if lost > MAX_LOST * measured.examples:
