@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ from runtime.model_file.golden import golden_picture
 
 if TYPE_CHECKING:
     from train.run import Run
+
+# TensorFlow warns about a graph that is built again, as for each call of `predict`.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 OUTPUTS = ("probabilities", "known", "features")  # of the contract; only some models have `known`
 BATCH = 8  # photos

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import pytest
 
-from export.serving_model import ServingModelError, golden_answer, serving_model
+from export.serving_model import ServingModelError, golden_answer, predict, serving_model
 from tests.export.conftest import LABELS, small_model
 
 if TYPE_CHECKING:
@@ -35,3 +35,11 @@ def test_a_model_with_damaged_weights_is_refused() -> None:
     model.get_layer("logits").set_weights([np.full_like(kernel, np.nan), bias])
     with pytest.raises(ServingModelError, match=r"not finite.*train it again"):
         golden_answer(model)
+
+
+def test_predict_logs_no_warning_of_tensorflow(caplog: pytest.LogCaptureFixture) -> None:
+    model = small_model()
+    for count in range(1, 10):
+        photos = np.zeros((count, *model.inputs[0].shape[1:]), np.uint8)
+        assert len(predict(model, photos, lambda _: None)["probabilities"]) == count
+    assert not caplog.records
