@@ -118,7 +118,7 @@ def validated(dataset: Dataset) -> Dataset:
         hint = f" ({NONE_LABEL} is not a class: rename its folder if it is)" if dataset.negatives else ""
         remedy = "put the photos of each class into a folder with the name of the class"
         if inside := _only_folder(dataset):
-            remedy = f"if the folders in {inside.name} are the classes, give {inside}"
+            remedy += f"; if the folders in {inside.name} are the classes, give {inside}"
         raise PhotosError(
             f"{dataset.root}: found {', '.join(dataset.classes) or 'no class'}, but training needs at least "
             f"2 classes{hint}; {remedy}"
@@ -138,12 +138,12 @@ def validated(dataset: Dataset) -> Dataset:
 
 
 def _only_folder(dataset: Dataset) -> Path | None:
-    """The folder under the root that holds all photos, such as that of an archive, if all are in subfolders
-    and it has several of these.
+    """The folder under the root that holds all photos, such as that of an archive, if several of its folders
+    hold photos.
     """
     folders = {Path(photo.path).parts[:-1] for photo in dataset.photos}
-    tops, subfolders = {parts[:1] for parts in folders}, {parts[1:2] for parts in folders}
-    if len(tops) != 1 or len(subfolders) < 2 or () in subfolders:
+    tops, subfolders = {parts[:1] for parts in folders}, {parts[1:2] for parts in folders if parts[1:]}
+    if len(tops) != 1 or len(subfolders) < 2:
         return None
     return dataset.root.joinpath(*tops.pop())
 

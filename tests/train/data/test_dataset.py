@@ -658,7 +658,7 @@ def test_the_manifest_reads_back_with_negatives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "is_named"),
     [
-        (("pets/cat/1.jpg", "pets/dog/2.jpg"), True),
+        (("pets/cat/1.jpg", "pets/dog/2.jpg", "pets/3.jpg"), True),
         (("pets/cat/1.jpg", "pets/2.jpg"), False),
         (("pets/cat/1.jpg", "pets/cat/2.jpg"), False),
     ],
