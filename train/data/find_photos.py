@@ -375,7 +375,7 @@ def _check_splits_differ(copies: Iterable[Sequence[Photo]]) -> None:
     if not shared:
         return
     first, other = shared[0]
-    more = f"; so are {len(shared) - 1:,} more photos, such as {shared[1][1].path}" if shared[1:] else ""
+    more = f" ({len(shared) - 1:,} more, such as {shared[1][1].path})" if shared[1:] else ""
     raise PhotosError(
         f"{first.path} and {other.path} are the same photo in two splits{more}. This makes the measured "
         "accuracy too high; remove the copies from one of the folders"

@@ -246,7 +246,7 @@ def test_many_photos_in_two_splits_are_one_error(tmp_path: Path) -> None:
     many(tmp_path / "train", count=4)
     for number in (1, 2, 3):
         put(tmp_path, f"test/a/copy{number}.jpg", content=f"a/{number}.jpg")
-    with pytest.raises(PhotosError, match=r"two splits; so are 2 more photos, such as test/a/copy"):
+    with pytest.raises(PhotosError, match=r"two splits \(2 more, such as test/a/copy"):
         find_photos(tmp_path)
 
 
