@@ -38,7 +38,7 @@ def gptq(kernel: Floats, scale: Floats, codes: WeightCodes, inputs: Floats) -> N
             paired = i % 2 and codes.max_pair_sum is not None
             pair = rounded[i - 1 : i + 1] if paired else rounded[i : i + 1]
             rounded[i] = np.round(remaining[i] / scale)
-            rounded[i] = codes.clip(pair.reshape(1, 1, -1, pair.shape[1]))[0, 0, -1]
+            rounded[i] = codes.clip(pair)[-1]
             errors[i - start] = (remaining[i] - rounded[i] * scale) / factor[i, i]
             remaining[i + 1 : stop] -= np.outer(factor[i, i + 1 : stop], errors[i - start])
         remaining[stop:] -= matmul(factor[start:stop, stop:].T, errors)

@@ -32,17 +32,27 @@ def test_codes_stay_within_their_limit(rounding: Rounding, codes: WeightCodes) -
     assert np.abs(rounded * scale - kernel).max() < 20 * scale.max()
 
 
+@pytest.mark.parametrize("channels", [7, 8])
 @pytest.mark.parametrize("rounding", ROUNDINGS)
-def test_no_pair_of_products_overflows_16_bits(rounding: Rounding) -> None:
-    kernel = np.random.default_rng(1).standard_t(3, (3, 3, 8, 50)).astype(np.float32)
+def test_no_pair_of_products_overflows_16_bits(rounding: Rounding, channels: int) -> None:
+    kernel = np.random.default_rng(1).standard_t(3, (3, 3, channels, 50)).astype(np.float32)
 
     def largest_pair_sum(codes: WeightCodes) -> int:
-        rounded = rounding(kernel, codes.scales(kernel), codes, correlated(8))
-        sums = rounded[:, :, 0::2].astype(int) + rounded[:, :, 1::2]
-        return int(np.abs(sums).max())
+        rounded = rounding(kernel, codes.scales(kernel), codes, correlated(channels))
+        rows = rounded.reshape(-1, 50).astype(int)  # as a matrix product reads them
+        return int(np.abs(rows[0 : len(rows) // 2 * 2 : 2] + rows[1::2]).max())
 
     assert 255 * largest_pair_sum(PAIRED_CODES) <= 32767
     assert 255 * largest_pair_sum(WeightCodes()) > 32767  # without the limit, this kernel overflows
+
+
+@pytest.mark.parametrize("channels", [3, 7, 8])
+def test_the_limit_of_pairs_moves_no_weight_far(channels: int) -> None:
+    """The scale fits the same pairs that the limit holds for."""
+    kernel = np.random.default_rng(1).standard_t(3, (3, 3, channels, 50)).astype(np.float32)
+    scale = PAIRED_CODES.scales(kernel)
+    codes = gptq(kernel, scale, PAIRED_CODES, correlated(channels))
+    assert np.abs(codes - kernel / scale).max() < 3
 
 
 @pytest.mark.parametrize("channels", [1, 3])
