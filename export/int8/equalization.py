@@ -63,6 +63,8 @@ def _factors(outputs: Floats, strength: float) -> Floats:
     """The factor of each channel, [out], for outputs [n, H, W, out] after the ReLU."""
     maximum = outputs.max((0, 1, 2))
     largest = maximum.max()
+    if not largest:  # no channel is active on these photos
+        return np.ones_like(maximum)
     return np.asarray((np.maximum(maximum, MIN_FACTOR * largest) / largest) ** strength, np.float32)
 
 

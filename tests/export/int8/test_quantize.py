@@ -139,6 +139,18 @@ def test_the_tflite_file_has_exactly_the_chosen_codes(model: keras.Model, quanti
             np.testing.assert_array_equal(tensor.quantization.scale, conv.scale)
 
 
+def test_a_layer_that_is_never_active_is_quantized(model: keras.Model, pictures: NDArray[np.uint8]) -> None:
+    """Such as after training with too high a learning rate."""
+    import keras
+
+    dead = keras.models.clone_model(model)
+    dead.set_weights(model.get_weights())
+    last = [layer for layer in conv_chain(dead) if isinstance(layer, keras.layers.Conv2D)][-1]
+    last.set_weights([last.get_weights()[0], np.full(last.filters, -1e9, np.float32)])
+    for conv in quantize(dead, pictures, replace(BEST, equalize_last=True)).values():
+        assert np.isfinite(conv.kernel).all() and np.isfinite(conv.bias).all() and (conv.factors > 0).all()
+
+
 def test_a_convolution_with_strides_raises_quantize_error() -> None:
     import keras
 
