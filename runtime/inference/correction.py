@@ -33,6 +33,7 @@ SUFFIX = ".correction.json"
 FOLDER_VARIABLE = "VGG_EDGE_CORRECTIONS"  # names a folder for the corrections of all models
 # float32 cannot hold a probability closer to 1: beyond it, `known` tells nothing.
 SMALLEST_KNOWN = 1e-7
+ROUNDING_ERROR = 1e-6  # of a logit: a bias that lifts a logit to exactly 0 may leave it below
 MAX_WEIGHT = 1e6
 _SHARES = ("named_before", "named_after", "rejected_before", "rejected_after")
 
@@ -80,13 +81,15 @@ def sigmoid(logits: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def bias_to_add(logits: NDArray[np.float64], change: NDArray[np.float64], share: float) -> float:
-    """Returns the smallest number, 0 or more, that keeps enough of the changed logits [N] at 0 or above.
+    """Returns the smallest bias, 0 or more, that keeps enough of the changed logits [N] at 0 or above.
 
     At most `share` of all may be below 0 in addition to the logits that are below it without the change.
     """
     changed = np.sort((logits + change)[logits >= 0])
     allowed = int(share * len(logits))
-    return max(0.0, -float(changed[allowed])) if allowed < len(changed) else 0.0
+    if allowed >= len(changed) or changed[allowed] >= 0:
+        return 0.0
+    return ROUNDING_ERROR - float(changed[allowed])
 
 
 def correction_path(model: ModelFile, named: str | Path | None) -> Path:

@@ -19,6 +19,7 @@ from runtime.common.errors import EngineError, ModelError, WriteError
 from runtime.inference import model_reloader
 from runtime.inference.correction import (
     Correction,
+    bias_to_add,
     correction_path,
     logit,
     open_correction,
@@ -330,3 +331,14 @@ def test_nan_features_raise_an_error_where_they_would_be_used(folder: Path) -> N
     classifier.session = replace(classifier.session, run=lambda image: nothing)
     with pytest.raises(EngineError, match="NaN or infinite features"):
         classifier.infer(WHITE)
+
+
+def test_a_bias_rejects_no_more_than_its_share() -> None:
+    """Rounding must not leave the last logit that the bias lifts below 0."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        logits, change = rng.normal(3, 2, 100), rng.normal(-1, 2, 100)
+        bias = bias_to_add(logits, change, 0.02)
+        rejected = [int((logits + np.minimum(change + each, 0) < 0).sum()) for each in (bias, bias - 1e-5)]
+        assert rejected == [(logits < 0).sum() + allowed for allowed in (2, 3)]
+    assert bias_to_add(np.ones(10), np.ones(10), 0.0) == 0
