@@ -7,6 +7,7 @@ its classes, and their `known`: the threshold rejects the wanted share of them.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,9 +38,10 @@ def strict_threshold(model: ModelFile, share: float, correction: Correction | No
     known = statistics.positive_known.astype(np.float64)
     if correction:
         known = correction.apply(known, statistics.positive_features)
-    if not (rejected := int(share * len(known))):
+    if not (rejected := int(share * len(known) + 1e-9)):  # 0.29 * 100 is a little less than 29
+        least = math.ceil(1000 / len(known)) / 1000  # in tenths of a percent
         raise ModelError(
             f"{model.path}: has {len(known)} examples of its classes, too few for {share:.1%}: choose a "
-            f"--reject of at least {1 / len(known):.1%}"
+            f"--reject of at least {least:.1%}"
         )
     return max(float(np.sort(known)[rejected]), model.contract.thresholds["known"])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +64,29 @@ def test_a_share_that_the_examples_cannot_show_is_an_error(model: Path) -> None:
     with pytest.raises(ModelError, match=r"40 examples .* choose a --reject of at least 2\.5%"):
         Classifier(model, reject=0.02)
     assert Classifier(model, reject=0.025).threshold > 0.5
+
+
+@pytest.mark.parametrize("count", [3, 12, 30, 40])
+def test_the_share_that_an_error_advises_is_accepted(model: Path, count: int) -> None:
+    file = Classifier(model).model
+    statistics = file.read_statistics()
+    few = SimpleNamespace(
+        path=file.path,
+        contract=file.contract,
+        read_statistics=lambda: replace(statistics, positive_known=statistics.positive_known[:count]),
+    )
+    with pytest.raises(ModelError) as refused:
+        strict_threshold(few, 1e-6)
+    advised = re.search(r"at least ([\d.]+)%", str(refused.value))
+    assert advised and strict_threshold(few, float(advised[1]) / 100) > 0.5
+
+
+def test_a_share_is_not_rounded_below_a_whole_number_of_examples(model: Path) -> None:
+    file = Classifier(model).model
+    known = np.arange(1, 101) / 101
+    statistics = replace(file.read_statistics(), positive_known=known.astype(np.float32))
+    hundred = SimpleNamespace(path=file.path, contract=file.contract, read_statistics=lambda: statistics)
+    assert 0.57 * 100 < 57 == (known < strict_threshold(hundred, 0.57) - 1e-6).sum()
 
 
 @pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, 10.0, float("nan")])
