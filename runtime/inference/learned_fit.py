@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 
 # Chosen on validation photos of the flowers, and on pictures of openclipart and tuxpaint as new classes.
 SHRINKAGE = 1.0  # of the mean variance, added to each variance
+# The mean variance is at least this share of the variance of the means of the classes, because classes with
+# one photo each have no variance within a class.
+MIN_VARIANCE_SHARE = 0.01
 HEAD_SCALE = 0.26  # of the logits of linear discriminant analysis, to resemble the model's probabilities
 EXAMPLES_WEIGHT = 100.0  # of all examples together
 NEW_CLASS_WEIGHT = 200.0  # of all photos of a new class together
@@ -54,7 +57,7 @@ KNOWN_SHARE = 0.95  # of the photos of a group are to be known
 TYPICAL_SHARE = 0.95  # of the photos of a class or group are within the limit of the distance to its mean
 NEARNESS = 0.07  # of the lead in the logit of a new class; linear discriminant analysis would have 0.5
 SENSITIVITIES = (2.0, 20.0)  # smallest and largest, per distance as large as that of a typical example
-MAX_MORE_REJECTED = 0.01  # of the examples and of the taught photos of classes
+MAX_MORE_REJECTED = 0.01  # of the drawn features
 MAX_LOST = 0.015  # of the examples, without a warning
 DRAWN = 300  # features of the classes
 SEED = 0
@@ -162,7 +165,9 @@ def _prepare(
     contract: Contract, statistics: ModelStatistics, labels: tuple[str, ...], threshold: float
 ) -> _Knowledge:
     factors, means = statistics.factors.astype(np.float64), statistics.means.astype(np.float64)
-    variances = statistics.residual_variances + SHRINKAGE * float(statistics.variances.mean(dtype=np.float64))
+    within = float(statistics.variances.mean(dtype=np.float64))
+    variance = max(within, MIN_VARIANCE_SHARE * float(means.var(0).mean()))
+    variances = statistics.residual_variances + SHRINKAGE * variance
     scaled = factors / np.maximum(variances, 1e-9)
     inner = np.linalg.inv(np.eye(len(factors)) + scaled @ factors.T)
     metric = Metric(1 / np.maximum(variances, 1e-9), np.linalg.cholesky(inner).T @ scaled)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime.common.errors import UserError
 from runtime.inference import fitted_photos, learned_fit
 from runtime.inference.learned_fit import TaughtOutputs, fit_learned
-from runtime.inference.learned_state import LearnedState
+from runtime.inference.learned_state import MAX_VALUE, LearnedState
 from runtime.inference.softmax_regression import softmax
 from runtime.model_file.statistics import fit_statistics
 from tests.helpers import ROOT
@@ -229,6 +229,17 @@ def test_equal_photos_are_accepted() -> None:
     _, features = scene(1, seed=1)
     result = fit_learned(CONTRACT, STATISTICS, taught((["scene"] * 40, np.repeat(features, 40, 0))))
     assert answers(result.state, features) == ["scene"]
+
+
+def test_a_model_of_one_photo_per_class_learns_a_new_class() -> None:
+    """Its classes have no variance."""
+    pictures, truth = class_pictures(len(LABELS), seed=8)
+    features, (labels, photos) = 4 * compute_features(pictures), scene(20, seed=1)
+    statistics = fit_statistics(features, truth, features, truth, np.ones(len(LABELS)))
+    assert not statistics.variances.any()
+    state = fit_learned(make_scene_contract(statistics), statistics, taught((labels, 4 * photos))).state
+    assert max(np.abs(state.means).max(), np.abs(state.offsets).max()) < MAX_VALUE  # else not written
+    assert state.measured.labels["scene"].right_after == 20
 
 
 def test_a_correction_among_many_photos_is_learned(monkeypatch: pytest.MonkeyPatch) -> None:
