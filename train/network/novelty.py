@@ -80,9 +80,10 @@ def fit_novelty(
     """Fit on descriptors [N, D] with class indices [N], and on descriptors of negatives [M, D].
 
     The last `last_width` values of a descriptor belong to block 5. Other photos of the classes, `val` [V, D],
-    set the scales and the threshold; without any, `train` does.
+    set the scales and the threshold. If there are fewer than two, which have no standard deviation, `train`
+    does.
     """
-    known = val if len(val) else train
+    known = val if len(val) > 1 else train
     scale = np.ones(train.shape[1])
     scale[-last_width:] = LAST_LAYER_SCALE
     model = _unscaled(_relative_mahalanobis(train * scale, labels, background_weight), scale)

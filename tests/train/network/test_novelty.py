@@ -127,6 +127,12 @@ def test_one_photo_per_class_is_enough() -> None:
     assert one.score(VAL).mean() > one.score(unrelated(100, 2)).mean()
 
 
+def test_one_validation_photo_does_not_set_the_scales() -> None:
+    """Its standard deviation is 0: no penalty for negatives, and weights beyond float16."""
+    one, none = (fit(TRAIN, LABELS, VAL[:count], unrelated(50, 7)) for count in (1, 0))
+    assert one.width == none.width > 1 and np.abs(one.negatives).max() > 0.1
+
+
 def test_equal_photos_give_finite_values() -> None:
     equal = fit(np.ones((4, 32)), np.arange(4) % 2, VAL)
     assert np.isfinite(equal(VAL)).all()
