@@ -30,9 +30,14 @@ def build_statistics(
 
 
 def choose_positives(labels: NDArray[Any]) -> NDArray[np.intp]:
-    """Up to MAX_POSITIVES rows, as many of each class as possible, drawn from class indices [N]."""
-    order = np.random.default_rng(0).permutation(len(labels))
+    """Up to MAX_POSITIVES rows, as many of each class as possible, drawn from class indices [N].
+
+    Chance decides which classes have one row more, or any, if there are more classes than rows.
+    """
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     sizes = np.bincount(labels)
     rank = np.concatenate([np.arange(size) for size in sizes])  # within its class
-    return np.sort(by_class[np.argsort(rank, kind="stable")[:MAX_POSITIVES]])
+    chosen = np.lexsort((rng.random(len(rank)), rank))[:MAX_POSITIVES]
+    return np.sort(by_class[chosen])

@@ -18,6 +18,13 @@ def test_examples_are_spread_evenly_over_the_classes() -> None:
     assert choose_positives(labels[:40]).tolist() == list(range(40))
 
 
+def test_chance_decides_which_of_many_classes_have_examples() -> None:
+    labels = np.repeat(np.arange(300), 2)
+    chosen = labels[choose_positives(labels)]
+    assert len(set(chosen.tolist())) == MAX_POSITIVES
+    assert 100 < chosen.mean() < 200  # not the first classes in the alphabet
+
+
 def test_a_class_without_photos_has_no_examples() -> None:
     labels = np.array([0, 2, 2, 0])
     assert choose_positives(labels).tolist() == [0, 1, 2, 3]
