@@ -28,8 +28,7 @@ def measure_costs(
     sizes: Sequence[int],
 ) -> PruningCosts:
     """The cost of removing channels, solved on `sample`, and of `sizes`; both measured on photos of val."""
-    val = dataset.split("val") or dataset.split("train")
-    probe = val[:: max(len(val) // PROBE_PHOTOS, 1)][:PROBE_PHOTOS]
+    probe = choose_probe(dataset)
     size = min(MEASURING_SIZE, original.size)
     with Progress("sensitivities", len(CONVOLUTIONS), "layers") as progress:
         channels = measure_sensitivities(
@@ -43,6 +42,13 @@ def measure_costs(
         )
         changes[size] = float(np.square(smaller - exact).sum(1).mean())
     return PruningCosts(channels, changes)
+
+
+def choose_probe(dataset: Dataset) -> list[Photo]:
+    """Up to PROBE_PHOTOS photos of val, or else of train, from the whole split, which is sorted by class."""
+    photos = dataset.split("val") or dataset.split("train")
+    count = min(PROBE_PHOTOS, len(photos))
+    return [photos[at * len(photos) // count] for at in range(count)]
 
 
 def measure_sensitivities(

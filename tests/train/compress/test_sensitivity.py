@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from train.compress.allocation import LAST, min_channels
-from train.compress.sensitivity import measure_sensitivities
+from train.compress.sensitivity import PROBE_PHOTOS, choose_probe, measure_sensitivities
+from train.data.dataset import Dataset, Photo
 from train.network.vgg import CONVOLUTIONS, random_weights
 
 
@@ -19,3 +24,10 @@ def test_fewer_channels_explain_less_variance() -> None:
         assert np.isinf(sensitivity.lost_variance[:fewest]).all()
         assert (np.diff(sensitivity.lost_variance[fewest:]) <= 1e-9).all()
         assert sensitivity.cost(8) == 0 < sensitivity.cost(fewest)
+
+
+@pytest.mark.parametrize("per_class", [1, 20, 30, 39, 61])
+def test_all_classes_have_the_same_share_of_the_probe(per_class: int) -> None:
+    photos = [Photo(f"{label}/{at}.jpg", label, "val", "") for label in "abcde" for at in range(per_class)]
+    counts = Counter(photo.label for photo in choose_probe(Dataset(Path(), tuple("abcde"), tuple(photos))))
+    assert set(counts.values()) == {min(per_class, PROBE_PHOTOS // 5)}
