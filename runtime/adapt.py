@@ -56,6 +56,8 @@ def _run(arguments: argparse.Namespace) -> int:
     options = {**classifier_options(arguments), "correction": NONE, "learned": NONE}
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **options)
+    if classifier.engine_problem:
+        print_info(f"warning: {classifier.engine_problem}")
     path = correction_path(classifier.model, arguments.correction)
     if arguments.show:
         return _show(classifier, path)

@@ -158,7 +158,7 @@ def _open_classifier(arguments: argparse.Namespace) -> Classifier:
 
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **classifier_options(arguments))
-    for problem in (classifier.correction_problem, classifier.learned_problem):
+    for problem in (classifier.engine_problem, classifier.correction_problem, classifier.learned_problem):
         if problem:
             print_info(f"warning: {problem}")
     if arguments.verbose:

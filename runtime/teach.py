@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     with nullcontext() if arguments.verbose else suppress_native_stderr():
         classifier = Classifier(arguments.model, **classifier_options(arguments))
+    if classifier.engine_problem:
+        print_info(f"warning: {classifier.engine_problem}")
     folder = classifier.learning_folder()
     if arguments.list:
         return _list(classifier, folder, arguments.json)

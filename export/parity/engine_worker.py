@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError
-from runtime.inference.engines import ENGINES
+from runtime.inference.engines import ENGINES, import_engine
 
 ROOT = Path(__file__).resolve().parents[2]  # where `export` and `runtime` are imported from
 Outputs = dict[str, NDArray[np.float32]]  # by name, [n, …]
@@ -139,6 +139,7 @@ def run_photos(
 def main(argv: list[str]) -> int:
     """Runs in the separate process. Returns 0."""
     engine, model, photos, start, stop, threads, out = argv
+    import_engine(engine)  # its error names the next step
     session = ENGINES[engine].load(Path(model).read_bytes(), int(threads))
     part = np.load(photos, mmap_mode="r")[int(start) : int(stop)]
     np.savez(out, engine=session.engine, **run_photos(session, part, sys.stdout))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from threading import Lock, Thread
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +23,12 @@ from runtime.inference.engines import (
     ENGINES,
     ORDER_WITHOUT_VNNI,
     OUTPUTS,
+    BrokenEngineError,
     InferenceSession,
     choose_engine,
     default_threads,
     engine_order,
+    import_engine,
     is_installed,
     load_session,
     require_engine,
@@ -43,6 +45,7 @@ from runtime.model_file.selection import choose_model
 
 if TYPE_CHECKING:
     from runtime.inference.learning import Learned
+    from runtime.model_file.index import IndexedFile
     from runtime.preprocess.picture import Pixels, Source
 
 _FORK_LOCK = Lock()  # of a forked process that loads its engine
@@ -56,7 +59,8 @@ class Classifier:
     `model` is a folder that an export wrote, or one of its files; without it the newest model under ./models
     is used, else the released model. `engine` is "auto", "litert", "onnx", "openvino" or "tflite". "auto"
     takes the fastest file and engine that was measured on this machine, else the first that is installed, in
-    an order that depends on the processor; `engine_reason` says which and why. `threads` defaults to the
+    an order that depends on the processor; `engine_reason` says which and why. An engine that cannot be
+    imported is left out, and `engine_problem` says so. `threads` defaults to the
     fastest measured number, else to the number of cores. With `key`, a public key's PEM file (default: the
     file that VGG_EDGE_KEY names), only a model that this key signed is loaded, and none older than a release
     of its name that has run here, except with `allow_rollback`.
@@ -95,37 +99,15 @@ class Classifier:
         parallel: bool = False,
     ) -> None:
         self.top, self.reject = top, reject
-        self.formats = _usable_formats(engine)
-        selection = choose_model(model, self.formats)
-        measured = load_selection(selection.candidates) if engine == "auto" else ""
-        fastest = measured if isinstance(measured, EngineSelection) else None
-        self.preferred_sha256 = fastest.sha256 if fastest else ""
-        # Reading and hashing a model releases the GIL: the imports run at the same time.
-        imports = (fastest.engine if fastest else engine, selection.path.suffix.removeprefix("."))
-        Thread(target=_preload, args=imports, daemon=True).start()
-        self.model = open_model(model, self.formats, prefer=self.preferred_sha256, key=key)
-        if not allow_rollback:
-            check_release(self.model)
+        self._open(model, engine, threads, key, allow_rollback)
         self._allow_rollback, self._is_recorded = allow_rollback, False
-        self.engine_reason = ""
-        cores = threads or default_threads()
-        # The folder may have been replaced since the selection: then the measurement is of another file.
-        if fastest and self.model.sha256 == fastest.sha256:
-            engine, threads = fastest.engine, threads or fastest.threads
-            self.engine_reason = f"auto: {fastest}"
-        # The files to choose from, where the engine is chosen by rule.
-        self.unmeasured = selection.candidates if engine == "auto" else ()
-        self.threads = threads or default_threads()
-        self.session = load_session(self.model, engine, self.threads)
         parallel = parallel and len(self.model.data) <= MAX_PARALLEL_MODEL_BYTES
-        self._parallel_count = cores if parallel else 1
+        self._parallel_count = (threads or default_threads()) if parallel else 1
         self._sessions = ParallelSessions(self._load_single, self._parallel_count)
         self._process = os.getpid()
         self._set_correction(open_correction(self.model, correction, allowed=allow_correction))
         self._allow_learning = allow_learning
         self._set_learned(open_learned(self.model, learned, allowed=allow_learning))
-        if engine == "auto":
-            self.engine_reason = _explain_rule(self.session.name, str(measured))
 
     def __str__(self) -> str:
         reason = f" ({self.model.reason})" if self.model.reason else ""
@@ -133,6 +115,49 @@ class Classifier:
         learned = f", with {self.learned_folder}" if self.learned else ""
         threads = pluralize(self.threads, "thread")
         return f"{self.model.path} on {self.session.engine}, {threads}{correction}{learned}{reason}"
+
+    def _open(
+        self,
+        model: str | Path | None,
+        engine: str,
+        threads: int | None,
+        key: str | Path | None,
+        allow_rollback: bool,
+        broken: Mapping[str, BrokenEngineError] = MappingProxyType({}),
+    ) -> None:
+        """Opens the model in the engine. For "auto", tries the next engine where one cannot be imported."""
+        self.formats = _usable_formats(engine, broken)
+        selection = choose_model(model, self.formats)
+        measured = load_selection(selection.candidates) if engine == "auto" else ""
+        if isinstance(measured, EngineSelection) and measured.engine in broken:
+            measured = f"{measured.engine} was the fastest"
+        fastest = measured if isinstance(measured, EngineSelection) else None
+        self.preferred_sha256 = fastest.sha256 if fastest else ""
+        # Reading and hashing a model releases the GIL: the imports run at the same time.
+        imports = (fastest.engine if fastest else engine, selection.path.suffix.removeprefix("."), broken)
+        Thread(target=_preload, args=imports, daemon=True).start()
+        self.model = open_model(model, self.formats, prefer=self.preferred_sha256, key=key)
+        if not allow_rollback:
+            check_release(self.model)
+        self.threads, self.engine_reason, chosen = threads or default_threads(), "", engine
+        self.unmeasured: tuple[IndexedFile, ...] = ()  # to choose from, where the engine is chosen by rule
+        # The folder may have been replaced since the selection: then the measurement is of another file.
+        if fastest and self.model.sha256 == fastest.sha256:
+            chosen, self.threads = fastest.engine, threads or fastest.threads
+            self.engine_reason = f"auto: {fastest}"
+        elif engine == "auto":
+            chosen = choose_engine(self.model.format, broken)
+            self.unmeasured = selection.candidates
+            self.engine_reason = _explain_rule(chosen, str(measured))
+        try:
+            self.session = load_session(self.model, chosen, self.threads)
+        except BrokenEngineError as error:
+            if engine != "auto":
+                raise
+            self._open(model, engine, threads, key, allow_rollback, {**broken, chosen: error})
+        else:
+            problems = [str(error) for error in broken.values()]
+            self.engine_problem = "; ".join([*problems, f"{chosen} runs instead"]) if broken else ""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -373,11 +398,12 @@ def predict_many(
                 yield picture.source, current()._predict(picture, picture.pixels)
 
 
-def _usable_formats(engine: str) -> list[str]:
+def _usable_formats(engine: str, broken: Collection[str]) -> list[str]:
     """Returns the formats to open, best first. Raises EngineError."""
     if engine == "auto":
-        # Formats without an installed engine come last: load_session() then says what to install.
-        formats = [ENGINES[name].format for name in engine_order() if is_installed(name)] + list(FORMATS)
+        usable = [name for name in engine_order() if is_installed(name) and name not in broken]
+        # Formats without a usable engine come last: choose_engine() then says what to install.
+        formats = [ENGINES[name].format for name in usable] + list(FORMATS)
     elif engine in ENGINES:
         require_engine(engine)
         formats = [ENGINES[engine].format]
@@ -396,12 +422,10 @@ def _explain_rule(engine: str, reason: str) -> str:
     )
 
 
-def _preload(engine: str, format: str) -> None:
+def _preload(engine: str, format: str, broken: Mapping[str, BrokenEngineError]) -> None:
     """Imports the engine. A failure is reported where the module is used."""
-    with suppress(Exception):
-        engine = choose_engine(format) if engine == "auto" else engine
-        module = ENGINES[engine].module
-        import_module(f"{module}.interpreter" if ENGINES[engine].format == "tflite" else module)
+    with suppress(UserError):
+        import_engine(choose_engine(format, broken) if engine == "auto" else engine)
 
 
 def _source_name(source: Source) -> str:

@@ -12,9 +12,11 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from math import prod
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from runtime.common.cpu_info import is_x86_without_vnni
@@ -44,6 +46,14 @@ OPENVINO_SETTINGS = {
     # By default, each process binds its threads to the first cores: two processes would share a core.
     "ENABLE_CPU_PINNING": False,
 }
+
+
+class BrokenEngineError(EngineError):
+    """An engine that is installed, but cannot be imported."""
+
+    def __init__(self, engine: str, text: str) -> None:
+        super().__init__(text)
+        self.engine = engine
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,8 @@ def load_session(model: ModelFile, engine: str = "auto", threads: int | None = N
     """Loads a model's bytes into an engine, and checks that its inputs and outputs fit its contract.
 
     Raises EngineError when the engine is missing or cannot load the file, or for a number of threads that no
-    engine can have, ModelError when the file differs from its contract.
+    engine can have, BrokenEngineError when it cannot be imported, ModelError when the file differs from its
+    contract.
     """
     threads = threads or default_threads()
     if not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
@@ -100,15 +111,9 @@ def load_session(model: ModelFile, engine: str = "auto", threads: int | None = N
     if ENGINES[engine].format != model.format:
         raise EngineError(f"{model.path}: {engine} runs {ENGINES[engine].format} files, not {model.format}")
     require_engine(engine)
+    import_engine(engine)
     try:
         session = ENGINES[engine].load(model.data, threads)
-    except EngineError:
-        raise
-    except ImportError as error:
-        raise EngineError(
-            f"{engine} is installed, but cannot be imported ({_one_line(error)}): install it again, or "
-            "choose another --engine"
-        ) from None
     except Exception as error:  # each engine has its own exception types
         raise EngineError(f"{model.path}: {engine} cannot load it: {_one_line(error)}") from None
     _check_signature(model, session)
@@ -177,14 +182,18 @@ def engine_order() -> tuple[str, ...]:
     return ORDER_WITHOUT_VNNI if is_x86_without_vnni() else tuple(ENGINES)
 
 
-def choose_engine(format: str) -> str:
+def choose_engine(format: str, broken: Mapping[str, BrokenEngineError] = MappingProxyType({})) -> str:
     """Returns the first installed engine, in the order of `engine_order`, for this format.
 
-    Raises EngineError.
+    Raises the error of the first one if all installed engines are `broken`, and EngineError without any.
     """
-    for engine in engine_order():
-        if ENGINES[engine].format == format and is_installed(engine):
+    of_format = [engine for engine in engine_order() if ENGINES[engine].format == format]
+    installed = [engine for engine in of_format if is_installed(engine)]
+    for engine in installed:
+        if engine not in broken:
             return engine
+    if installed:
+        raise broken[installed[0]]
     raise EngineError(f"no engine for {format} files is installed: {install_hint(format)}")
 
 
@@ -193,6 +202,23 @@ def require_engine(engine: str) -> None:
     if not is_installed(engine):
         hint = install_hint(ENGINES[engine].format, engine)
         raise EngineError(f"{engine} ({ENGINES[engine].module}) is not installed: {hint}")
+
+
+def import_engine(engine: str) -> None:
+    """Imports an installed engine. Raises BrokenEngineError, such as for a missing shared library."""
+    module = ENGINES[engine].module
+    try:
+        import_module(f"{module}.interpreter" if ENGINES[engine].format == "tflite" else module)
+    except Exception as error:  # not only ImportError: whatever a broken package raises
+        reason = _one_line(error)
+        if engine == "tflite":  # it was built against numpy 1, which its metadata does not say
+            text = f"tflite-runtime does not load ({reason}): pip install 'numpy<2'"
+        else:
+            text = (
+                f"{engine} is installed, but cannot be imported ({reason}): install it again, or choose "
+                "another --engine"
+            )
+        raise BrokenEngineError(engine, text) from None
 
 
 def install_hint(format: str, engine: str | None = None) -> str:
@@ -229,11 +255,9 @@ def _load_litert(data: bytes, threads: int) -> InferenceSession:
 
 
 def _load_tflite(data: bytes, threads: int) -> InferenceSession:
-    try:
-        import tflite_runtime
-        from tflite_runtime.interpreter import Interpreter
-    except ImportError as error:  # it was built against numpy 1, which its metadata does not say
-        raise EngineError(f"tflite-runtime does not load ({error}): pip install 'numpy<2'") from None
+    import tflite_runtime
+    from tflite_runtime.interpreter import Interpreter
+
     interpreter = Interpreter(model_content=data, num_threads=threads)
     return _tflite_session("tflite", tflite_runtime.__version__, interpreter)
 

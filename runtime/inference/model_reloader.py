@@ -81,7 +81,8 @@ class ReloadingClassifier:
         self._classifier.record_release()
         self._last_seen = self._loaded
         self._last_additions: object = None  # their fingerprint
-        for problem in (self._classifier.correction_problem, self._classifier.learned_problem):
+        opened = self._classifier
+        for problem in (opened.engine_problem, opened.correction_problem, opened.learned_problem):
             if problem:
                 self._report(f"warning: {problem}")
         Thread(target=_poll, args=(ref(self),), name="model-reloader", daemon=True).start()

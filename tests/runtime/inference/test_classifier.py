@@ -1,4 +1,7 @@
-"""Classifier in other programs: in forked processes and threads, and with sources that are no pictures."""
+"""Classifier in other programs: in forked processes and threads, and with sources that are no pictures.
+
+An engine that cannot be imported is replaced by the next one.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,19 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runtime import Classifier
-from runtime.common.errors import PictureError
+from runtime.common.errors import EngineError, PictureError
+from runtime.inference.engine_cache import EngineSelection, save_selection
+from runtime.inference.engines import ENGINES
+from runtime.inference.model_reloader import ReloadingClassifier
+from runtime.model_file.selection import choose_model
 from tests.helpers import ROOT
 from tests.runtime.scene import scene_pictures
 
@@ -86,3 +95,75 @@ def test_an_open_file_is_named_in_a_program_without_standard_input(
     monkeypatch.setattr(sys, "stdin", None)  # as in pythonw.exe
     with (photos / "red.jpg").open("rb") as file:
         assert Classifier(colours)(file).source == str(photos / "red.jpg")
+
+
+BreakEngines = Callable[..., None]
+REASON = "libatomic.so.1: cannot open shared object file"
+
+
+@pytest.fixture
+def break_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BreakEngines:
+    """Replaces the packages of the engines with ones that are installed, but cannot be imported."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def replace_packages(*names: str) -> None:
+        for name in names:
+            (tmp_path / f"broken_{name}").mkdir()
+            (tmp_path / f"broken_{name}" / "__init__.py").write_text(f"raise OSError({REASON!r})")
+            monkeypatch.setitem(ENGINES, name, replace(ENGINES[name], module=f"broken_{name}"))
+
+    return replace_packages
+
+
+def test_auto_replaces_an_engine_that_cannot_be_imported(colours: Path, break_engines: BreakEngines) -> None:
+    break_engines("litert", "onnx")
+    classifier = Classifier(colours)
+    assert (classifier.session.name, classifier.model.format) == ("openvino", "onnx")
+    assert classifier.engine_problem.count(REASON) == 2 and "openvino runs" in classifier.engine_problem
+    with pytest.raises(EngineError, match=f"litert is installed, but cannot be imported .{REASON}"):
+        Classifier(colours, engine="litert")
+
+
+def test_without_another_engine_the_first_one_is_the_error(
+    colours: Path, break_engines: BreakEngines
+) -> None:
+    break_engines(*ENGINES)
+    with pytest.raises(EngineError, match=f"is installed, but cannot be imported .{REASON}"):
+        Classifier(colours)
+    with pytest.raises(EngineError, match="litert is installed, but cannot be imported"):
+        Classifier(colours / "colours_dynamic.tflite")
+
+
+def test_auto_replaces_the_measured_engine_that_cannot_be_imported(
+    colours: Path, break_engines: BreakEngines
+) -> None:
+    break_engines("openvino")
+    files = choose_model(colours).candidates
+    onnx = next(file for file in files if file.format == "onnx")
+    save_selection(files, EngineSelection(onnx.sha256, "openvino", 1, 2.6, "2026-11-26T12:00:00Z"))
+    classifier = Classifier(colours)
+    assert classifier.session.name == "litert" and "openvino" in classifier.engine_problem
+
+
+def test_a_service_reports_a_replaced_engine(colours: Path, break_engines: BreakEngines) -> None:
+    break_engines("litert")
+    events: list[str] = []
+    ReloadingClassifier(colours, on_event=events.append)
+    assert events[0].startswith("warning: litert is installed") and "onnx runs instead" in events[0]
+
+
+def test_a_command_reports_a_replaced_engine_in_one_line(colours: Path, photos: Path, tmp_path: Path) -> None:
+    for engine in ("litert", "onnx"):  # the first one, whatever the processor
+        (tmp_path / ENGINES[engine].module).mkdir()
+        (tmp_path / ENGINES[engine].module / "__init__.py").write_text(f"raise ImportError({REASON!r})")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
+    run = [sys.executable, "-m", "runtime.classify", str(photos / "red.jpg"), "--model", str(colours)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 0 and "红" in done.stdout
+    assert line.startswith("warning: ") and REASON in line and line.endswith("openvino runs instead")
