@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -203,6 +205,11 @@ def open_run(
     photos_root, none, added = (folder and folder.resolve() for folder in (photos_root, none, added))
     try:
         if not path.is_dir():
+            if (old := replaced_run_dir(path)).is_dir():
+                raise RunError(
+                    f"run {path}: the command that replaced it was killed; to restore it, run: "
+                    f"mv {shlex.quote(str(old))} {shlex.quote(str(path))}"
+                )
             raise RunError(f"run {path}: no such folder; train one with: python -m train PHOTOS --out {path}")
         trained = (
             (PACKED_WEIGHTS, PACKED_ARCHITECTURE) if (path / PACKED_WEIGHTS).is_file() else ("model.keras",)
@@ -243,6 +250,14 @@ def open_run(
     except (ValueError, TypeError, csv.Error, RecursionError) as error:
         reason = printable(" ".join(str(error).split()))[:200]
         raise RunError(f"run {path}: its record cannot be read ({reason}); train it again") from None
+
+
+def replaced_run_dir(path: Path) -> Path:
+    """The folder that holds the run `path` while the new run takes its name."""
+    path = path.resolve()  # a link stays; its target is replaced
+    # Cut, because `path` may already have the longest name possible. The hash is that of the whole name.
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".{path.name[:40]}.{digest}.old")
 
 
 def _record(file: Path) -> dict[str, Any]:

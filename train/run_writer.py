@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from runtime.common.file_lock import exclusive_lock
+from runtime.common.terminal import print_info
 from runtime.common.text import printable
 from runtime.inference.prediction import UNKNOWN
 from train.data.dataset import Dataset
 from train.data.manifest import write_csv, write_manifest
-from train.run import STATISTICS, UNCOMPRESSED_CSV, RunError
+from train.run import STATISTICS, UNCOMPRESSED_CSV, RunError, replaced_run_dir
 from train.settings import settings_to_toml
 
 if TYPE_CHECKING:
@@ -108,7 +109,10 @@ def keeps_existing_run(out: Path) -> bool:
 
 @contextmanager
 def lock_output(out: Path) -> Iterator[None]:
-    """Keeps other commands from writing to `out`. Raises RunError when one does, or `out` has no name."""
+    """Keeps other commands from writing to `out`, and restores a run that a killed one was replacing.
+
+    Raises RunError when another command writes to `out`, or `out` has no name.
+    """
     _check_name(out)
     with ExitStack() as stack:
         try:
@@ -120,7 +124,19 @@ def lock_output(out: Path) -> Iterator[None]:
             ) from None
         except OSError:  # check_output_dir says why nothing can be written there
             pass
+        _finish_swap(out)
         yield
+
+
+def _finish_swap(out: Path) -> None:
+    """Restores the run that a killed command was replacing, or deletes it if the new run is in place."""
+    old = replaced_run_dir(out)
+    with suppress(OSError):
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        elif old.exists():
+            old.rename(out.resolve())
+            print_info(f"{out}: the command that replaced it was killed; the run from before is back")
 
 
 def _check_name(out: Path) -> None:
@@ -180,7 +196,7 @@ def new_run_dir(path: Path, overwrite: bool) -> Iterator[Path]:
     # Random, because a killed process of another container may have had the same process id. Cut, because
     # `path` may already have the longest name possible.
     hidden = f".{path.name[:40]}.{secrets.token_hex(8)}"
-    partial, old = path.with_name(hidden), path.with_name(f"{hidden}.old")
+    partial, old = path.with_name(hidden), replaced_run_dir(path)
     try:
         partial.mkdir(parents=True)
         yield partial

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from train.data.find_photos import find_photos
 from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
-from train.run import RunError, newest_run, open_run
+from train.run import RunError, newest_run, open_run, replaced_run_dir
 from train.run_writer import check_output_dir, lock_output, new_run_dir, write_record, write_uncompressed
 
 # The record of a run that trained nothing.
@@ -296,6 +297,35 @@ def test_leftovers_of_a_killed_process_do_not_block_a_new_run(tmp_path: Path) ->
         (folder / "file").write_text("new")
     assert (tmp_path / "run" / "file").read_text() == "new"
     assert tmp_path.joinpath("run").stat().st_mode == left.stat().st_mode
+
+
+KILLED_SWAP = """
+import os, sys
+from pathlib import Path
+from train.run_writer import new_run_dir
+
+rename = Path.rename
+Path.rename = lambda path, target: rename(path, target) and target.name.endswith(".old") and os._exit(9)
+with new_run_dir(Path(sys.argv[1]), overwrite=True):
+    pass
+"""
+
+
+def test_a_run_is_found_after_a_kill_between_the_two_renames(
+    bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = bare.with_name("link")
+    link.symlink_to(bare)
+    assert subprocess.run([sys.executable, "-c", KILLED_SWAP, str(link)], check=False).returncode == 9
+    assert not bare.exists()
+    with pytest.raises(RunError, match=r"was killed; to restore it, run: mv \S+\.old \S+/run$"):
+        open_run(bare)
+    with lock_output(link):
+        assert check_output_dir(link, overwrite=True, resume=False)
+    assert "is back" in capsys.readouterr().err and open_run(link).name == "run"
+    shutil.copytree(bare, replaced_run_dir(bare))  # as after a kill behind the second rename
+    with lock_output(bare):
+        assert open_run(bare).name == "run" and not replaced_run_dir(bare).exists()
 
 
 def test_a_run_that_holds_a_folder_is_not_replaced(bare: Path) -> None:
