@@ -15,19 +15,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from queue import Empty, Queue
+from threading import Thread
+from typing import IO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.tempdir import temporary_dir
-from runtime.common.errors import EngineError
+from runtime.common.errors import EngineError, UserError
 from runtime.inference.engines import ENGINES, import_engine
 
+# Seconds without a photo: far more than a start and a photo take in the slowest engine on a busy machine.
+HANG_LIMIT = 1800
 ROOT = Path(__file__).resolve().parents[2]  # where `export` and `runtime` are imported from
 Outputs = dict[str, NDArray[np.float32]]  # by name, [n, …]
+
+
+class EngineHangError(UserError):
+    """An engine that neither computes nor fails. It ends the export: each other file could hang as long."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +62,8 @@ def run_in_engine(
     """Runs the model file `data` over `n` photos from `start` on of a .npy of uint8 [N, H, W, 3], one by one.
 
     Calls `step` after each photo; an exception in `step` stops the engine. Raises EngineError with the
-    engine's message when it cannot run the file, and UserError when there is no room for temporary files.
+    engine's message when it cannot run the file, EngineHangError when it hangs, and UserError when there is
+    no room for temporary files.
     """
     with temporary_dir() as folder:
         model, out = folder / "model", folder / "out.npz"
@@ -69,7 +79,7 @@ def run_worker(
     """Runs a command that writes one character to stdout per photo, and its outputs to the .npz file `out`.
 
     Calls `step` after each photo; an exception in `step` stops the command. Raises EngineError with the last
-    line of its stderr when it fails.
+    line of its stderr when it fails, and EngineHangError when it hangs.
     """
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     errors = out.with_name("stderr")
@@ -81,13 +91,14 @@ def run_worker(
             env={**os.environ, "PYTHONPATH": path},
         )
         assert process.stdout is not None
+        photos: Queue[bytes] = Queue()
+        Thread(target=_forward, args=(process.stdout, photos), daemon=True).start()
         try:
-            while process.stdout.read(1):
+            while _next_photo(name, photos):
                 step()
             status = process.wait()
         finally:
             process.kill()
-            process.stdout.close()
             process.wait()
     if status:
         messages = errors.read_text(errors="replace").strip().splitlines() or ["no message"]
@@ -100,6 +111,25 @@ def run_worker(
             result.get("known"),
             result.get("features"),
         )
+
+
+def _forward(stdout: IO[bytes], photos: Queue[bytes]) -> None:
+    """Puts each character of the pipe into the queue, and b"" at its end."""
+    with stdout:
+        while photo := stdout.read(1):
+            photos.put(photo)
+    photos.put(b"")
+
+
+def _next_photo(name: str, photos: Queue[bytes]) -> bytes:
+    """The next character of the queue. Raises EngineHangError after HANG_LIMIT seconds without one."""
+    for _ in range(HANG_LIMIT):  # in waits of a second: none ends while Ctrl-Z stops the export
+        with suppress(Empty):
+            return photos.get(timeout=1)
+    raise EngineHangError(
+        f"{name} computed no photo for {HANG_LIMIT // 60} minutes; start again, or leave it out with "
+        "--engines or --target"
+    )
 
 
 def join_outputs(parts: Sequence[EngineOutputs]) -> EngineOutputs:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import chain, pairwise, repeat
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export.parity.engine_worker import EngineOutputs, join_outputs, run_in_engine
+from export.parity.engine_worker import EngineHangError, EngineOutputs, join_outputs, run_in_engine
 from export.parity.result import FileKey, ParityResult
 from export.tempdir import temporary_dir
 from runtime.common.errors import EngineError, ModelError
@@ -60,7 +61,7 @@ def run_parity(
     cores, for the latency and for the largest differences. With the contract, each file also classifies the
     golden picture, and its answer is checked as a service does. A file that an engine cannot run, or that
     breaks the contract, gets a result with an error. Raises UserError when there is no room for temporary
-    files.
+    files, and EngineHangError when an engine hangs.
     """
     lock, stop = threading.Lock(), threading.Event()
 
@@ -83,7 +84,8 @@ def run_parity(
             (file, engine), part = task
             step_of_pair = partial(locked_step, file, engine)
             try:
-                return run_in_engine(files[file], engine, photos, len(part), 1, step_of_pair, part.start)
+                with _name_in_hang(file):
+                    return run_in_engine(files[file], engine, photos, len(part), 1, step_of_pair, part.start)
             except EngineError as error:
                 return error
 
@@ -107,6 +109,15 @@ def run_parity(
                     results[i], files[file], engine, pictures, reference, step_of_pair
                 )
     return results
+
+
+@contextmanager
+def _name_in_hang(file: FileKey) -> Iterator[None]:
+    """Adds the file to an EngineHangError."""
+    try:
+        yield
+    except EngineHangError as error:
+        raise EngineHangError(f"{file.format} {file.precision}: {error}") from None
 
 
 def _pictures_as_on_a_device(reference: ParityReference, folder: Path) -> Path:
@@ -135,7 +146,8 @@ def _run_as_a_device(
     steps = chain([lambda: None] * golden, repeat(step))  # the golden picture is no photo
     n = golden + min(TIMED, len(reference.photos))
     try:
-        outputs = run_in_engine(data, engine, pictures, n, threads, lambda: next(steps)())
+        with _name_in_hang(result.file):
+            outputs = run_in_engine(data, engine, pictures, n, threads, lambda: next(steps)())
     except EngineError as error:
         return replace(result, error=f"on {pluralize(threads, 'thread')}: {error}")
     first = compare_outputs(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from export import onnx_converter
 from export.metadata import embed_contract
 from export.parity import engine_worker, runner
-from export.parity.engine_worker import EngineOutputs
+from export.parity.engine_worker import EngineHangError, EngineOutputs
 from export.parity.gates import FAILED, PASSED, failures, verdict
 from export.parity.result import FileKey
 from export.parity.runner import TIMED, ParityReference, file_engine_pairs, limit_photos, run_parity
@@ -258,6 +259,30 @@ def test_the_message_of_an_engine_is_in_the_error(tmp_path: Path, pictures: NDAr
     np.save(path, pictures)
     with pytest.raises(EngineError, match=r"onnx stopped with status 1: .+"):
         engine_worker.run_in_engine(b"not a model", "onnx", path, 1, 1)
+
+
+def test_an_engine_that_hangs_is_stopped_after_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_worker, "HANG_LIMIT", 1)
+    hang = "import time; print('.', end='', flush=True); time.sleep(9999)"
+    steps: list[None] = []
+    with pytest.raises(EngineHangError, match=r"litert computed no photo .*--engines"):
+        engine_worker.run_worker(
+            "litert", [sys.executable, "-c", hang], tmp_path / "out", lambda: steps.append(None)
+        )
+    assert len(steps) <= 1
+
+
+def test_an_engine_that_hangs_ends_the_comparison_and_names_the_file(
+    reference: ParityReference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*_: object) -> NoReturn:
+        raise EngineHangError("litert computed no photo")
+
+    monkeypatch.setattr(runner, "run_in_engine", hang)
+    with pytest.raises(UserError, match=r"^tflite int8: litert computed no photo"):
+        run_parity({FileKey("tflite", "int8"): b""}, reference, ["litert"])
 
 
 @pytest.mark.usefixtures("full_disk")
