@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FLOAT16_FROM = 2**16  # values; smaller tensors stay in float32
 COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", STATISTICS, UNCOMPRESSED_CSV)
 
+DESCRIPTION = "README.md"  # which someone added: it stays
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command. Returns its exit code: 0 success, 2 error."""
@@ -53,7 +55,7 @@ def pack_run(run_folder: Path, folder: Path, overwrite: bool = False) -> None:
     """
     if folder.resolve() == run_folder.resolve():
         raise RunError(f"{folder}: is the run to pack; choose another FOLDER")
-    check_replaceable(folder, overwrite, "FOLDER")
+    check_replaceable(folder, overwrite, "FOLDER", kept=(DESCRIPTION,))
     with suppress_native_stderr():
         import keras  # noqa: F401
     from safetensors.numpy import save
@@ -79,8 +81,8 @@ def pack_run(run_folder: Path, folder: Path, overwrite: bool = False) -> None:
         for name in COPIED_FILES:
             if (run_folder / name).is_file():
                 (partial / name).write_bytes((run_folder / name).read_bytes())
-        if (folder / "README.md").is_file():  # a description that someone added stays
-            (partial / "README.md").write_bytes((folder / "README.md").read_bytes())
+        if (folder / DESCRIPTION).is_file():
+            (partial / DESCRIPTION).write_bytes((folder / DESCRIPTION).read_bytes())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from runtime.common.text import printable
 from runtime.model_file.statistics import ModelStatistics
 from runtime.preprocess.photo_files import NONE_LABEL
 from train.data.dataset import SPLITS, Dataset
-from train.data.manifest import FILE_NAME_ERRORS, PHOTOS_NAME, read_manifest
+from train.data.manifest import FILE_NAME_ERRORS, LEFT_OUT_NAME, PHOTOS_NAME, read_manifest
 from train.settings import recorded_settings
 
 if TYPE_CHECKING:
@@ -35,6 +35,16 @@ PACKED_ARCHITECTURE = "architecture.json"
 STATISTICS = "statistics.safetensors"
 # The uncompressed model's label of each val and test photo, in a run that train.compress made.
 UNCOMPRESSED_CSV = "uncompressed.csv"
+
+# The names of all files that a run may hold.
+RUN_FILES = frozenset(
+    (
+        *("run.json", "settings.toml", PHOTOS_NAME, LEFT_OUT_NAME, "metrics.json", "history.csv"),
+        *("model.keras", PACKED_WEIGHTS, PACKED_ARCHITECTURE, STATISTICS, UNCOMPRESSED_CSV),
+        *("report.html", "curves.png", "confusion.png"),
+        *("near_duplicates.csv", "suspect_labels.csv", "added_photos.csv"),
+    )
+)
 
 # The fields of run.json and their types.
 FIELD_TYPES = {

@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +23,7 @@ from runtime.common.text import printable
 from runtime.inference.prediction import UNKNOWN
 from train.data.dataset import Dataset
 from train.data.manifest import write_csv, write_manifest
-from train.run import STATISTICS, UNCOMPRESSED_CSV, RunError, replaced_run_dir
+from train.run import RUN_FILES, STATISTICS, UNCOMPRESSED_CSV, RunError, replaced_run_dir
 from train.settings import settings_to_toml
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from train.learning_curve import LearningCurve
     from train.metrics import AddedAnswer, SplitMetrics
 
+SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # macOS and Windows add them to folders
 History = Sequence[Mapping[str, object]]  # a row per epoch: its stage, its number, its metrics
 
 
@@ -83,21 +84,25 @@ def check_output_dir(out: Path, overwrite: bool, resume: bool, dry_run: bool = F
     return replaces
 
 
-def check_replaceable(out: Path, overwrite: bool, argument: str = "--out") -> None:
+def check_replaceable(
+    out: Path, overwrite: bool, argument: str = "--out", kept: Collection[str] = ()
+) -> None:
     """Raise RunError if something exists at `out`, unless it is a run and `overwrite` replaces it.
 
-    No command writes a folder into a run, so a run that holds one, such as photos, is not replaced.
-    `argument` is the command's name for `out`.
+    A run that holds a folder, or a file that no run has, is not replaced, unless the command keeps the file:
+    `kept` are the names. `argument` is the command's name for `out`.
     """
     if out.exists() and not (out / "run.json").exists():
         raise RunError(f"{out}: exists and is not a run, so it is not replaced; choose another {argument}")
     if out.exists() and not overwrite:
         raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another {argument}")
-    if folder := next((path for path in sorted(out.glob("*")) if path.is_dir()), None):
-        raise RunError(
-            f"{folder}: would be deleted with the run that is replaced; move this folder, or choose another "
-            f"{argument}"
-        )
+    replaced = {*RUN_FILES, *SYSTEM_FILES, *kept}
+    for path in sorted(out.glob("*")):
+        if path.is_dir() or path.name not in replaced:
+            raise RunError(
+                f"{path}: would be deleted with the run that is replaced; move this "
+                f"{'folder' if path.is_dir() else 'file'}, or choose another {argument}"
+            )
 
 
 def keeps_existing_run(out: Path) -> bool:

@@ -15,14 +15,22 @@ import pytest
 from PIL import Image
 
 from runtime.preprocess.picture import PICTURE_VERSION, read_picture
+from tests.helpers import ROOT
 from train.__main__ import main
 from train.data.dataset import Dataset, Photo
 from train.data.find_photos import find_photos
 from train.metrics import compute_metrics
 from train.network.novelty import unknown_rate
 from train.network.vgg import read_weights
-from train.run import RunError, newest_run, open_run, replaced_run_dir
-from train.run_writer import check_output_dir, lock_output, new_run_dir, write_record, write_uncompressed
+from train.run import RUN_FILES, RunError, newest_run, open_run, replaced_run_dir
+from train.run_writer import (
+    check_output_dir,
+    check_replaceable,
+    lock_output,
+    new_run_dir,
+    write_record,
+    write_uncompressed,
+)
 
 # The record of a run that trained nothing.
 RECORD: dict[str, Any] = {
@@ -69,6 +77,7 @@ def test_the_run_folder_holds_the_complete_record(
         *("settings.toml", "near_duplicates.csv", "suspect_labels.csv", "report.html"),
         "statistics.safetensors",
     }
+    assert check_output_dir(synthetic_run, overwrite=True, resume=False)
     with (synthetic_run / "history.csv").open() as file:
         assert len(list(csv.DictReader(file))) == run.settings["epochs"]
     for picture in ("curves.png", "confusion.png"):
@@ -328,12 +337,25 @@ def test_a_run_is_found_after_a_kill_between_the_two_renames(
         assert open_run(bare).name == "run" and not replaced_run_dir(bare).exists()
 
 
-def test_a_run_that_holds_a_folder_is_not_replaced(bare: Path) -> None:
+def test_a_run_that_holds_a_folder_or_a_file_of_the_user_is_not_replaced(bare: Path) -> None:
     (bare / "photos").mkdir()
-    with pytest.raises(RunError, match=r"run/photos: would be deleted with the run that is replaced; move"):
+    with pytest.raises(RunError, match=r"run/photos: would be deleted .*; move this folder"):
         check_output_dir(bare, overwrite=True, resume=False)
     (bare / "photos").rmdir()
+    for name in ("notes.txt", "README.md", "model.tflite", "garden.jpg"):
+        (bare / name).touch()
+        with pytest.raises(RunError, match=rf"run/{name}: would be deleted .*; move this file, or choose"):
+            check_output_dir(bare, overwrite=True, resume=False)
+        (bare / name).unlink()
+    (bare / ".DS_Store").touch()
     assert check_output_dir(bare, overwrite=True, resume=False)
+    (bare / "README.md").touch()
+    check_replaceable(bare, True, "FOLDER", kept=("README.md",))
+
+
+@pytest.mark.parametrize("name", ["flowers_run", "flowers_compressed", "flowers_small_run"])
+def test_a_run_of_this_project_holds_known_files_only(name: str) -> None:
+    assert {path.name for path in (ROOT / "models" / name).iterdir()} <= RUN_FILES | {"README.md"}
 
 
 def test_the_first_run_in_a_new_folder_is_locked(tmp_path: Path) -> None:
