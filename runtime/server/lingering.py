@@ -29,7 +29,7 @@ class LingeringClose:
         async def receive_and_note() -> Message:
             nonlocal is_complete
             message = await receive()
-            is_complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+            is_complete = not message.get("more_body", False)  # also after http.disconnect
             return message
 
         async def send_and_linger(message: Message) -> None:
