@@ -110,7 +110,8 @@ def test_a_head_that_squares_pooled_values_overflows(
         ({"disagreements": 1}, {"disagreements": 2}, "2 of 30 photos have another top-1"),
         ({"known_disagreements": 1}, {"known_disagreements": 2}, "unknown decision"),
         ({"max_dp": 0.05}, {"max_dp": 0.051}, "max |Δp|"),
-        ({"max_dfeatures": 0.02}, {"max_dfeatures": float("nan")}, "features"),
+        ({"max_dfeatures": 0.02}, {"max_dfeatures": 0.021}, "features"),
+        ({}, {"max_dfeatures": float("nan")}, "features"),
     ],
 )
 def test_each_bound_passes_at_its_figure_and_fails_beyond_it(

@@ -6,6 +6,7 @@ import pytest
 from runtime.common.errors import UserError
 from train.compress.allocation import (
     LAST,
+    PARAMETER_ALLOWANCE,
     VGG16,
     Budget,
     NetworkShape,
@@ -81,6 +82,13 @@ def test_a_budget_below_the_minimum_raises_an_error_with_the_highest_reduction()
 def test_the_input_shrinks_only_if_that_costs_less_than_channels(cost_of_160: float, size: int) -> None:
     costs = PruningCosts(EQUAL, {224: 0.0, 160: cost_of_160})
     assert choose_shape(costs, VGG16, 2).size == size
+
+
+def test_the_weights_shrink_about_as_much_as_the_macs() -> None:
+    """The MACs alone would leave 8.7 million weights."""
+    shape = choose_shape(PruningCosts(EQUAL, {224: 0.0}), VGG16, 4)
+    assert shape.macs <= VGG16.macs / 4
+    assert shape.parameters <= PARAMETER_ALLOWANCE * VGG16.parameters / 4 < 7_000_000
 
 
 def test_a_narrow_network_has_smaller_steps() -> None:
