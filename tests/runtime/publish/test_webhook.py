@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, tzinfo
@@ -189,6 +189,19 @@ def test_a_server_that_never_answers_holds_up_neither_the_camera_nor_the_end(
         assert time.perf_counter() - started < PATIENCE
 
 
+def test_the_end_waits_until_the_last_answers_are_sent(
+    open_publisher: Open, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a command that classifies a few photos and ends."""
+    receiver, messages = Receiver(), list[str]()
+    monkeypatch.setattr(webhook, "JOIN_TIMEOUT", PATIENCE)
+    with receiver.serve():
+        with open_publisher(receiver.address(), messages) as publisher:
+            for number in range(10):
+                publisher.publish(make_answer(str(number)))
+        assert [one["label"] for one in receiver.got] == [str(number) for number in range(10)]
+
+
 def test_answers_that_wait_hold_no_pictures(open_publisher: Open, make_answer: MakeAnswer) -> None:
     """A hundred uploads of 32 MB would take 3.2 GB while the address is away."""
     with open_publisher("http://127.0.0.1:9/", list[str]()) as publisher:
@@ -241,13 +254,17 @@ def test_a_reply_that_comes_in_parts_without_an_end_does_not_hold_up_the_next_an
     assert "timed out" in messages[0] and "works again" in messages[1]
 
 
-def test_another_kind_of_server_is_one_line(open_publisher: Open, make_answer: MakeAnswer) -> None:
+@pytest.mark.parametrize("rest", [(), repeat(bytes(10_000))], ids=["short", "endless"])
+def test_another_kind_of_server_is_one_line(
+    rest: Iterable[bytes], open_publisher: Open, make_answer: MakeAnswer
+) -> None:
     """Such as one that greets with the time, or with a key that differs each time."""
     messages, numbers = list[str](), list[int]()
 
     def make_reply(number: int) -> Iterator[bytes]:
         numbers.append(number)
         yield b"220 at %d\r\n" % number
+        yield from rest
 
     with replies(make_reply) as address, open_publisher(address, messages) as publisher:
         publisher.publish(make_answer("roses"))

@@ -91,6 +91,7 @@ def test_two_host_headers_are_rejected() -> None:
     with pytest.raises(RequestRejected) as rejected:
         policy.check("GET", [(b"host", b"localhost"), (b"Host", b"localhost")])
     assert rejected.value.status == 400
+    assert policy.check("GET", [(b"host", b"localhost"), (b"accept", b"a"), (b"accept", b"b")])
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def test_a_file_name_loses_its_folders_and_excess_length(sent: str, name: str) -
         (FORM, form((FILE, b"")), 400, "empty"),
         (FORM, form(*[(FILE, b"data")] * 2), 400, "2 files"),
         (FORM, form(*[(NOTE, b"data")] * (MAX_PARTS + 1)), 400, f"{MAX_PARTS} parts"),
+        (FORM, b"\n" + form(*[(NOTE, b"data")] * (MAX_PARTS + 1)), 400, f"{MAX_PARTS} parts"),
         (FORM, form((FILE, b"\r\n--x yz" * (MAX_PARTS + 1))), 400, f"{MAX_PARTS} parts"),
         (FORM, form((FILE, b"\r\n--x y" + b" \t" * MAX_PADDING)), 400, "spaces after a delimiter"),
         (FORM, b"--x y" + b" " * MAX_PADDING + b"\r\n", 400, "spaces after a delimiter"),

@@ -78,6 +78,24 @@ def test_requests_without_the_token_are_spaced_and_those_with_it_are_not(
         seconds(429)
 
 
+@pytest.mark.parametrize(
+    "slow", ["PHOTOS_PER_SECOND", "REQUESTS_PER_SECOND", "REQUESTS_WITHOUT_TOKEN_PER_SECOND"]
+)
+def test_each_kind_of_request_has_a_rate_of_its_own(
+    slow: str, knowing: Path, red_jpeg: bytes, stopped: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, slow, 0.1)  # the second request would wait for 8 s
+    monkeypatch.setenv("VGG_EDGE_TOKEN", "a-token-of-the-test")
+    credentials = {"Authorization": "Bearer a-token-of-the-test"}
+    with serve_in_thread(knowing) as service:
+        statuses = {
+            "PHOTOS_PER_SECOND": [service.classify(red_jpeg, **credentials)[0] for _ in range(2)],
+            "REQUESTS_PER_SECOND": [service.get_status("/status", **credentials) for _ in range(2)],
+            "REQUESTS_WITHOUT_TOKEN_PER_SECOND": [service.get_status("/healthz") for _ in range(2)],
+        }
+    assert statuses == {name: [200, 429 if name == slow else 200] for name in statuses}
+
+
 def test_requests_of_closed_connections_do_not_wait_without_end(
     knowing: Path, stopped: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
