@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from runtime.common.errors import ModelError
 from runtime.inference import model_proof, model_reloader
 from runtime.inference.classifier import Classifier
-from runtime.inference.model_proof import check_answer, prove_model
+from runtime.inference.model_proof import check_answer, check_outputs, prove_model
 from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.model_file.contract import GoldenAnswer
 from runtime.model_file.golden import golden_picture
@@ -113,6 +113,17 @@ def test_another_answer_than_the_golden_one_is_an_error(tmp_path: Path) -> None:
     check_answer(Classifier(write_model(tmp_path / "good", unchanged, GoldenAnswer(right, None))))
     with pytest.raises(ModelError, match=r"differs by 0\.\d+ from the trained model"):
         check_answer(Classifier(write_model(tmp_path / "bad", unchanged, GoldenAnswer(swapped, None))))
+
+
+def test_another_known_than_the_golden_one_is_an_error() -> None:
+    """As of a file whose `known` is 1 for every picture."""
+    golden = GoldenAnswer((0.7, 0.2, 0.1), 0.25)
+    contract = replace(CONTRACT, version=2, release=1, features=3, golden=golden, thresholds={"known": 0.5})
+    outputs = {"probabilities": np.float32([golden.probabilities]), "known": np.float32([[0.75]])}
+    check_outputs(outputs, contract)
+    for known, fact in ((0.76, "`known` of its test picture is 0.760"), (np.nan, "not from 0 to 1")):
+        with pytest.raises(ModelError, match=fact):
+            check_outputs({**outputs, "known": np.float32([[known]])}, contract)
 
 
 def test_the_proof_returns_the_sha256_or_the_reason(tmp_path: Path) -> None:

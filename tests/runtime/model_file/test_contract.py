@@ -89,6 +89,7 @@ def test_labels_may_hold_zero_width_joiners() -> None:
         (changed(name="C:notes"), "the name is not one of"),
         (changed(labels=["one"]), "labels must be 2"),
         (changed(labels=["a", "a"]), "different"),
+        (changed(labels=[str(number) for number in range(10_001)]), "labels must be 2 to 10,000"),
         (changed(labels=["a", "\x1b[2J"]), "printable"),
         (changed(labels=["a", 3]), "printable"),
         (changed(input_size=[224]), "input_size"),

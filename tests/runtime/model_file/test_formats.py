@@ -53,6 +53,12 @@ def test_bytes_that_are_not_onnx_raise_model_error(data: bytes) -> None:
         read_contract(data, "onnx")
 
 
+def test_an_integer_that_does_not_end_raises_model_error() -> None:
+    """The time to read it would grow with the square of its length."""
+    with pytest.raises(ModelError, match="truncated"):
+        read_contract(b"\x08" + 10 * b"\x80" + b"\x01", "onnx")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -117,6 +123,18 @@ PLACES: dict[str, Callable[[onnx.ModelProto], object]] = {
     "function": lambda model: model.functions.append(function(external())),
     "default of a function": lambda model: model.functions.append(
         onnx.FunctionProto(attribute_proto=[onnx.AttributeProto(name="a", t=external())])
+    ),
+    "initializer of a subgraph": lambda model: model.graph.node.append(
+        attribute(g=onnx.GraphProto(initializer=[external()]))
+    ),
+    "sparse initializer of a subgraph": lambda model: model.graph.node.append(
+        attribute(g=onnx.GraphProto(sparse_initializer=[sparse(external())]))
+    ),
+    "list of subgraphs": lambda model: model.graph.node.append(
+        attribute(graphs=[onnx.GraphProto(node=[constant(external())])])
+    ),
+    "start of training": lambda model: model.training_info.append(
+        onnx.TrainingInfoProto(initialization=onnx.GraphProto(initializer=[external()]))
     ),
     "training": lambda model: model.training_info.append(
         onnx.TrainingInfoProto(algorithm=helper.make_graph([constant(external())], "g", [], []))
