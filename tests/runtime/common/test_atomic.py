@@ -6,7 +6,10 @@ import contextlib
 import errno
 import os
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -83,6 +86,25 @@ def test_only_old_temporary_files_are_deleted(tmp_path: Path) -> None:
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     remove_unfinished(tmp_path, ".*.jpg.*")
     assert {path.name for path in tmp_path.iterdir()} == {".b.jpg.0", "c.jpg"}
+
+
+@pytest.mark.usefixtures("with_and_without_links")
+@pytest.mark.parametrize("create", [atomic_write, atomic_create])
+def test_the_data_reach_the_disk_before_the_name(
+    create: Callable[[Path], AbstractContextManager[BinaryIO]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a power loss could leave an empty file of that name."""
+    path, on_disk = tmp_path / "a", list[tuple[int, bool]]()
+
+    def record(descriptor: int) -> None:
+        on_disk.append((os.fstat(descriptor).st_size, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
+    with create(path) as file:
+        file.write(b"data")
+    assert on_disk == [(4, False)] and path.read_bytes() == b"data"
 
 
 def test_two_writers_in_one_process_do_not_share_a_partial_file(tmp_path: Path) -> None:

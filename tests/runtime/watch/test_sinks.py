@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -61,6 +62,18 @@ def test_rows_go_to_the_table_that_replaced_the_open_one(name: str, tmp_path: Pa
     assert sources(path) == ["other.jpg", "b.jpg"]
 
 
+def test_a_row_of_a_csv_file_is_on_the_disk_when_it_counts_as_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power loss takes no row that was added."""
+    path, on_disk = tmp_path / "results.csv", list[int]()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: on_disk.append(os.fstat(descriptor).st_size))
+    with opened(path) as (sink, _):
+        for name in ("a.jpg", "b.jpg"):
+            assert sink.add(row(name))
+            assert on_disk[-1] == path.stat().st_size
+
+
 def test_an_emptied_csv_file_gets_its_columns_again(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     with opened(path) as (sink, _):
@@ -108,15 +121,17 @@ def test_a_database_that_is_locked_at_the_start_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sinks, "LOCK_TIMEOUT", 0.01)
-    path, messages = tmp_path / "results.db", list[str]()
+    path, messages, waits = tmp_path / "results.db", list[str](), list[float]()
     with closing(sqlite3.connect(path)) as other:
         other.execute("BEGIN EXCLUSIVE")
 
-        def release(message: str) -> None:
-            messages.append(message)
-            other.rollback()
+        def release_at_the_second(seconds: float) -> None:
+            waits.append(seconds)
+            if len(waits) == 2:
+                other.rollback()
 
-        with open_sink(path, release) as sink:
+        monkeypatch.setattr("time.sleep", release_at_the_second)
+        with open_sink(path, messages.append) as sink:
             assert sink.add(row("a.jpg"))
     assert messages == [f"{path}: {IS_LOCKED}"] and sources(path) == ["a.jpg"]
 
