@@ -30,7 +30,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
                 raise ModelError(f"{path}: is over {limit:,} bytes, more than such a file can be")
             return file.read(size)
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from None
+        raise unreadable(path, error) from None
     except MemoryError:
         raise ModelError(f"{path}: is larger than the memory that is free: move it elsewhere") from None
 
@@ -51,6 +51,8 @@ def file_mode(path: Path) -> int:
 
 
 def unreadable(path: Path, error: OSError) -> ModelError:
-    """Returns the ModelError for a path that this user may not look at."""
+    """Returns the ModelError for a path that is gone, or that this user may not look at."""
     reason = str(error.strerror or error).lower()
-    return ModelError(f"{path}: {reason}: choose a path that this user may read")
+    missing = isinstance(error, FileNotFoundError)
+    step = "check the path" if missing else "choose a path that this user may read"
+    return ModelError(f"{path}: {reason}: {step}")

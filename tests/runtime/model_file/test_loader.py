@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -103,6 +105,19 @@ def closed(tmp_path: Path) -> Iterator[Path]:
 def test_a_path_without_permission_is_named(closed: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(ModelError, match=r"closed/m\S*: permission denied"):
         read(closed / "m")
+
+
+def test_a_file_that_cannot_be_read_gives_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.tflite"
+    with pytest.raises(ModelError, match=r"m\.tflite: no such file or directory: check the path"):
+        read_bytes(path, 9)
+    path.touch()
+    denied = Mock(side_effect=PermissionError(errno.EACCES, "Denied"))  # root may read every file
+    monkeypatch.setattr("runtime.model_file.files.open_regular", denied)
+    with pytest.raises(ModelError, match=r"m\.tflite: denied: choose a path that this user may read"):
+        read_bytes(path, 9)
 
 
 @pytest.mark.parametrize("read", [open_model, choose_model, read_index, lambda path: read_bytes(path, 9)])

@@ -158,7 +158,7 @@ def test_the_environment_variable_sets_the_key(
     with pytest.raises(ModelError, match="is not signed"):
         Classifier(colours)
     monkeypatch.setenv(KEY_VARIABLE, str(key.with_name("gone.pub")))
-    with pytest.raises(ModelError, match="No such file"):
+    with pytest.raises(ModelError, match="no such file or directory: check the path"):
         Classifier(signed)
     monkeypatch.delenv(KEY_VARIABLE)
     assert Classifier(colours).model.signature is None
