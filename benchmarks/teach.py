@@ -3,6 +3,7 @@
     python -m benchmarks.teach new PHOTOS WORK > benchmarks/teach.md
     python -m benchmarks.teach retrain PHOTOS WORK > benchmarks/teach_retrain.md
     python -m benchmarks.teach corrections PHOTOS MODEL RUN
+    python -m benchmarks.teach unrelated MODEL NAME=DIR... > benchmarks/teach_unrelated.md
 
 `new`: PHOTOS holds train/ and test/ with class folders, WORK/LABEL/model a model without the class LABEL, as
 benchmarks/leave_one_out.py makes them. Each model is taught 20 and 5 photos of train/LABEL, chosen --draws
@@ -17,6 +18,12 @@ uncompressed network is measured, by the label alone. Takes 8 minutes for each c
 
 `corrections`: teaches MODEL the misnamed photos of the validation split that RUN/photos.csv lists, 20 at
 most, and counts the test photos that are right before and after.
+
+`unrelated`: each DIR holds pictures without the classes, such as drawings of one kind. MODEL is taught 20 of
+them as a new class, chosen --draws times. "recall" is the share of its other pictures that get the new name.
+"others named" is the share of the pictures of all other sets that get any name. The sample pictures of
+scikit-image and scikit-learn are one more set. The others in teach_unrelated.md are folders of Debian's
+packages tuxpaint-stamps-default and plasma-workspace-wallpapers.
 """
 
 from __future__ import annotations
@@ -28,7 +35,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +56,7 @@ COLUMNS = (
     "new class", "photos", "recall", "named", "others before", "others after", "and known before",
     "and known after", "unrelated named before", "unrelated named after",
 )  # fmt: skip
+UNRELATED_COLUMNS = ("new class", "pictures", "recall", "others named before", "others named after")
 
 
 @dataclass(frozen=True)
@@ -80,12 +88,18 @@ def main() -> int:
     corrections = tasks.add_parser("corrections", help="teach misnamed photos of the validation split")
     for name in ("photos", "model", "run"):
         corrections.add_argument(name, type=Path)
+    unrelated = tasks.add_parser("unrelated", help="teach pictures of other things as a new class")
+    unrelated.add_argument("model", type=Path)
+    unrelated.add_argument("sets", nargs="+", metavar="NAME=DIR")
+    unrelated.add_argument("--draws", type=int, default=5, help="random choices of the pictures")
     arguments = parser.parse_args()
     print(f"Measured on {describe_machine()}.\n")
     if arguments.task == "new":
         print_new(arguments.photos, arguments.work, arguments.draws)
     elif arguments.task == "retrain":
         print_retrained(arguments.photos, arguments.work)
+    elif arguments.task == "unrelated":
+        print_unrelated(arguments.model, arguments.sets, arguments.draws)
     else:
         print_corrections(arguments.photos, arguments.model, arguments.run)
     return 0
@@ -190,6 +204,43 @@ def print_corrections(photos: Path, model: Path, run: Path) -> None:
             names, known = answer(classifier, learned, outputs)
             shares.append(f"{((names == outputs.labels) & known).mean():.1%}")
         print(table_row(name, str(len(outputs.labels)), *shares))
+
+
+def print_unrelated(model: Path, sets: Sequence[str], draws: int) -> None:
+    from benchmarks.known import folder_pictures  # here, because it loads TensorFlow
+
+    classifier = Classifier(model, correction="none", learned="none")
+    size = classifier.model.contract.input_size
+    outputs = {"samples": unrelated_outputs(classifier)}
+    for name, folder in (item.split("=", 1) for item in sets):
+        pictures = folder_pictures(Path(folder), size)
+        outputs[name] = picture_outputs(classifier, ["none"] * len(pictures), pictures)
+    rows = []
+    for name in outputs:
+        draw = [measure_unrelated(classifier, name, outputs, seed) for seed in range(draws)]
+        rows.append((name, str(len(outputs[name].labels)), np.mean(draw, axis=0).tolist()))
+    rows.append(("mean", "", np.mean([shares for _, _, shares in rows], axis=0).tolist()))
+    print(table_head(*UNRELATED_COLUMNS))
+    for name, count, shares in rows:
+        print(table_row(name, count, *(f"{share:.1%}" for share in shares)))
+
+
+def measure_unrelated(
+    classifier: Classifier, label: str, sets: dict[str, Outputs], seed: int
+) -> Sequence[float]:
+    """Returns the shares of a row of the table."""
+    pictures = sets[label]
+    chosen = choose(len(pictures.labels), COUNTS[0], seed)
+    taught = replace(pictures.take(chosen), labels=np.full(len(chosen), label))
+    state = fit(classifier, taught)
+    rest = np.setdiff1d(np.arange(len(pictures.labels)), chosen)
+    names, known = answer(classifier, state, pictures.take(rest))
+    shares = [float(((names == label) & known).mean())]
+    others = [found for name, found in sets.items() if name != label]
+    for learned in (None, state):
+        named = [answer(classifier, learned, found)[1] for found in others]
+        shares.append(float(np.concatenate(named).mean()))
+    return shares
 
 
 def key_of(path: Path) -> str:
