@@ -75,7 +75,7 @@ class WebhookPublisher:
 
     def _deliver(self, sent_until: float, body: bytes) -> None:
         delay = RETRY_DELAY
-        while not self._closing.is_set():
+        while True:  # one try at least: the end waits for it
             if time.monotonic() > sent_until:
                 self._dropped += 1
                 return
@@ -87,7 +87,8 @@ class WebhookPublisher:
             if is_final:
                 self._dropped += 1
                 return
-            self._closing.wait(delay)
+            if self._closing.wait(delay):
+                return
             delay = min(2 * delay, MAX_RETRY_DELAY)
 
     def _post(self, body: bytes) -> tuple[str, bool]:
