@@ -21,9 +21,10 @@ most, and counts the test photos that are right before and after.
 
 `unrelated`: each DIR holds pictures without the classes, such as drawings of one kind. MODEL is taught 20 of
 them as a new class, chosen --draws times. "recall" is the share of its other pictures that get the new name.
-"others named" is the share of the pictures of all other sets that get any name. The sample pictures of
-scikit-image and scikit-learn are one more set. The others in teach_unrelated.md are folders of Debian's
-packages tuxpaint-stamps-default and plasma-workspace-wallpapers.
+"others named" is the share of the pictures of all other sets that get any name. "with none": 20 pictures of
+these other sets are taught too, as none of the classes, and not counted. The sample pictures of scikit-image
+and scikit-learn are one more set. The others in teach_unrelated.md are folders of Debian's packages
+tuxpaint-stamps-default and plasma-workspace-wallpapers.
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ COLUMNS = (
     "new class", "photos", "recall", "named", "others before", "others after", "and known before",
     "and known after", "unrelated named before", "unrelated named after",
 )  # fmt: skip
-UNRELATED_COLUMNS = ("new class", "pictures", "recall", "others named before", "others named after")
+UNRELATED_COLUMNS = (
+    "new class", "pictures", "others named before", "recall", "others named", "recall, with none",
+    "others named, with none",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,13 @@ class Outputs:
         return Outputs(
             self.labels[chosen], self.probabilities[chosen], self.known[chosen], self.features[chosen]
         )
+
+    def without(self, chosen: NDArray[Any]) -> Outputs:
+        return self.take(np.setdiff1d(np.arange(len(self.labels)), chosen))
+
+    def joined(self, others: Iterable[Outputs]) -> Outputs:
+        parts = [vars(outputs).values() for outputs in (self, *others)]
+        return Outputs(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def main() -> int:
@@ -230,16 +241,16 @@ def measure_unrelated(
 ) -> Sequence[float]:
     """Returns the shares of a row of the table."""
     pictures = sets[label]
-    chosen = choose(len(pictures.labels), COUNTS[0], seed)
-    taught = replace(pictures.take(chosen), labels=np.full(len(chosen), label))
-    state = fit(classifier, taught)
-    rest = np.setdiff1d(np.arange(len(pictures.labels)), chosen)
-    names, known = answer(classifier, state, pictures.take(rest))
-    shares = [float(((names == label) & known).mean())]
-    others = [found for name, found in sets.items() if name != label]
-    for learned in (None, state):
-        named = [answer(classifier, learned, found)[1] for found in others]
-        shares.append(float(np.concatenate(named).mean()))
+    first, *more = (found for name, found in sets.items() if name != label)
+    others = first.joined(more)
+    new, none = (choose(len(found.labels), COUNTS[0], seed) for found in (pictures, others))
+    taught = replace(pictures.take(new), labels=np.full(len(new), label))
+    shares = [float(answer(classifier, None, others.without(none))[1].mean())]
+    for photos in (taught, taught.joined([others.take(none)])):
+        state = fit(classifier, photos)
+        names, known = answer(classifier, state, pictures.without(new))
+        shares.append(float(((names == label) & known).mean()))
+        shares.append(float(answer(classifier, state, others.without(none))[1].mean()))
     return shares
 
 
