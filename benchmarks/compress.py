@@ -11,7 +11,9 @@ for Efficient ConvNets", 2017), and random ones. PTH is EfficientNet-Lite0 and H
 
 The COMPRESSED_RUNs are distilled: the two of models/, and one for each reduction, about 10 minutes each, with
 
-    python -m train.compress RUN --reduce X --epochs 4 --views 3 --reconstruction-photos 200
+    python -m train.compress models/flowers_run --reduce X --epochs 4 --views 3 --reconstruction-photos 200
+
+For "others named", python -m train.refit has fitted the detectors of RUN and of these runs with drawings.
 
 "others named" is the share of the unrelated pictures of benchmarks/known.py that the float32 network gives a
 label: by its detector, or, without one, by the probability. The threshold rejects 1.75 % of the validation

@@ -21,7 +21,8 @@ COLOURS = {
     "random channels removed": "#9aa5b1",
     CURVE: "#7b341e",
 }
-HIGHLIGHT = "#1a365d"
+HIGHLIGHT = "#1a365d"  # the released networks
+MOBILE_COLOURS = {"EfficientNet-Lite0": "#2f6f4f", "MobileNetV2": "#b7791f"}
 TICKS = (1, 2, 4, 8, 10, 16, 32)
 
 
@@ -74,19 +75,25 @@ def _draw_accuracy_by_latency(axis: Any, rows: Sequence[Row], engines: Sequence[
         for row in of_engine:
             if row["way"] in (*COLOURS, "uncompressed"):
                 continue
+            name, _, training = row["way"].partition(", ")
+            if colour := MOBILE_COLOURS.get(name):
+                face = "white" if training == "frozen" else colour
+                label = row["way"] if first else None
+                axis.plot(*point(row), marker, ms=9, color=colour, markerfacecolor=face, label=label)
+                continue
             axis.plot(*point(row), marker, ms=9, color=HIGHLIGHT)
-            if first:
-                offset = (7, 4 if row["reduce"] else -14)
-                axis.annotate(_short(row["way"]), point(row), offset, textcoords="offset points", fontsize=8)
+            epochs = _short(row["way"]).removesuffix(" epochs")
+            axis.annotate(epochs, point(row), (-5, 8), textcoords="offset points", fontsize=8)
     axis.set_xscale("log")
     axis.set_xticks((1, 2, 5, 10, 20), ("1", "2", "5", "10", "20"))
     axis.minorticks_off()
+    axis.plot([], [], "o", ms=9, color=HIGHLIGHT, label="released, 40 and 80 epochs")
     axis.set(xlabel="ms a photo, int8, all cores", title="int8 in the engines")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(frameon=False, loc="lower right", fontsize=8)
 
 
 def _short(way: str) -> str:
-    """The label of a point. Labels of full length would cover each other."""
+    """The label of a released network."""
     return way.removeprefix("distilled, ")
 
 
