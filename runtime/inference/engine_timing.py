@@ -60,9 +60,11 @@ def start_timing(
 
     If another engine is faster, calls `on_faster` with `classifier` and the arguments that open the model in
     that engine. `on_detail` gets a line for each result. Does nothing where the engine was named or measured,
-    or is the only one.
+    is the only one, or replaces one that cannot be imported.
     """
-    if os.environ.get(VARIABLE) == "off" or len(_engines_to_time(classifier)) < 2:
+    if os.environ.get(VARIABLE) == "off" or classifier.engine_problem:
+        return
+    if len(_engines_to_time(classifier)) < 2:
         return
 
     def work() -> None:

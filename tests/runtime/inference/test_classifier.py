@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 
 from runtime import Classifier
 from runtime.common.errors import EngineError, PictureError
+from runtime.inference import engine_timing
 from runtime.inference.engine_cache import EngineSelection, save_selection
 from runtime.inference.engines import ENGINES
 from runtime.inference.model_reloader import ReloadingClassifier
@@ -144,6 +146,19 @@ def test_auto_replaces_the_measured_engine_that_cannot_be_imported(
     save_selection(files, EngineSelection(onnx.sha256, "openvino", 1, 2.6, "2026-11-26T12:00:00Z"))
     classifier = Classifier(colours)
     assert classifier.session.name == "litert" and "openvino" in classifier.engine_problem
+
+
+def test_engines_are_not_timed_while_the_measured_one_cannot_be_imported(
+    colours: Path, break_engines: BreakEngines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stored measurement would stay, and each start would time the engines and open the model again."""
+    monkeypatch.delenv(engine_timing.VARIABLE)
+    break_engines("openvino")
+    files = choose_model(colours).candidates
+    onnx = next(file for file in files if file.format == "onnx")
+    save_selection(files, EngineSelection(onnx.sha256, "openvino", 1, 2.6, "2026-11-26T12:00:00Z"))
+    ReloadingClassifier(colours)
+    assert not any(thread.name == "engine-timing" for thread in threading.enumerate())
 
 
 def test_a_service_reports_a_replaced_engine(colours: Path, break_engines: BreakEngines) -> None:
