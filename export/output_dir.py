@@ -152,7 +152,8 @@ def _check(folder: Path, written: set[str]) -> None:
 
 def _check_contents(folder: Path, written: set[str]) -> None:
     """Raises OutputDirError when the folder holds files that no export wrote, besides `written`."""
-    names = {path.name for path in folder.iterdir()} - _SYSTEM_FILES
+    # On an exFAT disk, macOS stores the attributes of NAME in ._NAME.
+    names = {path.name.removeprefix("._") for path in folder.iterdir()} - _SYSTEM_FILES
     if names and not (folder / INDEX_NAME).is_file():
         raise OutputDirError(
             f"{folder}: holds files that are not an export's; give another --out, or empty it"

@@ -98,7 +98,8 @@ def check_replaceable(
         raise RunError(f"{out}: exists; use --overwrite to replace it, or choose another {argument}")
     replaced = {*RUN_FILES, *SYSTEM_FILES, *kept}
     for path in sorted(out.glob("*")):
-        if path.is_dir() or path.name not in replaced:
+        # On an exFAT disk, macOS stores the attributes of NAME in ._NAME.
+        if path.is_dir() or path.name.removeprefix("._") not in replaced:
             raise RunError(
                 f"{path}: would be deleted with the run that is replaced; move this "
                 f"{'folder' if path.is_dir() else 'file'}, or choose another {argument}"

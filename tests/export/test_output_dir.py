@@ -148,7 +148,8 @@ def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
 def test_files_that_no_export_wrote_are_not_deleted(name: str, tmp_path: Path) -> None:
     folder = tmp_path / "flowers"
     replace_dir({**OLD, "README.md": b"", "parity.csv": b"", SIGNATURE_NAME: b""}, folder)
-    (folder / ".DS_Store").write_bytes(b"")
+    for system_file in (".DS_Store", "._model.json"):
+        (folder / system_file).write_bytes(b"")
     check_output_dir(folder)
     (folder / name).mkdir()
     (folder / "other").write_text("mine")

@@ -347,7 +347,8 @@ def test_a_run_that_holds_a_folder_or_a_file_of_the_user_is_not_replaced(bare: P
         with pytest.raises(RunError, match=rf"run/{name}: would be deleted .*; move this file, or choose"):
             check_output_dir(bare, overwrite=True, resume=False)
         (bare / name).unlink()
-    (bare / ".DS_Store").touch()
+    for name in (".DS_Store", "._run.json"):
+        (bare / name).touch()
     assert check_output_dir(bare, overwrite=True, resume=False)
     (bare / "README.md").touch()
     check_replaceable(bare, True, "FOLDER", kept=("README.md",))
