@@ -3,6 +3,7 @@
 `python -m train --none FOLDER` and `python -m runtime.adapt --none FOLDER` read the same folder.
 """
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -33,8 +34,9 @@ class NoneTray:
 
     def ids(self) -> list[str]:
         """Returns the ids of all photos, oldest first; none if the folder cannot be read."""
-        with suppress(OSError):
-            return sorted(path.name for path in self.folder.iterdir() if is_id(path.name) and _is_file(path))
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            files = (entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+            return sorted(filter(is_id, files))
         return []
 
     def add(self, pixels: "Pixels") -> str:
