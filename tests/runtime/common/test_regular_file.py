@@ -13,6 +13,7 @@ from runtime.common.errors import UserError
 from runtime.common.regular_file import open_regular
 from runtime.model_file.files import read_bytes
 from runtime.preprocess.decode import read_encoded
+from tests.helpers import PATIENCE
 
 READERS: dict[str, Callable[[Path], object]] = {
     "picture": read_encoded,
@@ -40,7 +41,7 @@ def test_a_pipe_that_replaces_a_checked_file_is_an_error(
     with ThreadPoolExecutor(1) as threads:
         reading = threads.submit(READERS[reader], pipe)
         try:
-            error = reading.exception(timeout=5)
+            error = reading.exception(timeout=PATIENCE)
         finally:
             os.close(os.open(pipe, os.O_RDWR))  # ends a thread that waits
     assert isinstance(error, (OSError, UserError)) and "regular file" in str(error).lower()
