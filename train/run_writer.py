@@ -138,9 +138,9 @@ def _finish_swap(out: Path) -> None:
     """Restores the run that a killed command was replacing, or deletes it if the new run is in place."""
     old = replaced_run_dir(out)
     with suppress(OSError):
-        if out.exists():
+        if (out / "run.json").exists():
             shutil.rmtree(old, ignore_errors=True)
-        elif old.exists():
+        elif old.exists() and not out.exists():
             old.rename(out.resolve())
             print_info(f"{out}: the command that replaced it was killed; the run from before is back")
 

@@ -335,6 +335,10 @@ def test_a_run_is_found_after_a_kill_between_the_two_renames(
     shutil.copytree(bare, replaced_run_dir(bare))  # as after a kill behind the second rename
     with lock_output(bare):
         assert open_run(bare).name == "run" and not replaced_run_dir(bare).exists()
+    bare.rename(replaced_run_dir(bare))
+    bare.mkdir()  # no run: the user's, since the kill
+    with lock_output(bare):
+        assert replaced_run_dir(bare).exists()
 
 
 def test_a_run_that_holds_a_folder_or_a_file_of_the_user_is_not_replaced(bare: Path) -> None:
