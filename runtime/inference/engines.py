@@ -51,10 +51,6 @@ OPENVINO_SETTINGS = {
 class BrokenEngineError(EngineError):
     """An engine that is installed, but cannot be imported."""
 
-    def __init__(self, engine: str, text: str) -> None:
-        super().__init__(text)
-        self.engine = engine
-
 
 @dataclass(frozen=True)
 class InferenceSession:
@@ -218,7 +214,7 @@ def import_engine(engine: str) -> None:
                 f"{engine} is installed, but cannot be imported ({reason}): install it again, or choose "
                 "another --engine"
             )
-        raise BrokenEngineError(engine, text) from None
+        raise BrokenEngineError(text) from None
 
 
 def install_hint(format: str, engine: str | None = None) -> str:
