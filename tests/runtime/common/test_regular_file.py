@@ -13,7 +13,7 @@ from runtime.common.errors import UserError
 from runtime.common.regular_file import open_regular
 from runtime.model_file.files import read_bytes
 from runtime.preprocess.decode import read_encoded
-from tests.helpers import PATIENCE
+from tests.helpers import PATIENCE, start_python
 
 READERS: dict[str, Callable[[Path], object]] = {
     "picture": read_encoded,
@@ -26,6 +26,28 @@ def test_a_regular_file_opens(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("file")
     with open_regular(tmp_path / "link") as file:
         assert file.read() == b"data"
+
+
+LEASE = """
+import fcntl, os, signal, sys, time
+file = os.open(sys.argv[1], os.O_RDWR)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGIO])
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("held", flush=True)
+signal.sigwait([signal.SIGIO])
+time.sleep(0.2)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+"""
+
+
+def test_a_file_that_a_file_server_holds_is_opened_as_soon_as_it_is_free(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    with start_python("-c", LEASE, tmp_path / "file") as server:
+        assert server.stdout
+        if server.stdout.readline() != "held\n":
+            pytest.skip("this file system has no leases")
+        with open_regular(tmp_path / "file") as file:
+            assert file.read() == b"data"
 
 
 @pytest.mark.parametrize("reader", READERS)
