@@ -82,14 +82,14 @@ def write_suspects(suspects: Sequence[SuspectLabel], folder: Path) -> None:
     columns = ("path", "label", "other", "label_probability", "other_probability", "suspect")
     rows = (
         (
-            of.photo.path,
-            of.photo.label,
-            of.other,
-            f"{of.own_probability:.4f}",
-            f"{of.other_probability:.4f}",
-            int(of.confident),
+            suspect.photo.path,
+            suspect.photo.label,
+            suspect.other,
+            f"{suspect.own_probability:.4f}",
+            f"{suspect.other_probability:.4f}",
+            int(suspect.confident),
         )
-        for of in suspects
+        for suspect in suspects
     )
     write_csv(folder / "suspect_labels.csv", columns, rows)
 

@@ -79,8 +79,8 @@ def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> 
     # Without a mistake the variance is 0, which a few photos do not prove.
     high = np.where(error == 0, confidence_interval(0, len(labels))[1], high)
     points = [
-        LearningPoint(round(size), float(1 - of), (float(1 - most), float(1 - least)))
-        for size, of, least, most in zip(sizes, error, low, high, strict=True)
+        LearningPoint(round(size), float(1 - mean), (float(1 - most), float(1 - least)))
+        for size, mean, least, most in zip(sizes, error, low, high, strict=True)
     ]
     gains = _gain(sizes, errors, len(labels))
     least, most = np.percentile(gains, INTERVAL)

@@ -90,9 +90,9 @@ def cross_validate(blocks: Blocks) -> NDArray[np.float64]:
 
 def _fit(blocks: Sequence[Moments]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The weights [D, C] and offsets [C] of the logits."""
-    counts = np.sum([of.counts for of in blocks], axis=0)
-    means = np.sum([of.sums for of in blocks], axis=0) / np.maximum(counts, 1)[:, np.newaxis]
-    within = np.sum([of.products for of in blocks], axis=0)
+    counts = np.sum([block.counts for block in blocks], axis=0)
+    means = np.sum([block.sums for block in blocks], axis=0) / np.maximum(counts, 1)[:, np.newaxis]
+    within = np.sum([block.products for block in blocks], axis=0)
     within -= matmul(np.ascontiguousarray((means * counts[:, np.newaxis]).T), means)
     within /= counts.sum()
     variance = max(float(np.trace(within)) / len(within), MIN_VARIANCE)

@@ -258,8 +258,14 @@ def write_uncompressed(folder: Path, dataset: Dataset, predicted: Mapping[str, N
 def write_added(folder: Path, added: Sequence[AddedAnswer]) -> None:
     """Write added_photos.csv: path, label, the model's answer, its probability, and whether it is right."""
     rows = (
-        (of.photo.path, of.photo.label, of.answer or UNKNOWN, f"{of.probability:.4f}", int(of.right))
-        for of in added
+        (
+            item.photo.path,
+            item.photo.label,
+            item.answer or UNKNOWN,
+            f"{item.probability:.4f}",
+            int(item.right),
+        )
+        for item in added
     )
     write_csv(folder / "added_photos.csv", ("path", "label", "answer", "probability", "right"), rows)
 
@@ -304,16 +310,16 @@ def print_run(out: Path, contents: RunContents) -> None:
 def _print_added(added: Sequence[AddedAnswer]) -> None:
     """Print the number of added photos of each label with the right answer."""
     by_label: dict[str, list[bool]] = {}
-    for of in added:
-        by_label.setdefault(of.photo.label, []).append(of.right)
+    for item in added:
+        by_label.setdefault(item.photo.label, []).append(item.right)
     labels = ", ".join(f"{label} {sum(right):,} of {len(right):,}" for label, right in by_label.items())
-    total = sum(of.right for of in added)
+    total = sum(item.right for item in added)
     print(printable(f"added: {total:,} of {len(added):,} photos of --add get the right answer: {labels}"))
 
 
 def _print_photo_checks(contents: RunContents) -> None:
     """Print the number of suspect labels and the estimated gain of more photos."""
-    if count := sum(of.confident for of in contents.suspects or ()):
+    if count := sum(suspect.confident for suspect in contents.suspects or ()):
         print(
             f"labels: {count:,} training photos may have a wrong label; the report shows the first ones, and "
             "suspect_labels.csv lists all"

@@ -43,7 +43,7 @@ def find_inputs(config: CompressConfig, stack: ExitStack) -> Inputs:
     settings = config.settings
     run = open_run(config.run, config.photos_root, config.none, config.add)
     for flag, folder, is_used in (
-        ("--none", config.none, any(Path(of.path).is_absolute() for of in own_negatives(run.dataset))),
+        ("--none", config.none, any(Path(photo.path).is_absolute() for photo in own_negatives(run.dataset))),
         ("--add", config.add, bool(run.dataset.added)),
     ):
         if folder and not is_used:

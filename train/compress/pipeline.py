@@ -322,7 +322,7 @@ def run_contents(
     predicted = teacher.uncompressed
     if predicted is None:
         measured = {split: outputs[split].without_negatives() for split in ("val", "test")}
-        predicted = {split: of.probabilities.argmax(1) for split, of in measured.items()}
+        predicted = {split: output.probabilities.argmax(1) for split, output in measured.items()}
     top1 = {
         split: float((indices == outputs[split].without_negatives().labels).mean()) if len(indices) else None
         for split, indices in predicted.items()

@@ -65,7 +65,9 @@ def write_report(
     are the answers for the photos of --add; `suspects` is None if wrong labels were not searched.
     """
     stages = [(str(stage), list(rows)) for stage, rows in groupby(history, lambda row: row["stage"])]
-    measured = [_split_values(split, of, dataset) for split in ("test", "val") if (of := metrics[split])]
+    measured = [
+        _split_values(split, found, dataset) for split in ("test", "val") if (found := metrics[split])
+    ]
     predictions = _predictions(dataset, measured[0]["split"], probabilities) if measured else []
     discarded = discarded_stage(record)
     page = _template().render(
@@ -173,20 +175,22 @@ def _negative_values(
     """The metrics of the negatives of test, or else of val, as the template needs them; None without any."""
     for split in ("test", "val"):
         measured = metrics[split]
-        if measured and (of := measured["negatives"]):
-            count = sum(of["per_class"].values())
+        if measured and (found := measured["negatives"]):
+            count = sum(found["per_class"].values())
             defaults = default_rows(dataset)[split]
             are_own = bool((~defaults).any())
             shown = ~defaults if are_own else defaults
             return {
                 "split": split,
-                "n": of["n"],
+                "n": found["n"],
                 "count": count,
-                "share": of["named"],
-                "interval": confidence_interval(count, of["n"]),
+                "share": found["named"],
+                "interval": confidence_interval(count, found["n"]),
                 "are_own": are_own,
                 "default": measured["default_negatives"],
-                "per_class": [(name, number, number / of["n"]) for name, number in of["per_class"].items()],
+                "per_class": [
+                    (name, number, number / found["n"]) for name, number in found["per_class"].items()
+                ],
                 "named": _named_negatives(dataset, split, results[split], shown, count),
             }
     return None
@@ -212,32 +216,32 @@ def _added_values(dataset: Dataset, added: Sequence[AddedAnswer]) -> dict[str, A
     """The results for the photos of --add as the template needs them; None without any."""
     if not added:
         return None
-    counts = {of.photo.label: [0, 0] for of in added}  # the right ones, and all
-    for of in added:
-        counts[of.photo.label][0] += of.right
-        counts[of.photo.label][1] += 1
-    wrong = [of for of in added if not of.right]
+    counts = {item.photo.label: [0, 0] for item in added}  # photos with the right answer, and all photos
+    for item in added:
+        counts[item.photo.label][0] += item.right
+        counts[item.photo.label][1] += 1
+    wrong = [item for item in added if not item.right]
     return {
         "count": len(added),
         "right": len(added) - len(wrong),
-        "labels": [(label, right, of, right / of) for label, (right, of) in counts.items()],
+        "labels": [(label, right, count, right / count) for label, (right, count) in counts.items()],
         "wrong": [
-            (of, shown_path(dataset, of.photo.path), thumbnail(dataset, of.photo.path))
-            for of in wrong[:SHOWN_MISTAKES]
+            (item, shown_path(dataset, item.photo.path), thumbnail(dataset, item.photo.path))
+            for item in wrong[:SHOWN_MISTAKES]
         ],
     }
 
 
 def _suspect_values(dataset: Dataset, suspects: Sequence[SuspectLabel]) -> dict[str, Any]:
     """The suspect labels as the template needs them."""
-    confident = [of for of in suspects if of.confident]
+    confident = [suspect for suspect in suspects if suspect.confident]
     photos = dataset.split("train")
     judged = judged_labels(photos)
     return {
         "count": len(confident),
         "shown": [
-            (of, shown_path(dataset, of.photo.path), thumbnail(dataset, of.photo.path))
-            for of in confident[:SHOWN_SUSPECTS]
+            (suspect, shown_path(dataset, suspect.photo.path), thumbnail(dataset, suspect.photo.path))
+            for suspect in confident[:SHOWN_SUSPECTS]
         ],
         "disagreeing": len(suspects),
         "photos": len(photos),
@@ -265,7 +269,7 @@ def _split_values(split: str, metrics: SplitMetrics, dataset: Dataset) -> dict[s
     wrong = counts * (1 - np.eye(len(classes), dtype=int))
     largest = np.argsort(-wrong, axis=None, kind="stable")[:SHOWN_CONFUSIONS]
     pairs = [divmod(int(place), len(classes)) for place in largest]
-    rows = [(name, of["n"], of["precision"], of["recall"]) for name, of in metrics["per_class"].items()]
+    rows = [(name, row["n"], row["precision"], row["recall"]) for name, row in metrics["per_class"].items()]
     small = len(classes) <= TABLE_CLASSES
     return {
         "split": split,
