@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime.model_file.statistics import ModelStatistics
 from train.data.dataset import SPLITS
 from train.metrics import (
-    MeasuredNegatives,
+    NegativeMetrics,
     PictureOutputs,
     SplitMetrics,
     compute_metrics,
@@ -81,8 +81,8 @@ def calibrate_and_evaluate(
     """Choose the temperature on the photos of val, apply it to the head's weights, and measure val and test.
 
     With `known`, a detector of unknown pictures is fitted on photos and negatives; only a head with pooled
-    features can have one. `added` are photos of train whose answers are wanted too. `defaults` tells which
-    negatives of a split are of the default set, a mask [N]: they are measured apart from the user's.
+    features can have one. `added` are photos of train whose answers are wanted too. `defaults`, a mask [N] by
+    split, marks the negatives of the default set: they are measured apart from the user's.
     """
     has_detector = known and trained.head[0].name == "pool"
     measured = [split for split in SPLITS if split != "train"]
@@ -116,9 +116,9 @@ def calibrate_and_evaluate(
         summaries[split] = None
         if measured_split:
             rows = (defaults or {}).get(split)
-            found = _negative_metrics(results[split], thresholds, classes, rows)
-            measured_split["negatives"] = found["negatives"]
-            measured_split["default_negatives"] = found["default_negatives"]
+            measured_split["negatives"], measured_split["default_negatives"] = _negative_metrics(
+                results[split], thresholds, classes, rows
+            )
             before = expected_calibration_error(uncalibrated[split], labels[split])
             scores = detector(reduced[split].descriptors) if detector else None
             are_drawings = rows is not None and bool(rows.all())
@@ -154,20 +154,20 @@ def _negative_metrics(
     thresholds: Mapping[str, float],
     classes: tuple[str, ...],
     defaults: NDArray[np.bool_] | None,
-) -> MeasuredNegatives:
-    """The metrics of a split's negatives; None without a detector or without negatives.
+) -> tuple[NegativeMetrics | None, NegativeMetrics | None]:
+    """The fields `negatives` and `default_negatives` of a split's metrics; both None without a detector.
 
-    `defaults` [N] tells which are of the default set. They are measured apart if there are others.
+    The mask `defaults` [N] marks the negatives of the default set.
     """
     if results.known is None or not len(results.known):
-        return {"negatives": None, "default_negatives": None}
+        return None, None
     named, others = results.known >= thresholds["known"], None
     main = np.ones(len(named), bool)
     if defaults is not None and defaults.any() and not defaults.all():
         main = ~defaults
         others = compute_negative_metrics(results.probabilities[defaults], named[defaults], classes)
     negatives = compute_negative_metrics(results.probabilities[main], named[main], classes)
-    return {"negatives": negatives, "default_negatives": others}
+    return negatives, others
 
 
 def _summary(

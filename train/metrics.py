@@ -56,22 +56,13 @@ class NegativeMetrics(TypedDict):
     per_class: dict[str, int]
 
 
-class MeasuredNegatives(TypedDict):
-    """Metrics of the user's negatives, and of the default drawings.
-
-    If the user gave no negatives, `negatives` measures the drawings, and `default_negatives` is None. If
-    there are no negatives at all, both are None.
-    """
-
-    negatives: NegativeMetrics | None
-    default_negatives: NegativeMetrics | None
-
-
-class SplitMetrics(MeasuredNegatives):
+class SplitMetrics(TypedDict):
     """Metrics of one split.
 
     `loss` is the mean cross-entropy in nats, `ece` the expected calibration error. `confusion` counts photos:
-    a row per true class, a column per predicted class.
+    a row per true class, a column per predicted class. `negatives` measures the user's negatives, and
+    `default_negatives` the default drawings. If the user gave no negatives, `negatives` measures the
+    drawings, and `default_negatives` is None. If there are no negatives at all, both are None.
     """
 
     n: int
@@ -80,6 +71,8 @@ class SplitMetrics(MeasuredNegatives):
     ece: float
     per_class: dict[str, ClassMetrics]
     confusion: list[list[int]]
+    negatives: NegativeMetrics | None
+    default_negatives: NegativeMetrics | None
 
 
 def compute_metrics(
@@ -114,7 +107,7 @@ def compute_metrics(
 def compute_negative_metrics(
     probabilities: NDArray[Any], named: NDArray[np.bool_], classes: tuple[str, ...]
 ) -> NegativeMetrics:
-    """Metrics of N > 0 negatives with probabilities [N, C]; the mask `named` [N] tells which are named."""
+    """Metrics of N > 0 negatives with probabilities [N, C]; the mask `named` [N] marks the named ones."""
     counts = np.bincount(probabilities[named].argmax(axis=1), minlength=len(classes))
     return {
         "n": len(named),
