@@ -20,7 +20,7 @@ from train.data.dataset import Photo
 from train.data.manifest import write_csv
 from train.linear_probe import FOLDS, cross_validate, divide
 
-FEWEST = 8  # photos of a class, below which its labels are not judged
+MIN_JUDGED_PHOTOS = 8  # of a class: the labels of smaller classes are not judged
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ def suspect_labels(
 def judged_labels(photos: Sequence[Photo]) -> set[str]:
     """The labels of the training photos that `suspect_labels` judges; the others have too few photos."""
     counts = Counter(photo.label for photo in photos)
-    return {label for label, count in counts.items() if count >= FEWEST and len(photos) >= 2 * FEWEST}
+    return {
+        label
+        for label, count in counts.items()
+        if count >= MIN_JUDGED_PHOTOS and len(photos) >= 2 * MIN_JUDGED_PHOTOS
+    }
 
 
 def write_suspects(suspects: Sequence[SuspectLabel], folder: Path) -> None:

@@ -21,7 +21,7 @@ PARTS = (2, 4, 8, 15)  # blocks to fit on: about 1/8, 1/4, 1/2 and all photos; t
 DRAWS = 2  # random choices of these blocks for each measured block
 FIRST_FITTED = 1  # the power law is fitted from this part on, because the curve flattens
 SAMPLES = 1000  # of the errors, for the intervals
-FEWEST = 16  # photos of the smallest class, below which a part has classes without a photo
+MIN_CLASS_PHOTOS = 16  # with fewer photos of a class, a part may have none of them
 SMALL_GAIN = 0.5  # points; smaller gains are not given as a number
 INTERVAL = (2.5, 97.5)  # percentiles
 
@@ -64,9 +64,9 @@ class LearningCurve:
 
 def learning_curve(pooled: NDArray[Any], labels: NDArray[Any], classes: int) -> LearningCurve | None:
     """The curve for pooled features [N, W] and class indices [N] of the training photos; None if a class has
-    fewer than FEWEST.
+    fewer than MIN_CLASS_PHOTOS.
     """
-    if np.bincount(labels, minlength=classes).min() < FEWEST:
+    if np.bincount(labels, minlength=classes).min() < MIN_CLASS_PHOTOS:
         return None
     blocks = divide(pooled, labels, classes, FOLDS)
     right = np.stack([_right(blocks, part) for part in PARTS], axis=1)

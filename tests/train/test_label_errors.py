@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.train.pooled_features import pooled_features
 from train.data.dataset import Photo
-from train.label_errors import FEWEST, suspect_labels, write_suspects
+from train.label_errors import MIN_JUDGED_PHOTOS, suspect_labels, write_suspects
 
 CLASSES = ("a", "b", "c")
 WRONG = (4, 50, 111, 200, 243)
@@ -51,14 +51,14 @@ def test_hard_photos_with_right_labels_are_rarely_suspect() -> None:
 def test_classes_with_few_photos_are_not_judged() -> None:
     features, labels = pooled_features(60, 0.0)
     assert suspect_labels(photos_of(labels)[:10], features[:10], CLASSES) == []
-    few = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[: FEWEST - 1]])
+    few = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[: MIN_JUDGED_PHOTOS - 1]])
     suspects = suspect_labels(photos_of(labels[few]), features[few], CLASSES)
     assert suspects and not {"c"} & {name for of in suspects for name in (of.photo.label, of.other)}
 
 
 def test_a_class_with_few_photos_makes_no_photo_of_another_class_suspect() -> None:
     features, labels = pooled_features(300, 0.4)
-    few = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[: FEWEST - 1]])
+    few = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[: MIN_JUDGED_PHOTOS - 1]])
     suspects = suspect_labels(photos_of(labels[few]), features[few], CLASSES)
     assert 0 < sum(of.confident for of in suspects) < len(suspects) / 2
 

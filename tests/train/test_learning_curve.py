@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.train.pooled_features import pooled_features
-from train.learning_curve import FEWEST, PARTS, LearningCurve, _gain, learning_curve
+from train.learning_curve import MIN_CLASS_PHOTOS, PARTS, LearningCurve, _gain, learning_curve
 
 
 def test_the_gain_continues_a_power_law() -> None:
@@ -41,9 +41,9 @@ def test_no_mistake_is_no_certainty() -> None:
 
 
 def test_classes_with_few_photos_have_no_curve() -> None:
-    features, labels = pooled_features(3 * FEWEST - 1, 0.3)
+    features, labels = pooled_features(3 * MIN_CLASS_PHOTOS - 1, 0.3)
     assert learning_curve(features, labels, 3) is None
-    assert learning_curve(*pooled_features(3 * FEWEST, 0.3), 3) is not None
+    assert learning_curve(*pooled_features(3 * MIN_CLASS_PHOTOS, 0.3), 3) is not None
 
 
 @pytest.mark.parametrize(

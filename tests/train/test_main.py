@@ -122,8 +122,8 @@ def test_few_negatives_are_recorded_with_a_warning(
         Image.new("RGB", (40, 40), (50 * number, 0, 0)).save(frames / f"{number}.png")
     (frames / "bad.jpg").write_text("no picture")
     out = tmp_path / "run"
-    monkeypatch.setattr(negatives, "FEWEST", 30)
-    monkeypatch.setattr(negatives, "MOST", 30)
+    monkeypatch.setattr(negatives, "MIN_NEGATIVES", 30)
+    monkeypatch.setattr(negatives, "MAX_NEGATIVES", 30)
     arguments = [*small[:-1], "--none", str(frames), "--epochs", "1", "--out", str(out)]
     assert main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()

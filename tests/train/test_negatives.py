@@ -53,8 +53,8 @@ def run(photos: Path, small_weights: Path, tmp_path_factory: pytest.TempPathFact
 @contextmanager
 def few_default_negatives() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(default_set, "FEWEST", 20)
-        patch.setattr(default_set, "MOST", 20)
+        patch.setattr(default_set, "MIN_NEGATIVES", 20)
+        patch.setattr(default_set, "MAX_NEGATIVES", 20)
         yield
 
 

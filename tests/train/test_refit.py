@@ -35,8 +35,8 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def refitted(compressed_run: Path, stripes: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     out = tmp_path_factory.mktemp("runs") / "refitted"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(negatives, "FEWEST", 20)
-        patch.setattr(negatives, "MOST", 20)
+        patch.setattr(negatives, "MIN_NEGATIVES", 20)
+        patch.setattr(negatives, "MAX_NEGATIVES", 20)
         assert main([str(compressed_run), "--none", str(stripes), "--out", str(out)]) == 0
     return open_run(out)
 
@@ -70,8 +70,8 @@ def test_unusable_photos_of_none_are_left_out_and_listed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(negatives, "FEWEST", 20)
-    monkeypatch.setattr(negatives, "MOST", 20)
+    monkeypatch.setattr(negatives, "MIN_NEGATIVES", 20)
+    monkeypatch.setattr(negatives, "MAX_NEGATIVES", 20)
     run = open_run(synthetic_run)
     frames = Path(shutil.copytree(stripes, tmp_path / "frames"))
     (frames / "bad.png").write_bytes((frames / "0.png").read_bytes()[:100])
@@ -103,8 +103,8 @@ def test_the_network_and_its_classes_stay(compressed_run: Path, refitted: Run) -
 def test_a_run_that_is_not_compressed_stays_so(
     synthetic_run: Path, stripes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(negatives, "FEWEST", 20)
-    monkeypatch.setattr(negatives, "MOST", 20)
+    monkeypatch.setattr(negatives, "MIN_NEGATIVES", 20)
+    monkeypatch.setattr(negatives, "MAX_NEGATIVES", 20)
     out = tmp_path / "refitted"
     assert main([str(synthetic_run), "--none", str(stripes), "--out", str(out)]) == 0
     assert open_run(out).uncompressed_classes() is None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from train.data.dataset import HashError, PhotosError, file_sha256
 
 ARCHIVE = Path(__file__).parents[2] / "models/negatives/drawings.zip"
 ARCHIVE_SHA256 = "7e1222aec8c804e32163088cf1f98de8e0d13fcc1dc5d78f1c796aa8ee2a8a5d"
-VERSION = 1  # increase it if the pixels of a picture change
+NEGATIVES_VERSION = 1  # increase it if the pixels of a picture change
 SIDE = 192  # pixels a side of a picture
 
 Pixels = NDArray[np.int32]  # [SIDE, SIDE, 3], 0 to 255
@@ -98,7 +98,7 @@ KINDS: dict[str, Callable[[str, Generator], Image.Image]] = {
 
 def _rng(kind: str, name: str) -> Generator:
     digest = hashlib.sha256(drawings()[name]).hexdigest()
-    return np.random.default_rng([int(digest[:16], 16), sorted(KINDS).index(kind), VERSION])
+    return np.random.default_rng([int(digest[:16], 16), sorted(KINDS).index(kind), NEGATIVES_VERSION])
 
 
 def _drawing(name: str) -> Image.Image:
@@ -185,8 +185,3 @@ def _photographed(picture: Image.Image, rng: Generator) -> Image.Image:
 
 def _to_image(pixels: NDArray[Any]) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def without_words(names: Sequence[str], words: Sequence[str]) -> list[str]:
-    """The names that contain none of the words; used to leave out drawings of a user's classes."""
-    return [name for name in names if not any(word in name.removesuffix(".webp").lower() for word in words)]

@@ -18,13 +18,13 @@ from runtime.common.atomic import atomic_write
 from runtime.common.user_cache import cache_home
 from runtime.preprocess.photo_files import NONE_LABEL
 from train.data.dataset import SPLITS, Dataset, HashError, Photo, PhotosError, file_sha256
-from train.data.negative_pictures import VERSION, drawings, make_picture, without_words
+from train.data.negative_pictures import NEGATIVES_VERSION, drawings, make_picture
 from train.data.splits import split_train
 from train.progress import Progress
 
 DEFAULT_KIND = "composited"  # of negative_pictures.py
-# As many as photos within these bounds: each costs the features of a photo.
-FEWEST, MOST = 300, 1200
+# There are as many default negatives as photos within these bounds: each costs the features of a photo.
+MIN_NEGATIVES, MAX_NEGATIVES = 300, 1200
 SHORTEST_WORD = 3  # letters of a class name that is searched in the names of drawings
 PLURALS = {"ies": ("y",), "ves": ("f", "fe"), "es": ("",), "s": ("",)}  # English endings, and the singular's
 
@@ -33,7 +33,7 @@ def default_negatives_folder() -> Path:
     """The folder of the default negatives in the user's cache, which may not exist yet."""
     try:
         return cache_home().absolute() / "negatives"
-    except RuntimeError:  # no home folder: a run can be read all the same
+    except RuntimeError:  # no home folder: a run can still be read
         return Path("/nonexistent/negatives")
 
 
@@ -74,7 +74,7 @@ def add_default_negatives(
             "every default drawing is named like one of the classes; give --none a folder of photos "
             "of none of the classes, or use --no-negatives"
         )
-    count = min(max(FEWEST, len(dataset.photos)), MOST, limit or MOST)
+    count = min(max(MIN_NEGATIVES, len(dataset.photos)), MAX_NEGATIVES, limit or MAX_NEGATIVES)
     files = write_pictures([(DEFAULT_KIND, name) for name in names[:count]])
     photos = [Photo(file.as_posix(), NONE_LABEL, "train", _sha256(file)) for file in files]
     negatives = split_train(photos, {"val": val_share, "test": test_share}, split_seed)
@@ -92,7 +92,7 @@ def restore_default_negatives(dataset: Dataset) -> None:
     for photo in dataset.negatives:
         if is_default(photo) and not Path(photo.path).exists():
             of_kind, _, name = Path(photo.path).relative_to(folder).as_posix().partition("/")
-            kind, name = of_kind.removesuffix(f"-{VERSION}"), name.removesuffix(".bmp") + ".webp"
+            kind, name = of_kind.removesuffix(f"-{NEGATIVES_VERSION}"), name.removesuffix(".bmp") + ".webp"
             if of_kind == kind or name not in drawings():
                 raise PhotosError(
                     f"{photo.path}: this version makes other default negatives; train the run again"
@@ -119,16 +119,16 @@ def write_pictures(pictures: Sequence[tuple[str, str]]) -> list[Path]:
     Missing files are written. Raises PhotosError if they cannot be written.
     """
     folder = default_negatives_folder()
-    files = [folder / f"{kind}-{VERSION}" / name.removesuffix(".webp") for kind, name in pictures]
+    files = [folder / f"{kind}-{NEGATIVES_VERSION}" / name.removesuffix(".webp") for kind, name in pictures]
     files = [file.with_name(f"{file.name}.bmp") for file in files]
-    missing = [place for place, file in enumerate(files) if not file.is_file()]
+    missing = [index for index, file in enumerate(files) if not file.is_file()]
     if missing:
         with Progress("drawings", len(missing), "pictures") as progress:
-            for place in missing:
+            for index in missing:
                 try:
-                    files[place].parent.mkdir(parents=True, exist_ok=True)
-                    with atomic_write(files[place]) as stream:
-                        stream.write(make_picture(*pictures[place]))
+                    files[index].parent.mkdir(parents=True, exist_ok=True)
+                    with atomic_write(files[index]) as stream:
+                        stream.write(make_picture(*pictures[index]))
                 except OSError as error:
                     raise PhotosError(
                         f"{folder}: {error.strerror or error}; set XDG_CACHE_HOME to a folder that you may "
@@ -147,7 +147,10 @@ def _sha256(file: Path) -> str:
 
 def names_without_classes(classes: Sequence[str]) -> list[str]:
     """The drawings whose names contain no word of the class names. Raises PhotosError as `drawings`."""
-    return without_words([*drawings()], _class_words(classes))
+    words = _class_words(classes)
+    return [
+        name for name in drawings() if not any(word in name.removesuffix(".webp").lower() for word in words)
+    ]
 
 
 def _class_words(classes: Sequence[str]) -> list[str]:

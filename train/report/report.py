@@ -25,9 +25,8 @@ from train.data.dataset import SPLITS, Dataset, LeftOut
 from train.data.near_duplicates import Pair
 from train.data.negatives import default_rows
 from train.intervals import confidence_interval
-from train.label_errors import FEWEST as FEWEST_JUDGED
-from train.label_errors import SuspectLabel, judged_labels
-from train.learning_curve import FEWEST, LearningCurve
+from train.label_errors import MIN_JUDGED_PHOTOS, SuspectLabel, judged_labels
+from train.learning_curve import MIN_CLASS_PHOTOS, LearningCurve
 from train.metrics import AddedAnswer, PictureOutputs, SplitMetrics
 from train.network.calibration import reliability
 from train.report.charts import CURVES, confusion_picture, curve, reliability_diagram
@@ -101,7 +100,7 @@ def write_report(
         changed=_changed_settings(record["settings"]),
         uneven=UNEVEN_RATIO,
         folded=FOLDED_ROWS,
-        fewest=FEWEST,
+        fewest=MIN_CLASS_PHOTOS,
     )
     # A file name that is not valid UTF-8 appears as its bytes.
     path.write_bytes(page.encode("utf-8", "backslashreplace"))
@@ -246,7 +245,7 @@ def _suspect_values(dataset: Dataset, suspects: Sequence[SuspectLabel]) -> dict[
         "disagreeing": len(suspects),
         "photos": len(photos),
         "judged": sum(photo.label in judged for photo in photos),
-        "fewest": FEWEST_JUDGED,
+        "fewest": MIN_JUDGED_PHOTOS,
     }
 
 
