@@ -70,9 +70,9 @@ def _config(arguments: argparse.Namespace) -> TrainConfig:
             f"--none {arguments.none}: has no effect with --no-negatives, the default of the "
             "article recipe; give --negatives, or leave out --none"
         )
-    started = datetime.now(timezone.utc)
     if settings.known and settings.recipe == "article":
         raise UserError("--known: the article recipe has no detector of unknown pictures; leave it out")
+    started = datetime.now(timezone.utc)
     return TrainConfig(
         settings=settings,
         out=arguments.out or Path("runs") / f"{started:%Y%m%d-%H%M%S}-{settings.recipe}",

@@ -37,13 +37,13 @@ HEAD_STEPS = 4  # training steps of the head per timed epoch
 
 
 def print_plan(
-    dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
+    dataset: Dataset, plan: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
 ) -> None:
     """Print what a run would compute and train, and an estimate of its time. Nothing is stored."""
     photos, negatives = len(dataset.split("train")), _train_negatives(dataset, settings)
     print(
-        f"would compute: features of {work.pictures:,} pictures, {work.pictures * work.size / 1e9:.2f} GB, "
-        f"in {work.folder}"
+        f"would compute: features of {plan.pictures:,} pictures, {plan.pictures * plan.size / 1e9:.2f} GB, "
+        f"in {plan.folder}"
     )
     print(
         f"would train: the {settings.recipe} head for {settings.epochs} epochs of "
@@ -58,23 +58,23 @@ def print_plan(
         )
     print("measuring a small part of each stage …", flush=True)
     with redirect_stderr(io.StringIO()):  # progress bars of the samples
-        stages = estimate(dataset, work, weights, devices, settings)
+        stages = estimate(dataset, plan, weights, devices, settings)
     for stage, seconds in stages.items():
         print(f"would take: about {format_duration(seconds)}, {stage}")
     print(f"would take: about {format_duration(sum(stages.values()))} in all (an estimate for this machine)")
 
 
 def estimate(
-    dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
+    dataset: Dataset, plan: ExtractionPlan, weights: Weights, devices: Devices, settings: Settings
 ) -> Mapping[str, float]:
     """Seconds of each stage, by its description."""
     photos, val = len(dataset.split("train")), len(dataset.split("val"))
     negatives = _train_negatives(dataset, settings)
     stages: dict[str, float] = {}
-    if work.missing:
-        start, rate = _time_extraction(dataset, work, weights, devices)
+    if plan.missing:
+        start, rate = _time_extraction(dataset, plan, weights, devices)
         if rate:
-            stages[f"features at {rate:.1f} pictures/s"] = start + work.pictures / rate
+            stages[f"features at {rate:.1f} pictures/s"] = start + plan.pictures / rate
     start, step = _time_head(weights, settings, len(dataset.classes))
     rows = settings.views * photos
     epoch = step * -(-(rows + negatives_per_epoch(rows, negatives)) // settings.batch)
@@ -82,7 +82,7 @@ def estimate(
     if settings.fine_tune == "none":
         stages[f"head at {format_duration(epoch)} per epoch"] = head
         return stages
-    start, photo = _time_fine_tuning(work.layer, len(dataset.classes), weights, settings)
+    start, photo = _time_fine_tuning(plan.layer, len(dataset.classes), weights, settings)
     # The head's pictures pass the blocks once, forward only: a third of a training step (forward + backward).
     stages[f"head at {format_duration(epoch)} per epoch"] = head + (rows + negatives + val) * photo / 3
     epoch = photo * (photos + negatives_per_epoch(photos, negatives))
@@ -104,7 +104,7 @@ def _and_negatives(photos: int, negatives: int) -> str:
 
 
 def _time_extraction(
-    dataset: Dataset, work: ExtractionPlan, weights: Weights, devices: Devices
+    dataset: Dataset, plan: ExtractionPlan, weights: Weights, devices: Devices
 ) -> tuple[float, float]:
     """Seconds until the first batch, and pictures per second after it, with decoding.
 
@@ -112,17 +112,17 @@ def _time_extraction(
     """
     small = replace(devices, batch=min(devices.batch, SAMPLE_BATCH))
     began = time.monotonic()
-    replicas = [Replica(weights, name, small, work.layer) for name in small.names]
-    repeated = ((photo, [view]) for photo, views in itertools.cycle(work.missing) for view in views)
+    replicas = [Replica(weights, name, small, plan.layer) for name in small.names]
+    repeated = ((photo, [view]) for photo, views in itertools.cycle(plan.missing) for view in views)
     # Enough for two batches. Without an end, photos that cannot be read would be tried forever.
-    jobs = itertools.islice(repeated, work.pictures + 4 * SAMPLE_BATCH)
+    jobs = itertools.islice(repeated, plan.pictures + 4 * SAMPLE_BATCH)
     with closing(extract_batches(dataset.root, jobs, replicas)) as batches:
         first_pictures = len(next(batches).pictures)
         first = time.monotonic()
         pictures = 0
         for batch in batches:
             pictures += len(batch.pictures)
-            if time.monotonic() - first >= TIME_BOX or pictures >= work.pictures / 10:
+            if time.monotonic() - first >= TIME_BOX or pictures >= plan.pictures / 10:
                 break
         seconds = time.monotonic() - first
     if not pictures:

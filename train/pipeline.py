@@ -154,7 +154,7 @@ def print_dry_run(config: TrainConfig, dataset: Dataset, base: Weights, compute:
     Raises UserError if the features would not fit into the cache.
     """
     cache = features_folder(config.cache)
-    work = plan_extraction(
+    plan = plan_extraction(
         dataset,
         base,
         cache,
@@ -162,8 +162,8 @@ def print_dry_run(config: TrainConfig, dataset: Dataset, base: Weights, compute:
         layer=last_frozen_layer(config.settings.fine_tune),
         devices=compute.devices,
     )
-    files_to_evict(cache, work.files, work.size * work.pictures, config.cache_limit)  # raises without room
-    print_plan(dataset, work, base, compute.devices, config.settings)
+    files_to_evict(cache, plan.files, plan.size * plan.pictures, config.cache_limit)  # raises without room
+    print_plan(dataset, plan, base, compute.devices, config.settings)
     print(printable(f"would write: {config.out}"))
     return 0
 

@@ -185,10 +185,10 @@ def write_run(out: Path, contents: RunContents, overwrite: bool) -> None:
             evaluation.metrics,
             evaluation.probabilities,
             evaluation.negatives,
-            contents.near_duplicates or (),
-            added,
-            contents.suspects,
-            contents.learning_curve,
+            near_duplicates=contents.near_duplicates or (),
+            added=added,
+            suspects=contents.suspects,
+            more_photos=contents.learning_curve,
         )
 
 

@@ -83,12 +83,12 @@ def compress(config: CompressConfig, inputs: Inputs) -> int:
     logger = TrainingLogger(config.logs, inputs.out)
     depends_on = cache_inputs(inputs.run, settings, inputs.latency_table)
     cache = StageCache(inputs.out, depends_on, config.resume, config.overwrite)
-    is_found = settings.target_ms is not None or settings.max_mb is not None
-    if not is_found:
+    reduction_is_given = settings.target_ms is None and settings.max_mb is None
+    if reduction_is_given:
         print_estimate(config, inputs.run, teacher, teacher.remaining(settings.reduce))
     shape = cache.shape(lambda: find_shape(inputs, teacher, settings))
     print_shape(shape, teacher.of_macs, len(inputs.run.classes))
-    if is_found:
+    if not reduction_is_given:
         print_estimate(config, inputs.run, teacher, teacher.shape.macs / shape.macs)
     features = extract_features(config, inputs.run, teacher)
     outputs = collect_outputs(features, teacher, shape, cache)
