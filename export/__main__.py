@@ -23,8 +23,8 @@ compressed run takes a fraction of that. Before it converts, the command prints 
 exit codes: 0 success, 2 usage error, 3 a file failed parity (nothing is replaced), 130 stopped with Ctrl-C
 """
 
-
-_ADDED = ("float16", "dynamic", "int8", "full_int8")  # precisions, each with a flag of its name
+# Each has a flag of its name.
+_OPTIONAL_PRECISIONS = ("float16", "dynamic", "int8", "full_int8")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,9 +47,9 @@ def _parse(argv: Sequence[str] | None) -> ExportConfig:
     for format in sorted({format for format, _ in needed}):
         if format not in formats:
             parser.error(f"--target needs a file of the format {format}, which no engine of --engines runs")
-    wanted = {name for name in _ADDED if arguments.all or getattr(arguments, name)}
+    wanted = {name for name in _OPTIONAL_PRECISIONS if arguments.all or getattr(arguments, name)}
     wanted |= {precision for _, precision in needed}
-    precisions = ("float32", *(name for name in _ADDED if name in wanted))
+    precisions = ("float32", *(name for name in _OPTIONAL_PRECISIONS if name in wanted))
     made = [f"{precision}.{format}" for format, precision in file_keys(precisions, engines)]
     for name in arguments.keep or ():
         if name not in made:

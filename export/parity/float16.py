@@ -52,12 +52,12 @@ def float16_failures(result: Float16Result) -> list[str]:
         broken.append(
             f"{result.largest_tensor} reaches {result.largest:,.0f}, float16 ends at {LARGEST_FLOAT16:,.0f}"
         )
-    for count, what in (
+    for count, difference in (
         (result.disagreements, "have another top-1"),
         (result.known_disagreements, "differ in the unknown decision"),
     ):
         if count > MAX_DISAGREEMENTS:
-            broken.append(f"{count} of {result.n} photos {what} (limit {MAX_DISAGREEMENTS})")
+            broken.append(f"{count} of {result.n} photos {difference} (limit {MAX_DISAGREEMENTS})")
     for figure, limit, name in (
         (result.max_dp, gate.max_dp, "max |Δp|"),
         (result.max_dfeatures, gate.max_dfeatures, "features differ, as a share of their length:"),

@@ -151,7 +151,11 @@ def _run_as_a_device(
     except EngineError as error:
         return replace(result, error=f"on {pluralize(threads, 'thread')}: {error}")
     first = compare_outputs(
-        result.file, data, engine, [_select(outputs, slice(golden, n))], _select(reference, slice(n - golden))
+        result.file,
+        data,
+        engine,
+        [select_rows(outputs, slice(golden, n))],
+        select_rows(reference, slice(n - golden)),
     )
     result = replace(
         result,
@@ -173,8 +177,8 @@ def _run_as_a_device(
     return result
 
 
-def _select(arrays: _Arrays, photos: slice | list[int]) -> _Arrays:
-    """The same with these photos alone."""
+def select_rows(arrays: _Arrays, photos: slice | list[int]) -> _Arrays:
+    """The arrays of these photos alone; the other fields stay."""
     selected: dict[str, Any] = {
         field.name: value[photos]
         for field in fields(arrays)
@@ -208,7 +212,7 @@ def limit_photos(reference: ParityReference, count: int) -> ParityReference:
     for i, label in enumerate(reference.truth.tolist()):
         ranked.append((seen[label], label, i))
         seen[label] += 1
-    return _select(reference, [i for _, _, i in sorted(ranked)[:count]])
+    return select_rows(reference, [i for _, _, i in sorted(ranked)[:count]])
 
 
 def photo_parts(photos: int, workers: int) -> list[range]:

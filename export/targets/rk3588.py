@@ -20,7 +20,7 @@ from PIL import Image
 from export.parity.engine_worker import EngineOutputs, run_in_engine, run_worker
 from export.parity.gates import FLOAT16_ARITHMETIC, broken_bounds
 from export.parity.result import FileKey
-from export.parity.runner import ParityReference, compare_outputs
+from export.parity.runner import ParityReference, compare_outputs, select_rows
 from export.targets.target import CompiledTarget, Step, TargetInput, megabytes
 from export.tempdir import temporary_dir
 from runtime.common.errors import UserError
@@ -127,7 +127,8 @@ def _int8_outputs(job: _Job, step: Step) -> EngineOutputs | None:
 
     outputs = job.run(np.concatenate([validation, source.reference.photos]), True, count)
     reference = _float32_reference(job, validation)
-    first, rest = _part(outputs, slice(len(validation))), _part(outputs, slice(len(validation), None))
+    first = select_rows(outputs, slice(len(validation)))
+    rest = select_rows(outputs, slice(len(validation), None))
     result = compare_outputs(FileKey("onnx", "int8"), source.data, outputs.engine, [first], reference)
     return None if broken_bounds(result) else rest
 
@@ -144,14 +145,4 @@ def _float32_reference(job: _Job, photos: NDArray[np.uint8]) -> ParityReference:
         float32.known,
         job.source.reference.known_threshold,
         float32.features,
-    )
-
-
-def _part(outputs: EngineOutputs, photos: slice) -> EngineOutputs:
-    return EngineOutputs(
-        outputs.engine,
-        outputs.probabilities[photos],
-        outputs.ms[photos],
-        None if outputs.known is None else outputs.known[photos],
-        None if outputs.features is None else outputs.features[photos],
     )
