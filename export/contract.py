@@ -25,9 +25,9 @@ from runtime.model_file.index import Index, IndexedFile, read_index
 from runtime.model_file.statistics import ModelStatistics
 from train.run import STATISTICS, Run
 
-# How far the accuracy may be from the recorded one: other processors and data types round otherwise.
+# How far the accuracy may be from the recorded accuracy: other processors and data types round otherwise.
 MAX_TOP1_PHOTOS, MAX_TOP1_CHANGE = 2, 0.02
-SAMPLE_DEVIATIONS = 5  # more, of the number of correct photos in a sample
+SAMPLE_DEVIATIONS = 5  # standard deviations, allowed in addition if a sample of the photos is compared
 
 
 @dataclass(frozen=True)

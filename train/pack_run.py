@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FLOAT16_FROM = 2**16  # values; smaller tensors stay in float32
 COPIED_FILES = ("metrics.json", "history.csv", "curves.png", "confusion.png", STATISTICS, UNCOMPRESSED_CSV)
 
-DESCRIPTION = "README.md"  # which someone added: it stays
+DESCRIPTION = "README.md"  # added by hand: `--overwrite` keeps it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

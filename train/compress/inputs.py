@@ -57,7 +57,8 @@ def find_inputs(config: CompressConfig, stack: ExitStack) -> Inputs:
         require_engine(settings.engine)
     out = config.out or Path("runs") / f"{run.name}-compressed"
     stack.enter_context(features_in_use(config.cache))
-    stack.enter_context(lock_output(out))  # what another command has written is not an interrupted run
+    # Before the check, to which the files of a command that still runs look like an interrupted run.
+    stack.enter_context(lock_output(out))
     overwrite = check_output_dir(out, config.overwrite, config.resume)
     if out.resolve() == run.path.resolve():
         raise RunError(f"{out}: is the run to compress; choose another --out")

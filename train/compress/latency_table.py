@@ -76,8 +76,8 @@ def estimate_note(board: str) -> str:
 def read_latency_table(path: Path, engine: str) -> LatencyTable:
     """An engine's rows of a CSV with the columns engine, gmacs and ms, without those whose ms is empty.
 
-    Raises UserError when it has none, or when they do not rise: those of several kinds of models, or of
-    several numbers of threads, tell nothing about a network between them.
+    Raises UserError when it has none, or when they do not rise: rows of several kinds of models, or of
+    several numbers of threads, cannot be interpolated.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:

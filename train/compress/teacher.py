@@ -30,8 +30,8 @@ class Teacher:
     """The run's model, its convolutions and shape, and the photos that layers are solved on."""
 
     model: keras.Model
-    of_macs: int  # of the uncompressed network: this one, or the one that it was compressed from
-    # The classes that the uncompressed network predicts, by split; None if this is the one.
+    of_macs: int  # of the uncompressed network, which is the teacher itself unless the run is compressed
+    # The classes that the uncompressed network predicts, by split; None if the teacher is that network.
     uncompressed: Mapping[str, NDArray[np.intp]] | None
     last_frozen: str  # the pooling layer whose stored features the teacher's outputs are computed from
     tensors: Mapping[str, NDArray[np.float32]]

@@ -22,7 +22,7 @@ from scipy.special import expit
 BACKGROUND_WEIGHT = 0.92  # of the distance to all photos, which is subtracted
 SHRINKAGE = 0.7  # of the mean variance, added to each variance: there are about as many channels as photos
 # The values of block 5 count this many times, so that shrinkage hides less of their differences: the network
-# was trained to tell the classes apart there.
+# was trained to separate the classes there.
 LAST_LAYER_SCALE = 2.0
 # The variance within a class is at least this share of the variance of all photos, because a class with one
 # photo has no variance. The share of drawn flowers is a half.
