@@ -1,6 +1,6 @@
-"""The addresses /none and /adapt: photos of none of the classes, and the correction fitted to them.
+"""The endpoints /none and /adapt: photos of none of the classes, and the correction fitted to them.
 
-One function per address. static/openapi.json describes requests and answers.
+static/openapi.json describes requests and answers.
 """
 
 from functools import partial
@@ -16,7 +16,7 @@ from runtime.common.text import printable
 from runtime.inference.correction import CORRECTION_FLAG
 from runtime.preprocess.stored_photo import added_at
 from runtime.server.errors import RequestRejected
-from runtime.server.service_state import NO_STORE, body_of, in_turn, service_of
+from runtime.server.service_state import NO_STORE, body_of, run_file_work, service_of
 
 # A photo does not change under its id. `private`: only the browser that showed the photo keeps it.
 PHOTO_HEADERS = {"Cache-Control": "private, max-age=86400"}
@@ -26,13 +26,13 @@ async def add_photo(request: Request) -> Response:
     service = service_of(request)
     tray = service.adapter.tray()  # a rejection comes before the body is read
     id = await service.queue.process(service.adapter.mark, *body_of(request))
-    return JSONResponse({**_photo_fields(id), "photos": len(await in_turn(request, tray.ids))}, 201)
+    return JSONResponse({**_photo_fields(id), "photos": len(await run_file_work(request, tray.ids))}, 201)
 
 
 async def list_photos(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     fields = {
-        "photos": [_photo_fields(id) for id in await in_turn(request, tray.ids)],
+        "photos": [_photo_fields(id) for id in await run_file_work(request, tray.ids)],
         "max_photos": tray.max_photos,
         "folder": printable(str(tray.folder)),
     }
@@ -42,14 +42,14 @@ async def list_photos(request: Request) -> Response:
 async def clear_photos(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     with reported_writes(tray.folder, CORRECTION_FLAG):
-        await in_turn(request, tray.clear)
+        await run_file_work(request, tray.clear)
     return Response(status_code=204)
 
 
 async def show_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
-        data = await in_turn(request, partial(tray.read, request.path_params["id"]))
+        data = await run_file_work(request, partial(tray.read, request.path_params["id"]))
     except KeyError:
         raise _no_photo() from None
     return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
@@ -59,7 +59,7 @@ async def remove_photo(request: Request) -> Response:
     tray = service_of(request).adapter.tray()
     try:
         with reported_writes(tray.folder, CORRECTION_FLAG):
-            await in_turn(request, partial(tray.remove, request.path_params["id"]))
+            await run_file_work(request, partial(tray.remove, request.path_params["id"]))
     except KeyError:
         raise _no_photo() from None
     return Response(status_code=204)

@@ -78,7 +78,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def _parse(self, data: bytes) -> None:
-        """What uvicorn's data_received does, except that requests to upgrade are answered in HTTP/1.1.
+        """Does the same as uvicorn's data_received, except that requests to upgrade are answered in HTTP/1.1.
 
         The clients of Java and `curl --http2` ask for an upgrade with each request (RFC 9110, section 7.8).
         """
@@ -165,19 +165,19 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         return self._is_authorized and not self._awaits_request() and not self.cycle.more_body
 
     def _make_room(self) -> None:
-        """Closes a connection if this new one is too many: no client can occupy the places of the others.
+        """Closes a connection if this new one exceeds a limit: no client can take all connections.
 
         Connections without the token are closed first, among them those of the address that has most.
         """
-        everyone = [each for each in self.connections if isinstance(each, BoundedHttpProtocol)]
-        everyone = [each for each in everyone if not each.is_dropped]
-        crowd = [each for each in everyone if each.address == self.address]
-        if len(crowd) <= MAX_CONNECTIONS_PER_ADDRESS:
-            crowd = everyone
-            if len(everyone) <= connections_within_limit(MAX_CONNECTIONS):
+        connections = [each for each in self.connections if isinstance(each, BoundedHttpProtocol)]
+        connections = [each for each in connections if not each.is_dropped]
+        candidates = [each for each in connections if each.address == self.address]
+        if len(candidates) <= MAX_CONNECTIONS_PER_ADDRESS:
+            candidates = connections
+            if len(connections) <= connections_within_limit(MAX_CONNECTIONS):
                 return
-        count = Counter(each.address for each in everyone)
-        replaceable = (each for each in crowd if each is not self and not each._is_working())
+        count = Counter(each.address for each in connections)
+        replaceable = (each for each in candidates if each is not self and not each._is_working())
         oldest = max(
             replaceable,
             key=lambda each: (not each._is_authorized, count[each.address], -each._connected_at),

@@ -1,4 +1,4 @@
-"""The address /crop: the region of the camera's frames that is classified."""
+"""The endpoint /crop: the region of the camera's frames that is classified."""
 
 import asyncio
 

@@ -25,7 +25,7 @@ class FileWorker:
         self._waiting = Counter[str]()  # requests by address, on the event loop only
 
     async def run(self, address: str, work: Callable[[], Result]) -> Result:
-        """What `work` returns, in a thread. Clients with other addresses take turns.
+        """The result of `work`, in a thread. Clients with other addresses take turns.
 
         Raises RequestRejected (503): a request waits too when its connection is closed, so their number has a
         limit. Also raises the exceptions of `work`.

@@ -124,7 +124,7 @@ class InferenceQueue:
         receive: Receive,
         address: str = "",
     ) -> Result:
-        """What `handle` returns for the picture in one request's body; it is called in a thread of the queue.
+        """The result of `handle` for the picture in one request's body; a thread of the queue calls it.
 
         Raises RequestRejected, also for a PictureError of `handle`, ClientDisconnected and EngineError.
         """

@@ -58,7 +58,7 @@ class Learner:
         is_reachable: bool = False,
     ) -> None:
         self.review = review
-        self._model, self._named = model, learned
+        self._model, self._learned_option = model, learned
         self._allow_learning, self._is_reachable = allow_learning, is_reachable
         self._store: tuple[Path, TaughtPhotos] | None = None
         self._reviewed = model.current()  # the classifier of the answers in the review
@@ -213,7 +213,7 @@ class Learner:
 
     def _unable(self) -> str:
         model = self._model.current().model
-        if self._named == NONE:
+        if self._learned_option == NONE:
             return "the service runs with --learned none: start it without this flag"
         if model.signature and not self._allow_learning:
             return f"this service accepts signed models only, and nobody signs what it learns: {FLAG}"
@@ -222,7 +222,7 @@ class Learner:
         return self._checked[1]
 
     def _folder(self) -> Path:
-        return learned_folder(self._model.current().model, self._named)
+        return learned_folder(self._model.current().model, self._learned_option)
 
     def _labels(self, photos: list[TaughtPhoto]) -> list[str]:
         """The classes in use, and the names that wait to be learned."""

@@ -1,6 +1,6 @@
-"""The addresses /taught, /learn and /review: named and uncertain pictures, and learning from them.
+"""The endpoints /taught, /learn and /review: named and uncertain pictures, and learning from them.
 
-One function per address. static/openapi.json describes requests and answers.
+static/openapi.json describes requests and answers.
 """
 
 from functools import partial
@@ -15,7 +15,7 @@ from runtime.inference.review import review_reason
 from runtime.server.adaptation_routes import PHOTO_HEADERS
 from runtime.server.errors import RequestRejected
 from runtime.server.review_tray import ReviewPicture
-from runtime.server.service_state import NO_STORE, body_of, in_turn, service_of
+from runtime.server.service_state import NO_STORE, body_of, run_file_work, service_of
 
 
 async def add_taught(request: Request) -> Response:
@@ -27,16 +27,18 @@ async def add_taught(request: Request) -> Response:
 
 
 async def list_taught(request: Request) -> Response:
-    return JSONResponse(await in_turn(request, service_of(request).learner.list_photos), headers=NO_STORE)
+    return JSONResponse(
+        await run_file_work(request, service_of(request).learner.list_photos), headers=NO_STORE
+    )
 
 
 async def show_taught(request: Request) -> Response:
-    data = await in_turn(request, partial(service_of(request).learner.read, request.path_params["id"]))
+    data = await run_file_work(request, partial(service_of(request).learner.read, request.path_params["id"]))
     return Response(data, headers=PHOTO_HEADERS, media_type="image/jpeg")
 
 
 async def remove_taught(request: Request) -> Response:
-    await in_turn(request, partial(service_of(request).learner.remove, request.path_params["id"]))
+    await run_file_work(request, partial(service_of(request).learner.remove, request.path_params["id"]))
     return Response(status_code=204)
 
 
@@ -71,7 +73,7 @@ async def show_review(request: Request) -> Response:
 async def name_review(request: Request) -> Response:
     label = await _check_label(request)
     picture = _review_picture(request)
-    id = await in_turn(request, partial(service_of(request).learner.name_review, picture, label))
+    id = await run_file_work(request, partial(service_of(request).learner.name_review, picture, label))
     return await _added(request, id, label)
 
 
@@ -101,11 +103,11 @@ async def _check_label(request: Request) -> str:
     label = request.query_params.get("label", "")
     if "\ufffd" in label:  # what Starlette decodes invalid bytes to
         raise RequestRejected(400, "the label is not valid: percent-encode its text in UTF-8")
-    return await in_turn(request, partial(service_of(request).learner.check_label, label))
+    return await run_file_work(request, partial(service_of(request).learner.check_label, label))
 
 
 async def _added(request: Request, id: str, label: str) -> Response:
-    photos = await in_turn(request, service_of(request).learner.store().photos)
+    photos = await run_file_work(request, service_of(request).learner.store().photos)
     return JSONResponse({"id": id, "label": label, "photos": len(photos)}, 201)
 
 

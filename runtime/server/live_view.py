@@ -110,16 +110,16 @@ class LiveView:
             503, f"{MAX_VIEWERS} viewers wait for a frame already: retry in 5 s", retry_after=5
         )
         count = Counter(self._waiters.values())
-        crowd = max(count, key=count.__getitem__)
-        if count[crowd] <= count[address] + 1:
+        busiest = max(count, key=count.__getitem__)
+        if count[busiest] <= count[address] + 1:
             raise error
-        oldest = next(waiter for waiter, client in self._waiters.items() if client == crowd)
+        oldest = next(waiter for waiter, client in self._waiters.items() if client == busiest)
         del self._waiters[oldest]
         if not oldest.done():
             oldest.set_exception(error)
 
     async def jpeg(self, frame_prediction: FramePrediction, *, whole: bool = False) -> bytes:
-        """What was classified, or the `whole` frame, as a small JPEG."""
+        """The classified region, or the `whole` frame, as a small JPEG."""
         number, encoding = self._encoded.get(whole, (0, None))
         if encoding is None or number != frame_prediction.frame.number:
             pixels = frame_prediction.frame.pixels if whole else frame_prediction.picture()

@@ -1,4 +1,4 @@
-"""The HTTP API: one function per address. static/openapi.json describes requests and answers."""
+"""The HTTP API: one function per endpoint. static/openapi.json describes requests and answers."""
 
 import json
 from collections.abc import Callable, Coroutine
@@ -29,7 +29,7 @@ STATIC_FILES = {
     "/openapi.json": ("openapi.json", "application/json"),
 }
 CLASSIFY = "/classify"
-# Addresses that need no token: they reveal nothing about the model, the photos or the camera.
+# Endpoints that need no token: they reveal nothing about the model, the photos or the camera.
 PUBLIC_PATHS = frozenset({*STATIC_FILES, "/healthz", "/login"})
 
 VIEWER_TIMEOUT = 5.0  # seconds that a viewer waits for the next frame before it gets 204

@@ -25,7 +25,7 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.inference.prediction import Prediction
 from runtime.publish.publishers import PublishOptions
 from runtime.server.address import listen, resolve, url_of
-from runtime.server.answer_uses import open_answer_uses
+from runtime.server.answer_callbacks import open_answer_callbacks
 from runtime.server.app import make_app
 from runtime.server.auth import AccessPolicy, make_access_policy
 from runtime.server.connection_limits import BoundedHttpProtocol, close_timed_out_connections
@@ -131,8 +131,8 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         def camera_problem() -> str:
             return view.answer_problem if view else WAITING
 
-        uses = stack.enter_context(
-            open_answer_uses(
+        callbacks = stack.enter_context(
+            open_answer_callbacks(
                 config.saving, config.publishing, config.every, model, camera_problem if camera else None
             )
         )
@@ -140,11 +140,11 @@ def open_server(config: ServerConfig) -> Iterator[ReadyServer]:
         collector = ReviewCollector(learner.review, model, lambda: not learner.unavailable())
 
         def on_frame(frame_prediction: FramePrediction) -> None:
-            uses.on_frame(frame_prediction)
+            callbacks.on_frame(frame_prediction)
             collector.offer_frame(frame_prediction)
 
         def on_photo(prediction: Prediction, data: bytes) -> None:
-            uses.on_photo(prediction, data)
+            callbacks.on_photo(prediction, data)
             collector.offer_photo(prediction, data)
 
         if camera:

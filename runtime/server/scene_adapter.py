@@ -53,7 +53,8 @@ class SceneAdapter:
         correction: str | Path | None = None,
         allow_correction: bool = False,
     ) -> None:
-        self._model, self._named, self._allow_correction = model, correction, allow_correction
+        self._model, self._allow_correction = model, allow_correction
+        self._correction_option = correction
         self._tray: NoneTray | None = None
         self._outputs: dict[tuple[str, str], ModelOutput] = {}  # by the model's sha256 and the photo's id
         self._worker = ExclusiveWorker("adapt", "the service is adapting already")
@@ -61,7 +62,7 @@ class SceneAdapter:
     def unavailable(self) -> str:
         """One line on why the model in use cannot be adapted; "" if it can."""
         model = self._model.current().model
-        if self._named == NONE:
+        if self._correction_option == NONE:
             return "the service runs with --correction none: start it without this flag"
         if model.signature and not self._allow_correction:
             return (
@@ -118,21 +119,21 @@ class SceneAdapter:
         model = classifier.model
         with reject_user_errors():
             adaptation = fit_correction(model.contract, model.read_statistics(), scene)
-            path = correction_path(model, self._named)
-            check_replaceable(path, self._named)
+            path = correction_path(model, self._correction_option)
+            check_replaceable(path, self._correction_option)
         write_correction(path, adaptation.correction)
         self._model.reload_additions()
         print_info(describe(adaptation))
         return adaptation_fields(adaptation)
 
     def _correction_path(self) -> Path:
-        return correction_path(self._model.current().model, self._named)
+        return correction_path(self._model.current().model, self._correction_option)
 
     def _reset(self) -> None:
         self.tray()  # raises if the model cannot be adapted
         path = self._correction_path()
         with reject_user_errors():
-            check_replaceable(path, self._named)
+            check_replaceable(path, self._correction_option)
         with reported_writes(path, CORRECTION_FLAG):
             path.unlink(missing_ok=True)
         self._model.reload_additions()

@@ -1,4 +1,4 @@
-"""What the addresses share: the state of the service, and the access to a request's body."""
+"""The state that all endpoints share, and their access to a request's body."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,8 +43,8 @@ def service_of(request: Request) -> ServiceState:
     return service
 
 
-async def in_turn(request: Request, work: Callable[[], Result]) -> Result:
-    """What `work` with files returns, in a thread where clients take turns. Raises RequestRejected (503)."""
+async def run_file_work(request: Request, work: Callable[[], Result]) -> Result:
+    """The result of `work` with files, in a thread where clients take turns. Raises RequestRejected (503)."""
     return await service_of(request).files.run(address_of(request), work)
 
 

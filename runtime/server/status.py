@@ -1,4 +1,4 @@
-"""The JSON of /status: model card, latency, camera and history."""
+"""The JSON of /status: model, latency, camera and history."""
 
 import statistics
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ def service_status(service: ServiceState, files: FileStatus) -> dict[str, Any]:
     queue, live_view = service.queue, service.live_view
     classifier = queue.model.current()
     return {
-        "model": model_card(classifier) | {"parity": files.parity},
+        "model": model_status(classifier) | {"parity": files.parity},
         "engine": classifier.session.engine,
         "threads": classifier.threads,
         "news": queue.model.last_event,
@@ -52,7 +52,7 @@ def service_status(service: ServiceState, files: FileStatus) -> dict[str, Any]:
     }
 
 
-def model_card(classifier: Classifier) -> dict[str, Any]:
+def model_status(classifier: Classifier) -> dict[str, Any]:
     """The model in use: its contract and its file."""
     model, contract = classifier.model, classifier.model.contract
     return {

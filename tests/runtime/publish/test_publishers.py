@@ -25,7 +25,7 @@ from runtime.inference.model_reloader import ReloadingClassifier
 from runtime.publish.address import parse_mqtt_address
 from runtime.publish.flags import PASSWORD_VARIABLE
 from runtime.publish.publishers import PublishOptions, open_publishers
-from runtime.server.answer_uses import open_answer_uses
+from runtime.server.answer_callbacks import open_answer_callbacks
 from runtime.watch.folder_watcher import IS_MISSING
 from tests.helpers import PATIENCE, start_python, wait_for
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
@@ -334,7 +334,7 @@ def test_an_answer_that_waits_for_the_broker_does_not_hold_the_upload(colours: P
     data = (photos / "red.jpg").read_bytes() + bytes(1_000_000)
     model = ReloadingClassifier(colours)
     prediction = model.current()(data)
-    with open_answer_uses(SaveOptions(), away, 0.0, model, None) as uses:
+    with open_answer_callbacks(SaveOptions(), away, 0.0, model, None) as callbacks:
         holders = sys.getrefcount(data)
-        uses.on_photo(prediction, data)
+        callbacks.on_photo(prediction, data)
         assert sys.getrefcount(data) == holders

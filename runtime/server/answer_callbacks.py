@@ -1,4 +1,4 @@
-"""What the service does with each answer besides sending it: saves its picture, and publishes it."""
+"""The callbacks that get each answer of the service: they save its picture, and publish it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,7 +30,7 @@ MAX_WAITING_BYTES = 500_000  # of an upload that waits for the broker as it is
 
 
 @dataclass(frozen=True)
-class AnswerUses:
+class AnswerCallbacks:
     """The functions that get each answer, in the thread that computed it."""
 
     on_frame: Callable[[FramePrediction], None]
@@ -38,13 +38,13 @@ class AnswerUses:
 
 
 @contextmanager
-def open_answer_uses(
+def open_answer_callbacks(
     saving: SaveOptions,
     publishing: PublishOptions,
     every: float,
     model: ReloadingClassifier,
     camera_problem: Callable[[], str] | None,
-) -> Iterator[AnswerUses]:
+) -> Iterator[AnswerCallbacks]:
     """Opens the folders and the connections that the options ask for. Raises UserError.
 
     Frames and photos are saved. Published are the answers of the camera, or of the photos if there is none.
@@ -77,4 +77,4 @@ def open_answer_uses(
                         photo = encode_photo(get_pixels())
                 publish(Answer(prediction, datetime.now(timezone.utc), partial(photo_pixels, photo)))
 
-        yield AnswerUses(on_frame, on_photo)
+        yield AnswerCallbacks(on_frame, on_photo)
