@@ -38,7 +38,7 @@ from runtime.inference.correction import (
 )
 from runtime.inference.model_options import add_model_options, classifier_options
 from runtime.inference.prefetch import prefetch
-from runtime.preprocess.photo_files import find_photos
+from runtime.preprocess.photo_files import find_photo_files
 
 DEFAULT_SECONDS = 60.0
 FRAME_INTERVAL = 0.5  # seconds between two frames of the camera: nearer ones are nearly the same
@@ -82,7 +82,7 @@ def _adapt(classifier: Classifier, path: Path, arguments: argparse.Namespace) ->
     if arguments.camera:
         sources = _camera_frames(arguments.camera, arguments.seconds)
     else:
-        photos, problems = find_photos(arguments.none)
+        photos, problems = find_photo_files(arguments.none)
         sources = ((photo, photo) for photo in _thin_out(photos))
     scene = read_scene(classifier, sources, problems)
     if not scene.names:

@@ -22,7 +22,7 @@ from runtime.inference.prediction import Prediction, answer_columns, json_line
 from runtime.inference.prefetch import DECODERS
 from runtime.model_file.loader import KEY_VARIABLE, open_model
 from runtime.model_file.releases import check_release
-from runtime.preprocess.photo_files import find_photos
+from runtime.preprocess.photo_files import find_photo_files
 from runtime.publish.flags import PUBLISHES, add_publish_flags, check_publish_flags
 from runtime.watch.flags import NEEDS_WATCH, add_watch_flags
 
@@ -75,7 +75,7 @@ def classify_photos(arguments: argparse.Namespace) -> int:
         _check_saves(arguments)
     DECODERS.start_one()  # it is ready when numpy, the engine and the model are loaded
     classifier = _open_classifier(arguments)
-    photos, problems = find_photos(arguments.photos)
+    photos, problems = find_photo_files(arguments.photos)
     line: Callable[[Prediction], str]
     if arguments.json:
         line = json_line

@@ -29,7 +29,7 @@ from runtime.inference.learned_state import (
 from runtime.inference.learning import Learned, count_removed, nothing_learned, pending_photos, reset, undo
 from runtime.inference.model_options import add_model_options, add_reject_option, classifier_options
 from runtime.inference.taught_photos import TaughtPhotos, folder_label, label_folder
-from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photos
+from runtime.preprocess.photo_files import NONE_LABEL, SUFFIXES, find_photo_files
 from runtime.preprocess.stored_photo import is_id
 
 
@@ -64,7 +64,7 @@ def _teach(classifier: Classifier, folder: Path, arguments: argparse.Namespace) 
     if arguments.again:
         learned = classifier.learn(max_mb=arguments.max_mb)
     else:
-        photos, problems = find_photos(arguments.photos)
+        photos, problems = find_photo_files(arguments.photos)
         if not photos:
             raise nothing_learned(problems)
         learned = classifier.teach(arguments.label, photos, max_mb=arguments.max_mb)

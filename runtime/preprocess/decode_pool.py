@@ -1,4 +1,4 @@
-"""Decodes pictures of strangers in worker processes, so that a hostile one hurts only its sender.
+"""Decodes untrusted pictures in worker processes, so that a hostile picture affects only its own request.
 
 DecodePool.decode gives the pixels of picture.read_picture, with limits of time and memory: a worker that
 exceeds one is ended and replaced, and its picture gets an error. SECURITY.md lists what a worker may do.
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from runtime.preprocess.decode import EncodedSource
     from runtime.preprocess.picture import Pixels
 
-# A worker limits its own CPU time. This is the limit where it cannot (Windows), or waits for ever. It also
+# A worker limits its own CPU time. This is the limit where it cannot (Windows), or waits forever. It also
 # applies to each read of CHUNK_BYTES, as from a network folder; the time of reading is no time of decoding.
 MAX_SECONDS = 60.0
-# A picture that takes longer goes on at low priority, and no longer keeps a place from others.
+# A picture that takes longer continues at low priority, and its slot is free for another picture.
 SLOW_SECONDS = 0.25
 WATCH_INTERVAL = 0.05  # seconds
 PIPE_BYTES = 2**18  # the pixels of a model's input fit in
@@ -70,8 +70,8 @@ class WorkerEnded(Exception):
 class Worker:
     """A process that decodes one picture at a time."""
 
-    def __init__(self, knows_all: bool) -> None:
-        self.knows_all = knows_all
+    def __init__(self, has_all_formats: bool) -> None:
+        self.has_all_formats = has_all_formats
         self.since = inf  # time.monotonic() seconds when its present step began; inf while it waits
         self.is_slow = False
         self.waits_for_memory = False
@@ -82,7 +82,7 @@ class Worker:
         folder = str(Path(__file__).parents[2])
         paths = [str(Path(path).absolute()) for path in [*sys.path, folder]]
         kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
-        arguments = [ALL] if knows_all else []
+        arguments = [ALL] if has_all_formats else []
         try:
             self._process: subprocess.Popen[bytes] = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", START, *arguments, "\x1f".join(dict.fromkeys(paths))],
@@ -140,8 +140,8 @@ class Worker:
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, self._process.pid, 10)
 
-    def keeps_place(self) -> bool:
-        """Whether it counts among the pictures at a time: it is not slow, nor waits for memory."""
+    def uses_slot(self) -> bool:
+        """Whether it uses one of the slots of the pool: it is not slow, and does not wait for memory."""
         return not self.is_slow and not self.waits_for_memory
 
     def is_alive(self) -> bool:
@@ -220,7 +220,7 @@ class DecodePool:
     """Workers that decode: as many at a time as there are cores, and more while some of them are slow."""
 
     def __init__(self, size: int) -> None:
-        self._size = size  # pictures at a time, without the slow ones
+        self._size = size  # slots: pictures at a time, without slow pictures
         self._changed = Condition()  # guards the attributes below
         self._idle: list[Worker] = []
         self._active: list[Worker] = []
@@ -233,7 +233,7 @@ class DecodePool:
         """Starts a worker, ready when the first picture comes: call it before the work that comes first."""
         with suppress(DecoderError), self._changed:  # the error is raised for the first picture
             if not self._idle:
-                self._idle.append(Worker(knows_all=False))
+                self._idle.append(Worker(has_all_formats=False))
 
     def decode(self, source: EncodedSource, size: tuple[int, int], *, fit: bool = False) -> Pixels:
         """Returns a path, encoded bytes or a binary file as uint8 [H, W, 3], RGB; `size` is (H, W).
@@ -255,7 +255,7 @@ class DecodePool:
             raise UnsupportedPictureError(f"{path}{error}") from None
         except DecoderError:
             raise
-        except Exception as error:  # also MemoryError, a path with a null byte, and what is no source at all
+        except Exception as error:  # also MemoryError, a path with a null byte, and an object of another type
             raise PictureError(f"{path}{describe_error(error)}") from None
         if pixels is None:
             raise DecoderError("the decoding process does not find numpy: install it again")
@@ -286,15 +286,15 @@ class DecodePool:
             self._put_back(worker)
 
     def _take(self, needs_all: bool) -> Worker:
-        """Returns an idle or a new worker when there is a place. Raises DecoderError."""
+        """Returns an idle or a new worker when a slot is free. Raises DecoderError."""
         with self._changed:
-            self._changed.wait_for(lambda: sum(worker.keeps_place() for worker in self._active) < self._size)
+            self._changed.wait_for(lambda: sum(worker.uses_slot() for worker in self._active) < self._size)
             if self._watcher is None:
                 watcher = Thread(target=self._watch, name="decode-watch", daemon=True)
                 watcher.start()  # may raise RuntimeError under a limit of threads or memory
                 self._watcher = watcher
             self._idle = [worker for worker in self._idle if worker.is_alive()]
-            fitting = [worker for worker in self._idle if worker.knows_all or not needs_all]
+            fitting = [worker for worker in self._idle if worker.has_all_formats or not needs_all]
             if fitting:
                 worker = next((ready for ready in fitting if ready.is_ready), fitting[0])
                 self._idle.remove(worker)
@@ -334,10 +334,10 @@ class DecodePool:
                         self._changed.notify_all()
                     elif now - worker.since > SLOW_SECONDS and worker.is_ready and not worker.is_slow:
                         worker.slow_down()
-                        # It is ended after its picture. Without another one that is ready by then, the next
-                        # slow picture would take the worker of the good ones, which wait for a new one.
+                        # The slow worker is ended after its picture. Without another ready worker by then,
+                        # the next slow picture would take the only worker, and others would wait for a start.
                         if len(self._idle) < self._size:
                             with suppress(DecoderError):  # raised for the next picture
-                                self._idle.append(Worker(knows_all=False))
+                                self._idle.append(Worker(has_all_formats=False))
                         self._changed.notify_all()
             time.sleep(WATCH_INTERVAL)

@@ -1,4 +1,4 @@
-"""What decode_pool.py and its workers, decode_worker.py, send each other over pipes."""
+"""The messages that decode_pool.py and its workers, decode_worker.py, send each other over pipes."""
 
 import struct
 

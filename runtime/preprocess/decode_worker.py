@@ -127,17 +127,16 @@ def main() -> None:
     for name in COMMON_MODULES:
         import_module(name)
     unit = min(MAX_UNIT, max(MIN_UNIT, time.process_time()))
-    with suppress(
-        OSError
-    ):  # when memory runs out, the kernel ends this process and not the one it decodes for
+    # When memory runs out, the kernel ends this process, and not the process that it decodes for.
+    with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    knows_all = ALL in sys.argv
-    for name in OTHER_MODULES if knows_all else ():
+    has_all_formats = ALL in sys.argv
+    for name in OTHER_MODULES if has_all_formats else ():
         with suppress(ImportError):
             import_module(name)
     requests = sys.stdin.buffer
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no reply
+    os.dup2(2, 1)  # messages of libraries are no replies
     limits = ProcessLimits(unit)
     allow_only_decoding()
     replies.write(READY)
@@ -147,7 +146,7 @@ def main() -> None:
         data = requests.read(count)
         if len(data) < count:  # the other side has ended
             return
-        kind, reply = _answer(data, (height, width), fit, knows_all, limits, requests, replies)
+        kind, reply = _answer(data, (height, width), fit, has_all_formats, limits, requests, replies)
         limits.lift()
         _send(replies, kind, reply)
         del data, reply
@@ -157,7 +156,7 @@ def _answer(
     data: bytes,
     size: tuple[int, int],
     fit: bool,
-    knows_all: bool,
+    has_all_formats: bool,
     limits: ProcessLimits,
     requests: BinaryIO,
     replies: BinaryIO,
@@ -173,7 +172,7 @@ def _answer(
         yield
 
     try:
-        if not knows_all and format_of(data[:HEAD_BYTES]) not in COMMON_FORMATS:
+        if not has_all_formats and format_of(data[:HEAD_BYTES]) not in COMMON_FORMATS:
             return NEEDS_ALL, b""
         limits.limit_header()
         image = render(data, size, reserve, fit=fit)
@@ -181,7 +180,9 @@ def _answer(
     except UnsupportedPictureError as error:
         return UNSUPPORTED, str(error).encode()
     except Exception as error:  # Pillow's plugins raise exceptions of many types for damaged data
-        if not knows_all and (isinstance(error, ImportError) or getattr(error, "errno", 0) == errno.EMFILE):
+        if not has_all_formats and (
+            isinstance(error, ImportError) or getattr(error, "errno", 0) == errno.EMFILE
+        ):
             return NEEDS_ALL, b""  # a module cannot be loaded any more, such as numpy for 16-bit pictures
         return DAMAGED, describe_error(error).encode("utf-8", "replace")
 

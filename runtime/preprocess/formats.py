@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from runtime.common.errors import UnsupportedPictureError
 
-HEAD_BYTES = 64  # the first bytes of a file, which tell its format
+HEAD_BYTES = 64  # the first bytes of a file, which show its format
 
-# Formats are named as Pillow names them. An MPO is a JPEG with more of them behind it: its first is read.
+# Formats are named as Pillow names them. An MPO is a JPEG with more JPEGs behind it: the first is read.
 READ = "JPEG, PNG, WebP, GIF, BMP, TIFF, HEIC and AVIF"
 
 
@@ -55,7 +55,7 @@ _FORMATS: dict[str, Callable[[bytes], bool]] = {
     "GIF": _starts(b"GIF87a", b"GIF89a"),
     "BMP": _starts(b"BM"),
 }
-# Decoders that are rarely needed stay closed to strangers' data: comments in a 1 MB PPM took 13 s.
+# Rarely needed decoders get no untrusted data: comments in a PPM of 1 MB took 13 s.
 _REFUSED: dict[str, Callable[[bytes], bool]] = {
     "a PPM, PGM, PBM or PAM picture": _starts(*(b"P%c" % kind for kind in b"1234567fF")),
     "a JPEG 2000 picture": _starts(b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),

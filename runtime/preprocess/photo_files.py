@@ -25,7 +25,7 @@ _SEPARATORS = re.escape(os.sep + (os.altsep or ""))
 _ANY_FOLDERS = re.compile(rf"(?:^|(?<=[{_SEPARATORS}]))(?:\*\*[{_SEPARATORS}]+)*\*\*(?:[{_SEPARATORS}]+|$)")
 
 
-def find_photos(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+def find_photo_files(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
     """Returns the photos that files, folders and patterns name, and by argument why it names none."""
     photos: list[str] = []
     problems: dict[str, str] = {}

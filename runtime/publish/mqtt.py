@@ -1,7 +1,7 @@
 """MqttPublisher: publishes answers to an MQTT broker, from a thread that reconnects.
 
-Topics below the one of the address, all retained: `availability` ("online" or "offline", also as last will),
-`state` (an answer as JSON), `picture` (a JPEG), `diagnostics` (JSON).
+Topics below the topic of the address, all retained: `availability` ("online" or "offline", also as last
+will), `state` (an answer as JSON), `picture` (a JPEG), `diagnostics` (JSON).
 """
 
 import json
@@ -46,7 +46,7 @@ Message = tuple[str, bytes]  # topic and payload
 
 @dataclass(frozen=True)
 class MqttConnection:
-    """What is needed to connect."""
+    """The address, the password and the encryption of a connection."""
 
     address: MqttAddress
     password: str | None = None
@@ -83,7 +83,7 @@ class MqttPublisher:
         self._reported: set[str] = set()  # problems since the connection was lost
         self._was_accepted = False  # by the broker, at any time
         self._is_working = False  # the broker has confirmed the first messages of this connection
-        self._checked_diagnostics = self._said_online = 0.0  # time.monotonic() seconds
+        self._checked_diagnostics = self._sent_online = 0.0  # time.monotonic() seconds
         self._dropped, self._reported_dropped = 0, -math.inf  # answers, and time.monotonic() seconds
         self._closing = Event()
         self._thread = Thread(target=self._run, name="mqtt", daemon=True)
@@ -179,10 +179,10 @@ class MqttPublisher:
             self._reported.clear()
         self._was_accepted = True
         self._sending = None
-        self._checked_diagnostics = self._said_online = time.monotonic()
+        self._checked_diagnostics = self._sent_online = time.monotonic()
         self._outbox.take_dropped()  # while the broker was away
         facts = self._diagnostics()
-        self._keep(f"{self._address.topic}/diagnostics", json.dumps(facts).encode())
+        self._retain(f"{self._address.topic}/diagnostics", json.dumps(facts).encode())
         if self._newest_only and (answer := self._outbox.get()):
             # Instead of the stale answer, which clients would take as current.
             self._latest.update(self._answer_messages(answer))
@@ -237,20 +237,20 @@ class MqttPublisher:
         return self._sending is None or self._sending.rc != 0 or self._sending.is_published()
 
     def _answer_messages(self, answer: Answer) -> Iterator[Message]:
-        """Yields the picture before the state, so that who reacts to the state finds its picture."""
+        """Yields the picture before the state, so that programs that react to the state find it."""
         topic = self._address.topic
         if answer.is_change:
             picture = b""  # removes the picture of the previous answer
             with suppress(UserError):  # such as a photo that is gone by now
                 picture = encode_preview(answer.get_pixels())
-            yield self._keep(f"{topic}/picture", picture)
-        yield self._keep(f"{topic}/state", json.dumps(answer.fields()).encode())
+            yield self._retain(f"{topic}/picture", picture)
+        yield self._retain(f"{topic}/state", json.dumps(answer.fields()).encode())
         self._checked_diagnostics = -math.inf  # now: an answer may end a problem
 
     def _periodic_messages(self) -> Iterator[Message]:
         now = time.monotonic()
-        if now - self._said_online >= ONLINE_INTERVAL:
-            self._said_online = now
+        if now - self._sent_online >= ONLINE_INTERVAL:
+            self._sent_online = now
             yield f"{self._address.topic}/availability", b"online"
         if now - self._checked_diagnostics < DIAGNOSTICS_INTERVAL:
             return
@@ -258,7 +258,7 @@ class MqttPublisher:
         facts = self._diagnostics()
         topic, payload = f"{self._address.topic}/diagnostics", json.dumps(facts).encode()
         if self._latest.get(topic) != payload:
-            yield self._keep(topic, payload)
+            yield self._retain(topic, payload)
         if facts.get("model", "") != self._announced:
             yield from self._discovery(facts)
 
@@ -266,7 +266,7 @@ class MqttPublisher:
         self._announced = str(facts.get("model", ""))
         return discovery_messages(self._address.topic, self._announced)
 
-    def _keep(self, topic: str, payload: bytes) -> Message:
+    def _retain(self, topic: str, payload: bytes) -> Message:
         self._latest[topic] = payload
         return topic, payload
 

@@ -44,5 +44,5 @@ class Outbox(Generic[Item]):
 
 
 def too_slow(dropped: int) -> str:
-    """What a publisher prints about answers that it had no time to send."""
+    """The message of a publisher about answers that it had no time to send."""
     return f"{dropped} answers were dropped: sending is slower than classifying"

@@ -47,7 +47,7 @@ def open_publishers(
     on_message: Callable[[str], None],
     capacity: int,
 ) -> Iterator[Publish]:
-    """Gives the function that publishes an answer. A network that fails later never raises.
+    """Yields the function that publishes an answer. A network that fails later never raises.
 
     `capacity` is the number of answers that wait for the broker. Raises UserError.
     """

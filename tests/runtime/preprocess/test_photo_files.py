@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from runtime.preprocess.photo_files import find_photos, walk
+from runtime.preprocess.photo_files import find_photo_files, walk
 from tests.helpers import nested_folders
 
 
 def test_photos_beside_3000_nested_folders_are_found(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").touch()
     with nested_folders(tmp_path):
-        photos, problems = find_photos([str(tmp_path)])
-        assert find_photos([f"{tmp_path}/**/*.jpg"]) == (photos, problems)
+        photos, problems = find_photo_files([str(tmp_path)])
+        assert find_photo_files([f"{tmp_path}/**/*.jpg"]) == (photos, problems)
     assert photos == [str(tmp_path / "b.jpg")]
     assert list(problems.values()) == ["file name too long"]
 
@@ -46,10 +46,10 @@ def test_a_pattern_names_each_photo_once_and_follows_no_links_to_folders(
     for link in ("b/l", "b/d/m"):
         (tmp_path / link).symlink_to(tmp_path / "b")
     monkeypatch.chdir(tmp_path)
-    assert find_photos([pattern]) == (names, {})
+    assert find_photo_files([pattern]) == (names, {})
     if not pattern.startswith("."):
         absolute = [str(tmp_path / name) for name in names]
-        assert find_photos([f"{tmp_path}/{pattern}"]) == (absolute, {})
+        assert find_photo_files([f"{tmp_path}/{pattern}"]) == (absolute, {})
 
 
 def test_walk_finds_the_visible_pictures_of_each_folder(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_walk_finds_the_visible_pictures_of_each_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
-    photos, problems = find_photos([str(tmp_path / "none"), str(tmp_path)])
+    photos, problems = find_photo_files([str(tmp_path / "none"), str(tmp_path)])
     assert photos == [str(tmp_path / "none")] and problems == {str(tmp_path): "no pictures in this folder"}
     errors: list[OSError] = []
     assert list(walk(tmp_path / "none", errors.append)) == [(str(tmp_path / "none"), [])]
