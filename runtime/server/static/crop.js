@@ -1,7 +1,7 @@
 // Chooses the region of the camera's frames that is classified: with the mouse, a finger, or four numbers.
 
 import { byId, element } from "./dom.js";
-import { request } from "./request.js";
+import { call, request } from "./request.js";
 
 const SIDES = [["left", "Left"], ["top", "Top"], ["width", "Width"], ["height", "Height"]];
 const WHOLE = [0, 0, 1, 1];
@@ -20,7 +20,7 @@ export function makeCropButton() {
 async function openDialog() {
   dialog ??= makeDialog();
   showMessage("");
-  const answer = await call("/crop");
+  const answer = await call(() => request("/crop"));
   showRegion(answer.crop ?? WHOLE);
   byId("crop-save").disabled = byId("crop-whole").disabled = Boolean(answer.fixed);
   if (answer.error) showMessage(answer.error);
@@ -96,17 +96,9 @@ function saveRegion() {
 }
 
 async function save(crop) {
-  const answer = await call("/crop", { method: "PUT", body: JSON.stringify({ crop }) });
+  const answer = await call(() => request("/crop", { method: "PUT", body: JSON.stringify({ crop }) }));
   if (answer.error) showMessage(answer.error);
   else dialog.close();
-}
-
-async function call(path, options) {
-  try {
-    return await (await request(path, options)).json();
-  } catch {
-    return { error: "The service does not respond." };
-  }
 }
 
 function showMessage(text) {

@@ -16,7 +16,7 @@ let current = null;
 let listed = "";
 let menu = null;
 
-const percent = (share) => `${(100 * share).toFixed(0)} %`;
+const wholePercent = (share) => `${(100 * share).toFixed(0)} %`;
 
 // Shows the state of /status.
 export function showReview({ learning }) {
@@ -49,7 +49,7 @@ function showPanel() {
 function showPicture({ id, source, answer, top, reason }) {
   if (byId("review-photo").photoId !== id) Object.assign(byId("review-photo"), { photoId: id, src: `/review/${id}` });
   byId("review-photo").alt = `Picture of ${source}`;
-  const classes = top.slice(0, 2).map(({ label, probability }) => `${label} ${percent(probability)}`).join(", ");
+  const classes = top.slice(0, 2).map(({ label, probability }) => `${label} ${wholePercent(probability)}`).join(", ");
   byId("review-answer").textContent = answer;
   byId("review-reason").textContent = `${REASONS[reason]} (${classes})`;
   menu.setTitle(`What does the picture of ${source} show?`);

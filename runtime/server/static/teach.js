@@ -9,7 +9,7 @@ const MAX_SHOWN = 24; // pictures of one label; the newest ones
 
 let listed = ""; // identifies the pictures that the panel shows
 let status = null; // the field `learning` of /status
-const answers = new Set(); // all buttons "Wrong?", with what they belong to
+const answers = new Set(); // the answers on the page, each with its button "Wrong?"
 let waiting = 0; // pictures that are not learned yet
 let removed = 0; // pictures that are learned and were removed
 let isLearning = false;
