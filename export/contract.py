@@ -32,7 +32,7 @@ SAMPLE_DEVIATIONS = 5  # standard deviations, allowed in addition if a sample of
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a contract states of a trained model."""
+    """The facts about a trained model that its contract states."""
 
     size: tuple[int, int]  # H, W
     features: int  # D

@@ -36,7 +36,7 @@ FLOAT_MEANS = ("block4_pool", "block5_pool")
 
 @dataclass(frozen=True)
 class _Network:
-    """The model to convert, and what calibration photos showed of it."""
+    """The model to convert, its quantized convolutions, and its ranges on calibration photos."""
 
     model: keras.Model
     quantized: Quantized

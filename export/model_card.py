@@ -116,7 +116,7 @@ def _origin(contract: Contract) -> str:
 
 
 def _changes(run: Run) -> str:
-    """What training did to the convolution layers."""
+    """The changes of the convolution layers in training."""
     if run.compressed:
         return "compressed and then trained" if run.compressed["epochs"] else "compressed"
     block = run.settings.get("fine_tune", "none")
@@ -298,7 +298,7 @@ def _parity(results: Sequence[ParityResult], kept: Sequence[ParityResult]) -> st
 
 
 def _targets(targets: Sequence[CompiledTarget]) -> str:
-    """What is known about the compiled file of each target."""
+    """The compiled file, the figures and the verdict of each target."""
     lines = ["## Files for boards", ""]
     for target in targets:
         figures = "; ".join(f"{name}: {text}" for name, text in target.report.items())

@@ -99,7 +99,7 @@ def _indexed(file: ExportedFile, results: Sequence[ParityResult]) -> IndexedFile
 
 
 def _metrics(recipe: str, results: Sequence[ParityResult]) -> dict[str, Any]:
-    """What model.json records of a file: the figures per engine, and the int8 recipe."""
+    """The metrics of a file in model.json: the figures per engine, and the int8 recipe."""
     figures = {
         result.engine: {
             name: value for name in _PARITY_METRICS if (value := getattr(result, name)) is not None

@@ -178,7 +178,7 @@ def _exported_names(folder: Path) -> set[str]:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Deletes what killed exports left in `parent`; young folders stay, because an export may be writing."""
+    """Deletes folders of killed exports in `parent`; young folders stay, because an export may be writing."""
     for leftover in parent.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
             if time.time() - leftover.stat().st_mtime > UNFINISHED_AFTER:

@@ -50,7 +50,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Workload:
-    """What an export has to do, and the measured cost of one photo."""
+    """The amount of work of an export, and the measured cost of one photo."""
 
     photo_seconds: float  # one photo through the Keras model
     parameters: int

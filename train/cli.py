@@ -1,4 +1,4 @@
-"""What the training commands share: the flags of the run that they write, exit codes, and one-line errors."""
+"""Shared parts of the training commands: the flags of the written run, exit codes, and one-line errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def require_packages(names: Sequence[str], extras: str) -> None:
 def run_cli(run: Callable[[], int], on_interrupt: Callable[[], str], extras: str = "train,export") -> int:
     """The exit code of `run`, 130 after Ctrl-C, or 2 after an error, which is printed as one line.
 
-    `on_interrupt` describes what Ctrl-C leaves. `extras` have the packages that may be missing.
+    `on_interrupt` returns the message after Ctrl-C. `extras` have the packages that may be missing.
     """
 
     def guarded() -> int:

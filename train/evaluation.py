@@ -63,7 +63,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Reduced:
-    """What head and detector compute from: the output of the head's first layer, and descriptors [N, D]."""
+    """The inputs of head and detector: the output of the head's first layer, and descriptors [N, D]."""
 
     inputs: NDArray[np.float32]
     descriptors: NDArray[np.float32]

@@ -281,7 +281,7 @@ def run_contents(
 
 
 def print_result(config: TrainConfig, trained: Trained, contents: RunContents) -> None:
-    """Print what was measured, where the run is, and the next command."""
+    """Print the metrics, the path of the run, and the next command."""
     out = shlex.quote(str(config.out))
     if trained.interrupted:
         done = len(trained.head.history)

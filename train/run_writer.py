@@ -41,7 +41,7 @@ History = Sequence[Mapping[str, object]]  # a row per epoch: its stage, its numb
 
 @dataclass(frozen=True)
 class RunContents:
-    """What a run folder holds. `record` has the fields of train.run.Run except path and dataset."""
+    """The contents of a run folder. `record` has the fields of train.run.Run except path and dataset."""
 
     record: Mapping[str, Any]
     dataset: Dataset

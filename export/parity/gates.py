@@ -31,7 +31,7 @@ class Gate:
     agreement: float | None = None  # smallest share of photos with the float32 model's top-1
     known_agreement: float | None = None  # smallest share of photos with its decision on unknown pictures
     top1_loss: float | None = None  # largest loss of top-1 accuracy, as a share
-    next_step: str = ""  # what to do about a file that fails
+    next_step: str = ""  # the advice for a file that fails
 
     @property
     def needs_many_photos(self) -> bool:

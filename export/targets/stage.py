@@ -1,4 +1,4 @@
-"""The stage of an export that builds its targets, and what it prints and writes about them."""
+"""The stage of an export that builds its targets, with its report and its files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from train.progress import Progress
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """What the targets are built from."""
+    """The files, the outputs and the photos that the targets are built from."""
 
     contract: Contract
     files: Mapping[FileKey, bytes]  # with the contract inside

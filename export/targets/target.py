@@ -1,4 +1,4 @@
-"""What a target is built from, and what it returns: compiled files, its compiler's report and the parity."""
+"""The input of a target, and its result: compiled files, the report of the compiler, and the parity."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TargetInput:
 
 @dataclass(frozen=True)
 class CompiledTarget:
-    """The compiled files of a target, and what is known about them."""
+    """The compiled files of a target, the report of the compiler, and the parity."""
 
     target: str
     compiler: str  # name and version
@@ -62,7 +62,7 @@ class CompiledTarget:
 
     @property
     def next_step(self) -> str:
-        """What to do about a target that fails."""
+        """The advice for a target that fails."""
         if self.broken:
             return f"report it with {self.compiler}"
         return f"if the exported files pass in the table above, report it with {self.compiler}"

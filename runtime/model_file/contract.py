@@ -32,7 +32,7 @@ class GoldenAnswer:
 
 @dataclass(frozen=True)
 class Contract:
-    """What a deployable model file promises.
+    """The promises of a deployable model file.
 
     Input `image`, uint8 [1, H, W, 3], RGB, 0-255. Output `probabilities`, float32 [N, C], in the order of the
     labels. A file may add the output `known`, float32 [N, 1]: the probability that the picture shows one of

@@ -1,6 +1,6 @@
 """A model's signature, checked before any of its bytes reaches an engine.
 
-`model.sig` is what the OpenSSF's model-signing library writes for a plain key: a Sigstore bundle with a DSSE
+`model.sig` has the format of OpenSSF's model-signing library for a plain key: a Sigstore bundle with a DSSE
 envelope around an in-toto statement, which lists every file's sha256. Reading it needs `cryptography` only.
 
 https://github.com/sigstore/model-transparency, model_signing/_signing/signing.py: the statement
@@ -143,7 +143,7 @@ def verify_files(signature: Signature) -> Mapping[str, str]:
 def signed_files(bundle: bytes, key: PublicKey) -> Mapping[str, str]:
     """Returns the sha256 of each signed file by name, from a bundle whose signature is valid.
 
-    The bundle must be, byte for byte, what the signer writes for its content, so that no byte can change
+    The bundle must equal the bytes that the signer writes for its content, so that no byte can change
     unnoticed. Raises ModelError.
     """
     fields = _object(parse_json(bundle), "mediaType", "verificationMaterial", "dsseEnvelope")

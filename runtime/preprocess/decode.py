@@ -39,13 +39,13 @@ TRANSPARENCY_SCALE: dict[str, Callable[[int], int]] = {
     "RGB;16B": lambda value: value >> 8,
 }
 
-# In what PngImagePlugin raises for a profile or a compressed text of over 1 MB, or 64 MB of texts.
+# In the error of PngImagePlugin for a profile or a compressed text of over 1 MB, or 64 MB of texts.
 PNG_METADATA_LIMITS = "MAX_TEXT_"
 
-# What WebPImagePlugin raises for damaged data, and also when there is no memory for the pixels.
+# The error of WebPImagePlugin for damaged data, and also when there is no memory for the pixels.
 WEBP_NOT_OPENED = "could not create decoder object"
 
-# In what Pillow raises for pixels of a TIFF that it has no mode or no decoder for: three channels of floats,
+# In Pillow's errors for pixels of a TIFF that it has no mode or no decoder for: three channels of floats,
 # additional channels in planes, or bits in reversed order.
 NO_TIFF_MODE, NO_TIFF_PLANE, NO_TIFF_DECODER = "unknown pixel mode", "string index", "unknown raw mode"
 TIFF_PIXELS_NOT_SUPPORTED = "is a TIFF whose pixel type is not supported: save it as JPEG or PNG"

@@ -1,8 +1,9 @@
 """Decodes pictures in a separate process, which runtime/preprocess/decode_pool.py starts.
 
-Before the first picture arrives, the process gives up what decoding does not need: it cannot open files or
-sockets, change files or other processes, or dump core. For each picture the kernel limits its CPU time (and
-ends the process) and its address space (and allocation fails), both to what the picture's header justifies.
+Before the first picture arrives, the process drops the rights that decoding does not need: it cannot open
+files or sockets, change files or other processes, or dump core. For each picture the kernel limits its CPU
+time (and ends the process) and its address space (and allocation fails), both to the needs of a picture with
+this header.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ HEADER_UNITS = 10
 DECODE_UNITS, UNITS_PER_MEGAPIXEL, MAX_DECODE_UNITS = 10, 0.6, 60
 
 MAX_DECODE_BYTES = 2**29  # for pixels, also where half of the machine's memory is more
-MIN_SPARE_BYTES, MAX_SPARE_BYTES = 2**25, 2**26  # for metadata, and what Python and Pillow take besides
+MIN_SPARE_BYTES, MAX_SPARE_BYTES = 2**25, 2**26  # for metadata, and for Python and Pillow
 
 # TiffImagePlugin also reads EXIF data.
 COMMON_MODULES = ("PIL.JpegImagePlugin", "PIL.PngImagePlugin", "PIL.TiffImagePlugin", "PIL.ImageCms")

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-# What counts as a picture in a folder. A file that is named itself is read whatever its suffix is. JPEG 2000
+# The suffixes of pictures in a folder. A file that is named itself is read whatever its suffix is. JPEG 2000
 # and PNM are not read: an error that names the reason is better than skipping them.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib"}
@@ -37,7 +37,7 @@ def find_photo_files(arguments: Iterable[str]) -> tuple[list[str], dict[str, str
         found: list[str] = []
         for match in matches:
             found += _photos_below(match, problems) if os.path.isdir(match) else [match]
-        photos += dict.fromkeys(found)  # `**/*` matches a folder and what is in it
+        photos += dict.fromkeys(found)  # `**/*` matches a folder and its files
     return photos, problems
 
 

@@ -33,8 +33,8 @@ class _Machine:
     tgkill: int
 
 
-# Memory, time, threads, signals of this process, and open files: what CPython, Pillow, libheif and libavif
-# use after the start. Opening a file is left to its limit, whose error the worker knows.
+# Memory, time, threads, signals of this process, and open files: the calls that CPython, Pillow, libheif and
+# libavif use after the start. Opening a file is left to its limit, whose error the worker knows.
 _MACHINES = {
     "x86_64": _Machine(
         audit=0xC000003E,

@@ -120,7 +120,7 @@ class MqttPublisher:
             delay = min(2 * delay, MAX_RETRY_DELAY)
 
     def _connect_and_serve(self) -> str:
-        """Runs a connection until it ends. Returns why it ended. Raises what _reason explains."""
+        """Runs a connection until it ends. Returns why it ended. Raises the errors that _reason explains."""
         # A new client: the old one would keep each message that was not confirmed, and send it again.
         self._client = _make_client(self._connection)
         self._client.on_connect = self._on_connect
@@ -134,7 +134,7 @@ class MqttPublisher:
         return self._refusal or "the connection was lost"
 
     def _serve(self) -> None:
-        """Runs the connection until it ends, or until closing has sent what is left."""
+        """Runs the connection until it ends, or until closing has sent the last messages."""
         connected_at = time.monotonic()
         while not self._closing.is_set():
             if self._client.loop(LOOP_TIMEOUT):
@@ -299,7 +299,7 @@ def _make_client(connection: MqttConnection) -> "Client":
 
 
 def _reason(error: Exception) -> str:
-    """Returns one line for what connecting may raise."""
+    """Returns one line for an error of connecting."""
     if isinstance(error, MemoryError):
         return "not enough memory"
     if isinstance(error, struct.error):  # from a client before paho-mqtt 2.2

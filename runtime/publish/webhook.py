@@ -92,7 +92,7 @@ class WebhookPublisher:
             delay = min(2 * delay, MAX_RETRY_DELAY)
 
     def _post(self, body: bytes) -> tuple[str, bool]:
-        """Sends one request. Returns what went wrong, or "", and whether another try would not help."""
+        """Sends one request. Returns the problem, or "", and whether another try would not help."""
         address = self._address
         connection = (
             HTTPSConnection(address.host, address.port, timeout=TIMEOUT, context=self._tls)

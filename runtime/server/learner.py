@@ -140,7 +140,7 @@ class Learner:
         return dict(await self._change(self._undo))
 
     async def forget(self) -> None:
-        """Deletes the learned state and the named pictures. Raises what `learn` raises."""
+        """Deletes the learned state and the named pictures. Raises the exceptions of `learn`."""
         await self._change(lambda: reset(self._folder()))
 
     async def follow_model(self) -> None:

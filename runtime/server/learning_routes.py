@@ -101,7 +101,7 @@ def learning_routes() -> list[Route]:
 
 async def _check_label(request: Request) -> str:
     label = request.query_params.get("label", "")
-    if "\ufffd" in label:  # what Starlette decodes invalid bytes to
+    if "\ufffd" in label:  # Starlette decodes invalid bytes to this character
         raise RequestRejected(400, "the label is not valid: percent-encode its text in UTF-8")
     return await run_file_work(request, partial(service_of(request).learner.check_label, label))
 

@@ -182,7 +182,7 @@ def describe(adaptation: Adaptation) -> str:
 
 
 def warnings(adaptation: Adaptation) -> str:
-    """What may be wrong with the photos in the tray; "" if nothing."""
+    """Possible problems of the photos in the tray; "" without a problem."""
     texts = []
     if left_out := len(adaptation.left_out):
         texts.append(f"Left out, because they seem to show a class: {pluralize(left_out, 'photo')}.")

@@ -317,7 +317,7 @@ def run_contents(
     settings: CompressSettings,
     evaluation: Evaluation,
 ) -> RunContents:
-    """What the run folder will hold."""
+    """Everything that the run folder holds."""
     run = inputs.run
     predicted = teacher.uncompressed
     if predicted is None:

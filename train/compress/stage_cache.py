@@ -30,9 +30,9 @@ TENSORS_FILE = "reconstructed.safetensors"
 class StageCache:
     """A hidden folder beside the output run. It also holds the teacher's outputs and training checkpoints.
 
-    With `resume` it continues from what the folder holds; else it starts empty. The folder is created with
-    the shape, the first result: a command whose target cannot be met leaves none. Raises RunError when the
-    folder is of other inputs, unless `overwrite` allows to start again.
+    With `resume` it continues from the results in the folder; else it starts empty. The folder is created
+    with the shape, the first result: a command whose target cannot be met leaves no folder. Raises RunError
+    when the folder has results of other inputs, unless `overwrite` allows to start again.
     """
 
     def __init__(self, out: Path, inputs: Mapping[str, Any], resume: bool, overwrite: bool = False) -> None:
@@ -90,7 +90,7 @@ def cache_inputs(run: Run, settings: CompressSettings, table: LatencyTable | Non
 
 
 def _changes(file: Path, inputs: str) -> str:
-    """What differs between the stored inputs and these; an empty text if nothing does."""
+    """The differences between the stored inputs and these, as a text; empty without a difference."""
     try:
         stored, given = json.loads(file.read_text()), json.loads(inputs)
     except (OSError, ValueError):
