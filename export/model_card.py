@@ -291,7 +291,7 @@ def _parity(results: Sequence[ParityResult], kept: Sequence[ParityResult]) -> st
     if len(kept) < len(results):
         text += " The folder holds only the files that are listed under Files; the other files were not kept."
     note = (
-        "Of the files in the folder that were compared on the most photos, the one that agrees least: "
+        "Of the files in the folder that were compared on the most photos, the file that agrees least: "
         + confidence_note(kept)
     )
     return text + "\n\n" + "\n".join([*lines, "", *explanations, "", note])

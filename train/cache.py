@@ -122,8 +122,8 @@ def files_to_evict(
 ) -> Sequence[tuple[int, Path]]:
     """The sizes and paths of the files under `cache` that make room for `needed` bytes within `limit`.
 
-    Raises UserError if the files in use exceed the limit: `used`, which are those of this run, and those of
-    other commands that run now; or if too little of the disk is free.
+    Raises UserError if the files in use exceed the limit, which are `used` by this run and the files of other
+    commands that run now; or if too little of the disk is free.
     """
     used_bytes = sum(_size_of(file) for file in used)
     if used_bytes + needed > limit:

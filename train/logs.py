@@ -107,7 +107,7 @@ def _event_files(folder: Path) -> dict[str, AddScalars]:
         return {}
 
     def open_writer(split: str) -> AddScalars:
-        # Not its SummaryWriter: on a full disk that one's thread ends silently, and training waits for it.
+        # Not its SummaryWriter: on a full disk its thread ends silently, and training waits for it.
         writer = EventsWriter(str(folder / split / "events"))
 
         def add(scalars: Mapping[str, float], step: int) -> None:

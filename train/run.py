@@ -211,7 +211,7 @@ def open_run(
     --add named, if they have moved since training.
     """
     path = Path(path)
-    # Paths are compared with absolute ones, and the run that a command makes of this one stores them.
+    # Absolute, because paths are compared with them, and a run that is made from this run stores them.
     photos_root, none, added = (folder and folder.resolve() for folder in (photos_root, none, added))
     try:
         if not path.is_dir():

@@ -68,7 +68,7 @@ class QuantizedConv:
     bias: Floats  # [out]
     input: QuantParams
     output: QuantParams
-    factors: Floats  # [out]; the model's activations are those of this convolution times these
+    factors: Floats  # [out]; the model's activations are the outputs of this convolution times these factors
 
 
 Quantized = Mapping[str, QuantizedConv]  # by layer name, in order

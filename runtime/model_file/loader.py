@@ -92,7 +92,7 @@ def open_model(
 
 
 def _trusted_key(key: str | Path | None) -> str | Path | None:
-    """Returns the key, else the one that VGG_EDGE_KEY names, or None without either.
+    """Returns the key, else the key that VGG_EDGE_KEY names, or None without either.
 
     Raises ModelError when it is empty, as from a variable that a script forgot to set: then nothing would be
     checked.
@@ -126,7 +126,9 @@ def _read_model(selection: ModelSelection) -> ModelFile:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
     if selection.contract and contract != selection.contract:
-        raise ModelError(f"{path}: the contract inside it differs from the one in {INDEX_NAME}: export again")
+        raise ModelError(
+            f"{path}: the contract inside it differs from the contract in {INDEX_NAME}: export again"
+        )
     precision = indexed.precision if indexed else ""
     return ModelFile(
         path,

@@ -228,7 +228,7 @@ def _require_equal(value: Any, expected: Any) -> None:
 
 
 def _decode_base64(value: Any) -> bytes:
-    """Decodes base64 in the one form that an encoder writes: the last character's unused bits are zero."""
+    """Decodes base64 in the only form that an encoder writes: the last character's unused bits are zero."""
     try:
         data = base64.b64decode(value, validate=True)
     except (TypeError, ValueError, binascii.Error):

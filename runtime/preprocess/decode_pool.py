@@ -1,7 +1,7 @@
 """Decodes untrusted pictures in worker processes, so that a hostile picture affects only its own request.
 
 DecodePool.decode gives the pixels of picture.read_picture, with limits of time and memory: a worker that
-exceeds one is ended and replaced, and its picture gets an error. SECURITY.md lists what a worker may do.
+exceeds a limit is ended and replaced, and its picture gets an error. SECURITY.md lists what a worker may do.
 """
 
 from __future__ import annotations

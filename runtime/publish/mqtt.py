@@ -37,7 +37,7 @@ CONFIRM_TIMEOUT = 30.0  # seconds until a message that the broker has not confir
 CLOSE_TIMEOUT = 0.5  # seconds that closing waits for the last messages
 DIAGNOSTICS_INTERVAL = 2.0  # seconds between two checks for a change
 # Seconds between two messages "online": after a power cut, the broker may publish the last will of the
-# earlier process when this one is connected already.
+# earlier process when this process is connected already.
 ONLINE_INTERVAL = 10.0
 
 Diagnostics = Callable[[], dict[str, Any]]

@@ -43,7 +43,7 @@ def listen(family: socket.AddressFamily, address: SocketAddress) -> socket.socke
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL for a browser; for all addresses, the one of this machine in its network."""
+    """The URL for a browser; for 0.0.0.0 and ::, the address of this machine in its network."""
     if host == "0.0.0.0" or _is_dual_stack(host):
         host = _address_in_network()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -71,7 +71,7 @@ def open_answer_callbacks(
             save(prediction, get_pixels, next(numbers), None)
             if camera_problem is None:
                 photo = data if len(data) <= MAX_WAITING_BYTES else b""
-                if publishing.mqtt and not photo:  # the only one that gets pictures
+                if publishing.mqtt and not photo:  # only MQTT clients get pictures
                     # A small copy waits for the broker with its answer, and not the upload of 32 MB.
                     with suppress(UserError):  # such as too little memory
                         photo = encode_photo(get_pixels())

@@ -47,7 +47,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     _connected_at: float  # by the event loop's clock
     _waiting_since: float
     _head_bytes = 0
-    _unanswered: list[RequestResponseCycle]  # uvicorn's `cycle` is the newest request, not the one in work
+    _unanswered: list[
+        RequestResponseCycle
+    ]  # uvicorn's `cycle` is the newest request, not the request in work
 
     def connection_made(self, transport: BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ class HealthMonitor:
         """Checks every `interval` seconds, without end.
 
         The queue passes if it answered a photo since the last check; an idle queue gets a gray picture. The
-        checks continue after a failed one, since another model may replace the one that fails.
+        checks continue after a failed check, since another model may replace the model that fails.
         """
         self._answered, reason = -1, ""
         while True:

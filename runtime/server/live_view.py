@@ -87,8 +87,8 @@ class LiveView:
     ) -> FramePrediction | None:
         """The newest frame if it is not `frame_number`, else the next one; None after `timeout` seconds.
 
-        Raises RequestRejected (503) if MAX_VIEWERS requests wait, and no client has more of them than the one
-        at `address`.
+        Raises RequestRejected (503) if MAX_VIEWERS requests wait, and no client has more of them than the
+        client at `address`.
         """
         if self.latest is None or self.latest.frame.number == frame_number:
             self._make_room(address)

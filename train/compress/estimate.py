@@ -22,8 +22,8 @@ SAMPLE_GMACS = 15  # of the least squares of each reconstruction photo, for VGG1
 class Workload:
     """The pictures, epochs and reduction that the time depends on.
 
-    `pictures` counts all views of the photos and negatives of all splits, `missing` those whose features are
-    not stored, `train_negatives` all views of negatives in train. `first_block` is the first block above the
+    `pictures` counts all views of the photos and negatives of all splits, `missing` the views without stored
+    features, `train_negatives` all views of negatives in train. `first_block` is the first block above the
     layer of the features.
     """
 

@@ -45,8 +45,8 @@ class LatencyTable:
     ms: tuple[float, ...]
 
     def estimate(self, macs: int) -> float:
-        """Milliseconds by linear interpolation; 0 MACs take 0 ms. A network that is larger than those of the
-        table takes as long for each MAC as the largest of them.
+        """Milliseconds by linear interpolation; 0 MACs take 0 ms. A network that is larger than all
+        networks of the table takes as long for each MAC as the largest of them.
         """
         gmacs = macs / 1e9
         if gmacs > self.gmacs[-1]:
@@ -74,7 +74,7 @@ def estimate_note(board: str) -> str:
 
 
 def read_latency_table(path: Path, engine: str) -> LatencyTable:
-    """An engine's rows of a CSV with the columns engine, gmacs and ms, without those whose ms is empty.
+    """An engine's rows of a CSV with the columns engine, gmacs and ms, without rows whose ms is empty.
 
     Raises UserError when it has none, or when they do not rise: rows of several kinds of models, or of
     several numbers of threads, cannot be interpolated.

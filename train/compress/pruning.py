@@ -2,9 +2,9 @@
 
 Each convolution is solved by least squares, from the remaining channels of the pruned network's activations
 to the unpruned network's output before its ReLU (He, Zhang & Sun, "Channel Pruning for Accelerating Very Deep
-Neural Networks", ICCV 2017). The same equations choose the channels: the next channel to remove is the one
-that the others replace best. This is the optimal brain surgeon for whole channels (Hassibi & Stork, 1993;
-Kurtic, Frantar & Alistarh, "ZipLM", 2023).
+Neural Networks", ICCV 2017). The same equations choose the channels: the next channel to remove is the
+channel that the other channels replace best. This is the optimal brain surgeon for whole channels (Hassibi &
+Stork, 1993; Kurtic, Frantar & Alistarh, "ZipLM", 2023).
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _FORMATS = (_Format(28, 1.0, 30_000), _Format(17, 4 / 3, 36_000))  # .tflite and
 def int8_bytes(shape: NetworkShape, classes: int) -> int:
     """The predicted bytes of the larger of the two int8 files of a network with the output `known`.
 
-    The convolutions have int8 weights, except the first one, whose weights are float32; so are those of the
-    head and of the detector of unknown pictures.
+    The convolutions have int8 weights. The first convolution, the head and the detector of unknown pictures
+    have float32 weights.
     """
     channels = [shape.widths[f"block{block}_conv{len(widths)}"] for block, widths in enumerate(BLOCKS, 1)]
     features, last = sum(channels), channels[-1]

@@ -105,8 +105,8 @@ def find_photos(
 def with_negatives_of(dataset: Dataset, none: Path, shares: Mapping[str, float], seed: int) -> Dataset:
     """The data set with the photos in the folder `none` as its negatives, in splits of these shares.
 
-    A photo that is one of its negatives already stays in its split: the network learned those of train, so
-    they must not measure it. Raises PhotosError if the folder has no photo, or only photos of the classes.
+    A photo that is one of its negatives already stays in its split: the network learned the train negatives,
+    which must not measure it. Raises PhotosError if the folder has no photo, or only photos of the classes.
     """
     found, unusable = _read_outside(none)
     negatives, copies = _negatives_without_duplicates(found, dataset.photos, none)
