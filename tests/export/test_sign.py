@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from export.__main__ import main as export_main
 from export.sign import PASSPHRASE_VARIABLE, Sign, main, open_key
 from export.targets.stage import TARGETS_NAME
 from runtime.classify import main as classify_main
+from runtime.common.errors import ModelError
 from runtime.model_file.files import INDEX_NAME, SIGNATURE_NAME
 from runtime.model_file.loader import KEY_VARIABLE, open_model
-from runtime.model_file.signature import NOT_SIGNED, read_signature, verify_files
+from runtime.model_file.signature import NOT_SIGNED, read_key, read_signature, signed_files, verify_files
 from tests.helpers import RELEASED
 
 
@@ -93,6 +97,42 @@ def test_a_signature_by_the_librarys_command_is_accepted(
     lone = Path(shutil.copy(folder / "flowers_int8.tflite", tmp_path / "mine.tflite"))
     assert model_signing(*sign, tmp_path / "mine.tflite.sig", lone).returncode == 0
     assert open_model(lone, key=key.with_suffix(".pub")).signature
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda statement: statement.update(_type="https://in-toto.io/Statement/v0.1"), "is damaged"),
+        (lambda statement: statement.update(predicateType="https://slsa.dev/provenance/v1"), "is damaged"),
+        (lambda statement: statement.pop("predicate"), "is valid, but not the signature of a model"),
+        (lambda statement: statement["predicate"]["serialization"].update(method="shards"), "other digests"),
+        (lambda statement: statement["predicate"]["resources"][0].update(algorithm="md5"), "is damaged"),
+        (lambda statement: statement["predicate"]["resources"][0].update(digest="0" * 32), "is damaged"),
+        (lambda statement: statement["predicate"]["resources"][0].update(name=1), "is damaged"),
+    ],
+)
+def test_another_statement_by_the_same_key_is_not_the_signature_of_a_model(
+    change: Callable[[dict[str, Any]], object], reason: str, key: Path
+) -> None:
+    """A key may sign statements of other kinds, such as where a file was built."""
+    private, public = load_pem_private_key(key.read_bytes(), None), read_key(key.with_suffix(".pub"))
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    bundle = json.loads(open_key(key)("m", {"a.txt": b"a"}))
+    envelope = bundle["dsseEnvelope"]
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+
+    def sign_statement() -> bytes:
+        payload, kind = json.dumps(statement).encode(), envelope["payloadType"].encode()
+        signed = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+        envelope["payload"] = base64.b64encode(payload).decode()
+        signature = private.sign(signed, ec.ECDSA(hashes.SHA256()))
+        envelope["signatures"][0]["sig"] = base64.b64encode(signature).decode()
+        return json.dumps(bundle, separators=(",", ":")).encode()
+
+    assert signed_files(sign_statement(), public) == {"a.txt": hashlib.sha256(b"a").hexdigest()}
+    change(statement)
+    with pytest.raises(ModelError, match=reason):
+        signed_files(sign_statement(), public)
 
 
 def test_signing_again_replaces_the_signature(folder: Path, key: Path, tmp_path: Path) -> None:

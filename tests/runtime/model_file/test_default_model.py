@@ -113,10 +113,12 @@ def test_a_folder_copied_into_models_itself_is_used(models: Path, make_folder: M
 def test_a_file_that_cannot_be_used_is_named(models: Path, make_file: Callable[..., Path]) -> None:
     (models / "photo.onnx").write_bytes(b"not a model")
     make_file("drawn.tflite", synthetic=True)
+    (models / "._mine.tflite").write_bytes(b"of macOS, beside a copied file")
     selection = choose_model()
     assert selection.path.parent == RELEASED
     for fact in ("released model", "models/photo.onnx", "models/drawn.tflite", "generated pictures"):
         assert fact in selection.reason
+    assert "._mine" not in selection.reason
 
 
 CHOOSE_IN_LITTLE_MEMORY = """
@@ -166,7 +168,9 @@ def test_an_unchanged_file_is_read_once(
         return read_bytes(path, limit)
 
     monkeypatch.setattr(default_model, "read_bytes", count)
-    assert choose_model().reason == choose_model().reason
+    reason = choose_model().reason
+    assert choose_model().reason == reason
+    assert reason.count(".onnx") == 3 and reason.endswith(", 47 more")
     assert read == [Path("models", path.name) for path in (models / "mine.tflite", *others)]
 
 

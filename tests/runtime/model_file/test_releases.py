@@ -187,6 +187,25 @@ def test_two_services_that_record_at_once_keep_both_releases(
     assert list(state.parent.iterdir()) == [state]
 
 
+def test_a_service_does_not_overwrite_a_newer_release_that_another_one_recorded_meanwhile(
+    install: Callable[..., Path], key: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = Classifier(install(3), key=key, engine="litert")
+    older = Classifier(install(2), key=key, engine="litert")
+    read = releases._read
+
+    def read_before_the_other_records(path: Path) -> dict[str, dict[str, int]]:
+        monkeypatch.setattr(releases, "_read", read)
+        found = read(path)
+        newer.record_release()
+        return found
+
+    monkeypatch.setattr(releases, "_read", read_before_the_other_records)
+    older.record_release()
+    (recorded,) = json.loads(state.read_text()).values()
+    assert recorded == {"quarters": 3}
+
+
 def test_a_lock_that_is_not_released_is_an_error_of_one_line(
     install: Callable[..., Path], key: Path, state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
