@@ -180,6 +180,9 @@ def test_fewer_cores_invalidate_the_measurement(folder: Path) -> None:
         {"sha256": "0" * 64},
         {"median_ms": float("nan")},
         {"measured": None},
+        {"others": {"torch": 1.0}},
+        {"others": {"litert": "fast"}},
+        {"others": {"litert": float("inf")}},
     ],
     ids=repr,
 )

@@ -108,7 +108,12 @@ def test_every_damaged_field_is_refused(folder: Path) -> None:
     for name in ("rows", "groups"):
         assert refused(lambda changed, name=name: changed.update({name: [9]}))
         assert refused(lambda changed, name=name: changed.update({name: [3, 3]}))
-    assert refused(lambda changed: changed["photos"].update({"../x": "scene"}))
+    for photo in ({"../x": "scene"}, {"x.jpg": 1}, {"x.jpg": "a\nb"}):
+        assert refused(lambda changed, photo=photo: changed["photos"].update(photo))
+    for change in ({"examples": 0}, {"examples_right_before": 10**8}, {"examples_right_after": 10**8}):
+        assert refused(lambda changed, change=change: changed["measured"].update(change))
+    for result in ({"scene": []}, {"scene": {}}, {"a\nb": fields["measured"]["labels"]["scene"]}):
+        assert refused(lambda changed, result=result: changed["measured"]["labels"].update(result))
 
 
 def test_a_later_version_says_what_to_do(folder: Path) -> None:

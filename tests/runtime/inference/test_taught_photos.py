@@ -98,6 +98,18 @@ def test_only_files_are_photos(tmp_path: Path) -> None:
     assert len(list((tmp_path / "photos" / "rose").iterdir())) == 3
 
 
+def test_a_link_to_a_folder_holds_no_photos(tmp_path: Path) -> None:
+    """Else removing all photos would delete files outside of the learned state."""
+    other = TaughtPhotos(tmp_path / "other")
+    kept = other.add("rose", picture(1))
+    store = TaughtPhotos(tmp_path / "state")
+    store.folder.mkdir(parents=True)
+    (store.folder / "rose").symlink_to(kept.path.parent)
+    assert store.photos() == []
+    store.clear()
+    assert other.photos() == [kept]
+
+
 def test_a_photo_beside_3000_nested_folders_is_added(tmp_path: Path) -> None:
     with nested_folders(tmp_path):
         assert TaughtPhotos(tmp_path).add("rose", picture(1)).label == "rose"
@@ -186,6 +198,19 @@ def test_a_step_keeps_the_photos_before_it_until_its_end(
     assert [photo.id for photo in store.excess()] == old
     store.trim()
     assert [photo.id for photo in store.photos()] == new[-5:] and store.excess() == []
+
+
+def test_a_photo_that_a_step_teaches_again_is_deleted_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.inference.taught_photos.MAX_PHOTOS", 3)
+    store = TaughtPhotos(tmp_path)
+    oldest, *others = [store.add("rose", picture(at)).id for at in range(3)]
+    store.start_step()
+    assert store.add("tulip", picture(0)).id == oldest
+    new = store.add("rose", picture(3)).id
+    store.trim()
+    assert [photo.id for photo in store.photos()] == [oldest, others[1], new]
 
 
 def test_the_bytes_of_a_step_are_bounded(tmp_path: Path) -> None:
@@ -293,8 +318,10 @@ def test_labels_are_checked() -> None:
         ("a\nb", "is not a label"),
         ("a\x1b[2J", "is not a label"),
         ("x" * 61, "too long"),
-        ("红" * 60 + "/" * 0, ""),
+        ("红" * 60, ""),
         ("%" * 59 + "红", ""),
+        ("🌹" * 50, ""),
+        ("🌹" * 51, "too long"),  # for the name of a folder: 204 bytes
     ):
         if not reason:
             assert check_label(label, labels) == label
