@@ -102,6 +102,14 @@ def test_an_error_before_the_first_photo_is_the_last_message(tmp_path: Path) -> 
     assert messages == [] and list(tmp_path.iterdir()) == []
 
 
+def test_an_error_after_a_photo_does_not_hide_how_many_were_saved(tmp_path: Path) -> None:
+    messages = list[str]()
+    with pytest.raises(CameraError), PhotoRecorder(tmp_path, 1, 1, messages.append) as recorder:
+        recorder.save(lambda: plain(RED), 1)
+        raise CameraError("0: no such camera")
+    assert messages == [f"saved 1 photo in {tmp_path}"]
+
+
 def test_a_folder_that_cannot_be_created_raises_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file/roses"):
@@ -186,6 +194,17 @@ def test_a_picture_larger_than_the_sample_may_be_removes_no_photo(
         recorder.save(lambda: noise, 5)
         assert keys(folder) == before
     assert messages == [f"saved a sample of 5 photos in {folder}"]
+
+
+def test_a_sample_continues_when_its_photos_were_removed(tmp_path: Path) -> None:
+    record(tmp_path / "one", [0])
+    size = next((tmp_path / "one").iterdir()).stat().st_size
+    folder = tmp_path / "sample"
+    with PhotoRecorder(folder, 0, 2.5 * size / 1e6, print, sample=True) as recorder:
+        for number in range(200):
+            recorder.save(lambda: plain(RED), number)
+            for path in folder.iterdir():
+                path.unlink()
 
 
 def test_a_sample_removes_no_file_of_others(tmp_path: Path) -> None:

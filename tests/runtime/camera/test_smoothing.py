@@ -59,6 +59,13 @@ def test_the_average_lags_behind_a_change() -> None:
     assert average.update(output(0, 1, 0), 2).probabilities.tolist() == [0, 1, 0]
 
 
+def test_the_weight_follows_the_seconds_since_the_last_output() -> None:
+    average = MovingAverage(lambda since: since)
+    average.update(output(1, 0, 0), 10)
+    assert average.update(output(0, 1, 0), 10.25).probabilities.tolist() == [0.75, 0.25, 0]
+    assert average.update(output(0, 1, 0), 10.75).probabilities.tolist() == [0.375, 0.625, 0]
+
+
 def test_a_label_that_only_the_average_passes_through_is_no_change() -> None:
     roses, tulips = [output(0.4, 0.6, 0)] * 60, [output(0.4, 0, 0.6)] * 60
     # Halfway, the average is 0.4 daisy, 0.3 roses, 0.3 tulips.

@@ -270,3 +270,7 @@ def test_refused_frames_are_reported_once_and_when_frames_are_good_again(
     assert problem.startswith("0: the picture to classify is 1 x 480 pixels: too narrow: check --crop")
     with pytest.raises(CameraError, match="too narrow"):  # a clip that ends before the report
         next(shown)
+    camera = FakeCamera(clock, [RED] * 130)  # a clip that ends after the report
+    reported = list[str]()
+    shown = predict_stream(cast(Any, camera), cast(Any, reloader), on_refused=reported.append)
+    assert list(shown) == [] and len(reported) == 1
