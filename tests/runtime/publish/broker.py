@@ -1,7 +1,9 @@
-"""A real MQTT broker, Debian's Mosquitto, and a client that collects its messages."""
+"""A real MQTT broker, Debian's Mosquitto, a client that collects its messages, and brokers that fail."""
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import shutil
 import socket
@@ -10,16 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
-from typing import Any
+from threading import Event, Thread
+from typing import Any, NoReturn
 
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion
 
+from runtime.publish.mqtt import MqttConnection
 from tests.helpers import PATIENCE, wait_for
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin:/usr/bin")
 USER, PASSWORD = "camera", "geheim-päss"
+ACCEPTED = b"\x20\x02\x00\x00"  # the reply to a connection
 
 
 def free_port() -> int:
@@ -99,3 +103,43 @@ class Subscriber:
         """Returns the last payload of a topic, once there is one, or once it is `payload`."""
         wait_for(lambda: topic in self.latest and payload in (None, self.latest[topic]))
         return self.latest[topic]
+
+
+@dataclass
+class RudeBroker:
+    """A broker that sends `reply` to each connection, reads the first message, and ends the connection."""
+
+    reply: bytes
+    got: list[bytes] = field(default_factory=list)  # the first message of each connection
+
+    @contextmanager
+    def serve(self, topic: str) -> Iterator[str]:
+        """Gives the address of the broker with the topic."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            Thread(target=self._answer, args=(server,), daemon=True).start()
+            yield f"mqtt://127.0.0.1:{server.getsockname()[1]}/{topic}"
+            server.shutdown(socket.SHUT_RDWR)  # ends accept()
+
+    def _answer(self, server: socket.socket) -> None:
+        with suppress(OSError):
+            while connection := server.accept()[0]:
+                with connection, suppress(OSError):
+                    connection.recv(1000)
+                    connection.sendall(self.reply)
+                    connection.settimeout(0.1)
+                    data = b""
+                    with suppress(TimeoutError):
+                        while part := connection.recv(100_000):
+                            data += part
+                    self.got.append(data)
+
+
+def make_refused_client(_: MqttConnection) -> Client:
+    """Returns a client that no broker accepts; stands in for mqtt._make_client."""
+
+    def refuse(*_: object) -> NoReturn:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+
+    client = Client(CallbackAPIVersion.VERSION2)
+    client.connect = refuse  # type: ignore[method-assign]
+    return client

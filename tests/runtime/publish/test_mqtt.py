@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import json
-import os
 import signal
 import socket
 import ssl
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 from paho.mqtt.client import Client
-from paho.mqtt.enums import CallbackAPIVersion
 from PIL import Image
 
 from runtime.common.errors import PictureError
@@ -32,7 +28,7 @@ from runtime.publish.mqtt import MqttConnection, MqttPublisher
 from tests.helpers import PATIENCE, start_python, wait_for
 from tests.programs import require_program
 from tests.runtime.camera.helpers import RED, jpeg, mjpeg_server, plain
-from tests.runtime.publish.broker import PASSWORD, USER, Broker
+from tests.runtime.publish.broker import ACCEPTED, PASSWORD, USER, Broker, RudeBroker, make_refused_client
 from tests.runtime.publish.conftest import MakeAnswer
 
 TOPIC = "home/garden"
@@ -165,15 +161,6 @@ def test_the_end_of_a_problem_follows_the_answer_that_ends_it(
         assert [topic for topic, _ in found.order[-2:]] == [f"{TOPIC}/state", f"{TOPIC}/diagnostics"]
 
 
-def make_refused_client(_: MqttConnection) -> Client:
-    def refuse(*_: object) -> NoReturn:
-        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-
-    client = Client(CallbackAPIVersion.VERSION2)
-    client.connect = refuse  # type: ignore[method-assign]
-    return client
-
-
 def seconds_of(act: Callable[[Answer], None], answer: Answer) -> float:
     started = time.perf_counter()
     act(answer)
@@ -206,6 +193,7 @@ def test_a_killed_broker_gets_the_newest_answer_when_it_is_back(
             wait_for(lambda: "connected again" in program.messages[-1])
     assert len(program.messages) < 6
     assert all(message.startswith("mqtt://127.0.0.1:") for message in program.messages)
+    assert not any("dropped" in message for message in program.messages)  # while the broker was away
 
 
 def test_a_broker_that_forgot_everything_gets_the_last_answer_again(
@@ -254,6 +242,28 @@ def test_a_wrong_password_is_one_line_and_the_right_one_publishes(
     assert "publishing" in program.messages[0]
 
 
+def test_the_delays_between_attempts_double_until_the_broker_works(
+    broker: Broker, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited, make_client = list[float](), mqtt._make_client
+
+    def wait(seconds: float) -> None:
+        waited.append(seconds)
+        if len(waited) == 5:
+            monkeypatch.setattr(mqtt, "_make_client", make_client)
+
+    monkeypatch.setattr(mqtt, "_make_client", make_refused_client)
+    publisher = MqttPublisher(MqttConnection(parse_mqtt_address(url(broker))), dict, print, capacity=1)
+    monkeypatch.setattr(publisher._closing, "wait", wait)
+    with publisher:
+        wait_for(lambda: publisher._is_working)
+        monkeypatch.setattr(mqtt, "_make_client", make_refused_client)
+        at = len(waited)
+        broker.kill()
+        wait_for(lambda: len(waited) > at + 1)
+    assert waited[:5] == [0.05, 0.1, 0.2, 0.2, 0.2] and waited[at : at + 2] == [0.05, 0.1]
+
+
 def test_a_server_that_never_replies_does_not_hold_up_the_camera(
     program: Program, make_answer: MakeAnswer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,41 +300,29 @@ def test_a_broker_that_confirms_nothing_is_one_line_and_so_is_the_end_of_it(
     assert "has not confirmed" in late and "confirms messages again" in again
 
 
-@dataclass
-class RudeBroker:
-    """A broker that sends `reply` to each connection, reads the first message, and ends the connection."""
-
-    reply: bytes
-    got: list[bytes] = field(default_factory=list)  # the first message of each connection
-
-    @contextmanager
-    def serve(self) -> Iterator[str]:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            threading.Thread(target=self._answer, args=(server,), daemon=True).start()
-            yield f"mqtt://127.0.0.1:{server.getsockname()[1]}/{TOPIC}"
-            server.shutdown(socket.SHUT_RDWR)  # ends accept()
-
-    def _answer(self, server: socket.socket) -> None:
-        with suppress(OSError):
-            while connection := server.accept()[0]:
-                with connection, suppress(OSError):
-                    connection.recv(1000)
-                    connection.sendall(self.reply)
-                    connection.settimeout(0.1)
-                    data = b""
-                    with suppress(TimeoutError):
-                        while part := connection.recv(100_000):
-                            data += part
-                    self.got.append(data)
-
-
-ACCEPTED = b"\x20\x02\x00\x00"
+def test_a_slow_broker_gets_no_answers_between_changes_and_drops_are_counted(
+    broker: Broker, program: Program, make_answer: MakeAnswer
+) -> None:
+    assert broker.process
+    with program.publisher(url(broker), capacity=3) as publisher, broker.subscriber() as found:
+        publisher.publish(make_answer("first"))
+        found.wait(f"{TOPIC}/state")
+        broker.process.send_signal(signal.SIGSTOP)
+        for number in range(9):
+            publisher.publish(make_answer(str(number)))
+            publisher.publish(make_answer(str(number), is_change=False))
+        broker.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: json.loads(found.wait(f"{TOPIC}/state"))["label"] == "8")
+        wait_for(lambda: len(program.messages) > 1)
+        labels = [json.loads(data)["label"] for topic, data in found.order if topic == f"{TOPIC}/state"]
+    assert labels[-3:] == ["6", "7", "8"]
+    assert "answers were dropped: sending is slower" in program.messages[1]
 
 
 def test_a_broker_that_ends_each_connection_is_one_line_and_gets_each_message_once(program: Program) -> None:
     """Such as one that ends the connection of a user who may not publish."""
     broker = RudeBroker(ACCEPTED)
-    with broker.serve() as address, program.publisher(address):
+    with broker.serve(TOPIC) as address, program.publisher(address):
         wait_for(lambda: len(broker.got) > 5)
     assert [data.count(b"/diagnostics") for data in broker.got[:5]] == [1] * 5
     published, lost = program.messages
@@ -333,7 +331,7 @@ def test_a_broker_that_ends_each_connection_is_one_line_and_gets_each_message_on
 
 def test_a_broker_that_accepts_a_connection_again_and_again_is_one_line(program: Program) -> None:
     broker = RudeBroker(ACCEPTED * 1000)
-    with broker.serve() as address, program.publisher(address):
+    with broker.serve(TOPIC) as address, program.publisher(address):
         wait_for(lambda: len(broker.got) > 2)
     assert len(program.messages) == 2
 

@@ -273,6 +273,17 @@ def test_a_password_file_without_a_password_is_one_line(
     assert fact in str(raised.value) and str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\nsecond line\n"])
+def test_the_first_line_of_a_file_is_the_password(end: str, protected: Broker, tmp_path: Path) -> None:
+    path, messages = tmp_path / "password", list[str]()
+    path.write_bytes(f"{PASSWORD}{end}".encode())
+    path.chmod(0o600)
+    address = parse_mqtt_address(f"mqtt://{USER}@127.0.0.1:{protected.port}/cam")
+    with open_publishers(PublishOptions(address, path), dict, messages.append, 1):
+        wait_for(lambda: messages)
+    assert "publishing below cam" in messages[0]
+
+
 def open_with(given: PublishOptions) -> list[str]:
     messages = list[str]()
     with open_publishers(given, dict, messages.append, 1):
