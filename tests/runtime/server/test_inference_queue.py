@@ -21,7 +21,7 @@ from runtime.inference.prediction import Prediction
 from runtime.server import inference_queue, request_body
 from runtime.server.errors import RequestRejected
 from runtime.server.fair_executor import FairExecutor
-from runtime.server.inference_queue import InferenceQueue
+from runtime.server.inference_queue import InferenceQueue, RequestTiming
 from tests.helpers import PATIENCE
 from tests.runtime.camera.helpers import Clock
 
@@ -164,6 +164,22 @@ def test_a_full_queue_rejects_a_photo_before_its_body_is_sent(monkeypatch: pytes
         assert await clients.results() == ["a1", "503"]
 
     run_clients(monkeypatch, run, capacity=1)
+
+
+@pytest.mark.parametrize(("seconds", "retry_after"), [(0.1, 1), (3.0, 9), (100.0, 30)])
+def test_retry_after_is_the_time_of_the_photos_in_the_queue(
+    seconds: float, retry_after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        for data in ("a1", "b1", "c1"):
+            await clients.send(data[0], data)
+        clients.queue.timings.append(RequestTiming(total=2 * seconds, decode=seconds, infer=0.0))
+        clients.queue.timings.append(RequestTiming(total=2 * seconds, decode=0.0, infer=seconds))
+        assert clients.queue.full_error().retry_after == retry_after
+        engine.may_answer.set()
+        await clients.results()
+
+    run_clients(monkeypatch, run)
 
 
 def test_memory_is_taken_from_the_client_that_holds_over_half(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import socket
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -16,12 +18,15 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from runtime.camera.camera import Frame
+from runtime.camera.stream import FramePrediction
 from runtime.common.errors import EngineError
 from runtime.inference.classifier import Classifier
-from runtime.inference.prediction import ModelOutput
+from runtime.inference.prediction import ModelOutput, Prediction
+from runtime.server import live_view
 from runtime.server.errors import RequestRejected
 from runtime.server.live_view import MAX_VIEWERS, LiveView
-from tests.helpers import wait_for
+from tests.helpers import PATIENCE, wait_for
 from tests.runtime.camera.helpers import BLUE, RED, jpeg, mjpeg_server, plain
 from tests.serving import openapi_schema, serve_in_thread
 
@@ -123,6 +128,55 @@ def test_the_camera_continues_after_an_error(
         wait_for(
             lambda: service.status()["camera"]["problem"] == "" and service.get_status("/live.jpg") == 200
         )
+
+
+def frame_prediction(
+    label: str, probability: float, *, is_change: bool = False, number: int = 1
+) -> FramePrediction:
+    prediction = Prediction("0", label, probability, True, (), {})
+    frame = Frame(plain(RED), time.monotonic(), number, 0.0)
+    return FramePrediction(frame, prediction, prediction, 0.0, 0.0, 0, is_change)
+
+
+def test_an_entry_of_the_history_keeps_its_highest_probability() -> None:
+    view = LiveView.__new__(LiveView)  # without a camera
+    view.history, view._waiters = deque(), {}
+    for label, probability, is_change in (
+        ("roses", 0.6, True),
+        ("roses", 0.9, False),
+        ("roses", 0.7, False),
+        ("tulips", 0.95, False),  # not confirmed by a second frame
+        ("tulips", 0.8, True),
+        ("roses", 0.99, False),
+    ):
+        view._publish(frame_prediction(label, probability, is_change=is_change))
+    entries = [(entry["label"], entry["probability"]) for entry in view.history]
+    assert entries == [("roses", 0.9), ("tulips", 0.8)]
+
+
+def test_a_frame_is_encoded_once_for_all_viewers(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_encode, encoded = Event(), list[int]()
+
+    def encode(pixels: NDArray[np.uint8]) -> bytes:
+        assert may_encode.wait(PATIENCE)
+        encoded.append(len(encoded))
+        return b"%d" % len(encoded)
+
+    async def view_frames() -> None:
+        view = LiveView.__new__(LiveView)  # without a camera
+        view._encoded, view._loop = {}, asyncio.get_running_loop()
+        shown = frame_prediction("roses", 0.9)
+        gone, *viewers = [asyncio.create_task(view.jpeg(shown)) for _ in range(3)]
+        await asyncio.sleep(0)
+        gone.cancel()  # a viewer that leaves takes the picture from no other
+        await asyncio.sleep(0)
+        may_encode.set()
+        assert await asyncio.gather(*viewers, view.jpeg(shown)) == [b"1"] * 3
+        assert await view.jpeg(shown, whole=True) == b"2"
+        assert await view.jpeg(frame_prediction("roses", 0.9, number=2)) == b"3"
+
+    monkeypatch.setattr(live_view, "encode_preview", encode)
+    asyncio.run(view_frames())
 
 
 def test_a_client_with_many_requests_leaves_frames_to_others() -> None:

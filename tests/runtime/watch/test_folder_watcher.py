@@ -334,6 +334,31 @@ def test_a_row_that_was_added_by_hand_stops_nothing(watch: Watch, photos: Path) 
     assert len(watch.rows()) == 2
 
 
+def test_a_scan_that_takes_long_is_followed_by_a_pause_of_four_times_its_length(watch: Watch) -> None:
+    with open_sink(watch.out) as sink:
+        watcher = FolderWatcher(watch.folder, watch.reloader, sink, watch._show, print, watch._clock)
+        assert watcher.scan() == watch.now + 1
+        watch.reading = 3.0  # the folder is read from second 3 to second 6
+        assert watcher.scan() == 6 + 4 * 3
+
+
+def test_a_locked_database_is_the_problem_until_it_is_free(
+    watch: Watch, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sinks, "LOCK_TIMEOUT", 0.01)
+    path = tmp_path / "results.db"
+    shutil.copy(photos / "red.jpg", watch.folder / "a.jpg")
+    with open_sink(path) as sink, closing(sqlite3.connect(path)) as other:
+        watcher = FolderWatcher(watch.folder, watch.reloader, sink, watch._show, print, watch._clock)
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            watcher.scan()
+        assert watcher.problem == f"{path}: {sinks.IS_LOCKED}"
+        other.rollback()
+        watcher.scan()
+        assert watcher.problem == ""
+
+
 def test_a_locked_database_is_waited_for(
     watch: Watch, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
