@@ -15,7 +15,7 @@ from runtime.camera import stream
 from runtime.camera.camera import Frame
 from runtime.camera.raw_frame import FRAME_TIMEOUT
 from runtime.camera.smoothing import Smoothing, smooth_over_frames, smooth_over_seconds
-from runtime.camera.stream import FramePrediction, predict_stream
+from runtime.camera.stream import WAITING, FramePrediction, describe_wait, predict_stream
 from runtime.common.errors import CameraError, PictureError
 from runtime.inference.prediction import ClassScore, ModelOutput, Prediction
 from tests.runtime.camera.helpers import BLUE, GREEN, RED, Clock, plain
@@ -213,6 +213,13 @@ def test_after_an_outage_the_first_answer_counts_at_once(clock: Clock, every: fl
     shown = predict(FakeCamera(clock, [RED, RED, None, BLUE, BLUE, BLUE, RED]), FakeModel(clock), every=every)
     changes = [(one.frame.number, one.prediction.label) for one in shown if one.is_change]
     assert changes == [(1, "red"), (6 if every else 4, "blue")]
+
+
+def test_an_answer_from_before_an_outage_is_not_current(clock: Clock) -> None:
+    camera = cast(Any, FakeCamera(clock, [RED, RED, None, BLUE]))
+    assert [describe_wait(camera, answered) for answered in (0, 1)] == [WAITING, ""]
+    clock.sleep(3 * INTERVAL)
+    assert [describe_wait(camera, answered) for answered in (2, 4)] == [WAITING, ""]
 
 
 def test_frames_of_a_slow_camera_are_smoothed(clock: Clock) -> None:
