@@ -153,6 +153,19 @@ def test_a_full_queue_rejects_the_newest_photo_of_the_client_with_most(
     run_clients(monkeypatch, run, capacity=4)
 
 
+def test_a_full_queue_does_not_exchange_photos_of_clients_that_would_only_change_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run(clients: Clients, engine: WaitingEngine) -> None:
+        for data in ("a1", "a2", "a3", "b1", "b2"):
+            await clients.send(data[0], data)
+        engine.may_answer.set()
+        # b1 takes the place of a3. With b2, client b would have two photos and client a one.
+        assert await clients.results() == ["a1", "a2", "503", "b1", "503"]
+
+    run_clients(monkeypatch, run, capacity=3)
+
+
 def test_a_full_queue_rejects_a_photo_before_its_body_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run(clients: Clients, engine: WaitingEngine) -> None:
         await clients.send("a", "a1")
