@@ -179,6 +179,16 @@ def test_a_frame_is_encoded_once_for_all_viewers(monkeypatch: pytest.MonkeyPatch
     asyncio.run(view_frames())
 
 
+def test_a_request_that_got_no_frame_in_time_leaves_its_place() -> None:
+    async def wait_in_turn() -> None:
+        view = LiveView.__new__(LiveView)  # without a camera: no frame arrives
+        view.latest, view._waiters, view._loop = None, {}, asyncio.get_running_loop()
+        for _ in range(MAX_VIEWERS + 1):
+            assert await view.newer_than(0, 0.001, "192.0.2.1") is None
+
+    asyncio.run(wait_in_turn())
+
+
 def test_a_client_with_many_requests_leaves_frames_to_others() -> None:
     async def compete() -> None:
         view = LiveView.__new__(LiveView)  # without a camera: no frame arrives
