@@ -30,7 +30,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_new_folder_replaces_the_old_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "models" / "flowers"
+    folder = tmp_path / "my" / "models" / "flowers"
     replace_dir(OLD, folder)
     assert contents(folder) == OLD
     replace_dir(NEW, folder)

@@ -39,10 +39,14 @@ def test_the_verdict_column_says_passed_failed_or_too_few_photos() -> None:
     assert table([replace(RESULT, n=34)]).endswith("too few photos")
 
 
-def test_columns_of_known_and_uncompressed_appear_only_with_figures() -> None:
-    assert "unknown" not in table([RESULT]) and "uncompressed" not in table([RESULT])
-    assert "98.0%" in table([replace(RESULT, known_disagreements=10)])
-    shown = table([replace(RESULT, uncompressed_disagreements=25)])
+def test_optional_columns_appear_only_with_figures() -> None:
+    plain = table([RESULT])
+    assert not any(name in plain for name in ("unknown", "features", "uncompressed"))
+    crashed = replace(RESULT, error="crash")  # has none of these figures
+    assert "98.0%" in table([replace(RESULT, known_disagreements=10), crashed])
+    shown = table([replace(RESULT, max_dfeatures=0.034), crashed])
+    assert "|Δfeatures|" in shown and "3.4%" in shown
+    shown = table([replace(RESULT, uncompressed_disagreements=25), crashed])
     assert "uncompressed" in shown and "95.0%" in shown
 
 
@@ -102,6 +106,14 @@ def test_a_failed_file_is_not_recommended(int8: dict[str, int], expected: str) -
     import re
 
     assert re.search(expected, recommendation([replace(FLOAT32, n=34), replace(RESULT, **int8)], NAMES))
+
+
+@pytest.mark.parametrize(("disagreements", "photos"), [(0, "the 1 photo."), (1, "0 of 1 photos.")])
+def test_the_sentence_about_one_photo_says_whether_its_answer_is_the_same(
+    disagreements: int, photos: str
+) -> None:
+    one = replace(RESULT, n=1, disagreements=disagreements)
+    assert recommendation([one], NAMES).endswith(f"on {photos}")
 
 
 def test_nothing_is_recommended_when_every_file_failed() -> None:
