@@ -68,11 +68,11 @@ def reconstruct(
             solved[f"{name}/kernel"], solved[f"{name}/bias"] = solve_layer(equations, kept, bias)
         else:
             solved[f"{name}/kernel"], solved[f"{name}/bias"] = kernel, bias
-        equal = pruned is unpruned and not previous
         unpruned = convolve(unpruned, name, kernel, bias)
-        pruned = (
-            unpruned if equal else convolve(pruned, name, solved[f"{name}/kernel"], solved[f"{name}/bias"])
-        )
+        if previous:
+            pruned = convolve(pruned, name, solved[f"{name}/kernel"], solved[f"{name}/bias"])
+        else:
+            pruned = unpruned
         previous = name
         on_layer(1)
     return Reconstruction(solved, explained)
