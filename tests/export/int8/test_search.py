@@ -82,10 +82,31 @@ def test_one_of_few_validation_photos_may_get_another_label(
     assert (chosen_recipe(first, monkeypatch) == BEST.name) == accepted
 
 
-def chosen_recipe(first: ParityResult, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The recipe that is chosen if the first one has this result and the second one a good one."""
+@pytest.mark.parametrize(
+    ("worse", "better"),
+    [
+        ({"known_disagreements": 0, "max_dknown": 0.6}, {"disagreements": 5, "max_dp": 0.2}),
+        ({"disagreements": 6, "max_dp": 0.1}, {"disagreements": 5, "max_dp": 0.2}),
+        ({"disagreements": 5, "max_dp": 0.2}, {"disagreements": 5, "max_dp": 0.1}),
+    ],
+    ids=["a broken gate", "another label", "a larger difference"],
+)
+def test_the_best_of_several_recipes_without_an_accepted_one(
+    worse: dict[str, float], better: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = search.RECIPES[:2]
+    monkeypatch.setattr(search, "RECIPES", (first, second))
+    results = [replace(RESULT, **figures) for figures in (worse, better)]
+    assert chosen_recipe(results[0], monkeypatch, results[1]) == second.name
+    assert chosen_recipe(results[1], monkeypatch, results[0]) == first.name
+
+
+def chosen_recipe(
+    first: ParityResult, monkeypatch: pytest.MonkeyPatch, second_result: ParityResult = RESULT
+) -> str:
+    """The recipe that is chosen if the first two have these results."""
     second = search.RECIPES[1]
-    results = {BEST.name: first, second.name: RESULT}
+    results = {BEST.name: first, second.name: second_result}
     monkeypatch.setattr(search, "quantize", lambda model, photos, recipe, step: recipe.name)
     monkeypatch.setattr(
         search, "run_parity", lambda files, *_: [results[data.decode()] for data in files.values()]

@@ -12,6 +12,7 @@ from train.compress.pruning import (
     eliminate,
     normal_equations,
     prune_last,
+    pruning_targets,
     reconstruct,
     sample_patches,
     solve_layer,
@@ -115,3 +116,14 @@ def test_the_last_convolution_keeps_the_channels_that_predict_the_targets() -> N
     last = {"block5_conv3/kernel": np.arange(8.0)[np.newaxis], "block5_conv3/bias": np.arange(8.0)}
     targets = unit_length(pooled)[:, [1, 6]]
     assert prune_last(last, pooled, targets, 2)["block5_conv3/bias"].tolist() == [1, 6]
+
+
+def test_the_targets_are_features_and_log_probabilities_that_count_the_same() -> None:
+    rng = np.random.default_rng(6)
+    features, probabilities = rng.uniform(size=(40, 6)), rng.dirichlet(np.ones(3), 40)
+    probabilities[0] = [1, 0, 0]
+    targets = pruning_targets(features, probabilities)
+    assert targets.shape == (40, 6 + 3) and np.isfinite(targets).all()
+    assert [part.var(0).sum() for part in (targets[:, :6], targets[:, 6:])] == pytest.approx([1, 1])
+    brighter = pruning_targets(features * np.arange(1, 41)[:, np.newaxis], probabilities)
+    np.testing.assert_allclose(brighter, targets)  # the length of the features does not count

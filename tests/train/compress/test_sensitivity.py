@@ -31,3 +31,9 @@ def test_all_classes_have_the_same_share_of_the_probe(per_class: int) -> None:
     photos = [Photo(f"{label}/{at}.jpg", label, "val", "") for label in "abcde" for at in range(per_class)]
     counts = Counter(photo.label for photo in choose_probe(Dataset(Path(), tuple("abcde"), tuple(photos))))
     assert set(counts.values()) == {min(per_class, PROBE_PHOTOS // 5)}
+
+
+def test_without_validation_photos_the_probe_is_of_train() -> None:
+    train = tuple(Photo(f"a/{at}.jpg", "a", "train", "") for at in range(3))
+    test = Photo("a/3.jpg", "a", "test", "")
+    assert choose_probe(Dataset(Path(), ("a",), (*train, test))) == [*train]
