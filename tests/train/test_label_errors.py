@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tests.train.pooled_features import pooled_features
 from train.data.dataset import Photo
-from train.label_errors import MIN_JUDGED_PHOTOS, suspect_labels, write_suspects
+from train.label_errors import MIN_JUDGED_PHOTOS, judged_labels, suspect_labels, write_suspects
 
 CLASSES = ("a", "b", "c")
 WRONG = (4, 50, 111, 200, 243)
@@ -54,6 +54,18 @@ def test_classes_with_few_photos_are_not_judged() -> None:
     few = np.concatenate([np.flatnonzero(labels != 2), np.flatnonzero(labels == 2)[: MIN_JUDGED_PHOTOS - 1]])
     suspects = suspect_labels(photos_of(labels[few]), features[few], CLASSES)
     assert suspects and not {"c"} & {name for of in suspects for name in (of.photo.label, of.other)}
+
+
+@pytest.mark.parametrize(
+    ("counts", "judged"),
+    [
+        ((MIN_JUDGED_PHOTOS, MIN_JUDGED_PHOTOS), {"a", "b"}),
+        ((MIN_JUDGED_PHOTOS, MIN_JUDGED_PHOTOS, MIN_JUDGED_PHOTOS - 1), {"a", "b"}),
+        ((MIN_JUDGED_PHOTOS, MIN_JUDGED_PHOTOS - 1), set()),  # too few photos in total
+    ],
+)
+def test_labels_with_enough_photos_are_judged(counts: tuple[int, ...], judged: set[str]) -> None:
+    assert judged_labels(photos_of(np.repeat(np.arange(len(counts)), counts))) == judged
 
 
 def test_a_class_with_few_photos_makes_no_photo_of_another_class_suspect() -> None:
