@@ -222,7 +222,10 @@ def replies(make_reply: Callable[[int], Iterator[bytes]]) -> Iterator[str]:
             for number in count():
                 connection = server.accept()[0]
                 with connection, suppress(OSError):
-                    connection.recv(10_000)
+                    request = b""
+                    # To its end: bytes that stay unread would reset the connection.
+                    while not request.endswith(b"}") and (part := connection.recv(10_000)):
+                        request += part
                     for part in make_reply(number):
                         connection.sendall(part)
 
