@@ -22,11 +22,11 @@ from runtime.common.file_lock import exclusive_lock
 from runtime.common.text import printable
 from runtime.model_file.files import INDEX_NAME, MAX_JSON_BYTES, SIGNATURE_NAME, read_bytes
 from runtime.model_file.index import read_index
+from train.run_writer import SYSTEM_FILES
 
 TARGETS_NAME = "targets.json"
 CARD_NAME, PARITY_NAME = "README.md", "parity.csv"
 _TEMPORARY = ".export-"  # how the names of the folders begin in which an export prepares files
-_SYSTEM_FILES = {".DS_Store", "Thumbs.db", "desktop.ini"}  # macOS and Windows add them to folders
 
 
 class OutputDirError(UserError):
@@ -153,7 +153,7 @@ def _check(folder: Path, written: set[str]) -> None:
 def _check_contents(folder: Path, written: set[str]) -> None:
     """Raises OutputDirError when the folder holds files that no export wrote, besides `written`."""
     # On an exFAT disk, macOS stores the attributes of NAME in ._NAME.
-    names = {path.name.removeprefix("._") for path in folder.iterdir()} - _SYSTEM_FILES
+    names = {path.name.removeprefix("._") for path in folder.iterdir()} - SYSTEM_FILES
     if names and not (folder / INDEX_NAME).is_file():
         raise OutputDirError(
             f"{folder}: holds files that are not an export's; give another --out, or empty it"
